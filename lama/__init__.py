@@ -1,0 +1,1 @@
+"""lama: the transformer from scratch in tinygrad."""

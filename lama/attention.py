@@ -1,0 +1,151 @@
+"""Attention: one function, the similarities it can use, and the single- and multi-head layers made from it."""
+
+import math
+from collections.abc import Callable
+
+from tinygrad import Tensor, dtypes
+
+from lama.cache import KVCache
+from lama.layers import Linear
+from lama.shapes import Bool, Float, Size
+from lama.taps import Tap, no_tap
+
+HIDDEN = -3.4e38  # the score of a key that may not be looked at: exp(HIDDEN - max) is exactly 0, and never NaN
+Similarity = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S)
+
+
+def dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
+    """score(q, k) = qᵀk. Source: Luong et al. 2015, section 3.1."""
+    return q @ k.transpose(-2, -1)
+
+
+def scaled_dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
+    """score(q, k) = qᵀk / √d: unit variance for unit-variance q and k. Source: Vaswani et al. 2017, section 3.2.1."""
+    return dot(q, k) * (1 / math.sqrt(q.shape[-1]))
+
+
+class General:
+    """score(q, k) = qᵀWk with a learned W for each head. Source: Luong et al. 2015, section 3.1."""
+
+    def __init__(self, n_heads: int, d_head: int):
+        self.weight = Tensor.empty(n_heads, d_head, d_head)
+
+    def __call__(self, q: Float[Tensor, "B H T d"], k: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T S"]:
+        return dot((q @ self.weight).contiguous(), k)
+
+
+class Additive:
+    """score(q, k) = w_qᵀq + w_kᵀk with learned vectors for each head.
+
+    The first term is the same for every key, so the softmax cancels it: such a head ranks keys without regard to
+    the query. (Bahdanau's additive attention has a tanh between, which is what lets the query matter.)
+    """
+
+    def __init__(self, n_heads: int, d_head: int):
+        self.query_weight = Tensor.empty(n_heads, d_head, 1)
+        self.key_weight = Tensor.empty(n_heads, d_head, 1)
+
+    def __call__(self, q: Float[Tensor, "B H T d"], k: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T S"]:
+        return (q @ self.query_weight) + (k @ self.key_weight).transpose(-2, -1)  # (B, H, T, 1) + (B, H, 1, S)
+
+
+SIMILARITIES = ("dot", "scaled_dot", "general", "additive")
+
+
+def make_similarity(name: str, n_heads: int, d_head: int) -> Similarity:
+    """The similarity function called `name`, with its own parameters where it has some. Raises ValueError."""
+    match name:
+        case "dot":
+            return dot
+        case "scaled_dot":
+            return scaled_dot
+        case "general":
+            return General(n_heads, d_head)
+        case "additive":
+            return Additive(n_heads, d_head)
+    raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}; got {name!r}")
+
+
+def attention(
+    q: Float[Tensor, "*B T d_head"],
+    k: Float[Tensor, "*B S d_head"],
+    v: Float[Tensor, "*B S d_value"],
+    mask: Bool[Tensor, "..."] | None = None,
+    similarity: Similarity = scaled_dot,
+    tap: Tap = no_tap,
+) -> Float[Tensor, "*B T d_value"]:
+    """softmax(score(q, k)) v: each query's weighted mean of the values. Source: Vaswani et al. 2017, eq. 1.
+
+    `mask` is True where a query may look at a key. A query that may look at nothing gets the mean of all values, not
+    NaN. The softmax is computed in float32 whatever the inputs' dtype.
+    """
+    scores = similarity(q, k).cast(dtypes.float32)  # (*B, T, S)
+    if mask is not None:
+        scores = mask.where(scores, HIDDEN)
+    scores = tap("scores", scores)
+    pattern = tap("pattern", scores.softmax(-1))  # (*B, T, S), rows sum to 1
+    return pattern.cast(v.dtype) @ v
+
+
+class SingleHeadAttention:
+    """One head that looks at the whole residual stream and writes d_head numbers for each position."""
+
+    def __init__(self, d_model: int, d_head: int, bias: bool = True, similarity: str = "scaled_dot"):
+        self.q, self.k, self.v = (Linear(d_model, d_head, bias) for _ in range(3))
+        self.similarity = make_similarity(similarity, 1, d_head)
+
+    def __call__(
+        self, x: Float[Tensor, "B T d_model"], mask: Bool[Tensor, "..."] | None = None, tap: Tap = no_tap
+    ) -> Float[Tensor, "B T d_head"]:
+        q, k, v = (tap(name, project(x).unsqueeze(1)) for name, project in (("q", self.q), ("k", self.k), ("v", self.v)))
+        return tap("z", attention(q, k, v, mask, self.similarity, tap)).squeeze(1)  # (B, 1, T, d_head) -> (B, T, d_head)
+
+
+class MultiHeadAttention:
+    """n_heads heads side by side, their outputs projected back into the residual stream.
+
+    Self-attention reads queries, keys and values from `x`; with `memory`, keys and values come from there
+    (cross-attention). One matrix `qkv` holds the three projections, rows in the order q, k, v, head by head.
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, bias: bool = True, similarity: str = "scaled_dot"):
+        if d_model % n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads; got d_model={d_model}, n_heads={n_heads}")
+        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.qkv = Linear(d_model, 3 * d_model, bias)
+        self.out = Linear(d_model, d_model, bias)
+        self.similarity = make_similarity(similarity, n_heads, self.d_head)
+
+    def project(
+        self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | None
+    ) -> tuple[Float[Tensor, "B H T d_head"], Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
+        """Queries from x; keys and values from memory, or from x where there is none."""
+        d_model = x.shape[-1]
+        if memory is None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = x.linear(weight[:d_model].transpose(), None if bias is None else bias[:d_model])
+            k, v = memory.linear(weight[d_model:].transpose(), None if bias is None else bias[d_model:]).chunk(2, dim=-1)
+        q, k, v = (t.reshape(t.shape[0], t.shape[1], self.n_heads, self.d_head).transpose(1, 2) for t in (q, k, v))
+        return q, k, v
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B T d_model"],
+        mask: Bool[Tensor, "..."] | None = None,
+        memory: Float[Tensor, "B S d_model"] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        position: Size = 0,
+        tap: Tap = no_tap,
+    ) -> Float[Tensor, "B T d_model"]:
+        """With a `cache`, the keys and values of this call are stored there as those of `layer` at `position`."""
+        B, T, d_model = x.shape
+        q, k, v = self.project(x, memory)
+        q, k, v = tap("q", q), tap("k", k), tap("v", v)
+        if cache is not None:
+            k, v = cache.update(layer, k, v, position)
+        z = tap("z", attention(q, k, v, mask, self.similarity, tap))  # (B, H, T, d_head)
+        return self.out(z.transpose(1, 2).reshape(B, T, d_model).contiguous())

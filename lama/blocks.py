@@ -1,0 +1,82 @@
+"""The MLP and the transformer block: what every model in lama is a stack of."""
+
+from tinygrad import Tensor
+
+from lama.attention import MultiHeadAttention
+from lama.cache import KVCache
+from lama.layers import ACTIVATIONS, LayerNorm, Linear
+from lama.shapes import Bool, Float, Size
+from lama.taps import Tap, no_tap, scoped
+
+
+class MLP:
+    """down(activation(up(x))), the same for each position on its own. Source: Vaswani et al. 2017, section 3.3."""
+
+    def __init__(self, d_model: int, d_mlp: int, bias: bool = True, activation: str = "gelu_new"):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        self.up, self.down = Linear(d_model, d_mlp, bias), Linear(d_mlp, d_model, bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
+        hidden = self.activation(tap("pre", self.up(x)))  # (B, T, d_mlp)
+        # Stored, not left lazy: `down` would compute the activation again for each of its outputs.
+        return self.down(tap("post", hidden.contiguous()))
+
+
+class Block:
+    """Attention, then an MLP, each added to the residual stream x; with `cross`, attention to `memory` between them.
+
+    norm="pre" (GPT-2):                x + f(norm(x))
+    norm="post" (Vaswani et al. 2017): norm(x + f(x))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        d_mlp: int,
+        bias: bool = True,
+        activation: str = "gelu_new",
+        norm: str = "pre",
+        norm_epsilon: float = 1e-5,
+        similarity: str = "scaled_dot",
+        cross: bool = False,
+    ):
+        if norm not in ("pre", "post"):
+            raise ValueError(f"norm must be pre or post; got {norm!r}")
+        self.pre_norm = norm == "pre"
+        self.ln1, self.attn = LayerNorm(d_model, bias, norm_epsilon), MultiHeadAttention(d_model, n_heads, bias, similarity)
+        self.ln_cross = LayerNorm(d_model, bias, norm_epsilon) if cross else None
+        self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
+        self.ln2, self.mlp = LayerNorm(d_model, bias, norm_epsilon), MLP(d_model, d_mlp, bias, activation)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B T d_model"],
+        mask: Bool[Tensor, "..."] | None = None,
+        memory: Float[Tensor, "B S d_model"] | None = None,
+        memory_mask: Bool[Tensor, "..."] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        position: Size = 0,
+        tap: Tap = no_tap,
+    ) -> Float[Tensor, "B T d_model"]:
+        """`memory` (B, S, d_model) is the encoder's output; a block made with `cross` needs it. Raises ValueError."""
+        if (memory is None) != (self.cross_attn is None):
+            raise ValueError(f"memory must be given exactly to blocks with cross-attention; got cross={self.cross_attn is not None}")
+        x = tap("resid_pre", x)
+        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, scoped(tap, "attn"))
+        x = tap("resid_mid", self._add(self.ln1, x, tap("attn_out", h)))
+        if self.cross_attn is not None and self.ln_cross is not None:
+            h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=scoped(tap, "cross_attn"))
+            x = tap("resid_cross", self._add(self.ln_cross, x, tap("cross_attn_out", h)))
+        h = self.mlp(self._norm_before(self.ln2, "ln2", x, tap), scoped(tap, "mlp"))
+        return tap("resid_post", self._add(self.ln2, x, tap("mlp_out", h)))
+
+    def _norm_before(self, norm: LayerNorm, name: str, x: Tensor, tap: Tap) -> Tensor:
+        return tap(f"{name}.normalized", norm(x)) if self.pre_norm else x
+
+    def _add(self, norm: LayerNorm, x: Tensor, h: Tensor) -> Tensor:
+        # Stored, not left lazy: three later kernels read the stream.
+        return (x + h).contiguous() if self.pre_norm else norm(x + h)

@@ -1,0 +1,37 @@
+"""The KV cache: keys and values of the tokens already seen, so that a new token costs one row and not the whole prompt."""
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
+
+from lama.shapes import Float, Size
+
+
+class KVCache:
+    """Fixed buffers for one batch of sequences, made once and handed to the model with every call.
+
+    A fixed size keeps TinyJit's captured kernels valid for every later token. Memory: 2 · n_layers · B · length ·
+    d_model numbers; 72 MiB for GPT-2 124M at 1,024 tokens in float32.
+    """
+
+    def __init__(
+        self, n_layers: int, batch: int, n_heads: int, length: int, d_head: int, dtype: DType = dtypes.float32, device: str | None = None
+    ):
+        shape = (batch, n_heads, length, d_head)
+        self.length = length
+        self.keys = [Tensor.zeros(*shape, dtype=dtype, device=device).contiguous() for _ in range(n_layers)]
+        self.values = [Tensor.zeros(*shape, dtype=dtype, device=device).contiguous() for _ in range(n_layers)]
+        Tensor.realize(*self.keys, *self.values)
+
+    def update(
+        self, layer: int, k: Float[Tensor, "B H T d_head"], v: Float[Tensor, "B H T d_head"], position: Size
+    ) -> tuple[Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
+        """Store the keys and values of T tokens at `position` and return those of all S = position + T tokens.
+
+        Raises ValueError if they do not fit (a bound variable carries its own upper limit and is not checked).
+        """
+        end = position + k.shape[2]
+        if isinstance(end, int) and end > self.length:
+            raise ValueError(f"the cache must hold every token; got {end} tokens for a cache of {self.length}. Make it longer")
+        for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
+            buffer[:, :, position:end].assign(new.cast(buffer.dtype)).realize()
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]

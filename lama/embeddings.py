@@ -1,0 +1,71 @@
+"""Tokens to vectors, positions to vectors, vectors to logits."""
+
+import math
+
+import numpy as np
+from tinygrad import Tensor
+
+from lama.layers import Linear
+from lama.shapes import Float, Int, Size, as_tensor
+
+
+class TokenEmbedding:
+    """A row of `weight` for each token; `unembed` uses the same rows as the output layer (tied embeddings)."""
+
+    def __init__(self, vocab_size: int, d_model: int):
+        self.weight = Tensor.empty(vocab_size, d_model)
+
+    def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
+        return self.weight[tokens]
+
+    def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
+        """logits = x Eᵀ. Source: Press & Wolf 2017."""
+        return x.linear(self.weight.transpose())
+
+
+def unembedding(d_model: int, vocab_size: int) -> Linear:
+    """The untied output layer: its own matrix, no bias."""
+    return Linear(d_model, vocab_size, bias=False)
+
+
+class LearnedPositions:
+    """A learned row for each of `context_length` positions."""
+
+    def __init__(self, context_length: int, d_model: int):
+        self.weight = Tensor.empty(context_length, d_model)
+
+    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
+        return self.weight[position : position + n]
+
+
+def sinusoids(n_positions: int, d_model: int) -> np.ndarray:
+    """PE(p, 2i) = sin(p / 10000^(2i/d)), PE(p, 2i+1) = cos(the same); (n_positions, d_model), float32.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    frequencies = np.exp(-math.log(10000.0) * np.arange(0, d_model, 2) / d_model)  # (ceil(d_model / 2),)
+    angles = np.arange(n_positions)[:, None] * frequencies
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n_positions, -1)[:, :d_model].astype(np.float32)
+
+
+class SinusoidalPositions:
+    """The fixed position encoding of the original paper: nothing to learn, nothing to save."""
+
+    def __init__(self, context_length: int, d_model: int):
+        self.context_length, self.d_model = context_length, d_model
+
+    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
+        half = (self.d_model + 1) // 2
+        positions = (Tensor.arange(n) + as_tensor(position)).reshape(n, 1)
+        angles = positions * (Tensor.arange(half) * (-2 * math.log(10000.0) / self.d_model)).exp()  # (n, half)
+        return angles.sin().stack(angles.cos(), dim=-1).reshape(n, 2 * half)[:, : self.d_model]
+
+
+def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions:
+    """The position encoding called `kind`: "learned" or "sinusoidal". Raises ValueError."""
+    match kind:
+        case "learned":
+            return LearnedPositions(context_length, d_model)
+        case "sinusoidal":
+            return SinusoidalPositions(context_length, d_model)
+    raise ValueError(f"positions must be learned or sinusoidal; got {kind!r}")

@@ -1,0 +1,82 @@
+"""The two parametrised layers that everything is made of, the activations, and how weights start."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+from lama.shapes import Float
+
+
+class Linear:
+    """y = x Wᵀ + b, with the weight stored as (d_out, d_in).
+
+    Parameters are allocated, not filled: `initialise` or a checkpoint does that.
+    """
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = True):
+        self.weight = Tensor.empty(d_out, d_in)
+        self.bias = Tensor.empty(d_out) if bias else None
+
+    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        return x.linear(self.weight.transpose(), self.bias)
+
+
+class LayerNorm:
+    """y = (x − mean(x)) / √(var(x) + ε) · w + b over the last axis. Source: Ba et al. 2016, eq. 4; biased variance."""
+
+    def __init__(self, d_model: int, bias: bool = True, epsilon: float = 1e-5):
+        self.weight = Tensor.empty(d_model)
+        self.bias = Tensor.empty(d_model) if bias else None
+        self.epsilon = epsilon
+
+    def normalize(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """(x − mean) / √(var + ε), computed in float32: mean 0 and variance 1 over the last axis."""
+        return x.float().layernorm(eps=self.epsilon).cast(x.dtype)
+
+    def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        y = self.normalize(x) * self.weight
+        # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
+        return (y if self.bias is None else y + self.bias).contiguous()
+
+
+def gelu_exact(x: Tensor) -> Tensor:
+    """x · Φ(x), with the error function. Source: Hendrycks & Gimpel 2016."""
+    return x * 0.5 * (1.0 + (x / math.sqrt(2.0)).erf())
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh approximation, the one that GPT-2 was trained with (`gelu_new` in Hugging Face configs)."""
+    return x.gelu()
+
+
+def relu(x: Tensor) -> Tensor:
+    return x.relu()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": gelu_tanh, "gelu": gelu_exact, "relu": relu}
+
+
+def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> None:
+    """Fill all of a module's parameters in place as GPT-2 did: matrices N(0, std), biases 0, norm weights 1.
+
+    With `n_layers`, the projections that write into the residual stream (`out` and `down`) start √(2·n_layers) times
+    smaller, so that the stream's variance does not grow with depth. Source: GPT-2 paper, section 2.3.
+    Numbers come from numpy, one stream per `seed`, in the order of the state dict: the same on every device.
+    """
+    rng = np.random.default_rng(seed)
+    parameters = get_state_dict(module)
+    for name, parameter in parameters.items():
+        shape = parameter.shape
+        if name.endswith("bias"):
+            value = np.zeros(shape, np.float32)
+        elif len(shape) == 1:
+            value = np.ones(shape, np.float32)
+        else:
+            residual = n_layers and name.endswith(("out.weight", "down.weight"))
+            value = rng.standard_normal(shape, np.float32) * np.float32(std / math.sqrt(2 * n_layers) if residual else std)
+        parameter.assign(Tensor(value, dtype=parameter.dtype, device=parameter.device))
+    Tensor.realize(*parameters.values())

@@ -1,0 +1,1 @@
+"""The models: each a stack of the same blocks."""

@@ -1,0 +1,137 @@
+"""GPT: a decoder-only transformer. OpenAI's GPT-2 and the models lama trains are this one class."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from tinygrad import Tensor
+from tinygrad.nn.state import get_parameters
+
+from lama.blocks import Block
+from lama.cache import KVCache
+from lama.embeddings import TokenEmbedding, make_positions, unembedding
+from lama.layers import LayerNorm, initialise
+from lama.masks import causal_mask
+from lama.shapes import Float, Int, Size
+from lama.taps import Tap, no_tap, scoped
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2's 124M model."""
+
+    vocab_size: int = 50257
+    """Tokens the model knows."""
+    context_length: int = 1024
+    """Most tokens it can look at, prompt and continuation together."""
+    d_model: int = 768
+    """Width of the residual stream."""
+    n_layers: int = 12
+    """Blocks."""
+    n_heads: int = 12
+    """Heads in a block; each is d_model / n_heads wide."""
+    d_mlp: int = 0
+    """Hidden width of the MLP; 0 means 4 · d_model."""
+    bias: bool = True
+    """Biases in linear layers and norms."""
+    tied: bool = True
+    """The unembedding uses the token embedding's rows."""
+    activation: str = "gelu_new"
+    """gelu_new (tanh), gelu (exact) or relu."""
+    norm: str = "pre"
+    """Where the norms stand: pre (GPT-2) or post (the 2017 paper)."""
+    norm_epsilon: float = 1e-5
+    """ε in the norms."""
+    positions: str = "learned"
+    """learned or sinusoidal."""
+    similarity: str = "scaled_dot"
+    """How attention scores a query and a key: scaled_dot, dot, general or additive."""
+
+    def __post_init__(self) -> None:
+        if self.d_mlp == 0:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        for field in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "d_mlp"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1; got {field}={getattr(self, field)}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads; got d_model={self.d_model}, n_heads={self.n_heads}")
+
+
+GPT2_CONFIGS = {
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(d_model=1024, n_layers=24, n_heads=16),
+    "gpt2-large": GPTConfig(d_model=1280, n_layers=36, n_heads=20),
+    "gpt2-xl": GPTConfig(d_model=1600, n_layers=48, n_heads=25),
+}
+
+
+class GPT:
+    """Embed, run the blocks, normalise, unembed. Source: Radford et al. 2019 (GPT-2).
+
+    Weights are drawn from `seed`; seed=None leaves them unfilled for a checkpoint to fill.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = 0):
+        c = self.config = config
+        self.embed = TokenEmbedding(c.vocab_size, c.d_model)
+        self.pos_embed = make_positions(c.positions, c.context_length, c.d_model)
+        self.blocks = [
+            Block(c.d_model, c.n_heads, c.d_mlp, c.bias, c.activation, c.norm, c.norm_epsilon, c.similarity) for _ in range(c.n_layers)
+        ]
+        self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
+        self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size)
+        if seed is not None:
+            initialise(self, seed, c.n_layers)
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap
+    ) -> Float[Tensor, "B T d_model"]:
+        """The residual stream after the last block and norm: what the unembedding reads.
+
+        `position` is where the first token stands; with a `cache`, the tokens before it are looked at there.
+        Raises ValueError if the tokens reach past `context_length`.
+        """
+        T = int(tokens.shape[1])
+        end = position + T
+        if isinstance(end, int) and end > self.config.context_length:
+            raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
+        x = tap("embed", self.embed(tokens)) + tap("pos_embed", self.pos_embed(T, position))  # (B, T, d_model)
+        # One token looks at all that is in the cache, itself included: nothing to hide.
+        mask = None if T == 1 else causal_mask(T, end if cache is not None else T, position if cache is not None else 0)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, f"blocks.{i}"))
+        return x if self.ln_final is None else tap("ln_final.normalized", self.ln_final(x))
+
+    def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
+        """Unembed: a score for every token of the vocabulary."""
+        return self.embed.unembed(x) if self.unembed is None else self.unembed(x)
+
+    def __call__(
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap
+    ) -> Float[Tensor, "B T vocab_size"]:
+        """logits[b, t] scores the token that follows tokens[b, :t+1]."""
+        return tap("logits", self.logits(self.hidden(tokens, cache, position, tap)))
+
+    def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
+        """An empty cache for `batch` sequences of up to `length` (default context_length) tokens."""
+        c, weight = self.config, self.embed.weight
+        return KVCache(c.n_layers, batch, c.n_heads, length or c.context_length, c.d_model // c.n_heads, weight.dtype, str(weight.device))
+
+    def n_parameters(self) -> int:
+        """All parameters, tied ones counted once."""
+        return sum(int(p.numel()) for p in get_parameters(self))
+
+    def describe(self) -> str:
+        """One line: `GPT, 124,439,808 parameters: 12 layers x 12 heads, d_model 768, ...`."""
+        c = self.config
+        return (
+            f"GPT, {self.n_parameters():,} parameters: {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
+            f"d_mlp {c.d_mlp}, context {c.context_length}, vocabulary {c.vocab_size:,}"
+        )
+
+
+def config_from_dict(fields: dict[str, object]) -> GPTConfig:
+    """A config from JSON. Raises ValueError that names the unknown fields."""
+    known = {f.name for f in dataclasses.fields(GPTConfig)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {', '.join(unknown)}")
+    return GPTConfig(**fields)  # type: ignore[arg-type]
