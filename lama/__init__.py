@@ -1,1 +1,37 @@
-"""lama: the transformer from scratch in tinygrad."""
+"""lama: the transformer from scratch in tinygrad.
+
+    model, tokenizer = lama.load("gpt2")
+    logits = model(tokens)                                             # (B, T) ints -> (B, T, vocab_size)
+    for piece in lama.generate(model, tokenizer, "How can entropy be reversed?"):
+        print(piece, end="", flush=True)
+
+Importing lama defines names and does nothing else; what a name needs is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lama.checkpoints import load, save
+    from lama.errors import LamaError, UsageError
+    from lama.generation import generate
+    from lama.models.gpt import GPT, GPTConfig
+
+__version__ = "0.1.0"
+__all__ = ["GPT", "GPTConfig", "LamaError", "UsageError", "generate", "load", "save"]
+
+_HOMES = {
+    "GPT": "lama.models.gpt",
+    "GPTConfig": "lama.models.gpt",
+    "LamaError": "lama.errors",
+    "UsageError": "lama.errors",
+    "generate": "lama.generation",
+    "load": "lama.checkpoints",
+    "save": "lama.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lama' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,61 @@
+"""The command line: one file a verb; here they meet, and here errors become one line and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from lama.errors import LamaError, UsageError
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell reports for a program so ended
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with lama's one-line errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message}. See {self.prog} --help")
+
+
+def make_parser() -> Parser:
+    from lama.cli import doctor, generate, train
+
+    parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for module in (generate, train, doctor):
+        module.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C, 141 for a closed pipe."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verbose = any(word in ("-v", "--verbose") for word in argv)
+    try:
+        args = make_parser().parse_args(argv)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except LamaError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except BrokenPipeError:
+        # Nobody reads standard output any more; without this, Python complains again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("standard output was closed; stopped", PIPE_CLOSED, verbose=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, verbose=False)
+    except Exception as error:
+        from lama.compiler import explain
+
+        if (reason := explain(error)) is None:
+            raise
+        return _fail(reason, 1, verbose)
+
+
+def _fail(message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        import traceback
+
+        traceback.print_exc()
+    print(f"lama: {message}", file=sys.stderr)
+    return code

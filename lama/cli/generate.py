@@ -1,0 +1,169 @@
+"""`lama generate`, and `python gpt.py`: continue a prompt."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lama.errors import LamaError, UsageError
+
+if TYPE_CHECKING:
+    from lama.generation import Generation
+
+DTYPES = ("float32", "float16", "bfloat16")
+EMBEDDED = "lama-bytes"
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+    parser = verbs.add_parser("generate", help="continue a prompt", description="Continue a prompt with GPT-2 or any model lama can load.")
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("-p", "--prompt", help="the text to continue; - reads it from standard input")
+    add("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
+    add("-m", "--model", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file (default: gpt2, or else the model that ships)")
+    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help="most tokens to make (default 100)")
+    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
+    add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens only (default 0: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that sum to P (default 1: all)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="draw from tokens at least P times as likely as the likeliest (default 0)")
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 makes tokens seen before less likely (default 1)")
+    add("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be given several times")
+    add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
+    add("--window", action="store_true", help="when the context is full, drop its older half and go on")
+    add("--dtype", default="float32", choices=DTYPES, help="precision of the weights (default float32)")
+    add("--device", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    add("--offline", action="store_true", help="use only what is on this machine")
+    add("--revision", help="branch, tag or commit to download from the hub")
+    add("--no-stream", action="store_true", help="print the text when it is complete")
+    add("--json", action="store_true", help="print one JSON object instead of the text")
+    add("-v", "--verbose", action="store_true", help="say what is loaded and how fast it runs; show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    prompt = read_prompt(args)
+    if args.num_samples < 1:
+        raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
+    if args.device:
+        from lama.device import use_device
+
+        use_device(args.device)
+
+    started = time.perf_counter()
+    name, model, tokenizer = load_model(args)
+    load_seconds = time.perf_counter() - started
+    if args.verbose:
+        note(f"{name}: {model.describe()}; {args.dtype} on {model.embed.weight.device}, loaded in {load_seconds:.2f} s")
+
+    from lama.generation import generate
+
+    samples = []
+    for i in range(args.num_samples):
+        generation = generate(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            seed=args.seed + i,
+            stop=args.stop,
+            window=args.window,
+            on_slide=lambda kept: note(f"context of {model.config.context_length} tokens is full; went on with the last {kept}"),
+        )
+        samples.append(generation)
+        try:
+            show(generation, prompt, args)
+        except KeyboardInterrupt:
+            print(flush=True)
+            note(f"interrupted after {len(generation.tokens)} tokens")
+            return 130
+    if args.json:
+        print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
+    elif args.verbose:
+        timing = speed(samples, load_seconds)
+        note(f"first token after {timing['first_token_s']} s, then {timing['tokens_per_s']} tokens/s")
+    return 0
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt from the one source that was given."""
+    if (args.prompt is None) == (args.prompt_file is None):
+        raise UsageError("a prompt must come from one place: give -p TEXT, -p - for standard input, or --prompt-file FILE")
+    if args.prompt_file is not None:
+        try:
+            raw, where = Path(args.prompt_file).read_bytes(), args.prompt_file
+        except OSError as error:
+            raise LamaError(f"prompt file must be readable; got {args.prompt_file} ({error.strerror})") from error
+    elif args.prompt == "-":
+        raw, where = sys.stdin.buffer.read(), "standard input"
+    else:
+        raw, where = args.prompt.encode("utf-8", "surrogateescape"), "the command line"
+    try:
+        prompt = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LamaError(f"prompt must be UTF-8 text; got byte 0x{raw[error.start]:02x} at offset {error.start} of {where}") from error
+    if not prompt:
+        raise UsageError(f"prompt must not be empty; got nothing from {where}. Give some text to continue")
+    return prompt
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """(name, model, tokenizer): the model asked for, else GPT-2, else the one that ships with lama."""
+    from lama.checkpoints import NotFound, load
+
+    options = {"dtype": args.dtype, "offline": args.offline, "revision": args.revision}
+    if args.model is not None:
+        return args.model, *load(args.model, **options)
+    try:
+        return "gpt2", *load("gpt2", **options)
+    except NotFound:
+        note(
+            f"GPT-2's weights are neither here nor to be downloaded: using {EMBEDDED}, the small model that ships with lama. "
+            "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
+        )
+        return EMBEDDED, *load(EMBEDDED, dtype=args.dtype)
+
+
+def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
+    """Print the prompt and its continuation as it is made; with --json or --no-stream only make it."""
+    if args.json or args.no_stream:
+        text = str(generation)
+        if not args.json:
+            print(prompt + text, flush=True)
+        return
+    print(prompt, end="", flush=True)
+    for piece in generation:
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: float) -> dict[str, Any]:
+    return {
+        "model": name,
+        "prompt": prompt,
+        "prompt_tokens": samples[0].prompt_tokens,
+        "samples": [{"text": s.text, "tokens": s.tokens, "finish_reason": s.finish_reason} for s in samples],
+        "timing": speed(samples, load_seconds),
+    }
+
+
+def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float | None]:
+    """Seconds to load and to the first token, and tokens a second after it (None for a single token)."""
+    later = sum(len(s.token_times) - 1 for s in samples)
+    seconds = sum(s.token_times[-1] - s.token_times[0] for s in samples)
+    return {
+        "load_s": round(load_seconds, 3),
+        "first_token_s": round(samples[0].token_times[0], 3),
+        "tokens_per_s": round(later / seconds, 2) if later else None,
+    }
+
+
+def note(message: str) -> None:
+    """Everything but the text goes to standard error, so that the text can be piped."""
+    print(f"lama: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,8 @@
+"""Generation: logits to a token, prefill and decode, stopping, batches, text."""
+
+from lama.generation.decoder import Decoder
+from lama.generation.sampling import Sampling, next_token, probabilities
+from lama.generation.text import Generation, generate
+from lama.generation.tokens import generate_tokens
+
+__all__ = ["Decoder", "Generation", "Sampling", "generate", "generate_tokens", "next_token", "probabilities"]

@@ -1,0 +1,60 @@
+"""Prefill and decode: a model, its cache, and the steps that TinyJit captures."""
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, UOp, dtypes
+
+from lama.models.gpt import GPT
+
+SMALLEST_BUCKET = 16
+
+
+def bucket(n: int, most: int) -> int:
+    """The length that n tokens are padded to: a power of two, so that few lengths are ever compiled."""
+    return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))
+
+
+class Decoder:
+    """Feeds tokens to a model and returns the logits of the last one.
+
+    All rows of the batch stand at the same `position`. Nothing is compiled for a new prompt length but once for each
+    bucket (a power of two), and nothing for a new token. Not for two threads at once.
+    """
+
+    def __init__(self, model: GPT, batch: int = 1, jit: bool = True):
+        self.model, self.batch, self.position = model, batch, 0
+        self.cache = model.new_cache(batch)
+        self._capture = TinyJit if jit else (lambda step: step)
+        self._prefills = {}  # type: ignore[var-annotated]
+        self._decode = self._capture(self._decode_step)
+
+    def prefill(self, tokens: np.ndarray) -> np.ndarray:
+        """Start again with `tokens` (B, T), T at least 1; logits (B, vocab_size) after the last of them."""
+        n = tokens.shape[1]
+        size = bucket(n, self.model.config.context_length)
+        if size not in self._prefills:
+            self._prefills[size] = self._capture(self._prefill_step)
+        # The padding's keys and values land behind the prompt, where later tokens overwrite them before any are seen.
+        padded = np.zeros((self.batch, size), np.int32)
+        padded[:, :n] = tokens
+        last = UOp.variable("last", 0, self.model.config.context_length - 1).bind(n - 1)
+        logits = self._prefills[size](Tensor(padded, device=self._device).realize(), last)
+        self.position = n
+        return logits.numpy()
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """One more token for each row, `tokens` (B,); logits (B, vocab_size) after it."""
+        position = UOp.variable("position", 0, self.model.config.context_length - 1).bind(self.position)
+        logits = self._decode(Tensor(tokens.astype(np.int32).reshape(-1, 1), device=self._device).realize(), position)
+        self.position += 1
+        return logits.numpy()
+
+    @property
+    def _device(self) -> str:
+        return str(self.model.embed.weight.device)
+
+    def _prefill_step(self, tokens: Tensor, last: UOp) -> Tensor:
+        x = self.model.hidden(tokens, self.cache)[:, last : last + 1]  # (B, 1, d_model): only one row is unembedded
+        return self.model.logits(x.contiguous()).squeeze(1).cast(dtypes.float32).realize()
+
+    def _decode_step(self, tokens: Tensor, position: UOp) -> Tensor:
+        return self.model.logits(self.model.hidden(tokens, self.cache, position)).squeeze(1).cast(dtypes.float32).realize()

@@ -1,0 +1,114 @@
+"""Generation from text to text: a stream of pieces that is also a string."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from lama.errors import UsageError
+from lama.generation.sampling import Sampling
+from lama.generation.tokens import check_prompts, generate_tokens
+from lama.models.gpt import GPT
+from lama.tokenizers import StreamDecoder, Tokenizer
+
+
+class Generation:
+    """One continuation of one prompt. Iterate over it for pieces of text as they are made; `str()` gives all of it.
+
+    After the last piece `finish_reason` says why it ended: "stop" (end of text, or a stop string) or "length"
+    (max_new_tokens, or a full context).
+    """
+
+    def __init__(self, prompt_tokens: Sequence[int], tokens: Iterator[list[int | None]], tokenizer: Tokenizer, stop: Sequence[str]):
+        self.prompt_tokens = list(prompt_tokens)
+        self.tokens: list[int] = []
+        """The tokens made so far, an end-of-text token not among them."""
+        self.text = ""
+        """The text made so far, without the prompt."""
+        self.finish_reason: str | None = None
+        self.token_times: list[float] = []
+        """For each step, seconds since the iteration began."""
+        self._pieces = self._run(tokens, tokenizer, tuple(stop))
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __str__(self) -> str:
+        for _ in self:
+            pass
+        return self.text
+
+    def _run(self, steps: Iterator[list[int | None]], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
+        start, decoder, pending = time.perf_counter(), StreamDecoder(tokenizer), ""
+        self.finish_reason = "length"
+        for step in steps:
+            self.token_times.append(time.perf_counter() - start)
+            token = step[0]
+            assert token is not None  # one row: never behind, and its end ends the steps
+            if token == tokenizer.end_of_text:
+                self.finish_reason = "stop"
+                break
+            self.tokens.append(token)
+            pending += decoder.push(token)
+            ready, pending, stopped = split_at_stop(pending, stop)
+            yield from self._emit(ready)
+            if stopped:
+                self.finish_reason = "stop"
+                return
+        ready, _, stopped = split_at_stop(pending + decoder.flush(), stop, last=True)
+        if stopped:
+            self.finish_reason = "stop"
+        yield from self._emit(ready)
+
+    def _emit(self, piece: str) -> Iterator[str]:
+        if piece:
+            self.text += piece
+            yield piece
+
+
+def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
+    """(what can be shown, what must wait because a stop string may begin there, whether one was found).
+
+    `split_at_stop("so it ends.\\n", ("\\n\\n",))` is `("so it ends.", "\\n", False)`. With `last` nothing waits.
+    """
+    found = [i for s in stop if (i := text.find(s)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    if not last:
+        for begin in range(max(0, len(text) - max(map(len, stop), default=1) + 1), len(text)):
+            if any(s.startswith(text[begin:]) for s in stop):
+                return text[:begin], text[begin:], False
+    return text, "", False
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    window: bool = False,
+    on_slide: Callable[[int], None] = lambda kept: None,
+    jit: bool = True,
+) -> Generation:
+    """Continue `prompt`. The arguments are checked here; the work happens while the result is iterated or made a string.
+
+        print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
+
+    `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and `on_slide`
+    those of `generate_tokens`. Text ends before the first of the `stop` strings. Raises LamaError.
+    """
+    sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
+    if "" in stop:
+        raise UsageError('stop must be a non-empty string; got "". Leave it out to stop at max_new_tokens')
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    prompt_tokens = tokenizer.encode(prompt)
+    check_prompts([prompt_tokens], model.config.context_length, window)
+    steps = generate_tokens(model, [prompt_tokens], max_new_tokens, sampling, seed, tokenizer.end_of_text, window, on_slide, jit)
+    return Generation(prompt_tokens, steps, tokenizer, stop)

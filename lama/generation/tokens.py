@@ -1,0 +1,95 @@
+"""The generation loop over token ids."""
+
+from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from lama.errors import LamaError, UsageError
+from lama.generation.decoder import Decoder
+from lama.generation.sampling import Sampling, next_token
+from lama.models.gpt import GPT
+
+_decoders: WeakKeyDictionary[GPT, dict[tuple[int, bool], Decoder]] = WeakKeyDictionary()
+
+
+def decoder_for(model: GPT, batch: int, jit: bool = True) -> Decoder:
+    """The model's decoder for this batch size: kept as long as the model, so that a second call compiles nothing."""
+    kept = _decoders.setdefault(model, {})
+    if (batch, jit) not in kept:
+        kept[batch, jit] = Decoder(model, batch, jit)
+    return kept[batch, jit]
+
+
+def generate_tokens(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(temperature=0),
+    seed: int = 0,
+    end_of_text: int | None = None,
+    window: bool = False,
+    on_slide: Callable[[int], None] = lambda kept: None,
+    jit: bool = True,
+) -> Iterator[list[int | None]]:
+    """Continue each prompt, a list of token ids; yields one list a step: a new token for each row, or None.
+
+    A row yields None while the others catch up with its longer prompt, and after its end: `max_new_tokens`,
+    `end_of_text` (which is yielded), or a full context. Every row gives the same tokens as it would alone: rows walk
+    in step from the shortest prompt's end, the longer ones fed from their prompt, each with its own stream of random
+    numbers from `seed`.
+
+    With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept.
+    Raises LamaError for an empty prompt, a prompt that does not fit, or logits that are not numbers.
+    """
+    context = model.config.context_length
+    check_prompts(prompts, context, window)
+    if max_new_tokens < 0:
+        raise UsageError(f"max_new_tokens must be 0 or above; got {max_new_tokens}")
+    if max_new_tokens == 0:
+        return
+    decoder = decoder_for(model, len(prompts), jit)
+    rows = [list(prompt) for prompt in prompts]
+    ends = [len(prompt) + max_new_tokens for prompt in prompts]
+    done = [False] * len(rows)
+    rngs = [np.random.default_rng(seed) for _ in rows]
+
+    n = min(map(len, rows))  # tokens of each row that have been fed
+    first = max(0, n - context)
+    logits = decoder.prefill(np.array([row[first:n] for row in rows]))
+    while True:
+        step: list[int | None] = []
+        for i, row in enumerate(rows):
+            token = None
+            if n == len(row) and not done[i]:
+                if not np.isfinite(logits[i]).all():
+                    raise LamaError(f"logits must be finite; got {logits[i].min()} to {logits[i].max()} at token {n}. Try --dtype float32")
+                token = next_token(logits[i], row, sampling, rngs[i])
+                row.append(token)
+                done[i] = token == end_of_text or len(row) == ends[i]
+            elif n >= len(row):
+                row.append(0)  # the row has ended; the batch still needs a token in its place
+            step.append(token)
+        yield step
+        n += 1
+        if all(done):
+            return
+        if decoder.position < context:
+            logits = decoder.decode(np.array([row[n - 1] for row in rows]))
+        elif window:
+            kept = max(1, context // 2)
+            on_slide(kept)
+            logits = decoder.prefill(np.array([row[n - kept : n] for row in rows]))
+        else:
+            return
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) -> None:
+    """Raises LamaError for a prompt that cannot be continued."""
+    if not prompts:
+        raise UsageError("prompts must hold at least one prompt; got none")
+    for prompt in prompts:
+        if not prompt:
+            raise UsageError("prompt must hold at least one token; got an empty prompt. Give some text")
+        if len(prompt) > context and not window:
+            raise UsageError(f"prompt has {len(prompt)} tokens but context_length is {context}; shorten it or pass --window")
