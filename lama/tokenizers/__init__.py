@@ -1,0 +1,41 @@
+"""Text to token ids and back: bytes, characters, GPT-2's BPE, and other Hugging Face byte-level BPE folders."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lama.errors import LamaError
+from lama.tokenizers.base import StreamDecoder, Tokenizer
+from lama.tokenizers.basic import ByteTokenizer, CharacterTokenizer
+from lama.tokenizers.bpe import BytePairTokenizer, gpt2_tokenizer
+from lama.tokenizers.huggingface import SAVED_IN, load_huggingface_tokenizer
+
+KINDS = ("bytes", "character", "gpt2", "huggingface")
+
+
+def tokenizer_from_json(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
+    """The tokenizer whose `to_json` was `spec` and whose `save` wrote into `folder`. Raises LamaError."""
+    match spec:
+        case {"kind": "bytes"}:
+            return ByteTokenizer()
+        case {"kind": "character", "characters": str(characters)}:
+            if list(characters) != sorted(set(characters)):
+                raise LamaError(f"a tokenizer's characters must be distinct and in code point order; got {characters!r}")
+            return CharacterTokenizer(characters)
+        case {"kind": "gpt2"}:
+            return gpt2_tokenizer()
+        case {"kind": "huggingface"}:
+            return load_huggingface_tokenizer(Path(folder) / SAVED_IN)
+    raise LamaError(f"a tokenizer's kind must be one of {', '.join(KINDS)}; got {dict(spec)}")
+
+
+__all__ = [
+    "BytePairTokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "gpt2_tokenizer",
+    "load_huggingface_tokenizer",
+    "tokenizer_from_json",
+]
