@@ -1,0 +1,17 @@
+"""Corpora, the windows that models train on, and the n-gram baselines they are measured against."""
+
+from lama.data.corpora import Corpus, default_corpus, read_corpus
+from lama.data.ngrams import ngram_baselines, ngram_loss
+from lama.data.windows import batch, encode_corpus, evaluation_windows, split
+
+__all__ = [
+    "Corpus",
+    "batch",
+    "default_corpus",
+    "encode_corpus",
+    "evaluation_windows",
+    "ngram_baselines",
+    "ngram_loss",
+    "read_corpus",
+    "split",
+]
