@@ -6,7 +6,8 @@ from collections.abc import Callable
 from tinygrad import Tensor, dtypes
 
 from lama.cache import KVCache
-from lama.layers import Linear
+from lama.kernels import matmul
+from lama.layers import Linear, linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap
 
@@ -16,7 +17,7 @@ Similarity = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, d_head), (B, H, S, 
 
 def dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
     """score(q, k) = qᵀk. Source: Luong et al. 2015, section 3.1."""
-    return q @ k.transpose(-2, -1)
+    return matmul(q, k, transpose_b=True)
 
 
 def scaled_dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
@@ -84,7 +85,7 @@ def attention(
         scores = mask.where(scores, HIDDEN)
     scores = tap("scores", scores)
     pattern = tap("pattern", scores.softmax(-1))  # (*B, T, S), rows sum to 1
-    return pattern.cast(v.dtype) @ v
+    return matmul(pattern, v)
 
 
 class SingleHeadAttention:
@@ -126,8 +127,8 @@ class MultiHeadAttention:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = x.linear(weight[:d_model].transpose(), None if bias is None else bias[:d_model])
-            k, v = memory.linear(weight[d_model:].transpose(), None if bias is None else bias[d_model:]).chunk(2, dim=-1)
+            q = linear(x, weight[:d_model], None if bias is None else bias[:d_model])
+            k, v = linear(memory, weight[d_model:], None if bias is None else bias[d_model:]).chunk(2, dim=-1)
         q, k, v = (t.reshape(t.shape[0], t.shape[1], self.n_heads, self.d_head).transpose(1, 2) for t in (q, k, v))
         return q, k, v
 

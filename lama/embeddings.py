@@ -5,7 +5,7 @@ import math
 import numpy as np
 from tinygrad import Tensor
 
-from lama.layers import Linear
+from lama.layers import Linear, linear
 from lama.shapes import Float, Int, Size, as_tensor
 
 
@@ -16,11 +16,11 @@ class TokenEmbedding:
         self.weight = Tensor.empty(vocab_size, d_model)
 
     def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
-        return self.weight[tokens]
+        return self.weight[tokens].float()
 
     def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """logits = x Eᵀ. Source: Press & Wolf 2017."""
-        return x.linear(self.weight.transpose())
+        return linear(x, self.weight)
 
 
 def unembedding(d_model: int, vocab_size: int) -> Linear:

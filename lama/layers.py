@@ -8,7 +8,14 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
+from lama.kernels import matmul
 from lama.shapes import Float
+
+
+def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
+    """x Wᵀ + b."""
+    y = matmul(x, weight, transpose_b=True)
+    return y if bias is None else y + bias
 
 
 class Linear:
@@ -22,7 +29,7 @@ class Linear:
         self.bias = Tensor.empty(d_out) if bias else None
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        return x.linear(self.weight.transpose(), self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class LayerNorm:
