@@ -3,11 +3,12 @@
 import codecs
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lama.errors import LamaError
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back. Ids run from 0 to vocab_size - 1; some may be unused."""
 

