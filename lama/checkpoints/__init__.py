@@ -1,0 +1,76 @@
+"""Checkpoints: finding them, reading them, filling a model from them, and writing lama's own.
+
+model, tokenizer = load("gpt2")              # weights/gpt2/, else the Hugging Face cache, else downloaded
+model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or one in Hugging Face's format
+"""
+
+from pathlib import Path
+
+from lama.checkpoints.files import open_weights, read_json, weight_file
+from lama.checkpoints.fill import check_dtype, fill
+from lama.checkpoints.folder import FORMAT, config_from_lama, save, tokenizer_from_lama
+from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
+from lama.checkpoints.hub import Found, NotFound, find
+from lama.errors import LamaError
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
+
+__all__ = ["Found", "NotFound", "find", "load", "load_model", "load_tokenizer", "save"]
+
+
+def load(
+    model: str | Path = "gpt2", *, dtype: str = "float32", device: str | None = None, offline: bool = False, revision: str | None = None
+) -> tuple[GPT, Tokenizer]:
+    """A model, its weights in `dtype` (float32, float16 or bfloat16) on `device`, and its tokenizer.
+
+    `model` is a path or a name: see `lama.checkpoints.hub.find`. Raises LamaError.
+    """
+    check_dtype(dtype)
+    path = find(model, offline=offline, revision=revision).path
+    tokenizer = load_tokenizer(path)
+    gpt = load_model(path, dtype=dtype, device=device)
+    if tokenizer.vocab_size > gpt.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens for vocab_size={gpt.config.vocab_size}"
+        raise LamaError(f"a tokenizer's vocabulary must fit its model's; got {sizes} in {path}. Is it this model's tokenizer?")
+    return gpt, tokenizer
+
+
+def load_model(path: str | Path, *, dtype: str = "float32", device: str | None = None) -> GPT:
+    """The model in a folder, or in a weight file with its config.json beside it. Raises LamaError."""
+    folder, weights = _places(Path(path))
+    fields = read_json(folder / "config.json")
+    tensors = open_weights(weights)
+    if fields.get("format") == FORMAT:
+        config = config_from_lama(fields, folder / "config.json")
+        gpt = GPT(config, seed=None)
+        fill(gpt, tensors, weights, dtype=dtype, device=device)
+    else:
+        config = config_from_huggingface(fields, folder / "config.json")
+        gpt = GPT(config, seed=None)
+        fill(gpt, translate(tensors, config, weights), weights, dtype=dtype, device=device, name_in_file=gpt2_name)
+    return gpt
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer that belongs to the model there; GPT-2's own for a model of its vocabulary that has none. Raises LamaError."""
+    folder, _ = _places(Path(path))
+    fields = read_json(folder / "config.json")
+    if fields.get("format") == FORMAT:
+        return tokenizer_from_lama(fields, folder)
+    if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
+        return load_huggingface_tokenizer(folder)
+    if config_from_huggingface(fields, folder / "config.json").vocab_size == GPTConfig.vocab_size:
+        return gpt2_tokenizer()
+    raise LamaError(f"a model must have its tokenizer beside it; got no tokenizer.json, nor vocab.json and merges.txt, in {folder}")
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """The folder with the config, and the weight file. Raises LamaError if there is none."""
+    if path.is_file():
+        return path.parent, path
+    if not path.is_dir():
+        raise LamaError(f"a model must be a folder or a weight file; got {path}, which is not there")
+    weights = weight_file(path)
+    if weights is None:
+        raise LamaError(f"a model's folder must hold model.safetensors or pytorch_model.bin; got neither in {path}")
+    return path, weights

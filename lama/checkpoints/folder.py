@@ -1,0 +1,92 @@
+"""lama's own format: a folder with model.safetensors, config.json and the tokenizer's files.
+
+config.json: `{"format": "lama", "model": "gpt", "config": {GPTConfig's fields}, "tokenizer": {...}, "training": {notes}}`
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
+
+from lama.checkpoints.fill import DTYPES
+from lama.checkpoints.safetensors_files import write_safetensors
+from lama.checkpoints.stored import StoredTensor
+from lama.errors import LamaError
+from lama.models.gpt import GPT, GPTConfig, config_from_dict
+from lama.tokenizers import Tokenizer, tokenizer_from_json
+
+FORMAT = "lama"
+
+
+def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a model that `load` reads back bit for bit; `notes` (JSON) say how it came to be.
+
+    All is written under other names first, then renamed, config.json last. Raises LamaError if the folder cannot be
+    written; a model that was there before is then still there.
+    """
+    folder = Path(folder)
+    temporary = folder / f".saving-{os.getpid()}"
+    spec = {
+        "format": FORMAT,
+        "model": "gpt",
+        "config": asdict(model.config),
+        "tokenizer": tokenizer.to_json(),
+        "training": dict(notes or {}),
+    }
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(temporary)
+        write_safetensors(temporary / "model.safetensors", stored_parameters(model))
+        files = sorted(path for path in temporary.iterdir())
+        (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
+        for path in [*files, temporary / "config.json"]:
+            _move(path, folder / path.name)
+    except OSError as error:
+        raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Take `target`'s place; a folder replaces a folder."""
+    if source.is_dir() and target.is_dir():
+        shutil.rmtree(target)
+    os.replace(source, target)
+
+
+def stored_parameters(model: Any) -> dict[str, StoredTensor]:
+    """A model's parameters as tensors to be written, each fetched from the device when its turn comes."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {
+        name: StoredTensor(name, names[p.dtype], tuple(map(int, p.shape)), partial(_fetch, p)) for name, p in get_state_dict(model).items()
+    }
+
+
+def _fetch(parameter: Tensor) -> np.ndarray:
+    return (parameter.bitcast(dtypes.uint16) if parameter.dtype == dtypes.bfloat16 else parameter).numpy()
+
+
+def config_from_lama(fields: Mapping[str, Any], source: object) -> GPTConfig:
+    """The model that a lama `config.json` describes. Raises LamaError."""
+    if fields.get("model") != "gpt" or not isinstance(fields.get("config"), dict):
+        raise LamaError(f"{source} must have model='gpt' and its config; got model={fields.get('model')!r}")
+    try:
+        return config_from_dict(fields["config"])
+    except (ValueError, TypeError) as error:
+        raise LamaError(f"{source}: {error}") from error
+
+
+def tokenizer_from_lama(fields: Mapping[str, Any], folder: Path) -> Tokenizer:
+    """The tokenizer that was saved with a model. Raises LamaError."""
+    spec = fields.get("tokenizer")
+    if not isinstance(spec, dict):
+        raise LamaError(f"{folder / 'config.json'} must name its tokenizer; got {spec!r}")
+    return tokenizer_from_json(spec, folder)
