@@ -1,0 +1,213 @@
+"""The C compiler that tinygrad's CPU device needs: found, or taken from the PyPI package ziglang.
+
+tinygrad runs `$CC` (default `clang`) as one executable and needs clang's vector types. Machines with only Python have
+none; ziglang's wheel carries a complete clang as `zig clang`, which a two-line script in the user's cache folder turns
+into one executable. Tried on Linux x86-64. The macOS and Windows branches (a `.cmd` script) were not tried.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from lama.errors import LamaError
+
+WINDOWS = sys.platform == "win32"
+INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
+PROBE = "typedef float float4 __attribute__((aligned(16),ext_vector_type(4))); float4 twice(float4 x) { return x + x; }"
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler that was found. Nothing has been run yet: `version` and `probe` do."""
+
+    path: str
+    """What tinygrad will run: one executable."""
+    kind: str
+    """Where it came from: `$CC`, `PATH` or `ziglang`."""
+
+    @cached_property
+    def version(self) -> str:
+        """The first line of `--version`, or what went wrong."""
+        try:
+            done = subprocess.run([self.path, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"unknown ({error})"
+        return next(iter((done.stdout or done.stderr).splitlines()), "unknown")
+
+    def probe(self) -> str | None:
+        """None if it compiles what tinygrad writes, else one line that says why not."""
+        machine = platform.machine().lower()
+        arch = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+        command = [self.path, "-c", "-x", "c", "-O2", "-ffreestanding", "-nostdlib", f"--target={arch}-none-unknown-elf", "-", "-o", "-"]
+        try:
+            done = subprocess.run(command, input=PROBE.encode(), capture_output=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"it does not run ({error})"
+        if done.returncode == 0 and done.stdout.startswith(b"\x7fELF"):
+            return None
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return next((line for line in said if "error" in line), f"exit status {done.returncode}, {len(done.stdout)} bytes of output")
+
+
+def ensure_compiler() -> None:
+    """Make sure that tinygrad's CPU device finds a compiler: sets `os.environ["CC"]`, once, without running anything.
+
+    Call before the first kernel. Does nothing where the default device is not the CPU and no compiler can be had.
+    Raises LamaError, saying what to install, where one is needed.
+    """
+    try:
+        compiler = find_compiler()
+    except LamaError:
+        if _needs_clang():
+            raise
+        return
+    os.environ["CC"] = compiler.path
+    # tinygrad remembers what it read; if it already read another CC, make it read again.
+    if (helpers := sys.modules.get("tinygrad.helpers")) and helpers.getenv("CC", "clang") != compiler.path:
+        helpers.getenv.cache_clear()
+
+
+def find_compiler() -> Compiler:
+    """`$CC` if set, else clang (then the newest clang-NN) on PATH, else ziglang's. Raises LamaError if there is none."""
+    if given := os.environ.get("CC"):
+        if not (path := shutil.which(given)):
+            raise LamaError(f"CC must name one executable, a clang; got CC={given}. Correct it, or unset it and lama finds a clang itself")
+        zig, path = _zig(), os.path.abspath(path)
+        return Compiler(path, "ziglang" if zig and Path(path).name == _wrapper_name(zig) else "$CC")
+    if path := shutil.which("clang") or _newest_clang():
+        return Compiler(os.path.abspath(path), "PATH")
+    if zig := _zig():
+        return Compiler(str(_wrapper(zig)), "ziglang")
+    raise LamaError(f"tinygrad's CPU device needs a C compiler and there is no clang here; {INSTALL}")
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a failure of tinygrad's that comes from the compiler, None for any other."""
+    for link in _chain(error):
+        command = link.cmd if isinstance(link, subprocess.CalledProcessError) else None
+        failed_compile = isinstance(command, list) and "-c" in command and any(str(arg).startswith("--target=") for arg in command)
+        missing = isinstance(link, OSError) and link.filename is not None and link.filename in ("clang", os.environ.get("CC"))
+        if failed_compile or missing or (isinstance(link, RuntimeError) and "no usable devices" in str(link)):
+            try:
+                compiler = find_compiler()
+            except LamaError as none:
+                return str(none)
+            if why := compiler.probe():
+                return not_clang(compiler, why)
+            if missing:
+                return "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
+            if failed_compile:
+                return f"{compiler.path} could not compile a kernel (its message is above). Run `lama doctor`"
+    return None
+
+
+def not_clang(compiler: Compiler, why: str) -> str:
+    """The message for a compiler that fails its probe."""
+    source = f"CC={compiler.path}" if compiler.kind == "$CC" else compiler.path
+    advice = "Unset CC and lama finds a clang itself" if compiler.kind == "$CC" else f"Instead {INSTALL}"
+    return f"the C compiler must be a clang that works; got {source} ({compiler.version}): {why}. {advice}"
+
+
+def cache_folder() -> Path:
+    """Where lama keeps small files of its own. Not made here."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "lama"
+    if WINDOWS:
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lama"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
+
+
+def _needs_clang() -> bool:
+    """Does tinygrad's default device compile with clang? Opens devices: asked only where no compiler was found."""
+    from tinygrad import Device
+    from tinygrad.helpers import DEV
+
+    try:
+        return str(Device.DEFAULT).split(":")[0] == "CPU" and DEV.renderer in ("", "CLANG")
+    except RuntimeError:  # no usable devices
+        return True
+
+
+def _newest_clang() -> str | None:
+    found: dict[int, str] = {}
+    for folder in os.get_exec_path():
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for name in names:
+            if (match := re.fullmatch(r"clang-(\d+)(\.exe)?", name)) and (path := shutil.which(name, path=folder)):
+                found.setdefault(int(match[1]), path)
+    return found[max(found)] if found else None
+
+
+def _zig() -> Path | None:
+    spec = importlib.util.find_spec("ziglang")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (zig := Path(folder) / ("zig.exe" if WINDOWS else "zig")).is_file():
+            return zig.absolute()
+    return None
+
+
+def _wrapper_name(zig: Path) -> str:
+    return f"clang-zig-{sha256(str(zig).encode()).hexdigest()[:12]}{'.cmd' if WINDOWS else ''}"
+
+
+def _wrapper(zig: Path) -> Path:
+    """The script that runs `zig clang`, made if it is not there: in lama's cache folder, else in a temporary folder."""
+    text = f'@"{zig}" clang %*\r\n' if WINDOWS else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
+    for folder in _script_folders():
+        script = folder / _wrapper_name(zig)
+        try:
+            if not script.is_file() or script.read_text() != text:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_script(script, text)
+            if os.access(script, os.X_OK):  # false on a file system mounted noexec
+                return script
+        except OSError:
+            continue
+    raise LamaError("no folder to put the compiler's script in; set XDG_CACHE_HOME to one that can be written to and run from")
+
+
+def _script_folders() -> Iterator[Path]:
+    with contextlib.suppress(RuntimeError):  # no home folder
+        yield cache_folder()
+    folder = tempfile.mkdtemp(prefix="lama-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    yield Path(folder)
+
+
+def _write_script(script: Path, text: str) -> None:
+    """Whole or not at all, also when two processes start at once."""
+    handle, name = tempfile.mkstemp(dir=script.parent, prefix=script.stem)
+    try:
+        with os.fdopen(handle, "w", newline="") as file:
+            file.write(text)
+        os.chmod(name, 0o755)
+        os.replace(name, script)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, then what it was raised from or during."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        yield link
+        link = link.__cause__ or link.__context__
