@@ -15,7 +15,8 @@ from lama.shapes import Float
 def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
     """x Wᵀ + b."""
     y = matmul(x, weight, transpose_b=True)
-    return y if bias is None else y + bias
+    # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
+    return (y if bias is None else y + bias).contiguous_backward()
 
 
 class Linear:
