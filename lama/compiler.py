@@ -71,13 +71,24 @@ def ensure_compiler() -> None:
     try:
         compiler = find_compiler()
     except LamaError:
-        if _needs_clang():
+        if needs_compiler():
             raise
         return
     os.environ["CC"] = compiler.path
     # tinygrad remembers what it read; if it already read another CC, make it read again.
     if (helpers := sys.modules.get("tinygrad.helpers")) and helpers.getenv("CC", "clang") != compiler.path:
         helpers.getenv.cache_clear()
+
+
+def needs_compiler() -> bool:
+    """Whether tinygrad's default device compiles with clang. Opens devices: ask only where no compiler works."""
+    from tinygrad import Device
+    from tinygrad.helpers import DEV
+
+    try:
+        return str(Device.DEFAULT).split(":")[0] == "CPU" and DEV.renderer in ("", "CLANG")
+    except RuntimeError:  # no usable devices
+        return True
 
 
 def find_compiler() -> Compiler:
@@ -98,9 +109,10 @@ def explain(error: BaseException) -> str | None:
     """One line for a failure of tinygrad's that comes from the compiler, None for any other."""
     for link in _chain(error):
         command = link.cmd if isinstance(link, subprocess.CalledProcessError) else None
-        failed_compile = isinstance(command, list) and "-c" in command and any(str(arg).startswith("--target=") for arg in command)
+        failed = isinstance(command, list) and "-c" in command and any(str(word).startswith("--target=") for word in command)
         missing = isinstance(link, OSError) and link.filename is not None and link.filename in ("clang", os.environ.get("CC"))
-        if failed_compile or missing or (isinstance(link, RuntimeError) and "no usable devices" in str(link)):
+        no_device = isinstance(link, RuntimeError) and "no usable devices" in str(link)
+        if failed or missing or no_device:
             try:
                 compiler = find_compiler()
             except LamaError as none:
@@ -109,8 +121,9 @@ def explain(error: BaseException) -> str | None:
                 return not_clang(compiler, why)
             if missing:
                 return "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
-            if failed_compile:
-                return f"{compiler.path} could not compile a kernel (its message is above). Run `lama doctor`"
+            return (
+                "tinygrad could not compile a kernel; run `lama doctor`" if failed else "tinygrad has no usable device; run `lama doctor`"
+            )
     return None
 
 
@@ -128,17 +141,6 @@ def cache_folder() -> Path:
     if WINDOWS:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lama"
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
-
-
-def _needs_clang() -> bool:
-    """Does tinygrad's default device compile with clang? Opens devices: asked only where no compiler was found."""
-    from tinygrad import Device
-    from tinygrad.helpers import DEV
-
-    try:
-        return str(Device.DEFAULT).split(":")[0] == "CPU" and DEV.renderer in ("", "CLANG")
-    except RuntimeError:  # no usable devices
-        return True
 
 
 def _newest_clang() -> str | None:
