@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lama.checkpoints.files import WEIGHT_FILES, all_weight_files, is_model_folder
+from lama.checkpoints.stored import first_line
 from lama.errors import LamaError
 
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -152,8 +153,7 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
     except LamaError:
         raise
     except Exception as error:  # every HTTP client has its own family of errors, and huggingface_hub has changed clients
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise NotFound(f"model {name} must be here or downloadable; got {reason}.{_in(looked)}. {by_hand}") from error
+        raise NotFound(f"model {name} must be here or downloadable; got: {first_line(error)}.{_in(looked)}. {by_hand}") from error
     asked = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else info.sha
     if folder.name != asked:
         raise LamaError(f"the hub must send the revision that was asked for; got {folder.name} instead of {asked}. Try again")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lama.checkpoints.atomic import atomic_write
-from lama.checkpoints.stored import NUMPY, StoredTensor, itemsize, read_bytes
+from lama.checkpoints.stored import NUMPY, StoredTensor, first_line, itemsize, read_bytes
 from lama.errors import LamaError
 
 DTYPES = {
@@ -47,7 +47,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except (SafetensorError, ValueError) as error:
-        raise LamaError(f"{path} must be a complete safetensors file; got: {error}. Download or copy it again") from error
+        raise LamaError(f"{path} must be a complete safetensors file; got: {first_line(error)}. Download or copy it again") from error
     except OSError as error:
         raise LamaError(f"{path} must be a readable file; got {error.strerror or error}") from error
     header.pop("__metadata__", None)

@@ -46,6 +46,11 @@ def itemsize(dtype: str) -> int:
     return np.dtype(NUMPY[dtype]).itemsize
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line; its kind if it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def read_bytes(path: Path, start: int, count: int) -> np.ndarray:
     """`count` bytes of a file from `start`, as uint8. Plain reads: a memory map would count as memory in use.
 

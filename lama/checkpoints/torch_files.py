@@ -7,6 +7,7 @@ storage by a persistent id: ("storage", class, key, device, length, ...).
 Source: torch/serialization.py and torch/_utils.py (described there; written anew here).
 """
 
+import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -14,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from lama.checkpoints.stored import NUMPY, StoredTensor, itemsize, read_bytes
+from lama.checkpoints.stored import NUMPY, StoredTensor, first_line, itemsize, read_bytes
 from lama.errors import LamaError
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -60,7 +61,7 @@ class _View:
 class _TensorUnpickler(pickle.Unpickler):
     """Builds tensors' descriptions, and refuses every name that such a file does not need: it can run no code."""
 
-    def __init__(self, file: IO[bytes], path: Path):
+    def __init__(self, file: io.BufferedIOBase, path: Path):
         super().__init__(file, encoding="utf-8")
         self.path = path
         self.storages: dict[str, _Storage] = {}
@@ -144,20 +145,23 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise LamaError(f"{path} must be a readable file; got {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {error or type(error).__name__}. Download it again") from error
+        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {first_line(error)}. Download it again") from error
     return {
         name: StoredTensor(name, view.storage.dtype, view.shape, partial(_read, view, spans[view.storage.key]))
         for name, view in views.items()
     }
 
 
-def _state_dict(value: Any) -> dict[str, _View]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) and isinstance(view, _View) for name, view in value.items()):
-        raise ValueError("something other than a state dict (tensors by name)")
+def _state_dict(path: Path, value: Any) -> dict[str, _View]:
+    if not isinstance(value, dict):
+        raise LamaError(f"{path} must hold a state dict, tensors by name; got {type(value).__name__.lstrip('_').lower()}")
+    for name, view in value.items():
+        if not isinstance(name, str) or not isinstance(view, _View):
+            raise LamaError(f"{path} must hold a state dict, tensors by name; got {type(view).__name__} for {name!r:.40}")
     return value
 
 
-def _open_zip(path: Path, file: IO[bytes]) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
+def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
     with zipfile.ZipFile(file) as archive:
         if compressed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"{compressed[0]} compressed, which torch.save never does")
@@ -167,9 +171,8 @@ def _open_zip(path: Path, file: IO[bytes]) -> tuple[dict[str, _View], dict[str, 
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("numbers in big-endian order")
-        with archive.open(pickles[0]) as data:
-            unpickler = _TensorUnpickler(data, path)
-            views = _state_dict(unpickler.load())
+        unpickler = _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), path)
+        views = _state_dict(path, unpickler.load())
         for storage in unpickler.storages.values():
             found, needed = archive.getinfo(f"{root}data/{storage.key}").file_size, storage.length * itemsize(storage.dtype)
             if found != needed:
@@ -195,7 +198,7 @@ def _read_zip(path: Path, member: str, start: int, count: int) -> np.ndarray:
     return out
 
 
-def _open_legacy(path: Path, file: IO[bytes]) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
+def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
     def load() -> Any:
         return _TensorUnpickler(file, path).load()
 
@@ -204,7 +207,7 @@ def _open_legacy(path: Path, file: IO[bytes]) -> tuple[dict[str, _View], dict[st
     if not load()["little_endian"]:
         raise ValueError("numbers in big-endian order")
     unpickler = _TensorUnpickler(file, path)
-    views = _state_dict(unpickler.load())
+    views = _state_dict(path, unpickler.load())
     spans: dict[str, ReadSpan] = {}
     for key in load():
         storage = unpickler.storages[key]
