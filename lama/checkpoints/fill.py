@@ -60,18 +60,15 @@ def check_tensors(
     problems = [
         ("missing", [name_in_file(name) for name in expected if name not in found]),
         ("unknown", [tensor.name for name, tensor in found.items() if name not in expected]),
-        (
-            "wrong shape",
-            [
-                f"{found[name].name} {found[name].shape} instead of {shape}"
-                for name, shape in expected.items()
-                if name in found and found[name].shape != shape
-            ],
-        ),
+        ("wrong shape", [_shapes(found[name], shape) for name, shape in expected.items() if name in found and found[name].shape != shape]),
     ]
     if any(names for _, names in problems):
         told = "; ".join(f"{what}: {_abbreviate(names)}" for what, names in problems if names)
         raise LamaError(f"{source} must hold exactly the tensors that its config describes; got {told}. Is config.json this model's?")
+
+
+def _shapes(tensor: StoredTensor, shape: tuple[int, ...]) -> str:
+    return f"{tensor.name} {tensor.shape_in_file(tensor.shape)} instead of {tensor.shape_in_file(shape)}"
 
 
 def _abbreviate(names: Iterable[str], most: int = 4) -> str:

@@ -153,7 +153,7 @@ def translate(tensors: Mapping[str, StoredTensor], config: GPTConfig, source: ob
 
 def transposed(tensor: StoredTensor) -> StoredTensor:
     """The same matrix with its axes exchanged."""
-    return replace(tensor, shape=tensor.shape[::-1], read=lambda: _transpose(tensor.read()))
+    return replace(tensor, shape=tensor.shape[::-1], read=lambda: _transpose(tensor.read()), transposed=not tensor.transposed)
 
 
 def _transpose(matrix: np.ndarray) -> np.ndarray:

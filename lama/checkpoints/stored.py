@@ -39,6 +39,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
     """The numbers, of this shape, in the numpy dtype NUMPY[dtype]. Raises LamaError."""
+    transposed: bool = False
+    """The file holds the matrix with its axes exchanged."""
+
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape of this tensor as its file has it."""
+        return shape[::-1] if self.transposed else shape
 
 
 def itemsize(dtype: str) -> int:
