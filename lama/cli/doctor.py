@@ -180,8 +180,9 @@ def device() -> Iterator[Line]:
 
     try:
         chosen = Device.DEFAULT
-    except RuntimeError:  # "no usable devices": the CPU's own error says why
-        chosen = Device["CPU"].device
+    except RuntimeError:  # no usable devices
+        chosen = "CPU"
+    Device[chosen]  # opened here, so that its error says what is wrong with it
     others = ", ".join(d for d in Device.get_available_devices() if d != chosen)
     yield Line("device", f"{chosen}; also here: {others or 'no other'}")
 
