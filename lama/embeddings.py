@@ -56,7 +56,7 @@ class SinusoidalPositions:
 
     def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
         half = (self.d_model + 1) // 2
-        positions = (Tensor.arange(n) + as_tensor(position)).reshape(n, 1)
+        positions = (Tensor.arange(n) + as_tensor(position)).reshape(n, 1).float()  # by default "weakfloat", which is not quite a dtype
         angles = positions * (Tensor.arange(half) * (-2 * math.log(10000.0) / self.d_model)).exp()  # (n, half)
         return angles.sin().stack(angles.cos(), dim=-1).reshape(n, 2 * half)[:, : self.d_model]
 

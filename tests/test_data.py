@@ -73,7 +73,7 @@ def test_encode_corpus_uses_the_smallest_numbers():
 def test_split_keeps_the_end_for_validation():
     train, validation = split(np.arange(29))
     assert (train.tolist(), validation.tolist()) == (list(range(26)), [26, 27, 28])
-    with pytest.raises(ValueError, match="validation=1.0"):
+    with pytest.raises(ValueError, match=r"validation=1\.0"):
         split(np.arange(29), 1.0)
 
 

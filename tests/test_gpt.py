@@ -1,0 +1,162 @@
+"""The whole model: what can influence what, the cache, the sizes, the errors, the gradients."""
+
+import re
+
+import numpy as np
+import pytest
+from helpers import SMALL, TOKENS, fill, layer_norm, mlp, multi_head, under
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+from lama.models.gpt import GPT, GPT2_CONFIGS, GPTConfig, config_from_dict
+
+T, CONTEXT = 7, 13
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(GPTConfig(**SMALL))
+    fill(model)
+    return model
+
+
+def test_gpt_logits_equal_numpy(model):
+    p = {name: value.numpy() for name, value in get_state_dict(model).items()}
+    x = p["embed.weight"][TOKENS] + p["pos_embed.weight"][:T]
+    for i in range(2):
+        block = under(f"blocks.{i}", p)
+        x = x + multi_head(layer_norm(x, under("ln1", block)), under("attn", block), 3, np.tril(np.ones((T, T), bool)))
+        x = x + mlp(layer_norm(x, under("ln2", block)), under("mlp", block))
+    expected = layer_norm(x, under("ln_final", p)) @ p["embed.weight"].T
+    np.testing.assert_allclose(model(Tensor(TOKENS)).numpy(), expected, atol=1e-4)
+
+
+# --- causality
+
+
+@pytest.mark.parametrize("place", [0, 3, T - 1])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_gpt_tokens_change_their_own_and_later_logits_only(norm, place):
+    model = GPT(GPTConfig(**SMALL, norm=norm))
+    fill(model)
+    changed = TOKENS.copy()
+    changed[:, place] = 10
+    difference = np.abs(model(Tensor(changed)).numpy() - model(Tensor(TOKENS)).numpy()).max((0, 2))
+    assert difference[:place].max(initial=0) == 0
+    assert difference[place:].min() > 1e-4
+
+
+def test_gpt_rows_of_a_batch_do_not_meet(model):
+    changed = np.stack([TOKENS[0], TOKENS[0]])
+    np.testing.assert_array_equal(model(Tensor(changed)).numpy()[0], model(Tensor(TOKENS)).numpy()[0])
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize(("positions", "pieces"), [("learned", [5, 1, 1]), ("learned", [3, 4]), ("sinusoidal", [5, 1, 1])])
+def test_gpt_cached_decode_equals_the_full_forward(positions, pieces):
+    model = GPT(GPTConfig(**SMALL, positions=positions))
+    fill(model)
+    cache, logits, position = model.new_cache(batch=2), [], 0
+    for n in pieces:
+        logits.append(model(Tensor(TOKENS[:, position : position + n].copy()), cache, position).numpy())
+        position += n
+    np.testing.assert_allclose(np.concatenate(logits, 1), model(Tensor(TOKENS)).numpy(), atol=1e-5)
+
+
+def test_gpt_new_cache_holds_the_context_unless_told(model):
+    assert model.new_cache().keys[0].shape == (1, 3, CONTEXT, 2)
+    assert model.new_cache(batch=2, length=5).values[1].shape == (2, 3, 5, 2)
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
+def test_gpt2_presets_have_the_published_parameter_counts(name, count):
+    config = GPT2_CONFIGS[name]
+    d = config.d_model
+    assert GPT(config, seed=None).n_parameters() == count
+    assert count == 50257 * d + 1024 * d + config.n_layers * (12 * d**2 + 13 * d) + 2 * d
+
+
+def test_gpt_describe_says_the_shape(model):
+    count = model.n_parameters()
+    assert model.describe() == f"GPT, {count:,} parameters: 2 layers x 3 heads, d_model 6, d_mlp 17, context 13, vocabulary 11"
+
+
+def test_gpt_config_mlp_is_four_times_as_wide_by_default():
+    assert GPTConfig(d_model=10, n_heads=5).d_mlp == 40
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_heads": 4}, "d_model must be a multiple of n_heads; got d_model=6, n_heads=4"),
+        ({"n_layers": 0}, "n_layers must be at least 1; got n_layers=0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
+        ({"activation": "tanh"}, "activation must be one of gelu_new, gelu, relu; got 'tanh'"),
+        ({"norm": "none"}, "norm must be pre or post; got 'none'"),
+        ({"positions": "rotary"}, "positions must be learned or sinusoidal; got 'rotary'"),
+        ({"similarity": "cosine"}, "similarity must be one of dot, scaled_dot, general, additive; got 'cosine'"),
+    ],
+)
+def test_gpt_refuses_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        GPT(GPTConfig(**SMALL | fields))
+
+
+def test_gpt_refuses_tokens_past_the_context(model):
+    with pytest.raises(ValueError, match=r"^tokens must fit context_length; got 14 tokens, context_length=13$"):
+        model(Tensor.zeros(1, 14, dtype="int"))
+    with pytest.raises(ValueError, match=r"got 14 tokens"):
+        model(Tensor.zeros(1, 2, dtype="int"), model.new_cache(), 12)
+
+
+def test_gpt_config_from_dict_names_unknown_fields():
+    assert config_from_dict({"d_model": 10, "n_heads": 5}) == GPTConfig(d_model=10, n_heads=5)
+    with pytest.raises(ValueError, match=r"config fields must be among activation, .*; got depth, width$"):
+        config_from_dict({"width": 1, "depth": 2, "d_model": 10})
+
+
+# --- gradients
+
+
+def gradients(**fields) -> dict[str, np.ndarray]:
+    model = GPT(GPTConfig(**SMALL | fields))
+    fill(model)
+    parameters = get_state_dict(model)
+    targets = np.roll(TOKENS, -1, axis=1)
+    loss = model(Tensor(TOKENS)).sparse_categorical_crossentropy(Tensor(targets))
+    gradients = loss.gradient(*parameters.values())
+    return {name: gradient.numpy() for name, gradient in zip(parameters, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("fields", [{}, {"tied": False, "norm": "post", "n_layers": 1, "similarity": "general"}])
+def test_every_parameter_gets_a_gradient(fields):
+    for name, gradient in gradients(**fields).items():
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 1e-6, name
+
+
+def test_gradient_equals_the_slope_of_the_loss(model):
+    tokens, targets = Tensor(TOKENS), Tensor(np.roll(TOKENS, -1, axis=1))
+    name, place, step = "blocks.0.attn.qkv.weight", (7, 2), 1e-2
+    parameter = get_state_dict(model)[name]
+    start = parameter.numpy().copy()
+    slope = model(tokens).sparse_categorical_crossentropy(targets).gradient(parameter)[0].numpy()[place]
+    losses = []
+    for sign in (1, -1):
+        moved = start.copy()
+        moved[place] += sign * step
+        parameter.assign(Tensor(moved)).realize()
+        losses.append(model(tokens).sparse_categorical_crossentropy(targets).item())
+    parameter.assign(Tensor(start)).realize()
+    assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=0.02, abs=1e-4)
