@@ -1,0 +1,117 @@
+"""Prove the README's copy-and-paste lines on a machine that has only Python.
+
+Clones the repository's last commit and runs the lines there, as README.md has them: home folder, caches and tinygrad's
+kernel cache empty, and a PATH without any compiler. Only pip's own configuration and the certificates are kept.
+
+    python3 scripts/check_fresh_install.py                # both lines; exit 1 if one of them fails
+    python3 scripts/check_fresh_install.py --line run
+    python3 scripts/check_fresh_install.py --print test   # only print the line, for .ci/run
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = ("run", "test")
+TOOLS = ("sh", "env", "git", "cat", "cp", "ls", "mkdir", "mv", "rm", "uname")
+KEPT = re.compile(r"PIP_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(?i:https?|all|no)_proxy", re.ASCII)
+
+
+def readme_line(name: str, readme: Path = ROOT / "README.md") -> str:
+    """The one line in the fenced block after `<!-- line: NAME -->`. Raises ValueError if it is not there exactly once."""
+    found = re.findall(rf"^<!-- line: {name} -->\n```sh\n(.+)\n```$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    if len(found) != 1:
+        raise ValueError(f"README.md must have one line of shell after <!-- line: {name} -->; got {len(found)}")
+    return str(found[0])
+
+
+def bare_environment(folder: Path) -> dict[str, str]:
+    """The environment of a fresh machine, its home, caches and PATH below `folder`."""
+    tools = folder / "bin"
+    for new in (tools, folder / "home", folder / "cache"):
+        new.mkdir()
+    for tool in TOOLS:
+        if path := shutil.which(tool):
+            (tools / tool).symlink_to(path)
+    # A script and not a link: Python finds its library from the path that it was started by.
+    python = tools / "python3"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()))} "$@"\n')
+    python.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+    if "PIP_CONFIG_FILE" not in env and (config := next(pip_configs(), None)):
+        env["PIP_CONFIG_FILE"] = str(config)
+    return env | {"PATH": str(tools), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def pip_configs() -> Iterator[Path]:
+    """The user's own pip configuration, which the empty home folder would hide."""
+    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    yield from (path for path in (config_home / "pip" / "pip.conf", Path.home() / ".pip" / "pip.conf") if path.is_file())
+
+
+def check_line(name: str, repository: Path) -> list[str]:
+    """Run one line in a fresh clone, print how long it took, and return what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="lama-fresh-") as temporary:
+        folder = Path(temporary)
+        clone = folder / "lama"
+        subprocess.run(["git", "clone", "--quiet", str(repository), str(clone)], check=True)
+        env = bare_environment(folder)
+        line = readme_line(name, clone / "README.md")
+        problems, out = run(line, clone, env)
+        if name == "run" and not problems:
+            # pip writes to standard output as well: what counts is the text after the prompt.
+            prompt = shlex.split(line)[-1]
+            if not out.rpartition(prompt)[2].strip() or prompt not in out:
+                problems.append(f"standard output must continue {prompt!r}; got {out[-200:]!r}")
+            problems += run(line.split(" && ")[-1], clone, env)[0]  # once more, with warm caches
+        if litter := subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True).stdout:
+            problems.append(f"the checkout must stay clean; got {litter.split()}")
+        sizes = {part: megabytes(folder / part) for part in ("lama/.venv", "cache", "home")}
+        print("  on disk: " + ", ".join(f"{part} {size:,.0f} MB" for part, size in sizes.items()), flush=True)
+        return problems
+
+
+def run(line: str, clone: Path, env: dict[str, str]) -> tuple[list[str], str]:
+    """Run `line` in a shell there; returns what went wrong, and its standard output."""
+    print(f"$ {line}", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run(["sh", "-c", line], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    seconds = time.perf_counter() - started
+    out = done.stdout.decode("utf-8")
+    print("".join(f"  | {text}\n" for text in out.splitlines()[-12:]) + f"  exit {done.returncode} after {seconds:.1f} s", flush=True)
+    return ([f"the line must exit with 0; got {done.returncode}: {line}"] if done.returncode else []), out
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the README's lines in a fresh clone on a bare PATH.")
+    parser.add_argument("--line", choices=(*LINES, "both"), default="both", help="which line to run (default both)")
+    parser.add_argument("--print", choices=LINES, help="print a line of README.md and end")
+    parser.add_argument("--repository", type=Path, default=ROOT, help="what to clone (default: the one this script lies in)")
+    args = parser.parse_args()
+    if args.print:
+        print(readme_line(args.print))
+        return 0
+    problems = []
+    for name in LINES if args.line == "both" else (args.line,):
+        problems += check_line(name, args.repository)
+    for problem in problems:
+        print(f"! {problem}")
+    print(f"{len(problems)} problems" if problems else "the lines work on a fresh machine")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
