@@ -32,6 +32,7 @@ class KVCache:
         end = position + k.shape[2]
         if isinstance(end, int) and end > self.length:
             raise ValueError(f"the cache must hold every token; got {end} tokens for a cache of {self.length}. Make it longer")
-        for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
-            buffer[:, :, position:end].assign(new.cast(buffer.dtype)).realize()
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        keys, values = self.keys[layer], self.values[layer]
+        # Realised here, so that every layer is one and the same schedule, which tinygrad works out once.
+        Tensor.realize(*(old[:, :, position:end].assign(new.cast(old.dtype)) for old, new in ((keys, k), (values, v))))
+        return keys[:, :, :end], values[:, :, :end]

@@ -36,6 +36,9 @@ class Sampling:
                 raise UsageError(f"{name} must be {rule}; got {getattr(self, name)}")
 
 
+GREEDY = Sampling(temperature=0)
+
+
 def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
     """Draw one token. `logits` is (vocab_size,); `seen` holds the tokens that the repetition penalty counts."""
     logits = logits.astype(np.float64)

@@ -7,7 +7,7 @@ import numpy as np
 
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import Decoder
-from lama.generation.sampling import Sampling, next_token
+from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.gpt import GPT
 
 _decoders: WeakKeyDictionary[GPT, dict[tuple[int, bool], Decoder]] = WeakKeyDictionary()
@@ -25,7 +25,7 @@ def generate_tokens(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    sampling: Sampling = Sampling(temperature=0),
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     end_of_text: int | None = None,
     window: bool = False,

@@ -109,7 +109,9 @@ def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Iterator[Step
         with Context(TRAINING=1):
             loss, norm = (float(t.item()) for t in update(inputs, targets, Tensor([rate]).realize()))
         if not np.isfinite(loss) or not np.isfinite(norm):
-            raise LamaError(f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {step + 1}. Lower the learning rate")
+            raise LamaError(
+                f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {step + 1}. Lower the learning rate"
+            )
         durations = [*durations[-19:], time.perf_counter() - began]
         if step < 3:  # the first step compiles, the second captures
             durations = durations[-1:]

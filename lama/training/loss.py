@@ -36,4 +36,6 @@ class Evaluator:
 
     def _run(self, inputs: np.ndarray, targets: np.ndarray) -> Iterator[float]:
         for i in range(0, len(inputs), self.batch_size):
-            yield float(self._losses(Tensor(inputs[i : i + self.batch_size]).realize(), Tensor(targets[i : i + self.batch_size]).realize()).item())
+            yield float(
+                self._losses(Tensor(inputs[i : i + self.batch_size]).realize(), Tensor(targets[i : i + self.batch_size]).realize()).item()
+            )
