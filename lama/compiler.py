@@ -119,7 +119,7 @@ def explain(error: BaseException) -> str | None:
                 return str(none)
             if why := compiler.probe():
                 return not_clang(compiler, why)
-            if os.environ.get("CC") != compiler.path:
+            if os.environ.get("CC") != compiler.path and not shutil.which("clang"):
                 return "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
             return (
                 "tinygrad could not compile a kernel; run `lama doctor`" if failed else "tinygrad has no usable device; run `lama doctor`"

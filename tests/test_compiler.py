@@ -160,7 +160,8 @@ def test_fresh_process_computes_without_clang(tmp_path: Path) -> None:
 
 
 @needs_zig
-def test_compiler_is_seen_also_after_tinygrad_has_looked_for_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["", "CPU"])
+def test_compiler_is_seen_also_after_tinygrad_has_looked_for_one(device: str, tmp_path: Path) -> None:
     code = f"""
 from lama.compiler import ensure_compiler, explain
 try:
@@ -169,7 +170,7 @@ except Exception as error:
     print(explain(error))
 ensure_compiler()
 {ONE_PLUS_TWO}"""
-    first, second = python(code, tmp_path, DEV="CPU").stdout.splitlines()
+    first, second = python(code, tmp_path, DEV=device).stdout.splitlines()
     assert first == "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
     assert second == "[3, 4, 5]"
 
