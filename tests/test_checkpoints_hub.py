@@ -94,6 +94,16 @@ def test_find_uses_the_cache_without_asking_the_hub(server: Hub):
     assert server.requests == []
 
 
+@pytest.mark.parametrize("name", ["gpt2", "distilgpt2"])
+def test_find_looks_in_the_cache_under_the_bare_name_too(tmp_path: Path, name: str):
+    snapshot = tmp_path / "hub" / f"models--{name}" / "snapshots" / COMMIT
+    random_gpt2.write_folder(snapshot, CONFIG, WEIGHTS)
+    (tmp_path / "hub" / f"models--{name}" / "refs").mkdir()
+    (tmp_path / "hub" / f"models--{name}" / "refs" / "main").write_text(COMMIT)
+    found = find(name)
+    assert (found.path, found.origin) == (snapshot, "cache")
+
+
 def test_find_downloads_torch_files_where_there_is_nothing_better(server: Hub, tmp_path: Path):
     random_gpt2.write_torch(tmp_path, WEIGHTS)
     server.repositories["somebody/small"] = {

@@ -27,7 +27,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-REPOSITORY = Path(__file__).parent.parent.parent  # the checkout that this package lies in, where it is one
+PACKAGE = Path(__file__).parent.parent  # has the weights that ship when it was installed from a wheel
+REPOSITORY = PACKAGE.parent  # has them when it is a checkout
 
 
 class NotFound(LamaError):
@@ -49,7 +50,7 @@ class Found:
 def find(name: str | Path, *, offline: bool = False, revision: str | None = None) -> Found:
     """The model called `name`: a folder, a `.safetensors` or `.bin` file, `gpt2` and its sizes, or `owner/name` on the hub.
 
-    Names are looked for in `weights/NAME/` of the checkout and of the current folder, then in the Hugging Face cache, then
+    Names are looked for in `weights/NAME/` of lama itself and of the current folder, then in the Hugging Face cache, then
     downloaded, unless `offline` or HF_HUB_OFFLINE says not to. A `revision` (branch, tag or commit) is looked for in the
     cache and on the hub only: `weights/` has none.
     Raises NotFound with all the places looked at, and LamaError for a file whose hash is not the hub's.
@@ -66,15 +67,15 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
         looked.append(str(folder / name))
         if is_model_folder(folder / name):
             return Found(folder / name, "weights", tuple(looked))
-    repository = HUB_IDS.get(name, name)
-    if "/" not in repository:
+    for repository in [HUB_IDS[name], name] if name in HUB_IDS else [name]:  # transformers keeps `gpt2` under the name it was asked for
+        cached = find_in_cache(repository, revision, looked)
+        if cached is not None:
+            return Found(cached, "cache", tuple(looked))
+    if name not in HUB_IDS and "/" not in name:
         raise NotFound(
             f"model must be a path, owner/name on the hub, or a name that is known here; got {name!r}.{suggestion(name)}{_in(looked)}"
         )
-    cached = find_in_cache(repository, revision, looked)
-    if cached is not None:
-        return Found(cached, "cache", tuple(looked))
-    return Found(download(name, repository, revision, offline, looked), "download", tuple(looked))
+    return Found(download(name, HUB_IDS.get(name, name), revision, offline, looked), "download", tuple(looked))
 
 
 def is_a_name(name: str) -> bool:
@@ -83,8 +84,9 @@ def is_a_name(name: str) -> bool:
 
 
 def weight_folders() -> list[Path]:
-    """The folders whose sub-folders are models: the checkout's `weights`, then the current folder's."""
-    return list(dict.fromkeys([REPOSITORY / "weights", Path.cwd() / "weights"]))
+    """The folders whose sub-folders are models: lama's own `weights`, then the current folder's."""
+    own = PACKAGE / "weights" if (PACKAGE / "weights").is_dir() else REPOSITORY / "weights"
+    return list(dict.fromkeys([own, Path.cwd() / "weights"]))
 
 
 def known_names() -> list[str]:
@@ -136,7 +138,7 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
     from huggingface_hub import constants, errors
 
     by_hand = f"Put config.json and model.safetensors into weights/{name}/ by hand."
-    if offline or constants.is_offline_mode():
+    if offline or constants.HF_HUB_OFFLINE:
         raise NotFound(f"model {name} must be here when offline; got nothing in {', '.join(looked)}. {by_hand}")
     looked.append(f"{constants.ENDPOINT}/{repository}")
     try:

@@ -190,9 +190,8 @@ def _read_zip(path: Path, member: str, start: int, count: int) -> np.ndarray:
             while done < count and (block := data.read(min(1 << 20, count - done))):
                 out[done : done + len(block)] = np.frombuffer(block, np.uint8)
                 done += len(block)
-            data.read(0)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {error}. Download it again") from error
+    except Exception as error:  # zipfile has many words for damaged
+        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {first_line(error)}. Download it again") from error
     if done < count:
         raise LamaError(f"{path} must be a complete PyTorch checkpoint; got {done} of {count} bytes of {member}. Download it again")
     return out
