@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, dtypes
 
 from lama.cache import KVCache
-from lama.kernels import matmul
+from lama.kernels import matmul, softmax
 from lama.layers import Linear, linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap
@@ -84,7 +84,7 @@ def attention(
     if mask is not None:
         scores = mask.where(scores, HIDDEN)
     scores = tap("scores", scores)
-    pattern = tap("pattern", scores.softmax(-1))  # (*B, T, S), rows sum to 1
+    pattern = tap("pattern", softmax(scores))  # (*B, T, S), rows sum to 1
     return matmul(pattern, v)
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from tinygrad import Tensor
 
+from lama.kernels import embedding
 from lama.layers import Linear, linear
 from lama.shapes import Float, Int, Size, as_tensor
 
@@ -16,7 +17,7 @@ class TokenEmbedding:
         self.weight = Tensor.empty(vocab_size, d_model)
 
     def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
-        return self.weight[tokens].float()
+        return embedding(self.weight, tokens)
 
     def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """logits = x Eᵀ. Source: Press & Wolf 2017."""

@@ -1,20 +1,14 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS + k * AKS],
 // element (k, n) of w is w[k * WKS + n * WNS]. Sums are kept in float32 whatever the type of w.
 //
-// The macros above this text name the function and fix its sizes, strides and the type of w, so that the compiler knows
-// every loop's length. The vector width is the one of the machine that compiles: 16, 8 or 4 floats.
-//
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: blocks of a and w are copied
 // into panels that fit the caches, and a tile of c stays in registers while a panel of each is read once.
 
-#if defined(__AVX512F__)
-#define V 16
+#if V == 16
 #define ROWS 12
-#elif defined(__AVX__)
-#define V 8
+#elif V == 8
 #define ROWS 6
 #else
-#define V 4
 #define ROWS 8
 #endif
 #define VECTORS 2
@@ -22,14 +16,6 @@
 #define DEPTH 192
 #define HEIGHT (ROWS * 8)
 #define WIDTH (COLUMNS * (512 / COLUMNS))
-#define MIN(x, y) ((x) < (y) ? (x) : (y))
-#define UNROLL _Pragma("unroll")
-
-typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
-// Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin it may call
-// memset, which is not linked.
-#define ATTRIBUTES no_builtin("memset", "memcpy"), min_vector_width(V * 32)
-#define PART static inline __attribute__((always_inline, ATTRIBUTES))
 
 #if W_IS_HALF
 typedef _Float16 stored __attribute__((ext_vector_type(V), aligned(2)));
@@ -65,14 +51,10 @@ PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restric
         UNROLL for (int m = 0; m < M; m++) tails[m][j] += a[m * AMS + k] * load1(w + (long)(n + j) * WNS + k);
   UNROLL for (int m = 0; m < M; m++)
     UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) {
-        float sum = tails[m][j];
-        UNROLL for (int i = 0; i < V; i++) sum += sums[m][j][i];
-        c[(long)m * N + n + j] = sum;
-      }
+      if (j < lanes) c[(long)m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]);
 }
 
-__attribute__((ATTRIBUTES)) void NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
+KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
   for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N) {
     int n = 0;
     for (; n + LANES <= N; n += LANES) dots(c, a, w, n, LANES);
@@ -133,7 +115,7 @@ PART void pack_a(float *restrict to, const float *restrict a, int depth, int row
 #endif
 }
 
-__attribute__((ATTRIBUTES)) void NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
+KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
   float panels_a[HEIGHT * DEPTH], panels_w[DEPTH * WIDTH];
   for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N)
     for (int k0 = 0; k0 < K; k0 += DEPTH) {

@@ -1,0 +1,46 @@
+"""Softmax and GELU with their gradients: tinygrad computes their exponentials one number at a time."""
+
+import math
+
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.kernels.program import Kernel, inputs_of, is_fast, result_of
+
+
+def softmax(x: Tensor) -> Tensor:
+    """exp(x) / Σ exp(x) over the last axis, in float32, any shape."""
+    if not (x.dtype == dtypes.float32 and is_fast(x)):
+        return x.float().softmax(-1)
+    return _softmax_kernel(x, backward=False)(_shape(x), x, gradient=_softmax_gradient)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, any shape."""
+    if not (x.dtype == dtypes.float32 and is_fast(x)):
+        return x.gelu()
+    return _gelu_kernel(x, backward=False)(_shape(x), x, gradient=_gelu_gradient)
+
+
+def _softmax_kernel(x: Tensor, backward: bool) -> Kernel:
+    *lead, n = _shape(x)
+    rows = math.prod(lead)
+    return Kernel(f"lama_softmax_{rows}_{n}_{backward:d}", "softmax.c", (("ROWS", rows), ("N", n), ("BACKWARD", int(backward))))
+
+
+def _gelu_kernel(x: Tensor, backward: bool) -> Kernel:
+    n = math.prod(_shape(x))
+    return Kernel(f"lama_gelu_{n}_{backward:d}", "gelu.c", (("N", n), ("BACKWARD", int(backward))))
+
+
+def _softmax_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    p = result_of(call)
+    return None, _softmax_kernel(p, backward=True)(_shape(p), p, Tensor(grad)).uop
+
+
+def _gelu_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    (x,) = inputs_of(call)
+    return None, _gelu_kernel(x, backward=True)(_shape(x), x, Tensor(grad)).uop
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in x.shape)

@@ -1,0 +1,16 @@
+// TOKENS rows of D floats out of, or into, the ROWS rows of a table. A token that is not in the table is a row of zeros.
+
+#if BACKWARD
+// Row t of dw is the sum of the rows of dy whose token is t.
+KERNEL NAME(float *restrict dw, const int *restrict tokens, const float *restrict dy) {
+  for (long i = 0; i < (long)ROWS * D; i++) dw[i] = 0;
+  for (long i = 0; i < TOKENS; i++)
+    if (tokens[i] >= 0 && tokens[i] < ROWS)
+      for (int j = 0; j < D; j++) dw[(long)tokens[i] * D + j] += dy[i * D + j];
+}
+#else
+KERNEL NAME(float *restrict y, const int *restrict tokens, const float *restrict w) {
+  for (long i = 0; i < TOKENS; i++)
+    for (int j = 0; j < D; j++) y[i * D + j] = tokens[i] >= 0 && tokens[i] < ROWS ? w[(long)tokens[i] * D + j] : 0;
+}
+#endif

@@ -1,0 +1,28 @@
+"""The token embedding: tinygrad's gradient of it is a product with a one-hot matrix over the whole vocabulary."""
+
+import math
+
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.kernels.program import Kernel, inputs_of, is_fast
+
+
+def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
+    """weight[tokens] in float32: (rows, d), (...) ints -> (..., d). A token that is no row gives zeros."""
+    if not (weight.dtype == dtypes.float32 and is_fast(weight, tokens)):
+        return weight[tokens].float()
+    shape = (*(int(size) for size in tokens.shape), int(weight.shape[1]))
+    return _kernel(weight, tokens, backward=False)(shape, tokens.cast(dtypes.int32), weight, gradient=_gradient)
+
+
+def _kernel(weight: Tensor, tokens: Tensor, backward: bool) -> Kernel:
+    rows, d = (int(size) for size in weight.shape)
+    n = math.prod(int(size) for size in tokens.shape)
+    macros = (("ROWS", rows), ("D", d), ("TOKENS", n), ("BACKWARD", int(backward)))
+    return Kernel(f"lama_embedding_{rows}_{d}_{n}_{backward:d}", "embedding.c", macros)
+
+
+def _gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    tokens, weight = inputs_of(call)
+    shape = tuple(int(size) for size in weight.shape)
+    return None, None, _kernel(weight, tokens, backward=True)(shape, tokens, Tensor(grad)).uop

@@ -1,0 +1,94 @@
+"""C source as a tinygrad kernel: what every fast path on the CPU is made with.
+
+A kernel is a C function of buffers, fixed in all its sizes by macros, so that the compiler knows every loop's length.
+It is used where the tensors' device is tinygrad's CPU with a C compiler, all sizes are plain numbers, and
+LAMA_REFERENCE=1 is not in the environment; everywhere else its plain tinygrad twin runs.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+
+from tinygrad import Device, Tensor, UOp, dtypes
+from tinygrad.renderer import Estimates
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
+
+Gradient = Callable[[UOp, UOp], tuple[UOp | None, ...]]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One C function: `file` in this folder, and the macros (name, value) that go before it; the function is NAME."""
+
+    name: str
+    file: str
+    macros: tuple[tuple[str, str | int], ...]
+    operations: int = 0
+    """Floating-point operations, for tinygrad's statistics."""
+
+    def source(self) -> str:
+        folder = resources.files("lama.kernels")
+        macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), *self.macros))
+        return macros + folder.joinpath("vectors.h").read_text() + folder.joinpath(self.file).read_text()
+
+    def __call__(self, shape: tuple[int, ...], *inputs: Tensor, gradient: Gradient | None = None) -> Tensor:
+        """Run on `inputs`, made contiguous; the result is float32 of `shape`.
+
+        `gradient` gets the result's gradient and the call (whose sources after the first two are the inputs), and
+        returns None for the result and a gradient or None for each input. It must be one object for equal kernels.
+        """
+        device = str(inputs[0].device)
+        out = Tensor.empty(*shape, dtype=dtypes.float32, device=device)
+        program = functools.partial(_program, self, device)
+        return Tensor.custom_kernel(out, *(x.contiguous() for x in inputs), fxn=program, grad_fxn=gradient)[0]
+
+
+def inputs_of(call: UOp) -> list[Tensor]:
+    """A kernel call's inputs, for its gradient."""
+    return [Tensor(source) for source in call.src[2:]]
+
+
+def result_of(call: UOp) -> Tensor:
+    """A kernel call's result, for its gradient: not computed again."""
+    return Tensor(call.src[1].after(call))
+
+
+def is_fast(*tensors: Tensor) -> bool:
+    """Whether C kernels serve these tensors: plain sizes, all on one CPU device that compiles C."""
+    device = tensors[0].device
+    return (
+        isinstance(device, str)
+        and device.split(":")[0] == "CPU"
+        and all(t.device == device and all(isinstance(n, int) and n > 0 for n in t.shape) for t in tensors)
+        and not _reference()
+        and _compiles_c(device)
+    )
+
+
+@functools.cache
+def _reference() -> bool:
+    return os.environ.get("LAMA_REFERENCE", "") not in ("", "0")
+
+
+@functools.cache
+def _compiles_c(device: str) -> bool:
+    """LLVM and other renderers do not compile C."""
+    return type(Device[device].renderer).__name__ == "ClangRenderer"
+
+
+@functools.cache
+def _compile(kernel: Kernel, device: str) -> tuple[str, bytes]:
+    source = kernel.source()
+    return source, Device[device].compiler.compile_cached(source)
+
+
+def _program(kernel: Kernel, device: str, *buffers: UOp) -> UOp:
+    source, binary = _compile(kernel, device)
+    places = tuple(range(len(buffers)))
+    sink = UOp.sink(*(b.base for b in buffers), arg=KernelInfo(kernel.name, estimates=Estimates(ops=kernel.operations)))
+    target = Device[device].renderer.target
+    info = ProgramInfo(kernel.name, (1, 1, 1), (1, 1, 1), globals=places, outs=(0,), ins=places[1:], target=target)
+    parts = (sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=binary))
+    return UOp(Ops.PROGRAM, src=parts, arg=info)

@@ -1,0 +1,60 @@
+// What every kernel starts with: the vector of the machine that compiles (16, 8 or 4 floats), and exp for it.
+
+#if defined(__AVX512F__)
+#define V 16
+#elif defined(__AVX__)
+#define V 8
+#else
+#define V 4
+#endif
+#define MIN(x, y) ((x) < (y) ? (x) : (y))
+#define UNROLL _Pragma("unroll")
+typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
+typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
+
+// Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin it may call
+// memset, which is not linked.
+#define ATTRIBUTES no_builtin("memset", "memcpy"), min_vector_width(V * 32)
+#define PART static inline __attribute__((always_inline, ATTRIBUTES))
+#define KERNEL __attribute__((ATTRIBUTES)) void
+
+// e^x to 2 units in the last place, exactly 0 below -87: x = n ln 2 + r, e^r by its Taylor polynomial on |r| <= ln 2 / 2, and 2^n
+// put into the exponent's bits.
+PART vec exp_vec(vec any) {
+  vec x = __builtin_elementwise_min(__builtin_elementwise_max(any, (vec)-87.0f), (vec)88.0f);
+  vec n = __builtin_elementwise_floor(x * 1.44269504f + 0.5f);
+  vec r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts: the first times n is exact
+  vec p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  union { ints bits; vec value; } power = {(__builtin_convertvector(n, ints) + 127) << 23};
+  return any < -87.0f ? (vec)0 : p * power.value;
+}
+
+PART float sum_vec(vec x) {
+  float sum = 0;
+  UNROLL for (int i = 0; i < V; i++) sum += x[i];
+  return sum;
+}
+
+PART float max_vec(vec x) {
+  float most = x[0];
+  UNROLL for (int i = 1; i < V; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
+// The first n < V floats at x, and `rest` in the other places; and the same the other way.
+PART vec load_some(const float *x, int n, float rest) {
+  vec value = rest;
+  for (int i = 0; i < n; i++) value[i] = x[i];
+  return value;
+}
+
+PART void store_some(float *x, vec value, int n) {
+  for (int i = 0; i < n; i++) x[i] = value[i];
+}
