@@ -8,6 +8,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
+from lama.compiler import ensure_compiler
 from lama.kernels import gelu, matmul
 from lama.shapes import Float
 
@@ -75,6 +76,7 @@ def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> 
     smaller, so that the stream's variance does not grow with depth. Source: GPT-2 paper, section 2.3.
     Numbers come from numpy, one stream per `seed`, in the order of the state dict: the same on every device.
     """
+    ensure_compiler()  # tinygrad runs a kernel here, often the first
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)
     for name, parameter in parameters.items():
