@@ -265,3 +265,10 @@ def test_load_leaves_no_parameter_unfilled(tmp_path: Path):
     loaded = parameters(load_model(folder_with(tmp_path)))
     for name, value in loaded.items():
         assert np.isfinite(value).all() and value.std() > 0, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_puts_weights_on_the_device_asked_for(tmp_path: Path, dtype: str):
+    model = load_model(folder_with(tmp_path), dtype=dtype, device="CPU:1")
+    assert {tensor.device for tensor in get_state_dict(model).values()} == {"CPU:1"}
+    assert np.allclose(model.pos_embed.weight.float().numpy(), WEIGHTS["wpe.weight"], rtol=2**-8)
