@@ -7,7 +7,7 @@ from tinygrad import Tensor
 
 from lama.kernels import embedding
 from lama.layers import Linear, linear
-from lama.shapes import Float, Int, Size, as_tensor
+from lama.shapes import Float, Int, Size
 
 
 class TokenEmbedding:
@@ -53,13 +53,11 @@ class SinusoidalPositions:
     """The fixed position encoding of the original paper: nothing to learn, nothing to save."""
 
     def __init__(self, context_length: int, d_model: int):
-        self.context_length, self.d_model = context_length, d_model
+        self.table = sinusoids(context_length, d_model)  # numpy: a Tensor here would be a parameter
 
     def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
-        half = (self.d_model + 1) // 2
-        positions = (Tensor.arange(n) + as_tensor(position)).reshape(n, 1).float()  # by default "weakfloat", which is not quite a dtype
-        angles = positions * (Tensor.arange(half) * (-2 * math.log(10000.0) / self.d_model)).exp()  # (n, half)
-        return angles.sin().stack(angles.cos(), dim=-1).reshape(n, 2 * half)[:, : self.d_model]
+        # Not computed on the device: every kernel that reads the sum would take the sines again.
+        return Tensor(self.table)[position : position + n]
 
 
 def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions:
