@@ -36,7 +36,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--n-layers", type=int, default=4, metavar="L", help="blocks (default 4)")
     add("--n-heads", type=int, default=4, metavar="H", help="heads in a block (default 4)")
     add("--learning-rate", type=float, default=2e-3, metavar="R", help="at its peak (default 2e-3)")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="precision of the saved weights (default float32)")
     add("--seed", type=int, default=0, help="decides initial weights and the order of the batches (default 0)")
     add("--device", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
     add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes; show tracebacks")

@@ -36,7 +36,7 @@ class Sampling:
                 raise UsageError(f"{name} must be {rule}; got {getattr(self, name)}")
 
 
-GREEDY = Sampling(temperature=0)
+GREEDY = Sampling(temperature=0.0)
 
 
 def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
