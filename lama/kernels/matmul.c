@@ -15,7 +15,7 @@
 #define COLUMNS (V * VECTORS)
 #define DEPTH 192
 #define HEIGHT (ROWS * 8)
-#define WIDTH (COLUMNS * (512 / COLUMNS))
+#define WIDTH (COLUMNS * (256 / COLUMNS))  // the panels are on the stack: 270 kB, and some threads have 512
 
 #if W_IS_HALF
 typedef _Float16 stored __attribute__((ext_vector_type(V), aligned(2)));
