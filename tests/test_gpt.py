@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import SMALL, TOKENS, fill, layer_norm, mlp, multi_head, under
 from tinygrad import Tensor
-from tinygrad.nn.state import get_state_dict
+from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.models.gpt import GPT, GPT2_CONFIGS, GPTConfig, config_from_dict
 
@@ -46,6 +46,14 @@ def test_gpt_tokens_change_their_own_and_later_logits_only(model, place):
 def test_gpt_rows_of_a_batch_do_not_meet(model):
     changed = np.stack([TOKENS[0], TOKENS[0]])
     np.testing.assert_array_equal(model(Tensor(changed)).numpy()[0], model(Tensor(TOKENS)).numpy()[0])
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_gpt_runs_on_the_device_of_its_weights(positions):
+    model = GPT(GPTConfig(**SMALL | {"positions": positions, "n_layers": 1}))
+    for parameter in get_parameters(model):
+        parameter.to_("NULL")
+    assert model(Tensor(TOKENS, device="NULL")).realize().device == "NULL"
 
 
 # --- the cache

@@ -94,7 +94,8 @@ class GPT:
         end = position + T
         if isinstance(end, int) and end > self.config.context_length:
             raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
-        x = tap("embed", self.embed(tokens)) + tap("pos_embed", self.pos_embed(T, position))  # (B, T, d_model)
+        positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
+        x = tap("embed", self.embed(tokens)) + tap("pos_embed", positions)  # (B, T, d_model)
         # One token looks at all that is in the cache, itself included: nothing to hide.
         mask = None if T == 1 else causal_mask(T, end if cache is not None else T, position if cache is not None else 0)
         for i, block in enumerate(self.blocks):
