@@ -16,6 +16,7 @@ from typing import Any
 
 from lama.checkpoints.files import WEIGHT_FILES, all_weight_files, is_model_folder
 from lama.checkpoints.stored import first_line
+from lama.compiler import cache_folder
 from lama.errors import LamaError
 
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -198,7 +199,7 @@ def check_hash(path: Path, digest: str, advice: str) -> None:
     """
     state = path.stat()
     stamp = [digest, state.st_size, state.st_mtime_ns]
-    record = _verified_record()
+    record = cache_folder() / "verified.json"
     verified = _read_record(record)
     if verified.get(str(path.resolve())) == stamp:
         return
@@ -211,10 +212,6 @@ def check_hash(path: Path, digest: str, advice: str) -> None:
         os.replace(temporary, record)
     except OSError:
         pass  # it will be checked again next time
-
-
-def _verified_record() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lama" / "verified.json"
 
 
 def _read_record(record: Path) -> dict[str, Any]:
