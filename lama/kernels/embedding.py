@@ -10,7 +10,9 @@ from lama.kernels.program import Kernel, inputs_of, is_fast
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     """weight[tokens] in float32: (rows, d), (...) ints -> (..., d). A token that is no row gives zeros."""
     if not (weight.dtype == dtypes.float32 and is_fast(weight, tokens)):
-        return weight[tokens].float()
+        rows = weight[tokens].float()
+        # Only negative tokens need this: tinygrad counts them from the end, and gives zeros for those past it.
+        return (tokens < 0).unsqueeze(-1).where(0, rows)
     shape = (*(int(size) for size in tokens.shape), int(weight.shape[1]))
     return _kernel(weight, tokens, backward=False)(shape, tokens.cast(dtypes.int32), weight, gradient=_gradient)
 

@@ -20,8 +20,8 @@ typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
 #define PART static inline __attribute__((always_inline, ATTRIBUTES))
 #define KERNEL __attribute__((ATTRIBUTES)) void
 
-// e^x to 2 units in the last place, exactly 0 below -87: x = n ln 2 + r, e^r by its Taylor polynomial on |r| <= ln 2 / 2, and 2^n
-// put into the exponent's bits.
+// e^x to 2 units in the last place, exactly 0 below -87, NaN for NaN: x = n ln 2 + r, e^r by its Taylor polynomial on
+// |r| <= ln 2 / 2, and 2^n put into the exponent's bits.
 PART vec exp_vec(vec any) {
   vec x = __builtin_elementwise_min(__builtin_elementwise_max(any, (vec)-87.0f), (vec)88.0f);
   vec n = __builtin_elementwise_floor(x * 1.44269504f + 0.5f);
@@ -35,7 +35,8 @@ PART vec exp_vec(vec any) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   union { ints bits; vec value; } power = {(__builtin_convertvector(n, ints) + 127) << 23};
-  return any < -87.0f ? (vec)0 : p * power.value;
+  vec e = any < -87.0f ? (vec)0 : p * power.value;
+  return any == any ? e : any;  // min and max dropped a NaN
 }
 
 PART float sum_vec(vec x) {
