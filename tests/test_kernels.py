@@ -1,0 +1,301 @@
+"""The C kernels against numpy, and against their plain tinygrad twins."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from helpers import normal
+from tinygrad import Device, Tensor, UOp, dtypes
+
+from lama.attention import HIDDEN
+from lama.kernels import embedding, gelu, matmul, program, softmax
+
+needs_c = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernels serve tinygrad's CPU device")
+
+FORMS = [(False, False), (False, True), (True, False), (True, True)]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the C kernels that are used, in order."""
+    names: list[str] = []
+    call = program.Kernel.__call__
+
+    def recorded(self, *args, **kwargs):
+        names.append(self.name)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(program.Kernel, "__call__", recorded)
+    return names
+
+
+@pytest.fixture(params=["kernel", "plain"])
+def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> Iterator[None]:
+    """The test runs twice: on the C kernel, and on its plain twin."""
+    monkeypatch.setattr(program, "_reference", lambda: request.param == "plain")
+    yield
+    if Device.DEFAULT == "CPU":
+        assert bool(ran) == (request.param == "kernel")
+
+
+def results(y: Tensor, dy: np.ndarray, *inputs: Tensor) -> list[np.ndarray]:
+    """y, and the gradient of Σ y·dy for each of the inputs."""
+    gradients = y.gradient(*inputs, gradient=Tensor(dy))
+    Tensor.realize(y, *gradients)
+    return [t.numpy() for t in (y, *gradients)]
+
+
+def assert_all_close(ours: list[np.ndarray], expected: list[np.ndarray], tolerance: float = 1e-6) -> None:
+    """Equal within `tolerance` of the largest value of each array."""
+    for got, wanted in zip(ours, expected, strict=True):
+        assert got.shape == wanted.shape
+        assert np.abs(got - wanted).max() <= tolerance * max(1e-30, np.abs(wanted).max())
+
+
+# --- matrix products
+
+
+def stored(x: np.ndarray, transposed: bool) -> np.ndarray:
+    return np.ascontiguousarray(x.swapaxes(-2, -1)) if transposed else x
+
+
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), FORMS)
+@pytest.mark.parametrize(
+    ("lead", "m", "k", "n"),
+    [
+        ((), 101, 197, 523),  # one more block than the first in every direction, none of them full
+        ((3,), 7, 5, 11),
+    ],
+)
+def test_matmul_equals_numpy(ran, lead, m, k, n, transpose_a, transpose_b):
+    a, b = normal(*lead, m, k), normal(*lead, k, n, seed=1)
+    product = matmul(Tensor(stored(a, transpose_a)), Tensor(stored(b, transpose_b)), transpose_a, transpose_b)
+    assert_all_close([product.numpy()], [a.astype(float) @ b])
+    assert Device.DEFAULT != "CPU" or ran
+
+
+@pytest.mark.parametrize("k", [3, 53])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_matmul_of_a_few_rows_equals_numpy(m, k):
+    a, b = normal(m, k), normal(7, k)
+    assert_all_close([matmul(Tensor(a), Tensor(b), transpose_b=True).numpy()], [a.astype(float) @ b.T])
+
+
+def test_matmul_of_a_few_rows_takes_batches():
+    a, b = normal(3, 2, 19), normal(3, 5, 19)
+    assert_all_close([matmul(Tensor(a), Tensor(b), transpose_b=True).numpy()], [a.astype(float) @ b.swapaxes(1, 2)])
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_matmul_of_one_matrix_serves_all_leading_axes(transpose_b):
+    a, b = normal(2, 3, 5, 7), normal(7, 11)
+    product = matmul(Tensor(a), Tensor(stored(b, transpose_b)), False, transpose_b)
+    assert_all_close([product.numpy()], [a.astype(float) @ b])
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("m", [2, 13])
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_matmul_widens_weights_in_half_precision(ran, dtype, m, transpose_b):
+    k, n = 19, 37  # a vector and its tail, a tile and its tail
+    a, b = normal(m, k), Tensor(stored(normal(k, n), transpose_b)).cast(dtype).realize()  # or the casts there and back cancel
+    product = matmul(Tensor(a), b, False, transpose_b)
+    assert product.dtype == dtypes.float32
+    widened = stored(b.float().numpy().astype(float), transpose_b)  # the half-precision numbers themselves
+    assert_all_close([product.numpy()], [a.astype(float) @ widened])
+    assert Device.DEFAULT != "CPU" or ran
+
+
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), FORMS)
+def test_matmul_gradients_equal_numpy(both, transpose_a, transpose_b):
+    a, b, dy = normal(3, 7, 5), normal(3, 5, 11), normal(3, 7, 11)
+    stored_a, stored_b = Tensor(stored(a, transpose_a)), Tensor(stored(b, transpose_b))
+    ours = results(matmul(stored_a, stored_b, transpose_a, transpose_b), dy, stored_a, stored_b)
+    grad_a, grad_b = dy @ b.astype(float).swapaxes(1, 2), a.astype(float).swapaxes(1, 2) @ dy
+    assert_all_close(ours, [a.astype(float) @ b, stored(grad_a, transpose_a), stored(grad_b, transpose_b)])
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_matmul_gradient_of_a_shared_matrix_sums_over_the_batch(both, transpose_a):
+    a, b, dy = normal(3, 7, 5), normal(5, 11), normal(3, 7, 11)
+    stored_a, shared = Tensor(stored(a, transpose_a)), Tensor(b)
+    ours = results(matmul(stored_a, shared, transpose_a), dy, stored_a, shared)
+    grad_a, grad_b = dy @ b.astype(float).T, np.einsum("bmk,bmn->kn", a.astype(float), dy)
+    assert_all_close(ours, [a.astype(float) @ b, stored(grad_a, transpose_a), grad_b])
+
+
+def test_matmul_gradients_of_half_precision_weights_keep_their_dtype():
+    a, b = Tensor(normal(13, 19)), Tensor(normal(19, 37)).cast(dtypes.float16)
+    gradient = matmul(a, b).gradient(b, gradient=Tensor(normal(13, 37)))[0]
+    assert gradient.dtype == dtypes.float16
+    expected = a.numpy().T.astype(float) @ normal(13, 37)
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=2e-3, atol=2e-3)
+
+
+@needs_c
+def test_matmul_names_sizes_that_disagree():
+    with pytest.raises(ValueError, match=r"the inner sizes of a product must agree; got .*5.* and .*7"):
+        matmul(Tensor(normal(3, 5)), Tensor(normal(7, 11)))
+
+
+# --- softmax
+
+
+def softmax64(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x.astype(float) - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 37), (5, 16), (7, 3)])
+def test_softmax_and_its_gradient_equal_the_formula(both, shape):
+    x, dy = 3 * normal(*shape), normal(*shape, seed=1)
+    tensor = Tensor(x)
+    ours = results(softmax(tensor), dy, tensor)
+    p = softmax64(x)
+    assert_all_close(ours, [p, p * (dy - (dy * p).sum(-1, keepdims=True))])
+    np.testing.assert_allclose(ours[0], p, rtol=1e-5)  # small ones too
+
+
+def test_softmax_hides_what_is_masked_and_never_gives_nan(both):
+    x = normal(3, 37)
+    x[0, 5:] = x[1, ::2] = x[2] = HIDDEN  # a tail, every other one, all of them
+    tensor = Tensor(x)
+    p, gradient = results(softmax(tensor), normal(3, 37, seed=1), tensor)
+    assert (p[0, 5:] == 0).all() and (p[1, ::2] == 0).all()
+    np.testing.assert_allclose(p, softmax64(x), rtol=1e-5)
+    np.testing.assert_allclose(p[2], 1 / 37, rtol=1e-6)
+    assert np.isfinite(gradient).all() and (gradient[0, 5:] == 0).all()
+
+
+def test_softmax_is_safe_with_huge_and_infinite_scores(both):
+    x = normal(3, 37)
+    x[0] += 1e4
+    x[1] *= 1e30
+    x[2, 7:] = -np.inf
+    p = softmax(Tensor(x)).numpy()
+    np.testing.assert_allclose(p[0], softmax64(x[:1])[0], rtol=1e-5)
+    assert p[1, x[1].argmax()] == 1 and p[1].sum() == 1
+    assert (p[2, 7:] == 0).all() and abs(p[2].sum() - 1) < 1e-6
+
+
+@pytest.mark.parametrize("place", [0, 11, 36])
+def test_softmax_passes_nan_on(both, place):
+    x = normal(3, 37)
+    x[1, place] = np.nan
+    p = softmax(Tensor(x)).numpy()
+    assert np.isnan(p[1]).all()
+    assert np.isfinite(p[[0, 2]]).all()
+
+
+# --- GELU
+
+
+def gelu64(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("shape", [(3, 37), (2, 16), (3,)])
+def test_gelu_and_its_gradient_equal_the_formula(both, shape):
+    x, dy = 3 * normal(*shape), normal(*shape, seed=1)
+    tensor = Tensor(x)
+    ours = results(gelu(tensor), dy, tensor)
+    x64 = x.astype(float)
+    slope = (gelu64(x64 + 1e-5) - gelu64(x64 - 1e-5)) / 2e-5
+    assert_all_close(ours, [gelu64(x64), dy * slope])
+
+
+def test_gelu_is_the_identity_far_up_and_zero_far_down(both):
+    x = np.full((3, 37), -1e4, np.float32)
+    x[1], x[2] = 1e4, 0
+    tensor = Tensor(x)
+    y, gradient = results(gelu(tensor), np.ones_like(x), tensor)
+    np.testing.assert_allclose(y, np.maximum(x, 0), atol=1e-20)
+    np.testing.assert_allclose(gradient, [[0.0] * 37, [1.0] * 37, [0.5] * 37], atol=1e-20)
+
+
+def test_gelu_passes_nan_on(both):
+    x = normal(3, 37)
+    x[1, 5] = np.nan
+    assert (np.isnan(gelu(Tensor(x)).numpy()) == np.isnan(x)).all()
+
+
+# --- the embedding
+
+ROWS = np.array([[3, 1, 4, 1], [5, 1, 2, 6]], np.int32)  # 1 three times, 0 never
+
+
+def test_embedding_gathers_rows_and_its_gradient_adds_them_up(both):
+    weight, dy = normal(7, 19), normal(2, 4, 19)
+    tensor = Tensor(weight)
+    ours = results(embedding(tensor, Tensor(ROWS)), dy, tensor)
+    expected = np.zeros((7, 19))
+    np.add.at(expected, ROWS, dy)
+    assert_all_close(ours, [weight[ROWS], expected])
+    assert (ours[0] == weight[ROWS]).all()
+    assert (ours[1][0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_embedding_takes_any_integers(both, dtype):
+    weight = normal(7, 19)
+    assert (embedding(Tensor(weight), Tensor(ROWS.astype(dtype))).numpy() == weight[ROWS]).all()
+
+
+def test_embedding_of_a_token_that_is_no_row_is_zeros(both):
+    tokens, weight = np.array([[7, 3, -1, 2**30]], np.int32), Tensor(normal(7, 19))
+    rows, gradient = results(embedding(weight, Tensor(tokens)), np.ones((1, 4, 19), np.float32), weight)
+    assert (rows[0, [0, 2, 3]] == 0).all() and (rows[0, 1] == normal(7, 19)[3]).all()
+    assert gradient.sum() == 19 and (gradient[3] == 1).all()
+
+
+# --- which path is taken
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("matmul", lambda x: matmul(x, x, transpose_b=True)),
+        ("softmax", softmax),
+        ("gelu", gelu),
+        ("embedding", lambda x: embedding(x, Tensor([[1, 2]]))),
+    ],
+)
+def test_kernels_serve_plain_float32_on_the_cpu_and_nothing_else(ran, monkeypatch, name, use):
+    x = Tensor(normal(3, 37))
+    use(x)
+    assert len(ran) == 1 and ran[0].startswith(f"lama_{name}_")
+    ran.clear()
+    use(x.cast(dtypes.float16))
+    if name != "embedding":
+        use(x[: UOp.variable("n", 1, 3).bind(2)])
+        use(Tensor.empty(0, 37))
+        use(Tensor.empty(3, 37, device="NULL"))
+    else:
+        embedding(x, Tensor.empty(1, 5, dtype=dtypes.int32)[:, : UOp.variable("n", 1, 5).bind(2)])
+        embedding(x, Tensor.empty(1, 0, dtype=dtypes.int32))
+    monkeypatch.setattr(program, "_compiles_c", lambda device: False)
+    use(x)
+    monkeypatch.undo()
+    assert not ran
+
+
+def test_reference_in_the_environment_turns_the_kernels_off(monkeypatch):
+    for value, off in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("LAMA_REFERENCE", value)
+        assert program._reference.__wrapped__() is off
+
+
+@needs_c
+def test_kernels_run_on_views_and_under_jit(ran):
+    from tinygrad import TinyJit
+
+    @TinyJit
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return gelu(matmul(a.transpose(0, 1), b)).realize()
+
+    for seed in range(4):
+        a, b = normal(5, 7, seed=seed), normal(5, 11, seed=seed)
+        expected = gelu64(a.astype(float).T @ b)
+        assert_all_close([product(Tensor(a).realize(), Tensor(b).realize()).numpy()], [expected])
+    assert len(ran) == 4  # two kernels, in the first call and in the captured one
