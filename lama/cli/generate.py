@@ -46,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     if args.num_samples < 1:
         raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
+    from lama.generation import Sampling, check_options, generate
+
+    # Before a model is loaded, or even downloaded.
+    check_options(args.max_new_tokens, args.seed, args.stop)
+    Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     if args.device:
         from lama.device import use_device
 
@@ -56,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
     load_seconds = time.perf_counter() - started
     if args.verbose:
         note(f"{name}: {model.describe()}; {args.dtype} on {model.embed.weight.device}, loaded in {load_seconds:.2f} s")
-
-    from lama.generation import generate
 
     samples = []
     for i in range(args.num_samples):

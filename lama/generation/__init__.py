@@ -2,7 +2,7 @@
 
 from lama.generation.decoder import Decoder
 from lama.generation.sampling import Sampling, next_token, probabilities
-from lama.generation.text import Generation, generate
+from lama.generation.text import Generation, check_options, generate
 from lama.generation.tokens import generate_tokens
 
-__all__ = ["Decoder", "Generation", "Sampling", "generate", "generate_tokens", "next_token", "probabilities"]
+__all__ = ["Decoder", "Generation", "Sampling", "check_options", "generate", "generate_tokens", "next_token", "probabilities"]

@@ -104,11 +104,18 @@ def generate(
     those of `generate_tokens`. Text ends before the first of the `stop` strings. Raises LamaError.
     """
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
-    if "" in stop:
-        raise UsageError('stop must be a non-empty string; got "". Leave it out to stop at max_new_tokens')
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt)
     check_prompts([prompt_tokens], model.config.context_length, window)
     steps = generate_tokens(model, [prompt_tokens], max_new_tokens, sampling, seed, tokenizer.end_of_text, window, on_slide, jit)
     return Generation(prompt_tokens, steps, tokenizer, stop)
+
+
+def check_options(max_new_tokens: int, seed: int, stop: Sequence[str]) -> None:
+    """What `generate` can refuse before there is a model. Raises UsageError."""
+    if "" in stop:
+        raise UsageError('stop must be a non-empty string; got "". Leave it out to stop at max_new_tokens')
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or above; got {seed}")

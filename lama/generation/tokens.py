@@ -39,7 +39,8 @@ def generate_tokens(
     in step from the shortest prompt's end, the longer ones fed from their prompt, each with its own stream of random
     numbers from `seed`.
 
-    With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept.
+    With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept. A prompt
+    that is longer than the context is cut as if it had been read token by token.
     Raises LamaError for an empty prompt, a prompt that does not fit, or logits that are not numbers.
     """
     context = model.config.context_length
@@ -55,7 +56,11 @@ def generate_tokens(
     rngs = [np.random.default_rng(seed) for _ in rows]
 
     n = min(map(len, rows))  # tokens of each row that have been fed
-    first = max(0, n - context)
+    kept = max(1, context // 2)
+    dropped = context + 1 - kept  # by each slide: the new token needs a place too
+    first = max(0, -(-(n - context) // dropped) * dropped)
+    if first:
+        on_slide(n - first)
     logits = decoder.prefill(np.array([row[first:n] for row in rows]))
     while True:
         step: list[int | None] = []
@@ -77,7 +82,6 @@ def generate_tokens(
         if decoder.position < context:
             logits = decoder.decode(np.array([row[n - 1] for row in rows]))
         elif window:
-            kept = max(1, context // 2)
             on_slide(kept)
             logits = decoder.prefill(np.array([row[n - kept : n] for row in rows]))
         else:
