@@ -47,6 +47,8 @@ class TrainingConfig:
                 raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
+        if self.seed < 0:
+            raise UsageError(f"seed must be 0 or above; got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""Training: the loss, the schedule, the optimizer, and that a model learns."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import fill, normal
+from tinygrad import Context, Tensor
+from tinygrad.nn.state import get_state_dict
+
+from lama.errors import LamaError, UsageError
+from lama.generation import generate
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import CharacterTokenizer
+from lama.training import Evaluator, TrainingConfig, cross_entropy, evaluate, train
+from lama.training.loop import clip, make_optimizer
+from lama.training.schedule import cosine
+
+TEXT = "to be or not to be: "
+TOKENIZER = CharacterTokenizer(TEXT)
+VOCAB, CONTEXT = TOKENIZER.vocab_size, len(TEXT) - 1
+DATA = np.array(TOKENIZER.encode(TEXT))  # one window and the token after it
+# All of these tests train this shape: a training step is some hundred kernels to compile.
+SHAPE = GPTConfig(VOCAB, CONTEXT, d_model=22, n_layers=1, n_heads=2, d_mlp=37)
+CONFIG = TrainingConfig(steps=3, batch_size=5, learning_rate=1e-2, min_learning_rate=1e-3, warmup=2)
+
+
+def parameters(model: GPT) -> dict[str, np.ndarray]:
+    return {name: p.numpy().copy() for name, p in get_state_dict(model).items()}
+
+
+# --- the loss
+
+
+def loss_of(logits: np.ndarray, targets: list[list[int]]) -> float:
+    return float(cross_entropy(Tensor(logits.astype(np.float32)), Tensor(np.array(targets, np.int32))).item())
+
+
+def test_cross_entropy_equals_the_hand_computed_one():
+    logits = np.log([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]])
+    assert loss_of(logits, [[0, 1]]) == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
+
+
+def test_cross_entropy_of_flat_logits_is_that_of_the_uniform_distribution():
+    assert loss_of(np.full((2, 3, 7), 1.7), [[0, 1, 2], [6, 5, 4]]) == pytest.approx(math.log(7), abs=1e-6)
+
+
+def test_cross_entropy_of_sure_and_right_logits_is_zero():
+    targets = [[3, 1, 4]]
+    assert loss_of(50 * np.eye(7)[targets], targets) == pytest.approx(0, abs=1e-6)
+
+
+def test_cross_entropy_is_safe_with_huge_logits():
+    targets = [[3, 1, 4]]
+    sure = 1e30 * np.eye(7)[targets]
+    assert loss_of(sure, targets) == 0
+    assert loss_of(1e4 * np.eye(7)[targets], [[0, 0, 0]]) == pytest.approx(1e4)  # sure and wrong
+
+
+def test_cross_entropy_gradient_is_softmax_minus_one_hot():
+    x, targets = normal(2, 3, 7), np.array([[0, 1, 2], [6, 5, 4]], np.int32)
+    logits = Tensor(x)
+    gradient = cross_entropy(logits, Tensor(targets)).gradient(logits)[0].numpy()
+    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient, (p - np.eye(7)[targets]) / 6, atol=1e-7)
+
+
+def test_evaluate_is_the_mean_over_whole_batches():
+    model = GPT(SHAPE)
+    fill(model)
+    windows = np.random.default_rng(0).integers(0, VOCAB, (2, 7, CONTEXT)).astype(np.int32)
+    logits = model(Tensor(windows[0][:6])).numpy().astype(float)
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, windows[1][:6, :, None], -1)[..., 0]
+    evaluator = Evaluator(model, (windows[0], windows[1]), batch_size=3)  # the seventh window is left out
+    assert [evaluator() for _ in range(3)] == [pytest.approx(expected.mean(), rel=1e-5)] * 3
+    fill(model, seed=1)
+    assert abs(evaluator() - expected.mean()) > 1e-3  # captured, and yet it sees the new weights
+    assert evaluate(model, (windows[0][:3], windows[1][:3]), batch_size=100) > 0
+
+
+# --- the schedule
+
+
+def test_cosine_rises_linearly_and_falls_along_half_a_cosine():
+    rates = [cosine(step, 9, 8.0, 2.0, 4) for step in range(9)]
+    assert rates == pytest.approx([2, 4, 6, 8, 8, 5 + 3 * math.sqrt(0.5), 5, 5 - 3 * math.sqrt(0.5), 2])
+
+
+def test_cosine_without_warmup_starts_at_the_peak():
+    assert [cosine(step, 3, 8.0, 2.0, 0) for step in range(3)] == pytest.approx([8, 5, 2])
+
+
+def test_cosine_of_a_run_that_is_all_warmup_stays_within_the_peak():
+    assert [cosine(step, 3, 6.0, 0.6, 3) for step in range(3)] == pytest.approx([2, 4, 6])
+    assert cosine(0, 1, 6.0, 0.6, 0) == 6
+
+
+# --- the optimizer
+
+
+def test_decay_is_on_matrices_only():
+    model = GPT(SHAPE)
+    decays = {}
+    for group in make_optimizer(model, CONFIG).optimizers:
+        decays.update({id(p): group.wd for p in group.params})
+    got = {name: decays[id(p)] for name, p in get_state_dict(model).items()}
+    assert got == {name: 0.0 if "ln" in name or name.endswith("bias") else 0.1 for name in got}
+    assert sorted(set(got.values())) == [0.0, 0.1]
+
+
+def test_clip_scales_to_the_limit_and_returns_the_norm_before():
+    gradients = [Tensor([[3.0, 0.0]]), Tensor([0.0, 0.0, -4.0])]
+    assert clip(gradients, 1.0).numpy() == pytest.approx([5])
+    np.testing.assert_allclose(gradients[0].numpy(), [[0.6, 0]], rtol=1e-6)
+    np.testing.assert_allclose(gradients[1].numpy(), [0, 0, -0.8], rtol=1e-6)
+
+
+def test_clip_leaves_small_gradients_alone():
+    gradients = [Tensor([3.0]), Tensor([4.0])]
+    assert clip(gradients, 7.0).numpy() == pytest.approx([5])
+    assert [g.item() for g in gradients] == [3, 4]
+
+
+def test_optimizer_step_equals_the_textbook_formula():
+    config, rate = TrainingConfig(weight_decay=0.3, beta1=0.8, beta2=0.95), 0.1
+    model = GPT(SHAPE)
+    named = {name: get_state_dict(model)[name] for name in ("blocks.0.attn.out.weight", "ln_final.bias")}
+    expected = {name: value.astype(float) for name, value in fill(model).items() if name in named}
+    m, v = ({name: np.zeros_like(value) for name, value in expected.items()} for _ in range(2))
+    optimizer = make_optimizer(model, config)
+    for group in optimizer.optimizers:
+        group.lr.assign(Tensor([rate])).realize()
+    for t in (1, 2, 3):
+        for p in optimizer.params:
+            p.grad = Tensor.zeros(*p.shape).contiguous()
+        for name, p in named.items():
+            g = normal(*p.shape, seed=t)
+            p.grad = Tensor(g)
+            m[name] = 0.8 * m[name] + 0.2 * g
+            v[name] = 0.95 * v[name] + 0.05 * g.astype(float) ** 2
+            step = (m[name] / (1 - 0.8**t)) / (np.sqrt(v[name] / (1 - 0.95**t)) + 1e-8)
+            expected[name] -= rate * (step + (0.3 if p.ndim == 2 else 0) * expected[name])
+        with Context(TRAINING=1):
+            optimizer.step()
+    for name, p in named.items():
+        np.testing.assert_allclose(p.numpy(), expected[name], atol=1e-5, err_msg=name)
+
+
+# --- the loop
+
+
+def test_loss_starts_near_that_of_guessing_and_every_parameter_moves():
+    model = GPT(SHAPE)
+    before = parameters(model)
+    step = next(train(model, DATA, CONFIG))
+    assert step.loss == pytest.approx(math.log(VOCAB), rel=0.03)
+    for name, after in parameters(model).items():
+        assert np.isfinite(after).all(), name
+        assert (after != before[name]).any(), name
+        # AdamW's first step is at most its rate, whatever the gradient; then comes the decay.
+        assert np.abs(after - before[name]).max() <= step.learning_rate * (1.001 + 0.1 * np.abs(before[name]).max()), name
+
+
+def test_steps_report_what_they_did():
+    data = np.random.default_rng(0).integers(0, VOCAB, 211)
+    steps = list(train(GPT(SHAPE), data, CONFIG))
+    assert [s.step for s in steps] == [1, 2, 3]
+    assert [s.learning_rate for s in steps] == pytest.approx([0.005, 0.01, 0.01])
+    assert all(s.loss > 0 and s.gradient_norm > 0 and s.tokens_per_second > 0 for s in steps)
+    assert steps[-1].seconds_left == 0 < steps[0].seconds_left
+
+
+def test_same_seed_gives_the_same_losses():
+    data = np.random.default_rng(0).integers(0, VOCAB, 211)
+
+    def losses(weights: int, batches: int) -> list[float]:
+        config = TrainingConfig(steps=4, batch_size=5, learning_rate=1e-2, warmup=2, seed=batches)
+        return [step.loss for step in train(GPT(SHAPE, weights), data, config)]
+
+    first = losses(0, 0)
+    assert losses(0, 0) == first
+    assert losses(0, 1) != first
+
+
+def test_one_window_is_learned_by_heart():
+    model = GPT(SHAPE)
+    config = TrainingConfig(steps=100, batch_size=5, learning_rate=1e-2, min_learning_rate=1e-3, warmup=10)
+    losses = [step.loss for step in train(model, DATA, config)]
+    assert losses[-1] < 0.05
+    assert str(generate(model, TOKENIZER, TEXT[:1], max_new_tokens=CONTEXT, temperature=0)) == TEXT[1:]
+
+
+def test_loss_that_is_no_number_stops_the_training():
+    config = TrainingConfig(steps=9, batch_size=5, learning_rate=1e30, warmup=0)
+    with pytest.raises(
+        LamaError, match=r"the loss must stay a number; got loss=.*, gradient norm=.* at step [23]\. Lower the learning rate"
+    ):
+        list(train(GPT(SHAPE), DATA, config))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"batch_size": -3}, "batch_size must be at least 1; got -3"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0; got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0; got nan"),
+        ({"seed": -1}, "seed must be 0 or above; got -1"),
+    ],
+)
+def test_training_config_refuses_what_is_out_of_range(options, message):
+    with pytest.raises(UsageError, match=message):
+        TrainingConfig(**options)
+
+
+def test_corpus_shorter_than_a_window_is_named():
+    with pytest.raises(LamaError, match=f"longer than context_length; got 7 tokens .*context_length={CONTEXT}"):
+        next(train(GPT(SHAPE), DATA[:7], CONFIG))
