@@ -8,7 +8,6 @@ beside the model, because shared machines change speed from one second to the ne
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 from tinygrad import Device, dtypes
 from tinygrad.nn.state import get_parameters
 
-from lama.compiler import ensure_compiler
+from lama.compiler import cores, ensure_compiler
 from lama.generation import Decoder
 from lama.models.gpt import GPT, GPT2_CONFIGS
 
@@ -70,9 +69,8 @@ def main() -> None:
 
 def make_reader(size: int = 1 << 28) -> Callable[[], float]:
     """A function that reads `size` bytes with numpy on all cores and returns bytes per second, the best of three."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = np.array_split(np.ones(size // 4, np.float32), cores)
-    pool = ThreadPoolExecutor(cores)
+    parts = np.array_split(np.ones(size // 4, np.float32), cores())
+    pool = ThreadPoolExecutor(cores())
 
     def read() -> float:
         best = float("inf")

@@ -77,9 +77,10 @@ def attempt(check: Callable[[], Iterator[Line]], before: list[Line], verbose: bo
 
 
 def machine() -> Iterator[Line]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from lama.compiler import cores
+
     memory = f", {memory_bytes() / 2**30:.1f} GiB of memory" if memory_bytes() else ""
-    yield Line("machine", f"{platform.system()} {platform.machine()}, {cores} cores{memory}")
+    yield Line("machine", f"{platform.system()} {platform.machine()}, {cores()} cores{memory}")
     yield Line("machine", f"Python {platform.python_version()} at {sys.executable}")
 
 

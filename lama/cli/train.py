@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     corpus = read_corpus(args.corpus) if args.corpus else default_corpus()
     tokenizer: Tokenizer = CharacterTokenizer(corpus.text) if args.tokenizer == "character" else ByteTokenizer()
-    learn, heldout = split(encode_corpus(tokenizer, corpus.text))
-    windows = evaluation_windows(heldout, args.context_length, max(1, EVALUATION_TOKENS // args.context_length))
     config = TrainingConfig(args.steps, args.batch_size, args.learning_rate, args.learning_rate / 10, min(50, args.steps), seed=args.seed)
     try:
         shape = GPTConfig(tokenizer.vocab_size, args.context_length, args.d_model, args.n_layers, args.n_heads, bias=False)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    learn, heldout = split(encode_corpus(tokenizer, corpus.text))
+    windows = evaluation_windows(heldout, args.context_length, max(1, EVALUATION_TOKENS // args.context_length))
     model = GPT(shape, args.seed)
 
     heading(f"The corpus: {corpus.name}")
@@ -153,7 +153,8 @@ def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int = SAMPLE_TO
 def opening(text: str, context_length: int) -> str:
     """The first line of the text, cut to half a window: the prompt of the samples."""
     line = next(line for line in text.splitlines() if line.strip())
-    return line[: max(1, context_length // 2)] + "\n"
+    end = "\n" if "\n" in text else ""  # a tokenizer of the text's characters knows no others
+    return line[: max(1, context_length // 2)] + end
 
 
 def table(untrained: float, bigram: float, trained: float) -> str:
