@@ -16,7 +16,7 @@ PACKAGE = Path(lama.__file__).parent
 LAYERS = (
     {"errors"},
     {"shapes", "compiler"},
-    {"device"},
+    {"device", "jit"},
     {"kernels"},
     {"masks", "cache", "taps"},
     {"layers"},

@@ -1,8 +1,11 @@
 """Prefill and decode: a model, its cache, and the steps that TinyJit captures."""
 
-import numpy as np
-from tinygrad import Tensor, TinyJit, UOp, dtypes
+from collections.abc import Callable
 
+import numpy as np
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.jit import capture_at_once
 from lama.models.gpt import GPT
 
 SMALLEST_BUCKET = 16
@@ -23,8 +26,8 @@ class Decoder:
     def __init__(self, model: GPT, batch: int = 1, jit: bool = True):
         self.model, self.batch, self.position = model, batch, 0
         self.cache = model.new_cache(batch)
-        self._capture = TinyJit if jit else (lambda step: step)
-        self._prefills = {}  # type: ignore[var-annotated]
+        self._capture = capture_at_once if jit else (lambda step: step)
+        self._prefills: dict[int, Callable[..., Tensor]] = {}
         self._decode = self._capture(self._decode_step)
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:

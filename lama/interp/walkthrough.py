@@ -34,7 +34,7 @@ def explain_corpus(corpus: Corpus, tokenizer: Tokenizer, train: np.ndarray, held
 def explain_window(tokenizer: Tokenizer, inputs: np.ndarray, targets: np.ndarray) -> str:
     """One window, inputs and targets (T,): the targets are the inputs, one step later."""
     lines = [f"a window is {len(inputs)} tokens; each position has to guess the token that follows it:"]
-    for t in (0, 1, 2, len(inputs) - 1):
+    for t in sorted({0, 1, 2, len(inputs) - 1} & set(range(len(inputs)))):
         seen = inputs[max(0, t - 15) : t + 1]
         dots = "..." if t > 15 else ""
         lines.append(f"  position {t:3d}  sees {dots}{show_tokens(tokenizer, seen)}   target {show_tokens(tokenizer, [targets[t]])}")

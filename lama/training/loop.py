@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tinygrad import Context, Tensor, TinyJit
+from tinygrad import Context, Tensor
 from tinygrad.nn.optim import AdamW, OptimizerGroup
-from tinygrad.nn.state import get_parameters
+from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.data import batch
 from lama.errors import LamaError, UsageError
+from lama.jit import capture_at_once
 from lama.models.gpt import GPT
 from lama.training.loss import cross_entropy
 from lama.training.schedule import cosine
@@ -93,7 +94,9 @@ def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Iterator[Step
     optimizer = make_optimizer(model, config)
     rates = [group.lr for group in optimizer.optimizers]
 
-    @TinyJit
+    Tensor.realize(*get_state_dict(optimizer).values())
+
+    @capture_at_once
     def update(inputs: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         loss = cross_entropy(model(inputs), targets).backward()
@@ -115,7 +118,7 @@ def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Iterator[Step
                 f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {step + 1}. Lower the learning rate"
             )
         durations = [*durations[-19:], time.perf_counter() - began]
-        if step < 3:  # the first step compiles, the second captures
+        if step < 2:  # the first step compiles
             durations = durations[-1:]
         mean = sum(durations) / len(durations)
         yield Step(step + 1, loss, rate, norm, config.batch_size * context / mean, mean * (config.steps - step - 1))

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor
 
+from lama.jit import capture_at_once
 from lama.models.gpt import GPT
 from lama.shapes import Float, Int
 
@@ -27,7 +28,7 @@ class Evaluator:
 
     def __init__(self, model: GPT, windows: tuple[np.ndarray, np.ndarray], batch_size: int):
         self.windows, self.batch_size = windows, min(batch_size, len(windows[0]))
-        self._losses = TinyJit(lambda inputs, targets: cross_entropy(model(inputs), targets).realize())
+        self._losses = capture_at_once(lambda inputs, targets: cross_entropy(model(inputs), targets).realize())
 
     def __call__(self) -> float:
         inputs, targets = self.windows
