@@ -19,6 +19,7 @@ from lama.checkpoints.stored import first_line
 from lama.compiler import cache_folder
 from lama.errors import LamaError
 
+EMBEDDED = "lama-bytes"  # the model that ships with lama, in weights/
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -1,6 +1,7 @@
 """The command line: one file a verb; here they meet, and here errors become one line and an exit code."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C, 141 for a closed pipe."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: a model may write any character
     verbose = any(word in ("-v", "--verbose") for word in argv)
     try:
         args = make_parser().parse_args(argv)

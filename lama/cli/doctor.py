@@ -16,8 +16,6 @@ from typing import Any
 
 from lama.errors import LamaError
 
-EMBEDDED = "lama-bytes"
-
 
 @dataclass(frozen=True)
 class Line:
@@ -207,7 +205,7 @@ def kernel() -> Iterator[Line]:
 
 def weights() -> Iterator[Line]:
     """Where GPT-2 and the model that ships were looked for, and what is there; nothing is downloaded."""
-    from lama.checkpoints.hub import NotFound, find, weight_folders
+    from lama.checkpoints.hub import EMBEDDED, NotFound, find, weight_folders
 
     yield Line("weights", f"looked for in {', '.join(map(str, weight_folders()))} and the Hugging Face cache")
     for name in ("gpt2", EMBEDDED):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lama.generation import Generation
 
 DTYPES = ("float32", "float16", "bfloat16")
-EMBEDDED = "lama-bytes"
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -118,7 +117,7 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 def load_model(args: argparse.Namespace) -> Any:
     """(name, model, tokenizer): the model asked for, else GPT-2, else the one that ships with lama."""
-    from lama.checkpoints import NotFound, load
+    from lama.checkpoints import EMBEDDED, NotFound, load
 
     options = {"dtype": args.dtype, "offline": args.offline, "revision": args.revision}
     if args.model is not None:

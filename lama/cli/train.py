@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -108,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     heading("What it learned")
     print(f"{prompt}{sample(model, tokenizer, prompt, 2 * SAMPLE_TOKENS)}\n")
     print(table(untrained, baselines["bigram"], trained))
-    print(f"\nsaved in {args.out}. Continue any text with it:\n  python gpt.py -m {args.out} -p {prompt.strip()!r}")
+    again = shlex.join(["python", "gpt.py", "-m", str(args.out), "-p", prompt.strip()])
+    print(f"\nsaved in {args.out}. Continue any text with it:\n  {again}")
     if done < config.steps:
         return 130
     if trained >= min(untrained, baselines["bigram"]):
@@ -193,8 +195,8 @@ def save_model(args: argparse.Namespace, model: "GPT", tokenizer: "Tokenizer", n
 def command_line(args: argparse.Namespace) -> str:
     """The command that trains the same model again."""
     skip = ("run", "verb", "verbose", "out")
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if name not in skip and value is not None]
-    return "lama train " + " ".join(words)
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in vars(args).items() if name not in skip and value is not None]
+    return shlex.join(["lama", "train", *(word for pair in words for word in pair)])
 
 
 def heading(text: str) -> None:

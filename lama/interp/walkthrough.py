@@ -15,7 +15,7 @@ from lama.tokenizers import Tokenizer
 SHOWN = 6  # positions that a printed matrix shows
 
 
-def show_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+def show_tokens(tokenizer: Tokenizer, ids: Iterable[int] | np.ndarray) -> str:
     """Each token between bars, so that spaces and line ends can be seen: `I|n|␣|t|h|e`."""
     return "|".join(repr(tokenizer.decode([int(i)]))[1:-1] for i in ids)
 
