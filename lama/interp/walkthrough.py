@@ -1,6 +1,7 @@
 """A model explained on its own data: the corpus, one window, attention step by step, the parameters. Strings, for any output."""
 
 from collections.abc import Iterable, Sequence
+from typing import SupportsInt
 
 import numpy as np
 from tinygrad import Tensor
@@ -15,7 +16,7 @@ from lama.tokenizers import Tokenizer
 SHOWN = 6  # positions that a printed matrix shows
 
 
-def show_tokens(tokenizer: Tokenizer, ids: Iterable[int] | np.ndarray) -> str:
+def show_tokens(tokenizer: Tokenizer, ids: Iterable[SupportsInt]) -> str:
     """Each token between bars, so that spaces and line ends can be seen: `I|n|␣|t|h|e`."""
     return "|".join(repr(tokenizer.decode([int(i)]))[1:-1] for i in ids)
 
@@ -93,10 +94,10 @@ def format_shape(shape: Sequence[object]) -> str:
 def matrix(values: np.ndarray, labels: list[str]) -> str:
     """A small labelled matrix; booleans as 1 and ., NaN as a dot."""
 
-    def cell(value: float) -> str:
+    def cell(value: np.generic) -> str:
         if values.dtype == bool:
             return "1" if value else "."
-        return "." if np.isnan(value) else f"{value:.2f}"
+        return "." if np.isnan(float(value)) else f"{value:.2f}"
 
     head = " " * 6 + "".join(f"{label:>7}" for label in labels)
     return "\n".join([head] + [f"  {label:>4}" + "".join(f"{cell(v):>7}" for v in row) for label, row in zip(labels, values, strict=True)])

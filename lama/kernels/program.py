@@ -31,7 +31,7 @@ class Kernel:
     def source(self) -> str:
         folder = resources.files("lama.kernels")
         macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), *self.macros))
-        return macros + folder.joinpath("vectors.h").read_text() + folder.joinpath(self.file).read_text()
+        return macros + folder.joinpath("vectors.h").read_text("utf-8") + folder.joinpath(self.file).read_text("utf-8")
 
     def __call__(self, shape: tuple[int, ...], *inputs: Tensor, gradient: Gradient | None = None) -> Tensor:
         """Run on `inputs`, made contiguous; the result is float32 of `shape`.
