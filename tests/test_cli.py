@@ -1,0 +1,495 @@
+"""The command line: one line on standard error and the right exit code for every mistake, and nothing but text on standard output."""
+
+import io
+import json
+import math
+import os
+import pickle
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import fill
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+import lama
+from lama.checkpoints import hub
+from lama.cli import main, make_parser
+from lama.cli.train import command_line, opening, table
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import ByteTokenizer
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def save(folder: Path, context_length: int) -> Path:
+    """A random model of bytes."""
+    model = GPT(GPTConfig(256, context_length, d_model=6, n_layers=1, n_heads=2, d_mlp=17), seed=None)
+    fill(model)
+    lama.save(folder, model, ByteTokenizer())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save(tmp_path_factory.mktemp("models") / "tiny", 43))
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose context is not full for a long time."""
+    return str(save(tmp_path_factory.mktemp("models") / "endless", 30011))
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command here; its exit code, standard output and standard error."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(argv)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No weights, an empty cache; returns the current folder's `weights`."""
+    from huggingface_hub import constants
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(hub, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "cwd" / "weights"
+
+
+def assert_refused(result: tuple[int, str, str], code: int, *parts: str) -> None:
+    """One line on standard error that holds all of `parts`, nothing on standard output."""
+    got, out, err = result
+    assert err.startswith("lama: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    for part in parts:
+        assert part in err
+    assert (got, out) == (code, "")
+
+
+def copy(folder: str, to: Path) -> Path:
+    to.mkdir()
+    for path in Path(folder).iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+# --- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-p", ""], "prompt must not be empty; got nothing from the command line. Give some text to continue"),
+        ([], "a prompt must come from one place: give -p TEXT, -p - for standard input, or --prompt-file FILE"),
+        (["-p", "x", "--prompt-file", "y"], "a prompt must come from one place"),
+        (["-p", "x" * 44], "prompt has 44 tokens but context_length is 43; shorten it or pass --window"),
+        (["-p", "x", "--temperature", "-1"], "temperature must be 0 (greedy) or above; got -1.0"),
+        (["-p", "x", "--temperature", "nan"], "temperature must be 0 (greedy) or above; got nan"),
+        (["-p", "x", "--top-p", "0"], "top_p must be above 0 and at most 1; got 0.0"),
+        (["-p", "x", "--top-p", "1.5"], "top_p must be above 0 and at most 1; got 1.5"),
+        (["-p", "x", "--top-k", "-3"], "top_k must be 0 (keep all) or above; got -3"),
+        (["-p", "x", "--min-p", "2"], "min_p must be between 0 and 1; got 2.0"),
+        (["-p", "x", "--repetition-penalty", "0"], "repetition_penalty must be above 0; 1 changes nothing; got 0.0"),
+        (["-p", "x", "-n", "0"], "max_new_tokens must be at least 1; got 0"),
+        (["-p", "x", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
+        (["-p", "x", "--seed", "-1"], "seed must be 0 or above; got -1"),
+        (["-p", "x", "--stop", ""], "stop must be a non-empty string"),
+        (["-p", "x", "--nonsense"], "unrecognized arguments: --nonsense. See lama"),
+        (["-p", "x", "-n", "many"], "argument -n/--max-new-tokens: invalid int value: 'many'. See lama generate --help"),
+        (["-p", "x", "--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
+        (["-p", "x", "--device", "ABACUS"], "device must be one that tinygrad can open here"),
+    ],
+)
+def test_wrong_usage_of_generate_exits_2(run, tiny, argv, message):
+    assert_refused(run("generate", "-m", tiny, *argv), 2, message)
+
+
+@pytest.mark.parametrize("argv", [["--temperature", "-1"], ["-n", "0"], ["--seed", "-1"], ["--stop", ""], ["--num-samples", "0"]])
+def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, argv):
+    assert_refused(run("generate", "-m", "gpt2", "--offline", "-p", "x", *argv), 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: VERB. See lama --help"),
+        (["explode"], "invalid choice: 'explode'"),
+        (["train", "--steps", "0"], "steps must be at least 1; got 0"),
+        (["train", "--batch-size", "0"], "batch_size must be at least 1; got 0"),
+        (["train", "--context-length", "0"], "context_length must be at least 1; got context_length=0"),
+        (["train", "--d-model", "30"], "d_model must be a multiple of n_heads; got d_model=30, n_heads=4"),
+        (["train", "--learning-rate", "0"], "learning_rate must be above 0; got 0.0"),
+        (["train", "--seed", "-1"], "seed must be 0 or above; got -1"),
+        (["train", "--tokenizer", "words"], "argument --tokenizer: invalid choice: 'words'"),
+    ],
+)
+def test_wrong_usage_of_other_verbs_exits_2(run, tmp_path, argv, message):
+    corpus = write(tmp_path / "corpus.txt", CORPUS)
+    assert_refused(run(*argv, *(["--corpus", corpus, "--out", str(tmp_path / "out")] if argv[:1] == ["train"] else [])), 2, message)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["generate", "--help"])
+    assert exit.value.code == 0
+    out, err = capsys.readouterr()
+    words = "--prompt --prompt-file --model --max-new-tokens --temperature --top-k --top-p --min-p --repetition-penalty --seed --stop"
+    for option in (*words.split(), "--num-samples", "--window", "--dtype", "--device", "--offline", "--no-stream", "--json", "--verbose"):
+        assert option in out
+    assert err == ""
+
+
+# --- input that cannot be used
+
+
+def test_prompt_file_that_cannot_be_read_is_named(run, tiny, tmp_path):
+    generate = ["generate", "-m", tiny, "--prompt-file"]
+    assert_refused(run(*generate, str(tmp_path / "none")), 1, f"prompt file must be readable; got {tmp_path / 'none'} (No such file")
+    assert_refused(run(*generate, str(tmp_path)), 1, "prompt file must be readable", "directory")
+    (tmp_path / "latin").write_bytes("caf\xe9s".encode("latin-1"))
+    assert_refused(
+        run(*generate, str(tmp_path / "latin")), 1, f"prompt must be UTF-8 text; got byte 0xe9 at offset 3 of {tmp_path / 'latin'}"
+    )
+    (tmp_path / "empty").touch()
+    assert_refused(run(*generate, str(tmp_path / "empty")), 2, f"prompt must not be empty; got nothing from {tmp_path / 'empty'}")
+
+
+def test_prompt_that_was_not_utf8_on_the_command_line_is_refused(run, tiny):
+    assert_refused(
+        run("generate", "-m", tiny, "-p", b"caf\xe9".decode("utf-8", "surrogateescape")), 1, "got byte 0xe9 at offset 3 of the command"
+    )
+
+
+def test_standard_input_that_is_not_utf8_is_refused(run, tiny, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfeh\x00")))
+    assert_refused(run("generate", "-m", tiny, "-p", "-"), 1, "prompt must be UTF-8 text; got byte 0xff at offset 0 of standard input")
+
+
+def test_unknown_model_is_answered_with_near_names(run, nothing_here):
+    assert_refused(run("generate", "-m", "gtp2", "-p", "x"), 1, "got 'gtp2'. Did you mean gpt2", "Looked in: ")
+
+
+def test_path_without_a_model_is_named(run, tmp_path):
+    assert_refused(run("generate", "-m", str(tmp_path / "none"), "-p", "x"), 1, f"got {tmp_path / 'none'}, nothing there")
+    assert_refused(run("generate", "-m", str(tmp_path), "-p", "x"), 1, f"got {tmp_path}, a folder without config.json")
+
+
+def test_gpt2_that_cannot_be_had_is_an_error_when_asked_for(run, nothing_here):
+    assert_refused(run("generate", "-m", "gpt2", "--offline", "-p", "x"), 1, "gpt2")
+
+
+def test_truncated_safetensors_are_refused(run, tiny, tmp_path):
+    weights = copy(tiny, tmp_path / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    assert_refused(run("generate", "-m", str(tmp_path / "cut"), "-p", "x"), 1, str(weights))
+    weights.write_bytes(b"")
+    assert_refused(run("generate", "-m", str(tmp_path / "cut"), "-p", "x"), 1, str(weights))
+
+
+def test_pickle_that_would_run_code_is_refused(run, tiny, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    folder = copy(tiny, tmp_path / "evil")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    assert_refused(run("generate", "-m", str(folder), "-p", "x"), 1, "must hold tensors only; got posix.system in its pickle")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_config_that_disagrees_with_the_tensors_is_refused(run, tiny, tmp_path):
+    config = copy(tiny, tmp_path / "other") / "config.json"
+    fields = json.loads(config.read_text())
+    fields["config"] |= {"d_mlp": 19, "n_layers": 2}
+    config.write_text(json.dumps(fields))
+    assert_refused(run("generate", "-m", str(tmp_path / "other"), "-p", "x"), 1, "blocks.1.", "blocks.0.mlp.up.weight", "19", "17")
+
+
+def test_config_that_is_not_json_is_refused(run, tiny, tmp_path):
+    config = copy(tiny, tmp_path / "other") / "config.json"
+    config.write_text("{")
+    assert_refused(run("generate", "-m", str(tmp_path / "other"), "-p", "x"), 1, str(config))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, bad):
+    model = GPT(GPTConfig(256, 43, d_model=6, n_layers=1, n_heads=2, d_mlp=17))
+    parameter = get_state_dict(model)["blocks.0.mlp.up.weight"]
+    parameter.assign(Tensor(np.where(np.arange(17 * 6).reshape(17, 6) == 50, np.float32(bad), parameter.numpy()))).realize()
+    lama.save(tmp_path / "bad", model, ByteTokenizer())
+    assert_refused(
+        run("generate", "-m", str(tmp_path / "bad"), "-p", "x"), 1, "must be finite; got NaN or infinity in blocks.0.mlp.up.weight"
+    )
+
+
+def test_verbose_adds_the_traceback(run, tmp_path):
+    code, out, err = run("generate", "-v", "-m", str(tmp_path / "none"), "-p", "x")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):") and err.splitlines()[-1].startswith("lama: model must be")
+
+
+# --- generation
+
+
+def test_text_is_all_there_is_on_standard_output(run, tiny):
+    code, streamed, err = run("generate", "-m", tiny, "-p", "Once upon", "-n", "9", "--seed", "3")
+    assert (code, err) == (0, "")
+    model, tokenizer = lama.load(tiny)
+    assert streamed == f"Once upon{lama.generate(model, tokenizer, 'Once upon', max_new_tokens=9, seed=3)}\n"
+    assert run("generate", "-m", tiny, "-p", "Once upon", "-n", "9", "--seed", "3", "--no-stream") == (0, streamed, "")
+
+
+def test_prompt_comes_from_a_file_or_standard_input_as_it_is(run, tiny, tmp_path, monkeypatch):
+    prompt = "zwei\nZeilen – ünd mehr\n"
+    options = ["-m", tiny, "-n", "5", "--temperature", "0"]
+    expected = run("generate", "-p", prompt, *options)
+    assert expected[0] == 0 and expected[1].startswith(prompt)
+    assert run("generate", "--prompt-file", write(tmp_path / "prompt", prompt), *options) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt.encode())))
+    assert run("generate", "-p", "-", *options) == expected
+
+
+def test_json_is_one_object_with_all_that_was_asked(run, tiny):
+    code, out, err = run("generate", "-m", tiny, "-p", "né", "-n", "7", "--seed", "3", "--num-samples", "2", "--json")
+    assert (code, err) == (0, "") and out.count("\n") == 1
+    report: dict[str, Any] = json.loads(out)
+    assert list(report) == ["model", "prompt", "prompt_tokens", "samples", "timing"]
+    assert (report["model"], report["prompt"], report["prompt_tokens"]) == (tiny, "né", [110, 195, 169])
+    model, tokenizer = lama.load(tiny)
+    for sample, seed in zip(report["samples"], (3, 4), strict=True):
+        expected = lama.generate(model, tokenizer, "né", max_new_tokens=7, seed=seed)
+        assert sample == {"text": str(expected), "tokens": expected.tokens, "finish_reason": "length"}
+        assert len(sample["tokens"]) == 7
+    assert report["samples"][0] != report["samples"][1]
+    assert list(report["timing"]) == ["load_s", "first_token_s", "tokens_per_s"]
+    assert all(value > 0 for value in report["timing"].values())
+
+
+def test_json_of_one_token_has_no_rate(run, tiny):
+    assert json.loads(run("generate", "-m", tiny, "-p", "x", "-n", "1", "--json")[1])["timing"]["tokens_per_s"] is None
+
+
+def test_num_samples_are_the_texts_of_successive_seeds(run, tiny):
+    both = run("generate", "-m", tiny, "-p", "x", "-n", "5", "--seed", "3", "--num-samples", "2")[1]
+    assert both == "".join(run("generate", "-m", tiny, "-p", "x", "-n", "5", "--seed", seed)[1] for seed in "34")
+
+
+def test_stop_ends_the_text(run, tiny):
+    options = ["-m", tiny, "-p", "x", "-n", "20", "--temperature", "0", "--json"]
+    text = json.loads(run("generate", *options)[1])["samples"][0]["text"]
+    stop = text[5]
+    sample = json.loads(run("generate", *options, "--stop", "not in it", "--stop", stop)[1])["samples"][0]
+    assert (sample["text"], sample["finish_reason"]) == (text[: text.index(stop)], "stop")
+
+
+def test_full_context_ends_the_text_and_window_goes_on_and_says_so(run, tiny):
+    options = ["-m", tiny, "-p", "x" * 40, "-n", "9", "--json"]
+    code, out, err = run("generate", *options)
+    sample = json.loads(out)["samples"][0]
+    assert (code, err, len(sample["tokens"]), sample["finish_reason"]) == (0, "", 4, "length")
+    code, out, err = run("generate", *options, "--window")
+    assert (code, err) == (0, "lama: context of 43 tokens is full; went on with the last 21\n")
+    assert len(json.loads(out)["samples"][0]["tokens"]) == 9
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_generates(run, tiny, dtype):
+    code, out, err = run("generate", "-m", tiny, "-p", "x", "-n", "3", "--dtype", dtype, "-v", "--json")
+    assert code == 0 and len(json.loads(out)["samples"][0]["tokens"]) == 3
+    assert f"{dtype} on " in err
+
+
+def test_verbose_tells_what_ran_on_standard_error(run, tiny):
+    code, out, err = run("generate", "-m", tiny, "-p", "x", "-n", "3", "-v")
+    assert code == 0 and "GPT, " not in out
+    assert f"lama: {tiny}: GPT, " in err and "lama: first token after " in err and "tokens/s" in err
+
+
+def test_default_model_is_the_one_that_ships_where_gpt2_cannot_be_had(run, tiny, nothing_here):
+    nothing_here.mkdir()
+    copy(tiny, nothing_here / "lama-bytes")
+    code, out, err = run("generate", "--offline", "-p", "x", "-n", "3")
+    assert code == 0 and out.startswith("x")
+    assert err.startswith("lama: GPT-2's weights are neither here nor to be downloaded: using lama-bytes") and err.count("\n") == 1
+    assert "weights/gpt2/" in err
+
+
+def test_default_model_is_gpt2_where_it_is(run, tiny, nothing_here):
+    nothing_here.mkdir()
+    copy(tiny, nothing_here / "gpt2")
+    code, out, err = run("generate", "--offline", "-p", "x", "-n", "3", "--json")
+    assert (code, err, json.loads(out)["model"]) == (0, "", "gpt2")
+
+
+# --- processes: signals and pipes
+
+
+def start(*argv: str, **options: Any) -> "subprocess.Popen[bytes]":
+    """A new process of lama; Ctrl-C reaches it as it would in a terminal."""
+    command = [sys.executable, "-m", "lama", *argv]
+    default_signals = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  (a job in the background ignores Ctrl-C)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals, **options)
+
+
+def test_ctrl_c_ends_generation_with_130_and_one_line(endless):
+    process = start("generate", "-m", endless, "-p", "x", "-n", "30000")
+    assert process.stdout is not None and process.stdout.read(3)[:1] == b"x"  # it is writing
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith(b"lama: interrupted after ") and err.count(b"\n") == 1
+    assert out.endswith(b"\n")
+
+
+def test_closed_pipe_ends_generation_with_141_and_one_line(endless):
+    process = start("generate", "-m", endless, "-p", "x", "-n", "30000")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(3)
+    process.stdout.close()
+    assert process.stderr.read() == b"lama: standard output was closed; stopped\n"
+    assert process.wait(timeout=60) == 141
+
+
+def test_pipe_that_was_closed_before_the_text_came_ends_with_141(tiny):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lama", "generate", "-m", tiny, "-p", "x", "-n", "2", "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"lama: standard output was closed; stopped\n")
+
+
+def test_text_is_utf8_whatever_the_locale(tiny):
+    process = start(
+        "generate", "-m", tiny, "-p", "né 🦙", "-n", "2", env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("né 🦙".encode())
+
+
+# --- training
+
+CORPUS = "the cat sat on the mat, and the dog sat on the cat.\n" * 150
+SMALL = ["--d-model", "22", "--n-layers", "1", "--n-heads", "2", "--context-length", "19", "--batch-size", "7", "--learning-rate", "1e-2"]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_train_writes_a_model_that_runs_and_beats_counting(run, tmp_path):
+    corpus, out_folder = write(tmp_path / "cats.txt", CORPUS), tmp_path / "out"
+    code, out, err = run("train", "--corpus", corpus, "--out", str(out_folder), "--steps", "240", *SMALL, "-v")
+    assert code == 0, err
+    for part in ("The corpus: cats.txt", "A window of it", "pattern: what is left after mask and softmax", "What there is to learn"):
+        assert part in out
+    for part in (
+        "step 60: loss ",
+        "step 120: loss ",
+        "step 180: loss ",
+        "metric",
+        "untrained",
+        "n-gram (2)",
+        f"python gpt.py -m {out_folder}",
+    ):
+        assert part in out
+    notes = json.loads((out_folder / "config.json").read_text())["training"]
+    losses = notes["heldout_loss_nats_per_token"]
+    assert losses["trained"] < losses["bigram"] < losses["untrained"]
+    assert (notes["steps"], notes["tokens_seen"]) == (240, 240 * 7 * 19)
+    assert notes["command"].startswith(f"lama train --corpus {corpus} --tokenizer bytes --steps 240 ")
+    code, text, err = run("generate", "-m", str(out_folder), "-p", "the cat", "-n", "12", "--temperature", "0")
+    assert (code, err) == (0, "") and text.startswith("the cat") and set(text) <= set(CORPUS)
+
+
+def test_train_exits_1_when_counting_is_better(run, tmp_path):
+    corpus, out_folder = write(tmp_path / "cats.txt", CORPUS), tmp_path / "out"
+    code, out, err = run("train", "--corpus", corpus, "--out", str(out_folder), "--steps", "1", *SMALL)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("lama: the trained model must beat the bigram baseline; got ")
+    assert "Traceback" not in err and "saved in" in out and (out_folder / "config.json").exists()
+
+
+def test_ctrl_c_saves_what_was_trained(run, tmp_path):
+    corpus, out_folder = write(tmp_path / "cats.txt", CORPUS), tmp_path / "out"
+    process = start("train", "--corpus", corpus, "--out", str(out_folder), "--steps", "1000000", *SMALL)
+    assert process.stderr is not None
+    progress = b""
+    while b"gradient" not in progress:  # of the progress bar, so a step is done
+        chunk = os.read(process.stderr.fileno(), 4096)
+        assert chunk, progress
+        progress += chunk
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    lines = [line for line in err.decode().replace("\r", "\n").splitlines() if line.startswith("lama: ")]
+    assert len(lines) == 1 and lines[0].startswith("lama: interrupted after step ") and b"Traceback" not in err
+    assert b"saved in" in out
+    assert run("generate", "-m", str(out_folder), "-p", "the", "-n", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "a corpus must be a file that can be read; got {path}: No such file"),
+        (b"", "a corpus must hold some text; got an empty file, {path}"),
+        (b" \n\n ", "a corpus must hold some text; got an empty file, {path}"),
+        (b"text\x00text", "a corpus must be text; got byte 0x00 at offset 4 of {path}"),
+        (b"caf\xe9 text", "a corpus must be UTF-8 text; got byte 0xe9 at offset 3 of {path}"),
+        (b"too short", "a corpus must be longer than context_length; got 1 tokens"),
+    ],
+)
+def test_corpus_that_cannot_be_used_is_refused(run, tmp_path, content, message):
+    path = tmp_path / "corpus.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert_refused(run("train", "--corpus", str(path), "--out", str(tmp_path / "out")), 1, message.format(path=path))
+
+
+def test_out_that_would_lose_something_is_refused(run, tmp_path):
+    corpus = write(tmp_path / "corpus.txt", CORPUS)
+    assert_refused(run("train", "--corpus", corpus, "--out", corpus), 2, f"--out must be a folder; got the file {corpus}")
+    assert_refused(run("train", "--corpus", corpus, "--out", str(tmp_path)), 2, "--out must be a new folder", "holds other things")
+    below = str(Path(corpus) / "below")
+    assert_refused(run("train", "--corpus", corpus, "--out", below), 1, f"--out must be a folder that can be written; got {below}")
+
+
+def test_opening_is_a_prompt_that_the_corpus_can_spell():
+    assert opening("\n\nIn the beginning\nGod created", 64) == "In the beginning\n"
+    assert opening("In the beginning\n", 8) == "In t\n"
+    assert opening("In the beginning", 64) == "In the beginning"
+
+
+def test_table_gives_loss_bits_and_perplexity():
+    lines = [[cell.strip() for cell in line.split("|")] for line in table(math.log(256), 2.5, 0.6931).splitlines()]
+    assert lines == [
+        ["metric", "untrained", "n-gram (2)", "trained"],
+        ["loss, nats per token", "5.545", "2.500", "0.693"],
+        ["bits per token", "8.000", "3.607", "1.000"],
+        ["perplexity", "256.00", "12.18", "2.00"],
+    ]
+
+
+def test_command_line_trains_the_same_model_again(tmp_path):
+    args = make_parser().parse_args(["train", "--steps", "7", "--seed", "3", "--corpus", "a b.txt", "-v"])
+    again = make_parser().parse_args(shlex.split(command_line(args))[1:])
+    assert {**vars(again), "verbose": True} == vars(args)
