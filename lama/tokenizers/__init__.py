@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, GPT-2's BPE, and other Hugging Face byte-level BPE folders."""
+"""Text to token ids and back: bytes, characters, GPT-2's BPE, a BPE of your own text, and Hugging Face's byte-level BPE folders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from lama.tokenizers.base import StreamDecoder, Tokenizer
 from lama.tokenizers.basic import ByteTokenizer, CharacterTokenizer
 from lama.tokenizers.bpe import BytePairTokenizer, gpt2_tokenizer
 from lama.tokenizers.huggingface import SAVED_IN, load_huggingface_tokenizer
+from lama.tokenizers.training import train_bpe
 
 KINDS = ("bytes", "character", "gpt2", "huggingface")
 
@@ -38,4 +39,5 @@ __all__ = [
     "gpt2_tokenizer",
     "load_huggingface_tokenizer",
     "tokenizer_from_json",
+    "train_bpe",
 ]

@@ -62,7 +62,8 @@ class BytePairTokenizer:
 
         self.end_of_text = end_of_text
         self.add_prefix_space = add_prefix_space
-        self._spec, self._files = spec or {}, files or {}
+        self.files = files or {}
+        self._spec = spec or {}
         self._engine = tiktoken.Encoding("lama", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
         self._ids = ids
         self._bytes = dict(unmerged or {}) | {rank if ids is None else ids[rank]: token for token, rank in ranks.items()}
@@ -71,7 +72,7 @@ class BytePairTokenizer:
         self.vocab_size = max(self._bytes) + 1
         self._added = {token.content: token.id for token in added}
         tiers = [[token for token in added if token.late is late] for late in (False, True)]
-        self._splitters = [_splitter(tier) for tier in tiers if tier]
+        self._splitters = [splitter(tier) for tier in tiers if tier]
 
     def encode(self, text: str) -> list[int]:
         to_utf8(text)
@@ -121,12 +122,12 @@ class BytePairTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the files that the tokenizer was read from, where there were any, below `folder`."""
-        for name, content in self._files.items():
+        for name, content in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
 
-def _splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
+def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
     """Finds any of the tokens: the leftmost, then the longest."""
     longest_first = sorted(tokens, key=lambda token: -len(token.content))
     return re.compile("(" + "|".join(r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip for t in longest_first) + ")")

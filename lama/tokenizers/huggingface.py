@@ -22,6 +22,11 @@ def load_huggingface_tokenizer(folder: Path) -> BytePairTokenizer:
     if not folder.is_dir():
         raise LamaError(f"a tokenizer must be a folder; got {folder}")
     files = {name: (folder / name).read_bytes() for name in _NAMES if (folder / name).is_file()}
+    return tokenizer_of_files(files, folder)
+
+
+def tokenizer_of_files(files: Mapping[str, bytes], folder: Path) -> BytePairTokenizer:
+    """`load_huggingface_tokenizer` once the files are read; `folder` is for the error messages."""
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if name in files:

@@ -1,0 +1,106 @@
+"""`lama tokenizer`: train a byte-level BPE on a text, for `load_huggingface_tokenizer` and Hugging Face's `tokenizers`."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lama.errors import LamaError, UsageError
+
+if TYPE_CHECKING:
+    from lama.data import Corpus
+    from lama.tokenizers.training import Merge
+
+LONGEST = 10  # tokens shown
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+    parser = verbs.add_parser(
+        "tokenizer",
+        help="train a byte-pair tokenizer",
+        description="Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, tokenizer.json and "
+        "tokenizer_config.json, as Hugging Face's libraries read them, base.json (the bytes that occur in the corpus) and "
+        "tokens.txt (the corpus as tokens). The same corpus gives the same files.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("corpus", nargs="?", metavar="CORPUS", help="a UTF-8 text file, or - for standard input (default: the King James Bible)")
+    add("size", type=int, metavar="SIZE", help="entries in the vocabulary: 256 bytes, special tokens, and merges for the rest")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one of an earlier tokenizer, which is replaced")
+    add("--special", action="append", metavar="TOKEN", help="a special token, may be repeated (default <|endoftext|>)")
+    add("-v", "--verbose", action="store_true", help="show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    from lama.tokenizers.training import END_OF_TEXT, base_symbols, check_vocabulary, spelled_out, train_bpe
+
+    special = args.special or [END_OF_TEXT]
+    check_vocabulary(args.size, special)
+    check_out(args.out)
+    corpus = read(args.corpus)
+    n_bytes = len(corpus.text.encode())
+    print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
+    began = time.perf_counter()
+    tokenizer = train_bpe(corpus.text, args.size, special, lambda merges: watch(merges, args.size - 256 - len(special)))
+    seconds = time.perf_counter() - began
+
+    ids = tokenizer.encode(corpus.text)
+    files = {Path(name).name: content for name, content in tokenizer.files.items()}
+    vocabulary: dict[str, int] = json.loads(files["vocab.json"])
+    files["base.json"] = (json.dumps(base_symbols(corpus.text, special), ensure_ascii=False) + "\n").encode()
+    files["tokens.txt"] = spelled_out(ids, vocabulary).encode()
+    write(args.out, files)
+
+    print(f"{args.size:,} entries in {seconds:.1f} s: 256 bytes, {args.size - 256 - len(special):,} merges, {len(special)} special")
+    longest = sorted((tokenizer.decode_bytes([i]) for i in range(args.size - len(special))), key=len, reverse=True)[:LONGEST]
+    print(f"longest tokens: {', '.join(repr(token.decode(errors='replace')) for token in longest)}")
+    print(f"the corpus is {len(ids):,} tokens, {n_bytes / len(ids):.2f} bytes per token")
+    print(f"saved in {args.out}: {', '.join(sorted(files))}")
+    return 0
+
+
+def read(corpus: str | None) -> "Corpus":
+    from lama.data import default_corpus, read_corpus
+
+    if corpus is None:
+        return default_corpus()
+    return read_corpus(Path("/dev/stdin" if corpus == "-" else corpus))
+
+
+def watch(merges: "Iterable[Merge]", total: int) -> "Iterable[Merge]":
+    """A progress bar with rate and time left."""
+    from tqdm import tqdm
+
+    bar: Iterable[Merge] = tqdm(merges, total=total, unit="merge", desc="merging", file=sys.stderr, dynamic_ncols=True)
+    return bar
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before the work, a folder that cannot be written or that holds something else; changes nothing."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out must be a folder; got the file {out}")
+    if out.is_dir() and any(out.iterdir()) and not (out / "base.json").exists():
+        raise UsageError(f"--out must be a new folder or one with a trained tokenizer in it; got {out}, which holds other things")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise LamaError(f"--out must be a folder that can be written; got {out}, as {there} cannot")
+
+
+def write(out: Path, files: Mapping[str, bytes]) -> None:
+    """All files or none: they take their names when every one is on the disk."""
+    from lama.checkpoints.atomic import atomic_write
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LamaError(f"--out must be a folder that can be written; got {out} ({error.strerror})") from error
+    with ExitStack() as stack:
+        for name, content in files.items():
+            file = stack.enter_context(atomic_write(out / name))
+            file.write(content)
+            file.flush()

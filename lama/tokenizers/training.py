@@ -1,0 +1,189 @@
+"""Byte-level byte-pair encoding, learned from a text, and the files it is kept in.
+
+Source: Sennrich et al. 2016, section 3.2: the most frequent pair of neighbours becomes one symbol, again and again.
+Radford et al. 2019, section 2.2: symbols start as bytes, and none reaches across words, numbers and punctuation.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from operator import add
+from pathlib import Path
+
+from lama.errors import LamaError, UsageError
+from lama.tokenizers.base import to_utf8
+from lama.tokenizers.bpe import GPT2_PATTERN, AddedToken, BytePairTokenizer, byte_alphabet, splitter
+from lama.tokenizers.huggingface import tokenizer_of_files
+
+END_OF_TEXT = "<|endoftext|>"
+MAX_VOCAB_SIZE = 0x110000  # `learn_merges` writes an id as the character with that code point
+
+Merge = tuple[str, str]  # both parts in GPT-2's byte alphabet: ("Ġ", "t")
+
+
+def train_bpe(
+    text: str,
+    vocab_size: int,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    progress: Callable[[Iterable[Merge]], Iterable[Merge]] = iter,
+) -> BytePairTokenizer:
+    """A tokenizer with ids for the 256 bytes in GPT-2's order, for merges as they were learned, and for special tokens.
+
+    Together they are exactly `vocab_size`. The text is split at special tokens, and no merge is learned from them;
+    `<|endoftext|>`, or else the first of them, ends a text. `progress` may watch the merges as they come. Raises UsageError
+    for a size or special tokens that cannot be, LamaError for a text that yields too few merges.
+    """
+    check_vocabulary(vocab_size, special_tokens)
+    wanted = vocab_size - 256 - len(special_tokens)
+    merges = list(progress(islice(learn_merges(count_words(text, special_tokens)), wanted)))
+    if len(merges) < wanted:
+        raise LamaError(
+            f"the corpus must yield {wanted} merges for a vocabulary of {vocab_size}; got {len(merges)}. "
+            f"Give it more text, or ask for at most {vocab_size - wanted + len(merges)} entries"
+        )
+    return tokenizer_of_files(huggingface_files(merges, special_tokens), Path("the trained tokenizer"))
+
+
+def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
+    """Raises UsageError for a vocabulary that no text could give."""
+    for token in special_tokens:
+        if not token or token.split() != [token] or not token.isprintable() or token in byte_alphabet():
+            raise UsageError(f"a special token must be printable, without white space, and no single byte's name; got {token!r}")
+    if len(set(special_tokens)) < len(special_tokens):
+        raise UsageError(f"special tokens must differ from each other; got {', '.join(special_tokens)}")
+    least = 256 + len(special_tokens)
+    if not least <= vocab_size <= MAX_VOCAB_SIZE:
+        raise UsageError(
+            f"a vocabulary must have {least} entries (256 bytes, {len(special_tokens)} special) to {MAX_VOCAB_SIZE}; got {vocab_size}"
+        )
+
+
+def between_special_tokens(text: str, special_tokens: Sequence[str]) -> list[str]:
+    """`"a<|endoftext|>b"` gives `["a", "b"]`. Raises LamaError for lone surrogates."""
+    to_utf8(text)
+    return splitter([AddedToken(token, -1) for token in special_tokens]).split(text)[::2] if special_tokens else [text]
+
+
+def count_words(text: str, special_tokens: Sequence[str] = ()) -> Counter[str]:
+    """How often each pre-token of GPT-2's pattern occurs: `"the cat, the"` gives `{"the": 1, " cat": 1, ",": 1, " the": 1}`."""
+    import regex  # type: ignore[import-untyped]  # tiktoken's; here, so that importing lama stays light
+
+    pattern = regex.compile(GPT2_PATTERN)
+    return Counter(word.group() for part in between_special_tokens(text, special_tokens) for word in pattern.finditer(part))
+
+
+def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
+    """Every merge there is in these words, in the order in which they are learned.
+
+    Next is always the pair of neighbours with the highest count over all words; of equal counts, the pair with the lowest
+    first id; then the lowest second id (ids: the 256 bytes in GPT-2's order, then merges). In "aaa" the pair "aa" counts
+    twice, and the left one is merged. The rule is that of Hugging Face's `tokenizers`.
+
+    Only the words that hold a pair are visited for it, and only the counts beside a merge change. A word is a string with
+    one character a token, the one whose code point is the id: so a pair is a string of two, and strings compare as ids do.
+    """
+    spelled = list(byte_alphabet())
+    to_id = {byte: i for i, byte in enumerate(byte_alphabet().values())}
+    words = [word.encode().decode("latin-1").translate(to_id) for word in counts]
+    times = list(counts.values())
+    totals: defaultdict[str, int] = defaultdict(int)
+    places: defaultdict[str, set[int]] = defaultdict(set)  # the words that hold a pair, or once did
+    for i, word in enumerate(words):
+        for pair in map(add, word, word[1:]):
+            totals[pair] += times[i]
+            places[pair].add(i)
+    queue = [(-total, pair) for pair, total in totals.items()]  # each pair once; its total there may be out of date: too high
+    heapify(queue)
+    while queue:
+        total, pair = heappop(queue)
+        if -total != totals[pair]:
+            if totals[pair]:
+                heappush(queue, (-totals[pair], pair))
+            continue
+        first, second = pair[0], pair[1]
+        token = chr(len(spelled))
+        spelled.append(spelled[ord(first)] + spelled[ord(second)])
+        gained = set()
+        for i in places.pop(pair):
+            pieces = words[i].split(pair)  # merged from left to right, as encoding does
+            words[i] = token.join(pieces)
+            n, last = times[i], len(pieces) - 1
+            for k, piece in enumerate(pieces):
+                changes = []  # neighbours before and after
+                if piece and k > 0:
+                    changes.append((second + piece[0], token + piece[0]))
+                if piece and k < last:
+                    changes.append((piece[-1] + first, piece[-1] + token))
+                if not piece and 0 < k < last:
+                    changes.append((second + first, token + token))
+                for old, new in changes:
+                    totals[old] -= n
+                    totals[new] += n
+                    places[new].add(i)
+                    gained.add(new)
+        totals[pair] = 0
+        for new in gained:  # no other total rises
+            heappush(queue, (-totals[new], new))
+        yield spelled[ord(first)], spelled[ord(second)]
+
+
+def huggingface_files(merges: Sequence[Merge], special_tokens: Sequence[str]) -> dict[str, bytes]:
+    """The folder that `tokenizers` and transformers load, and `load_huggingface_tokenizer`: file name -> content."""
+    tokens = [*byte_alphabet(), *(first + second for first, second in merges), *special_tokens]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) < len(tokens):
+        clash = next(token for token in special_tokens if tokens.count(token) > 1)
+        raise UsageError(f"a special token must not be what the vocabulary calls another token; got {clash!r}")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    exact = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    spec = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocabulary[token], "content": token} | exact for token in special_tokens],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": [" ".join(merge) for merge in merges],
+        },
+    }
+    config: dict[str, object] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    if special_tokens:
+        config["eos_token"] = END_OF_TEXT if END_OF_TEXT in special_tokens else special_tokens[0]
+    return {
+        "tokenizer.json": _json(spec),
+        "tokenizer_config.json": _json(config),
+        "vocab.json": _json(vocabulary),
+        "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode(),
+    }
+
+
+def base_symbols(text: str, special_tokens: Sequence[str] = ()) -> list[str]:
+    """The distinct bytes of the text, in GPT-2's byte alphabet and in the order of their ids."""
+    found = set().union(*(part.encode() for part in between_special_tokens(text, special_tokens)))
+    return [symbol for symbol, byte in byte_alphabet().items() if byte in found]
+
+
+def spelled_out(ids: Sequence[int], vocabulary: Mapping[str, int]) -> str:
+    """The tokens as `vocab.json` spells them, with a space between two, or a line end after a token that holds one.
+
+    `"In Ġthe Ġbeginning Ċ"`, for "In the beginning" and a line end.
+    """
+    spelled = {i: token + ("\n" if "Ċ" in token else " ") for token, i in vocabulary.items()}
+    return "".join([spelled[i] for i in ids]).rstrip() + "\n"
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
