@@ -52,8 +52,9 @@ class CharacterTokenizer:
             return [self._ids[character] for character in text]
         except KeyError as error:
             character = error.args[0]
+            known = f"{self.characters[:60]!r}{'...' if self.vocab_size > 60 else ''}"
             raise LamaError(
-                f"text must be made of the model's {self.vocab_size} characters {self.characters!r}; "
+                f"text must be made of the model's {self.vocab_size} characters {known}; "
                 f"got {character!r} at character {text.index(character)}"
             ) from None
 

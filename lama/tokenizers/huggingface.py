@@ -110,7 +110,8 @@ def _build(spec: Mapping[str, Any], config: Mapping[str, Any], path: Path, files
     known = {token.content: token.id for token in added} | unreached
     files = {f"{SAVED_IN}/{name}": content for name, content in files.items()}
     prefix = bool(splitting.get("add_prefix_space", True))  # type: ignore[union-attr]
-    return BytePairTokenizer(ranks, added, known.get(end), ids, unmerged, prefix, {"kind": "huggingface"}, files)
+    own_ids = None if ids == list(range(len(ids))) else ids  # a rank often is the id; that saves looking it up
+    return BytePairTokenizer(ranks, added, known.get(end), own_ids, unmerged, prefix, {"kind": "huggingface"}, files)
 
 
 def _merges(merges: Any, vocabulary: Mapping[str, int], path: Path) -> Iterable[str]:
