@@ -8,6 +8,8 @@ from lama.layers import ACTIVATIONS, LayerNorm, Linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap, scoped
 
+NORMS = ("pre", "post")
+
 
 class MLP:
     """down(activation(up(x))), the same for each position on its own. Source: Vaswani et al. 2017, section 3.3."""
@@ -43,8 +45,8 @@ class Block:
         similarity: str = "scaled_dot",
         cross: bool = False,
     ):
-        if norm not in ("pre", "post"):
-            raise ValueError(f"norm must be pre or post; got {norm!r}")
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
         self.pre_norm = norm == "pre"
         self.ln1, self.attn = LayerNorm(d_model, bias, norm_epsilon), MultiHeadAttention(d_model, n_heads, bias, similarity)
         self.ln_cross = LayerNorm(d_model, bias, norm_epsilon) if cross else None

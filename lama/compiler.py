@@ -26,7 +26,10 @@ from lama.errors import LamaError
 
 WINDOWS = sys.platform == "win32"
 INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
-PROBE = "typedef float float4 __attribute__((aligned(16),ext_vector_type(4))); float4 twice(float4 x) { return x + x; }"
+# What tinygrad's kernels and lama's own ask of a compiler.
+PROBE = """typedef float float4 __attribute__((aligned(16),ext_vector_type(4)));
+float4 most(float4 x, _Float16 y) { return __builtin_elementwise_max(x, __builtin_elementwise_floor(x + (float)y)); }
+"""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,9 @@ class SinusoidalPositions:
         return Tensor(self.table)[position : position + n]
 
 
+POSITIONS = ("learned", "sinusoidal")
+
+
 def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions:
     """The position encoding called `kind`: "learned" or "sinusoidal". Raises ValueError."""
     match kind:
@@ -67,4 +70,4 @@ def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPosit
             return LearnedPositions(context_length, d_model)
         case "sinusoidal":
             return SinusoidalPositions(context_length, d_model)
-    raise ValueError(f"positions must be learned or sinusoidal; got {kind!r}")
+    raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {kind!r}")

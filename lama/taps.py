@@ -1,7 +1,7 @@
 """Taps: look at, record or replace an activation by name while a model runs.
 
 A tap is any function `(name, value) -> value` that every layer calls on its activations. The default returns the value
-untouched. Names are TransformerLens's without `hook_`: `embed`, `pos_embed`, `blocks.0.resid_pre`,
+untouched. Names are TransformerLens's without `hook_` (and `scores` for its `attn_scores`): `embed`, `pos_embed`, `blocks.0.resid_pre`,
 `blocks.0.ln1.normalized`, `blocks.0.attn.q`, `.k`, `.v`, `.scores`, `.pattern`, `.z`, `blocks.0.attn_out`,
 `blocks.0.resid_mid`, `blocks.0.mlp.pre`, `blocks.0.mlp.post`, `blocks.0.mlp_out`, `blocks.0.resid_post`,
 `ln_final.normalized`, `logits`.

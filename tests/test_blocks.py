@@ -68,7 +68,7 @@ def test_block_without_bias_has_none():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "middle"}, "^norm must be pre or post; got 'middle'$"),
+        ({"norm": "middle"}, "^norm must be one of pre, post; got 'middle'$"),
         ({"activation": "tanh"}, "^activation must be one of gelu_new, gelu, relu; got 'tanh'$"),
         ({"similarity": "cosine"}, "^similarity must be one of .*; got 'cosine'$"),
         ({"n_heads": 5}, "^d_model must be a multiple of n_heads; got d_model=12, n_heads=5$"),

@@ -221,7 +221,7 @@ def test_path_that_is_not_there_is_named(name: str):
 
 
 def test_folder_without_a_model_is_named(tmp_path: Path):
-    with pytest.raises(NotFound, match=r"got /.*, a folder without config\.json or model\.safetensors"):
+    with pytest.raises(NotFound, match=r"got '/.*', a folder without config\.json or model\.safetensors"):
         find(tmp_path / "cwd")
 
 

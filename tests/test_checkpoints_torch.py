@@ -150,6 +150,7 @@ def test_something_else_called_bin_is_refused(tmp_path: Path, content: bytes):
         open_torch(tmp_path / "a.bin")
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("zipped", [True, False], ids=WRITERS.keys())
 def test_torch_file_of_pytorch_itself_is_read(tmp_path: Path, zipped: bool):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
@@ -174,6 +175,7 @@ def test_torch_file_of_pytorch_itself_is_read(tmp_path: Path, zipped: bool):
     assert open_torch(tmp_path / "b.bin")["b"].dtype == "bfloat16"
 
 
+@pytest.mark.peers
 @both_formats
 def test_pytorch_reads_what_the_generator_writes(tmp_path: Path, write):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")

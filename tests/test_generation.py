@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import fill
 from tinygrad import Tensor, TinyJit
+from tinygrad.nn.state import get_parameters
 
 import lama
 from lama.errors import LamaError, UsageError
@@ -251,7 +252,7 @@ def test_logits_that_are_not_numbers_are_an_error(model, bad):
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1; got 1.5"),
         ({"min_p": -0.1}, "min_p must be between 0 and 1; got -0.1"),
         ({"min_p": 1.1}, "min_p must be between 0 and 1; got 1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0; 1 changes nothing; got 0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be between 0.01 and 100; 1 changes nothing; got 0.0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"seed": -1}, "seed must be 0 or above; got -1"),
         ({"stop": ("a", "")}, 'stop must be a non-empty string; got ""'),
@@ -496,3 +497,24 @@ def test_generate_refuses_bad_prompts_at_once(model):
         generate(model, ByteTokenizer(), "")
     with pytest.raises(UsageError, match="prompt has 41 tokens but context_length is 37"):
         generate(model, ByteTokenizer(), "x" * 41)
+
+
+def test_generations_of_one_model_do_not_disturb_each_other(model):
+    alone = [continued(model, prompt, 7) for prompt in (tokens(5), tokens(11))]
+    streams = [generate_tokens(model, [prompt], 7) for prompt in (tokens(5), tokens(11))]
+    together = list(zip(*streams, strict=True))
+    assert [[step[i][0] for step in together] for i in (0, 1)] == alone
+
+
+def test_generation_uses_the_weights_of_now(model):
+    changing = GPT(model.config, seed=1)
+    before = continued(changing, PROMPT, 9)
+    other = GPT(model.config, seed=2)
+    for old, new in zip(get_parameters(changing), get_parameters(other), strict=True):
+        old.replace(new)
+    assert continued(changing, PROMPT, 9) == continued(other, PROMPT, 9) != before
+
+
+def test_tokens_beyond_the_tokenizer_are_not_drawn(model):
+    drawn = {step[0] for step in generate_tokens(model, [PROMPT], 20, Sampling(temperature=5.0), vocab_size=3)}
+    assert drawn <= {0, 1, 2}

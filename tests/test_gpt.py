@@ -108,8 +108,11 @@ def test_gpt_config_mlp_is_four_times_as_wide_by_default():
         ({"n_layers": 0}, "n_layers must be at least 1; got n_layers=0"),
         ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
         ({"activation": "tanh"}, "activation must be one of gelu_new, gelu, relu; got 'tanh'"),
-        ({"norm": "none"}, "norm must be pre or post; got 'none'"),
-        ({"positions": "rotary"}, "positions must be learned or sinusoidal; got 'rotary'"),
+        ({"norm": "none"}, "norm must be one of pre, post; got 'none'"),
+        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal; got 'rotary'"),
+        ({"n_heads": True}, "n_heads must be of type int; got n_heads=True"),
+        ({"n_layers": 10**9}, "n_layers must be at most 10,000; got n_layers=1000000000"),
+        ({"norm_epsilon": -1.0}, "norm_epsilon must be at least 0 and below 1; got norm_epsilon=-1.0"),
         ({"similarity": "cosine"}, "similarity must be one of dot, scaled_dot, general, additive; got 'cosine'"),
     ],
 )

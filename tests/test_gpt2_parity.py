@@ -129,11 +129,13 @@ class Peer:
         return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.peers
 def test_numpy_reference_matches_transformers(case: Case, transformers: Any):
     tokens = case.tokens(3, case.config["n_positions"])
     assert_close(case.numpy_logits(tokens), Peer(transformers, case.folder).logits(tokens))
 
 
+@pytest.mark.peers
 def test_gpt2_logits_match_transformers(case: Case, transformers: Any):
     peer = Peer(transformers, case.folder)
     tokens = case.tokens(3, case.config["n_positions"])
@@ -143,6 +145,7 @@ def test_gpt2_logits_match_transformers(case: Case, transformers: Any):
         assert_close(decoder.prefill(tokens[:, :n]), peer.logits(tokens[:, :n])[:, -1])
 
 
+@pytest.mark.peers
 def test_gpt2_greedy_continuation_matches_transformers(long_case: Case, transformers: Any):
     prompt = [2, 7, 1, 8]
     ours = [step[0] for step in generate_tokens(long_case.model, [prompt], 200)]
@@ -156,6 +159,7 @@ def case_124m(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> It
     (case.folder / "model.safetensors").unlink()
 
 
+@pytest.mark.peers
 def test_gpt2_124m_logits_match_transformers(case_124m: Case, transformers: Any):
     peer = Peer(transformers, case_124m.folder)
     for batch, length in ((1, 1), (2, 17), (1, 1024)):
@@ -163,6 +167,7 @@ def test_gpt2_124m_logits_match_transformers(case_124m: Case, transformers: Any)
         assert_close(logits(case_124m.model, tokens), peer.logits(tokens))
 
 
+@pytest.mark.peers
 def test_gpt2_124m_greedy_continuation_matches_transformers(case_124m: Case, transformers: Any):
     prompt = [2437, 460, 40709, 307, 17687, 30]
     ours = [step[0] for step in generate_tokens(case_124m.model, [prompt], 200)]

@@ -270,6 +270,7 @@ def test_huggingface_names_the_missing_files(tmp_path):
         load_huggingface_tokenizer(tmp_path / "nowhere")
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("prefix", [False, True])
 def test_huggingface_ids_equal_those_of_tokenizers(tmp_path, prefix):
     hf = pytest.importorskip("tokenizers", reason="the package tokenizers (extra `peers`) is not installed")

@@ -12,7 +12,7 @@ from lama.errors import LamaError, UsageError
 from lama.generation import generate
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer
-from lama.training import Evaluator, TrainingConfig, cross_entropy, evaluate, train
+from lama.training import Evaluator, TrainingConfig, cross_entropy, train
 from lama.training.loop import clip, make_optimizer
 from lama.training.schedule import cosine
 
@@ -75,7 +75,7 @@ def test_evaluate_is_the_mean_over_whole_batches():
     assert [evaluator() for _ in range(3)] == [pytest.approx(expected.mean(), rel=1e-5)] * 3
     fill(model, seed=1)
     assert abs(evaluator() - expected.mean()) > 1e-3  # captured, and yet it sees the new weights
-    assert evaluate(model, (windows[0][:3], windows[1][:3]), batch_size=100) > 0
+    assert Evaluator(model, (windows[0][:3], windows[1][:3]), batch_size=100)() > 0
 
 
 # --- the schedule

@@ -62,6 +62,8 @@ def shard_files(index: Path) -> list[Path]:
         raise LamaError(f"{index} must have a weight_map of tensors to files; got {str(names)[:60]}. Download or copy it again")
     if outside := sorted(name for name in set(names.values()) if Path(name).name != name or name in ("", "..")):
         raise LamaError(f"shards must lie beside {index}; got {outside[0]!r}")
+    if wrong := sorted(name for name in set(names.values()) if not name.endswith((".safetensors", ".bin"))):
+        raise LamaError(f"shards must be .safetensors or .bin files; got {wrong[0]!r} in {index}")
     return [index.parent / name for name in sorted(set(names.values()))]
 
 

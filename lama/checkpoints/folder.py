@@ -55,6 +55,15 @@ def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[st
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_own_folder(folder: Path) -> bool:
+    """Whether `save` has written there."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and fields.get("format") == FORMAT
+
+
 def _move(source: Path, target: Path) -> None:
     """Take `target`'s place; a folder replaces a folder."""
     if source.is_dir() and target.is_dir():

@@ -1,7 +1,8 @@
 """Where a model is: a path, `weights/NAME/`, the Hugging Face cache, or the Hugging Face Hub.
 
 huggingface_hub is imported only when its cache or the network is needed. What comes from the network is held against the
-hashes that the hub declares, and so is what lies in the cache, once for each file (`verified.json` remembers).
+hashes that the hub declares, and so are config and weights in the cache where its links name their hashes, once for each
+file (`verified.json` remembers).
 """
 
 import difflib
@@ -58,13 +59,16 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     Raises NotFound with all the places looked at, and LamaError for a file whose hash is not the hub's.
     """
     name = str(name)
-    path = Path(name).expanduser()
-    if path.is_file() or is_model_folder(path):
-        return Found(path, "path", (name,))
+    try:
+        path = Path(name).expanduser()
+        if path.is_file() or is_model_folder(path):
+            return Found(path, "path", (name,))
+    except (OSError, RuntimeError) as error:  # too long a name, no such user's home
+        raise NotFound(f"model must be a name, or the path of a folder or file; got {name[:60]!r} ({first_line(error)})") from error
     looked: list[str] = []
     if not is_a_name(name):
         what = f"a folder without config.json or {', '.join(WEIGHT_FILES)}" if path.is_dir() else "nothing there"
-        raise NotFound(f"model must be a name, or the path of a folder or file; got {name}, {what}")
+        raise NotFound(f"model must be a name, or the path of a folder or file; got {name!r}, {what}")
     for folder in [] if revision else weight_folders():
         looked.append(str(folder / name))
         if is_model_folder(folder / name):

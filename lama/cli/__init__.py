@@ -15,6 +15,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with lama's one-line errors."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        if message.endswith("expected one argument"):
+            message += "; write --option=VALUE where the value begins with -"
         raise UsageError(f"{message}. See {self.prog} --help")
 
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(argv)
         code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except LamaError as error:
         return _fail(str(error), error.exit_code, verbose)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         note(f"{name}: {model.describe()}; {args.dtype} on {model.embed.weight.device}, loaded in {load_seconds:.2f} s")
 
-    samples = []
+    samples, code = [], 0
     for i in range(args.num_samples):
         generation = generate(
             model,
@@ -82,15 +82,18 @@ def run(args: argparse.Namespace) -> int:
         try:
             show(generation, prompt, args)
         except KeyboardInterrupt:
-            print(flush=True)
+            generation.finish_reason, code = "interrupted", 130
+            if not args.json:
+                print(prompt + generation.text if args.no_stream else "", flush=True)
             note(f"interrupted after {len(generation.tokens)} tokens")
-            return 130
+            break
     if args.json:
         print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
     elif args.verbose:
         timing = speed(samples, load_seconds)
-        note(f"first token after {timing['first_token_s']} s, then {timing['tokens_per_s']} tokens/s")
-    return 0
+        rate = f", then {timing['tokens_per_s']} tokens/s" if timing["tokens_per_s"] else ""
+        note(f"first token after {timing['first_token_s']} s{rate}")
+    return code
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -103,6 +106,8 @@ def read_prompt(args: argparse.Namespace) -> str:
         except OSError as error:
             raise LamaError(f"prompt file must be readable; got {args.prompt_file} ({error.strerror})") from error
     elif args.prompt == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input must be open for -p -; got none. Give the prompt with -p TEXT")
         raw, where = sys.stdin.buffer.read(), "standard input"
     else:
         raw, where = args.prompt.encode("utf-8", "surrogateescape"), "the command line"
@@ -124,7 +129,11 @@ def load_model(args: argparse.Namespace) -> Any:
         return args.model, *load(args.model, **options)
     try:
         return "gpt2", *load("gpt2", **options)
-    except NotFound:
+    except NotFound as error:
+        if args.revision:
+            raise
+        if args.verbose:
+            note(str(error))
         note(
             f"GPT-2's weights are neither here nor to be downloaded: using {EMBEDDED}, the small model that ships with lama. "
             "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
@@ -157,11 +166,12 @@ def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: fl
 
 def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float | None]:
     """Seconds to load and to the first token, and tokens a second after it (None for a single token)."""
-    later = sum(len(s.token_times) - 1 for s in samples)
-    seconds = sum(s.token_times[-1] - s.token_times[0] for s in samples)
+    timed = [s.token_times for s in samples if s.token_times]  # one that was interrupted may have none
+    later = sum(len(times) - 1 for times in timed)
+    seconds = sum(times[-1] - times[0] for times in timed)
     return {
         "load_s": round(load_seconds, 3),
-        "first_token_s": round(samples[0].token_times[0], 3),
+        "first_token_s": round(timed[0][0], 3) if timed else None,
         "tokens_per_s": round(later / seconds, 2) if later else None,
     }
 

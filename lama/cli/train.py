@@ -43,6 +43,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lama.checkpoints import save
     from lama.compiler import ensure_compiler
     from lama.data import batch, default_corpus, encode_corpus, evaluation_windows, ngram_baselines, read_corpus, split
     from lama.device import use_device
@@ -89,20 +90,20 @@ def run(args: argparse.Namespace) -> int:
     print("  " + ", ".join(f"{name} {loss:.3f}" for name, loss in baselines.items()) + f"; untrained model {untrained:.3f}")
     prompt = opening(corpus.text, args.context_length)
     if args.verbose:
-        print(f"sample: {sample(model, tokenizer, prompt)}")
+        print(f"sample: {sample(model, tokenizer, prompt, SAMPLE_TOKENS)}")
 
     heading(f"Training: {config.steps} steps of {config.batch_size} x {args.context_length} tokens")
-    done = learn_and_watch(model, learn, config, lambda: sample(model, tokenizer, prompt))
-    trained = evaluator()
-    notes = {
+    done = learn_and_watch(model, learn, config, lambda: sample(model, tokenizer, prompt, SAMPLE_TOKENS))
+    notes: dict[str, Any] = {
         "corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence},
         "command": command_line(args),
         "steps": done,
         "tokens_seen": done * args.batch_size * args.context_length,
-        "heldout_loss_nats_per_token": {**baselines, "untrained": untrained, "trained": trained},
         "seconds": round(time.perf_counter() - began),
     }
-    save_model(args, model, tokenizer, notes)
+    save(args.out, model, tokenizer, notes)  # at once: nothing after this can lose it
+    trained = evaluator()
+    save(args.out, model, tokenizer, notes | {"heldout_loss_nats_per_token": {**baselines, "untrained": untrained, "trained": trained}})
     if done < config.steps:
         print(f"lama: interrupted after step {done} of {config.steps}; the model as it is then was saved in {args.out}", file=sys.stderr)
 
@@ -113,9 +114,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nsaved in {args.out}. Continue any text with it:\n  {again}")
     if done < config.steps:
         return 130
-    if trained >= min(untrained, baselines["bigram"]):
-        best = "untrained model" if untrained < baselines["bigram"] else "bigram baseline"
-        raise LamaError(f"the trained model must beat the {best}; got {trained:.3f} nats per token. Train for more than {done} steps")
+    if not trained < untrained:
+        raise LamaError(f"the trained model must beat the untrained one; got {trained:.3f} nats per token. Lower the learning rate")
+    if not trained < baselines["bigram"]:
+        raise LamaError(
+            f"the trained model must beat the bigram baseline; got {trained:.3f} nats per token. Train for more than {done} steps"
+        )
     return 0
 
 
@@ -128,13 +132,15 @@ def learn_and_watch(model: "GPT", data: Any, config: Any, sample_now: Any) -> in
     print("compiling the training step, once; then a sample at every quarter of the way", file=sys.stderr)
     quarters = {config.steps * i // 4 for i in (1, 2, 3)}
     done = 0
-    with tqdm(total=config.steps, unit="step", file=sys.stderr, dynamic_ncols=True) as bar:
+    # The time left is the loop's own: tqdm's would count the compilation into every step.
+    layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    with tqdm(total=config.steps, unit="step", file=sys.stderr, dynamic_ncols=True, bar_format=layout) as bar:
         try:
             for step in train(model, data, config):
                 done = step.step
                 bar.set_postfix_str(
                     f"loss {step.loss:.3f}, rate {step.learning_rate:.1e}, gradient {step.gradient_norm:.2f}, "
-                    f"{step.tokens_per_second:,.0f} tokens/s"
+                    f"{step.tokens_per_second:,.0f} tokens/s, {tqdm.format_interval(step.seconds_left)} left"
                 )
                 bar.update()
                 if step.step in quarters:
@@ -146,7 +152,7 @@ def learn_and_watch(model: "GPT", data: Any, config: Any, sample_now: Any) -> in
     return done
 
 
-def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int = SAMPLE_TOKENS) -> str:
+def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int) -> str:
     from lama.generation import generate
 
     return str(generate(model, tokenizer, prompt, max_new_tokens=n, temperature=0.8, window=True))
@@ -165,7 +171,7 @@ def table(untrained: float, bigram: float, trained: float) -> str:
     rows = (
         ("loss, nats per token", [f"{loss:.3f}" for loss in columns]),
         ("bits per token", [f"{loss / math.log(2):.3f}" for loss in columns]),
-        ("perplexity", [f"{math.exp(loss):.2f}" for loss in columns]),
+        ("perplexity", [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in columns]),
     )
     lines = [f"{'metric':<22}| {'untrained':>10} | {'n-gram (2)':>10} | {'trained':>10}"]
     return "\n".join(lines + [f"{name:<22}| " + " | ".join(f"{value:>10}" for value in values) for name, values in rows])
@@ -173,10 +179,12 @@ def table(untrained: float, bigram: float, trained: float) -> str:
 
 def check_out(out: Path) -> None:
     """Refuse, before hours of training, an --out that cannot be written or that holds something else."""
+    from lama.checkpoints import is_own_folder
+
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out must be a folder; got the file {out}")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise UsageError(f"--out must be a new folder or one with a model in it; got {out}, which holds other things")
+    if out.is_dir() and any(out.iterdir()) and not is_own_folder(out):
+        raise UsageError(f"--out must be a new folder or one that lama has saved a model in; got {out}, which holds other things")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".lama-probe"
@@ -184,12 +192,6 @@ def check_out(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise LamaError(f"--out must be a folder that can be written; got {out} ({error.strerror})") from error
-
-
-def save_model(args: argparse.Namespace, model: "GPT", tokenizer: "Tokenizer", notes: dict[str, Any]) -> None:
-    from lama.checkpoints import save
-
-    save(args.out, model, tokenizer, notes)
 
 
 def command_line(args: argparse.Namespace) -> str:

@@ -29,7 +29,8 @@ def ngram_loss(train: np.ndarray, heldout: np.ndarray, n: int, vocab_size: int, 
 
 def ngram_baselines(train: np.ndarray, heldout: np.ndarray, vocab_size: int, orders: Sequence[int] = (0, 1, 2, 3)) -> dict[str, float]:
     """Loss by name: `{"uniform": 5.545, "unigram": ..., "bigram": ..., "trigram": ...}`, nats per token."""
-    return {NAMES[n]: ngram_loss(train, heldout, n, vocab_size) for n in orders}
+    shortest = min(len(train), len(heldout))
+    return {NAMES[n]: ngram_loss(train, heldout, n, vocab_size) for n in orders if n <= shortest}
 
 
 def _codes(tokens: np.ndarray, n: int, vocab_size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
+from tinygrad.nn.state import get_parameters
 
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT
@@ -16,6 +17,11 @@ def bucket(n: int, most: int) -> int:
     return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))
 
 
+def buffers(model: GPT) -> list[UOp]:
+    """The buffers that the model's weights lie in; others once a parameter is replaced."""
+    return [parameter.uop for parameter in get_parameters(model)]
+
+
 class Decoder:
     """Feeds tokens to a model and returns the logits of the last one.
 
@@ -24,11 +30,16 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, batch: int = 1, jit: bool = True):
-        self.model, self.batch, self.position = model, batch, 0
+        self.model, self.batch, self.jit, self.position = model, batch, jit, 0
+        self._weights = buffers(model)
         self.cache = model.new_cache(batch)
         self._capture = capture_at_once if jit else (lambda step: step)
         self._prefills: dict[int, Callable[..., Tensor]] = {}
         self._decode = self._capture(self._decode_step)
+
+    def fits(self, model: GPT, batch: int, jit: bool) -> bool:
+        """Whether this is a decoder for that: for these very weights too, since what was captured reads their buffers."""
+        return self.model is model and (self.batch, self.jit) == (batch, jit) and self._weights == buffers(model)
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
         """Start again with `tokens` (B, T), T at least 1; logits (B, vocab_size) after the last of them."""

@@ -25,7 +25,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = (
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 changes nothing"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100; 1 changes nothing"),
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or above"),
             ("top_k", self.top_k >= 0, "0 (keep all) or above"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -53,7 +53,8 @@ def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng:
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """The distribution that is drawn from: (vocab_size,) float64, sums to 1, zero for the tokens filtered out."""
-    logits = logits / sampling.temperature
+    with np.errstate(over="ignore"):  # far below the best at a tiny temperature: probability 0
+        logits = (logits - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         kept = np.argpartition(logits, -sampling.top_k)[-sampling.top_k :]
         filtered = np.full_like(logits, -np.inf)

@@ -107,7 +107,9 @@ def generate(
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt)
     check_prompts([prompt_tokens], model.config.context_length, window)
-    steps = generate_tokens(model, [prompt_tokens], max_new_tokens, sampling, seed, tokenizer.end_of_text, window, on_slide, jit)
+    steps = generate_tokens(
+        model, [prompt_tokens], max_new_tokens, sampling, seed, tokenizer.end_of_text, tokenizer.vocab_size, window, on_slide, jit
+    )
     return Generation(prompt_tokens, steps, tokenizer, stop)
 
 

@@ -1,7 +1,7 @@
 """The generation loop over token ids."""
 
 from collections.abc import Callable, Iterator, Sequence
-from weakref import WeakKeyDictionary
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -10,15 +10,17 @@ from lama.generation.decoder import Decoder
 from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.gpt import GPT
 
-_decoders: WeakKeyDictionary[GPT, dict[tuple[int, bool], Decoder]] = WeakKeyDictionary()
+_idle: list[Decoder] = []  # the decoder that the last generation left, if no other is using it
 
 
-def decoder_for(model: GPT, batch: int, jit: bool = True) -> Decoder:
-    """The model's decoder for this batch size: kept as long as the model, so that a second call compiles nothing."""
-    kept = _decoders.setdefault(model, {})
-    if (batch, jit) not in kept:
-        kept[batch, jit] = Decoder(model, batch, jit)
-    return kept[batch, jit]
+@contextmanager
+def borrowed_decoder(model: GPT, batch: int, jit: bool) -> Iterator[Decoder]:
+    """A decoder for one generation alone; the one that the last generation left if it fits, so that nothing is compiled again."""
+    decoder = _idle.pop() if _idle and _idle[0].fits(model, batch, jit) else Decoder(model, batch, jit)
+    try:
+        yield decoder
+    finally:
+        _idle[:] = [decoder]
 
 
 def generate_tokens(
@@ -28,6 +30,7 @@ def generate_tokens(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     end_of_text: int | None = None,
+    vocab_size: int | None = None,
     window: bool = False,
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
@@ -39,7 +42,8 @@ def generate_tokens(
     in step from the shortest prompt's end, the longer ones fed from their prompt, each with its own stream of random
     numbers from `seed`.
 
-    With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept. A prompt
+    Only tokens below `vocab_size` are drawn (default: all that the model has): models are often padded beyond their
+    tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept. A prompt
     that is longer than the context is cut as if it had been read token by token.
     Raises LamaError for an empty prompt, a prompt that does not fit, or logits that are not numbers.
     """
@@ -49,43 +53,44 @@ def generate_tokens(
         raise UsageError(f"max_new_tokens must be 0 or above; got {max_new_tokens}")
     if max_new_tokens == 0:
         return
-    decoder = decoder_for(model, len(prompts), jit)
     rows = [list(prompt) for prompt in prompts]
     ends = [len(prompt) + max_new_tokens for prompt in prompts]
     done = [False] * len(rows)
     rngs = [np.random.default_rng(seed) for _ in rows]
 
-    n = min(map(len, rows))  # tokens of each row that have been fed
-    kept = max(1, context // 2)
-    dropped = context + 1 - kept  # by each slide: the new token needs a place too
-    first = max(0, -(-(n - context) // dropped) * dropped)
-    if first:
-        on_slide(n - first)
-    logits = decoder.prefill(np.array([row[first:n] for row in rows]))
-    while True:
-        step: list[int | None] = []
-        for i, row in enumerate(rows):
-            token = None
-            if n == len(row) and not done[i]:
-                if not np.isfinite(logits[i]).all():
-                    raise LamaError(f"logits must be finite; got {logits[i].min()} to {logits[i].max()} at token {n}. Try --dtype float32")
-                token = next_token(logits[i], row, sampling, rngs[i])
-                row.append(token)
-                done[i] = token == end_of_text or len(row) == ends[i]
-            elif n >= len(row):
-                row.append(0)  # the row has ended; the batch still needs a token in its place
-            step.append(token)
-        yield step
-        n += 1
-        if all(done):
-            return
-        if decoder.position < context:
-            logits = decoder.decode(np.array([row[n - 1] for row in rows]))
-        elif window:
-            on_slide(kept)
-            logits = decoder.prefill(np.array([row[n - kept : n] for row in rows]))
-        else:
-            return
+    with borrowed_decoder(model, len(prompts), jit) as decoder:
+        n = min(map(len, rows))  # tokens of each row that have been fed
+        kept = max(1, context // 2)
+        dropped = context + 1 - kept  # by each slide: the new token needs a place too
+        first = max(0, -(-(n - context) // dropped) * dropped)
+        if first:
+            on_slide(n - first)
+        logits = decoder.prefill(np.array([row[first:n] for row in rows]))
+        while True:
+            step: list[int | None] = []
+            for i, row in enumerate(rows):
+                token = None
+                if n == len(row) and not done[i]:
+                    scores = logits[i, :vocab_size]
+                    if not np.isfinite(scores).all():
+                        raise LamaError(f"logits must be finite; got {scores.min()} to {scores.max()} at token {n}. Try --dtype float32")
+                    token = next_token(scores, row, sampling, rngs[i])
+                    row.append(token)
+                    done[i] = token == end_of_text or len(row) == ends[i]
+                elif n >= len(row):
+                    row.append(0)  # the row has ended; the batch still needs a token in its place
+                step.append(token)
+            yield step
+            n += 1
+            if all(done):
+                return
+            if decoder.position < context:
+                logits = decoder.decode(np.array([row[n - 1] for row in rows]))
+            elif window:
+                on_slide(kept)
+                logits = decoder.prefill(np.array([row[n - kept : n] for row in rows]))
+            else:
+                return
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) -> None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters
 
-from lama.blocks import Block
+from lama.attention import SIMILARITIES
+from lama.blocks import NORMS, Block
 from lama.cache import KVCache
-from lama.embeddings import TokenEmbedding, make_positions, unembedding
-from lama.layers import LayerNorm, initialise
+from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
+from lama.layers import ACTIVATIONS, LayerNorm, initialise
 from lama.masks import causal_mask
 from lama.shapes import Float, Int, Size
 from lama.taps import Tap, no_tap, scoped
+
+CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,20 @@ class GPTConfig:
     def __post_init__(self) -> None:
         if self.d_mlp == 0:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        for field in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "d_mlp"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1; got {field}={getattr(self, field)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
+                raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={value!r}")
+        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "d_mlp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {name}={getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        if self.n_layers > 10_000:  # from a file; each layer is built before its weights are looked for
+            raise ValueError(f"n_layers must be at most 10,000; got n_layers={self.n_layers}")
+        if not 0 <= self.norm_epsilon < 1:
+            raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={self.norm_epsilon}")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads; got d_model={self.d_model}, n_heads={self.n_heads}")
 
@@ -90,6 +104,7 @@ class GPT:
         `position` is where the first token stands; with a `cache`, the tokens before it are looked at there.
         Raises ValueError if the tokens reach past `context_length`.
         """
+        tokens = tokens.to(self.embed.weight.device)
         T = int(tokens.shape[1])
         end = position + T
         if isinstance(end, int) and end > self.config.context_length:

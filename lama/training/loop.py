@@ -64,7 +64,7 @@ class Step:
     gradient_norm: float
     """Before clipping."""
     tokens_per_second: float
-    """Over the last steps, compilation not counted."""
+    """Over the last 20 steps; the first, which compiles, counts only for itself."""
     seconds_left: float
 
 
@@ -118,7 +118,7 @@ def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Iterator[Step
                 f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {step + 1}. Lower the learning rate"
             )
         durations = [*durations[-19:], time.perf_counter() - began]
-        if step < 2:  # the first step compiles
+        if step == 1:  # the first step compiled
             durations = durations[-1:]
         mean = sum(durations) / len(durations)
         yield Step(step + 1, loss, rate, norm, config.batch_size * context / mean, mean * (config.steps - step - 1))

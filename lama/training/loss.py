@@ -18,13 +18,8 @@ def cross_entropy(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -
     return (logits.cast("float32").logsumexp(-1) - picked).mean()
 
 
-def evaluate(model: GPT, windows: tuple[np.ndarray, np.ndarray], batch_size: int) -> float:
-    """The mean loss over (inputs, targets), each (N, T); in nats per token."""
-    return Evaluator(model, windows, batch_size)()
-
-
 class Evaluator:
-    """The same windows again and again while a model trains: compiled once."""
+    """The mean loss over (inputs, targets), each (N, T), in nats per token; again and again while a model trains, compiled once."""
 
     def __init__(self, model: GPT, windows: tuple[np.ndarray, np.ndarray], batch_size: int):
         self.windows, self.batch_size = windows, min(batch_size, len(windows[0]))
