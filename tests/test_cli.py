@@ -105,7 +105,7 @@ def copy(folder: str, to: Path) -> Path:
         (["-p", "x", "--top-p", "1.5"], "top_p must be above 0 and at most 1; got 1.5"),
         (["-p", "x", "--top-k", "-3"], "top_k must be 0 (keep all) or above; got -3"),
         (["-p", "x", "--min-p", "2"], "min_p must be between 0 and 1; got 2.0"),
-        (["-p", "x", "--repetition-penalty", "0"], "repetition_penalty must be above 0; 1 changes nothing; got 0.0"),
+        (["-p", "x", "--repetition-penalty", "0"], "repetition_penalty must be between 0.01 and 100; 1 changes nothing; got 0.0"),
         (["-p", "x", "-n", "0"], "max_new_tokens must be at least 1; got 0"),
         (["-p", "x", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         (["-p", "x", "--seed", "-1"], "seed must be 0 or above; got -1"),
@@ -186,7 +186,7 @@ def test_unknown_model_is_answered_with_near_names(run, nothing_here):
 
 
 def test_path_without_a_model_is_named(run, tmp_path):
-    assert_refused(run("generate", "-m", str(tmp_path / "none"), "-p", "x"), 1, f"got {tmp_path / 'none'}, nothing there")
+    assert_refused(run("generate", "-m", str(tmp_path / "none"), "-p", "x"), 1, f"got {str(tmp_path / 'none')!r}, nothing there")
     assert_refused(run("generate", "-m", str(tmp_path), "-p", "x"), 1, f"got {tmp_path}, a folder without config.json")
 
 
