@@ -3,9 +3,9 @@
     python scripts/bench_tokenizer.py [--corpus FILE] [--size 8000] [--rounds 5]
 
 Each round trains every library in turn, and lets each encode the whole text with what it learned. Prints a Markdown table,
-and all figures as one line of JSON. A library that is not installed is left out. All get the text
-as one string and split it with GPT-2's pattern, so all should need the same number of tokens. `tokenizers` and rustbpe are
-Rust, lama's trainer is plain Python. tiktoken does not train: it is the engine that lama encodes with, here without lama.
+and all figures as one line of JSON. A library that is not installed is left out. All get the text as one string and split it
+with GPT-2's pattern, so all should need the same number of tokens. `tokenizers` and rustbpe are Rust, lama's trainer is plain
+Python. tiktoken does not train: it is the engine that lama encodes with, here without lama around it.
 """
 
 import argparse
