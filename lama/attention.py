@@ -7,7 +7,7 @@ from tinygrad import Tensor, dtypes
 
 from lama.cache import KVCache
 from lama.kernels import matmul, softmax
-from lama.layers import Linear, linear
+from lama.layers import Linear, linear, parameter
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap
 
@@ -29,7 +29,7 @@ class General:
     """score(q, k) = qᵀWk with a learned W for each head. Source: Luong et al. 2015, section 3.1."""
 
     def __init__(self, n_heads: int, d_head: int):
-        self.weight = Tensor.empty(n_heads, d_head, d_head)
+        self.weight = parameter(n_heads, d_head, d_head)
 
     def __call__(self, q: Float[Tensor, "B H T d"], k: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T S"]:
         return dot((q @ self.weight).contiguous(), k)
@@ -43,8 +43,8 @@ class Additive:
     """
 
     def __init__(self, n_heads: int, d_head: int):
-        self.query_weight = Tensor.empty(n_heads, d_head, 1)
-        self.key_weight = Tensor.empty(n_heads, d_head, 1)
+        self.query_weight = parameter(n_heads, d_head, 1)
+        self.key_weight = parameter(n_heads, d_head, 1)
 
     def __call__(self, q: Float[Tensor, "B H T d"], k: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T S"]:
         return (q @ self.query_weight) + (k @ self.key_weight).transpose(-2, -1)  # (B, H, T, 1) + (B, H, 1, S)

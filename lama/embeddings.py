@@ -6,7 +6,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.kernels import embedding
-from lama.layers import Linear, linear
+from lama.layers import Linear, linear, parameter
 from lama.shapes import Float, Int, Size
 
 
@@ -14,7 +14,7 @@ class TokenEmbedding:
     """A row of `weight` for each token; `unembed` uses the same rows as the output layer (tied embeddings)."""
 
     def __init__(self, vocab_size: int, d_model: int):
-        self.weight = Tensor.empty(vocab_size, d_model)
+        self.weight = parameter(vocab_size, d_model)
 
     def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
         return embedding(self.weight, tokens)
@@ -33,7 +33,7 @@ class LearnedPositions:
     """A learned row for each of `context_length` positions."""
 
     def __init__(self, context_length: int, d_model: int):
-        self.weight = Tensor.empty(context_length, d_model)
+        self.weight = parameter(context_length, d_model)
 
     def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
         return self.weight[position : position + n]

@@ -13,6 +13,12 @@ from lama.kernels import gelu, matmul
 from lama.shapes import Float
 
 
+def parameter(*shape: int) -> Tensor:
+    """A float32 parameter of this shape, allocated and not filled: `initialise` or a checkpoint does that."""
+    ensure_compiler()  # the first tensor opens tinygrad's device
+    return Tensor.empty(*shape)
+
+
 def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
     """x Wᵀ + b."""
     y = matmul(x, weight, transpose_b=True)
@@ -21,14 +27,11 @@ def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bi
 
 
 class Linear:
-    """y = x Wᵀ + b, with the weight stored as (d_out, d_in).
-
-    Parameters are allocated, not filled: `initialise` or a checkpoint does that.
-    """
+    """y = x Wᵀ + b, with the weight stored as (d_out, d_in)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
-        self.weight = Tensor.empty(d_out, d_in)
-        self.bias = Tensor.empty(d_out) if bias else None
+        self.weight = parameter(d_out, d_in)
+        self.bias = parameter(d_out) if bias else None
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         return linear(x, self.weight, self.bias)
@@ -38,8 +41,8 @@ class LayerNorm:
     """y = (x − mean(x)) / √(var(x) + ε) · w + b over the last axis. Source: Ba et al. 2016, eq. 4; biased variance."""
 
     def __init__(self, d_model: int, bias: bool = True, epsilon: float = 1e-5):
-        self.weight = Tensor.empty(d_model)
-        self.bias = Tensor.empty(d_model) if bias else None
+        self.weight = parameter(d_model)
+        self.bias = parameter(d_model) if bias else None
         self.epsilon = epsilon
 
     def normalize(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -76,7 +79,6 @@ def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> 
     smaller, so that the stream's variance does not grow with depth. Source: GPT-2 paper, section 2.3.
     Numbers come from numpy, one stream per `seed`, in the order of the state dict: the same on every device.
     """
-    ensure_compiler()  # tinygrad runs a kernel here, often the first
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)
     for name, parameter in parameters.items():

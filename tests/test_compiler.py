@@ -202,3 +202,17 @@ def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
     assert Compiler(str(script(tmp_path / "silent", "exit 0")), "PATH").probe() == "exit status 0, 0 bytes of output"
     assert "does not run" in (Compiler(str(tmp_path / "gone"), "PATH").probe() or "")
     assert Compiler(str(tmp_path / "gone"), "PATH").version.startswith("unknown")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lama import GPT, GPTConfig; GPT(GPTConfig(7, 5, 6, 1, 2))",
+        "import lama; lama.load('lama-bytes', offline=True)",
+        "from lama.layers import Linear; Linear(2, 3)",
+    ],
+)
+def test_first_use_of_lama_finds_a_compiler_by_itself(tmp_path: Path, code: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("CC", "DEV")} | {"CACHEDB": str(tmp_path / "cache.db")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

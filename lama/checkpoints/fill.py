@@ -9,7 +9,6 @@ from tinygrad.device import Buffer
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.stored import StoredTensor, read_weights
-from lama.compiler import ensure_compiler
 from lama.errors import LamaError, UsageError
 
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
@@ -36,7 +35,6 @@ def fill(
     `source` (a path) and `name_in_file` (lama's name -> the file's) are for the message. Raises LamaError.
     """
     check_dtype(dtype)
-    ensure_compiler()  # the device is opened here, often for the first time
     parameters = get_state_dict(model)
     check_tensors({name: tuple(map(int, p.shape)) for name, p in parameters.items()}, tensors, source, name_in_file)
     for name, parameter in parameters.items():
