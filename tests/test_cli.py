@@ -187,7 +187,7 @@ def test_unknown_model_is_answered_with_near_names(run, nothing_here):
 
 def test_path_without_a_model_is_named(run, tmp_path):
     assert_refused(run("generate", "-m", str(tmp_path / "none"), "-p", "x"), 1, f"got {str(tmp_path / 'none')!r}, nothing there")
-    assert_refused(run("generate", "-m", str(tmp_path), "-p", "x"), 1, f"got {tmp_path}, a folder without config.json")
+    assert_refused(run("generate", "-m", str(tmp_path), "-p", "x"), 1, f"got {str(tmp_path)!r}, a folder without config.json")
 
 
 def test_gpt2_that_cannot_be_had_is_an_error_when_asked_for(run, nothing_here):
