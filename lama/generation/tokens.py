@@ -43,8 +43,8 @@ def generate_tokens(
     numbers from `seed`.
 
     Only tokens below `vocab_size` are drawn (default: all that the model has): models are often padded beyond their
-    tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens kept. A prompt
-    that is longer than the context is cut as if it had been read token by token.
+    tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens
+    kept. A prompt that is longer than the context is cut as if it had been read token by token.
     Raises LamaError for an empty prompt, a prompt that does not fit, or logits that are not numbers.
     """
     context = model.config.context_length
