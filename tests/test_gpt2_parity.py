@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reference import numpy_gpt2, random_gpt2
 from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
 from lama.generation.decoder import Decoder
@@ -172,3 +173,20 @@ def test_gpt2_124m_greedy_continuation_matches_transformers(case_124m: Case, tra
     prompt = [2437, 460, 40709, 307, 17687, 30]
     ours = [step[0] for step in generate_tokens(case_124m.model, [prompt], 200)]
     assert ours == Peer(transformers, case_124m.folder).greedy(prompt, 200)
+
+
+def test_gpt2_and_the_gpt_trained_from_scratch_are_the_same_class(tmp_path: Path):
+    """One class, one block, one attention: a model made as transformer.py makes it computes what a loaded GPT-2 does."""
+    config = random_gpt2.make_config(**random_gpt2.TINY)
+    loaded = load_model(random_gpt2.write_folder(tmp_path, config, random_gpt2.make_weights(config)))
+    scratch = GPT(loaded.config, seed=3)
+    parts = ("blocks", "attn", "mlp", "ln1")
+    assert type(scratch) is type(loaded) and [type(b) for b in scratch.blocks] == [type(b) for b in loaded.blocks]
+    assert all(type(getattr(scratch.blocks[0], part)) is type(getattr(loaded.blocks[0], part)) for part in parts[1:])
+    ours, theirs = get_state_dict(scratch), get_state_dict(loaded)
+    assert {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
+    tokens = Tensor(np.arange(5, dtype=np.int32).reshape(1, -1))
+    assert not np.allclose(scratch(tokens).numpy(), loaded(tokens).numpy())
+    for name, p in ours.items():
+        p.assign(theirs[name]).realize()
+    assert np.array_equal(scratch(tokens).numpy(), loaded(tokens).numpy())
