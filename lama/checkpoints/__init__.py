@@ -6,6 +6,7 @@ model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or on
 
 from pathlib import Path
 
+from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, read_json, weight_file
 from lama.checkpoints.fill import check_dtype, fill
 from lama.checkpoints.folder import FORMAT, config_from_lama, is_own_folder, save, tokenizer_from_lama
@@ -15,7 +16,7 @@ from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
-__all__ = ["EMBEDDED", "Found", "NotFound", "find", "is_own_folder", "load", "load_model", "load_tokenizer", "save"]
+__all__ = ["EMBEDDED", "Found", "NotFound", "export_huggingface", "find", "is_own_folder", "load", "load_model", "load_tokenizer", "save"]
 
 
 def load(

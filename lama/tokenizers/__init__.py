@@ -8,7 +8,7 @@ from lama.errors import LamaError
 from lama.tokenizers.base import StreamDecoder, Tokenizer
 from lama.tokenizers.basic import ByteTokenizer, CharacterTokenizer
 from lama.tokenizers.bpe import BytePairTokenizer, gpt2_tokenizer
-from lama.tokenizers.huggingface import SAVED_IN, load_huggingface_tokenizer
+from lama.tokenizers.huggingface import SAVED_IN, huggingface_files, load_huggingface_tokenizer
 from lama.tokenizers.training import train_bpe
 
 KINDS = ("bytes", "character", "gpt2", "huggingface")
@@ -37,6 +37,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "gpt2_tokenizer",
+    "huggingface_files",
     "load_huggingface_tokenizer",
     "tokenizer_from_json",
     "train_bpe",

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,11 +161,23 @@ def gpt2_tokenizer() -> BytePairTokenizer:
     return BytePairTokenizer(_gpt2_ranks(GPT2_VOCABULARY), added, end_of_text=50256, spec={"kind": "gpt2"})
 
 
+def gpt2_files() -> dict[str, bytes]:
+    """GPT-2's vocabulary as the two files that Hugging Face's libraries read: vocab.json and merges.txt."""
+    characters = {byte: character for character, byte in byte_alphabet().items()}
+    ranks = _gpt2_ranks(GPT2_VOCABULARY)
+    vocabulary = {"".join(characters[byte] for byte in token): rank for token, rank in ranks.items()} | {"<|endoftext|>": 50256}
+    return {"vocab.json": json.dumps(vocabulary).encode(), "merges.txt": _gpt2_merges(GPT2_VOCABULARY)}
+
+
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:
+    return ranks_of(_gpt2_merges(path).decode().split("\n")[1:-1])  # between the version line and the end
+
+
+def _gpt2_merges(path: Path) -> bytes:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise LamaError(f"GPT-2's vocabulary must be readable; got {error} for {path}. Install lama again") from None
     if (digest := hashlib.sha256(content).hexdigest()) != GPT2_VOCABULARY_SHA256:
         raise LamaError(f"GPT-2's vocabulary must have SHA-256 {GPT2_VOCABULARY_SHA256}; got {digest} for {path}. Install lama again")
-    return ranks_of(content.decode().split("\n")[1:-1])  # between the version line and the end
+    return content

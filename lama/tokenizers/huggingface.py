@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lama.errors import LamaError
-from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, byte_alphabet
+from lama.tokenizers.base import Tokenizer
+from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, byte_alphabet, gpt2_files
 
 SAVED_IN = "tokenizer"  # the sub-folder of a lama checkpoint that holds the files
 
@@ -40,6 +41,18 @@ def tokenizer_of_files(files: Mapping[str, bytes], folder: Path) -> BytePairToke
     else:
         raise LamaError(f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt; got {folder} with {sorted(files)}")
     return _build(spec, config, path, files)
+
+
+def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """A tokenizer as Hugging Face's files; none for a character tokenizer, which byte-level BPE cannot express."""
+    match tokenizer.to_json():
+        case {"kind": "bytes"}:  # an alphabet and no merges
+            return {"vocab.json": json.dumps(byte_alphabet(), ensure_ascii=False).encode(), "merges.txt": b"#version: 0.2\n"}
+        case {"kind": "gpt2"}:
+            return gpt2_files()
+        case {"kind": "huggingface"} if isinstance(tokenizer, BytePairTokenizer):
+            return {Path(name).name: content for name, content in tokenizer.files.items()}
+    return {}
 
 
 _NAMES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")

@@ -1,0 +1,57 @@
+"""A model handed over: a folder in Hugging Face's GPT-2 format, which transformers loads with equal logits."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lama.checkpoints.atomic import atomic_write
+from lama.checkpoints.folder import stored_parameters
+from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config
+from lama.checkpoints.safetensors_files import write_safetensors
+from lama.checkpoints.stored import NUMPY, StoredTensor
+from lama.errors import LamaError
+from lama.models.gpt import GPT
+from lama.tokenizers import Tokenizer, huggingface_files
+
+
+def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> list[str]:
+    """Write model.safetensors, config.json and, for a tokenizer made of bytes, its files too; returns the names.
+
+    A model without biases gets biases of zero, which GPT-2's format requires and which change nothing. Raises LamaError
+    for a model that GPT-2's format cannot hold, and for a folder that cannot be written.
+    """
+    folder = Path(folder)
+    config = huggingface_config(dataclasses.replace(model.config, bias=True))
+    config |= {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    tensors = {PREFIX * (not name.startswith("lm_head")) + name: tensor for name, tensor in _gpt2_tensors(model).items()}
+    files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(folder / "model.safetensors", tensors)
+        for name, content in files.items():
+            with atomic_write(folder / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
+    return sorted([*files, "model.safetensors"])
+
+
+def _gpt2_tensors(model: GPT) -> dict[str, StoredTensor]:
+    """The parameters under GPT-2's names and in its layout."""
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in stored_parameters(model).items():
+        theirs = gpt2_name(name)
+        if theirs.endswith(TRANSPOSED):
+            tensor = dataclasses.replace(tensor, shape=tensor.shape[::-1], read=partial(_transposed, tensor))
+        tensors[theirs] = tensor
+        if not model.config.bias and not theirs.startswith(("wte", "wpe", "lm_head")):
+            zeros = np.zeros(tensor.shape[-1:], NUMPY[tensor.dtype])
+            tensors[theirs.removesuffix("weight") + "bias"] = dataclasses.replace(tensor, shape=zeros.shape, read=partial(np.copy, zeros))
+    return tensors
+
+
+def _transposed(tensor: StoredTensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.read().T)

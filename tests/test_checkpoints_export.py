@@ -1,0 +1,71 @@
+"""A model handed over in Hugging Face's format computes the same there and when it comes back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import fill
+from tinygrad import Tensor
+
+from lama.checkpoints import export_huggingface, load, save
+from lama.cli import main
+from lama.errors import LamaError
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, huggingface_files, load_huggingface_tokenizer
+
+SHAPE = {"context_length": 13, "d_model": 10, "n_layers": 2, "n_heads": 2, "d_mlp": 17}
+TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], np.int32)
+kinds = pytest.mark.parametrize("fields", [{}, {"bias": False, "tied": False, "activation": "relu"}], ids=["gpt2", "no biases, untied"])
+
+
+def model_of(**fields) -> GPT:
+    model = GPT(GPTConfig(256, **SHAPE, **fields), seed=None)
+    fill(model)
+    return model
+
+
+@kinds
+def test_exported_model_comes_back_with_equal_logits(tmp_path: Path, fields):
+    model = model_of(**fields)
+    names = export_huggingface(tmp_path / "hf", model, ByteTokenizer())
+    assert names == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
+    again, tokenizer = load(tmp_path / "hf")
+    assert again.config.bias and again.config.tied is model.config.tied
+    assert np.array_equal(again(Tensor(TOKENS)).numpy(), model(Tensor(TOKENS)).numpy())
+    assert tokenizer.encode("héllo\n") == list("héllo\n".encode())
+
+
+@pytest.mark.peers
+@kinds
+def test_exported_model_gives_transformers_equal_logits(tmp_path: Path, fields):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    model = model_of(**fields)
+    export_huggingface(tmp_path, model, ByteTokenizer())
+    peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        theirs = peer(torch.from_numpy(TOKENS).long()).logits.numpy()
+    ours = model(Tensor(TOKENS)).numpy()
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_exported_tokenizers_give_the_same_ids(tmp_path: Path):
+    for name, content in huggingface_files(gpt2_tokenizer()).items():
+        (tmp_path / name).write_bytes(content)
+    text = "How can entropy be reversed? \n\n 熵 <|endoftext|>"
+    assert load_huggingface_tokenizer(tmp_path).encode(text) == gpt2_tokenizer().encode(text)
+    assert huggingface_files(CharacterTokenizer("abc")) == {}
+
+
+def test_export_refuses_what_gpt2_is_not(tmp_path: Path):
+    with pytest.raises(LamaError, match="a GPT-2 model must have norm='pre'; got 'post'"):
+        export_huggingface(tmp_path / "hf", model_of(norm="post"), ByteTokenizer())
+    assert not (tmp_path / "hf").exists()
+
+
+def test_export_command_writes_a_folder_and_replaces_none(tmp_path: Path, capsys):
+    save(tmp_path / "model", model_of(), ByteTokenizer())
+    command = ["export", str(tmp_path / "model"), str(tmp_path / "hf")]
+    assert main(command) == 0 and "model.safetensors" in capsys.readouterr().out
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"lama: DIR must be a new or empty folder; got {tmp_path / 'hf'}\n"
