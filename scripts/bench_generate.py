@@ -76,7 +76,7 @@ def make_reader(size: int = 1 << 28) -> Callable[[], float]:
         best = float("inf")
         for _ in range(3):
             began = time.perf_counter()
-            list(pool.map(lambda part: float(part @ part), parts))
+            list(pool.map(np.max, parts))  # a product would hold the interpreter: one core only
             best = min(best, time.perf_counter() - began)
         return size / best
 
