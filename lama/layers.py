@@ -1,5 +1,6 @@
 """The two parametrised layers that everything is made of, the activations, and how weights start."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,12 @@ from lama.compiler import ensure_compiler
 from lama.kernels import gelu, matmul
 from lama.shapes import Float
 
+_find_compiler_once = functools.cache(ensure_compiler)
+
 
 def parameter(*shape: int) -> Tensor:
     """A float32 parameter of this shape, allocated and not filled: `initialise` or a checkpoint does that."""
-    ensure_compiler()  # the first tensor opens tinygrad's device
+    _find_compiler_once()  # the first tensor opens tinygrad's device
     return Tensor.empty(*shape)
 
 
@@ -81,8 +84,8 @@ def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> 
     """
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)
-    for name, parameter in parameters.items():
-        shape = parameter.shape
+    for name, tensor in parameters.items():
+        shape = tensor.shape
         if name.endswith("bias"):
             value = np.zeros(shape, np.float32)
         elif len(shape) == 1:
@@ -90,5 +93,5 @@ def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> 
         else:
             residual = n_layers and name.endswith(("out.weight", "down.weight"))
             value = rng.standard_normal(shape, np.float32) * np.float32(std / math.sqrt(2 * n_layers) if residual else std)
-        parameter.assign(Tensor(value, dtype=parameter.dtype, device=parameter.device))
+        tensor.assign(Tensor(value, dtype=tensor.dtype, device=tensor.device))
     Tensor.realize(*parameters.values())

@@ -9,7 +9,7 @@ import numpy as np
 
 from lama.checkpoints.atomic import atomic_write
 from lama.checkpoints.folder import stored_parameters
-from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config
+from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import NUMPY, StoredTensor
 from lama.errors import LamaError
@@ -45,13 +45,9 @@ def _gpt2_tensors(model: GPT) -> dict[str, StoredTensor]:
     for name, tensor in stored_parameters(model).items():
         theirs = gpt2_name(name)
         if theirs.endswith(TRANSPOSED):
-            tensor = dataclasses.replace(tensor, shape=tensor.shape[::-1], read=partial(_transposed, tensor))
+            tensor = transposed(tensor)
         tensors[theirs] = tensor
         if not model.config.bias and not theirs.startswith(("wte", "wpe", "lm_head")):
             zeros = np.zeros(tensor.shape[-1:], NUMPY[tensor.dtype])
             tensors[theirs.removesuffix("weight") + "bias"] = dataclasses.replace(tensor, shape=zeros.shape, read=partial(np.copy, zeros))
     return tensors
-
-
-def _transposed(tensor: StoredTensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.read().T)

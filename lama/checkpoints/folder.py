@@ -16,6 +16,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
+from lama.checkpoints.files import read_json
 from lama.checkpoints.fill import DTYPES
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
@@ -58,10 +59,9 @@ def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[st
 def is_own_folder(folder: Path) -> bool:
     """Whether `save` has written there."""
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "config.json").get("format") == FORMAT
+    except LamaError:
         return False
-    return isinstance(fields, dict) and fields.get("format") == FORMAT
 
 
 def _move(source: Path, target: Path) -> None:

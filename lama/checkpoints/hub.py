@@ -19,17 +19,10 @@ from lama.checkpoints.files import WEIGHT_FILES, all_weight_files, is_model_fold
 from lama.checkpoints.stored import first_line
 from lama.compiler import cache_folder
 from lama.errors import LamaError
+from lama.tokenizers.huggingface import TOKENIZER_FILES
 
 EMBEDDED = "lama-bytes"  # the model that ships with lama, in weights/
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
 PACKAGE = Path(__file__).parent.parent  # has the weights that ship when it was installed from a wheel
 REPOSITORY = PACKAGE.parent  # has them when it is a checkout
 

@@ -44,7 +44,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     from lama.checkpoints import save
-    from lama.compiler import ensure_compiler
     from lama.data import batch, default_corpus, encode_corpus, evaluation_windows, ngram_baselines, read_corpus, split
     from lama.device import use_device
     from lama.models.gpt import GPT, GPTConfig
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.device:
         use_device(args.device)
-    ensure_compiler()
     check_out(args.out)
     began = time.perf_counter()
     corpus = read_corpus(args.corpus) if args.corpus else default_corpus()

@@ -17,7 +17,7 @@ SHOWN = 6  # positions that a printed matrix shows
 
 
 def show_tokens(tokenizer: Tokenizer, ids: Iterable[SupportsInt]) -> str:
-    """Each token between bars, so that spaces and line ends can be seen: `I|n|␣|t|h|e`."""
+    """Each token between bars, so that spaces and line ends can be seen: `I|n| |t|h|e`."""
     return "|".join(repr(tokenizer.decode([int(i)]))[1:-1] for i in ids)
 
 

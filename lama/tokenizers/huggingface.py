@@ -22,7 +22,7 @@ def load_huggingface_tokenizer(folder: Path) -> BytePairTokenizer:
     folder = Path(folder)
     if not folder.is_dir():
         raise LamaError(f"a tokenizer must be a folder; got {folder}")
-    files = {name: (folder / name).read_bytes() for name in _NAMES if (folder / name).is_file()}
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     return tokenizer_of_files(files, folder)
 
 
@@ -55,7 +55,7 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     return {}
 
 
-_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
