@@ -13,6 +13,7 @@
 #define UNROLL _Pragma("unroll")
 typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
 typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
+typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
 
 // Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin it may call
 // memset, which is not linked.

@@ -1,0 +1,62 @@
+"""Dropout whose mask is computed from a key, not drawn and stored: the gradient computes it again."""
+
+import functools
+import math
+
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast
+
+GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites start far apart
+
+
+def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
+    """x / (1 − rate) with each element zero instead with probability `rate`, in float32, any shape of up to 2³² elements.
+
+    Which ones depends on `key`, uint32 of shape (1,), and on `site`, an int below 2³²: the same two drop the same
+    elements again; a new key for each step and a site for each place in the model drop others. Element i of the
+    flattened x is kept where mix(mix(i ^ seed) + seed) >= rate · 2³², with seed = mix(key + site · 2³²/φ), in 32 bits.
+    Source: Srivastava et al. 2014, scaled in training; mix is Wellons's lowbias32, https://nullprogram.com/blog/2018/07/31/.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be at least 0 and below 1; got rate={rate}")
+    if rate == 0:
+        return x.float()
+    if not (x.dtype == dtypes.float32 and is_fast(x, key)):
+        return kept(tuple(int(size) for size in x.shape), rate, key, site).where(x.float() * (1 / (1 - rate)), 0)
+    return _kernel(x, rate, site)(tuple(int(size) for size in x.shape), x, key, gradient=_gradient_for(rate, site))
+
+
+def kept(shape: tuple[int, ...], rate: float, key: Tensor, site: int) -> Tensor:
+    """The mask of `dropout`, True where an element is kept, in plain tinygrad."""
+    seed = _mix(key + site * GOLDEN % 2**32)
+    i = Tensor.arange(math.prod(shape), dtype=dtypes.uint32)
+    return (_mix(_mix(i ^ seed) + seed) >= _threshold(rate)).reshape(shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Every bit of the result depends on every bit of x: lowbias32, a bijection of the 32-bit numbers."""
+    x = (x ^ x >> 16) * 0x7FEB352D
+    x = (x ^ x >> 15) * 0x846CA68B
+    return x ^ x >> 16
+
+
+def _threshold(rate: float) -> int:
+    return int(rate * 2**32)
+
+
+def _kernel(x: Tensor, rate: float, site: int) -> Kernel:
+    n = math.prod(int(size) for size in x.shape)
+    macros = (("N", n), ("SITE", f"{site}u"), ("THRESHOLD", f"{_threshold(rate)}u"), ("SCALE", f"(float){1 / (1 - rate)!r}"))
+    return Kernel(f"lama_dropout_{n}_{_threshold(rate)}_{site}", "dropout.c", macros)
+
+
+@functools.cache
+def _gradient_for(rate: float, site: int) -> Gradient:
+    """dx = dy where x was kept, scaled alike: dropout of the gradient."""
+
+    def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+        _, key = inputs_of(call)
+        return None, dropout(Tensor(grad), rate, key, site).uop, None
+
+    return gradient
