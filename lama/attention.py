@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, dtypes
 
 from lama.cache import KVCache
+from lama.dropout import Dropout, no_dropout
 from lama.kernels import matmul, softmax
 from lama.layers import Linear, linear, parameter
 from lama.shapes import Bool, Float, Size
@@ -74,6 +75,7 @@ def attention(
     mask: Bool[Tensor, "..."] | None = None,
     similarity: Similarity = scaled_dot,
     tap: Tap = no_tap,
+    dropout: Dropout = no_dropout,
 ) -> Float[Tensor, "*B T d_value"]:
     """softmax(score(q, k)) v: each query's weighted mean of the values. Source: Vaswani et al. 2017, eq. 1.
 
@@ -85,7 +87,7 @@ def attention(
         scores = mask.where(scores, HIDDEN)
     scores = tap("scores", scores)
     pattern = tap("pattern", softmax(scores))  # (*B, T, S), rows sum to 1
-    return matmul(pattern, v)
+    return matmul(dropout("pattern", pattern), v)
 
 
 class SingleHeadAttention:
@@ -141,6 +143,7 @@ class MultiHeadAttention:
         layer: int = 0,
         position: Size = 0,
         tap: Tap = no_tap,
+        dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
         """With a `cache`, the keys and values of this call are stored there as those of `layer` at `position`."""
         B, T, d_model = x.shape
@@ -148,5 +151,5 @@ class MultiHeadAttention:
         q, k, v = tap("q", q), tap("k", k), tap("v", v)
         if cache is not None:
             k, v = cache.update(layer, k, v, position)
-        z = tap("z", attention(q, k, v, mask, self.similarity, tap))  # (B, H, T, d_head)
+        z = tap("z", attention(q, k, v, mask, self.similarity, tap, dropout))  # (B, H, T, d_head)
         return self.out(z.transpose(1, 2).reshape(B, T, d_model).contiguous())

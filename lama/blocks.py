@@ -4,6 +4,7 @@ from tinygrad import Tensor
 
 from lama.attention import MultiHeadAttention
 from lama.cache import KVCache
+from lama.dropout import Dropout, no_dropout
 from lama.layers import ACTIVATIONS, LayerNorm, Linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap, scoped
@@ -63,18 +64,20 @@ class Block:
         layer: int = 0,
         position: Size = 0,
         tap: Tap = no_tap,
+        dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
         """`memory` (B, S, d_model) is the encoder's output; a block made with `cross` needs it. Raises ValueError."""
         if (memory is None) != (self.cross_attn is None):
             raise ValueError(f"memory must be given exactly to blocks with cross-attention; got cross={self.cross_attn is not None}")
         x = tap("resid_pre", x)
-        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, scoped(tap, "attn"))
-        x = tap("resid_mid", self._add(self.ln1, x, tap("attn_out", h)))
+        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, scoped(tap, "attn"), dropout.scoped("attn"))
+        x = tap("resid_mid", self._add(self.ln1, x, dropout("attn_out", tap("attn_out", h))))
         if self.cross_attn is not None and self.ln_cross is not None:
-            h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=scoped(tap, "cross_attn"))
-            x = tap("resid_cross", self._add(self.ln_cross, x, tap("cross_attn_out", h)))
+            taps, drops = scoped(tap, "cross_attn"), dropout.scoped("cross_attn")
+            h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=taps, dropout=drops)
+            x = tap("resid_cross", self._add(self.ln_cross, x, dropout("cross_attn_out", tap("cross_attn_out", h))))
         h = self.mlp(self._norm_before(self.ln2, "ln2", x, tap), scoped(tap, "mlp"))
-        return tap("resid_post", self._add(self.ln2, x, tap("mlp_out", h)))
+        return tap("resid_post", self._add(self.ln2, x, dropout("mlp_out", tap("mlp_out", h))))
 
     def _norm_before(self, norm: LayerNorm, name: str, x: Tensor, tap: Tap) -> Tensor:
         return tap(f"{name}.normalized", norm(x)) if self.pre_norm else x

@@ -9,8 +9,8 @@ from tinygrad import Tensor, TinyJit, dtypes
 from lama.kernels import dropout, program
 
 
-def key_of(number: int) -> Tensor:
-    return Tensor([number], dtype=dtypes.uint32).realize()
+def key_of(number: int, row: int = 0) -> Tensor:
+    return Tensor([number, row], dtype=dtypes.uint32).realize()
 
 
 def mix(x: int) -> int:
@@ -57,6 +57,13 @@ def test_dropout_kernel_equals_its_plain_twin_bit_for_bit(ran, monkeypatch):  # 
     assert len(ran) == 1
 
 
+def test_parts_of_a_batch_drop_what_the_whole_batch_drops(both):  # noqa: F811
+    x = normal(7, 5, 11)
+    whole = dropout(Tensor(x), 0.4, key_of(9), 2).numpy()
+    parts = [dropout(Tensor(x[start:end]), 0.4, key_of(9, start), 2).numpy() for start, end in ((0, 3), (3, 7))]
+    assert (np.concatenate(parts) == whole).all() and (whole == 0).any()
+
+
 def test_dropout_under_jit_follows_the_key():
     @TinyJit
     def dropped(x: Tensor, key: Tensor) -> Tensor:
@@ -85,5 +92,5 @@ def test_dropout_kernel_serves_plain_float32_on_the_cpu_and_nothing_else(ran):  
     dropout(x, 0.5, key, 0)
     assert len(ran) == 1 and ran.pop().startswith("lama_dropout_")
     dropout(x.cast(dtypes.float16), 0.5, key, 0)
-    dropout(Tensor.empty(3, 37, device="NULL"), 0.5, Tensor.empty(1, dtype=dtypes.uint32, device="NULL"), 0)
+    dropout(Tensor.empty(3, 37, device="NULL"), 0.5, Tensor.empty(2, dtype=dtypes.uint32, device="NULL"), 0)
     assert not ran

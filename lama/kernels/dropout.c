@@ -1,5 +1,6 @@
-// y = x where an element is kept, times 1 / (1 - rate); 0 where it is dropped. Element i of N is kept if its hash, one of
-// the numbers below 2^32, is at least THRESHOLD. dropout.py says which hash; the two must agree in every bit.
+// y = x where an element is kept, times 1 / (1 - rate); 0 where it is dropped. The N elements of x begin at row key[1], of
+// ROW elements each, of a larger batch; its element i is kept if its hash, one of the numbers below 2^32, is at least
+// THRESHOLD. dropout.py says which hash; the two must agree in every bit.
 
 PART uints mix(uints x) {
   x = (x ^ x >> 16) * 0x7feb352du;
@@ -14,7 +15,7 @@ PART vec drop(vec x, uints i, uints seed) {
 
 KERNEL NAME(float *restrict y, const float *restrict x, const unsigned int *restrict key) {
   uints seed = mix((uints)(key[0] + SITE * 0x9e3779b9u)), place;
-  UNROLL for (int j = 0; j < V; j++) place[j] = j;
+  UNROLL for (int j = 0; j < V; j++) place[j] = key[1] * ROW + j;
   long i = 0;
   for (; i + V <= N; i += V) *(vec *)(y + i) = drop(*(const vec *)(x + i), place + (unsigned int)i, seed);
   if (N % V) store_some(y + i, drop(load_some(x + i, N - i, 0), place + (unsigned int)i, seed), N - i);

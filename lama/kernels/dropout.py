@@ -13,9 +13,10 @@ GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites start far a
 def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
     """x / (1 − rate) with each element zero instead with probability `rate`, in float32, any shape of up to 2³² elements.
 
-    Which ones depends on `key`, uint32 of shape (1,), and on `site`, an int below 2³²: the same two drop the same
-    elements again; a new key for each step and a site for each place in the model drop others. Element i of the
-    flattened x is kept where mix(mix(i ^ seed) + seed) >= rate · 2³², with seed = mix(key + site · 2³²/φ), in 32 bits.
+    Which ones depends on `key`, uint32 of shape (2,), and on `site`, an int below 2³²: the same two drop the same
+    elements again; a new key[0] for each step and a site for each place in the model drop others. key[1] says which row
+    of a larger batch the first of x is, so that parts of a batch drop what the whole would. Element i of the flattened
+    batch is kept where mix(mix(i ^ seed) + seed) >= rate · 2³², with seed = mix(key[0] + site · 2³²/φ), in 32 bits.
     Source: Srivastava et al. 2014, scaled in training; mix is Wellons's lowbias32, https://nullprogram.com/blog/2018/07/31/.
     """
     if not 0 <= rate < 1:
@@ -29,8 +30,8 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
 
 def kept(shape: tuple[int, ...], rate: float, key: Tensor, site: int) -> Tensor:
     """The mask of `dropout`, True where an element is kept, in plain tinygrad."""
-    seed = _mix(key + site * GOLDEN % 2**32)
-    i = Tensor.arange(math.prod(shape), dtype=dtypes.uint32)
+    seed = _mix(key[0:1] + site * GOLDEN % 2**32)
+    i = key[1:2] * math.prod(shape[1:]) + Tensor.arange(math.prod(shape), dtype=dtypes.uint32)
     return (_mix(_mix(i ^ seed) + seed) >= _threshold(rate)).reshape(shape)
 
 
@@ -46,9 +47,10 @@ def _threshold(rate: float) -> int:
 
 
 def _kernel(x: Tensor, rate: float, site: int) -> Kernel:
-    n = math.prod(int(size) for size in x.shape)
-    macros = (("N", n), ("SITE", f"{site}u"), ("THRESHOLD", f"{_threshold(rate)}u"), ("SCALE", f"(float){1 / (1 - rate)!r}"))
-    return Kernel(f"lama_dropout_{n}_{_threshold(rate)}_{site}", "dropout.c", macros)
+    rows, *row = (int(size) for size in x.shape)
+    n = rows * math.prod(row)
+    macros = (("N", n), ("ROW", f"{math.prod(row)}u"), ("SITE", f"{site}u"), ("THRESHOLD", f"{_threshold(rate)}u"), ("SCALE", f"(float){1 / (1 - rate)!r}"))
+    return Kernel(f"lama_dropout_{rows}_{math.prod(row)}_{_threshold(rate)}_{site}", "dropout.c", macros)
 
 
 @functools.cache

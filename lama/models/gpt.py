@@ -9,6 +9,7 @@ from tinygrad.nn.state import get_parameters
 from lama.attention import SIMILARITIES
 from lama.blocks import NORMS, Block
 from lama.cache import KVCache
+from lama.dropout import Dropout, no_dropout
 from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
 from lama.layers import ACTIVATIONS, LayerNorm, initialise
 from lama.masks import causal_mask
@@ -97,7 +98,7 @@ class GPT:
             initialise(self, seed, c.n_layers)
 
     def hidden(
-        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
     ) -> Float[Tensor, "B T d_model"]:
         """The residual stream after the last block and norm: what the unembedding reads.
 
@@ -110,11 +111,12 @@ class GPT:
         if isinstance(end, int) and end > self.config.context_length:
             raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
         positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
-        x = tap("embed", self.embed(tokens)) + tap("pos_embed", positions)  # (B, T, d_model)
+        x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
         # One token looks at all that is in the cache, itself included: nothing to hide.
         mask = None if T == 1 else causal_mask(T, end if cache is not None else T, position if cache is not None else 0)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, f"blocks.{i}"))
+            site = f"blocks.{i}"
+            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, site), dropout=dropout.scoped(site))
         return x if self.ln_final is None else tap("ln_final.normalized", self.ln_final(x))
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
@@ -122,10 +124,10 @@ class GPT:
         return self.embed.unembed(x) if self.unembed is None else self.unembed(x)
 
     def __call__(
-        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
     ) -> Float[Tensor, "B T vocab_size"]:
         """logits[b, t] scores the token that follows tokens[b, :t+1]."""
-        return tap("logits", self.logits(self.hidden(tokens, cache, position, tap)))
+        return tap("logits", self.logits(self.hidden(tokens, cache, position, tap, dropout)))
 
     def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` (default context_length) tokens."""
