@@ -21,11 +21,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    from lama.cli import doctor, export, generate, tokenizer, train
+    from lama.cli import doctor, eval, export, generate, tokenizer, train
 
     parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for module in (generate, train, tokenizer, export, doctor):
+    for module in (generate, train, tokenizer, eval, export, doctor):
         module.add_parser(verbs)
     return parser
 
