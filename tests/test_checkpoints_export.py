@@ -69,3 +69,18 @@ def test_export_command_writes_a_folder_and_replaces_none(tmp_path: Path, capsys
     assert main(command) == 0 and "model.safetensors" in capsys.readouterr().out
     assert main(command) == 2
     assert capsys.readouterr().err == f"lama: DIR must be a new or empty folder; got {tmp_path / 'hf'}\n"
+
+
+@pytest.mark.parametrize("words", ["{model} --to hf {out}", "{model} {out} --to hf", "--to hf {model} {out}"])
+def test_export_command_takes_the_format_wherever_it_stands(tmp_path: Path, capsys, words: str):
+    save(tmp_path / "model", model_of(), ByteTokenizer())
+    command = words.format(model=tmp_path / "model", out=tmp_path / "hf").split()
+    assert main(["export", *command]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+    assert capsys.readouterr().out == f"saved in {tmp_path / 'hf'}: config.json, merges.txt, model.safetensors, vocab.json\n"
+
+
+def test_export_help_shows_the_format_before_the_folder(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert capsys.readouterr().out.startswith("usage: lama export MODEL [--to hf] DIR ")

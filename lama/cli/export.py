@@ -11,6 +11,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "export",
         help="write a model in Hugging Face's format",
+        usage="%(prog)s MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [-v]",
         description="Write a model as a folder that transformers loads with equal logits.",
     )
     parser.set_defaults(run=run)
