@@ -58,6 +58,7 @@ def windows(n_tokens: int, context_length: int, stride: int) -> list[tuple[int, 
     Source: Hugging Face transformers, "Perplexity of fixed-length models",
     https://huggingface.co/docs/transformers/perplexity. A window's first token is context only, so with a stride of
     context_length the first of each goes unscored; with a shorter one every token but the text's first is scored once.
+    Every scored token weighs the same; the code on that page lets each window but the first weigh one token less.
     `windows(8, 4, 2)` is `[(0, 4, 3), (2, 6, 2), (4, 8, 2)]`.
     """
     found, scored = [], 1  # the text's first token has no context
