@@ -13,10 +13,11 @@ PART vec drop(vec x, uints i, uints seed) {
   return hash >= THRESHOLD ? x * SCALE : (vec)0;
 }
 
-KERNEL NAME(float *restrict y, const float *restrict x, const unsigned int *restrict key) {
+KERNEL NAME(float *restrict y, const float *restrict x, const unsigned int *restrict key, int slice) {
   uints seed = mix((uints)(key[0] + SITE * 0x9e3779b9u)), place;
   UNROLL for (int j = 0; j < V; j++) place[j] = key[1] * ROW + j;
-  long i = 0;
-  for (; i + V <= N; i += V) *(vec *)(y + i) = drop(*(const vec *)(x + i), place + (unsigned int)i, seed);
-  if (N % V) store_some(y + i, drop(load_some(x + i, N - i, 0), place + (unsigned int)i, seed), N - i);
+  for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V)
+    *(vec *)(y + i) = drop(*(const vec *)(x + i), place + (unsigned int)i, seed);
+  long i = N / V * V;
+  if (i < N && slice == 0) store_some(y + i, drop(load_some(x + i, N - i, 0), place + (unsigned int)i, seed), N - i);
 }

@@ -5,7 +5,7 @@ import math
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast
+from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
 
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites start far apart
 
@@ -49,8 +49,15 @@ def _threshold(rate: float) -> int:
 def _kernel(x: Tensor, rate: float, site: int) -> Kernel:
     rows, *row = (int(size) for size in x.shape)
     n = rows * math.prod(row)
-    macros = (("N", n), ("ROW", f"{math.prod(row)}u"), ("SITE", f"{site}u"), ("THRESHOLD", f"{_threshold(rate)}u"), ("SCALE", f"(float){1 / (1 - rate)!r}"))
-    return Kernel(f"lama_dropout_{rows}_{math.prod(row)}_{_threshold(rate)}_{site}", "dropout.c", macros)
+    macros = (
+        ("N", n),
+        ("ROW", f"{math.prod(row)}u"),
+        ("SITE", f"{site}u"),
+        ("THRESHOLD", f"{_threshold(rate)}u"),
+        ("SCALE", f"(float){1 / (1 - rate)!r}"),
+    )
+    name = f"lama_dropout_{rows}_{math.prod(row)}_{_threshold(rate)}_{site}"
+    return Kernel(name, "dropout.c", macros, slices=slices_for(1.0 * n))
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import math
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import Kernel, inputs_of, is_fast, result_of
+from lama.kernels.program import Kernel, inputs_of, is_fast, result_of, slices_for
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -24,12 +24,13 @@ def gelu(x: Tensor) -> Tensor:
 def _softmax_kernel(x: Tensor, backward: bool) -> Kernel:
     *lead, n = _shape(x)
     rows = math.prod(lead)
-    return Kernel(f"lama_softmax_{rows}_{n}_{backward:d}", "softmax.c", (("ROWS", rows), ("N", n), ("BACKWARD", int(backward))))
+    macros = (("ROWS", rows), ("N", n), ("BACKWARD", int(backward)))
+    return Kernel(f"lama_softmax_{rows}_{n}_{backward:d}", "softmax.c", macros, slices=min(rows, slices_for(1.0 * rows * n)))
 
 
 def _gelu_kernel(x: Tensor, backward: bool) -> Kernel:
     n = math.prod(_shape(x))
-    return Kernel(f"lama_gelu_{n}_{backward:d}", "gelu.c", (("N", n), ("BACKWARD", int(backward))))
+    return Kernel(f"lama_gelu_{n}_{backward:d}", "gelu.c", (("N", n), ("BACKWARD", int(backward))), slices=slices_for(1.0 * n))
 
 
 def _softmax_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:

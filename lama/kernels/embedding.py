@@ -4,7 +4,7 @@ import math
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import Kernel, inputs_of, is_fast
+from lama.kernels.program import Kernel, inputs_of, is_fast, slices_for
 
 
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -21,7 +21,9 @@ def _kernel(weight: Tensor, tokens: Tensor, backward: bool) -> Kernel:
     rows, d = (int(size) for size in weight.shape)
     n = math.prod(int(size) for size in tokens.shape)
     macros = (("ROWS", rows), ("D", d), ("TOKENS", n), ("BACKWARD", int(backward)))
-    return Kernel(f"lama_embedding_{rows}_{d}_{n}_{backward:d}", "embedding.c", macros)
+    most = max(1, d // 64) if backward else n  # a slice's rows of the gradient are some cache lines long
+    slices = min(most, slices_for(0.5 * d * (n + rows * backward)))
+    return Kernel(f"lama_embedding_{rows}_{d}_{n}_{backward:d}", "embedding.c", macros, slices=slices)
 
 
 def _gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:

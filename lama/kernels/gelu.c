@@ -11,17 +11,18 @@ PART vec value(vec x, vec dy) {
   return dy * (s + x * s * (1 - s) * 2 * SCALE * (1 + 3 * CUBIC * x * x));
 }
 
-KERNEL NAME(float *restrict dx, const float *restrict x, const float *restrict dy) {
-  long i = 0;
-  for (; i + V <= N; i += V) *(vec *)(dx + i) = value(*(const vec *)(x + i), *(const vec *)(dy + i));
-  if (N % V) store_some(dx + i, value(load_some(x + i, N - i, 0), load_some(dy + i, N - i, 0)), N - i);
+KERNEL NAME(float *restrict dx, const float *restrict x, const float *restrict dy, int slice) {
+  for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V)
+    *(vec *)(dx + i) = value(*(const vec *)(x + i), *(const vec *)(dy + i));
+  long i = N / V * V;
+  if (i < N && slice == 0) store_some(dx + i, value(load_some(x + i, N - i, 0), load_some(dy + i, N - i, 0)), N - i);
 }
 #else
 PART vec value(vec x) { return x * gate(x); }
 
-KERNEL NAME(float *restrict y, const float *restrict x) {
-  long i = 0;
-  for (; i + V <= N; i += V) *(vec *)(y + i) = value(*(const vec *)(x + i));
-  if (N % V) store_some(y + i, value(load_some(x + i, N - i, 0)), N - i);
+KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
+  for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V) *(vec *)(y + i) = value(*(const vec *)(x + i));
+  long i = N / V * V;
+  if (i < N && slice == 0) store_some(y + i, value(load_some(x + i, N - i, 0)), N - i);
 }
 #endif

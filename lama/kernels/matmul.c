@@ -54,11 +54,11 @@ PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restric
       if (j < lanes) c[(long)m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]);
 }
 
-KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
+KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice) {
   for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N) {
-    int n = 0;
-    for (; n + LANES <= N; n += LANES) dots(c, a, w, n, LANES);
-    for (; n < N; n++) dots(c, a, w, n, 1);
+    for (int n = FIRST(N / LANES) * LANES; n < LAST(N / LANES) * LANES; n += LANES) dots(c, a, w, n, LANES);
+    if (slice == 0)
+      for (int n = N / LANES * LANES; n < N; n++) dots(c, a, w, n, 1);
   }
 }
 
@@ -115,25 +115,35 @@ PART void pack_a(float *restrict to, const float *restrict a, int depth, int row
 #endif
 }
 
-KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w) {
+// The part of c from (m_first, n_first) to before (m_last, n_last).
+PART void part(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int m_first, int m_last, int n_first, int n_last) {
   float panels_a[HEIGHT * DEPTH], panels_w[DEPTH * WIDTH];
-  for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N)
-    for (int k0 = 0; k0 < K; k0 += DEPTH) {
-      int depth = MIN(DEPTH, K - k0);
-      for (int n0 = 0; n0 < N; n0 += WIDTH) {
-        int width = MIN(WIDTH, N - n0);
+  for (int k0 = 0; k0 < K; k0 += DEPTH) {
+    int depth = MIN(DEPTH, K - k0);
+    for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
+      int width = MIN(WIDTH, n_last - n0);
+      for (int n = 0; n < width; n += COLUMNS)
+        pack_w(panels_w + n * DEPTH, w + (long)k0 * WKS + (long)(n0 + n) * WNS, depth, MIN(COLUMNS, width - n));
+      for (int m0 = m_first; m0 < m_last; m0 += HEIGHT) {
+        int height = MIN(HEIGHT, m_last - m0);
+        for (int m = 0; m < height; m += ROWS)
+          pack_a(panels_a + m * DEPTH, a + (long)(m0 + m) * AMS + (long)k0 * AKS, depth, MIN(ROWS, height - m));
         for (int n = 0; n < width; n += COLUMNS)
-          pack_w(panels_w + n * DEPTH, w + (long)k0 * WKS + (long)(n0 + n) * WNS, depth, MIN(COLUMNS, width - n));
-        for (int m0 = 0; m0 < M; m0 += HEIGHT) {
-          int height = MIN(HEIGHT, M - m0);
           for (int m = 0; m < height; m += ROWS)
-            pack_a(panels_a + m * DEPTH, a + (long)(m0 + m) * AMS + (long)k0 * AKS, depth, MIN(ROWS, height - m));
-          for (int n = 0; n < width; n += COLUMNS)
-            for (int m = 0; m < height; m += ROWS)
-              tile(c + (long)(m0 + m) * N + n0 + n, panels_a + m * DEPTH, panels_w + n * DEPTH, depth, MIN(ROWS, height - m),
-                   MIN(COLUMNS, width - n), k0 > 0);
-        }
+            tile(c + (long)(m0 + m) * N + n0 + n, panels_a + m * DEPTH, panels_w + n * DEPTH, depth, MIN(ROWS, height - m),
+                 MIN(COLUMNS, width - n), k0 > 0);
       }
     }
+  }
+}
+
+// Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of all these.
+KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice) {
+  const long rows = (M + ROWS - 1) / ROWS, columns = (N + COLUMNS - 1) / COLUMNS;
+  for (long i = FIRST(BATCH * PARTS_M * PARTS_N); i < LAST(BATCH * PARTS_M * PARTS_N); i++) {
+    long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N;
+    part(c + batch * M * N, a + batch * M * K, w + batch * K * N, rows * m / PARTS_M * ROWS, MIN(M, rows * (m + 1) / PARTS_M * ROWS),
+         columns * n / PARTS_N * COLUMNS, MIN(N, columns * (n + 1) / PARTS_N * COLUMNS));
+  }
 }
 #endif

@@ -4,9 +4,14 @@ import functools
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast
+from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
 
 WEIGHT_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
+
+FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
+PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be for handing them out
+SMALL = 96  # the least rows or columns of a part
+FEW_ROWS = 4  # up to so many, the weights are read once, in order
 
 
 def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
@@ -36,7 +41,11 @@ def _product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tens
     if k != k_b:
         raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
     form = "nt"[transpose_a] + "nt"[transpose_b]
+    slices = slices_for(2 * batch * m * n * k / FLOPS / PACKING)
+    parts_m, parts_n = _parts(m, n, slices / batch)
     macros = (
+        ("PARTS_M", parts_m),
+        ("PARTS_N", parts_n),
         ("BATCH", batch),
         ("M", m),
         ("N", n),
@@ -50,8 +59,20 @@ def _product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tens
         ("W_IS_BFLOAT16", int(b.dtype == dtypes.bfloat16)),
     )
     name = f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{WEIGHT_TYPES[b.dtype].strip('_').replace(' ', '_')}"
-    kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k)
+    most = batch * parts_m * parts_n if m > FEW_ROWS else n // 16 + 1
+    kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=min(slices, most))
     return kernel((batch, m, n), a, b, gradient=_gradient_for(transpose_a, transpose_b))
+
+
+def _parts(m: int, n: int, wanted: float) -> tuple[int, int]:
+    """Into how many parts to cut the m rows and n columns of a product: about `wanted` in all, rather square, none small."""
+    rows, columns = 1, 1
+    while rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
+        if m // rows >= n // columns:
+            rows *= 2
+        else:
+            columns *= 2
+    return rows, columns
 
 
 @functools.cache

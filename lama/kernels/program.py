@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from importlib import resources
 
 from tinygrad import Device, Tensor, UOp, dtypes
+from tinygrad.dtype import AddrSpace
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
 
+from lama.kernels.pool import use_all_cores
+
+SLICE = 20_000  # nanoseconds, the least that a slice may take
+MOST_SLICES = 64
 Gradient = Callable[[UOp, UOp], tuple[UOp | None, ...]]
 
 
@@ -27,10 +32,12 @@ class Kernel:
     macros: tuple[tuple[str, str | int], ...]
     operations: int = 0
     """Floating-point operations, for tinygrad's statistics."""
+    slices: int = 1
+    """Parts that may run at the same time: the C function's last argument is the part's number, SLICES how many there are."""
 
     def source(self) -> str:
         folder = resources.files("lama.kernels")
-        macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), *self.macros))
+        macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), ("SLICES", self.slices), *self.macros))
         return macros + folder.joinpath("vectors.h").read_text("utf-8") + folder.joinpath(self.file).read_text("utf-8")
 
     def __call__(self, shape: tuple[int, ...], *inputs: Tensor, gradient: Gradient | None = None) -> Tensor:
@@ -43,6 +50,14 @@ class Kernel:
         out = Tensor.empty(*shape, dtype=dtypes.float32, device=device)
         program = functools.partial(_program, self, device)
         return Tensor.custom_kernel(out, *(x.contiguous() for x in inputs), fxn=program, grad_fxn=gradient)[0]
+
+
+def slices_for(nanoseconds: float) -> int:
+    """How many slices for a kernel that takes one core about so long: none so short that handing it out costs as much.
+
+    Not the number of threads: with more slices than threads, one that is late or busy elsewhere holds nobody up.
+    """
+    return max(1, min(MOST_SLICES, int(nanoseconds / SLICE)))
 
 
 def inputs_of(call: UOp) -> list[Tensor]:
@@ -74,8 +89,11 @@ def _reference() -> bool:
 
 @functools.cache
 def _compiles_c(device: str) -> bool:
-    """LLVM and other renderers do not compile C."""
-    return type(Device[device].renderer).__name__ == "ClangRenderer"
+    """LLVM and other renderers do not compile C. Those that do get their threads here."""
+    if type(Device[device].renderer).__name__ != "ClangRenderer":
+        return False
+    use_all_cores(device)
+    return True
 
 
 @functools.cache
@@ -89,6 +107,8 @@ def _program(kernel: Kernel, device: str, *buffers: UOp) -> UOp:
     places = tuple(range(len(buffers)))
     sink = UOp.sink(*(b.base for b in buffers), arg=KernelInfo(kernel.name, estimates=Estimates(ops=kernel.operations)))
     target = Device[device].renderer.target
-    info = ProgramInfo(kernel.name, (1, 1, 1), (1, 1, 1), globals=places, outs=(0,), ins=places[1:], target=target)
+    slice_number = UOp.param(len(buffers), dtypes.int32, (), vmin_vmax=(0, kernel.slices), name="core_id", addrspace=AddrSpace.ALU)
+    size = (kernel.slices, 1, 1)
+    info = ProgramInfo(kernel.name, size, (1, 1, 1), (slice_number,), globals=places, outs=(0,), ins=places[1:], target=target)
     parts = (sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=binary))
     return UOp(Ops.PROGRAM, src=parts, arg=info)

@@ -2,8 +2,9 @@
 
 #if BACKWARD
 // With p = softmax(x): dx = p · (dp − Σ dp·p), the sum over the row.
-KERNEL NAME(float *restrict dx, const float *restrict p, const float *restrict dp) {
-  for (long row = 0; row < ROWS; row++, dx += N, p += N, dp += N) {
+KERNEL NAME(float *restrict dx, const float *restrict p, const float *restrict dp, int slice) {
+  dx += FIRST(ROWS) * N, p += FIRST(ROWS) * N, dp += FIRST(ROWS) * N;
+  for (long row = FIRST(ROWS); row < LAST(ROWS); row++, dx += N, p += N, dp += N) {
     vec sums = 0;
     int i = 0;
     for (; i + V <= N; i += V) sums += *(const vec *)(p + i) * *(const vec *)(dp + i);
@@ -15,8 +16,9 @@ KERNEL NAME(float *restrict dx, const float *restrict p, const float *restrict d
 }
 #else
 // p = exp(x − max(x)) / Σ exp(x − max(x)).
-KERNEL NAME(float *restrict p, const float *restrict x) {
-  for (long row = 0; row < ROWS; row++, p += N, x += N) {
+KERNEL NAME(float *restrict p, const float *restrict x, int slice) {
+  p += FIRST(ROWS) * N, x += FIRST(ROWS) * N;
+  for (long row = FIRST(ROWS); row < LAST(ROWS); row++, p += N, x += N) {
     vec most = x[0], sums = 0;
     int i = 0;
     for (; i + V <= N; i += V) most = __builtin_elementwise_max(most, *(const vec *)(x + i));

@@ -15,6 +15,10 @@ typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
 typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
 typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
 
+// The part of `units` equal things that is this slice's: from FIRST to before LAST. `slice` is every kernel's last argument.
+#define FIRST(units) ((long)(units) * slice / SLICES)
+#define LAST(units) ((long)(units) * (slice + 1) / SLICES)
+
 // Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin it may call
 // memset, which is not linked.
 #define ATTRIBUTES no_builtin("memset", "memcpy"), min_vector_width(V * 32)

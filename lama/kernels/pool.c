@@ -1,0 +1,124 @@
+// A list of kernel calls, run one after the other, the slices of each shared out among threads: all that a step of training
+// or a token needs, in one call from Python. Included twice: WORKER 1 is what a waiting thread runs, WORKER 0 the caller.
+//
+// Every thread takes the next slice that nobody has. The caller works too, so it waits only for slices that others are
+// in the middle of, and a thread that the system does not let run costs nothing. `inside` and `open` keep a late thread
+// out of a call that is over: it enters, then looks; the caller closes, then looks.
+
+typedef unsigned long long word;
+
+struct pool {
+  // Filled in by pool.py: functions of the C library, the mutex and the condition, how long to spin.
+  int (*lock)(void *), (*unlock)(void *), (*wait)(void *, void *), (*wake)(void *), (*yield)(void), (*clock)(int, long *);
+  void *mutex, *condition;
+  word clock_id, spin_ns, threads;
+  // The threads' own, on cache lines apart.
+  word busy, line1[7];        // somebody's calls are being run
+  word published, line2[7];   // calls so far: what threads wait for
+  word next, line3[7];        // the first slice of the call that nobody has
+  word open, line4[7];        // whether there are slices to be had
+  word inside, line5[7];      // threads that may be running a slice
+  word sleeping, line6[7];
+  const word *call;
+};
+
+// A call: the kernel's address, how many slices, which argument is the slice's number, how many words of arguments.
+enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
+
+#define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
+#define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
+#define ADD(x, value) __atomic_fetch_add(&(x), value, __ATOMIC_SEQ_CST)
+
+#if defined(__x86_64__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("isb")
+#else
+#define RELAX() __asm__ volatile("")
+#endif
+
+#define PART static inline __attribute__((always_inline))  // the loader wants one function
+#define FOUR(at) a[at], a[at + 1], a[at + 2], a[at + 3]
+#define SIXTEEN(at) FOUR(at), FOUR(at + 4), FOUR(at + 8), FOUR(at + 12)
+#define W4 word, word, word, word
+#define W16 W4, W4, W4, W4
+
+// Arguments past those that a kernel takes do no harm: the caller cleans up after them.
+PART void run_slice(const word *call, word slice) {
+  word a[64];
+  for (word i = 0; i < call[WORDS]; i++) a[i] = call[ARGUMENTS + i];
+  if (call[PLACE] < 64) a[call[PLACE]] = slice;
+  if (call[WORDS] == 8)
+    ((void (*)(W4, W4))call[ADDRESS])(FOUR(0), FOUR(4));
+  else if (call[WORDS] == 16)
+    ((void (*)(W16))call[ADDRESS])(SIXTEEN(0));
+  else
+    ((void (*)(W16, W16, W16, W16))call[ADDRESS])(SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48));
+}
+
+PART void take_slices(struct pool *p) {
+  const word *call = p->call;
+  for (word slice; (slice = ADD(p->next, 1)) < call[SLICES];) run_slice(call, slice);
+}
+
+#if WORKER
+PART word now(struct pool *p) {
+  long time[2];
+  p->clock((int)p->clock_id, time);
+  return (word)time[0] * 1000000000 + (word)time[1];
+}
+
+// Until `published` is no longer `seen`: spin for a while, then sleep.
+PART void await(struct pool *p, word seen) {
+  for (word began = now(p); now(p) - began < p->spin_ns;)
+    for (int i = 0; i < 16; i++) {
+      if (LOAD(p->published) != seen) return;
+      RELAX();
+    }
+  p->lock(p->mutex);
+  ADD(p->sleeping, 1);
+  while (LOAD(p->published) == seen) p->wait(p->condition, p->mutex);
+  ADD(p->sleeping, -1);
+  p->unlock(p->mutex);
+}
+
+void lama_worker(struct pool *p) {
+  for (word seen = 0;;) {
+    await(p, seen);
+    seen = LOAD(p->published);
+    ADD(p->inside, 1);
+    if (LOAD(p->open)) take_slices(p);
+    ADD(p->inside, -1);
+  }
+}
+#else
+PART void share(struct pool *p, const word *call) {
+  p->call = call;
+  STORE(p->next, 0);
+  STORE(p->open, 1);
+  ADD(p->published, 1);
+  if (LOAD(p->sleeping)) {
+    p->lock(p->mutex);
+    word wanted = call[SLICES] < p->threads ? call[SLICES] - 1 : p->threads - 1;
+    for (word i = 0; i < wanted && i < p->sleeping; i++) p->wake(p->condition);
+    p->unlock(p->mutex);
+  }
+  take_slices(p);
+  STORE(p->open, 0);
+  for (int i = 0; LOAD(p->inside); i++)
+    if (i < 2000)
+      RELAX();
+    else
+      p->yield();
+}
+
+void lama_run(struct pool *p, const word *call, word calls) {
+  int alone = p->threads < 2 || __atomic_exchange_n(&p->busy, 1, __ATOMIC_SEQ_CST);
+  for (; calls; calls--, call += ARGUMENTS + call[WORDS])
+    if (!alone && call[SLICES] > 1)
+      share(p, call);
+    else
+      for (word slice = 0; slice < call[SLICES]; slice++) run_slice(call, slice);
+  if (!alone) STORE(p->busy, 0);
+}
+#endif

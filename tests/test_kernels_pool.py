@@ -1,0 +1,152 @@
+"""The threads that kernels run on: the same results whatever their number, from any Python thread, after a fork, at the end."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import normal
+from test_kernels import needs_c, results
+from tinygrad import Tensor, TinyJit, UOp, dtypes
+
+from lama.errors import UsageError
+from lama.kernels import dropout, embedding, gelu, matmul, pool, softmax
+
+pytestmark = needs_c
+KEY = np.array([7, 0], np.uint32)
+ROWS = np.random.default_rng(0).integers(0, 65, 1543)
+# Large enough for several slices, none of them equal: each kernel, and its gradient for each input.
+USES = {
+    "matmul": (lambda a, b: matmul(a, b), (1543, 197), (197, 263)),
+    "matmul of batches": (lambda a, b: matmul(a, b, transpose_b=True), (29, 131, 67), (29, 113, 67)),
+    "matmul of a few rows": (lambda a, b: matmul(a, b, transpose_b=True), (2, 523), (4099, 523)),
+    "softmax": (softmax, (1543, 197)),
+    "gelu": (gelu, (1543, 197)),
+    "dropout": (lambda x: dropout(x, 0.2, Tensor(KEY), 3), (1543, 197)),
+    "embedding": (lambda w: embedding(w, Tensor(ROWS, dtype=dtypes.int32)), (65, 257)),
+}
+
+
+def run_on(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    made = pool.Pool(threads)
+    monkeypatch.setattr(pool, "pool", lambda: made)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_results_are_the_same_bit_for_bit_whatever_the_number_of_threads(monkeypatch, use):
+    function, *shapes = USES[use]
+    arrays = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
+    found = []
+    for threads in (1, 2, 3, 7):
+        run_on(monkeypatch, threads)
+        inputs = [Tensor(a) for a in arrays]
+        y = function(*inputs)
+        found.append(results(y, normal(*y.shape), *inputs))
+    for other in found[1:]:
+        assert all((one == two).all() for one, two in zip(found[0], other, strict=True))
+
+
+def product() -> tuple[Tensor, Tensor, np.ndarray]:
+    a, b = normal(1543, 197), normal(197, 263)
+    return Tensor(a).realize(), Tensor(b).realize(), a.astype(float) @ b
+
+
+def test_kernels_may_be_run_from_several_python_threads_at_once(monkeypatch):
+    run_on(monkeypatch, 2)
+    a, b, expected = product()
+    first = matmul(a, b).numpy()  # compiled here
+    calls = [TinyJit(lambda: matmul(a, b).realize()) for _ in range(3)]
+    for call in calls:
+        for _ in range(2):
+            call()
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(30):
+            if (calls[number]().numpy() != first).any():
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong and np.abs(first - expected).max() < 1e-3
+
+
+def test_waiting_threads_go_to_sleep(monkeypatch):
+    run_on(monkeypatch, 3)
+    a, b, _ = product()
+    matmul(a, b).realize()
+    spent = []
+    while not spent or (spent[-1] > 0.01 and len(spent) < 20):  # numpy's own threads spin for some time, too
+        before = time.process_time()
+        time.sleep(0.1)
+        spent.append(time.process_time() - before)
+    assert spent[-1] < 0.01
+    assert np.isfinite(matmul(a, b).numpy()).all()  # and wake up
+
+
+SCRIPT = """
+import os, sys
+import numpy as np
+from tinygrad import Tensor, TinyJit
+from lama.compiler import ensure_compiler
+ensure_compiler()
+from lama.kernels import matmul
+x = Tensor(np.ones((512, 512), np.float32)).realize()
+step = TinyJit(lambda: (matmul(x, x) + 1).realize())
+run = lambda: float(step().numpy().sum())
+before = [run() for _ in range(3)]
+if sys.argv[1] == "fork":
+    child = os.fork()
+    if child == 0:
+        os._exit([run() for _ in range(3)] != before)
+    failed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # one after the other: tinygrad's memory is shared with a child
+    sys.exit(failed or [run() for _ in range(3)] != before)
+"""
+
+
+@pytest.mark.parametrize("way", ["fork", "exit"])
+@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_kernels_run_after_a_fork_and_the_process_ends(threads, way):
+    environment = {**os.environ, "LAMA_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, way], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_replayed_step_follows_its_inputs_and_variables(monkeypatch):
+    run_on(monkeypatch, 2)
+
+    @TinyJit
+    def step(a: Tensor, b: Tensor, table: Tensor, n: UOp) -> tuple[Tensor, Tensor]:
+        return gelu(matmul(a, b)).realize(), (table[:n].sum() + table[n]).realize()
+
+    table = Tensor(np.arange(13, dtype=np.float32)).realize()
+    for seed in range(5):
+        a, b = normal(5, 7, seed=seed), normal(7, 11, seed=seed)
+        y, s = step(Tensor(a).realize(), Tensor(b).realize(), table, UOp.variable("n", 1, 12).bind(seed + 3))
+        assert np.abs(y.numpy() - gelu(Tensor(a @ b)).numpy()).max() < 1e-5
+        assert s.item() == sum(range(seed + 3)) + seed + 3
+
+
+def test_threads_are_those_asked_for_or_the_cores(monkeypatch):
+    monkeypatch.delenv("LAMA_THREADS", raising=False)
+    assert 1 <= pool.threads() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("LAMA_THREADS", "3")
+    assert pool.threads() == 3
+    for wrong in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("LAMA_THREADS", wrong)
+        with pytest.raises(UsageError, match=f"LAMA_THREADS must be a whole number above 0; got {wrong}"):
+            pool.threads()
+
+
+def test_without_pthreads_the_caller_runs_every_slice(monkeypatch):
+    monkeypatch.setattr(pool, "FUNCTIONS", ("no_such_function",))
+    run_on(monkeypatch, 4)
+    a, b, expected = product()
+    assert np.abs(matmul(a, b).numpy() - expected).max() < 1e-3
