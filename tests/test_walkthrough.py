@@ -7,7 +7,7 @@ import pytest
 from helpers import fill
 from tinygrad import Tensor
 
-from lama.data import Corpus
+from lama.data import text_corpus
 from lama.interp.walkthrough import (
     explain_attention,
     explain_corpus,
@@ -42,7 +42,7 @@ def test_show_tokens_lets_white_space_be_seen():
 def test_explain_corpus_counts_and_names_the_source():
     text = 3 * TEXT
     tokens = np.array(TOKENIZER.encode(text), np.uint8)
-    lines = explain_corpus(Corpus(text, "Cages", "a bird", "CC0"), TOKENIZER, tokens[:26], tokens[26:]).splitlines()
+    lines = explain_corpus(text_corpus(text, "Cages", "a bird", "CC0"), TOKENIZER, tokens[:26], tokens[26:]).splitlines()
     assert lines[0] == "Cages: 30 characters (a bird; CC0)"
     assert lines[1] == "30 tokens from a vocabulary of 9; the first 26 to learn from, the last 4 to judge by"
     assert lines[2] == "text    " + show_tokens(TOKENIZER, tokens[:24])

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from lama.errors import LamaError, UsageError
 
 if TYPE_CHECKING:
-    from lama.data import Corpus
     from lama.tokenizers.training import Merge
 
 LONGEST = 10  # tokens shown
@@ -29,7 +28,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("corpus", nargs="?", metavar="CORPUS", help="a UTF-8 text file, or - for standard input (default: the King James Bible)")
+    text = "a text file, a folder, a pattern, - for standard input, kjv or tinyshakespeare (default kjv, the King James Bible)"
+    add("corpus", nargs="?", metavar="CORPUS", help=text)
     add("size", type=int, metavar="SIZE", help="entries in the vocabulary: 256 bytes, special tokens, and merges for the rest")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one of an earlier tokenizer, which is replaced")
     add("--special", action="append", metavar="TOKEN", help="a special token, may be repeated (default <|endoftext|>)")
@@ -37,22 +37,23 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lama.data import open_corpus
     from lama.tokenizers.training import END_OF_TEXT, base_symbols, check_vocabulary, spelled_out, train_bpe
 
     special = args.special or [END_OF_TEXT]
     check_vocabulary(args.size, special)
     check_out(args.out)
-    corpus = read(args.corpus)
-    n_bytes = len(corpus.text.encode())
+    corpus = open_corpus([args.corpus] if args.corpus else [])
+    n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
     began = time.perf_counter()
-    tokenizer = train_bpe(corpus.text, args.size, special, lambda merges: watch(merges, args.size - 256 - len(special)))
+    tokenizer = train_bpe(corpus.pieces(), args.size, special, lambda merges: watch(merges, args.size - 256 - len(special)))
     seconds = time.perf_counter() - began
 
-    ids = tokenizer.encode(corpus.text)
+    ids = [i for piece in corpus.pieces() for i in tokenizer.encode(piece)]
     files = {Path(name).name: content for name, content in tokenizer.files.items()}
     vocabulary: dict[str, int] = json.loads(files["vocab.json"])
-    files["base.json"] = (json.dumps(base_symbols(corpus.text, special), ensure_ascii=False) + "\n").encode()
+    files["base.json"] = (json.dumps(base_symbols(corpus.pieces(), special), ensure_ascii=False) + "\n").encode()
     files["tokens.txt"] = spelled_out(ids, vocabulary).encode()
     write(args.out, files)
 
@@ -62,14 +63,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"the corpus is {len(ids):,} tokens, {n_bytes / len(ids):.2f} bytes per token")
     print(f"saved in {args.out}: {', '.join(sorted(files))}")
     return 0
-
-
-def read(corpus: str | None) -> "Corpus":
-    from lama.data import default_corpus, read_corpus
-
-    if corpus is None:
-        return default_corpus()
-    return read_corpus(Path("/dev/stdin" if corpus == "-" else corpus))
 
 
 def watch(merges: "Iterable[Merge]", total: int) -> "Iterable[Merge]":

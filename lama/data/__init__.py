@@ -1,17 +1,20 @@
 """Corpora, the windows that models train on, and the n-gram baselines they are measured against."""
 
-from lama.data.corpora import Corpus, default_corpus, read_corpus
+from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split
 
 __all__ = [
     "Corpus",
+    "Document",
     "batch",
     "default_corpus",
     "encode_corpus",
     "evaluation_windows",
     "ngram_baselines",
     "ngram_loss",
+    "open_corpus",
     "read_corpus",
     "split",
+    "text_corpus",
 ]

@@ -24,7 +24,7 @@ def show_tokens(tokenizer: Tokenizer, ids: Iterable[SupportsInt]) -> str:
 def explain_corpus(corpus: Corpus, tokenizer: Tokenizer, train: np.ndarray, heldout: np.ndarray) -> str:
     first = train[:24]
     return (
-        f"{corpus.name}: {len(corpus.text):,} characters ({corpus.provenance}; {corpus.licence})\n"
+        f"{corpus.name}: {corpus.n_characters:,} characters ({corpus.provenance}; {corpus.licence})\n"
         f"{len(train) + len(heldout):,} tokens from a vocabulary of {tokenizer.vocab_size:,}; the first {len(train):,} to learn from, "
         f"the last {len(heldout):,} to judge by\n"
         f"text    {show_tokens(tokenizer, first)}\n"

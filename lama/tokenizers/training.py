@@ -24,16 +24,17 @@ Merge = tuple[str, str]  # both parts in GPT-2's byte alphabet: ("Ġ", "t")
 
 
 def train_bpe(
-    text: str,
+    text: str | Iterable[str],
     vocab_size: int,
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     progress: Callable[[Iterable[Merge]], Iterable[Merge]] = iter,
 ) -> BytePairTokenizer:
     """A tokenizer with ids for the 256 bytes in GPT-2's order, for merges as they were learned, and for special tokens.
 
-    Together they are exactly `vocab_size`. The text is split at special tokens, and no merge is learned from them;
-    `<|endoftext|>`, or else the first of them, ends a text. `progress` may watch the merges as they come. Raises UsageError
-    for a size or special tokens that cannot be, LamaError for a text that yields too few merges.
+    Together they are exactly `vocab_size`. A text may come in pieces, such as those of `Corpus.pieces`. It is split at
+    special tokens, and no merge is learned from them; `<|endoftext|>`, or else the first of them, ends a text. `progress`
+    may watch the merges as they come. Raises UsageError for a size or special tokens that cannot be, LamaError for a text
+    that yields too few merges.
     """
     check_vocabulary(vocab_size, special_tokens)
     wanted = vocab_size - 256 - len(special_tokens)
@@ -60,13 +61,15 @@ def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
         )
 
 
-def between_special_tokens(text: str, special_tokens: Sequence[str]) -> list[str]:
-    """`"a<|endoftext|>b"` gives `["a", "b"]`. Raises LamaError for lone surrogates."""
-    to_utf8(text)
-    return splitter([AddedToken(token, -1) for token in special_tokens]).split(text)[::2] if special_tokens else [text]
+def between_special_tokens(text: str | Iterable[str], special_tokens: Sequence[str]) -> Iterator[str]:
+    """`"a<|endoftext|>b"` gives `"a"`, then `"b"`. Raises LamaError for lone surrogates."""
+    special = splitter([AddedToken(token, -1) for token in special_tokens]) if special_tokens else None
+    for piece in [text] if isinstance(text, str) else text:
+        to_utf8(piece)
+        yield from special.split(piece)[::2] if special else [piece]
 
 
-def count_words(text: str, special_tokens: Sequence[str] = ()) -> Counter[str]:
+def count_words(text: str | Iterable[str], special_tokens: Sequence[str] = ()) -> Counter[str]:
     """How often each pre-token of GPT-2's pattern occurs: `"the cat, the"` gives `{"the": 1, " cat": 1, ",": 1, " the": 1}`."""
     import regex  # type: ignore[import-untyped]  # tiktoken's; here, so that importing lama stays light
 
@@ -170,9 +173,9 @@ def huggingface_files(merges: Sequence[Merge], special_tokens: Sequence[str]) ->
     }
 
 
-def base_symbols(text: str, special_tokens: Sequence[str] = ()) -> list[str]:
+def base_symbols(text: str | Iterable[str], special_tokens: Sequence[str] = ()) -> list[str]:
     """The distinct bytes of the text, in GPT-2's byte alphabet and in the order of their ids."""
-    found = set().union(*(part.encode() for part in between_special_tokens(text, special_tokens)))
+    found = {byte for part in between_special_tokens(text, special_tokens) for byte in set(part.encode())}
     return [symbol for symbol, byte in byte_alphabet().items() if byte in found]
 
 
