@@ -70,7 +70,8 @@ class Block:
         if (memory is None) != (self.cross_attn is None):
             raise ValueError(f"memory must be given exactly to blocks with cross-attention; got cross={self.cross_attn is not None}")
         x = tap("resid_pre", x)
-        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, scoped(tap, "attn"), dropout.scoped("attn"))
+        taps, drops = scoped(tap, "attn"), dropout.scoped("attn")
+        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, taps, drops)
         x = tap("resid_mid", self._add(self.ln1, x, dropout("attn_out", tap("attn_out", h))))
         if self.cross_attn is not None and self.ln_cross is not None:
             taps, drops = scoped(tap, "cross_attn"), dropout.scoped("cross_attn")

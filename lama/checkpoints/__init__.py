@@ -9,14 +9,28 @@ from pathlib import Path
 from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, read_json, weight_file
 from lama.checkpoints.fill import check_dtype, fill
-from lama.checkpoints.folder import FORMAT, config_from_lama, is_own_folder, save, tokenizer_from_lama
+from lama.checkpoints.folder import FORMAT, config_from_lama, is_own_folder, save, tokenizer_from_lama, write_tensors
 from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
 from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
-__all__ = ["EMBEDDED", "Found", "NotFound", "export_huggingface", "find", "is_own_folder", "load", "load_model", "load_tokenizer", "save"]
+__all__ = [
+    "EMBEDDED",
+    "Found",
+    "NotFound",
+    "export_huggingface",
+    "find",
+    "is_own_folder",
+    "load",
+    "load_model",
+    "load_tokenizer",
+    "open_weights",
+    "read_json",
+    "save",
+    "write_tensors",
+]
 
 
 def load(

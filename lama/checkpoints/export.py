@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.atomic import atomic_write
-from lama.checkpoints.folder import stored_parameters
+from lama.checkpoints.folder import stored
 from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import NUMPY, StoredTensor
@@ -42,7 +43,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
 def _gpt2_tensors(model: GPT) -> dict[str, StoredTensor]:
     """The parameters under GPT-2's names and in its layout."""
     tensors: dict[str, StoredTensor] = {}
-    for name, tensor in stored_parameters(model).items():
+    for name, tensor in stored(get_state_dict(model)).items():
         theirs = gpt2_name(name)
         if theirs.endswith(TRANSPOSED):
             tensor = transposed(tensor)

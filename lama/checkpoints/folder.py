@@ -45,7 +45,7 @@ def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[st
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         tokenizer.save(temporary)
-        write_safetensors(temporary / "model.safetensors", stored_parameters(model))
+        write_tensors(temporary / "model.safetensors", get_state_dict(model))
         files = sorted(path for path in temporary.iterdir())
         (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
         for path in [*files, temporary / "config.json"]:
@@ -71,12 +71,15 @@ def _move(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def stored_parameters(model: Any) -> dict[str, StoredTensor]:
-    """A model's parameters as tensors to be written, each fetched from the device when its turn comes."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of them, under its name when all of it is on the disk. Raises LamaError."""
+    write_safetensors(path, stored(tensors))
+
+
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Tensors to be written, each fetched from the device when its turn comes."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    return {
-        name: StoredTensor(name, names[p.dtype], tuple(map(int, p.shape)), partial(_fetch, p)) for name, p in get_state_dict(model).items()
-    }
+    return {name: StoredTensor(name, names[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t)) for name, t in tensors.items()}
 
 
 def _fetch(parameter: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from lama.dropout import Dropout, no_dropout
 from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
 from lama.layers import ACTIVATIONS, LayerNorm, initialise
 from lama.masks import causal_mask
-from lama.shapes import Float, Int, Size
+from lama.shapes import Bool, Float, Int, Size
 from lama.taps import Tap, no_tap, scoped
 
 CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
@@ -105,6 +105,16 @@ class GPT:
         `position` is where the first token stands; with a `cache`, the tokens before it are looked at there.
         Raises ValueError if the tokens reach past `context_length`.
         """
+        x, mask = self.embedded(tokens, cache, position, tap, dropout)
+        for i, block in enumerate(self.blocks):
+            site = f"blocks.{i}"
+            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, site), dropout=dropout.scoped(site))
+        return self.normalised(x, tap)
+
+    def embedded(
+        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
+    ) -> tuple[Float[Tensor, "B T d_model"], Bool[Tensor, "..."] | None]:
+        """What the first block reads, and the mask of all blocks. Raises ValueError as `hidden` does."""
         tokens = tokens.to(self.embed.weight.device)
         T = int(tokens.shape[1])
         end = position + T
@@ -114,9 +124,10 @@ class GPT:
         x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
         # One token looks at all that is in the cache, itself included: nothing to hide.
         mask = None if T == 1 else causal_mask(T, end if cache is not None else T, position if cache is not None else 0)
-        for i, block in enumerate(self.blocks):
-            site = f"blocks.{i}"
-            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, site), dropout=dropout.scoped(site))
+        return x, mask
+
+    def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
+        """The final norm, where the model has one."""
         return x if self.ln_final is None else tap("ln_final.normalized", self.ln_final(x))
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:

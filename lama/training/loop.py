@@ -1,55 +1,26 @@
 """The training loop: draw a batch, step, report; an iterator, so that whoever runs it can watch, save or stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from tinygrad import Context, Tensor
-from tinygrad.nn.optim import AdamW, OptimizerGroup
-from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.data import batch
 from lama.errors import LamaError, UsageError
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT
-from lama.training.loss import cross_entropy
-from lama.training.schedule import cosine
+from lama.training.config import TrainingConfig
+from lama.training.loss import language_model_loss
+from lama.training.optimizer import AdamW
+from lama.training.replica import Replica, copy_to
+from lama.training.schedule import learning_rate
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained. The defaults suit a model of about a million parameters."""
-
-    steps: int = 1000
-    """Updates of the weights."""
-    batch_size: int = 12
-    """Windows in a batch."""
-    learning_rate: float = 2e-3
-    """The peak, after the warm-up."""
-    min_learning_rate: float = 2e-4
-    """The end of the cosine."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.1
-    """AdamW's decay, on matrices only."""
-    beta1: float = 0.9
-    """AdamW's decay rate of the gradient's mean."""
-    beta2: float = 0.99
-    """AdamW's decay rate of the squared gradient's mean."""
-    gradient_clip: float = 1.0
-    """Largest global norm of the gradient."""
-    seed: int = 0
-    """Decides the order of the batches."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
-        if self.seed < 0:
-            raise UsageError(f"seed must be 0 or above; got {self.seed}")
+Batches = Callable[[int], tuple[np.ndarray, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,57 +39,110 @@ class Step:
     seconds_left: float
 
 
-def make_optimizer(model: GPT, config: TrainingConfig) -> OptimizerGroup:
-    """AdamW with decay on matrices and embeddings, none on biases and norms. Source: Loshchilov & Hutter 2019."""
-    parameters = get_parameters(model)
-    matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-    groups = [(matrices, config.weight_decay), (vectors, 0.0)]
-    return OptimizerGroup(*(AdamW(p, 0.0, config.beta1, config.beta2, weight_decay=decay) for p, decay in groups if p))
+class Trainer:
+    """Iterate over it to train `model`: it yields after each step, and ends after `config.steps`.
 
+    `batches(step)` gives the arrays of one update, each (batch_size, ...); `loss(model, *arrays, smoothing, dropout)` the mean
+    loss over them. `step` counts the updates done. What a run needs to go on exactly is the model's parameters,
+    `optimizer.state()` and `step`: everything else, data and dropout too, is a function of the settings and the step.
 
-def clip(gradients: list[Tensor], limit: float) -> Tensor:
-    """Scale the gradients in place so that their global norm is at most `limit`; returns the norm before, shape (1,)."""
-    norm = sum((g.square().sum() for g in gradients), Tensor.zeros(1)).sqrt().contiguous()
-    scale = (limit / (norm + 1e-6)).minimum(1.0)
-    for gradient in gradients:
-        gradient.replace((gradient * scale.cast(gradient.dtype)).contiguous())
-    return norm
-
-
-def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Iterator[Step]:
-    """Train `model` on random windows of `data`, token ids (n,); yields after each step. Stop by not asking for more.
-
-    Raises LamaError if the loss is no longer a number: the step is named, the weights of that step are lost.
+    With `devices`, a copy of the model on each works through its share of the batch, all at once; the first device, where
+    `model` is, sums their gradients and updates, and the others copy its weights.
     """
-    context = model.config.context_length
-    optimizer = make_optimizer(model, config)
-    rates = [group.lr for group in optimizer.optimizers]
 
-    Tensor.realize(*get_state_dict(optimizer).values())
-
-    @capture_at_once
-    def update(inputs: Tensor, targets: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(inputs), targets).backward()
-        norm = clip([p.grad for p in optimizer.params if p.grad is not None], config.gradient_clip)
-        for r in rates:
-            r.assign(rate)
-        Tensor.realize(loss, norm, *optimizer.schedule_step())
-        return loss, norm
-
-    durations: list[float] = []
-    for step in range(config.steps):
-        began = time.perf_counter()
-        rate = cosine(step, config.steps, config.learning_rate, config.min_learning_rate, config.warmup)
-        inputs, targets = (Tensor(part).realize() for part in batch(data, step, config.seed, config.batch_size, context))
-        with Context(TRAINING=1):
-            loss, norm = (float(t.item()) for t in update(inputs, targets, Tensor([rate]).realize()))
-        if not np.isfinite(loss) or not np.isfinite(norm):
-            raise LamaError(
-                f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {step + 1}. Lower the learning rate"
+    def __init__(
+        self,
+        model: Any,
+        batches: Batches,
+        config: TrainingConfig,
+        loss: Callable[..., Tensor] = language_model_loss,
+        devices: Sequence[str] = (),
+    ):
+        shares = config.accumulation * max(1, len(devices))
+        if config.batch_size % shares:
+            raise UsageError(
+                f"batch_size must be a multiple of devices x accumulation; got batch_size={config.batch_size}, {len(devices)} devices, "
+                f"accumulation={config.accumulation}"
             )
-        durations = [*durations[-19:], time.perf_counter() - began]
-        if step == 1:  # the first step compiled
-            durations = durations[-1:]
-        mean = sum(durations) / len(durations)
-        yield Step(step + 1, loss, rate, norm, config.batch_size * context / mean, mean * (config.steps - step - 1))
+        self.model, self.batches, self.config, self.shares = model, batches, config, shares
+        self.step = 0
+        models = [model, *(copy_to(model, device) for device in devices[1:])]
+        self.replicas = [Replica(each, config, loss, shares) for each in models]
+        self.parameters = self.replicas[0].parameters
+        self.optimizer = AdamW(self.parameters, config)
+        self._update = capture_at_once(self._change_weights)
+        self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
+
+    def __iter__(self) -> Iterator[Step]:
+        """Raises LamaError if the loss is no longer a number: the step is named, the weights of that step are lost."""
+        durations: list[float] = []
+        first = self.step
+        while self.step < self.config.steps:
+            began = time.perf_counter()
+            rate = learning_rate(self.step, self.config)
+            arrays = self.batches(self.step)
+            with Context(TRAINING=1):
+                loss = self._learn_from(arrays, at_once=self.step > first)
+                norm = float(self._update(self.optimizer.scalars(self.step + 1, rate)).item())
+            self.step += 1
+            if not np.isfinite(loss) or not np.isfinite(norm):
+                raise LamaError(
+                    f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {self.step}. Lower the learning rate"
+                )
+            durations = [*durations[-19:], time.perf_counter() - began]
+            if self.step == first + 2:  # the first step compiled
+                durations = durations[-1:]
+            mean = sum(durations) / len(durations)
+            yield Step(self.step, loss, rate, norm, arrays[0].size / mean, mean * (self.config.steps - self.step))
+
+    def _learn_from(self, arrays: tuple[np.ndarray, ...], at_once: bool) -> float:
+        """The gradients of a whole batch, part by part, on each device its share; returns the batch's mean loss."""
+        seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
+        rows = len(arrays[0]) // self.shares
+
+        def work(device: int) -> list[float]:
+            losses = []
+            for i in range(self.config.accumulation):
+                start = (device * self.config.accumulation + i) * rows
+                key = np.array([seed, start], np.uint32)
+                losses.append(self.replicas[device].add(i == 0, key, [array[start : start + rows] for array in arrays]))
+            return losses
+
+        # Capturing is one at a time: tinygrad notes what it captures in one place.
+        run = self._workers.map if self._workers and at_once else map
+        return float(np.mean([loss for losses in run(work, range(len(self.replicas))) for loss in losses]))
+
+    def _change_weights(self, scalars: Tensor) -> Tensor:
+        """Clip and update; returns the gradient's global norm before clipping, shape (1,)."""
+        main, *others = self.replicas
+        gradients = main.gradients
+        if others:
+            gradients = {
+                name: sum((other.gradients[name].to(main.device) for other in others), total).contiguous()
+                for name, total in gradients.items()
+            }
+        norm, scale = clipping(list(gradients.values()), self.config.gradient_clip)
+        Tensor.realize(norm, *self.optimizer.update(gradients, scalars, scale))
+        for other in others:
+            Tensor.realize(*(p.assign(self.parameters[name].to(other.device)) for name, p in other.parameters.items()))
+        return norm
+
+
+def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
+    """The gradients' global norm, and the factor that brings it to at most `limit` (0: any), each of shape (1,)."""
+    norm = sum((g.square().sum() for g in gradients), Tensor.zeros(1, device=gradients[0].device)).sqrt().contiguous()
+    return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
+
+
+def windows(data: np.ndarray, config: TrainingConfig, context_length: int) -> Batches:
+    """The batches of a language model: random windows of `data`, token ids (n,), a function of seed and step alone."""
+    return partial(_draw, data, config.seed, config.batch_size, context_length)
+
+
+def _draw(data: np.ndarray, seed: int, batch_size: int, context_length: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    return batch(data, step, seed, batch_size, context_length)
+
+
+def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Trainer:
+    """A trainer of a language model on random windows of `data`, token ids (n,), each as long as the model's context."""
+    return Trainer(model, windows(data, config, model.config.context_length), config)

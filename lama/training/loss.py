@@ -6,32 +6,46 @@ from collections.abc import Iterator
 import numpy as np
 from tinygrad import Tensor
 
+from lama.dropout import Dropout, no_dropout
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT
 from lama.shapes import Float, Int
 
 
-def cross_entropy(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats per token; through log-softmax, so large logits are safe."""
+def cross_entropy(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """The mean of −log softmax(logits)[target], in nats per token; through log-softmax, so large logits are safe.
+
+    With `smoothing` ε, the target is 1 − ε of itself and ε of the uniform distribution. Source: Szegedy et al. 2016, section 7.
+    """
+    logits = logits.cast("float32")
     one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1])  # (B, T, V), never stored
-    picked = one_hot.where(logits.cast("float32"), 0).sum(-1)
-    return (logits.cast("float32").logsumexp(-1) - picked).mean()
+    picked = one_hot.where(logits, 0).sum(-1)
+    expected = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
+    return (logits.logsumexp(-1) - expected).mean()
+
+
+def language_model_loss(model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout) -> Tensor:
+    """The cross-entropy of each next token: inputs and targets (B, T)."""
+    return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
 
 
 class Evaluator:
-    """The mean loss over (inputs, targets), each (N, T), in nats per token; again and again while a model trains, compiled once."""
+    """The mean loss over (inputs, targets), each (N, T), in nats per token; again and again while a model trains, compiled once.
+
+    Iterate over it for the losses of its batches as they come; call it for their mean.
+    """
 
     def __init__(self, model: GPT, windows: tuple[np.ndarray, np.ndarray], batch_size: int):
         self.windows, self.batch_size = windows, min(batch_size, len(windows[0]))
         self._losses = capture_at_once(lambda inputs, targets: cross_entropy(model(inputs), targets).realize())
 
-    def __call__(self) -> float:
-        inputs, targets = self.windows
-        n = len(inputs) // self.batch_size * self.batch_size  # whole batches: one shape
-        return math.fsum(self._run(inputs[:n], targets[:n])) / (n // self.batch_size)
+    def __len__(self) -> int:
+        return len(self.windows[0]) // self.batch_size  # whole batches: one shape
 
-    def _run(self, inputs: np.ndarray, targets: np.ndarray) -> Iterator[float]:
-        for i in range(0, len(inputs), self.batch_size):
-            yield float(
-                self._losses(Tensor(inputs[i : i + self.batch_size]).realize(), Tensor(targets[i : i + self.batch_size]).realize()).item()
-            )
+    def __iter__(self) -> Iterator[float]:
+        for i in range(0, len(self) * self.batch_size, self.batch_size):
+            inputs, targets = (Tensor(part[i : i + self.batch_size]).realize() for part in self.windows)
+            yield float(self._losses(inputs, targets).item())
+
+    def __call__(self) -> float:
+        return math.fsum(self) / len(self)

@@ -2,13 +2,23 @@
 
 import math
 
+from lama.training.config import TrainingConfig
 
-def cosine(step: int, steps: int, peak: float, floor: float, warmup: int) -> float:
-    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `floor` at the last of `steps`.
 
-    Source: Loshchilov & Hutter 2017, section 3, without restarts.
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The rate of update `step`, counted from 0: a linear warm-up, then the config's schedule.
+
+    cosine: half a cosine from the peak down to the floor at the last step. Source: Loshchilov & Hutter 2017, section 3.
+    constant: the peak. noam: peak · √(warmup / (step + 1)), the peak's height being a setting rather than d_model's.
+    Source: Vaswani et al. 2017, eq. 3.
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - 1 - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    c = config
+    if step < c.warmup:
+        return c.learning_rate * (step + 1) / c.warmup
+    match c.schedule:
+        case "constant":
+            return c.learning_rate
+        case "noam":
+            return c.learning_rate * math.sqrt(max(1, c.warmup) / (step + 1))
+    done = min(1.0, (step - c.warmup) / max(1, c.steps - 1 - c.warmup))
+    return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,56 @@
+"""A model on one device with its gradients: what a trainer has one of for each device."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
+
+from lama.dropout import Dropout
+from lama.jit import capture_at_once
+from lama.training.config import TrainingConfig
+from lama.training.recompute import blockwise_gradients
+
+
+class Replica:
+    """`model`, and in `gradients`, under its parameters' names, the sums that `add` makes."""
+
+    def __init__(self, model: Any, config: TrainingConfig, loss: Callable[..., Tensor], shares: int):
+        """`shares`: in how many equal parts a whole batch comes, here and on other devices together."""
+        self.model, self.config, self.loss, self.shares = model, config, loss, shares
+        self.parameters = get_state_dict(model)
+        self.device = str(next(iter(self.parameters.values())).device)
+        self.gradients = {name: Tensor.zeros(*p.shape, device=self.device).contiguous() for name, p in self.parameters.items()}
+        Tensor.realize(*self.gradients.values())
+        self._add = capture_at_once(self._add_gradients)
+
+    def add(self, first: bool, key: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
+        """The mean loss of one part of a batch, arrays (rows, ...); its share of the gradient is added to those there, or, with
+        `first`, takes their place. `key` is that of `Dropout`."""
+        inputs = [Tensor(array, device=self.device).realize() for array in arrays]
+        keep = Tensor([0.0 if first else 1.0], device=self.device).realize()
+        return float(self._add(keep, Tensor(key, device=self.device).realize(), *inputs).item())
+
+    def _add_gradients(self, keep: Tensor, key: Tensor, *inputs: Tensor) -> Tensor:
+        smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
+        if self.config.recompute:
+            loss, by_id = blockwise_gradients(self.model, inputs[0], inputs[1], smoothing, dropout, 1 / self.shares)
+            found = [by_id[id(p)] for p in self.parameters.values()]
+        else:
+            loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)
+            found = (loss / self.shares).gradient(*self.parameters.values())
+        for total, gradient in zip(self.gradients.values(), found, strict=True):
+            gradient = gradient.cast(dtypes.float32)
+            total.assign(gradient if self.shares == 1 else total * keep + gradient)
+        Tensor.realize(loss, *self.gradients.values())
+        return loss
+
+
+def copy_to(model: Any, device: str) -> Any:
+    """The same model with its parameters on another device."""
+    parameters = list(get_state_dict(model).values())
+    copies = [p.to(device).contiguous() for p in parameters]
+    Tensor.realize(*copies)
+    return copy.deepcopy(model, {id(p): twin for p, twin in zip(parameters, copies, strict=True)})

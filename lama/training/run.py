@@ -1,0 +1,290 @@
+"""A whole training run in a folder: prepared or resumed, then iterated over for its steps and evaluations."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lama.checkpoints import load, load_tokenizer, save
+from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines, open_corpus, open_tokens, tokenize
+from lama.errors import LamaError, UsageError
+from lama.kernels.peak import peak_flops
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    Tokenizer,
+    gpt2_tokenizer,
+    load_huggingface_tokenizer,
+    train_bpe,
+)
+from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
+from lama.training.config import MODEL_SETTINGS, RunConfig, differences, parse_size, sizes
+from lama.training.folder import RunFolder, restore
+from lama.training.loop import Step, Trainer, windows
+from lama.training.loss import Evaluator
+
+OWN = "the model's"  # what the settings say of the tokenizer where the model brings its own
+EVALUATION_BATCH = 16_384  # logits at a time: batch x context x vocabulary stays small for a big vocabulary too
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the held-out text says of the model after `step` updates."""
+
+    step: int
+    validation_loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    best: bool
+    """Whether no evaluation of this run was better; the model was then saved."""
+
+
+class Run:
+    """Iterate over it for a `Step` after each update and an `Evaluation` when one is due.
+
+    Every evaluation comes after a checkpoint. `stop()` ends the iteration after the step under way, with a checkpoint.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, model: GPT, tokenizer: Tokenizer, tokens: TokenFiles, about: Mapping[str, Any]
+    ):
+        self.folder, self.config, self.model, self.tokenizer, self.tokens = folder, config, model, tokenizer, tokens
+        self.about = dict(about)
+        """How the model came to be: goes into its config.json."""
+        self.trainer = Trainer(model, windows(tokens.train, config, config.context_length), config)
+        limit = config.evaluation_tokens and max(1, config.evaluation_tokens // config.context_length)
+        held_out = evaluation_windows(tokens.validation, config.context_length, limit or None)
+        rows = max(1, min(config.batch_size, EVALUATION_BATCH // config.context_length))
+        self.evaluator = Evaluator(model, held_out, rows)
+        self.best = math.inf
+        self.baselines: dict[str, float] = {}
+        self.untrained = math.nan
+        self.peak = peak_flops(str(model.embed.weight.device))
+        self._stopped = False
+        self._began = time.perf_counter()
+        self.seconds_before = 0.0
+        """Spent on this run before it was resumed."""
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def measure_start(self) -> None:
+        """The n-gram baselines and the untrained model's loss: the first line of the log."""
+        self.baselines = ngram_baselines(self.tokens.train, self.tokens.validation, self.tokenizer.vocab_size)
+        self.untrained = self.evaluator()
+        about = {"config": asdict(self.config), "parameters": self.model.n_parameters(), "peak_flops": self.peak}
+        self.folder.log({**about, "baselines": self.baselines, "untrained": self.untrained})
+
+    def recall_start(self) -> None:
+        """The same from the log of a run that is resumed."""
+        records = self.folder.read_log()
+        first = records[0] if records else {}
+        self.baselines, self.untrained = first.get("baselines", {}), first.get("untrained", math.nan)
+        self.seconds_before = max((record.get("seconds", 0.0) for record in records), default=0.0)
+
+    def __iter__(self) -> Iterator[Step | Evaluation]:
+        """Raises LamaError as `Trainer` does, with the last good checkpoint named."""
+        steps, every = self.config.steps, self.config.evaluate_every
+        try:
+            for step in self.trainer:
+                self.folder.log(
+                    {
+                        "step": step.step,
+                        "loss": step.loss,
+                        "learning_rate": step.learning_rate,
+                        "gradient_norm": step.gradient_norm,
+                        "tokens_per_second": step.tokens_per_second,
+                        "mfu": self.mfu(step),
+                        "seconds": self.seconds,
+                    }
+                )
+                yield step
+                if self._stopped or step.step == steps or (every and step.step % every == 0):
+                    self.folder.save_checkpoint(self.trainer, self.tokenizer, self.config, {"best": self.best, "data": self.tokens.digest})
+                    if self._stopped:
+                        if not math.isfinite(self.best):  # so that there is a model to try
+                            self._save_model({})
+                        return
+                    yield self.evaluate()
+        except LamaError as error:
+            if "last good checkpoint" in str(error):
+                raise
+            raise LamaError(f"{error}{self.folder.last_good()}") from error
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, before and after its resumptions."""
+        return round(self.seconds_before + time.perf_counter() - self._began, 3)
+
+    def mfu(self, step: Step) -> float | None:
+        """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the cores could do.
+
+        Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 · layers · d_model · T a token, N without the positions.
+        """
+        if self.peak is None:
+            return None
+        c, context = self.model.config, self.config.context_length
+        positions = c.context_length * c.d_model if c.positions == "learned" else 0
+        per_token = 6 * (self.model.n_parameters() - positions) + 12 * c.n_layers * c.d_model * context
+        return per_token * step.tokens_per_second / self.peak
+
+    def evaluate(self) -> Evaluation:
+        """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
+        loss = self.evaluator()
+        bits = loss / math.log(2) * len(self.tokens.validation) / self.tokens.validation_bytes
+        best = loss < self.best
+        if best:
+            self.best = loss
+            self._save_model({"heldout_loss_nats_per_token": {**self.baselines, "untrained": self.untrained, "trained": loss}})
+        self.folder.log({"step": self.trainer.step, "validation_loss": loss, "bits_per_byte": bits, "best": best, "seconds": self.seconds})
+        return Evaluation(self.trainer.step, loss, bits, best)
+
+    def _save_model(self, notes: Mapping[str, Any]) -> None:
+        done = {"steps": self.trainer.step, "tokens_seen": self.trainer.step * self.config.batch_size * self.config.context_length}
+        save(self.folder.path, self.model, self.tokenizer, {**self.about, **done, "seconds": round(self.seconds), **notes})
+
+
+def new_run(
+    folder: RunFolder,
+    settings: Mapping[str, Any],
+    command: str,
+    size: str | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[Run, Corpus]:
+    """Prepare a run: corpus, tokenizer, tokens on disk, model; nothing is written before all of the settings are known to fit.
+
+    `settings` are those that were given; with `initial`, the model's own come before the others' defaults, and with `size`
+    (a number of parameters) the shape is chosen. Raises LamaError.
+    """
+    given = dict(settings)
+    model, tokenizer = None, None
+    if initial := given.get("initial"):
+        if size:
+            raise UsageError(f"size and from must not be given together; got --size {size} and --from {initial}")
+        model, tokenizer = load(initial)
+        given = _of_the_model(given, model.config)
+    config = RunConfig(**given)
+    corpus = open_corpus(config.corpus)
+    tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
+    if size:
+        config = RunConfig(**{**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
+    try:
+        shape = model.config if model else model_config(config, tokenizer.vocab_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_memory(config, shape)
+    folder.begin(config, command)
+    tokens = tokenize(corpus, tokenizer, folder.data, config.validation, progress)
+    model = model or GPT(shape, config.seed)
+    about = {"corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence}, "command": command}
+    return Run(folder, config, model, tokenizer, tokens, about), corpus
+
+
+def resumed_run(folder: RunFolder, changes: Mapping[str, Any], command: str) -> Run:
+    """Go on with the run in `folder` where its last checkpoint stands, exactly as if it had not ended.
+
+    `changes` are settings given now: those about reports may differ, others must be what they were. Raises LamaError where they
+    are not, where the corpus is another, and where there is nothing to resume.
+    """
+    saved = folder.settings()
+    old = RunConfig(**saved)
+    config = dataclasses.replace(old, **changes)
+    if changed := differences(asdict(old), asdict(config)):
+        raise UsageError(f"a resumed run must have the settings it began with; got {'; '.join(changed)}. Start another with --out")
+    checkpoint = folder.last_checkpoint()
+    tokens = open_tokens(folder.data, verify=True)
+    _same_corpus(config, tokens)
+    model, tokenizer = load(checkpoint)
+    if tokens.vocab_size != tokenizer.vocab_size:
+        raise LamaError(
+            f"the tokens in {folder.data} must be of the checkpoint's vocabulary; got {tokens.vocab_size} and {tokenizer.vocab_size} tokens"
+        )
+    run = Run(folder, config, model, tokenizer, tokens, {})
+    notes = restore(run.trainer, checkpoint)
+    if notes.get("data") != tokens.digest:
+        raise LamaError(f"a resumed run must read the data it began with; got other tokens in {folder.data} than at {checkpoint.name}")
+    best = notes.get("best")
+    run.best = float(best) if isinstance(best, int | float) else math.inf
+    folder.cut_log(run.trainer.step)
+    run.recall_start()
+    run.about = {"corpus": tokens.corpus, "command": command}
+    return run
+
+
+def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
+    """The tokenizer that a setting names: bytes, character, gpt2, bpe:SIZE (trained on the corpus), or a folder. Raises LamaError."""
+    if name.startswith("bpe:"):
+        try:
+            size = int(name.removeprefix("bpe:"))
+        except ValueError:
+            raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {name!r}") from None
+        check_vocabulary(size, [END_OF_TEXT])
+        trained: BytePairTokenizer = train_bpe(corpus.text, size)
+        return trained
+    match name:
+        case "bytes":
+            return ByteTokenizer()
+        case "character":
+            return CharacterTokenizer(corpus.characters())
+        case "gpt2":
+            return gpt2_tokenizer()
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UsageError(f"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got {name!r}")
+    return load_tokenizer(folder) if (folder / "config.json").exists() else load_huggingface_tokenizer(folder)
+
+
+def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
+    """The shape that the settings ask for. Raises ValueError."""
+    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
+
+
+def _of_the_model(given: dict[str, Any], shape: GPTConfig) -> dict[str, Any]:
+    """The settings with those of the model that is trained on. Raises UsageError for others."""
+    if given.get("tokenizer", OWN) != OWN:
+        raise UsageError(f"the tokenizer must be the model's own with --from; got --tokenizer {given['tokenizer']}. Leave it out")
+    own = {name: getattr(shape, name) for name in MODEL_SETTINGS}
+    for name in MODEL_SETTINGS:
+        if name == "context_length" and name in given:
+            if given[name] > shape.context_length:
+                raise UsageError(f"context_length must be at most the model's, {shape.context_length}; got {given[name]}")
+        elif name in given and given[name] != own[name]:
+            raise UsageError(f"{name} must be the model's own with --from, {own[name]}; got {given[name]}. Leave it out")
+    return {**own, **given, "tokenizer": OWN}
+
+
+def _same_corpus(config: RunConfig, tokens: TokenFiles) -> None:
+    """Raises LamaError if the text that the tokens came from has changed since; one that is gone is no matter."""
+    if "-" in config.corpus:
+        return
+    try:
+        corpus = open_corpus(config.corpus)
+    except LamaError:
+        return
+    if corpus.digest() != tokens.text_digest:
+        raise LamaError(f"a resumed run must read the text it began with; got {corpus.name}, which has changed. Start another with --out")
+
+
+def check_memory(config: RunConfig, shape: GPTConfig) -> None:
+    """Refuse a batch whose activations alone are more than the memory of this machine. Raises UsageError."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rows, context = config.batch_size // config.accumulation, config.context_length
+    layers = 1 if config.recompute else shape.n_layers
+    floats = rows * context * (layers * (8 * shape.d_model + 2 * shape.d_mlp + shape.n_heads * context) + shape.vocab_size)
+    if 4 * floats > there:
+        raise UsageError(
+            f"a batch must fit the memory; got batch_size={config.batch_size} in accumulation={config.accumulation} parts of "
+            f"{rows} x {context} tokens, which need over {4 * floats / 1e9:,.0f} GB of {there / 1e9:,.0f} GB. Raise accumulation"
+        )
