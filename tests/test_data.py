@@ -100,6 +100,18 @@ def test_ngram_baselines_are_named():
     assert baselines["uniform"] == pytest.approx(math.log(3))
 
 
+def test_ngram_baselines_read_no_more_than_the_limit():
+    long = np.concatenate([TRAIN, np.full(1000, 2, np.uint8)])
+    limited = ngram_baselines(long, np.concatenate([TRAIN[::-1], HELD_OUT]), 3, limit=len(TRAIN))
+    assert limited == ngram_baselines(TRAIN, TRAIN[::-1], 3)
+
+
+def test_ngram_baselines_leave_out_orders_that_do_not_fit():
+    assert list(ngram_baselines(TRAIN, HELD_OUT[:2], 3)) == ["uniform", "unigram", "bigram"]
+    assert list(ngram_baselines(TRAIN, HELD_OUT, 2**21, (0, 1, 2, 3))) == ["uniform", "unigram", "bigram"]
+    assert list(ngram_baselines(TRAIN, HELD_OUT, 2**21 - 1, (1, 3))) == ["unigram", "trigram"]
+
+
 def test_ngram_loss_names_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="got vocab_size=50257, n=5"):
         ngram_loss(TRAIN, HELD_OUT, 5, 50257)

@@ -1,20 +1,25 @@
-"""Corpora, the windows that models train on, and the n-gram baselines they are measured against."""
+"""Corpora, their tokens on the disk, the windows that models train on, and the n-gram baselines they are measured against."""
 
 from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
+from lama.data.tokens import TokenFiles, fingerprint, open_tokens, tokenize
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split
 
 __all__ = [
     "Corpus",
     "Document",
+    "TokenFiles",
     "batch",
     "default_corpus",
     "encode_corpus",
     "evaluation_windows",
+    "fingerprint",
     "ngram_baselines",
     "ngram_loss",
     "open_corpus",
+    "open_tokens",
     "read_corpus",
     "split",
     "text_corpus",
+    "tokenize",
 ]
