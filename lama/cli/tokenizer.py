@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.errors import LamaError, UsageError
+from lama.cli.out import check_folder
+from lama.errors import LamaError
 
 if TYPE_CHECKING:
     from lama.tokenizers.training import Merge
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     special = args.special or [END_OF_TEXT]
     check_vocabulary(args.size, special)
-    check_out(args.out)
+    check_folder(args.out, ("base.json",), "a trained tokenizer")
     corpus = open_corpus([args.corpus] if args.corpus else [])
     n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
@@ -71,17 +71,6 @@ def watch(merges: "Iterable[Merge]", total: int) -> "Iterable[Merge]":
 
     bar: Iterable[Merge] = tqdm(merges, total=total, unit="merge", desc="merging", file=sys.stderr, dynamic_ncols=True)
     return bar
-
-
-def check_out(out: Path) -> None:
-    """Refuse, before the work, a folder that cannot be written or that holds something else; changes nothing."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out must be a folder; got the file {out}")
-    if out.is_dir() and any(out.iterdir()) and not (out / "base.json").exists():
-        raise UsageError(f"--out must be a new folder or one with a trained tokenizer in it; got {out}, which holds other things")
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise LamaError(f"--out must be a folder that can be written; got {out}, as {there} cannot")
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
