@@ -1,0 +1,77 @@
+"""Where a run's numbers can go beside its log: TensorBoard's files, Weights & Biases, Trackio."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lama.errors import LamaError, UsageError
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+PROJECT = "lama"
+
+
+class Tracker:
+    """Takes numbers step by step; `close` at the end, or the last ones may be lost."""
+
+    def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], object]):
+        self._write, self._close = write, close
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """What is no number, such as a None, is left out. The same step may come again with other metrics."""
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        if numbers:
+            self._write(numbers, step)
+
+    def close(self) -> None:
+        self._close()
+
+
+def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
+    """Begin to track a run called `name` with its settings.
+
+    - tensorboard: event files in `folder/tensorboard`, for `tensorboard --logdir`; needs tensorboardX
+    - wandb: the project `lama` on Weights & Biases, its own files in `folder/wandb`; `WANDB_MODE=offline` sends nothing
+    - trackio: the project `lama` in Trackio's own folder, for `trackio show`
+
+    Raises UsageError for another kind, LamaError where the library is not installed or does not begin.
+    """
+    if kind not in PACKAGES:
+        raise UsageError(f"a tracker must be one of {', '.join(PACKAGES)}; got {kind!r}")
+    package = PACKAGES[kind]
+    try:
+        library = importlib.import_module(package)
+    except ImportError as error:
+        raise LamaError(f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}") from None
+    try:
+        return _OPEN[kind](library, Path(folder), name, dict(config))
+    except Exception as error:  # each library has its own: no key, no network, no space
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LamaError(f"{kind} must begin to track; got {reason.rstrip('.')}. See to that, or leave --track out") from error
+
+
+def _tensorboard(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
+    writer = library.SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+    lines = json.dumps(config, ensure_ascii=False, indent=1).splitlines()
+    writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)  # indented: code, in its Markdown
+
+    def write(numbers: dict[str, float], step: int) -> None:
+        for metric, value in numbers.items():
+            writer.add_scalar(metric, value, step)
+
+    return Tracker(write, writer.close)
+
+
+def _wandb(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
+    folder.mkdir(parents=True, exist_ok=True)  # or else it writes into the system's temporary folder
+    run = library.init(project=PROJECT, name=name, dir=str(folder), config=config)
+    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
+
+
+def _trackio(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
+    run = library.init(project=PROJECT, name=name, config=config)
+    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
+
+
+_OPEN: dict[str, Callable[[Any, Path, str, dict[str, Any]], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
