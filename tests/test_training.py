@@ -240,6 +240,12 @@ def test_dropout_changes_the_losses_and_depends_on_the_seed(plain):
     assert losses_and_weights()[0] == plain[0]
 
 
+def test_products_in_bfloat16_change_little_and_something(plain):
+    losses, _ = losses_and_weights(precision="bfloat16")
+    np.testing.assert_allclose(losses, plain[0], atol=1e-2)
+    assert losses != plain[0]
+
+
 def test_batch_that_devices_cannot_share_is_refused():
     config = TrainingConfig(steps=1, batch_size=6, accumulation=2)
     with pytest.raises(

@@ -3,6 +3,6 @@
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import gelu, softmax
 from lama.kernels.embedding import embedding
-from lama.kernels.matmul import matmul
+from lama.kernels.matmul import matmul, products_in
 
-__all__ = ["dropout", "embedding", "gelu", "matmul", "softmax"]
+__all__ = ["dropout", "embedding", "gelu", "matmul", "products_in", "softmax"]

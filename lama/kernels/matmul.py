@@ -1,8 +1,12 @@
 """Matrix products: tinygrad's own schedule for one reaches a twentieth of what a CPU core can do, matmul.c half of it."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from tinygrad import Tensor, UOp, dtypes
+from tinygrad.dtype import DType
 
 from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
 
@@ -14,12 +18,31 @@ SMALL = 96  # the least rows or columns of a part
 FEW_ROWS = 4  # up to so many, the weights are read once, in order
 
 
+_factors: ContextVar[DType | None] = ContextVar("factors", default=None)
+
+
+@contextmanager
+def products_in(dtype: DType) -> Iterator[None]:
+    """Within it, the factors of every product are rounded to `dtype`, such as bfloat16, and their sums kept in float32:
+    mixed precision. Source: Micikevicius et al. 2018, sections 3.1 and 3.3; bfloat16 has float32's range, so the loss needs no scale.
+    """
+    token = _factors.set(None if dtype == dtypes.float32 else dtype)
+    try:
+        yield
+    finally:
+        _factors.reset(token)
+
+
 def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """a · b over the last two axes, each of them transposed first where asked; (..., M, K) · (..., K, N) -> (..., M, N).
 
     Either both have the same leading axes, or b has none and serves them all. The result has a's dtype; b may be
     stored in half precision, and is widened as it is read.
     """
+    if (low := _factors.get()) is not None:
+        a, b = (x.cast(low) for x in (a, b))
+        a, b = a.transpose(-2, -1) if transpose_a else a, b.transpose(-2, -1) if transpose_b else b
+        return a.matmul(b, dtype=dtypes.float32)
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and a.dtype == dtypes.float32 and b.dtype in WEIGHT_TYPES and is_fast(a, b)):
         return (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)

@@ -39,7 +39,7 @@ class TrainingConfig:
     gradient_clip: float = setting(1.0, "largest global norm of the gradient; 0 leaves it as it is", least=0)
     dropout: float = setting(0.0, "share dropped from embeddings, attention and what is added to the residual stream", least=0, below=1)
     label_smoothing: float = setting(0.0, "share of each target spread over the whole vocabulary", least=0, below=1)
-    precision: str = setting("float32", "of the products; weights and sums stay in float32", choices=("float32", "bfloat16", "float16"))
+    precision: str = setting("float32", "of the factors in products; weights and sums stay in float32", choices=("float32", "bfloat16"))
     recompute: bool = setting(False, "keep only each block's input for the way back and compute the rest again")
     seed: int = setting(0, "decides initial weights, the order of the windows and what is dropped", least=0)
 
@@ -92,6 +92,7 @@ class RunConfig(TrainingConfig):
 ABOUT_REPORTS = frozenset({"evaluate_every", "evaluation_tokens", "keep", "sample_every"})
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 MODEL_SETTINGS = ("context_length", "d_model", "n_layers", "n_heads", "d_mlp", "bias", "tied", "activation", "norm", "positions")
+SIZE_SETTINGS = ("n_layers", "d_model", "n_heads", "learning_rate", "batch_size")  # what `sizes` chooses
 ALIASES = {"from": "initial"}
 
 
@@ -110,7 +111,8 @@ def read_settings(source: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise LamaError(f"a file of settings must be readable; got {source}: {getattr(error, 'strerror', None) or error}") from None
     else:
-        raise UsageError(f"a preset must be {', '.join(presets())}, or a .toml file; got {source!r}{did_you_mean(source, presets())}")
+        hint = did_you_mean(source, presets()) or (". A text to train on goes after --corpus" if Path(source).exists() else "")
+        raise UsageError(f"a preset must be {', '.join(presets())}, or a .toml file; got {source!r}{hint}")
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -134,10 +136,11 @@ def did_you_mean(word: str, known: Any) -> str:
 
 def to_toml(config: TrainingConfig, about: str = "") -> str:
     """Every setting with its line of help, in a file that `read_settings` reads back."""
-    lines = [f"# {about}", ""] if about else []
+    lines = [f"# {''.join(c if c.isprintable() else '?' for c in about)}", ""] if about else []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        text = text.replace("\x7f", "\\u007f")  # the one control character that TOML forbids and JSON allows
         lines.append(f"{field.name} = {text}  # {field.metadata['about']}")
     return "\n".join(lines) + "\n"
 
@@ -208,6 +211,12 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise UsageError(f"{field.name} must be of type {'list' if isinstance(default, tuple) else type(default).__name__}; got {value!r}")
+    texts: tuple[str, ...] = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{field.name} must be valid Unicode, to be saved; got {text!r}. Rename the file") from None
     if limits["choices"] and value not in limits["choices"]:
         raise UsageError(
             f"{field.name} must be one of {', '.join(limits['choices'])}; got {value!r}{did_you_mean(value, limits['choices'])}"

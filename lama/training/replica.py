@@ -8,8 +8,10 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
+from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
 from lama.jit import capture_at_once
+from lama.kernels import products_in
 from lama.training.config import TrainingConfig
 from lama.training.recompute import blockwise_gradients
 
@@ -24,7 +26,7 @@ class Replica:
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients = {name: Tensor.zeros(*p.shape, device=self.device).contiguous() for name, p in self.parameters.items()}
         Tensor.realize(*self.gradients.values())
-        self._add = capture_at_once(self._add_gradients)
+        self._add = capture_at_once(products_in(DTYPES[config.precision])(self._add_gradients))
 
     def add(self, first: bool, key: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
         """The mean loss of one part of a batch, arrays (rows, ...); its share of the gradient is added to those there, or, with
