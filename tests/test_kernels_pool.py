@@ -33,6 +33,7 @@ USES = {
 def run_on(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     made = pool.Pool(threads)
     monkeypatch.setattr(pool, "pool", lambda: made)
+    monkeypatch.setenv("LAMA_THREADS", str(threads))  # products are cut into more parts for more threads
 
 
 @pytest.mark.parametrize("use", USES)
