@@ -96,6 +96,11 @@ SIZE_SETTINGS = ("n_layers", "d_model", "n_heads", "learning_rate", "batch_size"
 ALIASES = {"from": "initial"}
 
 
+def run_config(settings: Mapping[str, Any]) -> RunConfig:
+    """The run of these settings, in the types of TOML and flags: a list for a tuple, 1 for 1.0. Raises UsageError."""
+    return RunConfig(**{name: _checked(SETTINGS[name], value) for name, value in settings.items()})
+
+
 def presets() -> list[str]:
     """The names that `read_settings` knows."""
     return sorted(item.name.removesuffix(".toml") for item in _presets().iterdir() if item.name.endswith(".toml"))
@@ -219,7 +224,7 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
             raise UsageError(f"{field.name} must be valid Unicode, to be saved; got {text!r}. Rename the file") from None
     if limits["choices"] and value not in limits["choices"]:
         raise UsageError(
-            f"{field.name} must be one of {', '.join(limits['choices'])}; got {value!r}{did_you_mean(value, limits['choices'])}"
+            f"{field.name} must be one of {', '.join(limits['choices'])}; got {value!r}{did_you_mean(str(value), limits['choices'])}"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{field.name} must be a finite number; got {value}")
