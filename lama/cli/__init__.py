@@ -1,10 +1,12 @@
 """The command line: one file a verb; here they meet, and here errors become one line and an exit code."""
 
 import argparse
+import difflib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lama.errors import LamaError, UsageError
 
@@ -12,12 +14,31 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with lama's one-line errors."""
+    """argparse with lama's one-line errors; an option is written in full."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"allow_abbrev": False})
+        self.verbs: Mapping[str, Parser] = {}
+        """The verbs' own parsers."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self.verbs.get(getattr(found, "verb", ""), self)
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{parser.near(unknown)}")
+        return found
+
+    def near(self, unknown: Sequence[str]) -> str:
+        """`. Did you mean --steps?` for the first of them that is like an option."""
+        for word in unknown:
+            if found := difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1):
+                return f". Did you mean {found[0]}?"
+        return ""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if message.endswith("expected one argument"):
             message += "; write --option=VALUE where the value begins with -"
-        raise UsageError(f"{message}. See {self.prog} --help")
+        raise UsageError(f"{message}{'' if message.endswith('?') else '.'} See {self.prog} --help")
 
 
 def make_parser() -> Parser:
@@ -27,6 +48,7 @@ def make_parser() -> Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for module in (generate, train, tokenizer, eval, export, doctor):
         module.add_parser(verbs)
+    parser.verbs = verbs.choices
     return parser
 
 

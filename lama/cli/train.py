@@ -1,26 +1,35 @@
 """`lama train`, and `python transformer.py`: train a GPT, from scratch or from another, and generate from it."""
 
 import argparse
+import importlib.util
+import io
 import math
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
-from lama.training.config import ALIASES, SETTINGS, presets, read_settings
+from lama.training.config import ALIASES, SETTINGS, SIZE_SETTINGS, presets, read_settings
 
 if TYPE_CHECKING:
     from lama.data import Corpus
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
+    from lama.training.folder import RunFolder
+    from lama.training.loop import Step
     from lama.training.run import Evaluation, Run
 
 SAMPLE_TOKENS = 160
+SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 TRACKERS = ("tensorboard", "wandb", "trackio")
 FLAGS = {setting: flag for flag, setting in ALIASES.items()}  # `initial` is a bad flag, `from` a bad name in Python
 
@@ -29,23 +38,25 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "train",
         help="train a GPT, from scratch or from another",
+        usage="%(prog)s [PRESET | FILE.toml] [options] [settings]",
         description="Train a GPT on a text (default: the King James Bible), judge it on held-out text against n-gram models, and save it "
-        "in a folder that `gpt.py -m` runs. Exits with 1 if it is not better than they are.",
+        "in a folder that `gpt.py -m` runs. Settings come from a preset or a file, and each can be given here. Ctrl-C ends the step, "
+        "saves, and says how to go on. Exits with 1 if the model is no better than counting pairs of tokens.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("settings", nargs="?", metavar="SETTINGS", help=f"a preset ({', '.join(presets())}) or a .toml file; before any flags")
+    add("settings", nargs="?", metavar="PRESET", help=f"{', '.join(presets())}; or a .toml file, such as a run's own settings.toml")
     add("--out", type=Path, metavar="DIR", help="the folder of the run (default out/gpt, or out/ and the preset's name)")
-    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR from its last checkpoint")
+    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR from its last checkpoint, as if it had not ended")
     add("--restart", action="store_true", help="begin again in a folder that holds an unfinished run, which is lost")
-    add("--size", metavar="N", help="choose depth, width, heads, learning rate and batch for N parameters, such as 800K or 10M")
-    add("--device", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
-    add("--devices", help="train on several, each with a share of the batch: a number, or names such as CPU:0,CPU:1")
-    add("--track", choices=TRACKERS, help="log to this too")
+    add("--size", metavar="N", help="choose depth, width, heads, learning rate and batch size for N parameters, such as 800K or 10M")
+    add("--device", metavar="NAME", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    add("--devices", metavar="N", help="share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,...")
+    add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
     add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes; show tracebacks")
-    group = parser.add_argument_group("settings")
+    group = parser.add_argument_group("settings", "in a file: the same names with _ for -, and initial for --from")
     for name, field in SETTINGS.items():
-        flag, kind, about = f"--{FLAGS.get(name, name).replace('_', '-')}", type(field.default), field.metadata["about"]
+        flag, kind, about = flag_of(name), type(field.default), field.metadata["about"]
         options: dict[str, Any] = {"dest": name, "default": None, "help": f"{about} (default {show(field.default)})"}
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
@@ -53,7 +64,12 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
             group.add_argument(flag, nargs="+", metavar="TEXT", **options | {"help": about})
         else:
             choices = field.metadata["choices"] or None
-            group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else kind.__name__.upper(), **options)
+            group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else METAVARS[kind], **options)
+
+
+def flag_of(name: str) -> str:
+    """`--d-model` for d_model."""
+    return f"--{FLAGS.get(name, name).replace('_', '-')}"
 
 
 def show(value: Any) -> str:
@@ -61,26 +77,35 @@ def show(value: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.device import use_device
+    from lama.device import use_device, use_devices
     from lama.training.folder import RunFolder
     from lama.training.run import new_run, resumed_run
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows how far it is
     if args.device:
         use_device(args.device)
+    devices = use_devices(args.devices) if args.devices else ()
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     if args.resume:
         for name in ("settings", "out", "size", "restart"):
             if getattr(args, name):
-                raise UsageError(f"--resume takes all from the run's own folder; got {name} beside it. Leave it out")
+                what = getattr(args, name) if name == "settings" else f"--{name}"
+                raise UsageError(f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out")
         folder = RunFolder(args.resume)
-        session = resumed_run(folder, given, command_line(args))
+        session = resumed_run(folder, given, devices)
+        if session.finished:
+            print(f"{folder.path} is finished: {session.config.steps} steps, held-out loss {session.best:.4f}. Nothing is left to do")
+            return 0
         heading(f"Resumed after step {session.trainer.step} of {session.config.steps}: {folder.path}")
         print(session.model.describe())
     else:
-        settings = (read_settings(args.settings) if args.settings else {}) | given
+        settings = read_settings(args.settings) if args.settings else {}
+        if args.size:
+            settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "min_learning_rate", "d_mlp")}
         folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
         check_out(folder, args.restart)
-        session, corpus = new_run(folder, settings, command_line(args), args.size, tokenizing)
+        session, corpus = new_run(folder, settings | given, command_line(args), args.size, devices, tokenizing)
         introduce(session, corpus, args)
     prompt = opening(session.tokenizer.decode(session.tokens.train[:1000].tolist()), session.config.context_length)
     return learn(session, prompt, args)
@@ -106,7 +131,8 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
     else:
         print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out\n{model.describe()}")
     if args.size:
-        print(f"chosen for {args.size} parameters: batch size {config.batch_size}, learning rate {config.learning_rate:g}")
+        words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
+        print(f"chosen for {args.size} parameters: {' '.join(words)}")
 
     heading("Before training")
     session.measure_start()
@@ -118,7 +144,7 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
 def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
     """Train to the end, or to Ctrl-C; say what came of it. The exit code."""
     config, folder, model, tokenizer = session.config, session.folder, session.model, session.tokenizer
-    heading(f"Training: {config.steps} steps of {config.batch_size} x {config.context_length} tokens")
+    heading(f"Training: {config.steps} steps of {config.batch_size} x {config.context_length} tokens{shared(session)}")
     with stopping(session) as received:
         last = watch(session, prompt, args)
     if received:
@@ -132,18 +158,23 @@ def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
 
     heading("What it learned")
     print(f"{prompt}{sample(model, tokenizer, prompt, 2 * SAMPLE_TOKENS)}\n")
-    bigram = session.baselines.get("bigram", math.nan)
+    bigram = session.baselines.get("bigram", math.inf)
     print(table(session.untrained, bigram, session.best, len(session.tokens.validation) / session.tokens.validation_bytes))
     again = shlex.join(["python", "gpt.py", "-m", str(folder.path), "-p", prompt.strip()])
     print(f"\nsaved in {folder.path}{best_of(last, session)}. Continue any text with it:\n  {again}")
-    if not session.best < session.untrained:
+    if session.best >= session.untrained:
         raise LamaError(f"the trained model must beat the one it began as; got {session.best:.3f} nats per token. Lower the learning rate")
-    if not (config.initial or session.best < bigram):
+    if not config.initial and session.best >= bigram:
         raise LamaError(
             f"the trained model must beat the bigram baseline; got {session.best:.3f} nats per token. "
             f"Train for more than {config.steps} steps"
         )
     return 0
+
+
+def shared(session: "Run") -> str:
+    devices = [replica.device for replica in session.trainer.replicas]
+    return f", shared among {', '.join(devices)}" if devices[1:] else ""
 
 
 def best_of(last: "Evaluation | None", session: "Run") -> str:
@@ -154,72 +185,110 @@ def best_of(last: "Evaluation | None", session: "Run") -> str:
 
 def watch(session: "Run", prompt: str, args: argparse.Namespace) -> "Evaluation | None":
     """Train with a live line, samples, the curve and the tracker; returns the last evaluation."""
-    from tqdm import tqdm
-
     from lama.training.loop import Step
 
-    config, folder = session.config, session.folder
+    config = session.config
     every = config.sample_every or max(1, config.steps // 4)
-    print("compiling the training step, once; then a sample now and then", file=sys.stderr)
-    tracker = make_tracker(args.track, session)
-    last = None
-    # The time left is the loop's own: tqdm's would count the compilation into every step.
-    layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-    with tqdm(total=config.steps, initial=session.trainer.step, unit="step", file=sys.stderr, dynamic_ncols=True, bar_format=layout) as bar:
+    print("compiling the training step, once", file=sys.stderr)
+    last, first = None, session.trainer.step + 1
+    with make_tracker(args.track, session) as tracker, closing(LiveLine(config.steps, session.trainer.step)) as line:
         for event in session:
             if isinstance(event, Step):
-                mfu = session.mfu(event)
-                bar.set_postfix_str(
-                    f"loss {event.loss:.3f}, rate {event.learning_rate:.1e}, gradient {event.gradient_norm:.2f}, "
-                    f"{event.tokens_per_second:,.0f} tokens/s, {'' if mfu is None else f'MFU {mfu:.0%}, '}"
-                    f"{tqdm.format_interval(event.seconds_left)} left"
-                )
-                bar.update()
+                line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
                 metrics = {"loss": event.loss, "learning_rate": event.learning_rate, "gradient_norm": event.gradient_norm}
                 if event.step % every == 0 and event.step < config.steps and not session.stopped:
-                    bar.write(
-                        f"step {event.step}: loss {event.loss:.3f}  {sample(session.model, session.tokenizer, prompt, SAMPLE_TOKENS)!r}",
-                        file=sys.stdout,
-                    )
-                    sys.stdout.flush()
+                    text = sample(session.model, session.tokenizer, prompt, SAMPLE_TOKENS)
+                    line.say(f"step {event.step}: loss {event.loss:.3f}  {text!r}")
             else:
                 last = event
                 metrics = {"validation_loss": event.validation_loss, "bits_per_byte": event.bits_per_byte}
-                bar.write(
+                line.say(
                     f"step {event.step}: held-out loss {event.validation_loss:.4f}, {event.bits_per_byte:.4f} bits per byte"
-                    f"{', the best so far' if event.best else ''}",
-                    file=sys.stdout,
+                    f"{', the best so far' if event.best else ''}"
                 )
-                sys.stdout.flush()
-                draw_curve(folder)
+                draw_curve(session.folder)
             if tracker:
                 tracker.log(event.step, metrics)
-    if tracker:
-        tracker.close()
     return last
 
 
-def make_tracker(kind: str | None, session: "Run") -> Any:
+def state(step: "Step", mfu: float | None, compiled: bool) -> str:
+    """Of the live line: what one looks for while it runs. The first step compiles, so its speed says nothing."""
+    from tqdm import tqdm
+
+    parts = [
+        f"loss {step.loss:.3f}",
+        f"rate {step.learning_rate:.1e}",
+        f"gradient {step.gradient_norm:.2f}",
+    ]
+    if compiled:
+        parts.append(f"{step.tokens_per_second:,.0f} tokens/s")
+        parts += [] if mfu is None else [f"MFU {mfu:.0%}"]
+        parts.append(f"{tqdm.format_interval(step.seconds_left)} left")
+    return ", ".join(parts)
+
+
+class LiveLine:
+    """Where the training stands, on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
+
+    def __init__(self, steps: int, done: int):
+        from tqdm import tqdm
+
+        # The time left is the loop's own: tqdm's would count the compilation into every step.
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.steps, self.next = steps, 0.0
+        self.bar = (
+            tqdm(total=steps, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=layout, mininterval=0.2)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def step(self, step: int, text: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        elif (now := time.monotonic()) >= self.next or step == self.steps:
+            self.next = now + SECONDS_BETWEEN_LINES
+            print(f"step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line on standard output."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def make_tracker(kind: str | None, session: "Run") -> Iterator[Any]:
     if kind is None:
-        return None
+        yield None
+        return
     from dataclasses import asdict
 
     from lama.training.trackers import open_tracker
 
-    return open_tracker(kind, session.folder.path, session.folder.path.name, asdict(session.config))
+    path = session.folder.path
+    with closing(open_tracker(kind, path, path.absolute().name, asdict(session.config))) as tracker:
+        yield tracker
 
 
-def draw_curve(folder: Any) -> None:
-    """loss.png in the run's folder, where matplotlib is installed."""
-    import importlib.util
-
+def draw_curve(folder: "RunFolder") -> None:
+    """loss.png in the run's folder, where matplotlib is installed; the log alone is needed, so a failure only says so."""
     if importlib.util.find_spec("matplotlib") is None:
         return
     from lama.checkpoints.atomic import atomic_write
     from lama.training.curve import loss_curve
 
-    with atomic_write(folder.path / "loss.png") as file:
-        file.write(loss_curve(folder.read_log()))
+    try:
+        with atomic_write(folder.path / "loss.png") as file:
+            file.write(loss_curve(folder.read_log()))
+    except LamaError as error:
+        print(f"lama: no loss curve: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -232,7 +301,8 @@ def stopping(session: "Run") -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
         session.stop()
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -257,7 +327,7 @@ def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int) -> str:
 
 def opening(text: str, context_length: int) -> str:
     """The first line of the text, cut to half a window: the prompt of the samples."""
-    line = next(line for line in text.splitlines() if line.strip())
+    line = next((line for line in text.splitlines() if line.strip()), text[:1])
     end = "\n" if "\n" in text else ""  # a tokenizer of the text's characters knows no others
     return line[: max(1, context_length // 2)] + end
 
@@ -274,26 +344,25 @@ def table(untrained: float, bigram: float, trained: float, tokens_per_byte: floa
     return "\n".join(lines + [f"{name:<22}| " + " | ".join(f"{value:>10}" for value in values) for name, values in rows])
 
 
-def check_out(folder: Any, restart: bool) -> None:
+def check_out(folder: "RunFolder", restart: bool) -> None:
     """Refuse, before hours of training, an --out that cannot be written, that holds something else, or an unfinished run."""
-    from lama.cli.out import check_folder
-
-    check_folder(folder.path, ("config.json", "settings.toml"), "a run of lama train")
-    if restart or not folder.settings_file.exists() or not (found := folder.checkpoints()):
+    check_folder(folder.path, ("settings.toml",), "a run of lama train")
+    if not folder.settings_file.exists() or not (found := folder.checkpoints()):
         return
-    steps, done = folder.settings().get("steps", 0), int(found[-1].name.removeprefix("step-"))
-    if done < steps:
+    done, steps = int(found[-1].name.removeprefix("step-")), folder.settings().get("steps", 0)
+    if done < steps and not restart:
         raise UsageError(
-            f"--out holds an unfinished run, {folder.path}, at step {done} of {steps}: go on with --resume {folder.path}, "
-            "begin again with --restart, or choose another folder"
+            f"--out holds an unfinished run, {folder.path}, at step {done} of {steps}: go on with it, "
+            f"{shlex.join(['lama', 'train', '--resume', str(folder.path)])}, lose it with --restart, or choose another --out"
         )
+    print(f"lama: replacing the run in {folder.path}, which is at step {done} of {steps}", file=sys.stderr)
 
 
 def command_line(args: argparse.Namespace) -> str:
     """The command that trains the same model again."""
     words = ["lama", "train", *([args.settings] if args.settings else [])]
-    for name in ("size", *SETTINGS):
-        value, flag = getattr(args, name), f"--{FLAGS.get(name, name).replace('_', '-')}"
+    for name in ("size", "devices", *SETTINGS):
+        value, flag = getattr(args, name), flag_of(name)
         if value is None:
             continue
         if isinstance(value, bool):

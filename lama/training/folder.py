@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from lama.training.config import RunConfig, read_settings, to_toml
 from lama.training.loop import Trainer
 
 
+class Diverged(LamaError):
+    """Numbers that are none any more. To go on from the checkpoint before would come to the same end."""
+
+
 class RunFolder:
     """Reads and writes one run's folder. What it writes appears under its name when all of it is on the disk."""
 
@@ -34,18 +39,54 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        names = sorted((self.path / "checkpoints").glob("step-*"))
+        return sorted((path for path in names if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:]))
 
-    def begin(self, config: RunConfig, about: str) -> None:
-        """Make the folder one of a new run: what an earlier run left of log, data and checkpoints is removed."""
-        for leftover in (self.path / "checkpoints", self.data):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        for old in (self.log_file, self.path / "loss.png"):
-            old.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def beginning(self, config: RunConfig, about: str) -> Iterator[Path]:
+        """The place for a new run's tokens. When the block ends well, the folder is that run's, and log, data and checkpoints of
+        an earlier one are gone; its model stays until the new one is judged. After an error all is as it was.
+
+        Raises LamaError if the folder cannot be written.
+        """
+        made = [folder for folder in (self.path, *self.path.absolute().parents) if not folder.exists()]
+        new, data = not self.settings_file.exists(), self.path / f".data-{os.getpid()}"
+        try:
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                if new:  # should the process be killed from here on, the folder is known for a run's
+                    self._write_settings(config, about)
+                else:
+                    self.clean()
+            yield data
+            with self._writing():
+                for leftover in (self.path / "checkpoints", self.data):
+                    if leftover.exists():
+                        shutil.rmtree(leftover)
+                for old in (self.log_file, self.path / "loss.png"):
+                    old.unlink(missing_ok=True)
+                os.rename(data, self.data)
+                self._write_settings(config, about)
+        except BaseException:
+            if new:
+                self.settings_file.unlink(missing_ok=True)
+            raise
+        finally:
+            shutil.rmtree(data, ignore_errors=True)
+            with suppress(OSError):  # those that are not empty stay
+                for folder in made:
+                    folder.rmdir()
+
+    def _write_settings(self, config: RunConfig, about: str) -> None:
         with atomic_write(self.settings_file) as file:
             file.write(to_toml(config, about).encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LamaError(f"{self.path} must be a folder that can be written; got {error.strerror or error}") from error
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run that is there. Raises LamaError where there is none."""
@@ -54,12 +95,12 @@ class RunFolder:
         return read_settings(str(self.settings_file))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line; raises LamaError if the disk is full."""
+        """Append one line. Raises LamaError if it cannot be written."""
         try:
             with open(self.log_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise LamaError(f"{self.log_file} must be writable; got {error.strerror or error}{self.last_good()}") from error
+            raise LamaError(f"{self.log_file} must be writable; got {error.strerror or error}") from error
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines: the last one may have been cut short by the end of the process."""
@@ -89,39 +130,37 @@ class RunFolder:
             return place  # a run is a function of its settings: it would be the same again
         for name, p in trainer.parameters.items():
             if not np.isfinite(p.float().numpy()).all():
-                raise LamaError(f"weights must stay numbers; got {name} with others after step {trainer.step}{self.last_good()}")
+                raise Diverged(f"weights must stay numbers; got {name} with others after step {trainer.step}. Lower the learning rate")
         temporary = place.with_name(f".{place.name}-{os.getpid()}")
         try:
-            save(temporary, trainer.model, tokenizer, {"steps": trainer.step})
-            write_tensors(temporary / "training.safetensors", trainer.optimizer.state())
-            with atomic_write(temporary / "training.json") as file:
-                file.write(json.dumps({"step": trainer.step, **notes}, indent=1).encode())
-            os.rename(temporary, place)
-        except (OSError, LamaError) as error:
-            raise LamaError(f"{error}{self.last_good()}") from error
+            with self._writing():
+                save(temporary, trainer.model, tokenizer, {"steps": trainer.step})
+                write_tensors(temporary / "training.safetensors", trainer.optimizer.state())
+                with atomic_write(temporary / "training.json") as file:
+                    file.write(json.dumps({"step": trainer.step, **notes}, indent=1).encode())
+                if self.log_file.exists():
+                    with open(self.log_file, "r+b") as log:
+                        os.fsync(log.fileno())  # the steps up to here are not to be lost with the power
+                os.rename(temporary, place)
+                for old in self.checkpoints()[: -config.keep]:
+                    trash = old.with_name(f".{old.name}-{os.getpid()}")
+                    os.rename(old, trash)  # never half of one under its own name
+                    shutil.rmtree(trash, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.checkpoints()[: -config.keep]:
-            trash = old.with_name(f".{old.name}-{os.getpid()}")
-            os.rename(old, trash)  # never half of one under its own name
-            shutil.rmtree(trash, ignore_errors=True)
         return place
 
     def last_checkpoint(self) -> Path:
         """Raises LamaError where there is none yet."""
-        self.clean()
         if not (found := self.checkpoints()):
-            raise LamaError(f"a run to resume must have a checkpoint; got none in {self.path / 'checkpoints'}. Start it again")
+            again = f"lama train {self.settings_file} --out {self.path}"
+            raise LamaError(f"a run to resume must have a checkpoint; got none in {self.path}. Start it again: {again}")
         return found[-1]
-
-    def last_good(self) -> str:
-        """The end of an error message that says where to go on from."""
-        found = self.checkpoints()
-        return f". The last good checkpoint is {found[-1]}: go on from there with lama train --resume {self.path}" if found else ""
 
     def clean(self) -> None:
         """Remove what a killed process left half-written."""
-        for leftover in (*(self.path / "checkpoints").glob(".step-*"), *self.path.glob(".saving-*"), *self.path.glob(".*.tmp")):
+        here = (found for pattern in (".saving-*", ".data-*", ".*.tmp") for found in self.path.glob(pattern))
+        for leftover in (*(self.path / "checkpoints").glob(".step-*"), *here):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

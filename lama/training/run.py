@@ -1,16 +1,16 @@
 """A whole training run in a folder: prepared or resumed, then iterated over for its steps and evaluations."""
 
-import dataclasses
 import math
 import os
+import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lama.checkpoints import load, load_tokenizer, save
-from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines, open_corpus, open_tokens, tokenize
+from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram_baselines, open_corpus, open_tokens, tokenize
 from lama.errors import LamaError, UsageError
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT, GPTConfig
@@ -24,8 +24,8 @@ from lama.tokenizers import (
     train_bpe,
 )
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
-from lama.training.config import MODEL_SETTINGS, RunConfig, differences, parse_size, sizes
-from lama.training.folder import RunFolder, restore
+from lama.training.config import MODEL_SETTINGS, RunConfig, differences, parse_size, run_config, sizes
+from lama.training.folder import Diverged, RunFolder, restore
 from lama.training.loop import Step, Trainer, windows
 from lama.training.loss import Evaluator
 
@@ -52,17 +52,26 @@ class Run:
     """
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, model: GPT, tokenizer: Tokenizer, tokens: TokenFiles, about: Mapping[str, Any]
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        model: GPT,
+        tokenizer: Tokenizer,
+        tokens: TokenFiles,
+        about: Mapping[str, Any],
+        devices: Sequence[str] = (),
     ):
         self.folder, self.config, self.model, self.tokenizer, self.tokens = folder, config, model, tokenizer, tokens
         self.about = dict(about)
         """How the model came to be: goes into its config.json."""
-        self.trainer = Trainer(model, windows(tokens.train, config, config.context_length), config)
+        self.trainer = Trainer(model, windows(tokens.train, config, config.context_length), config, devices=devices)
         limit = config.evaluation_tokens and max(1, config.evaluation_tokens // config.context_length)
         held_out = evaluation_windows(tokens.validation, config.context_length, limit or None)
         rows = max(1, min(config.batch_size, EVALUATION_BATCH // config.context_length))
         self.evaluator = Evaluator(model, held_out, rows)
         self.best = math.inf
+        self.judged = 0
+        """The step after which the model was last evaluated."""
         self.baselines: dict[str, float] = {}
         self.untrained = math.nan
         self.peak = peak_flops(str(model.embed.weight.device))
@@ -78,25 +87,35 @@ class Run:
     def stopped(self) -> bool:
         return self._stopped
 
+    @property
+    def finished(self) -> bool:
+        return self.trainer.step == self.judged == self.config.steps
+
     def measure_start(self) -> None:
         """The n-gram baselines and the untrained model's loss: the first line of the log."""
         self.baselines = ngram_baselines(self.tokens.train, self.tokens.validation, self.tokenizer.vocab_size)
         self.untrained = self.evaluator()
-        about = {"config": asdict(self.config), "parameters": self.model.n_parameters(), "peak_flops": self.peak}
-        self.folder.log({**about, "baselines": self.baselines, "untrained": self.untrained})
+        facts = {"parameters": self.model.n_parameters(), "peak_flops": self.peak, "devices": len(self.trainer.replicas)}
+        start = {"baselines": self.baselines, "untrained": self.untrained}
+        self.folder.log({**self.about, "config": asdict(self.config), **facts, **start})
 
-    def recall_start(self) -> None:
-        """The same from the log of a run that is resumed."""
+    def recall(self) -> None:
+        """All that the log knows of a run that is resumed."""
         records = self.folder.read_log()
         first = records[0] if records else {}
         self.baselines, self.untrained = first.get("baselines", {}), first.get("untrained", math.nan)
+        self.about["command"] = first.get("command", f"lama train {self.folder.settings_file}")
         self.seconds_before = max((record.get("seconds", 0.0) for record in records), default=0.0)
+        judged = [record for record in records if "validation_loss" in record]
+        self.judged = max((record["step"] for record in judged), default=0)
+        self.best = min((record["validation_loss"] for record in judged), default=math.inf)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
-        """Raises LamaError as `Trainer` does, with the last good checkpoint named."""
-        steps, every = self.config.steps, self.config.evaluate_every
+        """Raises LamaError as `Trainer` does and where something cannot be written, with the last good checkpoint named."""
         try:
-            for step in self.trainer:
+            if self._due():  # the process ended between a checkpoint and its evaluation
+                yield self.evaluate()
+            for step in self._steps():
                 self.folder.log(
                     {
                         "step": step.step,
@@ -109,17 +128,34 @@ class Run:
                     }
                 )
                 yield step
-                if self._stopped or step.step == steps or (every and step.step % every == 0):
-                    self.folder.save_checkpoint(self.trainer, self.tokenizer, self.config, {"best": self.best, "data": self.tokens.digest})
-                    if self._stopped:
-                        if not math.isfinite(self.best):  # so that there is a model to try
-                            self._save_model({})
-                        return
+                stop = self._stopped and step.step < self.config.steps
+                if stop or self._due():
+                    self.folder.save_checkpoint(self.trainer, self.tokenizer, self.config, {"data": self.tokens.digest})
+                if stop:
+                    if not math.isfinite(self.best):  # so that there is a model to try
+                        self._save_model({})
+                    return
+                if self._due():
                     yield self.evaluate()
         except LamaError as error:
-            if "last good checkpoint" in str(error):
-                raise
-            raise LamaError(f"{error}{self.folder.last_good()}") from error
+            raise LamaError(f"{error}. {self._way_on(error)}") from error
+
+    def _steps(self) -> Iterator[Step]:
+        try:
+            yield from self.trainer
+        except LamaError as error:
+            raise Diverged(str(error)) from error
+
+    def _way_on(self, error: LamaError) -> str:
+        if not (found := self.folder.checkpoints()):
+            return "There is no checkpoint yet"
+        start = ["--from", str(found[-1])] if isinstance(error, Diverged) else ["--resume", str(self.folder.path)]
+        return f"The last good checkpoint is {found[-1]}: go on from there with {shlex.join(['lama', 'train', *start])}"
+
+    def _due(self) -> bool:
+        """Whether the model is to be evaluated now."""
+        step, every = self.trainer.step, self.config.evaluate_every
+        return step > self.judged and (step == self.config.steps or (every > 0 and step % every == 0))
 
     @property
     def seconds(self) -> float:
@@ -141,11 +177,14 @@ class Run:
     def evaluate(self) -> Evaluation:
         """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
         loss = self.evaluator()
+        if not math.isfinite(loss):
+            raise Diverged(f"the held-out loss must stay a number; got {loss} after step {self.trainer.step}. Lower the learning rate")
         bits = loss / math.log(2) * len(self.tokens.validation) / self.tokens.validation_bytes
         best = loss < self.best
         if best:
             self.best = loss
             self._save_model({"heldout_loss_nats_per_token": {**self.baselines, "untrained": self.untrained, "trained": loss}})
+        self.judged = self.trainer.step
         self.folder.log({"step": self.trainer.step, "validation_loss": loss, "bits_per_byte": bits, "best": best, "seconds": self.seconds})
         return Evaluation(self.trainer.step, loss, bits, best)
 
@@ -159,65 +198,72 @@ def new_run(
     settings: Mapping[str, Any],
     command: str,
     size: str | None = None,
+    devices: Sequence[str] = (),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[Run, Corpus]:
-    """Prepare a run: corpus, tokenizer, tokens on disk, model; nothing is written before all of the settings are known to fit.
+    """Prepare a run: corpus, tokenizer, tokens on disk, model. The folder stays as it was if one of them does not fit.
 
     `settings` are those that were given; with `initial`, the model's own come before the others' defaults, and with `size`
     (a number of parameters) the shape is chosen. Raises LamaError.
     """
     given = dict(settings)
     model, tokenizer = None, None
-    if initial := given.get("initial"):
+    if initial := run_config(given).initial:  # all values are checked before a model is read
         if size:
             raise UsageError(f"size and from must not be given together; got --size {size} and --from {initial}")
+        if folder.path.resolve() in (Path(initial).resolve(), *Path(initial).resolve().parents):
+            raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
         model, tokenizer = load(initial)
         given = _of_the_model(given, model.config)
-    config = RunConfig(**given)
+    config = run_config(given)
     corpus = open_corpus(config.corpus)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
     if size:
-        config = RunConfig(**{**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
+        config = run_config({**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
     try:
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    check_devices(config, devices)
     check_memory(config, shape)
-    folder.begin(config, command)
-    tokens = tokenize(corpus, tokenizer, folder.data, config.validation, progress)
-    model = model or GPT(shape, config.seed)
+    with folder.beginning(config, command) as data:
+        _check_lengths(tokenize(corpus, tokenizer, data, config.validation, progress), config)
+        model = model or GPT(shape, config.seed)
     about = {"corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence}, "command": command}
-    return Run(folder, config, model, tokenizer, tokens, about), corpus
+    return Run(folder, config, model, tokenizer, open_tokens(folder.data), about, devices), corpus
 
 
-def resumed_run(folder: RunFolder, changes: Mapping[str, Any], command: str) -> Run:
+def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence[str] = ()) -> Run:
     """Go on with the run in `folder` where its last checkpoint stands, exactly as if it had not ended.
 
     `changes` are settings given now: those about reports may differ, others must be what they were. Raises LamaError where they
     are not, where the corpus is another, and where there is nothing to resume.
     """
     saved = folder.settings()
-    old = RunConfig(**saved)
-    config = dataclasses.replace(old, **changes)
+    old = run_config(saved)
+    config = run_config({**saved, **changes})
     if changed := differences(asdict(old), asdict(config)):
-        raise UsageError(f"a resumed run must have the settings it began with; got {'; '.join(changed)}. Start another with --out")
+        raise UsageError(
+            f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
+            f"For another run, start from this one's model: --from {folder.path} --out DIR"
+        )
+    check_devices(config, devices)
     checkpoint = folder.last_checkpoint()
     tokens = open_tokens(folder.data, verify=True)
     _same_corpus(config, tokens)
     model, tokenizer = load(checkpoint)
-    if tokens.vocab_size != tokenizer.vocab_size:
+    if tokens.tokenizer_digest != fingerprint(tokenizer):
         raise LamaError(
-            f"the tokens in {folder.data} must be of the checkpoint's vocabulary; got {tokens.vocab_size} and {tokenizer.vocab_size} tokens"
+            f"a resumed run must have the tokenizer that its data was made with; got {tokenizer.vocab_size} tokens in {checkpoint}, "
+            f"{tokens.vocab_size} in {folder.data}, or as many others"
         )
-    run = Run(folder, config, model, tokenizer, tokens, {})
+    folder.clean()
+    run = Run(folder, config, model, tokenizer, tokens, {"corpus": dict(tokens.corpus)}, devices)
     notes = restore(run.trainer, checkpoint)
     if notes.get("data") != tokens.digest:
         raise LamaError(f"a resumed run must read the data it began with; got other tokens in {folder.data} than at {checkpoint.name}")
-    best = notes.get("best")
-    run.best = float(best) if isinstance(best, int | float) else math.inf
     folder.cut_log(run.trainer.step)
-    run.recall_start()
-    run.about = {"corpus": tokens.corpus, "command": command}
+    run.recall()
     return run
 
 
@@ -273,6 +319,25 @@ def _same_corpus(config: RunConfig, tokens: TokenFiles) -> None:
         return
     if corpus.digest() != tokens.text_digest:
         raise LamaError(f"a resumed run must read the text it began with; got {corpus.name}, which has changed. Start another with --out")
+
+
+def _check_lengths(tokens: TokenFiles, config: RunConfig) -> None:
+    """Raises LamaError if one of the two parts is shorter than a window and the token after it."""
+    for part, data in (("training", tokens.train), ("held-out", tokens.validation)):
+        if len(data) <= config.context_length:
+            raise LamaError(
+                f"the {part} part of the corpus must be longer than context_length; got {len(data):,} tokens, "
+                f"context_length={config.context_length}. Use a longer text, a shorter context or another share: --validation"
+            )
+
+
+def check_devices(config: RunConfig, devices: Sequence[str]) -> None:
+    """Raises UsageError if the batch cannot be shared out."""
+    if config.batch_size % (config.accumulation * max(1, len(devices))):
+        raise UsageError(
+            f"batch_size must be a multiple of devices x accumulation; got batch_size={config.batch_size}, {len(devices)} devices, "
+            f"accumulation={config.accumulation}"
+        )
 
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:
