@@ -10,7 +10,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.compiler import ensure_compiler
-from lama.kernels import gelu, matmul
+from lama.kernels import gelu, layernorm, matmul
 from lama.shapes import Float
 
 _find_compiler_once = functools.cache(ensure_compiler)
@@ -24,9 +24,8 @@ def parameter(*shape: int) -> Tensor:
 
 def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
     """x Wᵀ + b."""
-    y = matmul(x, weight, transpose_b=True)
     # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
-    return (y if bias is None else y + bias).contiguous_backward()
+    return matmul(x, weight, transpose_b=True, bias=bias).contiguous_backward()
 
 
 class Linear:
@@ -53,9 +52,8 @@ class LayerNorm:
         return x.float().layernorm(eps=self.epsilon).cast(x.dtype)
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        y = self.normalize(x) * self.weight
         # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
-        return (y if self.bias is None else y + self.bias).contiguous()
+        return layernorm(x, self.weight, self.bias, self.epsilon).contiguous()
 
 
 def gelu_exact(x: Tensor) -> Tensor:

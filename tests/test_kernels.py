@@ -9,6 +9,7 @@ from tinygrad import Device, Tensor, UOp, dtypes
 
 from lama.attention import HIDDEN
 from lama.kernels import embedding, gelu, matmul, program, softmax
+from lama.kernels.matmul import sum_rows
 
 needs_c = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernels serve tinygrad's CPU device")
 
@@ -19,13 +20,13 @@ FORMS = [(False, False), (False, True), (True, False), (True, True)]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the C kernels that are used, in order."""
     names: list[str] = []
-    call = program.Kernel.__call__
+    call = program.Kernel.into
 
     def recorded(self, *args, **kwargs):
         names.append(self.name)
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(program.Kernel, "__call__", recorded)
+    monkeypatch.setattr(program.Kernel, "into", recorded)
     return names
 
 
@@ -122,6 +123,21 @@ def test_matmul_gradient_of_a_shared_matrix_sums_over_the_batch(both, transpose_
     ours = results(matmul(stored_a, shared, transpose_a), dy, stored_a, shared)
     grad_a, grad_b = dy @ b.astype(float).T, np.einsum("bmk,bmn->kn", a.astype(float), dy)
     assert_all_close(ours, [a.astype(float) @ b, stored(grad_a, transpose_a), grad_b])
+
+
+@pytest.mark.parametrize("m", [3, 101])
+def test_matmul_adds_a_bias_and_gives_its_gradient(both, m):
+    a, b, bias, dy = normal(2, m, 197), normal(71, 197), normal(71), normal(2, m, 71)
+    tensors = [Tensor(t) for t in (a, b, bias)]
+    ours = results(matmul(tensors[0], tensors[1], transpose_b=True, bias=tensors[2]), dy, *tensors)
+    a, b = a.astype(float), b.astype(float)
+    assert_all_close(ours, [a @ b.T + bias, dy @ b, np.einsum("bmn,bmk->nk", dy, a), dy.sum((0, 1), dtype=float)])
+
+
+@pytest.mark.parametrize("shape", [(101, 197), (3, 5, 64), (7, 3)])
+def test_sum_rows_is_the_sum_over_all_axes_but_the_last(both, shape):
+    x = normal(*shape)
+    assert_all_close([sum_rows(Tensor(x)).numpy()], [x.sum(tuple(range(x.ndim - 1)), dtype=float)])
 
 
 def test_matmul_gradients_of_half_precision_weights_keep_their_dtype():

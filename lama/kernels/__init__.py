@@ -1,8 +1,11 @@
 """Fast paths for devices where tinygrad's own schedule is slow. Each does what its plain tinygrad twin does."""
 
+from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import gelu, softmax
 from lama.kernels.embedding import embedding
+from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
+from lama.kernels.optimizer import adamw, sum_of_squares
 
-__all__ = ["dropout", "embedding", "gelu", "matmul", "products_in", "softmax"]
+__all__ = ["adamw", "cross_entropy", "dropout", "embedding", "gelu", "layernorm", "matmul", "products_in", "softmax", "sum_of_squares"]

@@ -1,5 +1,5 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS + k * AKS],
-// element (k, n) of w is w[k * WKS + n * WNS]. Sums are kept in float32 whatever the type of w.
+// element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are kept in float32 whatever the type of w.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is copied into a
 // panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays in registers meanwhile.
@@ -40,10 +40,20 @@ PART vec load(const WEIGHT *w) { return *(const vec *)w; }
 PART float load1(const WEIGHT *w) { return *w; }
 #endif
 
+#if BIAS
+#define ARGUMENTS float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *restrict bias, int slice
+PART float bias_of(const float *bias, long n) { return bias[n]; }
+PART vec biases_of(const float *bias, long n) { return *(const vec *)(bias + n); }
+#else
+#define ARGUMENTS float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice
+PART float bias_of(const float *bias, long n) { return 0; }
+PART vec biases_of(const float *bias, long n) { return 0; }
+#endif
+
 #if M <= 4 && AKS == 1 && WKS == 1
 // A few rows of a against w stored row by row: every weight is read once, in order, as fast as memory gives it.
 #define LANES 4
-PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int n, int lanes) {
+PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *bias, int n, int lanes) {
   vec sums[M][LANES];
   float tails[M][LANES];
   UNROLL for (int m = 0; m < M; m++)
@@ -60,14 +70,17 @@ PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restric
         UNROLL for (int m = 0; m < M; m++) tails[m][j] += a[m * AMS + k] * load1(w + (long)(n + j) * WNS + k);
   UNROLL for (int m = 0; m < M; m++)
     UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) c[(long)m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]);
+      if (j < lanes) c[(long)m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]) + bias_of(bias, n + j);
 }
 
-KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice) {
+KERNEL NAME(ARGUMENTS) {
+#if !BIAS
+  const float *bias = 0;
+#endif
   for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N) {
-    for (int n = FIRST(N / LANES) * LANES; n < LAST(N / LANES) * LANES; n += LANES) dots(c, a, w, n, LANES);
+    for (int n = FIRST(N / LANES) * LANES; n < LAST(N / LANES) * LANES; n += LANES) dots(c, a, w, bias, n, LANES);
     if (slice == 0)
-      for (int n = N / LANES * LANES; n < N; n++) dots(c, a, w, n, 1);
+      for (int n = N / LANES * LANES; n < N; n++) dots(c, a, w, bias, n, 1);
   }
 }
 
@@ -94,7 +107,8 @@ KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w
 #endif
 
 // One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored.
-PART void tile_of(const int rows, float *restrict c, const float *restrict a, const float *restrict w, int depth, int columns, int add) {
+PART void tile_of(const int rows, float *restrict c, const float *restrict a, const float *restrict w, const float *bias, int depth,
+                  int columns, int add) {
   vec sums[ROWS][VECTORS];
   UNROLL for (int i = 0; i < rows; i++)
     UNROLL for (int j = 0; j < VECTORS; j++) {
@@ -111,23 +125,24 @@ PART void tile_of(const int rows, float *restrict c, const float *restrict a, co
     UNROLL for (int i = 0; i < rows; i++)
       UNROLL for (int j = 0; j < VECTORS; j++) {
         vec *to = (vec *)(c + (long)i * N + j * V);
-        *to = add ? *to + sums[i][j] : sums[i][j];
+        *to = sums[i][j] + (add ? *to : biases_of(bias, j * V));
       }
   } else {
     UNROLL for (int i = 0; i < rows; i++) {
       float out[COLUMNS];
       UNROLL for (int j = 0; j < VECTORS; j++) *(vec *)(out + j * V) = sums[i][j];
-      for (int j = 0; j < columns; j++) c[(long)i * N + j] = add ? c[(long)i * N + j] + out[j] : out[j];
+      for (int j = 0; j < columns; j++) c[(long)i * N + j] = out[j] + (add ? c[(long)i * N + j] : bias_of(bias, j));
     }
   }
 }
 
 // The last rows of c may be fewer than a tile has.
-PART void tile(float *restrict c, const float *restrict a, const float *restrict w, int depth, int rows, int columns, int add) {
+PART void tile(float *restrict c, const float *restrict a, const float *restrict w, const float *bias, int depth, int rows, int columns,
+               int add) {
   if (rows == ROWS)
-    tile_of(ROWS, c, a, w, depth, columns, add);
+    tile_of(ROWS, c, a, w, bias, depth, columns, add);
   else
-    tile_of(M % ROWS, c, a, w, depth, columns, add);
+    tile_of(M % ROWS, c, a, w, bias, depth, columns, add);
 }
 
 // V columns of w, V long, to rows COLUMNS apart.
@@ -209,7 +224,8 @@ PART void prefetch_a(const float *a, int depth, int share, int shares) {
 }
 
 // The part of c from (m_first, n_first) to before (m_last, n_last).
-PART void part(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int m_first, int m_last, int n_first, int n_last) {
+PART void part(float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *bias, int m_first, int m_last,
+               int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
@@ -224,8 +240,8 @@ PART void part(float *restrict c, const float *restrict a, const WEIGHT *restric
         if (!A_IN_PLACE) pack_a(panel_a, strip, depth, m, rows);
         for (int n = 0; n < width; n += COLUMNS) {
           if (M * K > SMALL && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
-          tile(c + (long)m * N + n0 + n, A_IN_PLACE ? strip : panel_a, W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, depth,
-               rows, MIN(COLUMNS, width - n), k0 > 0);
+          tile(c + (long)m * N + n0 + n, A_IN_PLACE ? strip : panel_a, W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH,
+               BIAS ? bias + n0 + n : bias, depth, rows, MIN(COLUMNS, width - n), k0 > 0);
         }
       }
     }
@@ -233,11 +249,15 @@ PART void part(float *restrict c, const float *restrict a, const WEIGHT *restric
 }
 
 // Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of all these.
-KERNEL NAME(float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice) {
+KERNEL NAME(ARGUMENTS) {
+#if !BIAS
+  const float *bias = 0;
+#endif
   const long rows = (M + ROWS - 1) / ROWS, columns = (N + COLUMNS - 1) / COLUMNS;
   for (long i = FIRST(BATCH * PARTS_M * PARTS_N); i < LAST(BATCH * PARTS_M * PARTS_N); i++) {
     long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N;
-    part(c + batch * M * N, a + batch * M * K, w + batch * K * N, rows * m / PARTS_M * ROWS, MIN(M, rows * (m + 1) / PARTS_M * ROWS),
+    part(c + batch * M * N, a + batch * M * K, w + batch * K * N, bias, rows * m / PARTS_M * ROWS,
+         MIN(M, rows * (m + 1) / PARTS_M * ROWS),
          columns * n / PARTS_N * COLUMNS, MIN(N, columns * (n + 1) / PARTS_N * COLUMNS));
   }
 }

@@ -1,6 +1,7 @@
 """Matrix products: tinygrad's own schedule for one reaches a twentieth of what a CPU core can do, matmul.c three quarters."""
 
 import functools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
 PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
 SMALL = 96  # the least rows or columns of a part
 PARTS = 4  # for each thread, so that one that is late holds nobody up for long
+COLUMNS = 64  # that sum_rows.c takes at a time, at most
 FEW_ROWS = 4  # up to so many, the weights are read once, in order
 
 
@@ -35,8 +37,8 @@ def products_in(dtype: DType) -> Iterator[None]:
         _factors.reset(token)
 
 
-def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
-    """a · b over the last two axes, each of them transposed first where asked; (..., M, K) · (..., K, N) -> (..., M, N).
+def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bias: Tensor | None = None) -> Tensor:
+    """a · b + bias over the last two axes, a and b transposed first where asked; (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     Either both have the same leading axes, or b has none and serves them all. The result has a's dtype; b may be
     stored in half precision, and is widened as it is read.
@@ -44,22 +46,36 @@ def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = 
     if (low := _factors.get()) is not None:
         a, b = (x.cast(low) for x in (a, b))
         a, b = a.transpose(-2, -1) if transpose_a else a, b.transpose(-2, -1) if transpose_b else b
-        return a.matmul(b, dtype=dtypes.float32)
+        y = a.matmul(b, dtype=dtypes.float32)
+        return y if bias is None else y + bias
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and a.dtype == dtypes.float32 and b.dtype in WEIGHT_TYPES and is_fast(a, b)):
-        return (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)
+        y = (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)
+        return y if bias is None else y + bias
+    if bias is not None and bias.dtype != dtypes.float32:
+        bias = bias.cast(dtypes.float32)
     lead = a.shape[:-2]
     if b.ndim == 2 and not transpose_a:
-        out = _product(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape), False, transpose_b)
+        out = _product(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape), bias, False, transpose_b)
     else:
         if b.ndim == 2:
             b = b.expand(*lead, *b.shape)
-        out = _product(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), transpose_a, transpose_b)
+        out = _product(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), bias, transpose_a, transpose_b)
     return out.reshape(*lead, -1, out.shape[-1])
 
 
-def _product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tensor:
-    """(batch, M, K) · (batch, K, N) -> (batch, M, N), float32; a and b as stored, before they are transposed."""
+def sum_rows(x: Tensor) -> Tensor:
+    """The sum over all axes but the last, float32: a bias's gradient; (..., N) -> (N,)."""
+    if not (x.dtype == dtypes.float32 and is_fast(x)):
+        return x.float().reshape(-1, x.shape[-1]).sum(0)
+    *lead, n = (int(size) for size in x.shape)
+    rows = math.prod(lead)
+    slices = min(-(-n // COLUMNS), slices_for(0.4 * rows * n))
+    return Kernel(f"lama_sum_rows_{rows}_{n}", "sum_rows.c", (("ROWS", rows), ("N", n)), slices=slices)((n,), x)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool) -> Tensor:
+    """(batch, M, K) · (batch, K, N) + (N,) -> (batch, M, N), float32; a and b as stored, before they are transposed."""
     batch, rows, columns = (int(n) for n in a.shape)
     m, k = (columns, rows) if transpose_a else (rows, columns)
     n, k_b = (int(size) for size in (b.shape[1:] if transpose_b else b.shape[:0:-1]))
@@ -79,14 +95,17 @@ def _product(a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool) -> Tens
         ("AKS", m if transpose_a else 1),
         ("WKS", 1 if transpose_b else n),
         ("WNS", k if transpose_b else 1),
+        ("BIAS", int(bias is not None)),
         ("WEIGHT", WEIGHT_TYPES[b.dtype]),
         ("W_IS_HALF", int(b.dtype == dtypes.float16)),
         ("W_IS_BFLOAT16", int(b.dtype == dtypes.bfloat16)),
     )
-    name = f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{WEIGHT_TYPES[b.dtype].strip('_').replace(' ', '_')}"
+    name = (
+        f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{WEIGHT_TYPES[b.dtype].strip('_').replace(' ', '_')}{'_bias' if bias is not None else ''}"
+    )
     most = batch * parts_m * parts_n if m > FEW_ROWS else n // 16 + 1
     kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=min(slices, most))
-    return kernel((batch, m, n), a, b, gradient=_gradient_for(transpose_a, transpose_b))
+    return kernel((batch, m, n), a, b, *([] if bias is None else [bias]), gradient=_gradient_for(transpose_a, transpose_b))
 
 
 def _parts(m: int, n: int, wanted: float) -> tuple[int, int]:
@@ -102,12 +121,12 @@ def _parts(m: int, n: int, wanted: float) -> tuple[int, int]:
 
 @functools.cache
 def _gradient_for(transpose_a: bool, transpose_b: bool) -> Gradient:
-    """d(ab) = da·b + a·db: two more products, whichever way a and b are stored."""
+    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b are stored, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> tuple[UOp | None, ...]:
-        (a, b), grad = inputs_of(call), Tensor(grad_out)
+        (a, b, *bias), grad = inputs_of(call), Tensor(grad_out).contiguous()
         grad_a = matmul(b, grad, transpose_b, True) if transpose_a else matmul(grad, b, False, not transpose_b)
         grad_b = matmul(grad, a, True, transpose_a) if transpose_b else matmul(a, grad, not transpose_a, False)
-        return None, grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop
+        return None, grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)
 
     return gradient

@@ -7,7 +7,7 @@ LAMA_REFERENCE=1 is not in the environment; everywhere else its plain tinygrad t
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -35,6 +35,9 @@ class Kernel:
     slices: int = 1
     """Parts that may run at the same time: the C function's last argument is the part's number, SLICES how many there are."""
 
+    in_place: bool = False
+    """Whether it reads what it writes."""
+
     def source(self) -> str:
         folder = resources.files("lama.kernels")
         macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), ("SLICES", self.slices), *self.macros))
@@ -46,10 +49,13 @@ class Kernel:
         `gradient` gets the result's gradient and the call (whose sources after the first two are the inputs), and
         returns None for the result and a gradient or None for each input. It must be one object for equal kernels.
         """
-        device = str(inputs[0].device)
-        out = Tensor.empty(*shape, dtype=dtypes.float32, device=device)
-        program = functools.partial(_program, self, device)
-        return Tensor.custom_kernel(out, *(x.contiguous() for x in inputs), fxn=program, grad_fxn=gradient)[0]
+        out = Tensor.empty(*shape, dtype=dtypes.float32, device=inputs[0].device)
+        return self.into([out], *inputs, gradient=gradient)[0]
+
+    def into(self, outputs: Sequence[Tensor], *inputs: Tensor, gradient: Gradient | None = None) -> list[Tensor]:
+        """Run on `inputs`, made contiguous, and write `outputs`, stored tensors; returns them, written."""
+        program = functools.partial(_program, self, str(inputs[0].device), len(outputs))
+        return Tensor.custom_kernel(*outputs, *(x.contiguous() for x in inputs), fxn=program, grad_fxn=gradient)[: len(outputs)]
 
 
 def slices_for(nanoseconds: float) -> int:
@@ -102,13 +108,13 @@ def _compile(kernel: Kernel, device: str) -> tuple[str, bytes]:
     return source, Device[device].compiler.compile_cached(source)
 
 
-def _program(kernel: Kernel, device: str, *buffers: UOp) -> UOp:
+def _program(kernel: Kernel, device: str, outputs: int, *buffers: UOp) -> UOp:
     source, binary = _compile(kernel, device)
     places = tuple(range(len(buffers)))
     sink = UOp.sink(*(b.base for b in buffers), arg=KernelInfo(kernel.name, estimates=Estimates(ops=kernel.operations)))
     target = Device[device].renderer.target
     slice_number = UOp.param(len(buffers), dtypes.int32, (), vmin_vmax=(0, kernel.slices), name="core_id", addrspace=AddrSpace.ALU)
-    size = (kernel.slices, 1, 1)
-    info = ProgramInfo(kernel.name, size, (1, 1, 1), (slice_number,), globals=places, outs=(0,), ins=places[1:], target=target)
+    size, read = (kernel.slices, 1, 1), places if kernel.in_place else places[outputs:]
+    info = ProgramInfo(kernel.name, size, (1, 1, 1), (slice_number,), globals=places, outs=places[:outputs], ins=read, target=target)
     parts = (sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=binary))
     return UOp(Ops.PROGRAM, src=parts, arg=info)

@@ -44,6 +44,17 @@ PART vec exp_vec(vec any) {
   return any == any ? e : any;  // min and max dropped a NaN
 }
 
+// The natural logarithm of a normal positive number, to 2 units in the last place; NaN for NaN: x = m 2^n with m around 1,
+// and log m = 2 artanh((m - 1) / (m + 1)). Not libm's: code further from it than 2 GB, as with large models, cannot call it.
+PART float log_of(float x) {
+  union { float value; int bits; } u = {x};
+  int n = (u.bits - 0x3f3504f3) >> 23;  // the bits of sqrt(1/2): m is between that and sqrt(2)
+  u.bits -= n * (1 << 23);
+  float s = (u.value - 1) / (u.value + 1), s2 = s * s;
+  float m = 2 * s + 2 * s * s2 * (1.0f / 3 + s2 * (1.0f / 5 + s2 * (1.0f / 7 + s2 * (1.0f / 9))));
+  return x == x ? n * 0.693359375f + (m - n * 2.12194440e-4f) : x;
+}
+
 PART float sum_vec(vec x) {
   float sum = 0;
   UNROLL for (int i = 0; i < V; i++) sum += x[i];
