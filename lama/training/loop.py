@@ -13,6 +13,7 @@ from tinygrad import Context, Tensor
 from lama.data import batch
 from lama.errors import LamaError, UsageError
 from lama.jit import capture_at_once
+from lama.kernels import sum_of_squares
 from lama.models.gpt import GPT
 from lama.training.config import TrainingConfig
 from lama.training.loss import language_model_loss
@@ -130,7 +131,7 @@ class Trainer:
 
 def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
     """The gradients' global norm, and the factor that brings it to at most `limit` (0: any), each of shape (1,)."""
-    norm = sum((g.square().sum() for g in gradients), Tensor.zeros(1, device=gradients[0].device)).sqrt().contiguous()
+    norm = sum_of_squares(gradients).sqrt().contiguous()
     return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
 
 

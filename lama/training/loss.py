@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from tinygrad import Tensor
 
+from lama import kernels
 from lama.dropout import Dropout, no_dropout
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT
@@ -13,15 +14,8 @@ from lama.shapes import Float, Int
 
 
 def cross_entropy(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats per token; through log-softmax, so large logits are safe.
-
-    With `smoothing` ε, the target is 1 − ε of itself and ε of the uniform distribution. Source: Szegedy et al. 2016, section 7.
-    """
-    logits = logits.cast("float32")
-    one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1])  # (B, T, V), never stored
-    picked = one_hot.where(logits, 0).sum(-1)
-    expected = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
-    return (logits.logsumexp(-1) - expected).mean()
+    """The mean of −log softmax(logits)[target], in nats per token; `smoothing` as in `lama.kernels.cross_entropy`."""
+    return kernels.cross_entropy(logits, targets, smoothing).mean()
 
 
 def language_model_loss(model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout) -> Tensor:
