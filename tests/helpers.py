@@ -14,6 +14,22 @@ SMALL = {"vocab_size": 11, "context_length": 13, "d_model": 6, "n_layers": 2, "n
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], np.int32)
 
 
+# One text and one shape for all tests of whole runs, for the same reason.
+CATS = "the cat sat on the mat, and the dog sat on the cat.\n" * 150
+RUN: dict[str, Any] = {
+    "context_length": 19,
+    "d_model": 22,
+    "n_layers": 1,
+    "n_heads": 2,
+    "batch_size": 6,
+    "accumulation": 2,
+    "dropout": 0.1,
+    "learning_rate": 1e-2,
+    "evaluation_tokens": 200,
+}
+RUN_FLAGS = [word for name, value in RUN.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 

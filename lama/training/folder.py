@@ -10,7 +10,7 @@ checkpoints/step-000250/  a model's folder, with training.safetensors (AdamW's m
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ class RunFolder:
         with atomic_write(self.log_file) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def save_checkpoint(self, trainer: Trainer, tokenizer: Tokenizer, config: RunConfig, notes: Mapping[str, Any]) -> Path:
-        """All that the run needs to go on from `trainer.step`; then drop all but the last `config.keep`.
+    def save_checkpoint(self, trainer: Trainer, tokenizer: Tokenizer, notes: Mapping[str, Any]) -> Path:
+        """All that the run needs to go on from `trainer.step`.
 
         Raises LamaError if it cannot be written, and for weights that are no longer numbers; earlier ones are then untouched.
         """
@@ -142,13 +142,17 @@ class RunFolder:
                     with open(self.log_file, "r+b") as log:
                         os.fsync(log.fileno())  # the steps up to here are not to be lost with the power
                 os.rename(temporary, place)
-                for old in self.checkpoints()[: -config.keep]:
-                    trash = old.with_name(f".{old.name}-{os.getpid()}")
-                    os.rename(old, trash)  # never half of one under its own name
-                    shutil.rmtree(trash, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return place
+
+    def drop(self, checkpoints: Iterable[Path]) -> None:
+        """Remove them; never is half of one there under its own name."""
+        with self._writing():
+            for checkpoint in checkpoints:
+                trash = checkpoint.with_name(f".{checkpoint.name}-{os.getpid()}")
+                os.rename(checkpoint, trash)
+                shutil.rmtree(trash, ignore_errors=True)
 
     def last_checkpoint(self) -> Path:
         """Raises LamaError where there is none yet."""

@@ -130,15 +130,20 @@ class Run:
                 yield step
                 stop = self._stopped and step.step < self.config.steps
                 if stop or self._due():
-                    self.folder.save_checkpoint(self.trainer, self.tokenizer, self.config, {"data": self.tokens.digest})
+                    self.folder.save_checkpoint(self.trainer, self.tokenizer, {"data": self.tokens.digest})
                 if stop:
+                    self._drop_old()
                     if not math.isfinite(self.best):  # so that there is a model to try
                         self._save_model({})
                     return
                 if self._due():
                     yield self.evaluate()
+                    self._drop_old()
         except LamaError as error:
             raise LamaError(f"{error}. {self._way_on(error)}") from error
+
+    def _drop_old(self) -> None:
+        self.folder.drop(self.folder.checkpoints()[: -self.config.keep])
 
     def _steps(self) -> Iterator[Step]:
         try:
@@ -178,6 +183,7 @@ class Run:
         """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
         loss = self.evaluator()
         if not math.isfinite(loss):
+            self.folder.drop(path for path in self.folder.checkpoints() if path.name == f"step-{self.trainer.step:06d}")
             raise Diverged(f"the held-out loss must stay a number; got {loss} after step {self.trainer.step}. Lower the learning rate")
         bits = loss / math.log(2) * len(self.tokens.validation) / self.tokens.validation_bytes
         best = loss < self.best
@@ -246,6 +252,12 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
         raise UsageError(
             f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
             f"For another run, start from this one's model: --from {folder.path} --out DIR"
+        )
+    began = next(iter(folder.read_log()), {}).get("devices", 1)
+    if began != max(1, len(devices)):
+        raise UsageError(
+            f"a resumed run must share its batches among as many devices as it began with; got {max(1, len(devices))}. "
+            f"Give --devices {began}"
         )
     check_devices(config, devices)
     checkpoint = folder.last_checkpoint()

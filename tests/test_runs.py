@@ -1,0 +1,532 @@
+"""A run in its folder: what is kept, how it ends, and that it goes on as if it had not ended."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import CATS, RUN
+from tinygrad.nn.state import get_state_dict
+
+import lama
+from lama.data import open_tokens
+from lama.errors import LamaError, UsageError
+from lama.tokenizers import CharacterTokenizer
+from lama.training import Step
+from lama.training.folder import RunFolder
+from lama.training.run import Evaluation, Run, new_run, resumed_run
+
+Outcome = tuple[list[Any], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "cats.txt"
+    path.write_text(CATS)
+    return path
+
+
+@pytest.fixture
+def start(cats: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Prepare a run of 12 steps with an evaluation after every third, in `out` unless told otherwise."""
+
+    def start(name: str = "out", **changes: Any) -> Run:
+        settings = {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN, **changes}
+        run, _ = new_run(RunFolder(tmp_path / name), settings, "lama train ...")
+        run.measure_start()
+        return run
+
+    return start
+
+
+def until(run: Run, step: int) -> None:
+    """Iterate, and stop after `step`."""
+    for event in run:
+        if isinstance(event, Step) and event.step == step:
+            run.stop()
+
+
+def outcome(folder: RunFolder) -> Outcome:
+    """All that a run's weights and reports are, without its timings."""
+    timed = ("tokens_per_second", "mfu", "seconds", "peak_flops", "config", "corpus", "command")
+    log = [{name: value for name, value in record.items() if name not in timed} for record in folder.read_log()]
+    files = [folder.path / "model.safetensors", *folder.path.glob("checkpoints/*/*.safetensors")]
+    return log, {str(path.relative_to(folder.path)): path.read_bytes() for path in sorted(files)}
+
+
+def steps_in(folder: RunFolder) -> list[int]:
+    return [record["step"] for record in folder.read_log() if "loss" in record]
+
+
+def leftovers(folder: RunFolder) -> list[str]:
+    """What is half-written: hidden files and folders."""
+    return [str(path) for path in folder.path.rglob(".*")]
+
+
+@pytest.fixture(scope="module")
+def whole(cats: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run of `start`, from its beginning to its end."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "out")
+    run, _ = new_run(folder, {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN}, "lama train ...")
+    run.measure_start()
+    list(run)
+    return folder
+
+
+@pytest.fixture
+def finished(whole: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it, to be changed."""
+    shutil.copytree(whole.path, tmp_path / "finished")
+    return RunFolder(tmp_path / "finished")
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Do it in a new process that knows what this one has compiled; its id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# --- what a run leaves
+
+
+def test_run_logs_every_step_and_evaluation_once_as_json(whole):
+    first, *log = [json.loads(line, parse_constant=pytest.fail) for line in whole.log_file.read_text().splitlines()]
+    assert list(first["baselines"]) == ["uniform", "unigram", "bigram", "trigram"] and first["untrained"] > 5
+    assert (first["command"], first["config"]["steps"], first["devices"]) == ("lama train ...", 12, 1)
+    assert [record["step"] for record in log] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12, 12]
+    for record in log:
+        rest = ["step", "seconds"]
+        if "loss" in record:
+            assert sorted(record) == sorted([*rest, "loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu"])
+        else:
+            assert sorted(record) == sorted([*rest, "validation_loss", "bits_per_byte", "best"])
+            assert record["bits_per_byte"] == pytest.approx(record["validation_loss"] / np.log(2))  # a byte is a token
+
+
+def test_run_keeps_the_best_model_and_the_last_checkpoints(whole):
+    assert sorted(path.name for path in whole.path.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "data",
+        "log.jsonl",
+        "model.safetensors",
+        "settings.toml",
+    ]
+    assert [path.name for path in whole.checkpoints()] == ["step-000009", "step-000012"]
+    model, _ = lama.load(whole.path)
+    for path in whole.checkpoints():
+        assert lama.load(path)[0].config == model.config
+    notes = json.loads((whole.path / "config.json").read_text())["training"]
+    best = min((record for record in whole.read_log() if "validation_loss" in record), key=lambda record: record["validation_loss"])
+    assert notes["steps"] == best["step"] and notes["heldout_loss_nats_per_token"]["trained"] == best["validation_loss"]
+
+
+def test_model_of_the_lowest_held_out_loss_stays_on_top(start):
+    run = start(steps=4, evaluate_every=1, keep=4)
+    losses: Iterator[float] = iter([3.0, 1.0, 2.0, 1.5])
+    run.evaluator = lambda: next(losses)  # type: ignore[assignment,return-value]
+    events = [event for event in run if isinstance(event, Evaluation)]
+    assert [event.best for event in events] == [True, True, False, False]
+    best = run.folder.path / "checkpoints" / "step-000002" / "model.safetensors"
+    assert (run.folder.path / "model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_saved_settings_train_the_same_model_again(whole, tmp_path):
+    run, _ = new_run(RunFolder(tmp_path / "again"), whole.settings(), "lama train ...")
+    run.measure_start()
+    list(run)
+    assert outcome(run.folder) == outcome(whole)
+
+
+# --- going on
+
+
+def test_resumed_run_equals_one_that_never_ended(start, whole):
+    """Stopped in the middle, gone on with in another process, stopped right at an evaluation, gone on with in a third."""
+    run = start()
+    until(run, 4)
+    assert [path.name for path in run.folder.checkpoints()] == ["step-000003", "step-000004"]
+    for step in (9, 12):
+        assert ended(in_a_child(lambda step=step: until(resumed_run(run.folder, {}), step))) == 0
+        assert steps_in(run.folder) == list(range(1, step + 1))
+    (log, files), (expected_log, expected_files) = outcome(run.folder), outcome(whole)
+    assert log == expected_log
+    for name in ("model.safetensors", "checkpoints/step-000012/model.safetensors", "checkpoints/step-000012/training.safetensors"):
+        assert files[name] == expected_files[name], name
+
+
+GO_ON = """
+import sys
+from lama.training.folder import RunFolder
+from lama.training.run import resumed_run
+list(resumed_run(RunFolder(sys.argv[1]), {}))
+"""
+
+
+@pytest.mark.slow
+def test_hundred_steps_and_a_hundred_in_a_new_process_equal_two_hundred_at_once(start):
+    whole = start("whole", steps=200, evaluate_every=100)
+    list(whole)
+    parts = start("parts", steps=200, evaluate_every=100)
+    until(parts, 100)
+    subprocess.run([sys.executable, "-c", GO_ON, str(parts.folder.path)], check=True)
+    assert steps_in(parts.folder) == list(range(1, 201))
+    assert outcome(parts.folder) == outcome(whole.folder)
+
+
+def test_evaluation_that_the_end_of_the_process_cut_off_is_made_up_for(start, whole):
+    run = start()
+    for event in run:
+        if isinstance(event, Step) and event.step == 6:
+            run.evaluator = None  # type: ignore[assignment]  (the checkpoint is written, then this process fails)
+            break
+    with pytest.raises(TypeError):
+        list(_rest(run))
+    assert run.folder.checkpoints()[-1].name == "step-000006"
+    list(resumed_run(run.folder, {}))
+    assert outcome(run.folder) == outcome(whole)
+
+
+def _rest(run: Run) -> Iterator[Any]:
+    """What comes after a step that was just taken: here, its checkpoint and its evaluation."""
+    run.folder.save_checkpoint(run.trainer, run.tokenizer, {"data": run.tokens.digest})
+    yield run.evaluate()
+
+
+def test_stop_at_the_last_step_still_judges_the_model(start, whole):
+    run = start()
+    until(run, 12)
+    assert run.finished and outcome(run.folder) == outcome(whole)
+
+
+def test_stopped_run_has_a_model_to_try_before_its_first_evaluation(start):
+    run = start()
+    until(run, 1)
+    assert [path.name for path in run.folder.checkpoints()] == ["step-000001"]
+    lama.load(run.folder.path)
+
+
+def kill_often(run: Run, kills: int, begin: Callable[[str], Run]) -> tuple[int, list[RunFolder]]:
+    """Go on with `run` in processes that are killed, `kills` times at random moments; with another one when it is finished.
+
+    After each kill, all that has the name of a checkpoint must load. How many steps were taken again, and the finished runs.
+    """
+    rng, done, again = random.Random(0), [], 0
+    while kills:
+        folder = run.folder
+        before = folder.log_file.stat().st_size
+        child = in_a_child(lambda: list(resumed_run(folder, {})))  # noqa: B023
+        while folder.log_file.stat().st_size <= before and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)  # it is still starting
+        time.sleep(rng.uniform(0, 0.4))
+        try:
+            os.kill(child, signal.SIGKILL)
+            killed = ended(child) == -signal.SIGKILL
+        except (ProcessLookupError, ChildProcessError):
+            killed = False
+        kills -= killed
+        for path in folder.checkpoints():
+            lama.load(path)
+            assert (path / "training.safetensors").exists() and (path / "training.json").exists()
+        if (folder.path / "config.json").exists():
+            lama.load(folder.path)
+        again += len(steps_in(folder)) - int(folder.checkpoints()[-1].name[5:])
+        if not killed:
+            done.append(folder)
+            run = begin(f"another-{len(done)}")
+            until(run, 1)
+    list(resumed_run(run.folder, {}))
+    return again, [*done, run.folder]
+
+
+def check_kills(start: Callable[..., Run], steps: int, kills: int) -> None:
+    options = {"steps": steps, "evaluate_every": 1}
+    whole = start("whole", **options)
+    list(whole)
+
+    def begin(name: str) -> Run:
+        return start(name, **options)
+
+    run = begin("killed")
+    until(run, 1)
+    _, folders = kill_often(run, kills, begin)
+    for folder in folders:
+        assert outcome(folder) == outcome(whole.folder)
+        assert steps_in(folder) == list(range(1, steps + 1))
+        assert leftovers(folder) == []
+
+
+def test_killed_run_always_has_a_checkpoint_and_comes_to_the_same_end(start):
+    check_kills(start, steps=8, kills=3)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_change_nothing(start):
+    check_kills(start, steps=60, kills=50)
+
+
+def test_log_line_that_was_cut_short_is_taken_again(start, whole):
+    run = start()
+    until(run, 5)
+    with open(run.folder.log_file, "a") as file:
+        file.write('{"step": 6, "loss": 1.5}\n{"step": 7, "lo')
+    list(resumed_run(run.folder, {}))
+    assert outcome(run.folder)[0] == outcome(whole)[0]
+
+
+def test_settings_about_reports_may_change_on_the_way(start, whole):
+    run = start()
+    until(run, 5)
+    list(resumed_run(run.folder, {"keep": 5, "evaluate_every": 4}))
+    assert [path.name for path in run.folder.checkpoints()] == [f"step-{n:06d}" for n in (3, 5, 8, 12)]
+    last = "checkpoints/step-000012/training.safetensors"
+    assert outcome(run.folder)[1][last] == outcome(whole)[1][last]
+
+
+# --- what cannot be gone on with
+
+
+def test_resume_with_other_settings_is_refused_and_names_them(finished):
+    message = "a resumed run must have the settings it began with; got learning_rate was 0.01 and is 0.02; seed was 0 and is 3. For another"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        resumed_run(finished, {"seed": 3, "learning_rate": 0.02, "keep": 9})
+
+
+def test_resume_with_a_changed_corpus_is_refused(start, cats, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    shutil.copy(cats, corpus)
+    run = start(corpus=[str(corpus)], steps=2)
+    until(run, 1)
+    with open(corpus, "a") as file:
+        file.write("the end")
+    with pytest.raises(LamaError, match=r"must read the text it began with; got corpus.txt, which has changed"):
+        resumed_run(run.folder, {})
+    corpus.unlink()  # the tokens are there: the text is not needed
+    assert resumed_run(run.folder, {}).trainer.step == 1
+
+
+def test_resume_with_changed_tokens_is_refused(finished):
+    path = finished.data / "train.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LamaError, match=r"train.bin must have SHA-256 \w+, as meta.json says; got "):
+        resumed_run(finished, {})
+
+
+def test_resume_with_the_tokens_of_another_run_is_refused(finished, cats, start):
+    shutil.rmtree(finished.data)
+    shutil.copytree(start("other", validation=0.2).folder.data, finished.data)
+    with pytest.raises(LamaError, match=r"must read the data it began with; got other tokens in .*data than at step-000012"):
+        resumed_run(finished, {})
+
+
+def test_resume_with_another_vocabulary_is_refused(finished):
+    checkpoint = finished.checkpoints()[-1]
+    model, _ = lama.load(checkpoint)
+    lama.save(checkpoint, model, CharacterTokenizer("abc"))
+    with pytest.raises(LamaError, match=r"must have the tokenizer that its data was made with; got 3 tokens in .*step-000012, 256 in "):
+        resumed_run(finished, {})
+
+
+def test_resume_on_another_number_of_devices_is_refused(finished):
+    with pytest.raises(UsageError, match=r"as many devices as it began with; got 2. Give --devices 1"):
+        resumed_run(finished, {}, ("CPU", "CPU:1"))
+
+
+def test_resume_where_there_is_nothing_to_go_on_with_is_refused(start, tmp_path):
+    with pytest.raises(LamaError, match=r"a run to resume must have settings.toml; got none in .*none. Is it the --out of a lama train\?"):
+        resumed_run(RunFolder(tmp_path / "none"), {})
+    run = start()
+    with pytest.raises(LamaError, match=r"a run to resume must have a checkpoint; got none in .*out. Start it again: lama train .*toml"):
+        resumed_run(run.folder, {})
+
+
+def test_finished_run_has_nothing_left_to_do(finished):
+    run = resumed_run(finished, {})
+    before = outcome(finished)
+    assert run.finished and list(run) == [] and outcome(finished) == before
+
+
+# --- numbers that are none, full disks
+
+
+def test_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(start):
+    run = start()
+    message = (
+        r"the loss must stay a number; got loss=nan, gradient norm=nan at step 5. Lower the learning rate. The last good checkpoint "
+        r"is (.*step-000003): go on from there with lama train --from \1$"
+    )
+    with pytest.raises(LamaError, match=message):
+        for event in run:
+            if isinstance(event, Step) and event.step == 4:
+                weight = get_state_dict(run.model)["ln_final.weight"]
+                weight.assign(weight * float("nan")).realize()
+    assert all(np.isfinite(p.numpy()).all() for p in get_state_dict(lama.load(run.folder.checkpoints()[-1])[0]).values())
+    assert steps_in(run.folder) == [1, 2, 3, 4]
+
+
+def test_learning_rate_beyond_reason_ends_with_one_message_and_no_bad_checkpoint(start):
+    run = start(evaluate_every=1, learning_rate=1e30, warmup=0)
+    with pytest.raises(LamaError, match=r"must stay .* Lower the learning rate\. (The last good|There is no) checkpoint"):
+        list(run)
+    for path in run.folder.checkpoints():
+        assert all(np.isfinite(p.numpy()).all() for p in get_state_dict(lama.load(path)[0]).values())
+    assert leftovers(run.folder) == []
+
+
+def full_disk_after(folder: RunFolder, n_bytes: int, message: str) -> None:
+    """Go on with a run in a process that may write no file longer than `n_bytes`: it fails with one message."""
+
+    def work() -> None:
+        run = resumed_run(folder, {})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))  # as Python has it, the signal is ignored: EFBIG comes
+        with pytest.raises(LamaError) as error:
+            list(run)
+        assert re.search(message, str(error.value)) and "\n" not in str(error.value), error.value
+
+    assert ended(in_a_child(work)) == 0
+
+
+def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start, whole):
+    run = start()
+    until(run, 4)
+    good = "The last good checkpoint is .*step-000004: go on from there with lama train --resume "
+    log, sizes = run.folder.log_file.stat().st_size, [path.stat().st_size for path in run.folder.checkpoints()[-1].glob("*.safetensors")]
+    assert log + 1000 < min(sizes) < max(sizes) - 1000
+    for n_bytes, file in (
+        (min(sizes) - 100, "step-000006.*model.safetensors must be writable"),
+        (max(sizes) - 100, "step-000006.*training.safetensors must be writable"),
+        (log + 30, "log.jsonl must be writable"),
+    ):
+        full_disk_after(run.folder, n_bytes, f"{file}; got File too large.*{good}")
+        assert [path.name for path in run.folder.checkpoints()] == ["step-000003", "step-000004"]
+        assert leftovers(run.folder) == []
+        lama.load(run.folder.path)
+    list(resumed_run(run.folder, {}))
+    assert outcome(run.folder) == outcome(whole)
+
+
+def test_full_disk_at_the_start_leaves_no_folder(start, tmp_path):
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        with pytest.raises(LamaError, match="must be a folder that can be written; got File too large"):
+            start()
+
+    assert ended(in_a_child(work)) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what a new run refuses
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (None, {}, "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got .*corpus.txt: No such file"),
+        (b"", {}, "a corpus must hold some text; got an empty file"),
+        (b"text\x00text", {}, "a corpus must be text; got byte 0x00 at offset 4 of .*corpus.txt, which looks like a binary file"),
+        (
+            b"x" * 21,
+            {},
+            "the training part of the corpus must be longer than context_length; got 18 tokens, context_length=19. Use a longer",
+        ),
+        (b"x" * 150, {}, "the held-out part of the corpus must be longer than context_length; got 15 tokens, context_length=19"),
+        (b"x" * 500, {"d_model": 23}, "d_model must be a multiple of n_heads; got d_model=23, n_heads=2"),
+        (
+            b"x" * 500,
+            {"batch_size": 2**40},
+            "a batch must fit the memory; got batch_size=1099511627776 in accumulation=2 parts of .* Raise",
+        ),
+        (b"x" * 500, {"tokenizer": "words"}, r"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'"),
+        (b"x" * 500, {"tokenizer": "bpe:many"}, r"tokenizer must be bpe:SIZE, such as bpe:2000; got 'bpe:many'"),
+        (b"x" * 500, {"initial": "./none"}, "model must be"),
+    ],
+)
+def test_run_that_cannot_be_leaves_no_folder(start, tmp_path, content, changes, message):
+    corpus = tmp_path / "corpus.txt"
+    if content is not None:
+        corpus.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(LamaError, match=message):
+        start("new/out", **{"corpus": [str(corpus)], **changes})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_run_that_cannot_be_leaves_an_earlier_one_as_it_was(finished, tmp_path):
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
+
+    before, corpus = state(), tmp_path / "corpus.txt"
+    corpus.write_bytes(b"good text\n" * 100_000 + b"\xff")  # found out in the middle
+    with pytest.raises(LamaError, match=r"a corpus must be UTF-8 text; got byte 0xff at offset 1000000 of "):
+        new_run(finished, {"corpus": [str(corpus)], **RUN}, "lama train ...")
+    assert state() == before
+
+
+def test_text_that_the_model_cannot_spell_is_refused_and_leaves_no_folder(tmp_path):
+    model = lama.GPT(lama.GPTConfig(3, 19, d_model=22, n_layers=1, n_heads=2))
+    lama.save(tmp_path / "abc", model, CharacterTokenizer("abc"))
+    (tmp_path / "corpus.txt").write_text("abcabcd" * 100)
+    settings = {"corpus": [str(tmp_path / "corpus.txt")], "initial": str(tmp_path / "abc")}
+    with pytest.raises(LamaError, match="'d'"):
+        new_run(RunFolder(tmp_path / "out"), settings, "lama train ...")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("initial", [".", "checkpoints/step-000009"])
+def test_run_must_not_write_over_the_model_it_starts_from(finished, cats, initial):
+    with pytest.raises(UsageError, match="--out must be another folder than that of the model to start from; got "):
+        new_run(finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ...")
+
+
+def test_new_run_takes_the_place_of_an_earlier_one(finished, cats):
+    (finished.path / "loss.png").touch()
+    (finished.path / ".data-123").mkdir()
+    (finished.path / ".saving-123").mkdir()
+    model = (finished.path / "model.safetensors").read_bytes()
+    new_run(finished, {"corpus": [str(cats)], **RUN, "validation": 0.2}, "lama train ...")
+    assert sorted(path.name for path in finished.path.iterdir()) == ["config.json", "data", "model.safetensors", "settings.toml"]
+    assert (finished.path / "model.safetensors").read_bytes() == model  # until there is another
+    assert finished.settings()["validation"] == 0.2
+    assert len(open_tokens(finished.data, verify=True).validation) == 0.2 * len(CATS)
+
+
+def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
+    settings = start("one", batch_size=12).folder.settings()
+    shared, _ = new_run(RunFolder(tmp_path / "two"), settings, "lama train ...", devices=("CPU", "CPU:1"))
+    shared.measure_start()
+    assert [replica.device for replica in shared.trainer.replicas] == ["CPU", "CPU:1"]
+    assert shared.folder.read_log()[0]["devices"] == 2
+    with pytest.raises(UsageError, match=r"as many devices as it began with; got 1. Give --devices 2"):
+        resumed_run(shared.folder, {})
+
+
+def test_batch_that_devices_cannot_share_is_refused(start, tmp_path):
+    with pytest.raises(UsageError, match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices"):
+        new_run(RunFolder(tmp_path / "out"), start("other").folder.settings(), "lama train ...", devices=("CPU", "CPU:1"))
+    assert not (tmp_path / "out").exists()

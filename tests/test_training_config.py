@@ -1,0 +1,178 @@
+"""The settings of a training run: where they come from, which are refused, how they are saved."""
+
+import dataclasses
+
+import pytest
+
+from lama.errors import LamaError, UsageError
+from lama.models.gpt import GPTConfig
+from lama.training import TrainingConfig
+from lama.training.config import (
+    ABOUT_REPORTS,
+    MODEL_SETTINGS,
+    SETTINGS,
+    SIZE_SETTINGS,
+    RunConfig,
+    did_you_mean,
+    differences,
+    parse_size,
+    presets,
+    read_settings,
+    run_config,
+    sizes,
+    to_toml,
+)
+
+OTHER = {"corpus": ("a b.txt", 'quo"te\\', "ü\t\x7f\x01.txt"), "validation": 0.07, "evaluate_every": 0, "batch_size": 20}
+
+
+def other(field: "dataclasses.Field[object]") -> object:
+    """A value of the setting that is not its default."""
+    if field.name in OTHER:
+        return OTHER[field.name]
+    match field.default:
+        case bool():
+            return not field.default
+        case int():
+            return field.default * 2 + 2
+        case float():
+            return field.default / 3 + 1e-7
+    return field.metadata["choices"][-1] if field.metadata["choices"] else "other"
+
+
+def parameters(settings: dict[str, int], vocab_size: int, context_length: int) -> int:
+    return 12 * settings["n_layers"] * settings["d_model"] ** 2 + (vocab_size + context_length) * settings["d_model"]
+
+
+# --- files
+
+
+def test_saved_settings_are_read_back_to_the_last_bit(tmp_path):
+    for config in (RunConfig(), run_config({name: other(field) for name, field in SETTINGS.items()})):
+        path = tmp_path / "settings.toml"
+        path.write_text(to_toml(config, "lama train --corpus 'a\nb'\x07"), encoding="utf-8")
+        assert run_config(read_settings(str(path))) == config
+        assert path.read_text("utf-8").startswith("# lama train --corpus 'a?b'?\n\nsteps = ")
+
+
+def test_saved_settings_say_what_each_is_for():
+    lines = to_toml(RunConfig()).splitlines()
+    assert [line.split(" = ")[0] for line in lines] == list(SETTINGS)
+    assert all(line.endswith(f"  # {field.metadata['about']}") for line, field in zip(lines, SETTINGS.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lerning_rate = 1.0", r"must hold only settings of lama train; got 'lerning_rate'\. Did you mean learning_rate\?"),
+        ("[model]\nn_layers = 2", r"must hold only settings of lama train; got 'model'"),
+        ("steps = ", "must be a TOML file; got: Invalid value"),
+        ("steps = 1\nsteps = 2", "must be a TOML file; got: Cannot overwrite a value"),
+        (b"corpus = ['caf\xe9']", "a file of settings must be readable; got "),
+        (None, "a file of settings must be readable; got .*No such file"),
+    ],
+)
+def test_file_that_holds_no_settings_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(LamaError, match=message):
+        read_settings(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": "many"}, "steps must be of type int; got 'many'"),
+        ({"steps": True}, "steps must be of type int; got True"),
+        ({"steps": 1.5}, "steps must be of type int; got 1.5"),
+        ({"corpus": "a.txt"}, "corpus must be of type list; got 'a.txt'"),
+        ({"corpus": [1]}, r"corpus must be of type list; got \[1\]"),
+        ({"corpus": ["\udce9"]}, "corpus must be valid Unicode"),
+        ({"validation": 0}, "validation must be above 0; got 0.0"),
+        ({"validation": 1}, "validation must be below 1; got 1.0"),
+        ({"norm": "post-norm"}, r"norm must be one of pre, post; got 'post-norm'\. Did you mean post\?"),
+        ({"activation": "swish"}, "activation must be one of gelu_new, gelu, relu; got 'swish'$"),
+        ({"keep": 0}, "keep must be at least 1; got 0"),
+    ],
+)
+def test_value_that_does_not_fit_is_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        run_config(settings)
+
+
+# --- presets
+
+
+def test_presets_are_the_four_of_the_readme():
+    assert presets() == ["gpt2", "shakespeare-bpe", "shakespeare-char", "shakespeare-char-cpu"]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_preset_is_a_whole_run_that_fits_together(name):
+    config = run_config(read_settings(name))
+    GPTConfig(50257, **{setting: getattr(config, setting) for setting in MODEL_SETTINGS})
+    assert config.warmup < config.steps and config.min_learning_rate < config.learning_rate
+
+
+def test_preset_that_is_none_names_the_nearest_and_where_a_text_goes(tmp_path):
+    with pytest.raises(UsageError, match=r"got 'shakespear-char'\. Did you mean shakespeare-char\?"):
+        read_settings("shakespear-char")
+    text = tmp_path / "book.txt"
+    text.touch()
+    with pytest.raises(UsageError, match=r"book.txt'\. A text to train on goes after --corpus$"):
+        read_settings(str(text))
+
+
+def test_did_you_mean_says_nothing_where_nothing_is_near():
+    assert (did_you_mean("stepps", SETTINGS), did_you_mean("xyzzy", SETTINGS)) == (". Did you mean steps?", "")
+
+
+# --- differences
+
+
+def test_differences_name_every_setting_that_decides_the_weights():
+    old = dataclasses.asdict(RunConfig())
+    for name, field in SETTINGS.items():
+        found = differences(old, old | {name: other(field)})
+        assert found == ([] if name in ABOUT_REPORTS else [f"{name} was {old[name]!r} and is {other(field)!r}"])
+    assert set(SETTINGS) - {field.name for field in dataclasses.fields(TrainingConfig)} >= ABOUT_REPORTS
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("size", [3e5, 1e6, 1e7, 1.24e8, 1.5e9])
+def test_size_gives_a_model_of_about_so_many_parameters(size):
+    chosen = sizes(size, 65, 256)
+    assert sorted(chosen) == sorted(SIZE_SETTINGS)
+    assert parameters(chosen, 65, 256) == pytest.approx(size, rel=0.2)
+    assert chosen["d_model"] // chosen["n_heads"] in (32, 64)
+    run_config(chosen)
+
+
+def test_larger_models_learn_more_slowly_from_larger_batches():
+    small, medium, large = (sizes(size, 50257, 1024) for size in (1e7, 1.24e8, 1.5e9))
+    assert small["learning_rate"] > medium["learning_rate"] > large["learning_rate"] > 0
+    assert small["batch_size"] < medium["batch_size"] == large["batch_size"] == 512  # half a million tokens
+    assert (medium["n_layers"], medium["d_model"], medium["n_heads"]) == (12, 768, 12)  # GPT-2's
+
+
+def test_size_that_the_vocabulary_fills_is_refused():
+    with pytest.raises(UsageError, match=r"size must leave room for the embeddings; got 100,000 parameters for 50,257 tokens"):
+        sizes(1e5, 50257, 1024)
+
+
+@pytest.mark.parametrize(("text", "value"), [("800K", 8e5), ("10m", 1e7), ("1.5B", 1.5e9), ("124000000", 1.24e8)])
+def test_size_is_read_with_its_unit(text, value):
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "big", "-3M", "nan", "inf", "10MB", "12", "1000B"])
+def test_size_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match=r"size must be a number of parameters such as 800K, 10M or 1.5B; got "):
+        parse_size(text)
+
+
+def test_lists_and_whole_numbers_of_a_file_take_the_settings_types():
+    assert run_config({"corpus": ["a", "b"], "learning_rate": 1}) == RunConfig(corpus=("a", "b"), learning_rate=1.0)
