@@ -30,9 +30,10 @@ class Parser(argparse.ArgumentParser):
 
     def near(self, unknown: Sequence[str]) -> str:
         """`. Did you mean --steps?` for the first of them that is like an option."""
+        known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
         for word in unknown:
-            if found := difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1):
-                return f". Did you mean {found[0]}?"
+            if word.startswith("-") and (found := difflib.get_close_matches(word.lstrip("-").split("=")[0], known, n=1)):
+                return f". Did you mean --{found[0]}?"
         return ""
 
     def error(self, message: str) -> None:  # type: ignore[override]
