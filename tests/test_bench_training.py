@@ -1,0 +1,80 @@
+"""scripts/bench_training.py runs, and its PyTorch does what lama does. Nothing here looks at a time."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tinygrad.nn.state import get_state_dict
+
+from lama.models.gpt import GPT, GPTConfig
+from lama.training import Trainer, TrainingConfig
+from lama.training.loop import windows
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TINY = {"d_model": 22, "n_layers": 1, "n_heads": 2, "context_length": 7, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_training", SCRIPTS / "bench_training.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def whole_runs(folder: Path, *flags: str) -> tuple[str, dict]:
+    """Of two steps, for one seed; the output, and the figures in its last line."""
+    (folder / "text.txt").write_text("to be or not to be: " * 30)
+    (folder / "tiny.toml").write_text('tokenizer = "character"\n' + "".join(f"{name} = {value}\n" for name, value in TINY.items()))
+    command = [sys.executable, SCRIPTS / "bench_training.py", "--run", "tiny.toml", "--corpus", "text.txt"]
+    done = subprocess.run([*command, "--steps", "2", "--seeds", "3", "--json", *flags], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_whole_run_of_lama_is_measured(tmp_path: Path):
+    text, figures = whole_runs(tmp_path, "--libraries", "lama")
+    (run,) = figures["results"]["lama"]
+    assert 1 < run["loss"] < 3 and 1 < run["first_loss"] < 3
+    assert 0 < run["ms_per_step"] / 1e3 <= run["steps_s"] + 1e-6 < run["all_s"]
+    assert f"| lama | {run['loss']:.4f} |" in text
+
+
+def test_steps_of_lama_are_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]):
+    found = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
+    assert list(found) == ["lama"] and len(found["lama"]) == 3 and min(found["lama"]) > 0
+    assert "tiny: round 3 of 3: lama " in capsys.readouterr().err
+
+
+@pytest.mark.peers
+def test_pytorchs_run_is_measured_beside_lamas(tmp_path: Path):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
+    text, figures = whole_runs(tmp_path)
+    ours, theirs = (figures["results"][library][0] for library in ("lama", "torch"))
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.3)  # other weights of the same distribution
+    assert figures["ratios"]["torch"]["all_s"] == [theirs["all_s"] / ours["all_s"]]
+    assert "torch's time / lama's by seed" in text
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_peer_takes_lamas_steps(accumulation: int, monkeypatch: pytest.MonkeyPatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import torch_gpt
+
+    shape = GPTConfig(23, 7, d_model=22, n_layers=2, n_heads=2, bias=False, activation="gelu")
+    config = TrainingConfig(steps=5, batch_size=4, accumulation=accumulation, learning_rate=1e-2, warmup=2)
+    batches = windows(np.random.default_rng(0).integers(0, 23, 500), config, 7)
+    model, peer = GPT(shape, seed=3), torch_gpt.Trainer(shape, batches, config)
+    weights = {name.replace(".attn.", ".").replace(".mlp.", "."): p.numpy() for name, p in get_state_dict(model).items()}
+    for name, p in peer.model.named_parameters():  # drawn as lama's are
+        assert p.detach().numpy().std() == pytest.approx(weights[name].std(), rel=0.25, abs=1e-6), name
+    peer.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
+    ours = [(step.loss, step.gradient_norm) for step in Trainer(model, batches, config)]
+    np.testing.assert_allclose(ours, list(peer), rtol=1e-4)
