@@ -5,6 +5,7 @@ from tinygrad import Tensor
 from lama.attention import MultiHeadAttention
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
+from lama.kernels import stored
 from lama.layers import ACTIVATIONS, LayerNorm, Linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap, scoped
@@ -24,7 +25,7 @@ class MLP:
     def __call__(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
         hidden = self.activation(tap("pre", self.up(x)))  # (B, T, d_mlp)
         # Stored, not left lazy: `down` would compute the activation again for each of its outputs.
-        return self.down(tap("post", hidden.contiguous()))
+        return self.down(tap("post", stored(hidden)))
 
 
 class Block:

@@ -24,8 +24,7 @@ def parameter(*shape: int) -> Tensor:
 
 def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
     """x Wᵀ + b."""
-    # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
-    return matmul(x, weight, transpose_b=True, bias=bias).contiguous_backward()
+    return matmul(x, weight, transpose_b=True, bias=bias)
 
 
 class Linear:
@@ -52,8 +51,7 @@ class LayerNorm:
         return x.float().layernorm(eps=self.epsilon).cast(x.dtype)
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
-        return layernorm(x, self.weight, self.bias, self.epsilon).contiguous()
+        return layernorm(x, self.weight, self.bias, self.epsilon)
 
 
 def gelu_exact(x: Tensor) -> Tensor:

@@ -315,3 +315,13 @@ def test_kernels_run_on_views_and_under_jit(ran):
         expected = gelu64(a.astype(float).T @ b)
         assert_all_close([product(Tensor(a).realize(), Tensor(b).realize()).numpy()], [expected])
     assert len(ran) == 4  # two kernels, in the first call and in the captured one
+
+
+@needs_c
+def test_what_a_kernel_wrote_is_not_copied_for_the_next():
+    x = Tensor(normal(3, 37))
+    y = gelu(x)
+    assert program.stored(y) is y and program.stored(y.reshape(37, 3)).uop.base is y.uop
+    lazy = x + 1
+    one, other = program.stored(lazy), program.stored(lazy.reshape(37, 3))
+    assert one.uop is not lazy.uop and one.uop is other.uop.src[0]

@@ -7,5 +7,18 @@ from lama.kernels.embedding import embedding
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
 from lama.kernels.optimizer import adamw, sum_of_squares
+from lama.kernels.program import stored
 
-__all__ = ["adamw", "cross_entropy", "dropout", "embedding", "gelu", "layernorm", "matmul", "products_in", "softmax", "sum_of_squares"]
+__all__ = [
+    "adamw",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layernorm",
+    "matmul",
+    "products_in",
+    "softmax",
+    "stored",
+    "sum_of_squares",
+]

@@ -16,7 +16,8 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
     parameters = [weight] if bias is None else [weight, bias]
     if not (all(t.dtype == dtypes.float32 for t in (x, *parameters)) and is_fast(x, *parameters)):
         y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
-        return y if bias is None else y + bias
+        # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
+        return (y if bias is None else y + bias).contiguous()
     macros = (*_macros(x, epsilon), ("BACKWARD", 0), ("BIAS", len(parameters) - 1))
     kernel = Kernel(_name(x, epsilon, f"0_{len(parameters) - 1}"), "layernorm.c", macros, slices=_slices(x))
     return kernel(_shape(x), x, *parameters, gradient=_gradient_for(epsilon))

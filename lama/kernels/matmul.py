@@ -47,11 +47,12 @@ def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = 
         a, b = (x.cast(low) for x in (a, b))
         a, b = a.transpose(-2, -1) if transpose_a else a, b.transpose(-2, -1) if transpose_b else b
         y = a.matmul(b, dtype=dtypes.float32)
-        return y if bias is None else y + bias
+        return y if bias is None else (y + bias).contiguous_backward()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and a.dtype == dtypes.float32 and b.dtype in WEIGHT_TYPES and is_fast(a, b)):
         y = (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)
-        return y if bias is None else y + bias
+        # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
+        return y if bias is None else (y + bias).contiguous_backward()
     if bias is not None and bias.dtype != dtypes.float32:
         bias = bias.cast(dtypes.float32)
     lead = a.shape[:-2]
@@ -124,7 +125,7 @@ def _gradient_for(transpose_a: bool, transpose_b: bool) -> Gradient:
     """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b are stored, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> tuple[UOp | None, ...]:
-        (a, b, *bias), grad = inputs_of(call), Tensor(grad_out).contiguous()
+        (a, b, *bias), grad = inputs_of(call), Tensor(grad_out)
         grad_a = matmul(b, grad, transpose_b, True) if transpose_a else matmul(grad, b, False, not transpose_b)
         grad_b = matmul(grad, a, True, transpose_a) if transpose_b else matmul(a, grad, not transpose_a, False)
         return None, grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)

@@ -44,7 +44,7 @@ class Kernel:
         return macros + folder.joinpath("vectors.h").read_text("utf-8") + folder.joinpath(self.file).read_text("utf-8")
 
     def __call__(self, shape: tuple[int, ...], *inputs: Tensor, gradient: Gradient | None = None) -> Tensor:
-        """Run on `inputs`, made contiguous; the result is float32 of `shape`.
+        """Run on `inputs`, stored first; the result is float32 of `shape`.
 
         `gradient` gets the result's gradient and the call (whose sources after the first two are the inputs), and
         returns None for the result and a gradient or None for each input. It must be one object for equal kernels.
@@ -53,9 +53,20 @@ class Kernel:
         return self.into([out], *inputs, gradient=gradient)[0]
 
     def into(self, outputs: Sequence[Tensor], *inputs: Tensor, gradient: Gradient | None = None) -> list[Tensor]:
-        """Run on `inputs`, made contiguous, and write `outputs`, stored tensors; returns them, written."""
+        """Run on `inputs`, stored first, and write `outputs`, stored tensors; returns them, written."""
         program = functools.partial(_program, self, str(inputs[0].device), len(outputs))
-        return Tensor.custom_kernel(*outputs, *(x.contiguous() for x in inputs), fxn=program, grad_fxn=gradient)[: len(outputs)]
+        return Tensor.custom_kernel(*outputs, *(stored(x) for x in inputs), fxn=program, grad_fxn=gradient)[: len(outputs)]
+
+
+def stored(x: Tensor) -> Tensor:
+    """x where it is in memory as it stands, such as a kernel's result, else x made contiguous, once for all who ask.
+
+    `Tensor.contiguous` copies what a kernel wrote.
+    """
+    base = x.uop
+    while base.op is Ops.RESHAPE:
+        base = base.src[0]
+    return x if base.has_buffer_identity(after_ok=True) else Tensor(base).contiguous().reshape(x.shape)
 
 
 def slices_for(nanoseconds: float) -> int:

@@ -55,17 +55,18 @@ PART float log_of(float x) {
   return x == x ? n * 0.693359375f + (m - n * 2.12194440e-4f) : x;
 }
 
-PART float sum_vec(vec x) {
-  float sum = 0;
-  UNROLL for (int i = 0; i < V; i++) sum += x[i];
-  return sum;
-}
-
-PART float max_vec(vec x) {
-  float most = x[0];
-  UNROLL for (int i = 1; i < V; i++) most = x[i] > most ? x[i] : most;
-  return most;
-}
+// Half to half, until one is left.
+#if V == 16
+#define FOLD(combine, x) combine(combine(combine(combine(x))))
+#elif V == 8
+#define FOLD(combine, x) combine(combine(combine(x)))
+#else
+#define FOLD(combine, x) combine(combine(x))
+#endif
+#define SUM(x) ((x).lo + (x).hi)
+#define MOST(x) __builtin_elementwise_max((x).lo, (x).hi)
+PART float sum_vec(vec x) { return FOLD(SUM, x); }
+PART float max_vec(vec x) { return FOLD(MOST, x); }
 
 // The first n < V floats at x, and `rest` in the other places; and the same the other way.
 PART vec load_some(const float *x, int n, float rest) {
