@@ -156,6 +156,8 @@ def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
         )
         return 128 + received[0]
 
+    if gain := session.trainer.gain:
+        print(f"{len(session.trainer.replicas)} devices found the gradients {gain:.2f} times as fast together as one after the other")
     heading("What it learned")
     print(f"{prompt}{sample(model, tokenizer, prompt, 2 * SAMPLE_TOKENS)}\n")
     bigram = session.baselines.get("bigram", math.inf)

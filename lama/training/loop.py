@@ -72,6 +72,9 @@ class Trainer:
         self.parameters = self.replicas[0].parameters
         self.optimizer = AdamW(self.parameters, config)
         self._update = capture_at_once(self._change_weights)
+        self.gain: float | None = None
+        """How many times as fast the devices found the gradients together as one after the other, once that is known."""
+        self._one_by_one = 0.0
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
@@ -83,13 +86,18 @@ class Trainer:
             rate = learning_rate(self.step, self.config)
             arrays = self.batches(self.step)
             with Context(TRAINING=1):
-                loss = self._learn_from(arrays, at_once=self.step > first)
+                loss = self._learn_from(arrays, at_once=self.step > first + 1)
+                learned = time.perf_counter() - began
                 norm = float(self._update(self.optimizer.scalars(self.step + 1, rate)).item())
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
                 raise LamaError(
                     f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {self.step}. Lower the learning rate"
                 )
+            if self.step == first + 2:
+                self._one_by_one = learned
+            elif self.step == first + 3 and self._workers:
+                self.gain = self._one_by_one / learned
             durations = [*durations[-19:], time.perf_counter() - began]
             if self.step == first + 2:  # the first step compiled
                 durations = durations[-1:]
@@ -109,7 +117,7 @@ class Trainer:
                 losses.append(self.replicas[device].add(i == 0, key, [array[start : start + rows] for array in arrays]))
             return losses
 
-        # Capturing is one at a time: tinygrad notes what it captures in one place.
+        # Capturing is one at a time: tinygrad notes what it captures in one place. One step more shows what the devices gain.
         run = self._workers.map if self._workers and at_once else map
         return float(np.mean([loss for losses in run(work, range(len(self.replicas))) for loss in losses]))
 
