@@ -15,7 +15,8 @@ from lama.checkpoints import load_model
 from lama.checkpoints.gpt2 import TRANSPOSED, gpt2_name
 from lama.training import Trainer, TrainingConfig
 
-TOLERANCE = 1e-4  # of losses in nats, norms in shares, weights as they are; measured: 2e-6, 4e-6 and 3e-5 at most
+TOLERANCE = 1e-4  # of losses in nats, of norms in shares; measured: 2e-6 and 1e-6 at most
+OF_WEIGHTS = 1e-3  # at most; 1e-6 in the mean. Measured: 8e-5, where AdamW divides a gradient of next to nothing by its size, and 2e-7
 STEPS, WARMUP, PEAK, FLOOR = 10, 3, 1e-2, 1e-3
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -100,7 +101,7 @@ def assert_same(ours: Trace, theirs: Trace) -> None:
             # The same number on all keys changes no softmax: their bias has no gradient but rounding, and of that AdamW makes
             # steps of a whole rate, here and there in other directions.
             off = np.delete(off, np.s_[len(weight) // 3 : 2 * len(weight) // 3])
-        assert off.max() < TOLERANCE, name
+        assert off.max() < OF_WEIGHTS and off.mean() < OF_WEIGHTS / 1000, name
 
 
 @pytest.fixture(params=SHAPES)
