@@ -4,8 +4,9 @@
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is copied into a
 // panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays in registers meanwhile.
 
+// With more rows than these some compilations keep sums in memory, at half the speed.
 #if V == 16
-#define MOST_ROWS 14
+#define MOST_ROWS 12
 #elif V == 8
 #define MOST_ROWS 6
 #else
@@ -147,26 +148,28 @@ PART void tile(float *restrict c, const float *restrict a, const float *restrict
 
 // V columns of w, V long, to rows COLUMNS apart.
 #if V == 16
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y) ROUND(y, x)
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif V == 8
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y)
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x)
 #define LOW 0, 4, 1, 5
 #define HIGH 2, 6, 3, 7
 #endif
+#define ROUND(from, to) \
+  UNROLL for (int i = 0; i < V / 2; i++) { \
+    to[2 * i] = __builtin_shufflevector(from[i], from[i + V / 2], LOW); \
+    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + V / 2], HIGH); \
+  }
 PART void transpose(float *restrict to, const WEIGHT *restrict w) {
   vec x[V], y[V];
   UNROLL for (int i = 0; i < V; i++) x[i] = load(w + (long)i * WNS);
-  UNROLL for (int round = 1; round < V; round *= 2) {  // after the last of them, element (i, j) is at (j, i)
-    UNROLL for (int i = 0; i < V / 2; i++) {
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + V / 2], LOW);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + V / 2], HIGH);
-    }
-    UNROLL for (int i = 0; i < V; i++) x[i] = y[i];
-  }
-  UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = x[i];
+  ROUNDS(x, y)  // after the last of them, element (i, j) is at (j, i)
+  UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = (V == 8 ? y : x)[i];
 }
 
 // `width` columns of w, COLUMNS at a time (those past the last are zeros), each k by k. Where memory has them k by k it is

@@ -17,7 +17,7 @@ WEIGHT_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bflo
 FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
 PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
 SMALL = 96  # the least rows or columns of a part
-PARTS = 4  # for each thread, so that one that is late holds nobody up for long
+PARTS = 2  # for each thread, so that one that is late does not hold up the others for long
 COLUMNS = 64  # that sum_rows.c takes at a time, at most
 FEW_ROWS = 4  # up to so many, the weights are read once, in order
 

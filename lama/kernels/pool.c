@@ -2,8 +2,9 @@
 // or a token needs, in one call from Python. Included twice: WORKER 1 is what a waiting thread runs, WORKER 0 the caller.
 //
 // Every thread takes the next slice that nobody has. The caller works too, so it waits only for slices that others are
-// in the middle of, and a thread that the system does not let run costs nothing. `inside` and `open` keep a late thread
-// out of a call that is over: it enters, then looks; the caller closes, then looks.
+// in the middle of. `inside` and `open` keep a late thread out of a call that is over: it enters, then looks; the caller
+// closes, then looks. Where other programs take the cores, a thread may lose its own in the middle of a slice: after a
+// wait that was longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
 
 typedef unsigned long long word;
 
@@ -20,11 +21,13 @@ struct pool {
   word inside, line5[7];      // threads that may be running a slice
   word sleeping, line6[7];
   const word *call;
+  word alone, pause;          // calls that the caller runs alone from here on; how many it did after the last long wait
 };
 
 // A call: the kernel's address, how many slices, which argument is the slice's number, how many words of arguments.
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
+#define SLACK_NS 20000  // a wait that is always forgiven
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 #define ADD(x, value) __atomic_fetch_add(&(x), value, __ATOMIC_SEQ_CST)
@@ -61,17 +64,17 @@ PART void take_slices(struct pool *p) {
   for (word slice; (slice = ADD(p->next, 1)) < call[SLICES];) run_slice(call, slice);
 }
 
-#if WORKER
 PART word now(struct pool *p) {
   long time[2];
   p->clock((int)p->clock_id, time);
   return (word)time[0] * 1000000000 + (word)time[1];
 }
 
-// Until `published` is no longer `seen`: spin for a while, then sleep.
+#if WORKER
+// Until `published` is no longer `seen`: spin for a while, letting others have the core if it is wanted, then sleep.
 PART void await(struct pool *p, word seen) {
-  for (word began = now(p); now(p) - began < p->spin_ns;)
-    for (int i = 0; i < 16; i++) {
+  for (word began = now(p); now(p) - began < p->spin_ns; p->yield())
+    for (int i = 0; i < 64; i++) {
       if (LOAD(p->published) != seen) return;
       RELAX();
     }
@@ -93,6 +96,7 @@ void lama_worker(struct pool *p) {
 }
 #else
 PART void share(struct pool *p, const word *call) {
+  word began = now(p);
   p->call = call;
   STORE(p->next, 0);
   STORE(p->open, 1);
@@ -105,20 +109,27 @@ PART void share(struct pool *p, const word *call) {
   }
   take_slices(p);
   STORE(p->open, 0);
+  word done = now(p);
   for (int i = 0; LOAD(p->inside); i++)
-    if (i < 2000)
+    if (i < 200)
       RELAX();
     else
       p->yield();
+  if (now(p) - done > done - began + SLACK_NS)
+    p->alone = p->pause = p->pause < 512 ? 2 * p->pause + 8 : p->pause;
+  else
+    p->pause /= 2;
 }
 
 void lama_run(struct pool *p, const word *call, word calls) {
-  int alone = p->threads < 2 || __atomic_exchange_n(&p->busy, 1, __ATOMIC_SEQ_CST);
+  int mine = p->threads > 1 && !__atomic_exchange_n(&p->busy, 1, __ATOMIC_SEQ_CST);
   for (; calls; calls--, call += ARGUMENTS + call[WORDS])
-    if (!alone && call[SLICES] > 1)
+    if (mine && call[SLICES] > 1 && !p->alone)
       share(p, call);
-    else
+    else {
+      if (mine && call[SLICES] > 1) p->alone--;
       for (word slice = 0; slice < call[SLICES]; slice++) run_slice(call, slice);
-  if (!alone) STORE(p->busy, 0);
+    }
+  if (mine) STORE(p->busy, 0);
 }
 #endif
