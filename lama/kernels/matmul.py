@@ -15,6 +15,7 @@ from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_fo
 WEIGHT_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
 
 FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
+BANDWIDTH = 10  # bytes that it reads from memory in a nanosecond, about
 PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
 SMALL = 96  # the least rows or columns of a part
 PARTS = 2  # for each thread, so that one that is late does not hold up the others for long
@@ -83,8 +84,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, trans
     if k != k_b:
         raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
     form = "nt"[transpose_a] + "nt"[transpose_b]
-    slices = min(slices_for(2 * batch * m * n * k / FLOPS / PACKING), PARTS * threads() if threads() > 1 else 1)
-    parts_m, parts_n = _parts(m, n, slices / batch)
+    parts_m, parts_n, slices = _cut(batch, m, n, k, b.dtype.itemsize)
     macros = (
         ("PARTS_M", parts_m),
         ("PARTS_N", parts_n),
@@ -104,20 +104,29 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, trans
     name = (
         f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{WEIGHT_TYPES[b.dtype].strip('_').replace(' ', '_')}{'_bias' if bias is not None else ''}"
     )
-    most = batch * parts_m * parts_n if m > FEW_ROWS else n // 16 + 1
-    kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=min(slices, most))
+    kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=slices)
     return kernel((batch, m, n), a, b, *([] if bias is None else [bias]), gradient=_gradient_for(transpose_a, transpose_b))
 
 
-def _parts(m: int, n: int, wanted: float) -> tuple[int, int]:
-    """Into how many parts to cut the m rows and n columns of a product: about `wanted` in all, rather square, none small."""
+def _cut(batch: int, m: int, n: int, k: int, itemsize: int) -> tuple[int, int, int]:
+    """Into how many parts to cut the rows and the columns of each of a batch's products, and all of them into how many slices.
+
+    The parts are rather square and none is small. A few rows are not cut: there the columns are handed out one by one.
+    """
+    if m <= FEW_ROWS:
+        return 1, 1, min(n // 16 + 1, slices_for(batch * n * k * itemsize / BANDWIDTH))
+    nanoseconds = 2 * batch * m * n * k / FLOPS
+    wanted = slices_for(nanoseconds)
+    if wanted <= batch:
+        return 1, 1, wanted
+    wanted = min(slices_for(nanoseconds / PACKING), PARTS * threads() if threads() > 1 else 1)
     rows, columns = 1, 1
-    while rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
+    while batch * rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
         if m // rows >= n // columns:
             rows *= 2
         else:
             columns *= 2
-    return rows, columns
+    return rows, columns, min(wanted, batch * rows * columns)
 
 
 @functools.cache
