@@ -86,7 +86,7 @@ class Trainer:
             rate = learning_rate(self.step, self.config)
             arrays = self.batches(self.step)
             with Context(TRAINING=1):
-                loss = self._learn_from(arrays, at_once=self.step > first + 1)
+                loss = self._learn_from(arrays, at_once=self.step > first + 2)
                 learned = time.perf_counter() - began
                 norm = float(self._update(self.optimizer.scalars(self.step + 1, rate)).item())
             self.step += 1
@@ -94,9 +94,9 @@ class Trainer:
                 raise LamaError(
                     f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {self.step}. Lower the learning rate"
                 )
-            if self.step == first + 2:
+            if self.step == first + 3:  # the first captured, the second was the first to be replayed
                 self._one_by_one = learned
-            elif self.step == first + 3 and self._workers:
+            elif self.step == first + 5 and self._workers:
                 self.gain = self._one_by_one / learned
             durations = [*durations[-19:], time.perf_counter() - began]
             if self.step == first + 2:  # the first step compiled
@@ -117,7 +117,7 @@ class Trainer:
                 losses.append(self.replicas[device].add(i == 0, key, [array[start : start + rows] for array in arrays]))
             return losses
 
-        # Capturing is one at a time: tinygrad notes what it captures in one place. One step more shows what the devices gain.
+        # Capturing is one at a time: tinygrad notes what it captures in one place. Two steps more show what the devices gain.
         run = self._workers.map if self._workers and at_once else map
         return float(np.mean([loss for losses in run(work, range(len(self.replicas))) for loss in losses]))
 
