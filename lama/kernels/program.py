@@ -114,18 +114,12 @@ def _compiles_c(device: str) -> bool:
 
 
 @functools.cache
-def _compile(kernel: Kernel, device: str) -> tuple[str, bytes]:
-    source = kernel.source()
-    return source, Device[device].compiler.compile_cached(source)
-
-
 def _program(kernel: Kernel, device: str, outputs: int, *buffers: UOp) -> UOp:
-    source, binary = _compile(kernel, device)
+    """tinygrad compiles the source, and remembers what came of it, once the kernel is to run."""
     places = tuple(range(len(buffers)))
     sink = UOp.sink(*(b.base for b in buffers), arg=KernelInfo(kernel.name, estimates=Estimates(ops=kernel.operations)))
     target = Device[device].renderer.target
     slice_number = UOp.param(len(buffers), dtypes.int32, (), vmin_vmax=(0, kernel.slices), name="core_id", addrspace=AddrSpace.ALU)
     size, read = (kernel.slices, 1, 1), places if kernel.in_place else places[outputs:]
     info = ProgramInfo(kernel.name, size, (1, 1, 1), (slice_number,), globals=places, outs=places[:outputs], ins=read, target=target)
-    parts = (sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source), UOp(Ops.BINARY, arg=binary))
-    return UOp(Ops.PROGRAM, src=parts, arg=info)
+    return UOp(Ops.PROGRAM, src=(sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=kernel.source())), arg=info)
