@@ -8,8 +8,9 @@
 Importing lama defines names and does nothing else; what a name needs is imported when it is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lama.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lama.checkpoints import load, save
@@ -20,18 +21,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "LamaError", "UsageError", "generate", "load", "save"]
 
-_HOMES = {
-    "GPT": "lama.models.gpt",
-    "GPTConfig": "lama.models.gpt",
-    "LamaError": "lama.errors",
-    "UsageError": "lama.errors",
-    "generate": "lama.generation",
-    "load": "lama.checkpoints",
-    "save": "lama.checkpoints",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lama' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "GPT": "lama.models.gpt",
+        "GPTConfig": "lama.models.gpt",
+        "LamaError": "lama.errors",
+        "UsageError": "lama.errors",
+        "generate": "lama.generation",
+        "load": "lama.checkpoints",
+        "save": "lama.checkpoints",
+    },
+)

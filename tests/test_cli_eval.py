@@ -153,10 +153,12 @@ def test_windows_that_cannot_be_exit_2(run, tiny, tmp_path):
 def test_input_that_cannot_be_used_is_named_before_a_model_is_looked_for(run, tmp_path):
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
     for path, message in (
-        (str(tmp_path / "none"), "text must be a file that can be read; got {path}: No such file or directory"),
-        (str(tmp_path), "text must be a file that can be read; got {path}: Is a directory"),
-        (write(tmp_path / "empty", ""), "text must not be empty; got nothing from {path}"),
-        (str(tmp_path / "latin"), "text must be UTF-8; got byte 0xe9 at offset 3 of {path}"),
+        (
+            str(tmp_path / "none"),
+            "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got {path}: No such file or directory",
+        ),
+        (write(tmp_path / "empty", ""), "a corpus must hold some text; got an empty file, {path}"),
+        (str(tmp_path / "latin"), "a corpus must be UTF-8 text; got byte 0xe9 at offset 3 of {path}"),
     ):
         assert_refused(run("nowhere", "--text", path), 1, message.format(path=path))
     data = write(tmp_path / "data", "{\n")

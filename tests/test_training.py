@@ -15,7 +15,7 @@ from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, train_bpe
 from lama.training import Evaluator, TrainingConfig, cross_entropy
 from lama.training.config import read_settings, run_config
-from lama.training.loop import Trainer, clipping, train, windows
+from lama.training.loop import Trainer, clipping, windows
 from lama.training.optimizer import AdamW
 from lama.training.run import model_config
 from lama.training.schedule import learning_rate
@@ -27,6 +27,10 @@ DATA = np.array(TOKENIZER.encode(TEXT))  # one window and the token after it
 # All of these tests train this shape: a training step is some hundred kernels to compile.
 SHAPE = GPTConfig(VOCAB, CONTEXT, d_model=22, n_layers=1, n_heads=2, d_mlp=37)
 CONFIG = TrainingConfig(steps=3, batch_size=5, learning_rate=1e-2, min_learning_rate=1e-3, warmup=2)
+
+
+def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Trainer:
+    return Trainer(model, windows(data, config, CONTEXT), config)
 
 
 def parameters(model: GPT) -> dict[str, np.ndarray]:

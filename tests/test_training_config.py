@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, did_you_mean
 from lama.models.gpt import GPTConfig
 from lama.training import TrainingConfig
 from lama.training.config import (
@@ -13,7 +13,6 @@ from lama.training.config import (
     SETTINGS,
     SIZE_SETTINGS,
     RunConfig,
-    did_you_mean,
     differences,
     parse_size,
     presets,

@@ -1,14 +1,13 @@
 """The command line: one file a verb; here they meet, and here errors become one line and an exit code."""
 
 import argparse
-import difflib
 import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, did_you_mean
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell reports for a program so ended
 
@@ -31,10 +30,8 @@ class Parser(argparse.ArgumentParser):
     def near(self, unknown: Sequence[str]) -> str:
         """`. Did you mean --steps?` for the first of them that is like an option."""
         known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-        for word in unknown:
-            if word.startswith("-") and (found := difflib.get_close_matches(word.lstrip("-").split("=")[0], known, n=1)):
-                return f". Did you mean --{found[0]}?"
-        return ""
+        hints = (did_you_mean(word.lstrip("-").split("=")[0], known, "--") for word in unknown if word.startswith("-"))
+        return next(filter(None, hints), "")
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if message.endswith("expected one argument"):

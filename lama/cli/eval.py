@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli.generate import DTYPES, note
-from lama.errors import LamaError, UsageError
+from lama.errors import UsageError
 
 if TYPE_CHECKING:
     from lama.evaluation import TaskScore, TextScore
@@ -28,7 +28,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
-    add("--text", metavar="FILE", help="a UTF-8 text file to take the perplexity of; - reads standard input")
+    add("--text", metavar="FILE", help="the text to take the perplexity of: a file, or what else lama train takes for a corpus")
     add("--stride", type=int, metavar="N", help="tokens that a window moves by (default: half of it)")
     add("--task", choices=TASKS, help="a benchmark, read from --data")
     add("--data", type=Path, metavar="FILE", help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl")
@@ -74,9 +74,10 @@ def load_model(args: argparse.Namespace) -> Any:
 
 
 def run_text(args: argparse.Namespace) -> dict[str, Any]:
+    from lama.data import open_corpus
     from lama.evaluation import perplexity
 
-    text = read_text(args.text)
+    text = open_corpus([args.text]).text
     model, tokenizer = load_model(args)
     began = time.perf_counter()
     result = perplexity(model, tokenizer, text, args.stride, args.context_length, watch("window"))
@@ -98,24 +99,6 @@ def run_text(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(text_lines(result, seconds))
     return report
-
-
-def read_text(source: str) -> str:
-    """The UTF-8 text of a file, or of standard input for "-", as it is."""
-    if source == "-" and sys.stdin is None:
-        raise UsageError("standard input must be open for --text -; got none. Give --text FILE")
-    where = "standard input" if source == "-" else source
-    try:
-        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    except OSError as error:
-        raise LamaError(f"text must be a file that can be read; got {source}: {error.strerror}") from None
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise LamaError(f"text must be UTF-8; got byte 0x{raw[error.start]:02x} at offset {error.start} of {where}") from None
-    if not text:
-        raise LamaError(f"text must not be empty; got nothing from {where}")
-    return text
 
 
 def text_lines(result: "TextScore", seconds: float) -> str:

@@ -235,6 +235,8 @@ def last_boundary(text: str) -> int:
 
 def _open(source: str) -> Corpus:
     if source == "-":
+        if sys.stdin is None:
+            raise LamaError("standard input must be open to be the corpus; got none. Give a file")
         return Corpus((Document("standard input", _kept(sys.stdin.buffer)),), "standard input", "standard input", "unknown")
     try:
         path = Path(source).expanduser()

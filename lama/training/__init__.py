@@ -1,7 +1,8 @@
 """Training: settings, loss, schedule, optimizer, the loop, checkpoints, and a whole run. Names are imported when they are used."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lama.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lama.training.config import RunConfig, TrainingConfig
@@ -10,17 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluator", "RunConfig", "Step", "Trainer", "TrainingConfig", "cross_entropy"]
 
-_HOMES = {
-    "Evaluator": "loss",
-    "RunConfig": "config",
-    "Step": "loop",
-    "Trainer": "loop",
-    "TrainingConfig": "config",
-    "cross_entropy": "loss",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lama.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lama.training.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Evaluator": "lama.training.loss",
+        "RunConfig": "lama.training.config",
+        "Step": "lama.training.loop",
+        "Trainer": "lama.training.loop",
+        "TrainingConfig": "lama.training.config",
+        "cross_entropy": "lama.training.loss",
+    },
+)

@@ -4,7 +4,6 @@ Nothing here needs tinygrad: the command line reads the table for its help.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -14,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, did_you_mean
 
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), least: float | None = None, below: float | None = None) -> Any:
@@ -131,12 +130,6 @@ def checked_names(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
         if name not in SETTINGS:
             raise UsageError(f"{source} must hold only settings of lama train; got {name!r}{did_you_mean(name, SETTINGS)}")
     return dict(settings)
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """`. Did you mean learning_rate?`, or nothing where no word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f". Did you mean {near[0]}?" if near else ""
 
 
 def to_toml(config: TrainingConfig, about: str = "") -> str:

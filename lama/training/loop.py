@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from lama.data import batch
 from lama.errors import LamaError, UsageError
 from lama.jit import capture_at_once
 from lama.kernels import sum_of_squares
-from lama.models.gpt import GPT
 from lama.training.config import TrainingConfig
 from lama.training.loss import language_model_loss
 from lama.training.optimizer import AdamW
@@ -145,13 +143,4 @@ def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
 
 def windows(data: np.ndarray, config: TrainingConfig, context_length: int) -> Batches:
     """The batches of a language model: random windows of `data`, token ids (n,), a function of seed and step alone."""
-    return partial(_draw, data, config.seed, config.batch_size, context_length)
-
-
-def _draw(data: np.ndarray, seed: int, batch_size: int, context_length: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    return batch(data, step, seed, batch_size, context_length)
-
-
-def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Trainer:
-    """A trainer of a language model on random windows of `data`, token ids (n,), each as long as the model's context."""
-    return Trainer(model, windows(data, config, model.config.context_length), config)
+    return lambda step: batch(data, step, config.seed, config.batch_size, context_length)
