@@ -1,20 +1,11 @@
 // y = x where an element is kept, times 1 / (1 - rate); 0 where it is dropped. The N elements of x begin at row key[1], of
 // ROW elements each, of a larger batch; its element i is kept if its hash, one of the numbers below 2^32, is at least
-// THRESHOLD. dropout.py says which hash; the two must agree in every bit.
+// THRESHOLD.
 
-PART uints mix(uints x) {
-  x = (x ^ x >> 16) * 0x7feb352du;
-  x = (x ^ x >> 15) * 0x846ca68bu;
-  return x ^ x >> 16;
-}
-
-PART vec drop(vec x, uints i, uints seed) {
-  uints hash = mix(mix(i ^ seed) + seed);
-  return hash >= THRESHOLD ? x * SCALE : (vec)0;
-}
+PART vec drop(vec x, uints i, uints seed) { return hash_of(i, seed) >= THRESHOLD ? x * SCALE : (vec)0; }
 
 KERNEL NAME(float *restrict y, const float *restrict x, const unsigned int *restrict key, int slice) {
-  uints seed = mix((uints)(key[0] + SITE * 0x9e3779b9u)), place;
+  uints seed = seed_of(key, SITE), place;
   UNROLL for (int j = 0; j < V; j++) place[j] = key[1] * ROW + j;
   for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V)
     *(vec *)(y + i) = drop(*(const vec *)(x + i), place + (unsigned int)i, seed);

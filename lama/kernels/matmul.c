@@ -147,29 +147,11 @@ PART void tile(float *restrict c, const float *restrict a, const float *restrict
 }
 
 // V columns of w, V long, to rows COLUMNS apart.
-#if V == 16
-#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y) ROUND(y, x)
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif V == 8
-#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y)
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x)
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#endif
-#define ROUND(from, to) \
-  UNROLL for (int i = 0; i < V / 2; i++) { \
-    to[2 * i] = __builtin_shufflevector(from[i], from[i + V / 2], LOW); \
-    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + V / 2], HIGH); \
-  }
 PART void transpose(float *restrict to, const WEIGHT *restrict w) {
-  vec x[V], y[V];
+  vec x[V];
   UNROLL for (int i = 0; i < V; i++) x[i] = load(w + (long)i * WNS);
-  ROUNDS(x, y)  // after the last of them, element (i, j) is at (j, i)
-  UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = (V == 8 ? y : x)[i];
+  transpose_vecs(x);
+  UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = x[i];
 }
 
 // `width` columns of w, COLUMNS at a time (those past the last are zeros), each k by k. Where memory has them k by k it is

@@ -68,6 +68,41 @@ PART float log_of(float x) {
 PART float sum_vec(vec x) { return FOLD(SUM, x); }
 PART float max_vec(vec x) { return FOLD(MOST, x); }
 
+// V vectors as the rows of a square: x[i][j] and x[j][i] change places.
+#if V == 16
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y) ROUND(y, x)
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif V == 8
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y)
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define ROUNDS(x, y) ROUND(x, y) ROUND(y, x)
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#endif
+#define ROUND(from, to) \
+  UNROLL for (int i = 0; i < V / 2; i++) { \
+    to[2 * i] = __builtin_shufflevector(from[i], from[i + V / 2], LOW); \
+    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + V / 2], HIGH); \
+  }
+PART void transpose_vecs(vec x[V]) {
+  vec y[V];
+  ROUNDS(x, y)  // after the last of them, element (i, j) is at (j, i)
+  if (V == 8) UNROLL for (int i = 0; i < V; i++) x[i] = y[i];
+}
+
+// One of the numbers below 2^32 for each place i: what dropout is decided by. dropout.py says how; the two must agree in
+// every bit.
+PART uints mix(uints x) {
+  x = (x ^ x >> 16) * 0x7feb352du;
+  x = (x ^ x >> 15) * 0x846ca68bu;
+  return x ^ x >> 16;
+}
+PART uints seed_of(const unsigned int *key, unsigned int site) { return mix((uints)(key[0] + site * 0x9e3779b9u)); }
+PART uints hash_of(uints i, uints seed) { return mix(mix(i ^ seed) + seed); }
+
 // The first n < V floats at x, and `rest` in the other places; and the same the other way.
 PART vec load_some(const float *x, int n, float rest) {
   vec value = rest;
