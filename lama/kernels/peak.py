@@ -8,7 +8,7 @@ from lama.compiler import cores
 from lama.jit import capture_at_once
 from lama.kernels.program import Kernel, is_fast
 
-ROUNDS = 400_000
+REPEATS = 400_000
 
 
 def peak_flops(device: str) -> float | None:
@@ -19,8 +19,8 @@ def peak_flops(device: str) -> float | None:
     x = Tensor.full((32,), 1e-3, device=device).contiguous().realize()
     if not is_fast(x):
         return None
-    run = capture_at_once(lambda x: Kernel("lama_peak", "peak.c", (("ROUNDS", ROUNDS),))((32,), x).realize())
-    operations = ROUNDS * float(run(x).numpy()[16])
+    run = capture_at_once(lambda x: Kernel("lama_peak", "peak.c", (("REPEATS", REPEATS),))((32,), x).realize())
+    operations = REPEATS * float(run(x).numpy()[16])
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
