@@ -1,6 +1,7 @@
 """Filling a model with the tensors of a file."""
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ from tinygrad import Tensor, dtypes
 from tinygrad.device import Buffer
 from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints.stored import StoredTensor, read_weights
+from lama.checkpoints.stored import NUMPY, StoredTensor, read_weights
+from lama.compiler import cores
 from lama.errors import LamaError, UsageError
 
+READERS = 4  # threads that read: more gain nothing once the file's pages are in memory
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
 
 
@@ -31,14 +34,29 @@ def fill(
 ) -> None:
     """Replace every parameter of `model` by the tensor of its name, cast to `dtype` on `device`.
 
-    Names and shapes are all compared before a number is read; then one tensor at a time is in memory beside the weights.
+    Names and shapes are all compared before a number is read; then one tensor at a time is in memory beside the weights, or,
+    where the file has the numbers one after the other and the device's memory is the host's, less than that.
     `source` (a path) and `name_in_file` (lama's name -> the file's) are for the message. Raises LamaError.
     """
     check_dtype(dtype)
     parameters = get_state_dict(model)
     check_tensors({name: tuple(map(int, p.shape)) for name, p in parameters.items()}, tensors, source, name_in_file)
+    read = {name: Tensor.empty(*p.shape, dtype=DTYPES[dtype], device=device) for name, p in parameters.items()}
+    in_parts = [name for name in read if tensors[name].read_into is not None and host_memory(read[name]) is not None]
+    with ThreadPoolExecutor(min(READERS, cores())) as pool:
+        list(pool.map(lambda name: read_weights(tensors[name], dtype, host_memory(read[name])), in_parts))
     for name, parameter in parameters.items():
-        parameter.replace(to_device(read_weights(tensors[name], dtype), dtype, device))
+        parameter.replace(read[name] if name in in_parts else to_device(read_weights(tensors[name], dtype), dtype, device))
+
+
+def host_memory(tensor: Tensor) -> np.ndarray | None:
+    """A stored tensor's memory, to be written in place, bfloat16 as uint16; None where it is not the host's."""
+    buffer = tensor.uop.buffer
+    assert isinstance(buffer, Buffer)
+    if not buffer.device.startswith("CPU"):
+        return None
+    memory = buffer.ensure_allocated().as_memoryview(force_zero_copy=True)
+    return np.frombuffer(memory, NUMPY[{dtype: name for name, dtype in DTYPES.items()}[tensor.dtype]]).reshape(tensor.shape)
 
 
 def to_device(array: np.ndarray, dtype: str, device: str | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lama.checkpoints.stored import StoredTensor, read_weights
+from lama.checkpoints.stored import TRANSPOSED_ROWS, StoredTensor, read_weights
 from lama.errors import LamaError
 from lama.models.gpt import GPTConfig
 
@@ -157,10 +157,9 @@ def transposed(tensor: StoredTensor) -> StoredTensor:
 
 
 def _transpose(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous transpose, 64 rows at a time: twice as fast as numpy's own copy of `matrix.T`."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for row in range(0, len(matrix), 64):
-        out[:, row : row + 64] = matrix[row : row + 64].T
+    for row in range(0, len(matrix), TRANSPOSED_ROWS):
+        out[:, row : row + TRANSPOSED_ROWS] = matrix[row : row + TRANSPOSED_ROWS].T
     return out
 
 

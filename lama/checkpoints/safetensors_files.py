@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lama.checkpoints.atomic import atomic_write
-from lama.checkpoints.stored import NUMPY, StoredTensor, first_line, itemsize, read_bytes
+from lama.checkpoints.stored import NUMPY, StoredTensor, fill_from, first_line, itemsize, read_bytes
 from lama.errors import LamaError
 
 DTYPES = {
@@ -63,13 +63,18 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _stored(path: Path, data_start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
     dtype, shape, start = DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]), data_start + entry["data_offsets"][0]
-    return StoredTensor(name, dtype, shape, partial(_read, path, start, name, dtype, shape))
+    read_into = partial(_read_into, path, start) if dtype in NUMPY else None
+    return StoredTensor(name, dtype, shape, partial(_read, path, start, name, dtype, shape), read_into=read_into)
 
 
 def _read(path: Path, start: int, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if dtype not in NUMPY:
         raise LamaError(f"tensors must have one of the dtypes {', '.join(NUMPY)}; got {dtype} for {name} in {path}")
     return read_bytes(path, start, math.prod(shape) * itemsize(dtype)).view(NUMPY[dtype]).reshape(shape)
+
+
+def _read_into(path: Path, start: int, first: int, out: np.ndarray) -> None:
+    fill_from(path, start + first * out.itemsize, out)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:

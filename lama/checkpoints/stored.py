@@ -1,6 +1,6 @@
 """A tensor that lies in a file: what it is, and how to read it when its turn comes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ NUMPY: dict[str, type[np.generic]] = {
     "bool": np.bool_,
 }
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-CHUNK = 1 << 18  # numbers converted at a time: small enough for the cache, so that a conversion costs no second tensor
+CHUNK = 1 << 18  # numbers read and converted at a time: small enough for the cache, so that neither costs a second tensor
+TRANSPOSED_ROWS = 64  # of a matrix that is transposed: twice as fast as numpy's own copy of `matrix.T`
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,33 @@ class StoredTensor:
     """The numbers, of this shape, in the numpy dtype NUMPY[dtype]. Raises LamaError."""
     transposed: bool = False
     """The file holds the matrix with its axes exchanged."""
+    read_into: Callable[[int, np.ndarray], None] | None = None
+    """Where the file holds the numbers one after the other: fill an array with those from the given one on, in the file's order."""
 
     def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of this tensor as its file has it."""
         return shape[::-1] if self.transposed else shape
+
+    def parts(self, whole: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The numbers part by part, each with its place in `whole`, an array of this shape; only a part is in memory.
+
+        A part is read straight into its place where it can lie there as the file has it.
+        """
+        if self.read_into is None:
+            numbers = np.asarray(self.read(), order="C").reshape(-1)
+            for start in range(0, whole.size, CHUNK):
+                yield numbers[start : start + CHUNK], whole.reshape(-1)[start : start + CHUNK]
+            return
+        rows = whole.T if self.transposed else whole.reshape(-1, whole.shape[-1] if whole.ndim else 1)
+        columns = rows.shape[1]
+        at_once = TRANSPOSED_ROWS if self.transposed else max(1, CHUNK // max(1, columns))
+        in_place = not self.transposed and whole.dtype == NUMPY[self.dtype]
+        space = np.empty((0 if in_place else min(at_once, len(rows)), columns), NUMPY[self.dtype])
+        for row in range(0, len(rows), at_once):
+            place = rows[row : row + at_once]
+            part = place if in_place else space[: len(place)]
+            self.read_into(row * columns, part)
+            yield part, place
 
 
 def itemsize(dtype: str) -> int:
@@ -58,22 +82,27 @@ def first_line(error: BaseException) -> str:
 
 
 def read_bytes(path: Path, start: int, count: int) -> np.ndarray:
-    """`count` bytes of a file from `start`, as uint8. Plain reads: a memory map would count as memory in use.
+    """`count` bytes of a file from `start`, as uint8. Raises LamaError if the file ends before."""
+    out = np.empty(count, np.uint8)
+    fill_from(path, start, out)
+    return out
+
+
+def fill_from(path: Path, start: int, out: np.ndarray) -> None:
+    """Fill a contiguous array with a file's bytes from `start`. Plain reads: a memory map would count as memory in use.
 
     Raises LamaError if the file ends before.
     """
-    out = np.empty(count, np.uint8)
+    data, done = out.reshape(-1).view(np.uint8).data, 0
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            done = 0
-            while done < count and (n := file.readinto(out.data[done:])):
+            while done < len(data) and (n := file.readinto(data[done:])):
                 done += n
     except OSError as error:
         raise LamaError(f"{path} must be readable; got {error.strerror}") from error
-    if done < count:
-        raise LamaError(f"{path} must be complete; got {start + done} bytes where {start + count} were declared. Download it again")
-    return out
+    if done < len(data):
+        raise LamaError(f"{path} must be complete; got {start + done} bytes where {start + len(data)} were declared. Download it again")
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
@@ -96,21 +125,21 @@ def is_finite(values: np.ndarray, dtype: str) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def read_weights(stored: StoredTensor, dtype: str) -> np.ndarray:
-    """A stored tensor in another float dtype, contiguous; bfloat16 as uint16 bits.
+def read_weights(stored: StoredTensor, dtype: str, out: np.ndarray | None = None) -> np.ndarray:
+    """A stored tensor in another float dtype, contiguous; bfloat16 as uint16 bits. In `out`, where it is given.
 
     Raises LamaError naming the tensor if it is not of a float dtype, holds NaN or infinity, or a number too large for `dtype`.
     """
     if stored.dtype not in FLOATS:
         raise LamaError(f"weights must be of a float dtype ({', '.join(FLOATS)}); got {stored.dtype} for {stored.name}")
-    source = np.asarray(stored.read(), order="C")
-    target = source if stored.dtype == dtype else np.empty(source.shape, NUMPY[dtype])
-    flat_source, flat_target = source.reshape(-1), target.reshape(-1)
-    for start in range(0, source.size, CHUNK):
-        values = flat_source[start : start + CHUNK]
+    if out is None:
+        out = np.empty(stored.shape, NUMPY[dtype])
+    for values, place in stored.parts(out):
         if not is_finite(values, stored.dtype):
             raise LamaError(f"weights must be finite; got NaN or infinity in {stored.name}. The checkpoint is damaged")
-        if target is source:
+        if stored.dtype == dtype:
+            if values is not place:
+                place[:] = values
             continue
         if stored.dtype == "bfloat16":
             values = bfloat16_to_float32(values)
@@ -119,5 +148,5 @@ def read_weights(stored: StoredTensor, dtype: str) -> np.ndarray:
         if not is_finite(new, dtype):
             largest = np.abs(values).max()
             raise LamaError(f"weights must fit {dtype}; got {largest:.3g} in {stored.name}. Load it as float32 or bfloat16")
-        flat_target[start : start + CHUNK] = new
-    return target
+        place[:] = new
+    return out
