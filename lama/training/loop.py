@@ -11,7 +11,7 @@ from tinygrad import Context, Tensor
 
 from lama.data import batch
 from lama.errors import LamaError, UsageError
-from lama.jit import capture_at_once
+from lama.jit import capture_at_once, number
 from lama.kernels import sum_of_squares
 from lama.training.config import TrainingConfig
 from lama.training.loss import language_model_loss
@@ -86,7 +86,7 @@ class Trainer:
             with Context(TRAINING=1):
                 loss = self._learn_from(arrays, at_once=self.step > first + 2)
                 learned = time.perf_counter() - began
-                norm = float(self._update(self.optimizer.scalars(self.step + 1, rate)).item())
+                norm = number(self._update(self.optimizer.scalars(self.step + 1, rate)))
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
                 raise LamaError(

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 from tinygrad import Tensor
 
+from lama.jit import Input
 from lama.kernels import adamw
 from lama.training.config import TrainingConfig
 
@@ -15,11 +17,11 @@ class AdamW:
         self.parameters, self.config = dict(parameters), config
         self.m, self.v = ({name: Tensor.zeros(*p.shape, device=p.device).contiguous() for name, p in parameters.items()} for _ in "mv")
         Tensor.realize(*self.m.values(), *self.v.values())
+        self._scalars = Input(str(next(iter(parameters.values())).device))
 
     def scalars(self, step: int, rate: float) -> Tensor:
-        """What update `step` (from 1) needs: r, 1 − β₁ᵗ, 1 − β₂ᵗ; float32 (3,), realised."""
-        device = next(iter(self.parameters.values())).device
-        return Tensor([rate, 1 - self.config.beta1**step, 1 - self.config.beta2**step], device=device).realize()
+        """What update `step` (from 1) needs: r, 1 − β₁ᵗ, 1 − β₂ᵗ; float32 (3,), realised; the next call overwrites it."""
+        return self._scalars(np.array([rate, 1 - self.config.beta1**step, 1 - self.config.beta2**step], np.float32))
 
     def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
         """The new parameters, m and v, assigned and not yet realised; every gradient is first multiplied by `scale`."""

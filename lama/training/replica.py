@@ -10,7 +10,7 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
-from lama.jit import capture_at_once
+from lama.jit import Input, capture_at_once, number
 from lama.kernels import products_in
 from lama.training.config import TrainingConfig
 from lama.training.recompute import blockwise_gradients
@@ -26,14 +26,15 @@ class Replica:
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients = {name: Tensor.zeros(*p.shape, device=self.device).contiguous() for name, p in self.parameters.items()}
         Tensor.realize(*self.gradients.values())
+        self._inputs: list[Input] = []
         self._add = capture_at_once(products_in(DTYPES[config.precision])(self._add_gradients))
 
     def add(self, first: bool, key: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
         """The mean loss of one part of a batch, arrays (rows, ...); its share of the gradient is added to those there, or, with
         `first`, takes their place. `key` is that of `Dropout`."""
-        inputs = [Tensor(array, device=self.device).realize() for array in arrays]
-        keep = Tensor([0.0 if first else 1.0], device=self.device).realize()
-        return float(self._add(keep, Tensor(key, device=self.device).realize(), *inputs).item())
+        arrays = [np.array([not first], np.float32), key, *arrays]
+        self._inputs = self._inputs or [Input(self.device) for _ in arrays]
+        return number(self._add(*(put(array) for put, array in zip(self._inputs, arrays, strict=True))))
 
     def _add_gradients(self, keep: Tensor, key: Tensor, *inputs: Tensor) -> Tensor:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
