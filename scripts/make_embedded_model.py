@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from lama.checkpoints import load, save
+from lama.checkpoints import load_gpt, save
 from lama.cli import main as lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split
 from lama.training import Evaluator
@@ -46,7 +46,7 @@ def main() -> int:
         fetch_shakespeare(Path("out"))
         if code := lama([*COMMAND, "--out", str(trained)]):
             return code
-    model, tokenizer = load(trained, dtype="float16")
+    model, tokenizer = load_gpt(trained, dtype="float16")
     _, held_out = split(encode_corpus(tokenizer, default_corpus().text))
     loss = Evaluator(model, evaluation_windows(held_out, model.config.context_length, BIBLE_WINDOWS), 8)()
     per_byte = loss * len(held_out) / len(tokenizer.decode_bytes(held_out.tolist()))

@@ -117,7 +117,7 @@ def test_save_onto_a_file_says_so(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "bert"}, "must have model='gpt' and its config; got model='bert'"),
+        ({"model": "dalle"}, "must have a model among gpt.* and its config; got model='dalle'"),
         ({"config": {"d_model": 6, "depth": 3}}, "config fields must be among .*; got depth"),
         ({"config": {"d_model": "six"}}, r"config\.json: "),
         ({"tokenizer": None}, "must name its tokenizer; got None"),

@@ -8,7 +8,8 @@ from helpers import SMALL, TOKENS, fill, layer_norm, mlp, multi_head, under
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters, get_state_dict
 
-from lama.models.gpt import GPT, GPT2_CONFIGS, GPTConfig, config_from_dict
+from lama.models.config import config_from_dict
+from lama.models.gpt import GPT, GPT2_CONFIGS, GPTConfig
 
 T, CONTEXT = 7, 13
 
@@ -129,9 +130,9 @@ def test_gpt_refuses_tokens_past_the_context(model):
 
 
 def test_gpt_config_from_dict_names_unknown_fields():
-    assert config_from_dict({"d_model": 10, "n_heads": 5}) == GPTConfig(d_model=10, n_heads=5)
+    assert config_from_dict(GPTConfig, {"d_model": 10, "n_heads": 5}) == GPTConfig(d_model=10, n_heads=5)
     with pytest.raises(ValueError, match=r"config fields must be among activation, .*; got depth, width$"):
-        config_from_dict({"width": 1, "depth": 2, "d_model": 10})
+        config_from_dict(GPTConfig, {"width": 1, "depth": 2, "d_model": 10})
 
 
 # --- gradients

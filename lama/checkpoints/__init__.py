@@ -5,15 +5,17 @@ model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or on
 """
 
 from pathlib import Path
+from typing import Any
 
 from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, read_json, weight_file
 from lama.checkpoints.fill import check_dtype, fill
-from lama.checkpoints.folder import FORMAT, config_from_lama, is_own_folder, save, tokenizer_from_lama, write_tensors
+from lama.checkpoints.folder import FORMAT, is_own_folder, save, tokenizer_from_lama, unfilled_from_lama, write_tensors
 from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
 from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
+from lama.models.kinds import kind_of
 from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "find",
     "is_own_folder",
     "load",
+    "load_gpt",
     "load_model",
     "load_tokenizer",
     "open_weights",
@@ -35,7 +38,7 @@ __all__ = [
 
 def load(
     model: str | Path = "gpt2", *, dtype: str = "float32", device: str | None = None, offline: bool = False, revision: str | None = None
-) -> tuple[GPT, Tokenizer]:
+) -> tuple[Any, Tokenizer]:
     """A model, its weights in `dtype` (float32, float16 or bfloat16) on `device`, and its tokenizer.
 
     `model` is a path or a name: see `lama.checkpoints.hub.find`. Raises LamaError.
@@ -43,26 +46,33 @@ def load(
     check_dtype(dtype)
     path = find(model, offline=offline, revision=revision).path
     tokenizer = load_tokenizer(path)
-    gpt = load_model(path, dtype=dtype, device=device)
-    if tokenizer.vocab_size > gpt.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens for vocab_size={gpt.config.vocab_size}"
+    loaded = load_model(path, dtype=dtype, device=device)
+    if tokenizer.vocab_size > loaded.config.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens for vocab_size={loaded.config.vocab_size}"
         raise LamaError(f"a tokenizer's vocabulary must fit its model's; got {sizes} in {path}. Is it this model's tokenizer?")
-    return gpt, tokenizer
+    return loaded, tokenizer
 
 
-def load_model(path: str | Path, *, dtype: str = "float32", device: str | None = None) -> GPT:
+def load_gpt(model: str | Path = "gpt2", **options: Any) -> tuple[GPT, Tokenizer]:
+    """`load` for what needs a GPT. Raises LamaError for a model of another kind too."""
+    loaded, tokenizer = load(model, **options)
+    if not isinstance(loaded, GPT):
+        raise LamaError(f"the model must be a GPT here; got a {kind_of(loaded)} in {model}")
+    return loaded, tokenizer
+
+
+def load_model(path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Any:
     """The model in a folder, or in a weight file with its config.json beside it. Raises LamaError."""
     folder, weights = _places(Path(path))
     fields = read_json(folder / "config.json")
     tensors = open_weights(weights)
     if fields.get("format") == FORMAT:
-        config = config_from_lama(fields, folder / "config.json")
-        gpt = GPT(config, seed=None)
-        fill(gpt, tensors, weights, dtype=dtype, device=device)
-    else:
-        config = config_from_huggingface(fields, folder / "config.json")
-        gpt = GPT(config, seed=None)
-        fill(gpt, translate(tensors, config, weights), weights, dtype=dtype, device=device, name_in_file=gpt2_name)
+        model = unfilled_from_lama(fields, folder / "config.json")
+        fill(model, tensors, weights, dtype=dtype, device=device)
+        return model
+    config = config_from_huggingface(fields, folder / "config.json")
+    gpt = GPT(config, seed=None)
+    fill(gpt, translate(tensors, config, weights), weights, dtype=dtype, device=device, name_in_file=gpt2_name)
     return gpt
 
 

@@ -1,6 +1,7 @@
 """lama's own format: a folder with model.safetensors, config.json and the tokenizer's files.
 
-config.json: `{"format": "lama", "model": "gpt", "config": {GPTConfig's fields}, "tokenizer": {...}, "training": {notes}}`
+config.json: `{"format": "lama", "model": KIND, "config": {its config's fields}, "tokenizer": {...}, "training": {notes}}`,
+with a KIND of `lama.models.kinds`: gpt, ...
 """
 
 import json
@@ -21,13 +22,14 @@ from lama.checkpoints.fill import DTYPES
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
 from lama.errors import LamaError
-from lama.models.gpt import GPT, GPTConfig, config_from_dict
+from lama.models.config import config_from_dict
+from lama.models.kinds import KINDS, kind_of
 from lama.tokenizers import Tokenizer, tokenizer_from_json
 
 FORMAT = "lama"
 
 
-def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[str, Any] | None = None) -> None:
+def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[str, Any] | None = None) -> None:
     """Write a model that `load` reads back bit for bit; `notes` (JSON) say how it came to be.
 
     All is written under other names first, then renamed, config.json last. Raises LamaError if the folder cannot be
@@ -37,7 +39,7 @@ def save(folder: str | Path, model: GPT, tokenizer: Tokenizer, notes: Mapping[st
     temporary = folder / f".saving-{os.getpid()}"
     spec = {
         "format": FORMAT,
-        "model": "gpt",
+        "model": kind_of(model),
         "config": asdict(model.config),
         "tokenizer": tokenizer.to_json(),
         "training": dict(notes or {}),
@@ -86,12 +88,14 @@ def _fetch(parameter: Tensor) -> np.ndarray:
     return (parameter.bitcast(dtypes.uint16) if parameter.dtype == dtypes.bfloat16 else parameter).numpy()
 
 
-def config_from_lama(fields: Mapping[str, Any], source: object) -> GPTConfig:
-    """The model that a lama `config.json` describes. Raises LamaError."""
-    if fields.get("model") != "gpt" or not isinstance(fields.get("config"), dict):
-        raise LamaError(f"{source} must have model='gpt' and its config; got model={fields.get('model')!r}")
+def unfilled_from_lama(fields: Mapping[str, Any], source: object) -> Any:
+    """The model that a lama `config.json` describes, its weights not yet there. Raises LamaError."""
+    kind, config = fields.get("model"), fields.get("config")
+    if kind not in KINDS or not isinstance(config, dict):
+        raise LamaError(f"{source} must have a model among {', '.join(KINDS)} and its config; got model={kind!r}")
+    of_model, of_config = KINDS[kind]
     try:
-        return config_from_dict(fields["config"])
+        return of_model(config_from_dict(of_config, config), seed=None)
     except (ValueError, TypeError) as error:
         raise LamaError(f"{source}: {error}") from error
 

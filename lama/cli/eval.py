@@ -65,9 +65,9 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from lama.checkpoints import load
+    from lama.checkpoints import load_gpt
 
-    model, tokenizer = load(args.model, dtype=args.dtype, offline=args.offline)
+    model, tokenizer = load_gpt(args.model, dtype=args.dtype, offline=args.offline)
     if args.verbose:
         note(f"{args.model}: {model.describe()}; {args.dtype} on {model.embed.weight.device}")
     return model, tokenizer

@@ -25,12 +25,12 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.checkpoints import export_huggingface, load
+    from lama.checkpoints import export_huggingface, load_gpt
     from lama.errors import UsageError
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UsageError(f"DIR must be a new or empty folder; got {args.out}")
-    model, tokenizer = load(args.model, dtype=args.dtype, offline=args.offline)
+    model, tokenizer = load_gpt(args.model, dtype=args.dtype, offline=args.offline)
     names = export_huggingface(args.out, model, tokenizer)
     print(f"saved in {args.out}: {', '.join(names)}")
     if "vocab.json" not in names and "tokenizer.json" not in names:

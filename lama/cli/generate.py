@@ -122,13 +122,13 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 def load_model(args: argparse.Namespace) -> Any:
     """(name, model, tokenizer): the model asked for, else GPT-2, else the one that ships with lama."""
-    from lama.checkpoints import EMBEDDED, NotFound, load
+    from lama.checkpoints import EMBEDDED, NotFound, load_gpt
 
     options = {"dtype": args.dtype, "offline": args.offline, "revision": args.revision}
     if args.model is not None:
-        return args.model, *load(args.model, **options)
+        return args.model, *load_gpt(args.model, **options)
     try:
-        return "gpt2", *load("gpt2", **options)
+        return "gpt2", *load_gpt("gpt2", **options)
     except NotFound as error:
         if args.revision:
             raise
@@ -138,7 +138,7 @@ def load_model(args: argparse.Namespace) -> Any:
             f"GPT-2's weights are neither here nor to be downloaded: using {EMBEDDED}, the small model that ships with lama. "
             "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
         )
-        return EMBEDDED, *load(EMBEDDED, dtype=args.dtype)
+        return EMBEDDED, *load_gpt(EMBEDDED, dtype=args.dtype)
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:

@@ -1,22 +1,19 @@
 """GPT: a decoder-only transformer. OpenAI's GPT-2 and the models lama trains are this one class."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters
 
-from lama.attention import SIMILARITIES
-from lama.blocks import NORMS, Block
+from lama.blocks import Block
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
-from lama.layers import ACTIVATIONS, LayerNorm, initialise
+from lama.embeddings import TokenEmbedding, make_positions, unembedding
+from lama.layers import LayerNorm, initialise
 from lama.masks import causal_mask
+from lama.models.config import check_config
 from lama.shapes import Bool, Float, Int, Size
 from lama.taps import Tap, no_tap, scoped
-
-CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
 
 
 @dataclass(frozen=True)
@@ -51,24 +48,7 @@ class GPTConfig:
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
 
     def __post_init__(self) -> None:
-        if self.d_mlp == 0:
-            object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
-                raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={value!r}")
-        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "d_mlp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {name}={getattr(self, name)}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        if self.n_layers > 10_000:  # from a file; each layer is built before its weights are looked for
-            raise ValueError(f"n_layers must be at most 10,000; got n_layers={self.n_layers}")
-        if not 0 <= self.norm_epsilon < 1:
-            raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={self.norm_epsilon}")
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model must be a multiple of n_heads; got d_model={self.d_model}, n_heads={self.n_heads}")
+        check_config(self)
 
 
 GPT2_CONFIGS = {
@@ -156,11 +136,3 @@ class GPT:
             f"GPT, {self.n_parameters():,} parameters: {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
             f"d_mlp {c.d_mlp}, context {c.context_length}, vocabulary {c.vocab_size:,}"
         )
-
-
-def config_from_dict(fields: dict[str, object]) -> GPTConfig:
-    """A config from JSON. Raises ValueError that names the unknown fields."""
-    known = {f.name for f in dataclasses.fields(GPTConfig)}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {', '.join(unknown)}")
-    return GPTConfig(**fields)  # type: ignore[arg-type]

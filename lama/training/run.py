@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lama.checkpoints import load, load_tokenizer, save
+from lama.checkpoints import load_gpt, load_tokenizer, save
 from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram_baselines, open_corpus, open_tokens, tokenize
 from lama.errors import LamaError, UsageError
 from lama.kernels.peak import peak_flops
@@ -219,7 +219,7 @@ def new_run(
             raise UsageError(f"size and from must not be given together; got --size {size} and --from {initial}")
         if folder.path.resolve() in (Path(initial).resolve(), *Path(initial).resolve().parents):
             raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
-        model, tokenizer = load(initial)
+        model, tokenizer = load_gpt(initial)
         given = _of_the_model(given, model.config)
     config = run_config(given)
     corpus = open_corpus(config.corpus)
@@ -263,7 +263,7 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
     checkpoint = folder.last_checkpoint()
     tokens = open_tokens(folder.data, verify=True)
     _same_corpus(config, tokens)
-    model, tokenizer = load(checkpoint)
+    model, tokenizer = load_gpt(checkpoint)
     if tokens.tokenizer_digest != fingerprint(tokenizer):
         raise LamaError(
             f"a resumed run must have the tokenizer that its data was made with; got {tokenizer.vocab_size} tokens in {checkpoint}, "

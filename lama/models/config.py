@@ -1,0 +1,51 @@
+"""What all models' configs share: the checks of their fields, and how they are read from JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lama.attention import SIMILARITIES
+from lama.blocks import NORMS
+from lama.embeddings import POSITIONS
+from lama.layers import ACTIVATIONS
+
+CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
+LAYERS = ("n_layers", "n_encoder_layers", "n_decoder_layers")
+SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "d_mlp", "n_classes")
+Config = TypeVar("Config")
+
+
+def check_config(config: Any) -> None:
+    """For a config's `__post_init__`: fill in d_mlp=0, then check each field that is there by its name.
+
+    Types are those of the defaults. Raises ValueError that names the field and its value.
+    """
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for field in dataclasses.fields(config):
+        value = fields[field.name]
+        if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
+            raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={value!r}")
+    if fields.get("d_mlp") == 0:
+        fields["d_mlp"] = 4 * config.d_model
+        object.__setattr__(config, "d_mlp", fields["d_mlp"])
+    for name in SIZES:
+        if fields.get(name, 1) < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={fields[name]}")
+    for name, choices in CHOICES.items():
+        if name in fields and fields[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {fields[name]!r}")
+    for name in LAYERS:
+        if fields.get(name, 1) > 10_000:  # from a file; each layer is built before its weights are looked for
+            raise ValueError(f"{name} must be at most 10,000; got {name}={fields[name]}")
+    if not 0 <= fields.get("norm_epsilon", 0) < 1:
+        raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={config.norm_epsilon}")
+    if config.d_model % config.n_heads:
+        raise ValueError(f"d_model must be a multiple of n_heads; got d_model={config.d_model}, n_heads={config.n_heads}")
+
+
+def config_from_dict(kind: type[Config], fields: Mapping[str, Any]) -> Config:
+    """A config of this class from JSON. Raises ValueError that names the unknown fields, and as the class does."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {', '.join(unknown)}")
+    return kind(**fields)
