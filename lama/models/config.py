@@ -48,4 +48,4 @@ def config_from_dict(kind: type[Config], fields: Mapping[str, Any]) -> Config:
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {', '.join(unknown)}")
-    return kind(**fields)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})  # JSON has no tuples

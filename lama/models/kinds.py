@@ -2,9 +2,14 @@
 
 from typing import Any
 
+from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
 from lama.models.gpt import GPT, GPTConfig
 
-KINDS: dict[str, tuple[type[Any], type[Any]]] = {"gpt": (GPT, GPTConfig)}
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "gpt": (GPT, GPTConfig),
+    "bert": (Bert, BertConfig),
+    "classifier": (Classifier, ClassifierConfig),
+}
 """Name -> (the model's class, its config's class). A model is made by `Model(config, seed)` and keeps `config`."""
 
 
