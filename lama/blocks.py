@@ -5,7 +5,7 @@ from tinygrad import Tensor
 from lama.attention import MultiHeadAttention
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.kernels import stored
+from lama.kernels import add, stored
 from lama.layers import ACTIVATIONS, LayerNorm, Linear
 from lama.shapes import Bool, Float, Size
 from lama.taps import Tap, no_tap, scoped
@@ -85,5 +85,5 @@ class Block:
         return tap(f"{name}.normalized", norm(x)) if self.pre_norm else x
 
     def _add(self, norm: LayerNorm, x: Tensor, h: Tensor) -> Tensor:
-        # Stored, not left lazy: three later kernels read the stream.
-        return (x + h).contiguous() if self.pre_norm else norm(x + h)
+        x = add(x, h)
+        return x if self.pre_norm else norm(x)

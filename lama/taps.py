@@ -19,6 +19,8 @@ from fnmatch import fnmatchcase
 
 from tinygrad import Tensor
 
+from lama.kernels import apart
+
 Tap = Callable[[str, Tensor], Tensor]
 
 
@@ -28,8 +30,11 @@ def no_tap(name: str, value: Tensor) -> Tensor:
 
 
 def scoped(tap: Tap, scope: str) -> Tap:
-    """The tap that a sub-layer gets: its `q` arrives at `tap` as `scope.q`."""
-    return tap if tap is no_tap else lambda name, value: tap(f"{scope}.{name}", value)
+    """The tap that a sub-layer gets: its `q` arrives at `tap` as `scope.q`.
+
+    What a tap is shown is computed, and has a gradient, apart from what follows: no kernel does both.
+    """
+    return tap if tap is no_tap else lambda name, value: tap(f"{scope}.{name}", apart(value))
 
 
 def chain(*taps: Tap) -> Tap:

@@ -271,7 +271,7 @@ def test_embedding_of_a_token_that_is_no_row_is_zeros(both):
 @pytest.mark.parametrize(
     ("name", "use"),
     [
-        ("matmul", lambda x: matmul(x, x, transpose_b=True)),
+        ("matvec", lambda x: matmul(x, x, transpose_b=True)),
         ("softmax", softmax),
         ("gelu", gelu),
         ("embedding", lambda x: embedding(x, Tensor([[1, 2]]))),

@@ -2,8 +2,9 @@
 
 from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
-from lama.kernels.elementwise import gelu, softmax
+from lama.kernels.elementwise import add, gelu, softmax
 from lama.kernels.embedding import embedding
+from lama.kernels.fusion import apart
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
 from lama.kernels.optimizer import adamw, sum_of_squares
@@ -11,6 +12,8 @@ from lama.kernels.program import stored
 
 __all__ = [
     "adamw",
+    "add",
+    "apart",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -1,9 +1,10 @@
-"""Softmax and GELU with their gradients: tinygrad computes their exponentials one number at a time."""
+"""Softmax, GELU and sums with their gradients: tinygrad computes their exponentials one number at a time."""
 
 import math
 
 from tinygrad import Tensor, UOp, dtypes
 
+from lama.kernels.fusion import then
 from lama.kernels.program import Kernel, inputs_of, is_fast, result_of, slices_for
 
 
@@ -18,7 +19,19 @@ def gelu(x: Tensor) -> Tensor:
     """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, any shape."""
     if not (x.dtype == dtypes.float32 and is_fast(x)):
         return x.gelu()
-    return _gelu_kernel(x, backward=False)(_shape(x), x, gradient=_gelu_gradient)
+    fused = then(x, "gelu")
+    return _gelu_kernel(x, backward=False)(_shape(x), x, gradient=_gelu_gradient) if fused is None else fused
+
+
+def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with respect to gelu(x), taken back to x."""
+    return _gelu_kernel(x, backward=True)(_shape(x), x, grad)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, stored: not computed again by each kernel that reads it. Two tensors of one shape."""
+    fused = then(y, "add", x) if x.shape == y.shape and x.dtype == y.dtype == dtypes.float32 and is_fast(x, y) else None
+    return (x + y).contiguous() if fused is None else fused
 
 
 def _softmax_kernel(x: Tensor, backward: bool) -> Kernel:
@@ -40,7 +53,7 @@ def _softmax_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
 
 def _gelu_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
     (x,) = inputs_of(call)
-    return None, _gelu_kernel(x, backward=True)(_shape(x), x, Tensor(grad)).uop
+    return None, gelu_gradient(x, Tensor(grad)).uop
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

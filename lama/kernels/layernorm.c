@@ -1,28 +1,5 @@
 // ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b.
 
-PART float mean_of(const float *x) {
-  vec sums = 0;
-  int i = 0;
-  for (; i + V <= N; i += V) sums += *(const vec *)(x + i);
-  if (i < N) sums += load_some(x + i, N - i, 0);
-  return sum_vec(sums) / N;
-}
-
-// 1 / the standard deviation.
-PART float scale_of(const float *x, float mean) {
-  vec sums = 0;
-  int i = 0;
-  for (; i + V <= N; i += V) {
-    vec d = *(const vec *)(x + i) - mean;
-    sums += d * d;
-  }
-  if (i < N) {
-    vec d = load_some(x + i, N - i, mean) - mean;
-    sums += d * d;
-  }
-  return 1 / __builtin_sqrtf(sum_vec(sums) / N + EPSILON);
-}
-
 #if BACKWARD
 // With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale; dw and db are the sums over the rows
 // of dy · z and dy: of a slice's rows here, (SLICES, 2, N).
@@ -31,7 +8,7 @@ KERNEL NAME(float *restrict dx, float *restrict sums, const float *restrict x, c
   for (int i = 0; i < 2 * N; i++) dw[i] = 0;
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++) {
     const float *xs = x + row * N, *dys = dy + row * N;
-    float mean = mean_of(xs), scale = scale_of(xs, mean);
+    float mean = mean_of(xs, N), scale = scale_of(xs, N, mean, EPSILON);
     vec g_sums = 0, gz_sums = 0;
     int i = 0;
     for (; i + V <= N; i += V) {
@@ -60,7 +37,7 @@ KERNEL NAME(float *restrict y, const float *restrict x, const float *restrict w,
 #endif
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++) {
     const float *xs = x + row * N;
-    float mean = mean_of(xs), scale = scale_of(xs, mean);
+    float mean = mean_of(xs, N), scale = scale_of(xs, N, mean, EPSILON);
 #if BIAS
     for (int i = 0; i < N; i++) y[row * N + i] = (xs[i] - mean) * scale * w[i] + b[i];
 #else

@@ -2,10 +2,22 @@
 
 import functools
 import math
+from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.fusion import Record, made
+from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
+
+
+@dataclass(frozen=True)
+class Normalised(Record):
+    """What was normalised, with what."""
+
+    x: UOp
+    weight: UOp
+    bias: UOp | None
+    epsilon: float
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -14,24 +26,30 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
     Source: Ba et al. 2016, eq. 4; biased variance. The statistics are float32, the result has x's dtype.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not (all(t.dtype == dtypes.float32 for t in (x, *parameters)) and is_fast(x, *parameters)):
+    if not (x.dtype == dtypes.float32 and all(t.dtype in STORED_TYPES for t in parameters) and is_fast(x, *parameters)):
         y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
         # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
         return (y if bias is None else y + bias).contiguous()
     macros = (*_macros(x, epsilon), ("BACKWARD", 0), ("BIAS", len(parameters) - 1))
     kernel = Kernel(_name(x, epsilon, f"0_{len(parameters) - 1}"), "layernorm.c", macros, slices=_slices(x))
-    return kernel(_shape(x), x, *parameters, gradient=_gradient_for(epsilon))
+    y = kernel(_shape(x), x, *(t.cast(dtypes.float32) for t in parameters), gradient=_gradient_for(epsilon))
+    return made(y, Normalised(x.uop, weight.uop, None if bias is None else bias.uop, epsilon))
+
+
+def layernorm_gradients(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A gradient with respect to layernorm(x, weight, bias, epsilon), taken back to x, weight and bias."""
+    slices, d = _slices(x), x.shape[-1]
+    kernel = Kernel(_name(x, epsilon, "1"), "layernorm.c", (*_macros(x, epsilon), ("BACKWARD", 1)), slices=slices)
+    outputs = [Tensor.empty(*shape, device=x.device) for shape in (x.shape, (slices, 2, d))]
+    dx, sums = kernel.into(outputs, x, weight.cast(dtypes.float32), grad)
+    return dx, sums[:, 0].sum(0), sums[:, 1].sum(0)
 
 
 @functools.cache
 def _gradient_for(epsilon: float) -> Gradient:
     def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
         x, weight, *bias = inputs_of(call)
-        slices, d = _slices(x), x.shape[-1]
-        kernel = Kernel(_name(x, epsilon, "1"), "layernorm.c", (*_macros(x, epsilon), ("BACKWARD", 1)), slices=slices)
-        outputs = [Tensor.empty(*shape, device=x.device) for shape in (x.shape, (slices, 2, d))]
-        dx, sums = kernel.into(outputs, x, weight, Tensor(grad))
-        dw, db = (sums[:, i].sum(0) for i in range(2))
+        dx, dw, db = layernorm_gradients(Tensor(grad), x, weight, epsilon)
         return None, dx.uop, dw.uop, *([db.uop] if bias else [])
 
     return gradient

@@ -27,20 +27,6 @@ enum {
   WIDTH = UP(PIECES(N, PIECES(N, PANEL)), COLUMNS),
 };
 
-#if W_IS_HALF
-typedef _Float16 stored __attribute__((ext_vector_type(V), aligned(2)));
-PART vec load(const WEIGHT *w) { return __builtin_convertvector(*(const stored *)w, vec); }
-PART float load1(const WEIGHT *w) { return (float)*w; }
-#elif W_IS_BFLOAT16
-typedef unsigned short stored __attribute__((ext_vector_type(V), aligned(2)));
-typedef unsigned int wide __attribute__((ext_vector_type(V)));
-PART vec load(const WEIGHT *w) { return (vec)(__builtin_convertvector(*(const stored *)w, wide) << 16); }
-PART float load1(const WEIGHT *w) { union { unsigned int bits; float value; } u = {(unsigned int)*w << 16}; return u.value; }
-#else
-PART vec load(const WEIGHT *w) { return *(const vec *)w; }
-PART float load1(const WEIGHT *w) { return *w; }
-#endif
-
 #if BIAS
 #define ARGUMENTS float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *restrict bias, int slice
 PART float bias_of(const float *bias, long n) { return bias[n]; }
@@ -51,46 +37,11 @@ PART float bias_of(const float *bias, long n) { return 0; }
 PART vec biases_of(const float *bias, long n) { return 0; }
 #endif
 
-#if M <= 4 && AKS == 1 && WKS == 1
-// A few rows of a against w stored row by row: every weight is read once, in order, as fast as memory gives it.
-#define LANES 4
-PART void dots(float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *bias, int n, int lanes) {
-  vec sums[M][LANES];
-  float tails[M][LANES];
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int j = 0; j < LANES; j++) { sums[m][j] = 0; tails[m][j] = 0; }
-  for (int k = 0; k + V <= K; k += V)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) {
-        vec weights = load(w + (long)(n + j) * WNS + k);
-        UNROLL for (int m = 0; m < M; m++) sums[m][j] += *(const vec *)(a + m * AMS + k) * weights;
-      }
-  for (int k = K / V * V; k < K; k++)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes)
-        UNROLL for (int m = 0; m < M; m++) tails[m][j] += a[m * AMS + k] * load1(w + (long)(n + j) * WNS + k);
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) c[(long)m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]) + bias_of(bias, n + j);
-}
-
-KERNEL NAME(ARGUMENTS) {
-#if !BIAS
-  const float *bias = 0;
-#endif
-  for (int batch = 0; batch < BATCH; batch++, a += (long)M * K, w += (long)N * K, c += (long)M * N) {
-    for (int n = FIRST(N / LANES) * LANES; n < LAST(N / LANES) * LANES; n += LANES) dots(c, a, w, bias, n, LANES);
-    if (slice == 0)
-      for (int n = N / LANES * LANES; n < N; n++) dots(c, a, w, bias, n, 1);
-  }
-}
-
-#else
 // Where a tile finds a and w. What is small stays where it is. What is stored row by row along the sum (a with AKS 1) does,
 // too, unless its rows are so far apart that they fall on one another in the cache: then they are copied closer.
 #define SMALL 8192  // floats that stay in the first cache
 #define A_IN_PLACE (M * K <= SMALL || (AKS == 1 && AMS % 512))
-#define W_IN_PLACE (WNS == 1 && N * K <= SMALL && N % COLUMNS == 0 && !W_IS_HALF && !W_IS_BFLOAT16)
+#define W_IN_PLACE (WNS == 1 && N * K <= SMALL && N % COLUMNS == 0 && !W_NARROW)
 #if A_IN_PLACE
 #define A_ROW AMS
 #define A_STEP AKS
@@ -246,4 +197,3 @@ KERNEL NAME(ARGUMENTS) {
          columns * n / PARTS_N * COLUMNS, MIN(N, columns * (n + 1) / PARTS_N * COLUMNS));
   }
 }
-#endif

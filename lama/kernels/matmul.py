@@ -5,22 +5,23 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import DType
 
+from lama.kernels.elementwise import gelu_gradient
+from lama.kernels.fusion import Record, made, maker
+from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
+from lama.kernels.matvec import fits, matvec
 from lama.kernels.pool import threads
-from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
-
-WEIGHT_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
+from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
 
 FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
-BANDWIDTH = 10  # bytes that it reads from memory in a nanosecond, about
 PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
 SMALL = 96  # the least rows or columns of a part
 PARTS = 2  # for each thread, so that one that is late does not hold up the others for long
 COLUMNS = 64  # that sum_rows.c takes at a time, at most
-FEW_ROWS = 4  # up to so many, the weights are read once, in order
 
 
 _factors: ContextVar[DType | None] = ContextVar("factors", default=None)
@@ -50,20 +51,88 @@ def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = 
         y = a.matmul(b, dtype=dtypes.float32)
         return y if bias is None else (y + bias).contiguous_backward()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
-    if not (same_lead and a.dtype == dtypes.float32 and b.dtype in WEIGHT_TYPES and is_fast(a, b)):
+    if not (same_lead and a.dtype == dtypes.float32 and b.dtype in STORED_TYPES and is_fast(a, b)):
         y = (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)
         # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
         return y if bias is None else (y + bias).contiguous_backward()
-    if bias is not None and bias.dtype != dtypes.float32:
-        bias = bias.cast(dtypes.float32)
-    lead = a.shape[:-2]
-    if b.ndim == 2 and not transpose_a:
-        out = _product(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape), bias, False, transpose_b)
-    else:
-        if b.ndim == 2:
-            b = b.expand(*lead, *b.shape)
-        out = _product(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), bias, transpose_a, transpose_b)
-    return out.reshape(*lead, -1, out.shape[-1])
+    k, k_b = a.shape[-2 if transpose_a else -1], b.shape[-1 if transpose_b else -2]
+    if k != k_b:
+        raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
+    product = Product(a.uop, b.uop, None if bias is None else bias.uop, transpose_a, transpose_b).tensor()
+    assert product is not None, "a product by itself has a kernel"
+    return product
+
+
+@dataclass(frozen=True)
+class Product(Record):
+    """a · b, and what follows in the same kernel: + bias, GELU, + residual."""
+
+    a: UOp
+    b: UOp
+    bias: UOp | None
+    transpose_a: bool
+    transpose_b: bool
+    gelu: bool = False
+    residual: UOp | None = None
+
+    def then(self, step: str, *others: Tensor) -> Tensor | None:
+        if step == "gelu" and not self.gelu and self.residual is None:
+            return replace(self, gelu=True).tensor()
+        if step == "add" and self.residual is None:
+            return replace(self, residual=others[0].uop).tensor()
+        return None
+
+    def tensor(self) -> Tensor | None:
+        """The result, computed by one kernel; None if there is no such kernel."""
+        a, b = Tensor(self.a), Tensor(self.b)
+        lead, rows = a.shape[:-2], math.prod(int(n) for n in (a.shape[:-1] if b.ndim == 2 else a.shape[-2:-1]))
+        if not self.transpose_a and self.transpose_b and fits(rows, int(a.shape[-1])):
+            out = _few_rows(self)
+        elif self.gelu or self.residual is not None:
+            return None
+        else:
+            bias = None if self.bias is None else Tensor(self.bias).cast(dtypes.float32)
+            if b.ndim == 2 and not self.transpose_a:
+                out = _product(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape), bias, False, self.transpose_b)
+            else:
+                b = b.expand(*lead, *b.shape) if b.ndim == 2 else b
+                out = _product(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), bias, self.transpose_a, self.transpose_b)
+        return made(out.reshape(*lead, -1, out.shape[-1]), self)
+
+
+def _few_rows(product: Product) -> Tensor:
+    """Where a has just been normalised, the same kernel does that, too."""
+    a, b = Tensor(product.a), Tensor(product.b)
+    norm = maker(a, Normalised) if b.ndim == 2 else None
+    parts = {"a": product.a, "w": product.b, "bias": product.bias, "residual": product.residual}
+    if norm is not None:
+        parts |= {"a": norm.x, "norm_weight": norm.weight, "norm_bias": norm.bias}
+    inputs = {name: Tensor(part) for name, part in parts.items() if part is not None}
+    if b.ndim == 2:
+        inputs |= {name: inputs[name].reshape(-1, inputs[name].shape[-1]) for name in ("a", "residual") if name in inputs}
+    epsilon = 0.0 if norm is None else norm.epsilon
+    return matvec(inputs, product.gelu, epsilon, _few_rows_gradient(tuple(inputs), product.gelu, epsilon))
+
+
+@functools.cache
+def _few_rows_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradient:
+    """One kernel for each step back: this is for training on very short inputs, which nobody does for long."""
+
+    def gradient(grad_out: UOp, call: UOp) -> tuple[UOp | None, ...]:
+        inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)
+        a, w = inputs["a"], inputs["w"]
+        gradients = {"residual": grad}
+        x = layernorm(a, inputs["norm_weight"], inputs.get("norm_bias"), epsilon) if "norm_weight" in inputs else a
+        if gelu:
+            grad = gelu_gradient(matmul(x, w, transpose_b=True, bias=inputs.get("bias")), grad)
+        gradients |= {"w": matmul(grad, x, transpose_a=True), "bias": sum_rows(grad)}
+        grad = matmul(grad, w)
+        if "norm_weight" in inputs:
+            grad, gradients["norm_weight"], gradients["norm_bias"] = layernorm_gradients(grad, a, inputs["norm_weight"], epsilon)
+        gradients["a"] = grad
+        return None, *(gradients[name].cast(x.dtype).uop for name, x in inputs.items())
+
+    return gradient
 
 
 def sum_rows(x: Tensor) -> Tensor:
@@ -80,11 +149,9 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, trans
     """(batch, M, K) · (batch, K, N) + (N,) -> (batch, M, N), float32; a and b as stored, before they are transposed."""
     batch, rows, columns = (int(n) for n in a.shape)
     m, k = (columns, rows) if transpose_a else (rows, columns)
-    n, k_b = (int(size) for size in (b.shape[1:] if transpose_b else b.shape[:0:-1]))
-    if k != k_b:
-        raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
+    n = int(b.shape[1 if transpose_b else 2])
     form = "nt"[transpose_a] + "nt"[transpose_b]
-    parts_m, parts_n, slices = _cut(batch, m, n, k, b.dtype.itemsize)
+    parts_m, parts_n, slices = _cut(batch, m, n, k)
     macros = (
         ("PARTS_M", parts_m),
         ("PARTS_N", parts_n),
@@ -97,24 +164,21 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, trans
         ("WKS", 1 if transpose_b else n),
         ("WNS", k if transpose_b else 1),
         ("BIAS", int(bias is not None)),
-        ("WEIGHT", WEIGHT_TYPES[b.dtype]),
-        ("W_IS_HALF", int(b.dtype == dtypes.float16)),
-        ("W_IS_BFLOAT16", int(b.dtype == dtypes.bfloat16)),
+        ("WEIGHT", STORED_TYPES[b.dtype]),
+        ("W_NARROW", int(b.dtype != dtypes.float32)),
     )
     name = (
-        f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{WEIGHT_TYPES[b.dtype].strip('_').replace(' ', '_')}{'_bias' if bias is not None else ''}"
+        f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{STORED_TYPES[b.dtype].strip('_').replace(' ', '_')}{'_bias' if bias is not None else ''}"
     )
     kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=slices)
     return kernel((batch, m, n), a, b, *([] if bias is None else [bias]), gradient=_gradient_for(transpose_a, transpose_b))
 
 
-def _cut(batch: int, m: int, n: int, k: int, itemsize: int) -> tuple[int, int, int]:
+def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
     """Into how many parts to cut the rows and the columns of each of a batch's products, and all of them into how many slices.
 
-    The parts are rather square and none is small. A few rows are not cut: there the columns are handed out one by one.
+    The parts are rather square and none is small.
     """
-    if m <= FEW_ROWS:
-        return 1, 1, min(n // 16 + 1, slices_for(batch * n * k * itemsize / BANDWIDTH))
     nanoseconds = 2 * batch * m * n * k / FLOPS
     wanted = slices_for(nanoseconds)
     if wanted <= batch:

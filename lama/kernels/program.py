@@ -20,6 +20,8 @@ from lama.kernels.pool import use_all_cores
 
 SLICE = 20_000  # nanoseconds, the least that a slice may take
 MOST_SLICES = 64
+STORED_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
+"""In C, of numbers that kernels read; they compute in float32."""
 Gradient = Callable[[UOp, UOp], tuple[UOp | None, ...]]
 
 

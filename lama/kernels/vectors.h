@@ -103,13 +103,61 @@ PART uints mix(uints x) {
 PART uints seed_of(const unsigned int *key, unsigned int site) { return mix((uints)(key[0] + site * 0x9e3779b9u)); }
 PART uints hash_of(uints i, uints seed) { return mix(mix(i ^ seed) + seed); }
 
-// The first n < V floats at x, and `rest` in the other places; and the same the other way.
-PART vec load_some(const float *x, int n, float rest) {
-  vec value = rest;
-  for (int i = 0; i < n; i++) value[i] = x[i];
-  return value;
-}
+// Stored numbers of any type, as floats.
+#define OVERLOADED __attribute__((overloadable))
+typedef _Float16 halves __attribute__((ext_vector_type(V), aligned(2)));
+typedef unsigned short shorts __attribute__((ext_vector_type(V), aligned(2)));  // bfloat16: a float's upper half
+PART OVERLOADED vec load(const float *x) { return *(const vec *)x; }
+PART OVERLOADED vec load(const _Float16 *x) { return __builtin_convertvector(*(const halves *)x, vec); }
+PART OVERLOADED vec load(const unsigned short *x) { return (vec)(__builtin_convertvector(*(const shorts *)x, uints) << 16); }
+PART OVERLOADED float load1(const float *x) { return *x; }
+PART OVERLOADED float load1(const _Float16 *x) { return (float)*x; }
+PART OVERLOADED float load1(const unsigned short *x) { union { unsigned int bits; float value; } u = {(unsigned int)*x << 16}; return u.value; }
+
+// The first n < V numbers at x, and `rest` in the other places; and the other way.
+#define LOAD_SOME(type) \
+  PART OVERLOADED vec load_some(const type *x, int n, float rest) { \
+    vec value = rest; \
+    for (int i = 0; i < n; i++) value[i] = load1(x + i); \
+    return value; \
+  }
+LOAD_SOME(float)
+LOAD_SOME(_Float16)
+LOAD_SOME(unsigned short)
 
 PART void store_some(float *x, vec value, int n) {
   for (int i = 0; i < n; i++) x[i] = value[i];
+}
+
+// Of a row of n floats: the mean, and 1 / the standard deviation.
+PART float mean_of(const float *x, int n) {
+  vec sums = 0;
+  int i = 0;
+  for (; i + V <= n; i += V) sums += *(const vec *)(x + i);
+  if (i < n) sums += load_some(x + i, n - i, 0);
+  return sum_vec(sums) / n;
+}
+
+PART float scale_of(const float *x, int n, float mean, float epsilon) {
+  vec sums = 0;
+  int i = 0;
+  for (; i + V <= n; i += V) {
+    vec d = *(const vec *)(x + i) - mean;
+    sums += d * d;
+  }
+  if (i < n) {
+    vec d = load_some(x + i, n - i, mean) - mean;
+    sums += d * d;
+  }
+  return 1 / __builtin_sqrtf(sum_vec(sums) / n + epsilon);
+}
+
+// GELU's tanh approximation is x · σ(2u) with u = √(2/π) (x + 0.044715 x³), since (1 + tanh u) / 2 = σ(2u).
+#define GELU_SCALE 0.7978845608f
+#define GELU_CUBIC 0.044715f
+PART vec gelu_gate(vec x) { return 1 / (1 + exp_vec(-2 * GELU_SCALE * x * (1 + GELU_CUBIC * x * x))); }
+PART vec gelu(vec x) { return x * gelu_gate(x); }
+PART vec gelu_slope(vec x) {
+  vec s = gelu_gate(x);
+  return s + x * s * (1 - s) * 2 * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
 }

@@ -108,7 +108,7 @@ class GPT:
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
         """The final norm, where the model has one."""
-        return x if self.ln_final is None else tap("ln_final.normalized", self.ln_final(x))
+        return x if self.ln_final is None else scoped(tap, "ln_final")("normalized", self.ln_final(x))
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """Unembed: a score for every token of the vocabulary."""

@@ -1,0 +1,48 @@
+"""Products with a few rows, as in decoding: they take as long as it takes to read the weights, once."""
+
+import math
+
+from tinygrad import Tensor
+
+from lama.kernels.program import STORED_TYPES, Gradient, Kernel, slices_for
+
+FEW_ROWS = 4
+ON_STACK = 16384  # floats that a slice keeps on its stack: some threads have no more than 512 kB
+LANES = 4  # of matvec.c
+BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
+
+
+def fits(rows: int, k: int) -> bool:
+    """Whether a product of so many rows, of k numbers each, is one for this kernel, which may have to normalise them."""
+    return rows <= FEW_ROWS and rows * k <= ON_STACK
+
+
+def matvec(inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, gradient: Gradient | None = None) -> Tensor:
+    """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
+
+    `inputs`: a and w, first; where there are such, bias (N,), which is added, residual, (..., M, N), which is added
+    after GELU has been taken, norm_weight and norm_bias, (K,), with which a is normalised first.
+    """
+    a, w = inputs["a"], inputs["w"]
+    *lead, m, k = (int(size) for size in a.shape)
+    n, batch = int(w.shape[-2]), math.prod(lead)
+    types = {name: STORED_TYPES[t.dtype] for name, t in inputs.items() if name not in ("a", "w", "residual")}
+    macros: tuple[tuple[str, str | int], ...] = (
+        ("BATCH", batch),
+        ("M", m),
+        ("N", n),
+        ("K", k),
+        ("WEIGHT", STORED_TYPES[w.dtype]),
+        ("GELU", int(gelu)),
+        ("RESIDUAL", int("residual" in inputs)),
+        ("EPSILON", f"(float){epsilon!r}"),
+        *((name.upper(), type_) for name, type_ in types.items()),
+    )
+    parts = [f"{name}_{type_}" for name, type_ in types.items()] + ["gelu"] * gelu + ["residual"] * ("residual" in inputs)
+    if epsilon:
+        parts.append(epsilon.hex())
+    name = "_".join(["lama_matvec", *map(str, (batch, m, n, k)), STORED_TYPES[w.dtype], *parts])
+    name = "".join(c if c.isalnum() else "_" for c in name.replace("-", "m"))
+    slices = min(-(-n // LANES), slices_for(batch * n * k * w.dtype.itemsize / BANDWIDTH))
+    kernel = Kernel(name, "matvec.c", macros, operations=2 * batch * m * n * k, slices=slices)
+    return kernel((*lead, m, n), *inputs.values(), gradient=gradient)
