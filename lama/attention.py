@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 from tinygrad import Tensor, dtypes
 
+from lama import kernels
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.kernels import matmul, softmax
+from lama.kernels import matmul, softmax, stored
 from lama.layers import Linear, linear, parameter
-from lama.shapes import Bool, Float, Size
+from lama.masks import Causal, Mask
+from lama.shapes import Float, Size
 from lama.taps import Tap, no_tap
 
 HIDDEN = -3.4e38  # the score of a key that may not be looked at: exp(HIDDEN - max) is exactly 0, and never NaN
@@ -72,7 +74,7 @@ def attention(
     q: Float[Tensor, "*B T d_head"],
     k: Float[Tensor, "*B S d_head"],
     v: Float[Tensor, "*B S d_value"],
-    mask: Bool[Tensor, "..."] | None = None,
+    mask: Mask | None = None,
     similarity: Similarity = scaled_dot,
     tap: Tap = no_tap,
     dropout: Dropout = no_dropout,
@@ -82,12 +84,27 @@ def attention(
     `mask` is True where a query may look at a key. A query that may look at nothing gets the mean of all values, not
     NaN. The softmax is computed in float32 whatever the inputs' dtype.
     """
+    if tap is no_tap and (z := _without_scores(q, k, v, mask, similarity, dropout)) is not None:
+        return z
+    if isinstance(mask, Causal):
+        mask = mask.as_tensor(int(q.shape[-2]), k.shape[-2])
     scores = similarity(q, k).cast(dtypes.float32)  # (*B, T, S)
     if mask is not None:
         scores = mask.where(scores, HIDDEN)
     scores = tap("scores", scores)
     pattern = tap("pattern", softmax(scores))  # (*B, T, S), rows sum to 1
     return matmul(dropout("pattern", pattern), v)
+
+
+def _without_scores(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, similarity: Similarity, dropout: Dropout) -> Tensor | None:
+    """`attention` where a kernel does all of it, else None."""
+    if similarity is not dot and similarity is not scaled_dot:
+        return None
+    offset, padding = (mask.offset, mask.padding) if isinstance(mask, Causal) else (None, mask)
+    if not ((offset is None or (isinstance(offset, int) and offset >= 0)) and kernels.attends(q, k, v, padding)):
+        return None
+    scale = 1.0 if similarity is dot else 1 / math.sqrt(q.shape[-1])
+    return kernels.attention(q, k, v, scale, offset, padding, dropout.rate, dropout.key, dropout.site("pattern"))
 
 
 class SingleHeadAttention:
@@ -97,9 +114,7 @@ class SingleHeadAttention:
         self.q, self.k, self.v = (Linear(d_model, d_head, bias) for _ in range(3))
         self.similarity = make_similarity(similarity, 1, d_head)
 
-    def __call__(
-        self, x: Float[Tensor, "B T d_model"], mask: Bool[Tensor, "..."] | None = None, tap: Tap = no_tap
-    ) -> Float[Tensor, "B T d_head"]:
+    def __call__(self, x: Float[Tensor, "B T d_model"], mask: Mask | None = None, tap: Tap = no_tap) -> Float[Tensor, "B T d_head"]:
         q, k, v = (tap(name, project(x).unsqueeze(1)) for name, project in (("q", self.q), ("k", self.k), ("v", self.v)))
         return tap("z", attention(q, k, v, mask, self.similarity, tap)).squeeze(1)  # (B, 1, T, d_head) -> (B, T, d_head)
 
@@ -137,7 +152,7 @@ class MultiHeadAttention:
     def __call__(
         self,
         x: Float[Tensor, "B T d_model"],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask | None = None,
         memory: Float[Tensor, "B S d_model"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -152,4 +167,4 @@ class MultiHeadAttention:
         if cache is not None:
             k, v = cache.update(layer, k, v, position)
         z = tap("z", attention(q, k, v, mask, self.similarity, tap, dropout))  # (B, H, T, d_head)
-        return self.out(z.transpose(1, 2).reshape(B, T, d_model).contiguous())
+        return self.out(stored(z.transpose(1, 2).reshape(B, T, d_model)))

@@ -7,7 +7,8 @@ from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.kernels import add, stored
 from lama.layers import ACTIVATIONS, LayerNorm, Linear
-from lama.shapes import Bool, Float, Size
+from lama.masks import Mask
+from lama.shapes import Float, Size
 from lama.taps import Tap, no_tap, scoped
 
 NORMS = ("pre", "post")
@@ -58,9 +59,9 @@ class Block:
     def __call__(
         self,
         x: Float[Tensor, "B T d_model"],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask | None = None,
         memory: Float[Tensor, "B S d_model"] | None = None,
-        memory_mask: Bool[Tensor, "..."] | None = None,
+        memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
         position: Size = 0,

@@ -28,11 +28,15 @@ class Dropout:
         """For a sub-layer: its site `out` is `scope.out` here."""
         return self if self.rate == 0 else replace(self, scope=f"{self.scope}{scope}.")
 
+    def site(self, name: str) -> int:
+        """The number of this scope's site `name`, for kernels that drop entries themselves."""
+        return zlib.crc32(f"{self.scope}{name}".encode())
+
     def __call__(self, site: str, x: Tensor) -> Tensor:
         """x (B, ...) with about `rate` of its entries zero and the others 1 / (1 - rate) times as large."""
         if self.rate == 0 or self.key is None:
             return x
-        return dropout(x, self.rate, self.key, zlib.crc32(f"{self.scope}{site}".encode()))
+        return dropout(x, self.rate, self.key, self.site(site))
 
 
 no_dropout = Dropout()

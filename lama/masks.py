@@ -1,11 +1,33 @@
 """Attention masks: boolean tensors that broadcast to (B, H, T, S); True where a query may look at a key.
 
-Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`.
+Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Causal() & padding_mask(tokens, pad)`, which says the
+same without a number for each query and key.
 """
+
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from tinygrad import Tensor
 
 from lama.shapes import Bool, Int, Size, as_tensor
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Query t stands at position `offset + t` and sees the keys at positions up to its own, but for those that `padding` hides."""
+
+    offset: Size = 0
+    padding: Tensor | None = None
+
+    def __and__(self, padding: Bool[Tensor, "B 1 1 S"]) -> "Causal":
+        return Causal(self.offset, padding if self.padding is None else self.padding & padding)
+
+    def as_tensor(self, n_queries: int, n_keys: Size) -> Bool[Tensor, "..."]:
+        mask = causal_mask(n_queries, n_keys, self.offset)
+        return mask if self.padding is None else mask & self.padding
+
+
+Mask: TypeAlias = Tensor | Causal
 
 
 def causal_mask(n_queries: int, n_keys: Size, offset: Size = 0) -> Bool[Tensor, "T S"]:

@@ -5,6 +5,7 @@ import pytest
 from helpers import SMALL, TOKENS
 from tinygrad import Tensor
 
+from lama import attention
 from lama.models.gpt import GPT, GPTConfig
 from lama.taps import Recorder, chain, no_tap, replace, scoped
 
@@ -16,9 +17,12 @@ def model() -> GPT:
     return GPT(GPTConfig(**SMALL))
 
 
-def test_recording_does_not_change_the_logits(model):
+def test_recording_does_not_change_the_logits(model, monkeypatch):
     tokens = Tensor(TOKENS)
-    np.testing.assert_array_equal(model(tokens, tap=Recorder()).numpy(), model(tokens).numpy())
+    looked_at = model(tokens, tap=Recorder()).numpy()
+    np.testing.assert_allclose(looked_at, model(tokens).numpy(), rtol=0, atol=1e-7)  # kernels without scores round differently
+    monkeypatch.setattr(attention, "_without_scores", lambda *args: None)
+    np.testing.assert_array_equal(looked_at, model(tokens).numpy())
 
 
 def test_taps_have_the_documented_names_and_shapes(model):

@@ -1,5 +1,6 @@
 """Fast paths for devices where tinygrad's own schedule is slow. Each does what its plain tinygrad twin does."""
 
+from lama.kernels.attention import attends, attention
 from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import add, gelu, softmax
@@ -8,12 +9,14 @@ from lama.kernels.fusion import apart
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
 from lama.kernels.optimizer import adamw, sum_of_squares
-from lama.kernels.program import stored
+from lama.kernels.views import stored
 
 __all__ = [
     "adamw",
     "add",
     "apart",
+    "attends",
+    "attention",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -32,7 +32,7 @@ def kept(shape: tuple[int, ...], rate: float, key: Tensor, site: int) -> Tensor:
     """The mask of `dropout`, True where an element is kept, in plain tinygrad."""
     seed = _mix(key[0:1] + site * GOLDEN % 2**32)
     i = key[1:2] * math.prod(shape[1:]) + Tensor.arange(math.prod(shape), dtype=dtypes.uint32)
-    return (_mix(_mix(i ^ seed) + seed) >= _threshold(rate)).reshape(shape)
+    return (_mix(_mix(i ^ seed) + seed) >= threshold(rate)).reshape(shape)
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ x >> 16
 
 
-def _threshold(rate: float) -> int:
+def threshold(rate: float) -> int:
+    """The least hash of an element that is kept."""
     return int(rate * 2**32)
 
 
@@ -53,10 +54,10 @@ def _kernel(x: Tensor, rate: float, site: int) -> Kernel:
         ("N", n),
         ("ROW", f"{math.prod(row)}u"),
         ("SITE", f"{site}u"),
-        ("THRESHOLD", f"{_threshold(rate)}u"),
+        ("THRESHOLD", f"{threshold(rate)}u"),
         ("SCALE", f"(float){1 / (1 - rate)!r}"),
     )
-    name = f"lama_dropout_{rows}_{math.prod(row)}_{_threshold(rate)}_{site}"
+    name = f"lama_dropout_{rows}_{math.prod(row)}_{threshold(rate)}_{site}"
     return Kernel(name, "dropout.c", macros, slices=slices_for(1.0 * n))
 
 

@@ -39,6 +39,11 @@ def products_in(dtype: DType) -> Iterator[None]:
         _factors.reset(token)
 
 
+def factors_are_rounded() -> bool:
+    """Whether this is within `products_in` of less than float32."""
+    return _factors.get() is not None
+
+
 def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bias: Tensor | None = None) -> Tensor:
     """a · b + bias over the last two axes, a and b transposed first where asked; (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 

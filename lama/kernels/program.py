@@ -17,6 +17,7 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
 
 from lama.kernels.pool import use_all_cores
+from lama.kernels.views import stored
 
 SLICE = 20_000  # nanoseconds, the least that a slice may take
 MOST_SLICES = 64
@@ -58,17 +59,6 @@ class Kernel:
         """Run on `inputs`, stored first, and write `outputs`, stored tensors; returns them, written."""
         program = functools.partial(_program, self, str(inputs[0].device), len(outputs))
         return Tensor.custom_kernel(*outputs, *(stored(x) for x in inputs), fxn=program, grad_fxn=gradient)[: len(outputs)]
-
-
-def stored(x: Tensor) -> Tensor:
-    """x where it is in memory as it stands, such as a kernel's result, else x made contiguous, once for all who ask.
-
-    `Tensor.contiguous` copies what a kernel wrote.
-    """
-    base = x.uop
-    while base.op is Ops.RESHAPE:
-        base = base.src[0]
-    return x if base.has_buffer_identity(after_ok=True) else Tensor(base).contiguous().reshape(x.shape)
 
 
 def slices_for(nanoseconds: float) -> int:

@@ -10,9 +10,9 @@ from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.embeddings import TokenEmbedding, make_positions, unembedding
 from lama.layers import LayerNorm, initialise
-from lama.masks import causal_mask
+from lama.masks import Causal, Mask
 from lama.models.config import check_config
-from lama.shapes import Bool, Float, Int, Size
+from lama.shapes import Float, Int, Size
 from lama.taps import Tap, no_tap, scoped
 
 
@@ -93,7 +93,7 @@ class GPT:
 
     def embedded(
         self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
-    ) -> tuple[Float[Tensor, "B T d_model"], Bool[Tensor, "..."] | None]:
+    ) -> tuple[Float[Tensor, "B T d_model"], Mask | None]:
         """What the first block reads, and the mask of all blocks. Raises ValueError as `hidden` does."""
         tokens = tokens.to(self.embed.weight.device)
         T = int(tokens.shape[1])
@@ -103,7 +103,7 @@ class GPT:
         positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
         x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
         # One token looks at all that is in the cache, itself included: nothing to hide.
-        mask = None if T == 1 else causal_mask(T, end if cache is not None else T, position if cache is not None else 0)
+        mask = None if T == 1 else Causal(position if cache is not None else 0)
         return x, mask
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:

@@ -1,0 +1,305 @@
+// For each of B x H heads, z = softmax(q kᵀ · SCALE) v, and its gradients, the scores and the pattern a block at a time: T
+// queries and S keys of D numbers each, and values of E. Where element (b, h, t, i) of q is: at q[Q_AT + b * QB + h * QH + t * QT + i];
+// k and v likewise. z is (B, T, H, E). `stats` (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
+//
+// CAUSAL: query t sees the keys up to offset + t, offset >= 0; PADDING: and of these only the ones that `padding` (B, S) says.
+// A query that sees nothing gets the mean of all values. DROP: each number of the pattern is dropped if dropout.c would.
+//
+// Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are brought up to date.
+
+#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
+#define PIECES(n, most) (((n) + (most)-1) / (most))
+#define MAX(x, y) ((x) > (y) ? (x) : (y))
+#if V == 16
+#define MOST_ROWS 12
+#elif V == 8
+#define MOST_ROWS 6
+#else
+#define MOST_ROWS 8
+#endif
+#define ALIGNED __attribute__((aligned(64)))
+#define HIDDEN -3.4e38f  // attention.py says why
+#define NOTHING -__builtin_inff()  // the score of a key that is not there
+
+enum {
+  ROWS = PIECES(T, PIECES(T, MOST_ROWS)),  // queries of a tile: as many as the registers hold, or a few less for equal tiles
+  COLUMNS = 2 * V,                         // keys, or numbers of a key, of a tile
+  DP = UP(D, V), EP = UP(E, V),
+  MOST_KEYS = MAX(COLUMNS, (BACKWARD ? 8192 : 16384) / MAX(DP, EP) / COLUMNS * COLUMNS),  // what the second cache holds
+  KEYS = UP(PIECES(S, PIECES(S, MOST_KEYS)), COLUMNS),  // of a block
+  SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
+};
+
+// The V numbers at x of a row that has `left` more of them; zeros past its end.
+PART vec load_row(const KV *x, const int left) { return left >= V ? load(x) : load_some(x, left, 0); }
+
+// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` products each. Element (i, k) of a is
+// a[i * a_row + k * a_step], row k of w is at w + k * w_step.
+PART void tile(const int vectors, const int add, float *restrict c, const int c_row, const float *restrict a, const int a_row,
+               const int a_step, const float *restrict w, const int w_step, int depth) {
+  vec sums[ROWS][2];
+  UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < vectors; j++) sums[i][j] = add ? *(const vec *)(c + i * c_row + j * V) : (vec)0;
+  for (int k = 0; k < depth; k++) {
+    vec row[2];
+    UNROLL for (int j = 0; j < vectors; j++) row[j] = *(const vec *)(w + k * w_step + j * V);
+    UNROLL for (int i = 0; i < ROWS; i++)
+      UNROLL for (int j = 0; j < vectors; j++) sums[i][j] += a[i * a_row + k * a_step] * row[j];
+  }
+  UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < vectors; j++) *(vec *)(c + i * c_row + j * V) = sums[i][j];
+}
+
+// The same for more columns, a whole number of vectors; each 2 V of them are w_next further on in w.
+PART void product(const int add, float *restrict c, const int c_row, const float *restrict a, const int a_row, const int a_step,
+                  const float *restrict w, const int w_step, const int w_next, int depth, int columns) {
+  for (; columns >= COLUMNS; columns -= COLUMNS, c += COLUMNS, w += w_next) tile(2, add, c, c_row, a, a_row, a_step, w, w_step, depth);
+  if (columns) tile(1, add, c, c_row, a, a_row, a_step, w, w_step, depth);
+}
+
+// n rows of `width` numbers, `stride` apart, as columns: COLUMNS of them at a time, number by number; those after the last
+// are zeros, as far as a vector goes.
+PART void pack_columns(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
+  for (int row = 0; row < n; row += V)
+    for (int i = 0; i < width; i += V) {
+      vec x[V];
+      if (row + V <= n)
+        UNROLL for (int j = 0; j < V; j++) x[j] = load_row(from + (row + j) * stride + i, width - i);
+      else
+        UNROLL for (int j = 0; j < V; j++) x[j] = row + j < n ? load_row(from + (row + j) * stride + i, width - i) : (vec)0;
+      transpose_vecs(x);
+      float *first = to + (row / COLUMNS * width + i) * COLUMNS + row % COLUMNS;
+      UNROLL for (int j = 0; j < V; j++)
+        if (i + j < width) *(vec *)(first + j * COLUMNS) = x[j];
+    }
+}
+
+// n rows of `width` numbers, `stride` apart, as rows of whole vectors.
+PART void pack_rows(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
+  for (int row = 0; row < n; row++)
+    for (int i = 0; i < width; i += V) *(vec *)(to + row * UP(width, V) + i) = load_row(from + row * stride + i, width - i);
+}
+
+// The same of float32 rows, times `scale`; zeros from row n to before `all`.
+PART void pack_floats(float *restrict to, const float *restrict from, long stride, int n, int all, const int width, float scale) {
+  for (int row = 0; row < all; row++)
+    for (int i = 0; i < width; i += V) {
+      const float *x = from + row * stride + i;
+      *(vec *)(to + row * UP(width, V) + i) = row >= n ? (vec)0 : scale * (i + V <= width ? *(const vec *)x : load_some(x, width - i, 0));
+    }
+}
+
+// n rows of whole vectors to rows of `width` numbers, `stride` apart: what is there, if `add`, plus scale[row] times them.
+PART void unpack(float *restrict to, long stride, const float *restrict from, int n, const int width, int add, const float *scale) {
+  for (int row = 0; row < n; row++)
+    for (int i = 0; i < width; i += V) {
+      float *x = to + row * stride + i;
+      vec value = *(const vec *)(from + row * UP(width, V) + i) * scale[row];
+      if (i + V <= width)
+        *(vec *)x = add ? *(const vec *)x + value : value;
+      else
+        store_some(x, add ? load_some(x, width - i, 0) + value : value, width - i);
+    }
+}
+
+// The keys that are there for query t among the n of a block from key k0 on.
+PART int seen_by(long t, long offset, long k0, int n) {
+  long seen = SKIPS ? MIN(n, offset + t + 1 - k0) : n;
+  return seen < 0 ? 0 : (int)seen;
+}
+
+#if PADDING
+// The V places from key k0 + j on of a row's padding that the query at `place` sees.
+PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long place) {
+  ints seen = 0;
+  for (int i = 0; i < V && j + i < n; i++) seen[i] = padding[k0 + j + i] && (!CAUSAL || k0 + j + i <= place) ? -1 : 0;
+  return seen;
+}
+#endif
+
+PART ints each(void) {
+  ints i;
+  UNROLL for (int j = 0; j < V; j++) i[j] = j;
+  return i;
+}
+
+#if DROP
+#define DROP_ARGUMENTS , const unsigned int *restrict key
+// Which of the V numbers from column j on of row t of head `head` are kept.
+PART ints kept(uints seed, const unsigned int *key, long head, long t, long j) {
+  unsigned int first = key[1] * ((unsigned int)H * T * S) + (unsigned int)((head * T + t) * S + j);
+  return (ints)(hash_of((uints)each() + first, seed) >= THRESHOLD);
+}
+#else
+#define DROP_ARGUMENTS
+#define DROP_SCALE 1.0f
+#endif
+#if PADDING
+#define PADDING_ARGUMENTS , const unsigned char *restrict padding
+#else
+#define PADDING_ARGUMENTS
+#endif
+
+#if !BACKWARD
+KERNEL NAME(float *restrict z, float *restrict stats, const float *restrict q, const KV *restrict k,
+            const KV *restrict v PADDING_ARGUMENTS DROP_ARGUMENTS, int slice) {
+  float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
+  const long offset = OFFSET, keys = S, tiles = PIECES(T, ROWS);
+#if DROP
+  uints seed = seed_of(key, SITE);
+#endif
+  for (long unit = FIRST(B * H * PARTS); unit < LAST(B * H * PARTS); unit++) {
+    long head = unit / PARTS, b = head / H, h = head % H, first = tiles * (unit % PARTS) / PARTS, last = tiles * (unit % PARTS + 1) / PARTS;
+    const float *q_here = q + Q_AT + b * QB + h * QH;
+    const KV *k_here = k + K_AT + b * KB + h * KH, *v_here = v + V_AT + b * VB + h * VH;
+#if PADDING
+    const unsigned char *pads = padding + b * S;
+#endif
+    for (long k0 = 0; k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
+      int n = MIN(KEYS, keys - k0);
+      pack_columns(kt, k_here + k0 * KT, KT, n, D);
+      pack_rows(vs, v_here + k0 * VT, VT, n, E);
+      for (long t = first * ROWS; t < MIN(T, last * ROWS); t += ROWS) {
+        int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n);
+        if (!most) continue;
+        float *z_here = z + ((b * T + t) * H + h) * E, *state = stats + (head * T + t) * 2;
+        pack_floats(qs, q_here + t * QT, QT, rows, ROWS, D, SCALE);
+        product(0, s, KEYS, qs, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
+        for (int r = 0; r < rows; r++) {
+          float *row = s + r * KEYS;
+          int seen = seen_by(t + r, offset, k0, n);
+          vec tops = NOTHING, sums = 0;
+          for (int j = 0; j < most; j += V) {
+            vec x = *(const vec *)(row + j);
+#if PADDING
+            x = seen_at(pads, k0, j, n, offset + t + r) ? x : (vec)HIDDEN;
+#endif
+            x = each() < seen - j ? x : (vec)NOTHING;
+            *(vec *)(row + j) = x;
+            tops = __builtin_elementwise_max(tops, x);
+          }
+          float before = k0 ? state[2 * r] : NOTHING, top = max_vec(tops);
+          top = before > top ? before : top;
+          for (int j = 0; j < most; j += V) {
+            vec e = exp_vec(*(const vec *)(row + j) - top);
+            sums += e;
+#if DROP
+            e = kept(seed, key, head, t + r, k0 + j) ? e : (vec)0;
+#endif
+            *(vec *)(row + j) = e;
+          }
+          scales[r] = k0 ? exp_vec((vec)(before - top))[0] : 0;
+          state[2 * r] = top;
+          state[2 * r + 1] = (k0 ? state[2 * r + 1] * scales[r] : 0) + sum_vec(sums);
+        }
+        for (int r = 0; r < rows; r++)
+          for (int i = 0; i < EP; i += V) {
+            const float *x = z_here + (long)r * H * E + i;
+            *(vec *)(zs + r * EP + i) = k0 == 0 ? (vec)0 : scales[r] * (i + V <= E ? *(const vec *)x : load_some(x, E - i, 0));
+          }
+        product(1, zs, EP, s, KEYS, 1, vs, EP, COLUMNS, most, EP);
+        int end = k0 + KEYS >= (SKIPS ? MIN(keys, offset + t + rows) : keys);
+        for (int r = 0; r < rows; r++) scales[r] = end ? DROP_SCALE / state[2 * r + 1] : 1;
+        unpack(z_here, (long)H * E, zs, rows, E, 0, scales);
+      }
+    }
+  }
+}
+
+#else
+// With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq = ds k.
+#if OUTPUTS == 1
+#define OUTPUT_ARGUMENTS float *restrict d1
+#elif OUTPUTS == 2
+#define OUTPUT_ARGUMENTS float *restrict d1, float *restrict d2
+#else
+#define OUTPUT_ARGUMENTS float *restrict d1, float *restrict d2, float *restrict d3
+#endif
+enum {
+  BLOCK = MIN(T, 48) / ROWS * ROWS,   // queries
+  WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that hangs over
+};
+KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, const KV *restrict v, const float *restrict z,
+            const float *restrict dz, const float *restrict stats PADDING_ARGUMENTS DROP_ARGUMENTS, int slice) {
+  float kt[KEYS * D] ALIGNED, vt[KEYS * E] ALIGNED, ks[KEYS * DP] ALIGNED, dks[(KEYS + ROWS) * DP] ALIGNED, dvs[(KEYS + ROWS) * EP] ALIGNED;
+  float qs[BLOCK * DP] ALIGNED, dzs[BLOCK * EP] ALIGNED, p[BLOCK * WIDTH] ALIGNED, ds[BLOCK * WIDTH] ALIGNED, dqs[ROWS * DP] ALIGNED;
+  float ones[KEYS], scales[ROWS];
+  const long offset = OFFSET, keys = S;
+  for (int i = 0; i < KEYS; i++) ones[i] = 1;
+  for (int i = 0; i < ROWS; i++) scales[i] = SCALE;
+#if DROP
+  uints seed = seed_of(key, SITE);
+#endif
+  for (long head = FIRST(B * H); head < LAST(B * H); head++) {
+    long b = head / H, h = head % H, q_at = Q_AT + b * QB + h * QH, k_at = K_AT + b * KB + h * KH, v_at = V_AT + b * VB + h * VH;
+#if PADDING
+    const unsigned char *pads = padding + b * S;
+#endif
+    for (long k0 = 0; k0 < keys; k0 += KEYS) {
+      int n = MIN(KEYS, keys - k0);
+      pack_columns(kt, k + k_at + k0 * KT, KT, n, D);
+      pack_columns(vt, v + v_at + k0 * VT, VT, n, E);
+      pack_rows(ks, k + k_at + k0 * KT, KT, n, D);
+      for (int i = 0; i < n * DP; i += V) *(vec *)(dks + i) = 0;
+      for (int i = 0; i < n * EP; i += V) *(vec *)(dvs + i) = 0;
+      long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;  // queries before it see none of these keys
+      for (long t0 = start; t0 < T; t0 += BLOCK) {
+        int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
+        const float *dz_here = dz + ((b * T + t0) * H + h) * E, *z_here = z + ((b * T + t0) * H + h) * E;
+        pack_floats(qs, q + q_at + t0 * QT, QT, queries, all, D, SCALE);
+        pack_floats(dzs, dz_here, (long)H * E, queries, all, E, 1);
+        for (int r0 = 0; r0 < queries; r0 += ROWS) {
+          int rows = MIN(ROWS, queries - r0), most = seen_by(t0 + r0 + rows - 1, offset, k0, n);
+          if (!most) continue;
+          product(0, p + r0 * WIDTH, WIDTH, qs + r0 * DP, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
+          product(0, ds + r0 * WIDTH, WIDTH, dzs + r0 * EP, EP, 1, vt, COLUMNS, COLUMNS * E, E, UP(most, V));
+          for (int r = r0; r < r0 + ROWS; r++) {
+            float *ps = p + r * WIDTH, *dss = ds + r * WIDTH, top = 0, scale = 0, mean = 0;
+            int seen = 0;
+            if (r < queries) {
+              const float *state = stats + (head * T + t0 + r) * 2;
+              vec sums = 0;
+              for (int i = 0; i < E; i += V) {
+                const float *x = z_here + (long)r * H * E + i;
+                sums += *(const vec *)(dzs + r * EP + i) * (i + V <= E ? *(const vec *)x : load_some(x, E - i, 0));
+              }
+              mean = sum_vec(sums), top = state[0], scale = 1 / state[1], seen = seen_by(t0 + r, offset, k0, n);
+            }
+            for (int j = 0; j < most; j += V) {
+              vec x = *(const vec *)(ps + j), dp = *(const vec *)(dss + j);
+#if PADDING
+              ints visible = seen_at(pads, k0, j, n, offset + t0 + r);
+              x = visible ? x : (vec)HIDDEN;
+#endif
+              x = each() < seen - j ? x : (vec)NOTHING;
+              vec pattern = exp_vec(x - top) * scale, dropped = pattern;
+#if DROP
+              ints keep = kept(seed, key, head, t0 + r, k0 + j);
+              dropped = keep ? pattern * DROP_SCALE : (vec)0;
+              dp = keep ? dp * DROP_SCALE : (vec)0;
+#endif
+              vec d = pattern * (dp - mean);
+#if PADDING
+              d = visible ? d : (vec)0;
+#endif
+              *(vec *)(ps + j) = dropped;
+              *(vec *)(dss + j) = d;
+            }
+            for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) *(vec *)(ps + j) = *(vec *)(dss + j) = 0;
+          }
+          product(0, dqs, DP, ds + r0 * WIDTH, WIDTH, 1, ks, DP, COLUMNS, most, DP);
+          unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > 0, scales);
+        }
+        for (int m = 0; m < n; m += ROWS) {  // the first query that sees one of these keys
+          int first = SKIPS && k0 + m > offset + t0 ? k0 + m - offset - t0 : 0;
+          if (first >= queries) break;
+          product(1, dvs + m * EP, EP, p + m + first * WIDTH, 1, WIDTH, dzs + first * EP, EP, COLUMNS, queries - first, EP);
+          product(1, dks + m * DP, DP, ds + m + first * WIDTH, 1, WIDTH, qs + first * DP, DP, COLUMNS, queries - first, DP);
+        }
+      }
+      unpack(DK + k_at + k0 * KT, KT, dks, n, D, 0, ones);
+      unpack(DV + v_at + k0 * VT, VT, dvs, n, E, 0, ones);
+    }
+  }
+}
+#endif
