@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
-from tinygrad.nn.state import get_parameters
+from tinygrad.nn.state import get_parameters, get_state_dict
 
-from lama.jit import capture_at_once
+from lama.kernels.plan import Step
 from lama.models.gpt import GPT
 
 SMALLEST_BUCKET = 16
@@ -33,9 +33,7 @@ class Decoder:
         self.model, self.batch, self.jit, self.position = model, batch, jit, 0
         self._weights = buffers(model)
         self.cache = model.new_cache(batch)
-        self._capture = capture_at_once if jit else (lambda step: step)
-        self._prefills: dict[int, Callable[..., Tensor]] = {}
-        self._decode = self._capture(self._decode_step)
+        self._steps: dict[tuple[str, int], Callable[[np.ndarray, UOp], np.ndarray]] = {}
 
     def fits(self, model: GPT, batch: int, jit: bool) -> bool:
         """Whether this is a decoder for that: for these very weights too, since what was captured reads their buffers."""
@@ -45,26 +43,35 @@ class Decoder:
         """Start again with `tokens` (B, T), T at least 1; logits (B, vocab_size) after the last of them."""
         n = tokens.shape[1]
         size = bucket(n, self.model.config.context_length)
-        if size not in self._prefills:
-            self._prefills[size] = self._capture(self._prefill_step)
         # The padding's keys and values land behind the prompt, where later tokens overwrite them before any are seen.
         padded = np.zeros((self.batch, size), np.int32)
         padded[:, :n] = tokens
-        last = UOp.variable("last", 0, self.model.config.context_length - 1).bind(n - 1)
-        logits = self._prefills[size](Tensor(padded, device=self._device).realize(), last)
+        logits = self._step("prefill", size)(padded, self._variable("last", n - 1))
         self.position = n
-        return logits.numpy()
+        return logits
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """One more token for each row, `tokens` (B,); logits (B, vocab_size) after it."""
-        position = UOp.variable("position", 0, self.model.config.context_length - 1).bind(self.position)
-        logits = self._decode(Tensor(tokens.astype(np.int32).reshape(-1, 1), device=self._device).realize(), position)
+        logits = self._step("decode", 1)(tokens.reshape(-1, 1), self._variable("position", self.position))
         self.position += 1
-        return logits.numpy()
+        return logits
 
-    @property
-    def _device(self) -> str:
-        return str(self.model.embed.weight.device)
+    def _variable(self, name: str, value: int) -> UOp:
+        return UOp.variable(name, 0, self.model.config.context_length - 1).bind(value)
+
+    def _step(self, name: str, size: int) -> Callable[[np.ndarray, UOp], np.ndarray]:
+        """The prefill or decode step of tokens (B, size), made once."""
+        if (name, size) not in self._steps:
+            function: Callable[[Tensor, UOp], Tensor] = self._prefill_step if name == "prefill" else self._decode_step
+            if self.jit:
+                state = get_state_dict(self.model) | get_state_dict(self.cache, "cache")
+                self._steps[name, size] = Step(function, (self.batch, size), state, f"{name} {self.model.config}")
+            else:
+                self._steps[name, size] = lambda tokens, variable: function(self._tensor(tokens), variable).numpy()
+        return self._steps[name, size]
+
+    def _tensor(self, tokens: np.ndarray) -> Tensor:
+        return Tensor(tokens.astype(np.int32), device=str(self.model.embed.weight.device)).realize()
 
     def _prefill_step(self, tokens: Tensor, last: UOp) -> Tensor:
         x = self.model.hidden(tokens, self.cache)[:, last : last + 1]  # (B, 1, d_model): only one row is unembedded

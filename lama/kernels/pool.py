@@ -95,7 +95,7 @@ def _program(name: str, worker: int) -> Any:
     return CPUProgram(device, TinyELF(device.compiler.compile_cached(source), name, device.renderer.target, ()))
 
 
-def _call(program: Any, slices: int, arguments: list[int]) -> list[int]:
+def call_words(program: Any, slices: int, arguments: list[int]) -> list[int]:
     """What pool.c wants to know of a call, as numbers; the arguments start at the fifth."""
     words = next(n for n in (8, 16, 64) if len(arguments) <= n)
     place = program.runtimevars.get("core_id", NO_PLACE)
@@ -112,7 +112,7 @@ class PooledProgram:
         if global_size[0] == 1:
             return self.program(*buffers, global_size=global_size, vals=vals, **how)
         began = time.perf_counter()
-        numbers = _call(self.program, global_size[0], [*(b.va_addr for b in buffers), *(v or 0 for v in vals)])
+        numbers = call_words(self.program, global_size[0], [*(b.va_addr for b in buffers), *(v or 0 for v in vals)])
         calls = (ctypes.c_uint64 * len(numbers))(*numbers)
         pool().run(ctypes.addressof(calls), 1)
         return time.perf_counter() - began if how.get("wait") else None
@@ -129,7 +129,7 @@ class Replay(GraphRunner):
             program_here = runtime.program if isinstance(runtime, PooledProgram) else runtime  # made before `use_all_cores`
             values = [device_vars.get(v.expr, 0) for v in program.arg.vars]
             self._starts.append(len(numbers))
-            numbers += _call(program_here, int(program.arg.global_size[0]), [*(b.get_buf(b.device).va_addr for b in buffers), *values])
+            numbers += call_words(program_here, int(program.arg.global_size[0]), [*(b.get_buf(b.device).va_addr for b in buffers), *values])
         self._words = (ctypes.c_uint64 * len(numbers))(*numbers)
 
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int], wait: bool = False) -> float | None:
