@@ -22,7 +22,7 @@
 enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
-  DEPTH = UP(PIECES(K, PIECES(K, 256)), V),        // the sum in equal pieces
+  DEPTH = UP(PIECES(K, PIECES(K, 128)), V),        // the sum in equal pieces
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,   // columns of w at a time: on the stack, and some threads have 512 kB
   WIDTH = UP(PIECES(N, PIECES(N, PANEL)), COLUMNS),
 };
@@ -58,21 +58,32 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 #define W_STEP COLUMNS
 #endif
 
-// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored.
+// The k-th product of each of a tile's sums. The panel's rows come from the second cache: they are asked for AHEAD of time.
+#define AHEAD 6
+PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a, const float *restrict w, int k) {
+  vec row[VECTORS];
+  UNROLL for (int j = 0; j < VECTORS; j++) {
+    row[j] = *(const vec *)(w + k * W_STEP + j * V);
+    if (!W_IN_PLACE) __builtin_prefetch(w + (k + AHEAD) * W_STEP + j * V);
+  }
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
+}
+
+// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored. The rows of c are
+// asked for one by one on the way: all at once they would hold up the panel's.
+#define STEPS 4
 PART void tile_of(const int rows, float *restrict c, const float *restrict a, const float *restrict w, const float *bias, int depth,
                   int columns, int add) {
   vec sums[ROWS][VECTORS];
   UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < VECTORS; j++) {
-      sums[i][j] = 0;
-      __builtin_prefetch(c + (long)i * N + j * V, 1);
-    }
-  for (int k = 0; k < depth; k++) {
-    vec row[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; j++) row[j] = *(const vec *)(w + k * W_STEP + j * V);
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
+    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] = 0;
+  int k = 0;
+  for (; k + STEPS <= depth; k += STEPS) {
+    if (k / STEPS < rows) UNROLL for (int j = 0; j < VECTORS; j++) __builtin_prefetch(c + (long)(k / STEPS) * N + j * V, 1);
+    UNROLL for (int i = 0; i < STEPS; i++) step(rows, sums, a, w, k + i);
   }
+  for (; k < depth; k++) step(rows, sums, a, w, k);
   if (columns == COLUMNS) {
     UNROLL for (int i = 0; i < rows; i++)
       UNROLL for (int j = 0; j < VECTORS; j++) {
