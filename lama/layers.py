@@ -6,19 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Device, Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.compiler import ensure_compiler
-from lama.kernels import gelu, layernorm, matmul
+from lama.kernels import gelu, layernorm, matmul, use_large_pages
 from lama.shapes import Float
 
-_find_compiler_once = functools.cache(ensure_compiler)
+
+@functools.cache
+def _prepare_once(device: str) -> None:
+    """Before the first tensor, which opens tinygrad's device, and before the weights get their memory."""
+    ensure_compiler()
+    use_large_pages(device)
 
 
 def parameter(*shape: int) -> Tensor:
     """A float32 parameter of this shape, allocated and not filled: `initialise` or a checkpoint does that."""
-    _find_compiler_once()  # the first tensor opens tinygrad's device
+    _prepare_once(Device.DEFAULT)
     return Tensor.empty(*shape)
 
 

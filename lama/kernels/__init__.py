@@ -8,6 +8,7 @@ from lama.kernels.embedding import embedding
 from lama.kernels.fusion import apart
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
+from lama.kernels.memory import use_large_pages
 from lama.kernels.optimizer import adamw, sum_of_squares
 from lama.kernels.views import stored
 
@@ -27,4 +28,5 @@ __all__ = [
     "softmax",
     "stored",
     "sum_of_squares",
+    "use_large_pages",
 ]

@@ -13,7 +13,7 @@ from tinygrad.dtype import DType
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.fusion import Record, made, maker
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
-from lama.kernels.matvec import fits, matvec
+from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.pool import threads
 from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
 
@@ -91,7 +91,7 @@ class Product(Record):
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         lead, rows = a.shape[:-2], math.prod(int(n) for n in (a.shape[:-1] if b.ndim == 2 else a.shape[-2:-1]))
-        if not self.transpose_a and self.transpose_b and fits(rows, int(a.shape[-1])):
+        if not self.transpose_a and self.transpose_b and rows <= FEW_ROWS:
             out = _few_rows(self)
         elif self.gelu or self.residual is not None:
             return None
@@ -108,7 +108,7 @@ class Product(Record):
 def _few_rows(product: Product) -> Tensor:
     """Where a has just been normalised, the same kernel does that, too."""
     a, b = Tensor(product.a), Tensor(product.b)
-    norm = maker(a, Normalised) if b.ndim == 2 else None
+    norm = maker(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
     parts = {"a": product.a, "w": product.b, "bias": product.bias, "residual": product.residual}
     if norm is not None:
         parts |= {"a": norm.x, "norm_weight": norm.weight, "norm_bias": norm.bias}

@@ -2,7 +2,13 @@
 // order, as fast as memory gives it. The types BIAS, NORM_WEIGHT and NORM_BIAS are defined where there are such: with NORM_WEIGHT,
 // each row of a is normalised first, as layernorm.c does. `finish` adds the bias, takes GELU and adds the residual, (M, N).
 
-#define LANES 4
+// Rows of w at once, and vectors of each: one row, read in order, is best for memory; with many rows of a, these come from
+// the second cache, and are to serve more than one row of w. All sums stay in registers.
+#define LANES (M <= 2 || (V < 16 && M > 4) ? 1 : 2)
+#define AT_ONCE (M <= 2 ? 4 : V == 16 && M <= 4 ? 2 : 1)
+#ifndef AHEAD
+#define AHEAD 4096  // bytes
+#endif
 
 #ifdef BIAS
 #define BIAS_ARGUMENT , const BIAS *restrict bias
@@ -25,30 +31,41 @@
 #define RESIDUAL_ARGUMENT
 #endif
 
-// `lanes` columns of y from the n-th on, as sums.
-PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restrict w, long n, int lanes) {
-  vec sums[M][LANES];
-  float tails[M][LANES];
+// Of `lanes` rows of w, the sums with all rows of a, N apart. The next rows are asked for from memory already: what the CPU
+// asks for by itself ends at a page's end, and a row is hardly longer.
+PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restrict w, const int lanes) {
+  vec sums[M][LANES][AT_ONCE];
   UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int j = 0; j < LANES; j++) { sums[m][j] = 0; tails[m][j] = 0; }
-  for (int k = 0; k + V <= K; k += V)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) {
-        vec weights = load(w + (n + j) * K + k);
-        UNROLL for (int m = 0; m < M; m++) sums[m][j] += *(const vec *)(a + m * K + k) * weights;
+    UNROLL for (int i = 0; i < lanes; i++)
+      UNROLL for (int j = 0; j < AT_ONCE; j++) sums[m][i][j] = 0;
+  int k = 0;
+  for (; k + AT_ONCE * V <= K; k += AT_ONCE * V)
+    UNROLL for (int i = 0; i < lanes; i++) {
+      UNROLL for (int byte = 0; byte < AT_ONCE * V * (int)sizeof(WEIGHT); byte += 64)
+        __builtin_prefetch((const char *)(w + i * K + k) + AHEAD + byte);
+      UNROLL for (int j = 0; j < AT_ONCE; j++) {
+        vec weights = load(w + i * K + k + j * V);
+        UNROLL for (int m = 0; m < M; m++) sums[m][i][j] += load(a + m * K + k + j * V) * weights;
       }
-  for (int k = K / V * V; k < K; k++)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes)
-        UNROLL for (int m = 0; m < M; m++) tails[m][j] += a[m * K + k] * load1(w + (n + j) * K + k);
+    }
+  for (; k < K; k += V)
+    UNROLL for (int i = 0; i < lanes; i++) {
+      const int some = MIN(V, K - k);
+      vec weights = some == V ? load(w + i * K + k) : load_some(w + i * K + k, some, 0);
+      UNROLL for (int m = 0; m < M; m++) {
+        vec values = some == V ? load(a + m * K + k) : load_some(a + m * K + k, some, 0);
+        sums[m][i][0] += values * weights;
+      }
+    }
   UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int j = 0; j < LANES; j++)
-      if (j < lanes) y[m * N + n + j] = tails[m][j] + sum_vec(sums[m][j]);
+    UNROLL for (int i = 0; i < lanes; i++) {
+      UNROLL for (int j = 1; j < AT_ONCE; j++) sums[m][i][0] += sums[m][i][j];
+      y[m * N + i] = sum_vec(sums[m][i][0]);
+    }
 }
 
 KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w BIAS_ARGUMENT RESIDUAL_ARGUMENT
                 NORM_WEIGHT_ARGUMENT NORM_BIAS_ARGUMENT, int slice) {
-  const long first = FIRST(N / LANES) * LANES, last = slice == SLICES - 1 ? N : LAST(N / LANES) * LANES;
 #ifdef NORM_WEIGHT
   float normalised[M * K] __attribute__((aligned(64)));
   for (int m = 0; m < M; m++) {
@@ -63,12 +80,12 @@ KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w
   a = normalised;
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
-    long n = first;
-    for (; n + LANES <= last; n += LANES) dots(y, a, w, n, LANES);
-    for (; n < last; n++) dots(y, a, w, n, 1);
+    long n = FIRST(N);
+    for (; n + LANES <= LAST(N); n += LANES) dots(y + n, a, w + n * K, LANES);
+    for (; n < LAST(N); n++) dots(y + n, a, w + n * K, 1);
     for (int m = 0; m < M; m++)
-      for (n = first; n < last; n += V) {
-        const int some = MIN(V, last - n);
+      for (n = FIRST(N); n < LAST(N); n += V) {
+        const int some = MIN(V, LAST(N) - n);
         vec value = some == V ? load(y + m * N + n) : load_some(y + m * N + n, some, 0);
 #ifdef BIAS
         value += some == V ? load(bias + n) : load_some(bias + n, some, 0);

@@ -4,17 +4,21 @@ import math
 
 from tinygrad import Tensor
 
+from lama.kernels.pool import threads
 from lama.kernels.program import STORED_TYPES, Gradient, Kernel, slices_for
 
-FEW_ROWS = 4
-ON_STACK = 16384  # floats that a slice keeps on its stack: some threads have no more than 512 kB
-LANES = 4  # of matvec.c
+FEW_ROWS = 8
+ON_STACK = 16384  # normalised numbers that a slice keeps on its stack: some threads have no more than 512 kB
+SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 
 
-def fits(rows: int, k: int) -> bool:
-    """Whether a product of so many rows, of k numbers each, is one for this kernel, which may have to normalise them."""
-    return rows <= FEW_ROWS and rows * k <= ON_STACK
+def shares(nanoseconds: float) -> int:
+    """How many slices for a kernel that does nothing but read: as many for each thread, since all read at the same speed, and
+    long ones, since each has to get under way; a little work is shared out too, for in decoding no thread sleeps.
+    """
+    slices, count = slices_for(nanoseconds), threads()
+    return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
 
 
 def matvec(inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, gradient: Gradient | None = None) -> Tensor:
@@ -43,6 +47,6 @@ def matvec(inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, 
         parts.append(epsilon.hex())
     name = "_".join(["lama_matvec", *map(str, (batch, m, n, k)), STORED_TYPES[w.dtype], *parts])
     name = "".join(c if c.isalnum() else "_" for c in name.replace("-", "m"))
-    slices = min(-(-n // LANES), slices_for(batch * n * k * w.dtype.itemsize / BANDWIDTH))
+    slices = min(n, shares(batch * n * k * w.dtype.itemsize / BANDWIDTH))
     kernel = Kernel(name, "matvec.c", macros, operations=2 * batch * m * n * k, slices=slices)
     return kernel((*lead, m, n), *inputs.values(), gradient=gradient)

@@ -1,0 +1,40 @@
+"""Large pages for large buffers: tinygrad's are in pages of 4 kB, and a core that reads weights spends a tenth of its time
+finding out where the next page is.
+"""
+
+import contextlib
+import ctypes
+import mmap
+from dataclasses import replace
+from typing import Any
+
+from tinygrad import Device
+
+LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
+
+
+def use_large_pages(device: str) -> None:
+    """Let this CPU device's large buffers lie in large pages from here on, where the system has them to give (Linux)."""
+    if device.split(":")[0] != "CPU" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    allocator: Any = Device[device].allocator
+    if isinstance(allocator._alloc, LargePages):
+        return
+    allocator._alloc = LargePages(allocator._alloc)
+
+
+class LargePages:
+    """An allocator's function `_alloc` that asks the system for memory itself."""
+
+    def __init__(self, alloc: Any):
+        self._alloc = alloc
+
+    def __call__(self, size: int, options: Any) -> Any:
+        if size < LARGE or options.external_ptr is not None:
+            return self._alloc(size, options)
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory, tinygrad's, gets none
+        with contextlib.suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        buffer = self._alloc(size, replace(options, external_ptr=ctypes.addressof(ctypes.c_char.from_buffer(memory))))
+        buffer.meta = memory  # as long as the buffer is there
+        return buffer
