@@ -70,6 +70,11 @@ def make_similarity(name: str, n_heads: int, d_head: int) -> Similarity:
     raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}; got {name!r}")
 
 
+def scale_of(similarity: Similarity, d_head: int) -> float | None:
+    """What a similarity multiplies qᵀk with, if that is all it does: kernels know such ones."""
+    return 1.0 if similarity is dot else 1 / math.sqrt(d_head) if similarity is scaled_dot else None
+
+
 def attention(
     q: Float[Tensor, "*B T d_head"],
     k: Float[Tensor, "*B S d_head"],
@@ -98,12 +103,10 @@ def attention(
 
 def _without_scores(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, similarity: Similarity, dropout: Dropout) -> Tensor | None:
     """`attention` where a kernel does all of it, else None."""
-    if similarity is not dot and similarity is not scaled_dot:
-        return None
+    scale = scale_of(similarity, int(q.shape[-1]))
     offset, padding = (mask.offset, mask.padding) if isinstance(mask, Causal) else (None, mask)
-    if not ((offset is None or (isinstance(offset, int) and offset >= 0)) and kernels.attends(q, k, v, padding)):
+    if scale is None or not (offset is None or (isinstance(offset, int) and offset >= 0)) or not kernels.attends(q, k, v, padding):
         return None
-    scale = 1.0 if similarity is dot else 1 / math.sqrt(q.shape[-1])
     return kernels.attention(q, k, v, scale, offset, padding, dropout.rate, dropout.key, dropout.site("pattern"))
 
 
@@ -134,6 +137,7 @@ class MultiHeadAttention:
         self.qkv = Linear(d_model, 3 * d_model, bias)
         self.out = Linear(d_model, d_model, bias)
         self.similarity = make_similarity(similarity, n_heads, self.d_head)
+        self.scale = scale_of(self.similarity, self.d_head)
 
     def project(
         self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | None
@@ -160,11 +164,15 @@ class MultiHeadAttention:
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
-        """With a `cache`, the keys and values of this call are stored there as those of `layer` at `position`."""
+        """With a `cache`, the keys and values of this call are stored there as those of `layer` at `position`, or at the offset of
+        a causal mask whose offset is a tensor: then without looking at anything through `tap`."""
         B, T, d_model = x.shape
         q, k, v = self.project(x, memory)
         q, k, v = tap("q", q), tap("k", k), tap("v", v)
-        if cache is not None:
-            k, v = cache.update(layer, k, v, position)
-        z = tap("z", attention(q, k, v, mask, self.similarity, tap, dropout))  # (B, H, T, d_head)
+        if cache is not None and self.scale is not None and isinstance(mask, Causal) and isinstance(mask.offset, Tensor):
+            z = cache.attend(layer, q, k, v, mask.offset, self.scale)  # (B, H, T, d_head)
+        else:
+            if cache is not None:
+                k, v = cache.update(layer, k, v, position)
+            z = tap("z", attention(q, k, v, mask, self.similarity, tap, dropout))  # (B, H, T, d_head)
         return self.out(stored(z.transpose(1, 2).reshape(B, T, d_model)))

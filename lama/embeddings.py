@@ -16,8 +16,11 @@ class TokenEmbedding:
     def __init__(self, vocab_size: int, d_model: int):
         self.weight = parameter(vocab_size, d_model)
 
-    def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
-        return embedding(self.weight, tokens)
+    def __call__(
+        self, tokens: Int[Tensor, "B T"], positions: Float[Tensor, "n d_model"] | None = None, position: Size | Tensor = 0
+    ) -> Float[Tensor, "B T d_model"]:
+        """With `positions`, the T rows of it from `position` on are added."""
+        return embedding(self.weight, tokens, positions, position)
 
     def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """logits = x Eᵀ. Source: Press & Wolf 2017."""

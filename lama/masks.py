@@ -14,15 +14,19 @@ from lama.shapes import Bool, Int, Size, as_tensor
 
 @dataclass(frozen=True)
 class Causal:
-    """Query t stands at position `offset + t` and sees the keys at positions up to its own, but for those that `padding` hides."""
+    """Query t stands at position `offset + t` and sees the keys at positions up to its own, but for those that `padding` hides.
 
-    offset: Size = 0
+    An offset may be a stored int32 of shape (1,): of queries behind those in a cache, for kernels that read it when they run.
+    """
+
+    offset: Size | Tensor = 0
     padding: Tensor | None = None
 
     def __and__(self, padding: Bool[Tensor, "B 1 1 S"]) -> "Causal":
         return Causal(self.offset, padding if self.padding is None else self.padding & padding)
 
     def as_tensor(self, n_queries: int, n_keys: Size) -> Bool[Tensor, "..."]:
+        assert not isinstance(self.offset, Tensor), "only known when it runs"
         mask = causal_mask(n_queries, n_keys, self.offset)
         return mask if self.padding is None else mask & self.padding
 

@@ -264,6 +264,31 @@ def test_embedding_of_a_token_that_is_no_row_is_zeros(both):
     assert gradient.sum() == 19 and (gradient[3] == 1).all()
 
 
+@pytest.mark.parametrize(("position", "shape"), [(0, (2, 4)), (3, (2, 4)), (0, (4,))])
+def test_embedding_adds_positions_and_gives_their_gradient(both, position, shape):
+    weight, table, tokens, dy = (
+        normal(7, 19),
+        normal(11, 19, seed=1),
+        ROWS.ravel()[: int(np.prod(shape))].reshape(shape),
+        normal(*shape, 19),
+    )
+    tensors = Tensor(weight), Tensor(table)
+    ours = results(embedding(tensors[0], Tensor(tokens), tensors[1], position), dy, *tensors)
+    d_weight, d_table = np.zeros((7, 19)), np.zeros((11, 19))
+    np.add.at(d_weight, tokens, dy)
+    d_table[position : position + 4] = dy.reshape(-1, 4, 19).sum(0, dtype=float)
+    assert_all_close(ours, [weight[tokens] + table[position : position + 4], d_weight, d_table])
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"])
+def test_embedding_reads_the_position_when_it_runs_and_tables_of_any_type(both, dtype):
+    tables = [Tensor(normal(n, 19)).cast(dtype).contiguous().realize() for n in (7, 11)]
+    weight, table = (t.float().numpy() for t in tables)
+    rows = embedding(tables[0], Tensor(ROWS), tables[1], Tensor([5], dtype=dtypes.int32).realize())
+    assert rows.dtype == dtypes.float32
+    np.testing.assert_array_equal(rows.numpy(), weight[ROWS] + table[5:9])
+
+
 # --- which path is taken
 
 
@@ -282,8 +307,8 @@ def test_kernels_serve_plain_float32_on_the_cpu_and_nothing_else(ran, monkeypatc
     use(x)
     assert len(ran) == 1 and ran[0].startswith(f"lama_{name}_")
     ran.clear()
-    use(x.cast(dtypes.float16))
     if name != "embedding":
+        use(x.cast(dtypes.float16))
         use(x[: UOp.variable("n", 1, 3).bind(2)])
         use(Tensor.empty(0, 37))
         use(Tensor.empty(3, 37, device="NULL"))

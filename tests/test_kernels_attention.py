@@ -4,15 +4,16 @@ import math
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import SMALL, normal
 from test_kernels import assert_all_close, both, needs_c, ran, results  # noqa: F401  (fixtures)
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, UOp, dtypes
 
 from lama import kernels
 from lama.attention import attention, dot, scaled_dot
 from lama.dropout import Dropout, no_dropout
 from lama.kernels import program, views
 from lama.masks import Causal, causal_mask, padding_mask
+from lama.models.gpt import GPT, GPTConfig
 
 # B, H, T, S, d, e: no two alike, and each kind of tail; blocks of keys and queries, and the first and the last of them alone
 SHAPES = [(2, 3, 5, 7, 4, 6), (1, 2, 61, 37, 16, 17), (3, 1, 131, 307, 33, 64), (2, 1, 50, 290, 128, 80), (1, 1, 1, 1, 1, 1)]
@@ -160,6 +161,62 @@ def test_causal_mask_with_padding_is_the_two_masks_combined():
     tokens = Tensor([[5, 0, 4], [1, 2, 3]])
     padding = padding_mask(tokens, pad=0)
     np.testing.assert_array_equal(((Causal(1) & padding) & padding).as_tensor(2, 3).numpy(), (causal_mask(2, 3, 1) & padding).numpy())
+
+
+# --- with a cache
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("B", "H", "T", "S", "d", "position"),
+    [
+        (2, 3, 1, 13, 5, 7),
+        (1, 3, 1, 307, 64, 277),
+        (3, 2, 4, 13, 18, 9),
+        (1, 2, 5, 307, 33, 200),
+        (1, 1, 131, 307, 32, 0),
+        (1, 3, 2, 5, 16, 0),
+    ],
+)
+def test_cached_attention_stores_its_keys_and_looks_at_all_before(ran, B, H, T, S, d, position, dtype):  # noqa: F811
+    caches = [Tensor(normal(B, H, S, d, seed=seed)).cast(dtype).contiguous().realize() for seed in (1, 2)]
+    before = [cache.float().numpy() for cache in caches]
+    q, k, v = (t.reshape(B, T, H, d).transpose(1, 2) for t in Tensor(normal(B, T, 3 * H * d)).realize().chunk(3, dim=-1))
+    new = [t.contiguous().cast(dtype).contiguous().float().numpy() for t in (k, v)]
+    z = kernels.attention_in_cache(q, k, v, *caches, Tensor([position], dtype=dtypes.int32).realize(), 0.3).numpy()
+    for cache, old, added in zip(caches, before, new, strict=True):
+        old[:, :, position : position + T] = added
+        np.testing.assert_array_equal(cache.float().numpy(), old)
+    keys, values = (old[:, :, : position + T] for old in before)
+    seen = np.tril(np.ones((T, position + T), bool), position)
+    assert_all_close([z], attention64(q.contiguous().numpy(), keys, values, np.zeros((B, H, T, d)), 0.3, seen)[:1], 3e-6)
+    assert len(ran) == 1
+
+
+@needs_c
+@pytest.mark.parametrize("position", [-1, 12, 2**31 - 1])
+def test_cached_attention_stays_within_the_cache(position):
+    caches = [Tensor.zeros(1, 1, 13, 5).contiguous().realize() for _ in range(2)]
+    new = Tensor(normal(1, 1, 2, 5)).realize()
+    kernels.attention_in_cache(new, new, new, *caches, Tensor([position], dtype=dtypes.int32).realize(), 1.0).realize()
+    start = 0 if position < 0 else 11
+    np.testing.assert_array_equal(caches[0].numpy()[:, :, start : start + 2], new.numpy())
+    assert (np.delete(caches[1].numpy(), [start, start + 1], axis=2) == 0).all()
+
+
+@needs_c
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_decode_step_is_kernels_and_one_more(batch):
+    model = GPT(GPTConfig(**SMALL))
+    cache, tokens = model.new_cache(batch), Tensor.ones(batch, 1, dtype=dtypes.int32).contiguous().realize()
+    for n in range(2):
+        position = UOp.variable("position", 0, 12).bind(n)
+        linear, _ = Tensor.linear_with_vars(model(tokens, cache, position))
+        names = [call.src[0].arg.name for call in linear.src]
+    others = [name for name in names if not name.startswith("lama_")]
+    assert len(others) == 1, "only the position is written by tinygrad"
+    assert len([name for name in names if name.startswith("lama_attention_step_")]) == SMALL["n_layers"]
 
 
 # --- where a tensor lies

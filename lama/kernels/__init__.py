@@ -1,6 +1,6 @@
 """Fast paths for devices where tinygrad's own schedule is slow. Each does what its plain tinygrad twin does."""
 
-from lama.kernels.attention import attends, attention
+from lama.kernels.attention import attends, attends_in, attention, attention_in_cache
 from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import add, gelu, softmax
@@ -17,7 +17,9 @@ __all__ = [
     "add",
     "apart",
     "attends",
+    "attends_in",
     "attention",
+    "attention_in_cache",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -5,6 +5,9 @@
 // CAUSAL: query t sees the keys up to offset + t, offset >= 0; PADDING: and of these only the ones that `padding` (B, S) says.
 // A query that sees nothing gets the mean of all values. DROP: each number of the pattern is dropped if dropout.c would.
 //
+// CACHED: the keys and values, of type KV, are those in two caches (B, H, S, D) that already hold *position of them for each
+// head; the T new ones, at k and v, are written behind these first. `offset` is *position.
+//
 // Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are brought up to date.
 
 #define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
@@ -141,24 +144,48 @@ PART ints kept(uints seed, const unsigned int *key, long head, long t, long j) {
 #endif
 
 #if !BACKWARD
-KERNEL NAME(float *restrict z, float *restrict stats, const float *restrict q, const KV *restrict k,
-            const KV *restrict v PADDING_ARGUMENTS DROP_ARGUMENTS, int slice) {
+#if CACHED
+// Parts of one head write the same numbers to the same places.
+PART void add_rows(KV *restrict to, const float *restrict from, long stride, long n) {
+  for (long row = 0; row < n; row++, to += D, from += stride) {
+    int i = 0;
+    for (; i + V <= D; i += V) store(to + i, load(from + i));
+    if (i < D) store_some(to + i, load_some(from + i, D - i, 0), D - i);
+  }
+}
+#define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, KV *key_cache, KV *value_cache, const float *restrict q, \
+  const float *restrict k, const float *restrict v, const int *restrict position, int slice
+#else
+#define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, const float *restrict q, const KV *restrict k, \
+  const KV *restrict v PADDING_ARGUMENTS DROP_ARGUMENTS, int slice
+#endif
+KERNEL NAME(FORWARD_ARGUMENTS) {
   float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
-  const long offset = OFFSET, keys = S, tiles = PIECES(T, ROWS);
+#if CACHED
+  const long offset = MAX(0, MIN(position[0], S - T)), keys = offset + T, tiles = PIECES(T, ROWS), k_row = D, v_row = D;
+#else
+  const long offset = OFFSET, keys = S, tiles = PIECES(T, ROWS), k_row = KT, v_row = VT;
+#endif
 #if DROP
   uints seed = seed_of(key, SITE);
 #endif
   for (long unit = FIRST(B * H * PARTS); unit < LAST(B * H * PARTS); unit++) {
     long head = unit / PARTS, b = head / H, h = head % H, first = tiles * (unit % PARTS) / PARTS, last = tiles * (unit % PARTS + 1) / PARTS;
     const float *q_here = q + Q_AT + b * QB + h * QH;
+#if CACHED
+    const KV *k_here = key_cache + head * S * D, *v_here = value_cache + head * S * D;
+    add_rows(key_cache + (head * S + offset) * D, k + K_AT + b * KB + h * KH, KT, MIN(T, last * ROWS));
+    add_rows(value_cache + (head * S + offset) * D, v + V_AT + b * VB + h * VH, VT, MIN(T, last * ROWS));
+#else
     const KV *k_here = k + K_AT + b * KB + h * KH, *v_here = v + V_AT + b * VB + h * VH;
+#endif
 #if PADDING
     const unsigned char *pads = padding + b * S;
 #endif
     for (long k0 = 0; k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
       int n = MIN(KEYS, keys - k0);
-      pack_columns(kt, k_here + k0 * KT, KT, n, D);
-      pack_rows(vs, v_here + k0 * VT, VT, n, E);
+      pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
+      pack_rows(vs, v_here + k0 * v_row, v_row, n, E);
       for (long t = first * ROWS; t < MIN(T, last * ROWS); t += ROWS) {
         int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n);
         if (!most) continue;

@@ -8,12 +8,15 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.dropout import threshold
 from lama.kernels.matmul import factors_are_rounded
 from lama.kernels.pool import threads
-from lama.kernels.program import Gradient, Kernel, is_fast, slices_for
+from lama.kernels.program import STORED_TYPES, Gradient, Kernel, is_fast, slices_for
 from lama.kernels.views import Layout, contiguous_strides, covers, stored, view
 
 WIDEST = 256  # numbers of a head: blocks of wider ones would not fit the stack of a thread
 FLOPS = 70  # floating-point operations that a core does in a nanosecond, about
 PARTS = 2  # for each thread, where there are fewer heads
+FEW_QUERIES = 4  # up to so many, the keys and values are read once, in order
+ON_STACK = 32768  # floats that a slice keeps on its stack
+BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 FEWEST_QUERIES = 64  # of a part: each part copies the keys and values for itself
 
 
@@ -50,25 +53,30 @@ class _Form:
             seen = sum(min(self.S, self.offset + t + 1) for t in range(self.T))
         return self.B * self.H * seen * (self.D + self.E)
 
-    def macros(self, backward: bool) -> tuple[tuple[str, str | int], ...]:
-        numbers = tuple((name, int(getattr(self, name))) for name in "BHTSDE")
-        places: list[tuple[str, str | int]] = []
-        for name, layout in zip("QKV", self.layouts, strict=True):
-            batch, head, row, _ = layout.strides
-            places += [(f"{name}_AT", f"{layout.offset}L"), (f"{name}B", f"{batch}L"), (f"{name}H", f"{head}L"), (f"{name}T", f"{row}L")]
+    def macros(self, kind: str) -> tuple[tuple[str, str | int], ...]:
+        """Of the kernel FORWARD, BACKWARD or CACHED."""
         dropped = (("THRESHOLD", f"{threshold(self.rate)}u"), ("DROP_SCALE", f"(float){1 / (1 - self.rate)!r}"), ("SITE", f"{self.site}u"))
         return (
-            *numbers,
-            *places,
+            *((name, int(getattr(self, name))) for name in "BHTSDE"),
+            *_places(self.layouts),
             ("SCALE", f"(float){self.scale!r}"),
             ("CAUSAL", int(self.offset is not None)),
             ("OFFSET", self.offset or 0),
             ("PADDING", int(self.padding)),
             ("DROP", int(self.rate > 0)),
             *(dropped if self.rate > 0 else ()),
-            ("KV", "float"),
-            ("BACKWARD", int(backward)),
+            ("BACKWARD", int(kind == "BACKWARD")),
+            ("CACHED", int(kind == "CACHED")),
         )
+
+
+def _places(layouts: tuple[Layout, ...]) -> tuple[tuple[str, str], ...]:
+    """Where q, k and v lie, as macros."""
+    return tuple(
+        (f"{name}{kind}", f"{number}L")
+        for name, layout in zip("QKV", layouts, strict=True)
+        for kind, number in zip(("_AT", "B", "H", "T"), (layout.offset, *layout.strides[:3]), strict=True)
+    )
 
 
 def attends(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None = None) -> bool:
@@ -108,15 +116,61 @@ def attention(
     form = _Form(B, H, T, S, D, E, layouts, owners, scale, offset, padding is not None, rate if drop else 0.0, site if drop else 0)
     extras = [*([] if padding is None else [padding.reshape(-1, S).expand(B, S)]), *([key] if drop and key is not None else [])]
     outputs = [Tensor.empty(*shape, device=q.device) for shape in ((B, T, H, E), (B, H, T, 2))]
-    nanoseconds = 2 * form.products / FLOPS
-    wanted = min(slices_for(nanoseconds), PARTS * threads() if threads() > 1 else 1)
-    parts = 1
-    while B * H * parts < wanted and 2 * parts * FEWEST_QUERIES <= T:
-        parts *= 2
-    macros = (*form.macros(backward=False), ("PARTS", parts))
-    slices = min(B * H * parts, slices_for(nanoseconds))
+    parts, slices = _cut(form)
+    macros = (*form.macros("FORWARD"), ("KV", "float"), ("PARTS", parts))
     kernel = Kernel(f"lama_attention_{form.name}", "attention.c", macros, operations=2 * form.products, slices=slices)
     return kernel.into(outputs, *bases, *extras, gradient=_gradient_for(form))[0].permute(0, 2, 1, 3)
+
+
+def attends_in(keys: Tensor, n: int) -> bool:
+    """Whether `attention_in_cache` serves n queries, and caches like this one of keys (B, H, S, d)."""
+    return is_fast(keys) and keys.dtype in STORED_TYPES and n <= int(keys.shape[2]) and int(keys.shape[3]) <= WIDEST
+
+
+def attention_in_cache(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, scale: float) -> Tensor:
+    """Writes k and v, (B, H, T, d), into the stored tensors `keys` and `values`, (B, H, S, d) of any stored type, from `position` on,
+    a stored int32 of shape (1,); then softmax(q kᵀ · scale) v, where query t sees all keys up to position + t: (B, H, T, d).
+
+    `position` + T must be at most S. The result is stored as (B, T, H, d), and has no gradient. For what `attends_in` says yes to.
+    """
+    (B, H, T, D), S, type_ = (int(n) for n in q.shape), int(keys.shape[2]), STORED_TYPES[keys.dtype]
+    found = [view(t) if t.dtype == dtypes.float32 else view(t.float()) for t in (q, k, v)]
+    found = [
+        (base, layout) if layout.strides[-1] in (0, 1) else (t.contiguous(), Layout(layout.shape, 0, contiguous_strides(layout.shape)))
+        for t, (base, layout) in zip((q, k, v), found, strict=True)
+    ]
+    layouts = tuple(layout for _, layout in found)
+    inputs = [*(base for base, _ in found), position]
+    form = _Form(B, H, T, S, D, D, layouts, (0, 1, 2), scale, 0, False, 0.0, 0)
+    name = f"{form.name}_{type_.strip('_').replace(' ', '_')}"
+    z = Tensor.empty(B, T, H, D, device=q.device)
+    if T <= FEW_QUERIES and T * S <= ON_STACK:
+        macros: tuple[tuple[str, str | int], ...] = (
+            *((n, int(getattr(form, n))) for n in "BHTSD"),
+            *_places(layouts),
+            ("SCALE", f"(float){scale!r}"),
+            ("KV", type_),
+        )
+        macros = (*macros, ("KV_IS_FLOAT", int(type_ == "float")))
+        slices = min(B * H, slices_for(2 * B * H * S * D * keys.dtype.itemsize / BANDWIDTH))
+        kernel = Kernel(f"lama_attention_step_{name}", "attention_step.c", macros, 4 * B * H * T * S * D, slices, in_place=True)
+        z = kernel.into([z, keys, values], *inputs)[0]
+    else:
+        parts, slices = _cut(form)
+        macros = (*form.macros("CACHED"), ("KV", type_), ("PARTS", parts))
+        kernel = Kernel(f"lama_attention_cached_{name}", "attention.c", macros, 2 * form.products, slices, in_place=True)
+        z = kernel.into([z, Tensor.empty(B, H, T, 2, device=q.device), keys, values], *inputs)[0]
+    return z.permute(0, 2, 1, 3)
+
+
+def _cut(form: _Form) -> tuple[int, int]:
+    """In how many parts to cut each head's queries, and in how many slices the parts of all heads."""
+    heads, nanoseconds = form.B * form.H, 2 * form.products / FLOPS
+    wanted = min(slices_for(nanoseconds), PARTS * threads() if threads() > 1 else 1)
+    parts = 1
+    while heads * parts < wanted and 2 * parts * FEWEST_QUERIES <= form.T:
+        parts *= 2
+    return parts, min(heads * parts, slices_for(nanoseconds))
 
 
 def _together(q: Tensor, k: Tensor, v: Tensor) -> tuple[list[Tensor], tuple[Layout, ...], tuple[int, ...]]:
@@ -143,7 +197,8 @@ def _gradient_for(form: _Form) -> Gradient:
     """The gradients of q, k and v, written as these lie in their tensors."""
     firsts = sorted(set(form.owners))
     macros = (
-        *form.macros(backward=True),
+        *form.macros("BACKWARD"),
+        ("KV", "float"),
         ("OUTPUTS", len(firsts)),
         *((f"D{name}", f"d{firsts.index(owner) + 1}") for name, owner in zip("QKV", form.owners, strict=True)),
     )

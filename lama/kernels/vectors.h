@@ -125,9 +125,26 @@ LOAD_SOME(float)
 LOAD_SOME(_Float16)
 LOAD_SOME(unsigned short)
 
-PART void store_some(float *x, vec value, int n) {
+PART OVERLOADED void store_some(float *x, vec value, int n) {
   for (int i = 0; i < n; i++) x[i] = value[i];
 }
+
+// Floats as numbers of any stored type, rounded to the nearest.
+PART uints bfloat16_bits(vec x) {
+  uints bits = (uints)x;
+  return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+}
+PART OVERLOADED void store(float *x, vec value) { *(vec *)x = value; }
+PART OVERLOADED void store(_Float16 *x, vec value) { *(halves *)x = __builtin_convertvector(value, halves); }
+PART OVERLOADED void store(unsigned short *x, vec value) { *(shorts *)x = __builtin_convertvector(bfloat16_bits(value), shorts); }
+#define STORE_SOME(type) \
+  PART OVERLOADED void store_some(type *x, vec value, int n) { \
+    type all[V]; \
+    store(all, value); \
+    for (int i = 0; i < n; i++) x[i] = all[i]; \
+  }
+STORE_SOME(_Float16)
+STORE_SOME(unsigned short)
 
 // Of a row of n floats: the mean, and 1 / the standard deviation.
 PART float mean_of(const float *x, int n) {

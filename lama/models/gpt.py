@@ -8,7 +8,7 @@ from tinygrad.nn.state import get_parameters
 from lama.blocks import Block
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.embeddings import TokenEmbedding, make_positions, unembedding
+from lama.embeddings import LearnedPositions, TokenEmbedding, make_positions, unembedding
 from lama.layers import LayerNorm, initialise
 from lama.masks import Causal, Mask
 from lama.models.config import check_config
@@ -100,10 +100,17 @@ class GPT:
         end = position + T
         if isinstance(end, int) and end > self.config.context_length:
             raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
-        positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
-        x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
+        at: Size | Tensor | None = None
+        if cache is not None and tap is no_tap and dropout.rate == 0 and self.blocks[0].attn.scale is not None:
+            at = cache.stored_position(position, T)
+        at = position if at is None else at
+        if tap is no_tap and isinstance(self.pos_embed, LearnedPositions):
+            x = dropout("embed", self.embed(tokens, self.pos_embed.weight, at))
+        else:
+            positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
+            x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
         # One token looks at all that is in the cache, itself included: nothing to hide.
-        mask = None if T == 1 else Causal(position if cache is not None else 0)
+        mask = None if T == 1 and not isinstance(at, Tensor) else Causal(at if cache is not None else 0)
         return x, mask
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:

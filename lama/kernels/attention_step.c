@@ -1,0 +1,97 @@
+// Attention of T new queries, a few, to all that a cache holds: each head's keys and values are read once, in order.
+//
+// The caches (B, H, S, D), of type KV, hold *position keys and values of each head; the T new ones, at k and v, are written
+// behind these first, and query t sees the keys up to *position + t. z, q, k and v are as in attention.c.
+
+#define MAX(x, y) ((x) > (y) ? (x) : (y))
+#define PIECES ((D + V - 1) / V)  // vectors of a row
+#define LANES 4                   // rows at a time
+
+PART OVERLOADED vec piece(const float *row, int i) { return i + V <= D ? load(row + i) : load_some(row + i, D - i, 0); }
+#if !KV_IS_FLOAT
+PART OVERLOADED vec piece(const KV *row, int i) { return i + V <= D ? load(row + i) : load_some(row + i, D - i, 0); }
+#endif
+
+PART void add_rows(KV *restrict to, const float *restrict from, long stride) {
+  for (long row = 0; row < T; row++, to += D, from += stride)
+    for (int i = 0; i < D; i += V)
+      if (i + V <= D)
+        store(to + i, load(from + i));
+      else
+        store_some(to + i, load_some(from + i, D - i, 0), D - i);
+}
+
+// scores[t][j] of `lanes` keys.
+PART void score(float *restrict scores, const vec (*q)[PIECES], const KV *keys, int lanes) {
+  vec sums[T][LANES];
+  UNROLL for (int t = 0; t < T; t++)
+    UNROLL for (int j = 0; j < LANES; j++) sums[t][j] = 0;
+  UNROLL for (int i = 0; i < PIECES; i++)
+    UNROLL for (int j = 0; j < LANES; j++)
+      if (j < lanes) {
+        vec key = piece(keys + j * D, i * V);
+        UNROLL for (int t = 0; t < T; t++) sums[t][j] += q[t][i] * key;
+      }
+  UNROLL for (int t = 0; t < T; t++)
+    UNROLL for (int j = 0; j < LANES; j++)
+      if (j < lanes) scores[t * S + j] = sum_vec(sums[t][j]);
+}
+
+// The first n scores to their exponentials, the rest to 0; returns 1 / their sum.
+PART float softmax(float *scores, int n) {
+  vec tops = scores[0], sums = 0;
+  int j = 0;
+  for (; j + V <= n; j += V) tops = __builtin_elementwise_max(tops, load(scores + j));
+  if (j < n) tops = __builtin_elementwise_max(tops, load_some(scores + j, n - j, scores[0]));
+  float top = max_vec(tops);
+  for (j = 0; j + V <= n; j += V) {
+    vec e = exp_vec(load(scores + j) - top);
+    store(scores + j, e);
+    sums += e;
+  }
+  if (j < n) {
+    vec e = exp_vec(load_some(scores + j, n - j, -__builtin_inff()) - top);
+    store_some(scores + j, e, n - j);
+    sums += e;
+  }
+  return 1 / sum_vec(sums);
+}
+
+KERNEL NAME(float *restrict z, KV *key_cache, KV *value_cache, const float *restrict q, const float *restrict k, const float *restrict v,
+            const int *restrict position, int slice) {
+  float scores[T * S] __attribute__((aligned(64)));
+  const int old = MAX(0, MIN(position[0], S - T));
+  for (long head = FIRST(B * H); head < LAST(B * H); head++) {
+    long b = head / H, h = head % H;
+    KV *keys = key_cache + head * S * D, *values = value_cache + head * S * D;
+    add_rows(keys + (long)old * D, k + K_AT + b * KB + h * KH, KT);
+    add_rows(values + (long)old * D, v + V_AT + b * VB + h * VH, VT);
+    vec query[T][PIECES], sums[T][PIECES];
+    UNROLL for (int t = 0; t < T; t++)
+      UNROLL for (int i = 0; i < PIECES; i++) {
+        query[t][i] = piece(q + Q_AT + b * QB + h * QH + t * QT, i * V) * SCALE;
+        sums[t][i] = 0;
+      }
+    int j = 0;
+    for (; j + LANES <= old + T; j += LANES) score(scores + j, query, keys + (long)j * D, LANES);
+    for (; j < old + T; j++) score(scores + j, query, keys + (long)j * D, 1);
+    float scales[T];
+    for (int t = 0; t < T; t++) {
+      scales[t] = softmax(scores + t * S, old + t + 1);
+      for (j = old + t + 1; j < old + T; j++) scores[t * S + j] = 0;
+    }
+    for (j = 0; j < old + T; j++)
+      UNROLL for (int i = 0; i < PIECES; i++) {
+        vec value = piece(values + (long)j * D, i * V);
+        UNROLL for (int t = 0; t < T; t++) sums[t][i] += scores[t * S + j] * value;
+      }
+    UNROLL for (int t = 0; t < T; t++)
+      UNROLL for (int i = 0; i < PIECES; i++) {
+        float *to = z + ((b * T + t) * H + h) * D + i * V;
+        if ((i + 1) * V <= D)
+          store(to, sums[t][i] * scales[t]);
+        else
+          store_some(to, sums[t][i] * scales[t], D - i * V);
+      }
+  }
+}
