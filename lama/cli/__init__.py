@@ -23,7 +23,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = self.verbs.get(getattr(found, "verb", ""), self)
+            parser = self
+            for name in ("verb", "action"):
+                parser = parser.verbs.get(getattr(found, name, ""), parser)
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{parser.near(unknown)}")
         return found
 
@@ -40,11 +42,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    from lama.cli import doctor, eval, export, generate, tokenizer, train
+    from lama.cli import bert, classify, doctor, eval, export, generate, tokenizer, train
 
     parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for module in (generate, train, tokenizer, eval, export, doctor):
+    for module in (generate, train, bert, classify, tokenizer, eval, export, doctor):
         module.add_parser(verbs)
     parser.verbs = verbs.choices
     return parser

@@ -298,8 +298,8 @@ def draw_curve(folder: "RunFolder") -> None:
 
 
 @contextmanager
-def stopping(session: "Run") -> Iterator[list[int]]:
-    """SIGINT and SIGTERM let the step under way end; a second one ends the program. Yields the signals that came."""
+def stopping(session: Any) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM call `session.stop()`: the step under way ends; a second one ends the program. Yields the signals that came."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """BERT: an encoder that reads to both sides, with a head that fills in masked tokens, or one that names a class."""
 
+import math
 from dataclasses import dataclass
 
 from tinygrad import Tensor
@@ -135,7 +136,7 @@ class Bert:
         self.dense, self.ln_head = Linear(c.d_model, c.d_model), LayerNorm(c.d_model, epsilon=c.norm_epsilon)
         self.unembed_bias = parameter(c.vocab_size)
         if seed is not None:
-            initialise(self, seed, c.n_layers if c.norm == "pre" else 0)
+            initialise(self, seed, c.n_layers if c.norm == "pre" else 0, start_std(c.d_model))
 
     def logits(self, x: Float[Tensor, "... d_model"], tap: Tap = no_tap) -> Float[Tensor, "... vocab_size"]:
         """What the head makes of the encoder's output, at any positions."""
@@ -174,7 +175,7 @@ class Classifier:
         self.encoder = Encoder(c)
         self.head = Linear(c.d_model, len(c.labels))
         if seed is not None:
-            initialise(self, seed, c.n_layers if c.norm == "pre" else 0)
+            initialise(self, seed, c.n_layers if c.norm == "pre" else 0, start_std(c.d_model))
 
     def __call__(self, tokens: Int[Tensor, "B T"], tap: Tap = no_tap, dropout: Dropout = no_dropout) -> Float[Tensor, "B n_labels"]:
         """logits[b, i] scores class i for row b."""
@@ -191,6 +192,11 @@ class Classifier:
 
     def describe(self) -> str:
         return describe(f"classifier of {len(self.config.labels)}", self.n_parameters(), self.config)
+
+
+def start_std(d_model: int) -> float:
+    """BERT's 0.02 at its width of 768, more for narrow models: else their attention starts so flat that it hardly learns where to look."""
+    return 0.02 * math.sqrt(768 / d_model)
 
 
 def describe(what: str, n_parameters: int, c: BertConfig) -> str:

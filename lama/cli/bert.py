@@ -1,0 +1,160 @@
+"""`lama bert`: train an encoder to guess masked tokens. `lama fill`: let it guess."""
+
+import argparse
+import signal
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lama.cli.out import check_folder
+from lama.cli.settings import add_settings, given
+from lama.cli.train import LiveLine, heading, state, stopping, tokenizing
+from lama.errors import LamaError
+from lama.training.encoders import BertSettings
+
+if TYPE_CHECKING:
+    from lama.training.masked import BertTraining, MaskedScore
+
+FEWEST_LETTERS = 3  # of a word that is hidden for show
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+    parser = verbs.add_parser(
+        "bert",
+        help="train a BERT: an encoder that guesses masked tokens",
+        description="Train a BERT-style encoder on a text: 15 of 100 tokens are to be guessed from what stands on both sides of them. "
+        "It is judged on held-out text beside the untrained model and n-gram counts, and saved for lama fill. Ctrl-C ends the step and "
+        "saves. Exits with 1 if the model is no better than counting.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("corpus", nargs="*", metavar="CORPUS", help="files, folders, patterns, - for standard input, kjv or tinyshakespeare (default kjv)")
+    add("--out", type=Path, default=Path("out/bert"), metavar="DIR", help="the folder of the model (default out/bert)")
+    add("--device", metavar="NAME", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    add("-v", "--verbose", action="store_true", help="show tracebacks")
+    add_settings(parser, BertSettings, leave_out=("recompute",))
+
+    parser = verbs.add_parser(
+        "fill",
+        help="let a BERT guess the masked tokens of a text",
+        description="For each [MASK] in the text, the likeliest tokens with their probabilities; then the text with the likeliest ones.",
+    )
+    parser.set_defaults(run=run_fill)
+    add = parser.add_argument
+    add("model", metavar="DIR", help="a folder that lama bert has written, or a BERT in Hugging Face's format")
+    add("text", metavar="TEXT", help='such as "In the [MASK] God created the heaven"; - for lines of standard input')
+    add("-n", type=int, default=5, metavar="N", help="guesses shown for each (default 5)")
+    add("-v", "--verbose", action="store_true", help="show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = BertSettings(**given(args, BertSettings))
+    check_folder(args.out, ("config.json",), "a model of lama's")
+    if args.device:
+        from lama.device import use_device
+
+        use_device(args.device)
+    from lama.checkpoints import save
+    from lama.data import open_corpus
+    from lama.training.masked import BertTraining
+
+    corpus = open_corpus(args.corpus)
+    heading(f"The corpus: {corpus.name}")
+    began = time.perf_counter()
+    training = BertTraining(settings, corpus, tokenizing)
+    print(f"{len(training.learned):,} tokens to learn from, {len(training.heldout):,} held out\n{training.model.describe()}")
+    scores = {"untrained": training.evaluate(), **training.baselines}
+    heading(f"Training: {settings.steps} steps of {settings.batch_size} x {settings.context_length} tokens, 15 % of them to be guessed")
+    with stopping(training) as received:
+        last = watch(training)
+    if received or last is None:
+        last = training.evaluate()
+    scores["trained"] = last
+    seconds = time.perf_counter() - began
+    losses = {name: {"nats_per_token": score.loss, "accuracy": score.accuracy} for name, score in scores.items()}
+    notes = {"corpus": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence, "seed": settings.seed}
+    save(args.out, training.model, training.tokenizer, {**notes, "heldout": losses, "seconds": round(seconds, 1)})
+    if received:
+        print(f"lama: stopped by {signal.Signals(received[0]).name}; the model so far is in {args.out}", file=sys.stderr)
+        return 128 + received[0]
+
+    heading("Guesses in held-out text")
+    show_guesses(training)
+    heading("What it learned")
+    print(f"{table(scores)}\n\n{seconds:.0f} s in all; saved in {args.out}. Let it guess:")
+    print(f'  lama fill {args.out} "In the [MASK] God created the heaven and the earth."')
+    best = min(("untrained", *training.baselines), key=lambda name: scores[name].loss)
+    if last.loss >= scores[best].loss:
+        raise LamaError(
+            f"the trained model must beat all others; got {last.loss:.3f} nats per token, {best} {scores[best].loss:.3f}. Raise --steps"
+        )
+    return 0
+
+
+def watch(training: "BertTraining") -> "MaskedScore | None":
+    """Train with a live line; returns the last score on held-out text."""
+    from lama.training.loop import Step
+
+    print("compiling the training step, once", file=sys.stderr)
+    last, step = None, 0
+    with closing(LiveLine(training.settings.steps, 0)) as line:
+        for event in training:
+            if isinstance(event, Step):
+                step = event.step
+                line.step(step, state(event, None, compiled=step > 1))
+            else:
+                last = event
+                line.say(f"step {step}: held-out loss {event.loss:.4f}, {event.accuracy:.1%} guessed")
+    return last
+
+
+def table(scores: "dict[str, MaskedScore]") -> str:
+    """The scores side by side."""
+    lines = [f"{'masked held-out tokens':<24}" + "".join(f"| {name:>10} " for name in scores)]
+    lines.append(f"{'loss, nats per token':<24}" + "".join(f"| {score.loss:>10.3f} " for score in scores.values()))
+    lines.append(f"{'guessed at once':<24}" + "".join(f"| {score.accuracy:>10.1%} " for score in scores.values()))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show_guesses(training: "BertTraining", n: int = 4) -> None:
+    """Held-out passages with one word hidden in each."""
+    from lama.training.masked import MASK, fill_in
+
+    text = training.tokenizer.decode(training.heldout[: n * 40].tolist())
+    lines = [line for line in text.splitlines()[1:-1] if len(line.split()) > 8][:n]
+    for line in lines:
+        words = line.split()
+        hidden = max(range(3, len(words) - 1), key=lambda i: (len(words[i]) > FEWEST_LETTERS, -abs(i - len(words) // 2)))
+        masked = " ".join([*words[:hidden], MASK, *words[hidden + 1 :]])
+        if len(training.tokenizer.encode(masked)) <= training.model.config.context_length:
+            (best,) = fill_in(training.model, training.tokenizer, masked, 3)
+            print(f"{masked}\n  {words[hidden]!r}; guessed: {guesses(best)}")
+
+
+def guesses(best: list[tuple[str, float]]) -> str:
+    return ", ".join(f"{token.strip() or repr(token)} {chance:.0%}" for token, chance in best)
+
+
+def run_fill(args: argparse.Namespace) -> int:
+    from lama.checkpoints import load
+    from lama.models.bert import Bert
+    from lama.models.kinds import kind_of
+    from lama.tokenizers import BytePairTokenizer
+    from lama.training.masked import MASK, fill_in
+
+    model, tokenizer = load(args.model)
+    if not isinstance(model, Bert):
+        raise LamaError(f"the model must be a BERT here; got a {kind_of(model)} in {args.model}")
+    if not isinstance(tokenizer, BytePairTokenizer):
+        raise LamaError(f"a BERT must have a byte-pair tokenizer; got another in {args.model}")
+    for text in sys.stdin if args.text == "-" else [args.text]:
+        found = fill_in(model, tokenizer, text.rstrip("\n"), args.n)
+        filled = text.rstrip("\n")
+        for best in found:
+            print(guesses(best))
+            token = best[0][0]
+            filled = filled.replace(f" {MASK}" if token.startswith(" ") else MASK, token, 1)
+        print(filled, flush=True)
+    return 0
