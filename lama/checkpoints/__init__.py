@@ -7,6 +7,7 @@ model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or on
 from pathlib import Path
 from typing import Any
 
+from lama.checkpoints.bert import bert_name, config_from_bert, is_bert, translate_bert
 from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, read_json, weight_file
 from lama.checkpoints.fill import check_dtype, fill
@@ -14,6 +15,7 @@ from lama.checkpoints.folder import FORMAT, is_own_folder, save, tokenizer_from_
 from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
 from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.errors import LamaError
+from lama.models.bert import Bert
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.kinds import kind_of
 from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
@@ -70,6 +72,10 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str | None =
         model = unfilled_from_lama(fields, folder / "config.json")
         fill(model, tensors, weights, dtype=dtype, device=device)
         return model
+    if is_bert(fields):
+        bert = Bert(config_from_bert(fields, folder / "config.json"), seed=None)
+        fill(bert, translate_bert(tensors), weights, dtype=dtype, device=device, name_in_file=bert_name)
+        return bert
     config = config_from_huggingface(fields, folder / "config.json")
     gpt = GPT(config, seed=None)
     fill(gpt, translate(tensors, config, weights), weights, dtype=dtype, device=device, name_in_file=gpt2_name)
