@@ -10,12 +10,16 @@ from reference import numpy_bert
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
+import lama
 from lama.checkpoints import load_model
 from lama.checkpoints.bert import bert_name
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
+from lama.cli import main
 from lama.errors import LamaError
 from lama.models.bert import Bert, BertConfig
+from lama.tokenizers import WordPieceTokenizer
+from lama.tokenizers.wordpiece import SPECIAL
 
 CONFIG = {
     "model_type": "bert",
@@ -70,6 +74,21 @@ def test_folder_is_loaded(tmp_path: Path):
     expected = numpy_bert.masked_logits(mine, model.config, TOKENS, SEGMENTS)
     there = TOKENS != 0
     np.testing.assert_allclose(model(Tensor(TOKENS), Tensor(SEGMENTS)).numpy()[there], expected[there], atol=1e-4)
+
+
+def test_folder_with_its_vocabulary_fills_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = write_folder(tmp_path / "bert", their_weights())
+    vocabulary = [*SPECIAL, *"abcdefghijklmnopqrstuvwx"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    model, tokenizer = lama.load(folder)
+    assert isinstance(tokenizer, WordPieceTokenizer) and tokenizer.vocab_size == model.config.vocab_size
+    row = np.array([tokenizer.framed("a [MASK] C")], np.int32)
+    scores = model(Tensor(row)).numpy()[0, 2]
+    scores[[0, 4]] = -np.inf  # [PAD], [MASK]
+    likeliest = vocabulary[scores.argmax()]
+    assert main(["fill", str(folder), "a [MASK] C", "-n", "1"]) == 0
+    guessed, filled = capfd.readouterr().out.splitlines()
+    assert guessed.startswith(likeliest) and filled == f"a {likeliest} C"
 
 
 def test_first_conversions_names_are_read(tmp_path: Path):

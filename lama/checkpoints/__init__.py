@@ -18,7 +18,7 @@ from lama.errors import LamaError
 from lama.models.bert import Bert
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.kinds import kind_of
-from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
+from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer, load_wordpiece_tokenizer
 
 __all__ = [
     "EMBEDDED",
@@ -88,6 +88,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     fields = read_json(folder / "config.json")
     if fields.get("format") == FORMAT:
         return tokenizer_from_lama(fields, folder)
+    if is_bert(fields):
+        return load_wordpiece_tokenizer(folder)
     if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
         return load_huggingface_tokenizer(folder)
     if config_from_huggingface(fields, folder / "config.json").vocab_size == GPTConfig.vocab_size:

@@ -171,7 +171,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
         return []
     stem, _, suffix = first.removesuffix(".index.json").partition(".")
     shards = [name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)] if first.endswith(".index.json") else []
-    return [*sorted(names & {"config.json", *TOKENIZER_FILES}), first, *sorted(shards)]
+    return [*sorted(names & {"config.json", "vocab.txt", *TOKENIZER_FILES}), first, *sorted(shards)]
 
 
 def check_download(path: Path, declared: Any) -> None:

@@ -43,7 +43,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.set_defaults(run=run_fill)
     add = parser.add_argument
-    add("model", metavar="DIR", help="a folder that lama bert has written, or a BERT in Hugging Face's format")
+    add("model", metavar="DIR", help="a folder that lama bert has written, or a BERT of the hub such as bert-base-uncased")
     add("text", metavar="TEXT", help='such as "In the [MASK] God created the heaven"; - for lines of standard input')
     add("-n", type=int, default=5, metavar="N", help="guesses shown for each (default 5)")
     add("-v", "--verbose", action="store_true", help="show tracebacks")
@@ -141,14 +141,14 @@ def run_fill(args: argparse.Namespace) -> int:
     from lama.checkpoints import load
     from lama.models.bert import Bert
     from lama.models.kinds import kind_of
-    from lama.tokenizers import BytePairTokenizer
+    from lama.tokenizers import BytePairTokenizer, WordPieceTokenizer
     from lama.training.masked import MASK, fill_in
 
     model, tokenizer = load(args.model)
     if not isinstance(model, Bert):
         raise LamaError(f"the model must be a BERT here; got a {kind_of(model)} in {args.model}")
-    if not isinstance(tokenizer, BytePairTokenizer):
-        raise LamaError(f"a BERT must have a byte-pair tokenizer; got another in {args.model}")
+    if not isinstance(tokenizer, BytePairTokenizer | WordPieceTokenizer):
+        raise LamaError(f"a BERT must have a tokenizer with the token {MASK}; got another in {args.model}")
     for text in sys.stdin if args.text == "-" else [args.text]:
         found = fill_in(model, tokenizer, text.rstrip("\n"), args.n)
         filled = text.rstrip("\n")

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, GPT-2's BPE, a BPE of your own text, and Hugging Face's byte-level BPE folders."""
+"""Text to token ids and back: bytes, characters, GPT-2's BPE, a BPE of your own text, Hugging Face's BPE folders, BERT's WordPiece."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,9 @@ from lama.tokenizers.basic import ByteTokenizer, CharacterTokenizer
 from lama.tokenizers.bpe import BytePairTokenizer, gpt2_tokenizer
 from lama.tokenizers.huggingface import SAVED_IN, huggingface_files, load_huggingface_tokenizer
 from lama.tokenizers.training import train_bpe
+from lama.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece_tokenizer, read_vocabulary
 
-KINDS = ("bytes", "character", "gpt2", "huggingface")
+KINDS = ("bytes", "character", "gpt2", "huggingface", "wordpiece")
 
 
 def tokenizer_from_json(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
@@ -27,6 +28,8 @@ def tokenizer_from_json(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
             return gpt2_tokenizer()
         case {"kind": "huggingface"}:
             return load_huggingface_tokenizer(Path(folder) / SAVED_IN)
+        case {"kind": "wordpiece", "lower_case": bool(lower_case)}:
+            return WordPieceTokenizer(read_vocabulary(Path(folder) / "vocab.txt"), lower_case)
     raise LamaError(f"a tokenizer's kind must be one of {', '.join(KINDS)}; got {dict(spec)}")
 
 
@@ -36,9 +39,11 @@ __all__ = [
     "CharacterTokenizer",
     "StreamDecoder",
     "Tokenizer",
+    "WordPieceTokenizer",
     "gpt2_tokenizer",
     "huggingface_files",
     "load_huggingface_tokenizer",
+    "load_wordpiece_tokenizer",
     "tokenizer_from_json",
     "train_bpe",
 ]

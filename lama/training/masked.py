@@ -15,16 +15,17 @@ from lama.dropout import Dropout, no_dropout
 from lama.errors import LamaError, UsageError
 from lama.jit import capture_at_once
 from lama.models.bert import Bert, BertConfig
-from lama.tokenizers import BytePairTokenizer, train_bpe
+from lama.tokenizers import BytePairTokenizer, WordPieceTokenizer, train_bpe
 from lama.training.config import TrainingConfig
 from lama.training.encoders import BertSettings
 from lama.training.loop import Batches, Step, Trainer
 
 PAD, MASK = "[PAD]", "[MASK]"
+MaskTokenizer = BytePairTokenizer | WordPieceTokenizer
 Guesses = tuple[np.ndarray, np.ndarray, np.ndarray]  # as `mask_tokens` gives them
 
 
-def special_ids(tokenizer: BytePairTokenizer) -> tuple[int, int]:
+def special_ids(tokenizer: MaskTokenizer) -> tuple[int, int]:
     """The ids of [PAD] and [MASK]. Raises LamaError for a tokenizer without them."""
     pad, mask = tokenizer.encode(PAD), tokenizer.encode(MASK)
     if len(pad) != 1 or len(mask) != 1:
@@ -176,22 +177,26 @@ class BertTraining:
                 yield self.evaluate()
 
 
-def fill_in(model: Bert, tokenizer: BytePairTokenizer, text: str, best: int = 5) -> list[list[tuple[str, float]]]:
+def fill_in(model: Bert, tokenizer: MaskTokenizer, text: str, best: int = 5) -> list[list[tuple[str, float]]]:
     """For each [MASK] of the text, the `best` likeliest tokens and their probabilities. Raises LamaError.
 
     The space before a [MASK] is its token's own, as it is of a word.
     """
-    ids = tokenizer.encode(re.sub(r"\s+" + re.escape(MASK), MASK, text))
-    places = [i for i, token in enumerate(ids) if token == model.config.mask]
+    pad, mask = special_ids(tokenizer)
+    if isinstance(tokenizer, WordPieceTokenizer):
+        ids = tokenizer.framed(text)
+    else:
+        ids = tokenizer.encode(re.sub(r"\s+" + re.escape(MASK), MASK, text))
+    places = [i for i, token in enumerate(ids) if token == mask]
     if not places:
         raise LamaError(f"the text must have a {MASK} to fill in; got {text[:60]!r}")
     if len(ids) > model.config.context_length:
         raise LamaError(
             f"the text must fit context_length; got {len(ids)} tokens, context_length={model.config.context_length}. Shorten it"
         )
-    row = np.full((1, model.config.context_length), model.config.pad, np.int32)
+    row = np.full((1, min(model.config.context_length, -(-len(ids) // 16) * 16)), pad, np.int32)  # few lengths: each is compiled
     row[0, : len(ids)] = ids
     chances = model.at(Tensor(row), Tensor(np.array([places], np.int32))).softmax(-1).numpy()[0]
-    chances[:, [model.config.pad, model.config.mask]] = 0
+    chances[:, [pad, mask]] = 0
     order = np.argsort(-chances, axis=-1)[:, :best]
     return [[(tokenizer.decode([int(i)]), float(chance[i])) for i in row] for chance, row in zip(chances, order, strict=True)]
