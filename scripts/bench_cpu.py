@@ -1,0 +1,337 @@
+"""lama beside its peers on the CPU, on the same work in turn: decoding, prefill, training, start-up, memory.
+
+    python scripts/bench_cpu.py [--only decode,prefill,train,start,memory] [--rounds 5] [--threads N] [--json FILE]
+
+The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for minutes and needs a C++ compiler); one that is not
+installed is left out, and a row says so. The model is GPT-2 124M with random weights, written to a temporary folder. Every engine
+is a process of its own that is stopped (SIGSTOP) while another is measured: spinning threads of an idle one would disturb. In each
+round all are measured one after the other, since shared machines change speed from one second to the next; a ratio is that of one
+round's pair, above 1 where lama is faster. Decoding reads every weight once a token: its limit is the memory, read here with numpy
+in every round. Prints Markdown. Figures made beside other work on the machine mean nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from bench_engines import missing
+
+from lama import __version__
+from lama.compiler import cores
+from lama.models.gpt import GPT2_CONFIGS
+from lama.tokenizers.bpe import gpt2_files
+
+HERE = Path(__file__).parent
+TASKS = ("decode", "prefill", "train", "start", "memory")
+PROMPT, DECODED, LONG = 16, 128, 512  # tokens
+Engine = tuple[str, str]  # name, weights
+# By precision: lama's, then the peers', each with the ratio that is wanted of it in decoding and in prefill.
+PRECISIONS: dict[str, tuple[list[str], list[tuple[Engine, float | None, float | None]]]] = {
+    "float32": (
+        ["float32"],
+        [(("llama.cpp", "F32"), 1.0, 1.5), (("CTranslate2", "float32"), 1.0, 1.1), (("transformers", "float32"), 1.7, 2.5)],
+    ),
+    "half": (["float16", "bfloat16"], [(("llama.cpp", "F16"), 1.0, None), (("transformers", "bfloat16"), 1.8, None)]),
+    "int8": (["int8"], [(("llama.cpp", "Q8_0"), 1.3, None), (("CTranslate2", "int8"), None, 1.0)]),
+    "int4": (["int4"], [(("llama.cpp", "Q4_0"), 1.3, None)]),
+}
+STEPS = {"cpu": 1.5, "gpu": 2.0, "124m": 2.0}  # configurations of bench_training.py, and the ratio wanted
+STARTS = [("lama", "float32"), ("transformers", "float32"), ("llama.cpp", "F32")]
+TINY = {"n_embd": 64, "n_layer": 2, "n_head": 2}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of decode, prefill and memory")
+    parser.add_argument("--configs", nargs="+", choices=STEPS, default=list(STEPS), help="of train")
+    parser.add_argument("--engines", nargs="+", help="peers to measure (default: all that are installed)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=cores(), help="of every engine (default: all cores)")
+    parser.add_argument("--compile", action="store_true", help="training in PyTorch through torch.compile too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try this script")
+    args = parser.parse_args(argv)
+    tasks = args.only.split(",")
+    if wrong := set(tasks) - set(TASKS):
+        parser.error(f"--only must name some of {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
+    os.environ.update(LAMA_THREADS=str(args.threads), OMP_NUM_THREADS=str(args.threads), TOKENIZERS_PARALLELISM="false")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        bench = Bench(args, Path(folder))
+        if {"decode", "prefill", "memory", "start"} & set(tasks):
+            bench.make_model()
+        if {"decode", "prefill", "memory"} & set(tasks):
+            for precision in args.precisions:
+                bench.compare(precision, [task for task in tasks if task in ("decode", "prefill", "memory")])
+        if "start" in tasks:
+            bench.starts()
+        if "train" in tasks:
+            bench.train()
+    print(f"{args.threads} threads, {args.rounds} rounds: medians, and in brackets the rounds' extremes\n")
+    print("| work | lama | peer | peer's | ratio | wanted | of the limit |\n|---|---|---|---|---|---|---|")
+    for row in bench.rows:
+        print("| " + " | ".join(row) + " |")
+    if args.json:
+        args.json.write_text(json.dumps({"lama": __version__, "threads": args.threads, "rounds": args.rounds, "figures": bench.figures}))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Worker:
+    """An engine in its own process, stopped unless it is asked for something."""
+
+    def __init__(self, engine: Engine, folder: Path, threads: int):
+        command = [sys.executable, HERE / "bench_engines.py", *engine, folder, str(threads)]
+        self.name = " ".join(engine)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.reason = self._read().get("error")
+        """Why it cannot be used."""
+        self._stop()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        if hasattr(signal, "SIGCONT"):
+            self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        self._stop()
+        return answer
+
+    def _read(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"ended with status {self.process.wait()}"}
+
+    def _stop(self) -> None:
+        if hasattr(signal, "SIGSTOP") and self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.args, self.folder = args, folder
+        self.rows: list[list[str]] = []
+        self.figures: dict[str, Any] = {}
+        self.read = make_reader(args.threads)
+
+    def make_model(self) -> None:
+        say("writing a model with random weights")
+        sys.path.insert(0, str(HERE.parent / "tests"))
+        from reference.random_gpt2 import make_config, make_weights, write_folder
+
+        config = make_config(**(TINY if self.args.tiny else {}))
+        write_folder(self.folder, config, make_weights(config))
+        for name, content in gpt2_files().items():  # the peers' vocabulary
+            (self.folder / name).write_bytes(content)
+
+    def usable(self, peers: Sequence[Engine], work: str) -> Iterator[Engine]:
+        """Those that are asked for and installed; a row for each of the others."""
+        for engine in peers:
+            if self.args.engines and engine[0] not in self.args.engines:
+                continue
+            if lacking := missing(engine[0]):
+                self.rows.append([work, "", " ".join(engine), f"not installed: {', '.join(lacking)}", "", "", ""])
+            else:
+                yield engine
+
+    def compare(self, precision: str, tasks: Sequence[str]) -> None:
+        """Decoding, prefill and memory with weights of one precision."""
+        ours, theirs = PRECISIONS[precision]
+        wanted = {engine: {"decode": decode, "prefill": prefill} for engine, decode, prefill in theirs}
+        engines = [*(("lama", weights) for weights in ours), *self.usable([engine for engine, *_ in theirs], precision)]
+        workers: dict[Engine, Worker] = {}
+        try:
+            for engine in engines:
+                worker = Worker(engine, self.folder, self.args.threads)
+                workers[engine] = worker
+                if worker.reason:
+                    self.drop(workers, engine, worker.reason)
+            self.measure(precision, tasks, workers, wanted)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+    def drop(self, workers: dict[Engine, Worker], engine: Engine, reason: str) -> None:
+        """Go on without it; a row says why."""
+        workers.pop(engine).close()
+        say(f"{' '.join(engine)}: {reason}")
+        self.rows.append(["", "", " ".join(engine), f"left out: {reason.replace('|', '/')}", "", "", ""])
+
+    def ask(self, workers: dict[Engine, Worker], **request: Any) -> dict[Engine, dict[str, Any]]:
+        """All of them in turn; those that fail are dropped."""
+        answers = {engine: worker.ask(**request) for engine, worker in workers.items()}
+        for engine, answer in answers.items():
+            if "error" in answer:
+                self.drop(workers, engine, answer["error"])
+        return {engine: answer for engine, answer in answers.items() if "error" not in answer}
+
+    def measure(self, precision: str, tasks: Sequence[str], workers: dict[Engine, Worker], wanted: dict[Engine, Any]) -> None:
+        rng = np.random.default_rng(0)
+        long = rng.integers(0, GPT2_CONFIGS["gpt2"].vocab_size, LONG).tolist()
+        requests: dict[str, dict[str, Any]] = {
+            "decode": {"do": "decode", "tokens": long[:PROMPT], "n": DECODED},
+            "prefill": {"do": "prefill", "tokens": long},
+        }
+        self.ask(workers, **requests["decode"])  # what cannot run is dropped here
+        if "memory" in tasks:  # before the long prompt
+            used = self.ask(workers, do="memory")
+        lamas = {engine: worker for engine, worker in workers.items() if engine[0] == "lama"}
+        limits = self.ask(lamas, do="limits")
+        if "memory" in tasks:
+            for engine, answer in used.items():
+                self.memory(engine, answer["bytes"], limits.get(engine))
+        for task in [task for task in tasks if task != "memory"]:
+            speeds: dict[Engine, list[float]] = {engine: [] for engine in workers}
+            bandwidths: list[float] = []
+            made: dict[Engine, list[int]] = {}
+            for i in range(self.args.rounds + 1):  # the first warms up
+                before = self.read()
+                for engine, answer in self.ask(workers, **requests[task]).items():
+                    speeds[engine].append(answer["tokens_s"])
+                    made[engine] = answer.get("made", [])
+                bandwidths.append(max(before, self.read()))
+                each = ", ".join(f"{' '.join(engine)} {speeds[engine][-1]:.1f}" for engine in workers)
+                say(f"{task} {precision}, {f'round {i}' if i else 'warm-up'}: {each}; memory {bandwidths[-1] / 1e9:.1f} GB/s")
+            speeds = {engine: speeds[engine][1:] for engine in workers}
+            self.figures[f"{task} {precision}"] = {
+                "tokens_s": {" ".join(engine): found for engine, found in speeds.items()},
+                "read_bytes_s": bandwidths[1:],
+                "limits": {weights: limit for (_, weights), limit in limits.items()},
+                "tokens": {" ".join(engine): tokens for engine, tokens in made.items()},
+            }
+            for mine in lamas:
+                share = self.share(task, speeds[mine], bandwidths[1:], limits[mine])
+                for peer in [engine for engine in workers if engine[0] != "lama"] or [("", "")]:
+                    self.pair(f"{task} {mine[1]}, tokens/s", speeds[mine], peer, speeds.get(peer), wanted.get(peer, {}).get(task), share)
+
+    def share(self, task: str, speeds: Sequence[float], bandwidths: Sequence[float], limits: dict[str, float]) -> str:
+        """Of what the machine can do: bytes of weights read, or operations of the products."""
+        if task == "decode":
+            shares = [speed * limits["bytes_read"] / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
+            return f"{median(shares):.0%} of {median(bandwidths) / 1e9:.1f} GB/s"
+        peak = self.peak(limits["peak_flops"])
+        if not peak:
+            return ""
+        c = GPT2_CONFIGS["gpt2"]
+        operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG  # a token's: products, attention's half square
+        return "" if self.args.tiny else f"{median(speeds) * operations / peak:.0%} of {peak / 1e9:.0f} GFLOP/s"
+
+    def peak(self, of_all_cores: float | None) -> float | None:
+        return of_all_cores and of_all_cores * min(1, self.args.threads / cores())
+
+    def pair(
+        self, work: str, mine: Sequence[float], peer: Engine, theirs: Sequence[float] | None, wanted: float | None, share: str
+    ) -> None:
+        row = [work, spread(mine), " ".join(peer).strip(), "", "", f"≥ {wanted}" if wanted else "", share]
+        if theirs:
+            row[3:5] = [spread(theirs), ratio([a / b for a, b in zip(mine, theirs, strict=True)])]
+        self.rows.append(row)
+
+    def memory(self, engine: Engine, used: int, limits: dict[str, float] | None) -> None:
+        name = " ".join(engine)
+        self.figures.setdefault("memory, bytes", {})[name] = used
+        say(f"memory: {name} {used / 1e6:.0f} MB")
+        if limits:
+            most = 1.2 * limits["bytes_read"] + 300e6
+            self.rows.append([f"memory {engine[1]}", f"{used / 1e6:.0f} MB", "", "", "", f"≤ {most / 1e6:.0f} MB", ""])
+        else:
+            self.rows.append(["memory", "", name, f"{used / 1e6:.0f} MB", "", "", ""])
+
+    def starts(self) -> None:
+        """Processes that load the model and make one token, with everything compiled; lama's with nothing compiled too."""
+        engines = [STARTS[0], *self.usable(STARTS[1:], "start")]
+        seconds: dict[Engine, list[float]] = {engine: [] for engine in engines}
+        for i in range(self.args.rounds + 1):
+            for engine in engines:
+                seconds[engine].append(self.start(engine))
+            say(f"start, {f'round {i}' if i else 'warm-up'}: " + ", ".join(f"{e[0]} {s[-1]:.2f} s" for e, s in seconds.items()))
+        seconds = {engine: found[1:] for engine, found in seconds.items()}
+        empty = self.start(STARTS[0], CACHEDB=str(self.folder / "cache.db"))
+        self.figures["start"] = {"seconds": {" ".join(engine): found for engine, found in seconds.items()}, "empty_cache_s": empty}
+        for peer in engines[1:] or [None]:
+            row = ["start to first token, s", spread(seconds[STARTS[0]])]
+            if peer:
+                ratios = [ours / theirs for ours, theirs in zip(seconds[STARTS[0]], seconds[peer], strict=True)]
+                row += [" ".join(peer), spread(seconds[peer]), f"{median(ratios):.2f} of its time"]
+                row += ["≤ 0.4" if peer[0] == "transformers" else ""]
+            self.rows.append([*row, *[""] * (7 - len(row))])
+        self.rows.append(["the same, empty cache", f"{empty:.1f}", "", "", "", "< 10", ""])
+
+    def start(self, engine: Engine, **environment: str) -> float:
+        command = [sys.executable, HERE / "bench_engines.py", "start", *engine, self.folder, str(self.args.threads)]
+        began = time.perf_counter()
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{engine[0]} did not start: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        return time.perf_counter() - began
+
+    def train(self) -> None:
+        """Steps of lama and PyTorch, measured by bench_training.py."""
+        libraries = ["lama"]
+        if list(self.usable([("PyTorch", "float32")], "training step")):
+            libraries += ["torch", *(["torch.compile"] if self.args.compile else [])]
+        command = [sys.executable, HERE / "bench_training.py", "--steps-only", "--json", "--rounds", str(self.args.rounds)]
+        command += ["--threads", str(self.args.threads), "--configs", *self.args.configs, "--libraries", "lama", *libraries[1:2]]
+        command += ["--compile"] if self.args.compile else []
+        command += ["--steps", "1"] if self.args.tiny else []
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError("bench_training.py failed; see above")
+        found = json.loads(done.stdout.splitlines()[-1])["configs"]
+        self.figures["train"] = found
+        for name, figures in found.items():
+            ms = figures["ms_per_step"]
+            for peer in [library for library in ms if library != "lama"] or [None]:
+                row = [f"training step {name}, ms", spread(ms["lama"])]
+                if peer:
+                    row += [peer, spread(ms[peer]), ratio(figures["ratios"][peer]), f"≥ {STEPS[name]}"]
+                self.rows.append([*row, *[""] * (7 - len(row))])
+
+
+def spread(values: Sequence[float]) -> str:
+    def short(value: float) -> str:
+        return f"{value:.0f}" if value >= 200 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+    return f"{short(median(values))} ({short(min(values))}–{short(max(values))})"
+
+
+def ratio(of_rounds: Sequence[float]) -> str:
+    return f"**{median(of_rounds):.2f}** ({min(of_rounds):.2f}–{max(of_rounds):.2f})"
+
+
+def make_reader(threads: int, size: int = 1 << 28) -> Callable[[], float]:
+    """A function that reads `size` bytes with numpy on some threads and returns bytes per second, the best of three."""
+    parts = np.array_split(np.ones(size // 4, np.float32), threads)
+    pool = ThreadPoolExecutor(threads)
+
+    def read() -> float:
+        best = float("inf")
+        for _ in range(3):
+            began = time.perf_counter()
+            list(pool.map(np.max, parts))  # a product would hold the interpreter: one core only
+            best = min(best, time.perf_counter() - began)
+        return size / best
+
+    return read
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
