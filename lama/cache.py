@@ -19,9 +19,7 @@ class KVCache:
     ):
         shape = (batch, n_heads, length, d_head)
         self.length = length
-        self.keys = [Tensor.zeros(*shape, dtype=dtype, device=device).contiguous() for _ in range(n_layers)]
-        self.values = [Tensor.zeros(*shape, dtype=dtype, device=device).contiguous() for _ in range(n_layers)]
-        Tensor.realize(*self.keys, *self.values)
+        self.keys, self.values = ([kernels.stored_zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)] for _ in "kv")
 
     def stored_position(self, position: Size, n: int) -> Tensor | None:
         """`position` as `attend` takes it; None where no kernel serves n tokens here. Raises ValueError if they do not fit."""

@@ -1,6 +1,82 @@
-"""Choosing the tinygrad device."""
+"""Choosing the tinygrad device, and opening it without what a CPU has no need of."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lama.compiler import ensure_compiler
 from lama.errors import UsageError
+
+TABLE = "lama_cpu_helpers"  # in tinygrad's cache
+
+
+def open_device() -> None:
+    """Make sure of a compiler and open tinygrad's default device, once, before the first tensor. Raises LamaError."""
+    from tinygrad import Device
+
+    ensure_compiler()
+    choose_device()
+    with _kept_helpers():
+        Device[Device.DEFAULT]
+
+
+def choose_device() -> None:
+    """The CPU, where nothing here looks like another device; else tinygrad's choice.
+
+    tinygrad asks the drivers of every kind of GPU in turn, which takes half a second where there is none of them.
+    """
+    from tinygrad.helpers import DEV
+
+    if sys.platform == "linux" and not os.environ.get("DEV") and not any(map(repr, DEV.value)) and not _signs_of_others():
+        DEV.value = os.environ["DEV"] = "CPU"  # the environment too, as tinygrad does it, for processes that it starts
+
+
+def _signs_of_others() -> bool:
+    """Whether a device other than the CPU may be here: device files, AMD's and NVIDIA's PCI devices, GPUs on USB, libraries."""
+    from tinygrad.runtime.support.c import DLL
+
+    def holds(file: Path, values: tuple[str, ...]) -> bool:
+        try:
+            return file.read_text().strip() in values
+        except OSError:
+            return False
+
+    files = ("/dev/kfd", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kgsl-3d0")
+    return (
+        bool(os.environ.get("REMOTE"))
+        or any(
+            os.environ.get(name) == "1" for name in ("METAL", "AMD", "NV", "CUDA", "QCOM", "CL", "DSP", "WEBGPU", "NULL", "PYTHON", "CPU")
+        )
+        or any(map(os.path.exists, files))
+        or any(holds(file, ("0x1002", "0x10de")) for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
+        or any(holds(file, ("add1", "3801")) for file in Path("/sys/bus/usb/devices").glob("*/idVendor"))
+        or any(DLL.findlib(name, [file]) for name, file in (("cuda", "cuda"), ("opencl", "OpenCL")))
+    )
+
+
+@contextmanager
+def _kept_helpers() -> Iterator[None]:
+    """Within it, what tinygrad's CPU device lowers when it is opened, four small programs for HCQ2, comes from its cache: 0.35 s."""
+    from tinygrad.helpers import diskcache_get, diskcache_put
+    from tinygrad.runtime import ops_cpu
+
+    lower = ops_cpu.do_to_program
+
+    def kept(sink: Any, renderer: Any) -> Any:
+        key = f"{sink.arg.name} {renderer.target!r} {version('tinygrad')}"
+        elf = diskcache_get(TABLE, key) or diskcache_put(TABLE, key, lower(sink, renderer).to_elf())
+        return SimpleNamespace(to_elf=lambda: elf)
+
+    ops_cpu.do_to_program = kept
+    try:
+        yield
+    finally:
+        ops_cpu.do_to_program = lower
 
 
 def use_device(name: str) -> None:
@@ -8,13 +84,12 @@ def use_device(name: str) -> None:
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
-    from lama.compiler import ensure_compiler
-
     previous = list(DEV.value)
     try:
         DEV.value = name
         ensure_compiler()
-        Device[Device.DEFAULT]
+        with _kept_helpers():
+            Device[Device.DEFAULT]
     except Exception as error:
         DEV.value = previous
         here = ", ".join(Device.get_available_devices())

@@ -9,21 +9,17 @@ import numpy as np
 from tinygrad import Device, Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.compiler import ensure_compiler
+from lama.device import open_device
 from lama.kernels import gelu, layernorm, matmul, use_large_pages
 from lama.shapes import Float
 
-
-@functools.cache
-def _prepare_once(device: str) -> None:
-    """Before the first tensor, which opens tinygrad's device, and before the weights get their memory."""
-    ensure_compiler()
-    use_large_pages(device)
+_open_once, _use_large_pages_once = functools.cache(open_device), functools.cache(use_large_pages)
 
 
 def parameter(*shape: int) -> Tensor:
     """A float32 parameter of this shape, allocated and not filled: `initialise` or a checkpoint does that."""
-    _prepare_once(Device.DEFAULT)
+    _open_once()  # the first tensor would open tinygrad's device
+    _use_large_pages_once(Device.DEFAULT)  # before the weights get their memory
     return Tensor.empty(*shape)
 
 

@@ -519,3 +519,31 @@ def test_generation_uses_the_weights_of_now(model):
 def test_tokens_beyond_the_tokenizer_are_not_drawn(model):
     drawn = {step[0] for step in generate_tokens(model, [PROMPT], 20, Sampling(temperature=5.0), vocab_size=3)}
     assert drawn <= {0, 1, 2}
+
+
+def plainly(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """`probabilities`, with the whole vocabulary sorted."""
+    logits = (logits.astype(np.float64) - logits.max()) / sampling.temperature
+    if sampling.top_k:
+        logits[np.argsort(-logits, kind="stable")[sampling.top_k :]] = -np.inf
+    p = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-p, kind="stable")
+    p[order[np.cumsum(p[order]) - p[order] >= sampling.top_p]] = 0
+    p[p < sampling.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 7.0])  # the nucleus is most of the vocabulary, or a few tokens
+@pytest.mark.parametrize("options", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 700, "top_p": 0.8, "min_p": 0.01}])
+def test_partial_sorts_find_the_distribution_of_whole_ones(spread: float, options: dict):
+    logits = (np.random.default_rng(0).standard_normal(5003) * spread).astype(np.float32)
+    sampling = Sampling(temperature=0.8, **options)
+    expected = plainly(logits, sampling)
+    np.testing.assert_allclose(probabilities(logits, sampling), expected, rtol=1e-9)
+    drawn = [next_token(logits, [], sampling, np.random.default_rng(seed)) for seed in range(20)]
+    assert drawn == [np.random.default_rng(seed).choice(len(expected), p=expected) for seed in range(20)]
+
+
+def test_nucleus_takes_the_first_of_equals():
+    p = probabilities(np.zeros(1000, np.float32), Sampling(top_p=0.0105))
+    assert np.flatnonzero(p).tolist() == list(range(11))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
 from lama.cli.generate import DTYPES, note
 from lama.errors import UsageError
 
@@ -35,7 +36,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--limit", type=int, metavar="N", help="only the first N examples")
     add("--context-length", type=int, metavar="T", help="tokens that the model sees at once (default: all it can)")
     add("--dtype", choices=DTYPES, default="float32", help="precision of the weights (default float32)")
-    add("--device", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    machine.add_options(parser)
     add("--offline", action="store_true", help="use only what is on this machine")
     add("--json", action="store_true", help="print one JSON object")
     add("-v", "--verbose", action="store_true", help="say what is loaded; show tracebacks")
@@ -43,10 +44,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    if args.device:
-        from lama.device import use_device
-
-        use_device(args.device)
+    machine.use(args)
     report = run_text(args) if args.task is None else run_task(args)
     if args.json:
         print(json.dumps(report, ensure_ascii=False))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
 from lama.errors import LamaError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
     add("--window", action="store_true", help="when the context is full, drop its older half and go on")
     add("--dtype", default="float32", choices=DTYPES, help="precision of the weights (default float32)")
-    add("--device", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    machine.add_options(parser)
     add("--offline", action="store_true", help="use only what is on this machine")
     add("--revision", help="branch, tag or commit to download from the hub")
     add("--no-stream", action="store_true", help="print the text when it is complete")
@@ -50,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
     # Before a model is loaded, or even downloaded.
     check_options(args.max_new_tokens, args.seed, args.stop)
     Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
-    if args.device:
-        from lama.device import use_device
-
-        use_device(args.device)
+    machine.use(args)
 
     started = time.perf_counter()
     name, model, tokenizer = load_model(args)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
 from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
 from lama.training.config import ALIASES, MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, presets, read_settings
@@ -51,7 +52,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR from its last checkpoint, as if it had not ended")
     add("--restart", action="store_true", help="begin again in a folder that holds an unfinished run, which is lost")
     add("--size", metavar="N", help="choose depth, width, heads, learning rate and batch size for N parameters, such as 800K or 10M")
-    add("--device", metavar="NAME", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    machine.add_options(parser)
     add("--devices", metavar="N", help="share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,...")
     add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
     add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes; show tracebacks")
@@ -78,14 +79,13 @@ def show(value: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.device import use_device, use_devices
+    from lama.device import use_devices
     from lama.training.folder import RunFolder
     from lama.training.run import new_run, resumed_run
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows how far it is
-    if args.device:
-        use_device(args.device)
+    machine.use(args)
     devices = use_devices(args.devices) if args.devices else ()
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     if args.resume:

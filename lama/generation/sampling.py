@@ -41,31 +41,55 @@ GREEDY = Sampling(temperature=0.0)
 
 def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
     """Draw one token. `logits` is (vocab_size,); `seen` holds the tokens that the repetition penalty counts."""
-    logits = logits.astype(np.float64)
     if sampling.repetition_penalty != 1 and len(seen):
+        logits = logits.astype(np.float64)
         repeated = np.unique(np.asarray(seen))
         scores = logits[repeated]
         logits[repeated] = np.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    return int(rng.choice(len(logits), p=probabilities(logits, sampling)))
+    tokens, p = _distribution(logits, sampling)
+    sums = p.cumsum()
+    drawn = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
+    return drawn if tokens is None else int(tokens[drawn])
 
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """The distribution that is drawn from: (vocab_size,) float64, sums to 1, zero for the tokens filtered out."""
-    with np.errstate(over="ignore"):  # far below the best at a tiny temperature: probability 0
-        logits = (logits - logits.max()) / sampling.temperature
+    tokens, p = _distribution(logits, sampling)
+    if tokens is None:
+        return p / p.sum()
+    all_tokens = np.zeros(len(logits))
+    all_tokens[tokens] = p / p.sum()
+    return all_tokens
+
+
+def _distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray | None, np.ndarray]:
+    """The tokens that are left, in order (None: all), and their probabilities times some number. Sorts no more than it must."""
+    tokens, best = None, float(logits.max())
     if 0 < sampling.top_k < len(logits):
-        kept = np.argpartition(logits, -sampling.top_k)[-sampling.top_k :]
-        filtered = np.full_like(logits, -np.inf)
-        filtered[kept] = logits[kept]
-        logits = filtered
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
+        tokens = np.sort(np.argpartition(logits, -sampling.top_k)[-sampling.top_k :])
+        logits = logits[tokens]
+    with np.errstate(over="ignore"):  # far below the best at a tiny temperature: probability 0
+        p = np.exp((logits.astype(np.float64) - best) / sampling.temperature)
     if sampling.top_p < 1:
-        order = np.argsort(-p, kind="stable")
-        before = np.cumsum(p[order]) - p[order]  # the sum of all that are likelier
-        p[order[before >= sampling.top_p]] = 0
+        p /= p.sum()
+        kept = _nucleus(p, sampling.top_p)
+        tokens, p = kept if tokens is None else tokens[kept], p[kept]
     if sampling.min_p > 0:
-        p[p < sampling.min_p * p.max()] = 0
-    return p / p.sum()
+        kept = np.flatnonzero(p >= sampling.min_p * p.max())
+        tokens, p = kept if tokens is None else tokens[kept], p[kept]
+    return tokens, p
+
+
+def _nucleus(p: np.ndarray, share: float) -> np.ndarray:
+    """The fewest of the likeliest whose probabilities reach `share`, in order of their places; of equals, the first."""
+    likeliest = 64
+    while True:
+        likeliest = min(8 * likeliest, len(p))
+        least = np.partition(p, len(p) - likeliest)[len(p) - likeliest]
+        some = np.flatnonzero(p >= least)
+        order = some[np.argsort(-p[some], kind="stable")]
+        sums = np.cumsum(p[order])
+        if sums[-1] >= share or likeliest == len(p):
+            return np.sort(order[sums - p[order] < share])  # those before which the likelier do not reach it

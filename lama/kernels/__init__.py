@@ -8,7 +8,7 @@ from lama.kernels.embedding import embedding
 from lama.kernels.fusion import apart
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
-from lama.kernels.memory import use_large_pages
+from lama.kernels.memory import stored_zeros, use_large_pages
 from lama.kernels.optimizer import adamw, sum_of_squares
 from lama.kernels.views import stored
 
@@ -29,6 +29,7 @@ __all__ = [
     "products_in",
     "softmax",
     "stored",
+    "stored_zeros",
     "sum_of_squares",
     "use_large_pages",
 ]

@@ -1,0 +1,65 @@
+"""The device that lama chooses, and the flags for where and how a command computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reference import random_gpt2
+
+from lama import device
+from lama.cli import main
+from lama.compiler import find_compiler
+
+GENERATE = ["generate", "-p", "a", "-n", "2", "--temperature", "0", "-m"]
+
+
+def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("DEV", "LAMA_THREADS", "LAMA_REFERENCE")}
+    return subprocess.run([sys.executable, "-c", code, *flags], env=clean | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    config = random_gpt2.make_config(vocab_size=50257, n_embd=8, n_layer=1, n_head=2, n_positions=32)
+    random_gpt2.write_folder(path, config, random_gpt2.make_weights(config))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tinygrad chooses")
+def test_cpu_is_chosen_without_asking_drivers_where_nothing_looks_like_a_gpu():
+    code = "import sys; from lama import device; device._signs_of_others = lambda: False; device.open_device()\n"
+    done = python(code + "from tinygrad import Device; print(Device.DEFAULT, [m for m in sys.modules if 'ops_nv' in m or 'ops_amd' in m])")
+    assert done.stdout == "CPU []\n", done.stderr
+
+
+@pytest.mark.parametrize("given", [{"DEV": "NULL"}, {"REMOTE": "host"}])
+def test_choice_is_left_to_tinygrad_where_a_device_is_named(given: dict[str, str]):
+    done = python("from lama import device; from tinygrad.helpers import DEV; device.choose_device(); print(DEV)", **given)
+    assert done.stdout.strip() == given.get("DEV", ""), done.stderr
+
+
+def test_a_gpu_is_seen_by_its_device_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/kfd")
+    assert device._signs_of_others()
+
+
+def test_threads_and_reference_are_what_the_environment_says(folder: Path):
+    code = "import sys; from lama.cli import main; code = main(sys.argv[1:]); from lama.kernels.pool import threads\n"
+    code += "from lama.kernels.program import is_fast; from tinygrad import Tensor; print(threads(), is_fast(Tensor.empty(1)))"
+    compiler = find_compiler().path
+    found = [python(code, *GENERATE, str(folder), *flags, CC=compiler) for flags in ([], ["--threads", "3"], ["--reference"])]
+    texts = [done.stdout.splitlines()[:-1] for done in found]
+    assert texts[0] == texts[1] == texts[2] and texts[0], found
+    assert [done.stdout.splitlines()[-1].split()[1] for done in found] == ["True", "True", "False"]
+    assert found[1].stdout.splitlines()[-1].split()[0] == "3"
+
+
+@pytest.mark.parametrize("verb", [[*GENERATE, "x"], ["eval", "x", "--text", "y"], ["train"]])
+@pytest.mark.parametrize(("value", "told"), [("0", "threads must be a whole number above 0; got 0"), ("two", "invalid int value: 'two'")])
+def test_threads_must_be_a_number_above_0(verb: list[str], value: str, told: str, capsys: pytest.CaptureFixture[str]):
+    assert main([*verb, "--threads", value]) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
