@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +14,19 @@ from tinygrad import Tensor
 
 import lama
 from lama.cli import main
+from lama.cli.train import LiveLine
 from lama.data.labelled import Example, open_labelled, split_labelled
 from lama.data.naive_bayes import best_naive_bayes
-from lama.models.bert import Classifier, ClassifierConfig
+from lama.models.bert import Bert, Classifier, ClassifierConfig
 from lama.tokenizers import ByteTokenizer
 from lama.training.classify import ClassifierTraining, Predictor, encoded, judge, judged, make_classifier, rows_of, shuffled
-from lama.training.encoders import PRESETS, ClassifierSettings
+from lama.training.encoders import ClassifierSettings
 from lama.training.loop import Step
 
 Lama = Callable[..., tuple[int, str, str]]
 SMALL = {"d_model": 32, "n_layers": 1, "n_heads": 2, "vocabulary": 300, "batch_size": 32}
 FLAGS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-SUBJECTS, VERBS = ("the cat", "my dog", "a bird"), ("ate", "saw", "heard", "liked")
+VERBS = ("ate", "saw", "heard", "liked")
 
 
 def sentences() -> list[Example]:
@@ -155,12 +158,28 @@ def test_stopped_training_keeps_the_best_so_far():
     assert again == training.best > 0
 
 
+@pytest.mark.parametrize("words", [("classify", "train", "animals.tsv", *FLAGS, "--pretraining", "0"), ("bert", "animals.tsv", *FLAGS)])
+def test_ctrl_c_ends_the_step_and_saves(
+    words: tuple[str, ...], run: Lama, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def press(line: LiveLine, step: int, text: str) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LiveLine, "step", press)
+    words = tuple("270" if word == "300" else word for word in words)
+    assert main([*words, "--steps", "9", "--context-length", "8", "--out", "m"]) == 130
+    assert "stopped by SIGINT; the model so far is in m" in capfd.readouterr().err
+    model, _ = lama.load("m")
+    assert isinstance(model, Classifier if words[0] == "classify" else Bert)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["names", "shakespeare-milton"])
 def test_data_set_is_learned_as_well_as_naive_bayes_learns_it(name: str, tmp_path: Path):
     """Minutes each on two cores; the archives are downloaded."""
     data = open_labelled(name)
     learned, kept = split_labelled(data.examples)
-    assert main(["classify", "train", name, "--out", str(tmp_path / "m"), *([] if name in PRESETS else ["--seed", "0"])]) == 0
+    assert main(["classify", "train", name, "--out", str(tmp_path / "m")]) == 0
     model, tokenizer = lama.load(tmp_path / "m")
     assert judged(Predictor(model, tokenizer), kept).accuracy >= best_naive_bayes(learned).accuracy(kept)

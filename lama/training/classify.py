@@ -185,6 +185,8 @@ class ClassifierTraining:
         """Raises LamaError if the loss is no longer a number."""
         if self.settings.pretraining:
             yield from self._pretrain()
+        if self.stopped:
+            return
         self.pretraining = False
         every = max(1, self.settings.steps // 10)
         for step in Trainer(self.model, self._batch, self.settings, class_loss):
