@@ -16,6 +16,7 @@ from lama.taps import Tap, no_tap
 
 HIDDEN = -3.4e38  # the score of a key that may not be looked at: exp(HIDDEN - max) is exactly 0, and never NaN
 Similarity = Callable[[Tensor, Tensor], Tensor]  # (B, H, T, d_head), (B, H, S, d_head) -> (B, H, T, S)
+KeysValues = tuple[Tensor, Tensor]  # keys and values, (B, H, S, d_head) each
 
 
 def dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
@@ -140,24 +141,31 @@ class MultiHeadAttention:
         self.scale = scale_of(self.similarity, self.d_head)
 
     def project(
-        self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | None
+        self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | KeysValues | None
     ) -> tuple[Float[Tensor, "B H T d_head"], Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
         """Queries from x; keys and values from memory, or from x where there is none."""
         d_model = x.shape[-1]
         if memory is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = linear(x, weight[:d_model], None if bias is None else bias[:d_model])
-            k, v = linear(memory, weight[d_model:], None if bias is None else bias[d_model:]).chunk(2, dim=-1)
-        q, k, v = (t.reshape(t.shape[0], t.shape[1], self.n_heads, self.d_head).transpose(1, 2) for t in (q, k, v))
-        return q, k, v
+            q, k, v = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+            return q, k, v
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = self._heads(linear(x, weight[:d_model], None if bias is None else bias[:d_model]))
+        return q, *(memory if isinstance(memory, tuple) else self.keys_values(memory))
+
+    def keys_values(self, memory: Float[Tensor, "B S d_model"]) -> KeysValues:
+        """What cross-attention makes of `memory`: may be handed to each later call in the memory's place."""
+        d_model, weight, bias = memory.shape[-1], self.qkv.weight, self.qkv.bias
+        k, v = linear(memory, weight[d_model:], None if bias is None else bias[d_model:]).chunk(2, dim=-1)
+        return self._heads(k), self._heads(v)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.n_heads, self.d_head).transpose(1, 2)
 
     def __call__(
         self,
         x: Float[Tensor, "B T d_model"],
         mask: Mask | None = None,
-        memory: Float[Tensor, "B S d_model"] | None = None,
+        memory: Float[Tensor, "B S d_model"] | KeysValues | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
         position: Size = 0,

@@ -2,7 +2,7 @@
 
 from tinygrad import Tensor
 
-from lama.attention import MultiHeadAttention
+from lama.attention import KeysValues, MultiHeadAttention
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.kernels import add, stored
@@ -47,10 +47,12 @@ class Block:
         norm_epsilon: float = 1e-5,
         similarity: str = "scaled_dot",
         cross: bool = False,
+        attention_dropout: bool = True,
     ):
+        """`attention_dropout`: whether training drops entries of the attention patterns too, which the 2017 paper does not."""
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
-        self.pre_norm = norm == "pre"
+        self.pre_norm, self.attention_dropout = norm == "pre", attention_dropout
         self.ln1, self.attn = LayerNorm(d_model, bias, norm_epsilon), MultiHeadAttention(d_model, n_heads, bias, similarity)
         self.ln_cross = LayerNorm(d_model, bias, norm_epsilon) if cross else None
         self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
@@ -60,7 +62,7 @@ class Block:
         self,
         x: Float[Tensor, "B T d_model"],
         mask: Mask | None = None,
-        memory: Float[Tensor, "B S d_model"] | None = None,
+        memory: Float[Tensor, "B S d_model"] | KeysValues | None = None,
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -68,19 +70,22 @@ class Block:
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
-        """`memory` (B, S, d_model) is the encoder's output; a block made with `cross` needs it. Raises ValueError."""
+        """`memory` is the encoder's output, or `cross_attn.keys_values` of it; a block made with `cross` needs it. Raises ValueError."""
         if (memory is None) != (self.cross_attn is None):
             raise ValueError(f"memory must be given exactly to blocks with cross-attention; got cross={self.cross_attn is not None}")
         x = tap("resid_pre", x)
-        taps, drops = scoped(tap, "attn"), dropout.scoped("attn")
+        taps, drops = scoped(tap, "attn"), self._in_attention(dropout, "attn")
         h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, taps, drops)
         x = tap("resid_mid", self._add(self.ln1, x, dropout("attn_out", tap("attn_out", h))))
         if self.cross_attn is not None and self.ln_cross is not None:
-            taps, drops = scoped(tap, "cross_attn"), dropout.scoped("cross_attn")
+            taps, drops = scoped(tap, "cross_attn"), self._in_attention(dropout, "cross_attn")
             h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=taps, dropout=drops)
             x = tap("resid_cross", self._add(self.ln_cross, x, dropout("cross_attn_out", tap("cross_attn_out", h))))
         h = self.mlp(self._norm_before(self.ln2, "ln2", x, tap), scoped(tap, "mlp"))
         return tap("resid_post", self._add(self.ln2, x, dropout("mlp_out", tap("mlp_out", h))))
+
+    def _in_attention(self, dropout: Dropout, scope: str) -> Dropout:
+        return dropout.scoped(scope) if self.attention_dropout else no_dropout
 
     def _norm_before(self, norm: LayerNorm, name: str, x: Tensor, tap: Tap) -> Tensor:
         return tap(f"{name}.normalized", norm(x)) if self.pre_norm else x

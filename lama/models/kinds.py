@@ -4,9 +4,11 @@ from typing import Any
 
 from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
 from lama.models.gpt import GPT, GPTConfig
+from lama.models.transformer import Transformer, TransformerConfig
 
 KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "gpt": (GPT, GPTConfig),
+    "transformer": (Transformer, TransformerConfig),
     "bert": (Bert, BertConfig),
     "classifier": (Classifier, ClassifierConfig),
 }
