@@ -70,12 +70,19 @@ KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w
   float normalised[M * K] __attribute__((aligned(64)));
   for (int m = 0; m < M; m++) {
     float mean = mean_of(a + m * K, K), scale = scale_of(a + m * K, K, mean, EPSILON);
-    for (int k = 0; k < K; k++)
+    for (int k = 0; k < K; k += V) {
+      const int some = MIN(V, K - k);
+      const float *from = a + m * K + k;
+      vec weights = some == V ? load(norm_weight + k) : load_some(norm_weight + k, some, 0), biases = 0;
 #ifdef NORM_BIAS
-      normalised[m * K + k] = (a[m * K + k] - mean) * scale * load1(norm_weight + k) + load1(norm_bias + k);
-#else
-      normalised[m * K + k] = (a[m * K + k] - mean) * scale * load1(norm_weight + k);
+      biases = some == V ? load(norm_bias + k) : load_some(norm_bias + k, some, 0);
 #endif
+      vec values = ((some == V ? load(from) : load_some(from, some, 0)) - mean) * scale * weights + biases;
+      if (some == V)
+        *(vec *)(normalised + m * K + k) = values;
+      else
+        store_some(normalised + m * K + k, values, some);
+    }
   }
   a = normalised;
 #endif

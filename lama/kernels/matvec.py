@@ -14,10 +14,10 @@ BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 
 
 def shares(nanoseconds: float) -> int:
-    """How many slices for a kernel that does nothing but read: as many for each thread, since all read at the same speed, and
-    long ones, since each has to get under way; a little work is shared out too, for in decoding no thread sleeps.
+    """How many slices for a kernel that reads and does little else: as many for each thread, since all read at the same speed;
+    and a little work is shared out too, for in decoding no thread sleeps.
     """
-    slices, count = slices_for(nanoseconds), threads()
+    count, slices = threads(), slices_for(nanoseconds)
     return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
 
 
