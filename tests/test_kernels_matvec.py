@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import SMALL, normal
 from test_kernels import assert_all_close, needs_c, ran  # noqa: F401  (fixtures)
 from test_kernels_training import layernorm64
 from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_parameters
 
 from lama.blocks import MLP
-from lama.kernels import add, apart, gelu, layernorm, matmul, program
+from lama.generation import Decoder
+from lama.kernels import add, apart, gelu, layernorm, matmul, plan, program
 from lama.kernels.matvec import FEW_ROWS
+from lama.models.gpt import GPT, GPTConfig
 
 DTYPES = pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"])
 SIZES = pytest.mark.parametrize(("m", "k", "n"), [(1, 37, 53), (2, 32, 64), (3, 5, 2), (FEW_ROWS, 67, 131)])
@@ -109,3 +112,21 @@ def test_activation_that_is_kept_has_its_value_and_a_gradient():
     np.testing.assert_allclose(kept["pre"].numpy(), pre, atol=1e-5)
     slope = (gelu64(pre + 1e-5) - gelu64(pre - 1e-5)) / 2e-5
     np.testing.assert_allclose(gradient.numpy(), slope * mlp.down.weight.numpy().sum(0), atol=1e-2)
+
+
+@needs_c
+@DTYPES
+def test_decoding_a_token_takes_five_kernels_for_each_layer(monkeypatch, dtype):
+    model, recipes = GPT(GPTConfig(**SMALL)), []
+    for parameter in get_parameters(model):
+        parameter.replace(parameter.cast(dtype).contiguous().realize())
+    make = plan.Plan.__init__
+    monkeypatch.setattr(plan.Plan, "__init__", lambda self, recipe, given: (recipes.append(recipe), make(self, recipe, given))[1])
+    decoder = Decoder(model)
+    decoder.prefill(np.array([[1, 2, 3]]))
+    decoder.decode(np.array([4]))
+    kernels = [recipes[-1].programs[number][0] for number, *_ in recipes[-1].calls]
+    layer = ["lama_matvec", "lama_attention", "lama_matvec", "lama_matvec", "lama_matvec"]
+    embedding, last = ["lama_embedding"], ["lama_matvec"]
+    assert ["_".join(name.split("_")[:2]) for name in kernels if name.startswith("lama")] == [*embedding, *2 * layer, *last]
+    assert len(kernels) <= 1 + 2 * 5 + 1 + 1  # one stores the position

@@ -1,12 +1,15 @@
 // A list of kernel calls, run one after the other, the slices of each shared out among threads: all that a step of training
 // or a token needs, in one call from Python. Included twice: WORKER 1 is what a waiting thread runs, WORKER 0 the caller.
 //
-// Every thread takes the next slice that nobody has. The caller works too, so it waits only for slices that others are
-// in the middle of. `inside` and `open` keep a late thread out of a call that is over: it enters, then looks; the caller
-// closes, then looks. Where other programs take the cores, a thread may lose its own in the middle of a slice: after a
-// wait that was longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
+// A call's slices are cut into a range for each thread. A thread takes the next slice of its own range, so that it reads on
+// where it stopped, and when none is left there, of the others'. The caller works too, so it waits only for slices that
+// others are in the middle of. `inside` and `open` keep a late thread out of a call that is over: it enters, then looks; the
+// caller closes, then looks. Where other programs take the cores, a thread may lose its own in the middle of a slice: after
+// a wait that was longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
 
 typedef unsigned long long word;
+
+#define RANGES 64  // at most: more threads share them
 
 struct pool {
   // Filled in by pool.py: functions of the C library, the mutex and the condition, how long to spin.
@@ -16,12 +19,13 @@ struct pool {
   // The threads' own, on cache lines apart.
   word busy, line1[7];        // somebody's calls are being run
   word published, line2[7];   // calls so far: what threads wait for
-  word next, line3[7];        // the first slice of the call that nobody has
+  word workers, line3[7];     // threads that have come
   word open, line4[7];        // whether there are slices to be had
   word inside, line5[7];      // threads that may be running a slice
   word sleeping, line6[7];
   const word *call;
   word alone, pause;          // calls that the caller runs alone from here on; how many it did after the last long wait
+  struct { word next, line[7]; } ranges[RANGES];  // of each, the first slice that nobody has
 };
 
 // A call: the kernel's address, how many slices, which argument is the slice's number, how many words of arguments.
@@ -59,9 +63,18 @@ PART void run_slice(const word *call, word slice) {
     ((void (*)(W16, W16, W16, W16))call[ADDRESS])(SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48));
 }
 
-PART void take_slices(struct pool *p) {
+PART word ranges_of(struct pool *p, const word *call) {
+  word most = p->threads < RANGES ? p->threads : RANGES;
+  return call[SLICES] < most ? call[SLICES] : most;
+}
+
+PART void take_slices(struct pool *p, word thread) {
   const word *call = p->call;
-  for (word slice; (slice = ADD(p->next, 1)) < call[SLICES];) run_slice(call, slice);
+  const word ranges = ranges_of(p, call);
+  for (word i = 0; i < ranges; i++) {
+    word range = (thread + i) % ranges, end = call[SLICES] * (range + 1) / ranges;
+    for (word slice; (slice = ADD(p->ranges[range].next, 1)) < end;) run_slice(call, slice);
+  }
 }
 
 PART word now(struct pool *p) {
@@ -86,11 +99,12 @@ PART void await(struct pool *p, word seen) {
 }
 
 void lama_worker(struct pool *p) {
+  const word thread = 1 + ADD(p->workers, 1);
   for (word seen = 0;;) {
     await(p, seen);
     seen = LOAD(p->published);
     ADD(p->inside, 1);
-    if (LOAD(p->open)) take_slices(p);
+    if (LOAD(p->open)) take_slices(p, thread);
     ADD(p->inside, -1);
   }
 }
@@ -98,7 +112,8 @@ void lama_worker(struct pool *p) {
 PART void share(struct pool *p, const word *call) {
   word began = now(p);
   p->call = call;
-  STORE(p->next, 0);
+  const word ranges = ranges_of(p, call);
+  for (word range = 0; range < ranges; range++) STORE(p->ranges[range].next, call[SLICES] * range / ranges);
   STORE(p->open, 1);
   ADD(p->published, 1);
   if (LOAD(p->sleeping)) {
@@ -107,7 +122,7 @@ PART void share(struct pool *p, const word *call) {
     for (word i = 0; i < wanted && i < p->sleeping; i++) p->wake(p->condition);
     p->unlock(p->mutex);
   }
-  take_slices(p);
+  take_slices(p, 0);
   STORE(p->open, 0);
   word done = now(p);
   for (int i = 0; LOAD(p->inside); i++)

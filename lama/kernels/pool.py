@@ -52,12 +52,12 @@ class Pool:
     """Native threads that sleep until there are slices to run; the caller is one of the `count`."""
 
     def __init__(self, count: int):
-        self._memory = ctypes.create_string_buffer(4096)
-        words = (ctypes.c_uint64 * 256).from_buffer(self._memory)
+        self._memory = ctypes.create_string_buffer(16384)
+        words = (ctypes.c_uint64 * 2048).from_buffer(self._memory)
         self._at = (ctypes.addressof(words) + 63) // 64 * 64
         self._run, worker = _program("lama_run", 0), _program("lama_worker", 1)
         state = (ctypes.c_uint64 * 11).from_address(self._at)
-        mutex, condition = self._at + 1024, self._at + 1536
+        mutex, condition = self._at + 8192, self._at + 8704
         with contextlib.suppress(AttributeError, OSError, RuntimeError):  # no such functions, or no more threads: do with fewer
             library = ctypes.CDLL(None)
             addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
