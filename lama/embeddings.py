@@ -5,7 +5,7 @@ import math
 import numpy as np
 from tinygrad import Tensor
 
-from lama.kernels import embedding
+from lama.kernels import Quantized, embedding
 from lama.layers import Linear, linear, parameter
 from lama.shapes import Float, Int, Size
 
@@ -14,7 +14,7 @@ class TokenEmbedding:
     """A row of `weight` for each token; `unembed` uses the same rows as the output layer (tied embeddings)."""
 
     def __init__(self, vocab_size: int, d_model: int):
-        self.weight = parameter(vocab_size, d_model)
+        self.weight: Tensor | Quantized = parameter(vocab_size, d_model)
 
     def __call__(
         self, tokens: Int[Tensor, "B T"], positions: Float[Tensor, "n d_model"] | None = None, position: Size | Tensor = 0

@@ -10,7 +10,7 @@ from tinygrad import Device, Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.device import open_device
-from lama.kernels import gelu, layernorm, matmul, use_large_pages
+from lama.kernels import Quantized, gelu, layernorm, matmul, use_large_pages
 from lama.shapes import Float
 
 _open_once, _use_large_pages_once = functools.cache(open_device), functools.cache(use_large_pages)
@@ -23,7 +23,9 @@ def parameter(*shape: int) -> Tensor:
     return Tensor.empty(*shape)
 
 
-def linear(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
+def linear(
+    x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"] | Quantized, bias: Tensor | None = None
+) -> Float[Tensor, "... d_out"]:
     """x Wᵀ + b."""
     return matmul(x, weight, transpose_b=True, bias=bias)
 
@@ -32,7 +34,7 @@ class Linear:
     """y = x Wᵀ + b, with the weight stored as (d_out, d_in)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
-        self.weight = parameter(d_out, d_in)
+        self.weight: Tensor | Quantized = parameter(d_out, d_in)
         self.bias = parameter(d_out) if bias else None
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:

@@ -20,12 +20,13 @@ from tinygrad.nn.state import get_parameters
 from lama.compiler import cores, ensure_compiler
 from lama.generation import Decoder
 from lama.models.gpt import GPT, GPT2_CONFIGS
+from lama.models.quantized import BITS, quantize_model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=GPT2_CONFIGS, default="gpt2", help="the shape (default gpt2: 124M)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", *BITS), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prefill", type=int, default=512, help="tokens in the long prompt (default 512)")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded a round, after a prompt of 16 (default 32)")
@@ -33,8 +34,10 @@ def main() -> None:
     ensure_compiler()
 
     model = GPT(GPT2_CONFIGS[args.model])
+    if args.dtype in BITS:
+        quantize_model(model, args.dtype)
     parameters = get_parameters(model)
-    for parameter in parameters:
+    for parameter in parameters if args.dtype not in BITS else []:
         parameter.replace(parameter.cast(getattr(dtypes, args.dtype)).contiguous().realize())
     read_bytes = sum(p.nbytes() for p in parameters) - model.pos_embed.weight.nbytes()  # one row of the positions is read
     decoder = Decoder(model)

@@ -160,8 +160,8 @@ def test_load_holds_weights_in_the_dtype_asked_for(tmp_path: Path, dtype: str, h
 
 
 def test_load_refuses_an_unknown_dtype(tmp_path: Path):
-    with pytest.raises(UsageError, match="dtype must be one of float32, float16, bfloat16; got 'int8'"):
-        load(folder_with(tmp_path), dtype="int8")
+    with pytest.raises(UsageError, match="dtype must be one of float32, float16, bfloat16, int8, int4; got 'int2'"):
+        load(folder_with(tmp_path), dtype="int2")
 
 
 def test_load_accepts_a_tied_output_layer_that_equals_the_embedding(tmp_path: Path):

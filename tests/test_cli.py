@@ -111,7 +111,7 @@ def copy(folder: str, to: Path) -> Path:
         (["-p", "x", "--temprature=1"], "unrecognized arguments: --temprature=1. Did you mean --temperature? See lama generate --help"),
         (["-p", "x", "--temp", "1"], "unrecognized arguments: --temp 1"),  # nothing is abbreviated
         (["-p", "x", "-n", "many"], "argument -n/--max-new-tokens: invalid int value: 'many'. See lama generate --help"),
-        (["-p", "x", "--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
+        (["-p", "x", "--dtype", "int2"], "argument --dtype: invalid choice: 'int2'"),
         (["-p", "x", "--device", "ABACUS"], "device must be one that tinygrad can open here"),
     ],
 )

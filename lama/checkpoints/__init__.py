@@ -41,7 +41,9 @@ __all__ = [
 def load(
     model: str | Path = "gpt2", *, dtype: str = "float32", device: str | None = None, offline: bool = False, revision: str | None = None
 ) -> tuple[Any, Tokenizer]:
-    """A model, its weights in `dtype` (float32, float16 or bfloat16) on `device`, and its tokenizer.
+    """A model, its weights in `dtype` (float32, float16, bfloat16, int8 or int4) on `device`, and its tokenizer.
+
+    int8 and int4 are of the matrices, rounded as they are read; a model that was saved so is loaded as it is.
 
     `model` is a path or a name: see `lama.checkpoints.hub.find`. Raises LamaError.
     """
@@ -70,7 +72,9 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str | None =
     tensors = open_weights(weights)
     if fields.get("format") == FORMAT:
         model = unfilled_from_lama(fields, folder / "config.json")
-        fill(model, tensors, weights, dtype=dtype, device=device)
+        if (stored_in := fields.get("dtype")) is not None and dtype not in ("float32", stored_in):
+            raise LamaError(f"a quantised model is loaded as it is; got dtype={dtype} for one of {stored_in} in {folder}")
+        fill(model, tensors, weights, dtype="float32" if stored_in else dtype, device=device)
         return model
     if is_bert(fields):
         bert = Bert(config_from_bert(fields, folder / "config.json"), seed=None)

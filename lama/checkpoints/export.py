@@ -15,6 +15,7 @@ from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import NUMPY, StoredTensor
 from lama.errors import LamaError
 from lama.models.gpt import GPT
+from lama.models.quantized import refuse_quantized
 from lama.tokenizers import Tokenizer, huggingface_files
 
 
@@ -24,6 +25,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     A model without biases gets biases of zero, which GPT-2's format requires and which change nothing. Raises LamaError
     for a model that GPT-2's format cannot hold, and for a folder that cannot be written.
     """
+    refuse_quantized(model, "to be exported")
     folder = Path(folder)
     config = huggingface_config(dataclasses.replace(model.config, bias=True))
     config |= {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}

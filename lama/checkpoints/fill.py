@@ -5,22 +5,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, dtypes
-from tinygrad.device import Buffer
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.device import Buffer, LRUAllocator
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.stored import NUMPY, StoredTensor, read_weights
 from lama.compiler import cores
 from lama.errors import LamaError, UsageError
+from lama.kernels import Quantized, quantize
+from lama.models.quantized import BITS, bits_of_weights, set_weight
 
 READERS = 4  # threads that read: more gain nothing once the file's pages are in memory
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
+_DTYPES = DTYPES | {"int8": dtypes.int8, "uint8": dtypes.uint8}  # and those of quantised weights
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def check_dtype(dtype: str) -> None:
     """Raises UsageError if weights cannot be held in `dtype`."""
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if dtype not in (*DTYPES, *BITS):
+        raise UsageError(f"dtype must be one of {', '.join((*DTYPES, *BITS))}; got {dtype!r}")
 
 
 def fill(
@@ -36,17 +40,48 @@ def fill(
 
     Names and shapes are all compared before a number is read; then one tensor at a time is in memory beside the weights, or,
     where the file has the numbers one after the other and the device's memory is the host's, less than that.
+    With a `dtype` of int8 or int4 the matrices are rounded one by one as they have been read, and the rest is in float32.
+    What is quantised in the file, and therefore in `model`, stays as it is.
     `source` (a path) and `name_in_file` (lama's name -> the file's) are for the message. Raises LamaError.
     """
     check_dtype(dtype)
     parameters = get_state_dict(model)
     check_tensors({name: tuple(map(int, p.shape)) for name, p in parameters.items()}, tensors, source, name_in_file)
-    read = {name: Tensor.empty(*p.shape, dtype=DTYPES[dtype], device=device) for name, p in parameters.items()}
+    bits = bits_of_weights(model, dtype) if dtype in BITS else {}
+    for name in bits:
+        set_weight(model, name, _rounded(tensors[name], bits[name], dtype, device))
+        del parameters[name]
+    if bits:
+        _give_back(device)
+    # What is quantised in the file is in the model, too, and is read as it is.
+    held = {name: DTYPE_NAMES[p.dtype] if p.dtype != dtypes.float32 else "float32" if bits else dtype for name, p in parameters.items()}
+    read = {name: Tensor.empty(*p.shape, dtype=_DTYPES[held[name]], device=device) for name, p in parameters.items()}
     in_parts = [name for name in read if tensors[name].read_into is not None and host_memory(read[name]) is not None]
     with ThreadPoolExecutor(min(READERS, cores())) as pool:
-        list(pool.map(lambda name: read_weights(tensors[name], dtype, host_memory(read[name])), in_parts))
+        list(pool.map(lambda name: read_weights(tensors[name], held[name], host_memory(read[name])), in_parts))
     for name, parameter in parameters.items():
-        parameter.replace(read[name] if name in in_parts else to_device(read_weights(tensors[name], dtype), dtype, device))
+        parameter.replace(read[name] if name in in_parts else to_device(read_weights(tensors[name], held[name]), held[name], device))
+
+
+def _rounded(tensor: StoredTensor, bits: int, dtype: str, device: str | None) -> Quantized:
+    """A matrix of the file, quantised. Raises LamaError."""
+    weight = Tensor.empty(*tensor.shape, device=device)
+    memory = host_memory(weight)
+    weight = to_device(read_weights(tensor, "float32"), "float32", device) if memory is None else weight
+    if memory is not None:
+        read_weights(tensor, "float32", memory)
+    quantized = quantize(weight, bits)
+    Tensor.realize(*quantized.tensors())
+    if not np.isfinite(quantized.scales.numpy()).all():
+        raise LamaError(f"weights must fit {dtype}, whose scales are float16; got too large ones in {tensor.name}. Load it as float32")
+    return quantized
+
+
+def _give_back(device: str | None) -> None:
+    """The memory of tensors that are no more, which tinygrad keeps for others of their size."""
+    allocator = Device[device or Device.DEFAULT].allocator
+    if isinstance(allocator, LRUAllocator):
+        allocator.free_cache()
 
 
 def host_memory(tensor: Tensor) -> np.ndarray | None:
@@ -56,7 +91,7 @@ def host_memory(tensor: Tensor) -> np.ndarray | None:
     if not buffer.device.startswith("CPU"):
         return None
     memory = buffer.ensure_allocated().as_memoryview(force_zero_copy=True)
-    return np.frombuffer(memory, NUMPY[{dtype: name for name, dtype in DTYPES.items()}[tensor.dtype]]).reshape(tensor.shape)
+    return np.frombuffer(memory, NUMPY[DTYPE_NAMES[tensor.dtype]]).reshape(tensor.shape)
 
 
 def to_device(array: np.ndarray, dtype: str, device: str | None) -> Tensor:
@@ -64,7 +99,7 @@ def to_device(array: np.ndarray, dtype: str, device: str | None) -> Tensor:
 
     The bytes are copied straight into the tensor's buffer: scheduling `Tensor(array).realize()` costs 5 ms a tensor.
     """
-    tensor = Tensor.empty(*array.shape, dtype=DTYPES[dtype], device=device)
+    tensor = Tensor.empty(*array.shape, dtype=_DTYPES[dtype], device=device)
     buffer = tensor.uop.buffer
     assert isinstance(buffer, Buffer)
     buffer.ensure_allocated().copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=array.reshape(-1).view(np.uint8).data))

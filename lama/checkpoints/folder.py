@@ -1,7 +1,8 @@
 """lama's own format: a folder with model.safetensors, config.json and the tokenizer's files.
 
 config.json: `{"format": "lama", "model": KIND, "config": {its config's fields}, "tokenizer": {...}, "training": {notes}}`,
-with a KIND of `lama.models.kinds`: gpt, ...
+with a KIND of `lama.models.kinds`: gpt, ...; and `"dtype": "int8"` or `"int4"` if its matrices are quantised, each of them then two
+tensors, NAME.values and NAME.scales.
 """
 
 import json
@@ -18,12 +19,13 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.files import read_json
-from lama.checkpoints.fill import DTYPES
+from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
 from lama.errors import LamaError
 from lama.models.config import config_from_dict
 from lama.models.kinds import KINDS, kind_of
+from lama.models.quantized import BITS, dtype_of, make_quantized
 from lama.tokenizers import Tokenizer, tokenizer_from_json
 
 FORMAT = "lama"
@@ -44,6 +46,8 @@ def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[st
         "tokenizer": tokenizer.to_json(),
         "training": dict(notes or {}),
     }
+    if (dtype := dtype_of(model)) is not None:
+        spec["dtype"] = dtype
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         tokenizer.save(temporary)
@@ -80,8 +84,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """Tensors to be written, each fetched from the device when its turn comes."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return {name: StoredTensor(name, names[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t)) for name, t in tensors.items()}
+    return {name: StoredTensor(name, DTYPE_NAMES[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t)) for name, t in tensors.items()}
 
 
 def _fetch(parameter: Tensor) -> np.ndarray:
@@ -94,8 +97,14 @@ def unfilled_from_lama(fields: Mapping[str, Any], source: object) -> Any:
     if kind not in KINDS or not isinstance(config, dict):
         raise LamaError(f"{source} must have a model among {', '.join(KINDS)} and its config; got model={kind!r}")
     of_model, of_config = KINDS[kind]
+    dtype = fields.get("dtype")
+    if dtype is not None and dtype not in tuple(BITS):
+        raise LamaError(f"{source} must have a dtype among {', '.join(BITS)}, or none; got {dtype!r}")
     try:
-        return of_model(config_from_dict(of_config, config), seed=None)
+        model = of_model(config_from_dict(of_config, config), seed=None)
+        if dtype is not None:
+            make_quantized(model, str(dtype))
+        return model
     except (ValueError, TypeError) as error:
         raise LamaError(f"{source}: {error}") from error
 

@@ -128,14 +128,17 @@ def is_finite(values: np.ndarray, dtype: str) -> bool:
 def read_weights(stored: StoredTensor, dtype: str, out: np.ndarray | None = None) -> np.ndarray:
     """A stored tensor in another float dtype, contiguous; bfloat16 as uint16 bits. In `out`, where it is given.
 
-    Raises LamaError naming the tensor if it is not of a float dtype, holds NaN or infinity, or a number too large for `dtype`.
+    With an integer `dtype`, that of quantised weights, it is read as it is. Raises LamaError naming the tensor if it is not of
+    a float dtype, or not of that integer one, holds NaN or infinity, or a number too large for `dtype`.
     """
-    if stored.dtype not in FLOATS:
+    if dtype not in FLOATS and stored.dtype != dtype:
+        raise LamaError(f"quantised weights must be of dtype {dtype}; got {stored.dtype} for {stored.name}. The checkpoint is damaged")
+    if dtype in FLOATS and stored.dtype not in FLOATS:
         raise LamaError(f"weights must be of a float dtype ({', '.join(FLOATS)}); got {stored.dtype} for {stored.name}")
     if out is None:
         out = np.empty(stored.shape, NUMPY[dtype])
     for values, place in stored.parts(out):
-        if not is_finite(values, stored.dtype):
+        if dtype in FLOATS and not is_finite(values, stored.dtype):
             raise LamaError(f"weights must be finite; got NaN or infinity in {stored.name}. The checkpoint is damaged")
         if stored.dtype == dtype:
             if values is not place:

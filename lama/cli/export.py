@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lama.cli.generate import DTYPES
+from lama.cli.generate import FLOATS
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -19,7 +19,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
     add("out", type=Path, metavar="DIR", help="a new or empty folder")
     add("--to", choices=("hf",), default="hf", help="the format: hf, Hugging Face's GPT-2 (default)")
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the weights (default float32)")
+    add("--dtype", choices=FLOATS, default="float32", help="precision of the weights (default float32)")
     add("--offline", action="store_true", help="use only what is on this machine")
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 

@@ -13,7 +13,8 @@ from lama.errors import LamaError, UsageError
 if TYPE_CHECKING:
     from lama.generation import Generation
 
-DTYPES = ("float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16")
+DTYPES = (*FLOATS, "int8", "int4")
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -33,7 +34,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be given several times")
     add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
     add("--window", action="store_true", help="when the context is full, drop its older half and go on")
-    add("--dtype", default="float32", choices=DTYPES, help="precision of the weights (default float32)")
+    add("--dtype", default="float32", choices=DTYPES, help="precision of the weights; int8 and int4 of the matrices (default float32)")
     machine.add_options(parser)
     add("--offline", action="store_true", help="use only what is on this machine")
     add("--revision", help="branch, tag or commit to download from the hub")

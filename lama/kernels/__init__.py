@@ -10,9 +10,11 @@ from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
 from lama.kernels.memory import stored_zeros, use_large_pages
 from lama.kernels.optimizer import adamw, sum_of_squares
+from lama.kernels.quantized import Quantized, quantize
 from lama.kernels.views import stored
 
 __all__ = [
+    "Quantized",
     "adamw",
     "add",
     "apart",
@@ -27,6 +29,7 @@ __all__ = [
     "layernorm",
     "matmul",
     "products_in",
+    "quantize",
     "softmax",
     "stored",
     "stored_zeros",

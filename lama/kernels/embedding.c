@@ -27,19 +27,30 @@ KERNEL NAME(float *restrict dp, const float *restrict dy, int slice) {
     }
 }
 #else
+#ifdef BITS  // of a quantised table, see quantized.h
+#define TABLE const WEIGHT *restrict w, const _Float16 *restrict scales
+#else
+#define TABLE const WEIGHT *restrict w
+#endif
 #if CACHED
-KERNEL NAME(float *restrict y, const int *restrict tokens, const WEIGHT *restrict w, const POSITION_WEIGHT *restrict p,
+KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p,
             const int *restrict position, int slice) {
   const long last = POSITIONS - LENGTH, at = position[0] < 0 ? 0 : MIN(position[0], last);
 #elif POSITIONS
-KERNEL NAME(float *restrict y, const int *restrict tokens, const WEIGHT *restrict w, const POSITION_WEIGHT *restrict p, int slice) {
+KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p, int slice) {
   const long at = 0;
 #else
-KERNEL NAME(float *restrict y, const int *restrict tokens, const WEIGHT *restrict w, int slice) {
+KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, int slice) {
 #endif
   for (long i = FIRST(TOKENS); i < LAST(TOKENS); i++) {
     const int known = tokens[i] >= 0 && tokens[i] < ROWS;
-    const WEIGHT *row = w + (known ? (long)tokens[i] * D : 0);
+    const long token = known ? tokens[i] : 0;
+#ifdef BITS
+    float row[D];
+    unpack(row, w + token * ROW_BYTES, scales + token * GROUPS);
+#else
+    const WEIGHT *row = w + token * D;
+#endif
     for (int j = 0; j < D; j += V) {
       vec x = !known ? (vec)0 : j + V <= D ? load(row + j) : load_some(row + j, D - j, 0);
 #if POSITIONS

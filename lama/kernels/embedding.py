@@ -5,20 +5,23 @@ import math
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.program import STORED_TYPES, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.quantized import Quantized
 
 
-def embedding(weight: Tensor, tokens: Tensor, positions: Tensor | None = None, position: int | UOp | Tensor = 0) -> Tensor:
+def embedding(weight: Tensor | Quantized, tokens: Tensor, positions: Tensor | None = None, position: int | UOp | Tensor = 0) -> Tensor:
     """weight[tokens] in float32: (rows, d), (..., T) ints -> (..., T, d). A token that is no row gives zeros.
 
     With `positions` (length, d), its T rows from `position` on are added: a number, or a stored int32 of shape (1,).
     """
-    tables = [weight] if positions is None else [weight, positions]
+    quantized = isinstance(weight, Quantized)
+    parts = weight.tensors() if isinstance(weight, Quantized) else [weight]
+    tables = ([] if quantized else parts) + ([] if positions is None else [positions])
     if positions is not None and isinstance(position, int) and position:
         positions, position = positions[position:], 0
     cached = isinstance(position, Tensor)
-    if not (all(t.dtype in STORED_TYPES for t in tables) and is_fast(*tables, tokens)) or isinstance(position, UOp):
+    if not (all(t.dtype in STORED_TYPES for t in tables) and is_fast(*parts, *tables, tokens)) or isinstance(position, UOp):
         # Only negative tokens need the zeros: tinygrad counts them from the end, and gives zeros for those past it.
-        rows = (tokens < 0).unsqueeze(-1).where(0, weight.float()[tokens])
+        rows = (tokens < 0).unsqueeze(-1).where(0, weight[tokens].float() if isinstance(weight, Quantized) else weight.float()[tokens])
         if positions is None:
             return rows
         n = tokens.shape[-1]
@@ -27,25 +30,30 @@ def embedding(weight: Tensor, tokens: Tensor, positions: Tensor | None = None, p
             positions.float()[position + Tensor.arange(n)] if isinstance(position, Tensor) else positions[position : position + n]
         )
     shape = (*(int(size) for size in tokens.shape), int(weight.shape[1]))
-    inputs = [tokens.cast(dtypes.int32), weight, *([] if positions is None else [positions])]
-    types = [STORED_TYPES[t.dtype] for t in tables]
-    macros = [*_sizes(weight, tokens), ("WEIGHT", types[0])]
+    inputs = [tokens.cast(dtypes.int32), *parts, *([] if positions is None else [positions])]
+    macros = [*_sizes(weight, tokens)]
+    if isinstance(weight, Quantized):
+        macros += [*weight.macros(), ("K", weight.d_in), ("WEIGHT", "unsigned char")]
+    else:
+        macros.append(("WEIGHT", STORED_TYPES[weight.dtype]))
     if positions is not None:
-        macros += [("POSITION_WEIGHT", types[1]), ("POSITIONS", int(positions.shape[0])), ("CACHED", int(cached))]
+        macros += [("POSITION_WEIGHT", STORED_TYPES[positions.dtype]), ("POSITIONS", int(positions.shape[0])), ("CACHED", int(cached))]
     if isinstance(position, Tensor):
         inputs.append(position)
-    return _kernel("forward", macros, shape, math.prod(shape[:-1]))(shape, *inputs, gradient=_gradient)
+    kernel = _kernel("forward", macros, shape, math.prod(shape[:-1]), ("quantized.h",) * quantized)
+    return kernel(shape, *inputs, gradient=None if quantized else _gradient)
 
 
-def _sizes(weight: Tensor, tokens: Tensor) -> list[tuple[str, str | int]]:
+def _sizes(weight: Tensor | Quantized, tokens: Tensor) -> list[tuple[str, str | int]]:
     rows, d = (int(size) for size in weight.shape)
     return [("ROWS", rows), ("D", d), ("TOKENS", int(tokens.numel())), ("LENGTH", int(tokens.shape[-1]))]
 
 
-def _kernel(kind: str, macros: list[tuple[str, str | int]], shape: tuple[int, ...], most: int) -> Kernel:
+def _kernel(kind: str, macros: list[tuple[str, str | int]], shape: tuple[int, ...], most: int, headers: tuple[str, ...] = ()) -> Kernel:
     """`most`: slices; `shape`: of the numbers that are written, or read if these are more."""
     name = "_".join(str(value).strip("_").replace(" ", "_") for _, value in macros)
-    return Kernel(f"lama_embedding_{kind}_{name}", "embedding.c", tuple(macros), slices=min(most, slices_for(0.5 * math.prod(shape))))
+    slices = min(most, slices_for(0.5 * math.prod(shape)))
+    return Kernel(f"lama_embedding_{kind}_{name}", "embedding.c", tuple(macros), slices=slices, headers=headers)
 
 
 def _gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:

@@ -16,6 +16,7 @@ from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.pool import threads
 from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.quantized import Quantized, dequantized
 
 FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
 PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
@@ -44,12 +45,14 @@ def factors_are_rounded() -> bool:
     return _factors.get() is not None
 
 
-def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bias: Tensor | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpose_b: bool = False, bias: Tensor | None = None) -> Tensor:
     """a · b + bias over the last two axes, a and b transposed first where asked; (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     Either both have the same leading axes, or b has none and serves them all. The result has a's dtype; b may be
-    stored in half precision, and is widened as it is read.
+    stored in half precision, and is widened as it is read, or quantised, and is then transposed.
     """
+    if isinstance(b, Quantized):
+        return _quantized(a, b, bias)
     if (low := _factors.get()) is not None:
         a, b = (x.cast(low) for x in (a, b))
         a, b = a.transpose(-2, -1) if transpose_a else a, b.transpose(-2, -1) if transpose_b else b
@@ -68,6 +71,18 @@ def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = 
     return product
 
 
+def _quantized(a: Tensor, b: Quantized, bias: Tensor | None) -> Tensor:
+    """a · bᵀ + bias. Few rows are multiplied by the integers as they are read; for many, b is widened first."""
+    if a.shape[-1] != b.d_in:
+        raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
+    fast = a.dtype == dtypes.float32 and is_fast(a, *b.tensors()) and _factors.get() is None
+    if not (fast and math.prod(a.shape[:-1]) <= FEW_ROWS and a.numel() <= 4 * ON_STACK):
+        return matmul(a, dequantized(b), transpose_b=True, bias=bias)
+    product = Product(a.uop, b.values.uop, None if bias is None else bias.uop, False, True, scales=b.scales.uop).tensor()
+    assert product is not None, "a product by itself has a kernel"
+    return product
+
+
 @dataclass(frozen=True)
 class Product(Record):
     """a · b, and what follows in the same kernel: + bias, GELU, + residual."""
@@ -79,6 +94,8 @@ class Product(Record):
     transpose_b: bool
     gelu: bool = False
     residual: UOp | None = None
+    scales: UOp | None = None
+    """Of b, where that is the values of a `Quantized`."""
 
     def then(self, step: str, *others: Tensor) -> Tensor | None:
         if step == "gelu" and not self.gelu and self.residual is None:
@@ -109,7 +126,7 @@ def _few_rows(product: Product) -> Tensor:
     """Where a has just been normalised, the same kernel does that, too."""
     a, b = Tensor(product.a), Tensor(product.b)
     norm = maker(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
-    parts = {"a": product.a, "w": product.b, "bias": product.bias, "residual": product.residual}
+    parts = {"a": product.a, "w": product.b, "scales": product.scales, "bias": product.bias, "residual": product.residual}
     if norm is not None:
         parts |= {"a": norm.x, "norm_weight": norm.weight, "norm_bias": norm.bias}
     inputs = {name: Tensor(part) for name, part in parts.items() if part is not None}
@@ -127,15 +144,18 @@ def _few_rows_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gr
         inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)
         a, w = inputs["a"], inputs["w"]
         gradients = {"residual": grad}
+        weight = Quantized(w, inputs["scales"], int(a.shape[-1])) if "scales" in inputs else w
         x = layernorm(a, inputs["norm_weight"], inputs.get("norm_bias"), epsilon) if "norm_weight" in inputs else a
         if gelu:
-            grad = gelu_gradient(matmul(x, w, transpose_b=True, bias=inputs.get("bias")), grad)
-        gradients |= {"w": matmul(grad, x, transpose_a=True), "bias": sum_rows(grad)}
-        grad = matmul(grad, w)
+            grad = gelu_gradient(matmul(x, weight, transpose_b=True, bias=inputs.get("bias")), grad)
+        gradients["bias"] = sum_rows(grad)
+        if isinstance(weight, Tensor):  # nothing is learned by integers
+            gradients["w"] = matmul(grad, x, transpose_a=True)
+        grad = matmul(grad, weight if isinstance(weight, Tensor) else dequantized(weight))
         if "norm_weight" in inputs:
             grad, gradients["norm_weight"], gradients["norm_bias"] = layernorm_gradients(grad, a, inputs["norm_weight"], epsilon)
         gradients["a"] = grad
-        return None, *(gradients[name].cast(x.dtype).uop for name, x in inputs.items())
+        return None, *(gradients[name].cast(x.dtype).uop if name in gradients else None for name, x in inputs.items())
 
     return gradient
 

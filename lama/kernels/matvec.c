@@ -1,13 +1,22 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w stored row by row, (N, K), BATCH times: every weight is read once, in
 // order, as fast as memory gives it. The types BIAS, NORM_WEIGHT and NORM_BIAS are defined where there are such: with NORM_WEIGHT,
-// each row of a is normalised first, as layernorm.c does. `finish` adds the bias, takes GELU and adds the residual, (M, N).
+// each row of a is normalised first, as layernorm.c does. With BITS, w is quantised: see quantized.h. `finish` adds the bias,
+// takes GELU and adds the residual, (M, N).
 
+#ifdef BITS
+#define LANES 1
+#define DOTS(n, lanes) quantized_dots(y + (n), a, w + (n) * ROW_BYTES, scales + (n) * GROUPS)
+#define SCALES_ARGUMENT , const _Float16 *restrict scales
+#else
+#define DOTS(n, lanes) dots(y + (n), a, w + (n) * K, lanes)
+#define SCALES_ARGUMENT
 // Rows of w at once, and vectors of each: one row, read in order, is best for memory; with many rows of a, these come from
 // the second cache, and are to serve more than one row of w. All sums stay in registers.
 #define LANES (M <= 2 || (V < 16 && M > 4) ? 1 : 2)
 #define AT_ONCE (M <= 2 ? 4 : V == 16 && M <= 4 ? 2 : 1)
 #ifndef AHEAD
 #define AHEAD 4096  // bytes
+#endif
 #endif
 
 #ifdef BIAS
@@ -31,6 +40,7 @@
 #define RESIDUAL_ARGUMENT
 #endif
 
+#ifndef BITS
 // Of `lanes` rows of w, the sums with all rows of a, N apart. The next rows are asked for from memory already: what the CPU
 // asks for by itself ends at a page's end, and a row is hardly longer.
 PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restrict w, const int lanes) {
@@ -63,8 +73,9 @@ PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restric
       y[m * N + i] = sum_vec(sums[m][i][0]);
     }
 }
+#endif
 
-KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w BIAS_ARGUMENT RESIDUAL_ARGUMENT
+KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w SCALES_ARGUMENT BIAS_ARGUMENT RESIDUAL_ARGUMENT
                 NORM_WEIGHT_ARGUMENT NORM_BIAS_ARGUMENT, int slice) {
 #ifdef NORM_WEIGHT
   float normalised[M * K] __attribute__((aligned(64)));
@@ -86,10 +97,15 @@ KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w
   }
   a = normalised;
 #endif
+#ifdef BITS
+  float arranged[M * LINES * X_LINE] __attribute__((aligned(64)));
+  for (int m = 0; m < M; m++) arrange(arranged + m * LINES * X_LINE, a + m * K);
+  a = arranged;
+#endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
     long n = FIRST(N);
-    for (; n + LANES <= LAST(N); n += LANES) dots(y + n, a, w + n * K, LANES);
-    for (; n < LAST(N); n++) dots(y + n, a, w + n * K, 1);
+    for (; n + LANES <= LAST(N); n += LANES) DOTS(n, LANES);
+    for (; n < LAST(N); n++) DOTS(n, 1);
     for (int m = 0; m < M; m++)
       for (n = FIRST(N); n < LAST(N); n += V) {
         const int some = MIN(V, LAST(N) - n);

@@ -41,10 +41,13 @@ class Kernel:
     in_place: bool = False
     """Whether it reads what it writes."""
 
+    headers: tuple[str, ...] = ()
+    """Files that come before it, after vectors.h, which all have."""
+
     def source(self) -> str:
         folder = resources.files("lama.kernels")
         macros = "".join(f"#define {key} {value}\n" for key, value in (("NAME", self.name), ("SLICES", self.slices), *self.macros))
-        return macros + folder.joinpath("vectors.h").read_text("utf-8") + folder.joinpath(self.file).read_text("utf-8")
+        return macros + "".join(folder.joinpath(file).read_text("utf-8") for file in ("vectors.h", *self.headers, self.file))
 
     def __call__(self, shape: tuple[int, ...], *inputs: Tensor, gradient: Gradient | None = None) -> Tensor:
         """Run on `inputs`, stored first; the result is float32 of `shape`.

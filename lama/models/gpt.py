@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from tinygrad import Tensor
-from tinygrad.nn.state import get_parameters
+from tinygrad.nn.state import get_state_dict
 
 from lama.blocks import Block
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.embeddings import LearnedPositions, TokenEmbedding, make_positions, unembedding
+from lama.kernels import Quantized
 from lama.layers import LayerNorm, initialise
 from lama.masks import Causal, Mask
 from lama.models.config import check_config
@@ -134,7 +135,7 @@ class GPT:
 
     def n_parameters(self) -> int:
         """All parameters, tied ones counted once."""
-        return sum(int(p.numel()) for p in get_parameters(self))
+        return sum(int(p.numel()) for p in get_state_dict(self, tensor_type=(Tensor, Quantized)).values())
 
     def describe(self) -> str:
         """One line: `GPT, 124,439,808 parameters: 12 layers x 12 heads, d_model 768, ...`."""

@@ -12,6 +12,7 @@ from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
 from lama.jit import Input, capture_at_once, number
 from lama.kernels import products_in
+from lama.models.quantized import refuse_quantized
 from lama.training.config import TrainingConfig
 from lama.training.recompute import blockwise_gradients
 
@@ -21,6 +22,7 @@ class Replica:
 
     def __init__(self, model: Any, config: TrainingConfig, loss: Callable[..., Tensor], shares: int):
         """`shares`: in how many equal parts a whole batch comes, here and on other devices together."""
+        refuse_quantized(model, "to be trained")
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = get_state_dict(model)
         self.device = str(next(iter(self.parameters.values())).device)

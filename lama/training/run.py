@@ -14,6 +14,7 @@ from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram
 from lama.errors import LamaError, UsageError
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT, GPTConfig
+from lama.models.quantized import refuse_quantized
 from lama.tokenizers import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -220,6 +221,7 @@ def new_run(
         if folder.path.resolve() in (Path(initial).resolve(), *Path(initial).resolve().parents):
             raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
         model, tokenizer = load_gpt(initial)
+        refuse_quantized(model, "to be trained")
         given = _of_the_model(given, model.config)
     config = run_config(given)
     corpus = open_corpus(config.corpus)

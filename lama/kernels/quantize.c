@@ -1,0 +1,52 @@
+// The ROWS x K matrix x as integers of BITS and a scale for each group of 32: see quantized.py, whose _round_8 and _round_4
+// these are. A slice has some of the rows.
+
+PART vec nearest(vec x) { return x + 12582912.0f - 12582912.0f; }  // for |x| < 2^22: what is below 1 does not fit beside 1.5 · 2^23
+PART vec within(vec x, float least, float most) {
+  return __builtin_elementwise_min(__builtin_elementwise_max(x, (vec)least), (vec)most);
+}
+
+PART float inverse(float x) { return x == 0 ? 0 : 1 / x; }
+
+PART _Float16 scale_of_group(const float *restrict x) {
+  float most = x[0], least = x[0];
+  for (int i = 1; i < 32; i++) {
+    most = x[i] > most ? x[i] : most;
+    least = x[i] < least ? x[i] : least;
+  }
+#if BITS == 8
+  return (_Float16)((most > -least ? most : -least) / 127);
+#else
+  const float candidates[] = {CANDIDATES}, extreme = inverse(most > -least ? most : least);
+  float best = -1, scale = 0;
+  for (int c = 0; c < (int)(sizeof(candidates) / sizeof(float)); c++) {
+    vec xq = 0, qq = 0;
+    UNROLL for (int i = 0; i < 32; i += V) {
+      vec q = within(nearest(load(x + i) * (-candidates[c] * extreme)), -8, 7);
+      xq += load(x + i) * q;
+      qq += q * q;
+    }
+    float sum = sum_vec(xq), squares = sum_vec(qq) < 1 ? 1 : sum_vec(qq);
+    if (sum * sum / squares > best) {
+      best = sum * sum / squares;
+      scale = sum / squares;
+    }
+  }
+  return (_Float16)scale;
+#endif
+}
+
+KERNEL NAME(unsigned char *restrict values, _Float16 *restrict scales, const float *restrict x, int slice) {
+  for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
+    for (int g = 0; g < GROUPS; g++) {
+      float group[32], rounded[32];
+      for (int i = 0; i < 32; i++) group[i] = 32 * g + i < K ? x[row * K + 32 * g + i] : 0;
+      _Float16 scale = scale_of_group(group);
+      UNROLL for (int i = 0; i < 32; i += V)
+        *(vec *)(rounded + i) = within(nearest(load(group + i) * inverse((float)scale)), BITS == 8 ? -127 : -8, BITS == 8 ? 127 : 7);
+      unsigned char *to = values + row * ROW_BYTES + 32 * g * BITS / 8;
+      for (int i = 0; i < 32 * BITS / 8; i++)
+        to[i] = BITS == 8 ? (int)rounded[i] : (int)(rounded[2 * i] + 8) | (int)(rounded[2 * i + 1] + 8) << 4;
+      scales[row * GROUPS + g] = scale;
+    }
+}

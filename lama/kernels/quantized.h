@@ -1,0 +1,107 @@
+// Rows of quantised weights: K of them, of BITS each, in ROW_BYTES, with GROUPS scales. See quantized.py.
+
+#define LINES (ROW_BYTES / 64)
+
+// A row in float32.
+PART void unpack(float *restrict y, const unsigned char *restrict w, const _Float16 *restrict scales) {
+  for (int k = 0; k < K; k += 32) {
+    float scale = load1(scales + k / 32), values[32];
+    for (int i = 0; i < 32; i++)
+      values[i] = scale * (BITS == 8 ? (signed char)w[k + i] : (w[(k + i) / 2] >> (i % 2 * 4) & 15) - 8);
+    for (int i = 0; i < MIN(32, K - k); i++) y[k + i] = values[i];
+  }
+}
+
+#ifdef M  // what follows is for products with M rows
+#define FAR 4096  // bytes
+
+// A row's scales in float32: V at a time, the last V once more where V does not divide them.
+PART void widen(float *restrict to, const _Float16 *restrict scales) {
+  const int rest = GROUPS % V;
+  for (int i = 0; i + V <= GROUPS; i += V) *(vec *)(to + i) = load(scales + i);
+  if (rest && GROUPS > V)
+    *(vec *)(to + GROUPS - V) = load(scales + GROUPS - V);
+  else
+    for (int i = GROUPS - rest; i < GROUPS; i++) to[i] = load1(scales + i);
+}
+
+#if BITS == 8
+// A line is two groups; x stays as it is.
+typedef signed char bytes __attribute__((ext_vector_type(V), aligned(1)));
+#define X_LINE 64
+
+PART void arrange(float *restrict x, const float *restrict a) {
+  for (int k = 0; k < LINES * X_LINE; k++) x[k] = k < K ? a[k] : 0;
+}
+
+PART void add_line(vec sums[M], const unsigned char *restrict w, const float *restrict scales, const float *restrict x) {
+  UNROLL for (int g = 0; g < 2; g++) {
+    vec products[M];
+    UNROLL for (int i = 0; i < 32 / V; i++) {
+      vec weights = __builtin_convertvector(*(const bytes *)(w + 32 * g + i * V), vec);
+      UNROLL for (int m = 0; m < M; m++) {
+        vec some = load(x + m * LINES * X_LINE + 32 * g + i * V);
+        products[m] = i ? products[m] + weights * some : weights * some;
+      }
+    }
+    UNROLL for (int m = 0; m < M; m++) sums[m] += products[m] * scales[g];
+  }
+}
+#else
+// A line is 16 words of eight weights, four words a group. A weight w, stored as n = w + 8, is put into the upper bits of a
+// float's fraction, 1 + n / 16, and x is arranged for that: 16 times as large, first those for the first weights of the 16
+// words, and so on; before all these, 16 sums that take out the 1 and the 8.
+#define X_LINE (9 * 16)
+
+PART void arrange(float *restrict x, const float *restrict a) {
+  for (int k = 0; k < LINES * 128; k += 128, x += X_LINE)
+    for (int word = 0; word < 16; word++) {
+      float sum = 0;
+      for (int place = 0; place < 8; place++) {
+        int from = k + word * 8 + place;
+        float value = from < K ? a[from] * 16 : 0;
+        x[(1 + place) * 16 + word] = value;
+        sum += value;
+      }
+      x[word] = -1.5f * sum;
+    }
+}
+
+#if V == 16
+#define FOUR_EACH 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3
+#elif V == 8
+#define FOUR_EACH 0, 0, 0, 0, 1, 1, 1, 1
+#else
+#define FOUR_EACH 0, 0, 0, 0
+#endif
+typedef float few __attribute__((ext_vector_type(V / 4 > 1 ? V / 4 : 2), aligned(4)));
+
+PART void add_line(vec sums[M], const unsigned char *restrict w, const float *restrict scales, const float *restrict x) {
+  UNROLL for (int i = 0; i < 16; i += V) {
+    uints words = *(const uints *)(w + 4 * i);
+    vec products[M];
+    UNROLL for (int m = 0; m < M; m++) products[m] = load(x + m * LINES * X_LINE + i);
+    UNROLL for (int place = 0; place < 8; place++) {
+      uints bits = place < 5 ? words << (19 - 4 * place) : words >> (4 * place - 19);
+      vec weights = (vec)((bits & 0x780000) | 0x3f800000);
+      UNROLL for (int m = 0; m < M; m++) products[m] += weights * load(x + m * LINES * X_LINE + (1 + place) * 16 + i);
+    }
+    few some = *(const few *)(scales + i / 4);
+    UNROLL for (int m = 0; m < M; m++) sums[m] += products[m] * __builtin_shufflevector(some, some, FOUR_EACH);
+  }
+}
+#endif
+
+// Of one row of w, the sums with all rows of x, which are arranged; N apart. The next rows are asked for from memory already.
+PART void quantized_dots(float *restrict y, const float *restrict x, const unsigned char *restrict w, const _Float16 *restrict scales) {
+  vec sums[M];
+  float widened[GROUPS + 2] __attribute__((aligned(64)));
+  widen(widened, scales);
+  UNROLL for (int m = 0; m < M; m++) sums[m] = 0;
+  for (int i = 0; i < LINES; i++) {
+    __builtin_prefetch(w + 64 * i + FAR);
+    add_line(sums, w + 64 * i, widened + i * (GROUPS / LINES), x + i * X_LINE);
+  }
+  UNROLL for (int m = 0; m < M; m++) y[m * N] = sum_vec(sums[m]);
+}
+#endif
