@@ -105,6 +105,11 @@ PART void unpack(float *restrict to, long stride, const float *restrict from, in
     }
 }
 
+// Memory is asked for n rows of `width` numbers, `stride` apart, to read them later, or to write them.
+#define ASK_FOR(write, from, stride, n, width) \
+  for (int row = 0; row < (n); row++) \
+    UNROLL for (int i = 0; i < (width); i += 64 / (int)sizeof(*(from))) __builtin_prefetch((from) + row * (stride) + i, write, 2)
+
 // The keys that are there for query t among the n of a block from key k0 on.
 PART int seen_by(long t, long offset, long k0, int n) {
   long seen = SKIPS ? MIN(n, offset + t + 1 - k0) : n;
@@ -186,10 +191,25 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
       int n = MIN(KEYS, keys - k0);
       pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
       pack_rows(vs, v_here + k0 * v_row, v_row, n, E);
+#if !CACHED
+      // The next block's keys and values, asked for a tile's worth at a time.
+      long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * H * PARTS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
+      const KV *next_k = k + K_AT + next / PARTS / H * KB + next / PARTS % H * KH + next_k0 * KT;
+      const KV *next_v = v + V_AT + next / PARTS / H * VB + next / PARTS % H * VH + next_k0 * VT;
+      long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
+#endif
       for (long t = first * ROWS; t < MIN(T, last * ROWS); t += ROWS) {
         int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n);
         if (!most) continue;
         float *z_here = z + ((b * T + t) * H + h) * E, *state = stats + (head * T + t) * 2;
+        ASK_FOR(1, z_here, (long)H * E, rows, E);
+        ASK_FOR(0, q_here + (t + ROWS) * QT, QT, MIN(ROWS, T - t - ROWS), D);
+#if !CACHED
+        int asks = MIN(ROWS, wanted - asked);
+        ASK_FOR(0, next_k + asked * KT, KT, asks, D);
+        ASK_FOR(0, next_v + asked * VT, VT, asks, E);
+        asked += asks;
+#endif
         pack_floats(qs, q_here + t * QT, QT, rows, ROWS, D, SCALE);
         product(0, s, KEYS, qs, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
         for (int r = 0; r < rows; r++) {
@@ -269,6 +289,10 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
       pack_rows(ks, k + k_at + k0 * KT, KT, n, D);
       for (int i = 0; i < n * DP; i += V) *(vec *)(dks + i) = 0;
       for (int i = 0; i < n * EP; i += V) *(vec *)(dvs + i) = 0;
+      // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients will be written.
+      long next = k0 + KEYS < keys ? head : MIN(head + 1, LAST(B * H) - 1), next_k0 = next == head ? k0 + KEYS : 0, asked = 0;
+      const float *next_k = k + K_AT + next / H * KB + next % H * KH + next_k0 * KT, *next_v = v + V_AT + next / H * VB + next % H * VH + next_k0 * VT;
+      long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
       long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;  // queries before it see none of these keys
       for (long t0 = start; t0 < T; t0 += BLOCK) {
         int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
@@ -278,6 +302,16 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
         for (int r0 = 0; r0 < queries; r0 += ROWS) {
           int rows = MIN(ROWS, queries - r0), most = seen_by(t0 + r0 + rows - 1, offset, k0, n);
           if (!most) continue;
+          int asks = MIN(ROWS, wanted - asked), later = MIN(ROWS, T - t0 - r0 - BLOCK);
+          ASK_FOR(0, next_k + asked * KT, KT, asks, D);
+          ASK_FOR(0, next_v + asked * VT, VT, asks, E);
+          ASK_FOR(1, DK + k_at + (k0 + asked) * KT, KT, MIN(asks, n - asked), D);
+          ASK_FOR(1, DV + v_at + (k0 + asked) * VT, VT, MIN(asks, n - asked), E);
+          asked += asks;
+          ASK_FOR(0, q + q_at + (t0 + r0 + BLOCK) * QT, QT, later, D);
+          ASK_FOR(0, dz_here + (long)(r0 + BLOCK) * H * E, (long)H * E, later, E);
+          ASK_FOR(0, z_here + (long)(r0 + BLOCK) * H * E, (long)H * E, later, E);
+          ASK_FOR(1, DQ + q_at + (t0 + r0) * QT, QT, rows, D);
           product(0, p + r0 * WIDTH, WIDTH, qs + r0 * DP, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
           product(0, ds + r0 * WIDTH, WIDTH, dzs + r0 * EP, EP, 1, vt, COLUMNS, COLUMNS * E, E, UP(most, V));
           for (int r = r0; r < r0 + ROWS; r++) {

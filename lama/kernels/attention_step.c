@@ -6,6 +6,11 @@
 #define MAX(x, y) ((x) > (y) ? (x) : (y))
 #define PIECES ((D + V - 1) / V)  // vectors of a row
 #define LANES 4                   // rows at a time
+#define AHEAD (4096 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
+
+PART void ask_for(const KV *row) {
+  UNROLL for (int byte = 0; byte < D * (int)sizeof(KV); byte += 64) __builtin_prefetch((const char *)row + byte);
+}
 
 PART OVERLOADED vec piece(const float *row, int i) { return i + V <= D ? load(row + i) : load_some(row + i, D - i, 0); }
 #if !KV_IS_FLOAT
@@ -73,18 +78,23 @@ KERNEL NAME(float *restrict z, KV *key_cache, KV *value_cache, const float *rest
         sums[t][i] = 0;
       }
     int j = 0;
-    for (; j + LANES <= old + T; j += LANES) score(scores + j, query, keys + (long)j * D, LANES);
+    for (; j + LANES <= old + T; j += LANES) {
+      for (int i = j + AHEAD; i < MIN(j + AHEAD + LANES, old + T); i++) ask_for(keys + (long)i * D);
+      score(scores + j, query, keys + (long)j * D, LANES);
+    }
     for (; j < old + T; j++) score(scores + j, query, keys + (long)j * D, 1);
     float scales[T];
     for (int t = 0; t < T; t++) {
       scales[t] = softmax(scores + t * S, old + t + 1);
       for (j = old + t + 1; j < old + T; j++) scores[t * S + j] = 0;
     }
-    for (j = 0; j < old + T; j++)
+    for (j = 0; j < old + T; j++) {
+      if (j + AHEAD < old + T) ask_for(values + (long)(j + AHEAD) * D);
       UNROLL for (int i = 0; i < PIECES; i++) {
         vec value = piece(values + (long)j * D, i * V);
         UNROLL for (int t = 0; t < T; t++) sums[t][i] += scores[t * S + j] * value;
       }
+    }
     UNROLL for (int t = 0; t < T; t++)
       UNROLL for (int i = 0; i < PIECES; i++) {
         float *to = z + ((b * T + t) * H + h) * D + i * V;
