@@ -2,8 +2,8 @@
 
     python scripts/bench_engines.py ENGINE WEIGHTS FOLDER THREADS
 
-reads requests from standard input, a JSON object a line, and answers each with one. Asked for `memory` or with a `start` for
-ENGINE's first argument see the functions of these names. The peers' files (GGUF, CTranslate2's) are made in FOLDER when they are
+reads requests from standard input, a JSON object a line, and answers each with one. With `start` or `convert` before these
+arguments it does what the functions of these names do. The peers' files (GGUF, CTranslate2's) are made in FOLDER when they are
 first needed.
 """
 
@@ -12,6 +12,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -253,6 +254,14 @@ def ctranslate2_folder(folder: Path, weights: str) -> Path:
     return out
 
 
+CONVERTED = {"llama.cpp": gguf_file, "CTranslate2": ctranslate2_folder}
+
+
+def convert(engine: str, weights: str, folder: Path, threads: int) -> None:
+    """Make the file that a peer reads, if it is not there."""
+    CONVERTED[engine](folder, weights)
+
+
 # --- a process's memory and its start
 
 
@@ -295,6 +304,8 @@ def serve(engine: str, weights: str, folder: Path, threads: int) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
+        if engine in CONVERTED:  # in another process, so that its memory is not counted
+            subprocess.run([sys.executable, __file__, "convert", engine, weights, folder, str(threads)], check=True)
         loaded = ENGINES[engine](weights, folder, threads)
         answer(ready=True)
         for line in sys.stdin:
@@ -315,9 +326,7 @@ def serve(engine: str, weights: str, folder: Path, threads: int) -> None:
 
 if __name__ == "__main__":
     _, *arguments = sys.argv
-    run = serve
-    if arguments[0] == "start":
-        run = start
-        del arguments[0]
+    run = {"start": start, "convert": convert}.get(arguments[0], serve)
+    arguments = arguments if run is serve else arguments[1:]
     with contextlib.suppress(BrokenPipeError):
         run(arguments[0], arguments[1], Path(arguments[2]), int(arguments[3]))
