@@ -8,7 +8,7 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.embeddings import TokenEmbedding
 from lama.errors import LamaError
-from lama.kernels import Quantized, quantize
+from lama.kernels import Quantized
 from lama.kernels.quantized import empty
 from lama.layers import Linear
 from lama.models.gpt import GPT
@@ -47,14 +47,6 @@ def make_quantized(model: Any, dtype: str) -> None:
     for name, bits in bits_of_weights(model, dtype).items():
         d_out, d_in = (int(n) for n in get_state_dict(model)[name].shape)
         set_weight(model, name, empty(d_out, d_in, bits))
-
-
-def quantize_model(model: Any, dtype: str) -> None:
-    """Round its matrices, where they are. Raises LamaError."""
-    for name, bits in bits_of_weights(model, dtype).items():
-        weight = quantize(get_state_dict(model)[name], bits)
-        Tensor.realize(*weight.tensors())
-        set_weight(model, name, weight)
 
 
 def _at(model: Any, path: str) -> Any:
