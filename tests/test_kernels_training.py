@@ -6,7 +6,7 @@ from helpers import normal
 from test_kernels import assert_all_close, both, needs_c, ran, results  # noqa: F401  (fixtures)
 from tinygrad import Tensor, TinyJit, dtypes
 
-from lama.kernels import adamw, cross_entropy, layernorm, program, sum_of_squares
+from lama.kernels import adamw, add, apart, cross_entropy, dropout, layernorm, program, sum_of_squares
 
 # --- layer normalisation
 
@@ -35,6 +35,67 @@ def test_layernorm_of_a_row_of_one_number_is_its_bias(both):  # noqa: F811
     x = np.full((3, 37), 5.0, np.float32)
     y = layernorm(Tensor(x), Tensor(normal(37)), Tensor(normal(37, seed=1)), 1e-5)
     np.testing.assert_allclose(y.numpy(), np.broadcast_to(normal(37, seed=1), (3, 37)), atol=1e-6)
+
+
+# The residual stream: a sum, its norm, and another sum.
+
+
+def stream(x: Tensor, h: Tensor, w: Tensor, b: Tensor | None, key: Tensor, rate: float, keep: bool, epsilon: float) -> Tensor:
+    """norm(x + dropout(h)), and with `keep` the sum is added to a multiple of that once more, and normalised again."""
+    total = add(x, dropout(h, rate, key, 5) if rate else h)
+    y = layernorm(total, w, b, epsilon)
+    return layernorm(add(total, y * 2), w, b, epsilon) if keep else y
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+@pytest.mark.parametrize("shape", [(2, 3, 37), (5, 16), (7, 3), (3, 401, 53)])
+@needs_c
+def test_norm_of_a_sum_and_its_gradients_equal_those_one_by_one(ran, monkeypatch, shape, rate, keep, bias):  # noqa: F811
+    arrays = [normal(*shape), normal(*shape, seed=1), 1 + normal(shape[-1], seed=2), *([normal(shape[-1], seed=3)] if bias else [])]
+    dy, key = normal(*shape, seed=4), Tensor([77, 3], dtype=dtypes.uint32).realize()
+
+    def run() -> list[np.ndarray]:
+        inputs = [Tensor(a) for a in arrays]
+        x, h, w, *b = inputs
+        return results(stream(x, h, w, b[0] if b else None, key, rate, keep, 1e-2), dy, *inputs)
+
+    fast = run()
+    assert sum("layernorm" in name for name in ran) == (4 if keep else 2)  # the sums in them, forward and back
+    monkeypatch.setattr(program, "_reference", lambda: True)
+    assert_all_close(fast, run(), 3e-5 if keep else 5e-6)
+
+
+@needs_c
+def test_sum_that_was_normalised_is_computed_once(ran):  # noqa: F811
+    x, h, w = (Tensor(normal(*shape, seed=i)).realize() for i, shape in enumerate([(3, 37), (3, 37), (37,)]))
+    total = add(x, h)
+    y = layernorm(total, w, None, 1e-5)
+    later = layernorm(add(total, y), w, None, 1e-5)
+    linear = later.schedule_linear()
+    assert len(linear.src) == 2
+    np.testing.assert_array_equal(total.numpy(), x.numpy() + h.numpy())  # whoever wants it gets it
+
+
+@needs_c
+def test_gradient_of_a_sum_whose_norm_is_unused_is_right(ran):  # noqa: F811
+    x, h, w = (Tensor(normal(*shape, seed=i)).realize() for i, shape in enumerate([(3, 37), (3, 37), (37,)]))
+    total = add(x, h)
+    layernorm(total, w, None, 1e-5)
+    y = add(total, h)
+    dy = normal(3, 37, seed=5)
+    _, dx, dh = results(y, dy, x, h)
+    np.testing.assert_array_equal(dx, dy)
+    np.testing.assert_array_equal(dh, 2 * dy)
+
+
+@needs_c
+def test_sum_kept_apart_is_not_taken_up(ran):  # noqa: F811
+    x, h, w = (Tensor(normal(*shape, seed=i)).realize() for i, shape in enumerate([(3, 37), (3, 37), (37,)]))
+    total = apart(add(x, h))
+    y = layernorm(total, w, None, 1e-5)
+    assert len(y.schedule_linear().src) == 2
 
 
 # --- cross-entropy

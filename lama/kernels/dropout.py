@@ -2,9 +2,13 @@
 
 import functools
 import math
+import sys
+from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
+from tinygrad.device import Buffer
 
+from lama.kernels.fusion import Record, made
 from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
 
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites start far apart
@@ -25,7 +29,33 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
         return x.float()
     if not (x.dtype == dtypes.float32 and is_fast(x, key)):
         return kept(tuple(int(size) for size in x.shape), rate, key, site).where(x.float() * (1 / (1 - rate)), 0)
-    return _kernel(x, rate, site)(tuple(int(size) for size in x.shape), x, key, gradient=_gradient_for(rate, site))
+    y = _kernel(x, rate)(tuple(int(size) for size in x.shape), x, key, site_tensor(site, str(x.device)), gradient=_gradient_for(rate, site))
+    return made(y, Dropped(x.uop, key.uop, rate, site))
+
+
+@dataclass(frozen=True)
+class Dropped(Record):
+    """`dropout` of x."""
+
+    x: UOp
+    key: UOp
+    rate: float
+    site: int
+
+
+def dropout_macros(shape: tuple[int, ...], rate: float) -> tuple[tuple[str, str | int], ...]:
+    """What `drop` in vectors.h wants of a kernel that drops elements of a tensor of this shape."""
+    return ("ROW", f"{math.prod(shape[1:])}u"), ("THRESHOLD", f"{threshold(rate)}u"), ("SCALE", f"(float){1 / (1 - rate)!r}")
+
+
+@functools.cache
+def site_tensor(site: int, device: str) -> Tensor:
+    """The number of a site, uint32 (1,), for kernels: as a macro it would have each of them compiled once for each site."""
+    tensor = Tensor.empty(1, dtype=dtypes.uint32, device=device)
+    buffer = tensor.uop.base.buffer
+    assert isinstance(buffer, Buffer), "a tensor on several devices at once"
+    buffer.ensure_allocated().as_memoryview(force_zero_copy=True).cast("B")[:] = site.to_bytes(4, sys.byteorder)
+    return tensor
 
 
 def kept(shape: tuple[int, ...], rate: float, key: Tensor, site: int) -> Tensor:
@@ -47,18 +77,11 @@ def threshold(rate: float) -> int:
     return int(rate * 2**32)
 
 
-def _kernel(x: Tensor, rate: float, site: int) -> Kernel:
-    rows, *row = (int(size) for size in x.shape)
-    n = rows * math.prod(row)
-    macros = (
-        ("N", n),
-        ("ROW", f"{math.prod(row)}u"),
-        ("SITE", f"{site}u"),
-        ("THRESHOLD", f"{threshold(rate)}u"),
-        ("SCALE", f"(float){1 / (1 - rate)!r}"),
-    )
-    name = f"lama_dropout_{rows}_{math.prod(row)}_{threshold(rate)}_{site}"
-    return Kernel(name, "dropout.c", macros, slices=slices_for(1.0 * n))
+def _kernel(x: Tensor, rate: float) -> Kernel:
+    shape = tuple(int(size) for size in x.shape)
+    n = math.prod(shape)
+    name = f"lama_dropout_{n}_{math.prod(shape[1:])}_{threshold(rate)}"
+    return Kernel(name, "dropout.c", (("N", n), *dropout_macros(shape, rate)), slices=slices_for(1.0 * n))
 
 
 @functools.cache
@@ -66,7 +89,7 @@ def _gradient_for(rate: float, site: int) -> Gradient:
     """dx = dy where x was kept, scaled alike: dropout of the gradient."""
 
     def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
-        _, key = inputs_of(call)
-        return None, dropout(Tensor(grad), rate, key, site).uop, None
+        _, key, _ = inputs_of(call)
+        return None, dropout(Tensor(grad), rate, key, site).uop, None, None
 
     return gradient

@@ -1,10 +1,12 @@
 """Softmax, GELU and sums with their gradients: tinygrad computes their exponentials one number at a time."""
 
 import math
+from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.fusion import then
+from lama.kernels.dropout import Dropped
+from lama.kernels.fusion import Record, made, maker, then
 from lama.kernels.program import Kernel, inputs_of, is_fast, result_of, slices_for
 
 
@@ -28,10 +30,25 @@ def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return _gelu_kernel(x, backward=True)(_shape(x), x, grad)
 
 
+@dataclass
+class Sum(Record):
+    """x + y, y dropped on the way or not. A norm that follows computes the sum, too, and then `stored` is its sum."""
+
+    x: UOp
+    y: UOp
+    dropped: Dropped | None
+    stored: UOp | None = None
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, stored: not computed again by each kernel that reads it. Two tensors of one shape."""
-    fused = then(y, "add", x) if x.shape == y.shape and x.dtype == y.dtype == dtypes.float32 and is_fast(x, y) else None
-    return (x + y).contiguous() if fused is None else fused
+    if not (x.shape == y.shape and x.dtype == y.dtype == dtypes.float32 and is_fast(x, y)):
+        return (x + y).contiguous()
+    earlier = maker(x, Sum)
+    if earlier is not None and earlier.stored is not None:
+        x = Tensor(earlier.stored).reshape(x.shape)
+    fused = then(y, "add", x)
+    return made((x + y).contiguous(), Sum(x.uop, y.uop, maker(y, Dropped))) if fused is None else fused
 
 
 def _softmax_kernel(x: Tensor, backward: bool) -> Kernel:

@@ -2,11 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.fusion import Record, made
+from lama.kernels.dropout import Dropped, dropout_macros, site_tensor
+from lama.kernels.elementwise import Sum
+from lama.kernels.fusion import Record, made, maker
 from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
 
 
@@ -30,29 +33,89 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
         y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
         # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
         return (y if bias is None else y + bias).contiguous()
-    macros = (*_macros(x, epsilon), ("BACKWARD", 0), ("BIAS", len(parameters) - 1))
-    kernel = Kernel(_name(x, epsilon, f"0_{len(parameters) - 1}"), "layernorm.c", macros, slices=_slices(x))
+    summed = maker(x, Sum)
+    if summed is not None and summed.stored is not None:
+        x = Tensor(summed.stored).reshape(x.shape)
+    elif summed is not None and x.ndim > 1:
+        return _of_sum(summed, x, weight, bias, epsilon)
+    kernel = _kernel(x, epsilon, ("BIAS", len(parameters) - 1))
     y = kernel(_shape(x), x, *(t.cast(dtypes.float32) for t in parameters), gradient=_gradient_for(epsilon))
     return made(y, Normalised(x.uop, weight.uop, None if bias is None else bias.uop, epsilon))
 
 
-def layernorm_gradients(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """A gradient with respect to layernorm(x, weight, bias, epsilon), taken back to x, weight and bias."""
+def layernorm_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, others: Tensor | None = None, drop: Dropped | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A gradient with respect to layernorm(x, weight, bias, epsilon), taken back to x, weight and bias; and dropout of that of x.
+
+    `others` is the gradient of what else reads x.
+    """
     slices, d = _slices(x), x.shape[-1]
-    kernel = Kernel(_name(x, epsilon, "1"), "layernorm.c", (*_macros(x, epsilon), ("BACKWARD", 1)), slices=slices)
-    outputs = [Tensor.empty(*shape, device=x.device) for shape in (x.shape, (slices, 2, d))]
-    dx, sums = kernel.into(outputs, x, weight.cast(dtypes.float32), grad)
-    return dx, sums[:, 0].sum(0), sums[:, 1].sum(0)
+    kernel = _kernel(x, epsilon, ("BACKWARD", 1), ("OF_SUM", 1 if others is None else 2), *_drop_macros(x, drop))
+    shapes = (x.shape, (slices, 2, d), *([] if drop is None else [x.shape]))
+    inputs = [x, weight.cast(dtypes.float32), grad, *([] if others is None else [others]), *_drop_inputs(x, drop)]
+    dx, sums, *dh = kernel.into([Tensor.empty(*shape, device=x.device) for shape in shapes], *inputs)
+    return dx, sums[:, 0].sum(0), sums[:, 1].sum(0), dh[0] if dh else dx
 
 
 @functools.cache
 def _gradient_for(epsilon: float) -> Gradient:
     def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
         x, weight, *bias = inputs_of(call)
-        dx, dw, db = layernorm_gradients(Tensor(grad), x, weight, epsilon)
+        dx, dw, db, _ = layernorm_gradients(Tensor(grad), x, weight, epsilon)
         return None, dx.uop, dw.uop, *([db.uop] if bias else [])
 
     return gradient
+
+
+def _of_sum(summed: Sum, like: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """The norm of a sum in the shape of `like`; its kernel computes the sum, which is the one that counts from here on."""
+    shape, drop = _shape(like), summed.dropped
+    added = summed.y if drop is None else drop.x
+    parameters = [weight] if bias is None else [weight, bias]
+    kernel = _kernel(like, epsilon, ("BIAS", len(parameters) - 1), ("OF_SUM", 1), *_drop_macros(like, drop))
+    # The two results differ in shape: that is how their gradients are told apart.
+    outputs = [Tensor.empty(math.prod(shape), device=like.device), Tensor.empty(*shape, device=like.device)]
+    inputs = [*(Tensor(u).reshape(shape) for u in (summed.x, added)), *_drop_inputs(like, drop)]
+    inputs += [t.cast(dtypes.float32) for t in parameters]
+    gradient = _sum_gradient_for(epsilon, None if drop is None else (drop.rate, drop.site))
+    y, x = kernel.into(outputs, *inputs, gradient=gradient)
+    summed.stored = x.uop
+    return y.reshape(shape)
+
+
+@functools.cache
+def _sum_gradient_for(epsilon: float, dropping: tuple[float, int] | None) -> Callable[..., tuple[UOp | None, ...]]:
+    def gradient(*grads: UOp, call: UOp | None = None) -> tuple[UOp | None, ...]:
+        if call is None:  # tinygrad names it where there are two gradients
+            grads, call = grads[:-1], grads[-1]
+        x, (_, h, *inputs) = Tensor(call.src[2].after(call)), (Tensor(u) for u in call.src[3:])
+        drop = None if dropping is None else Dropped(h.uop, inputs[0].uop, *dropping)
+        weight, *bias = inputs if drop is None else inputs[2:]
+        of_y, of_x = (next((Tensor(g) for g in grads if g.shape == u.shape), None) for u in call.src[1:3])
+        of_y = x.zeros_like().contiguous() if of_y is None else of_y
+        dx, dw, db, dh = layernorm_gradients(of_y.reshape(x.shape), x, weight, epsilon, of_x, drop)
+        return None, None, dx.uop, dh.uop, *([] if drop is None else [None, None]), dw.uop, *([db.uop] if bias else [])
+
+    return gradient
+
+
+def _kernel(x: Tensor, epsilon: float, *others: tuple[str, str | int]) -> Kernel:
+    """layernorm.c for x; `others` are the macros that are not 0."""
+    macros = {"BACKWARD": 0, "BIAS": 0, "OF_SUM": 0, "DROPOUT": 0, **dict(others)}
+    sizes = (("ROWS", _rows(x)), ("N", _shape(x)[-1]), ("EPSILON", f"(float){epsilon!r}"))
+    number = epsilon.hex().strip("-").replace(".", "_").replace("+", "").replace("-", "m")
+    kind = "_".join(str(macros[name]) for name in ("BACKWARD", "BIAS", "OF_SUM", "DROPOUT"))
+    name = f"lama_layernorm_{_rows(x)}_{_shape(x)[-1]}_{kind}_{number}"
+    return Kernel(name, "layernorm.c", (*sizes, *macros.items()), slices=_slices(x))
+
+
+def _drop_macros(x: Tensor, drop: Dropped | None) -> tuple[tuple[str, str | int], ...]:
+    return () if drop is None else (("DROPOUT", 1), *dropout_macros(_shape(Tensor(drop.x)), drop.rate))
+
+
+def _drop_inputs(x: Tensor, drop: Dropped | None) -> list[Tensor]:
+    return [] if drop is None else [Tensor(drop.key), site_tensor(drop.site, str(x.device))]
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
@@ -65,13 +128,3 @@ def _rows(x: Tensor) -> int:
 
 def _slices(x: Tensor) -> int:
     return min(_rows(x), slices_for(1.0 * math.prod(_shape(x))))
-
-
-def _macros(x: Tensor, epsilon: float) -> tuple[tuple[str, str | int], ...]:
-    return ("ROWS", _rows(x)), ("N", _shape(x)[-1]), ("EPSILON", f"(float){epsilon!r}")
-
-
-def _name(x: Tensor, epsilon: float, kind: str) -> str:
-    return (
-        f"lama_layernorm_{_rows(x)}_{_shape(x)[-1]}_{kind}_{epsilon.hex().strip('-').replace('.', '_').replace('+', '').replace('-', 'm')}"
-    )

@@ -153,7 +153,7 @@ def _few_rows_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gr
             gradients["w"] = matmul(grad, x, transpose_a=True)
         grad = matmul(grad, weight if isinstance(weight, Tensor) else dequantized(weight))
         if "norm_weight" in inputs:
-            grad, gradients["norm_weight"], gradients["norm_bias"] = layernorm_gradients(grad, a, inputs["norm_weight"], epsilon)
+            grad, gradients["norm_weight"], gradients["norm_bias"], _ = layernorm_gradients(grad, a, inputs["norm_weight"], epsilon)
         gradients["a"] = grad
         return None, *(gradients[name].cast(x.dtype).uop if name in gradients else None for name, x in inputs.items())
 

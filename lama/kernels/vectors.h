@@ -103,6 +103,13 @@ PART uints mix(uints x) {
 PART uints seed_of(const unsigned int *key, unsigned int site) { return mix((uints)(key[0] + site * 0x9e3779b9u)); }
 PART uints hash_of(uints i, uints seed) { return mix(mix(i ^ seed) + seed); }
 
+// x times `scale` where an element is kept, 0 where it is dropped; the first of them is the i-th of its batch.
+PART vec drop(vec x, unsigned int i, uints seed, unsigned int least, float scale) {
+  uints place;
+  UNROLL for (int j = 0; j < V; j++) place[j] = i + j;
+  return hash_of(place, seed) >= least ? x * scale : (vec)0;
+}
+
 // Stored numbers of any type, as floats.
 #define OVERLOADED __attribute__((overloadable))
 typedef _Float16 halves __attribute__((ext_vector_type(V), aligned(2)));
