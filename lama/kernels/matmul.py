@@ -19,8 +19,8 @@ from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_f
 from lama.kernels.quantized import Quantized, dequantized
 
 FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
-PACKING = 4  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
-SMALL = 96  # the least rows or columns of a part
+PACKING = 2  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
+SMALL = 64  # the least rows or columns of a part
 PARTS = 2  # for each thread, so that one that is late does not hold up the others for long
 COLUMNS = 64  # that sum_rows.c takes at a time, at most
 
@@ -215,7 +215,7 @@ def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
             rows *= 2
         else:
             columns *= 2
-    return rows, columns, min(wanted, batch * rows * columns)
+    return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
 
 
 @functools.cache

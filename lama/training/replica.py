@@ -11,7 +11,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
 from lama.jit import Input, capture_at_once, number
-from lama.kernels import products_in
+from lama.kernels import products_in, stored
 from lama.models.quantized import refuse_quantized
 from lama.training.config import TrainingConfig
 from lama.training.recompute import blockwise_gradients
@@ -26,8 +26,10 @@ class Replica:
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = get_state_dict(model)
         self.device = str(next(iter(self.parameters.values())).device)
-        self.gradients = {name: Tensor.zeros(*p.shape, device=self.device).contiguous() for name, p in self.parameters.items()}
-        Tensor.realize(*self.gradients.values())
+        self.gradients: dict[str, Tensor] = {}
+        if shares > 1:  # else they are those of the one part, where its kernels leave them
+            self.gradients = {name: Tensor.zeros(*p.shape, device=self.device).contiguous() for name, p in self.parameters.items()}
+            Tensor.realize(*self.gradients.values())
         self._inputs: list[Input] = []
         self._add = capture_at_once(products_in(DTYPES[config.precision])(self._add_gradients))
 
@@ -46,9 +48,12 @@ class Replica:
         else:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)
             found = (loss / self.shares).gradient(*self.parameters.values())
-        for total, gradient in zip(self.gradients.values(), found, strict=True):
-            gradient = gradient.cast(dtypes.float32)
-            total.assign(gradient if self.shares == 1 else total * keep + gradient)
+        found = [gradient.cast(dtypes.float32) for gradient in found]
+        if self.shares == 1:
+            self.gradients = {name: stored(gradient) for name, gradient in zip(self.parameters, found, strict=True)}
+        else:
+            for total, gradient in zip(self.gradients.values(), found, strict=True):
+                total.assign(total * keep + gradient)
         Tensor.realize(loss, *self.gradients.values())
         return loss
 
