@@ -11,7 +11,7 @@ from lama.masks import Mask
 from lama.shapes import Float, Size
 from lama.taps import Tap, no_tap, scoped
 
-NORMS = ("pre", "post")
+NORMS = ("pre", "post", "none")
 
 
 class MLP:
@@ -34,6 +34,8 @@ class Block:
 
     norm="pre" (GPT-2):                x + f(norm(x))
     norm="post" (Vaswani et al. 2017): norm(x + f(x))
+    norm="none":                       x + f(x)
+    With residual=False nothing is added: f alone, to see what the stream is for.
     """
 
     def __init__(
@@ -48,15 +50,20 @@ class Block:
         similarity: str = "scaled_dot",
         cross: bool = False,
         attention_dropout: bool = True,
+        residual: bool = True,
     ):
         """`attention_dropout`: whether training drops entries of the attention patterns too, which the 2017 paper does not."""
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
-        self.pre_norm, self.attention_dropout = norm == "pre", attention_dropout
-        self.ln1, self.attn = LayerNorm(d_model, bias, norm_epsilon), MultiHeadAttention(d_model, n_heads, bias, similarity)
-        self.ln_cross = LayerNorm(d_model, bias, norm_epsilon) if cross else None
+        self.norm, self.residual, self.attention_dropout = norm, residual, attention_dropout
+
+        def layer_norm() -> LayerNorm | None:
+            return None if norm == "none" else LayerNorm(d_model, bias, norm_epsilon)
+
+        self.ln1, self.attn = layer_norm(), MultiHeadAttention(d_model, n_heads, bias, similarity)
+        self.ln_cross = layer_norm() if cross else None
         self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
-        self.ln2, self.mlp = LayerNorm(d_model, bias, norm_epsilon), MLP(d_model, d_mlp, bias, activation)
+        self.ln2, self.mlp = layer_norm(), MLP(d_model, d_mlp, bias, activation)
 
     def __call__(
         self,
@@ -77,7 +84,7 @@ class Block:
         taps, drops = scoped(tap, "attn"), self._in_attention(dropout, "attn")
         h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, taps, drops)
         x = tap("resid_mid", self._add(self.ln1, x, dropout("attn_out", tap("attn_out", h))))
-        if self.cross_attn is not None and self.ln_cross is not None:
+        if self.cross_attn is not None:
             taps, drops = scoped(tap, "cross_attn"), self._in_attention(dropout, "cross_attn")
             h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=taps, dropout=drops)
             x = tap("resid_cross", self._add(self.ln_cross, x, dropout("cross_attn_out", tap("cross_attn_out", h))))
@@ -87,9 +94,9 @@ class Block:
     def _in_attention(self, dropout: Dropout, scope: str) -> Dropout:
         return dropout.scoped(scope) if self.attention_dropout else no_dropout
 
-    def _norm_before(self, norm: LayerNorm, name: str, x: Tensor, tap: Tap) -> Tensor:
-        return tap(f"{name}.normalized", norm(x)) if self.pre_norm else x
+    def _norm_before(self, norm: LayerNorm | None, name: str, x: Tensor, tap: Tap) -> Tensor:
+        return tap(f"{name}.normalized", norm(x)) if norm is not None and self.norm == "pre" else x
 
-    def _add(self, norm: LayerNorm, x: Tensor, h: Tensor) -> Tensor:
-        x = add(x, h)
-        return x if self.pre_norm else norm(x)
+    def _add(self, norm: LayerNorm | None, x: Tensor, h: Tensor) -> Tensor:
+        x = add(x, h) if self.residual else h
+        return norm(x) if norm is not None and self.norm == "post" else x

@@ -63,14 +63,23 @@ class SinusoidalPositions:
         return Tensor(self.table)[position : position + n]
 
 
-POSITIONS = ("learned", "sinusoidal")
+class NoPositions:
+    """Nothing: only a causal mask then tells a model something of the order of its tokens."""
+
+    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
+        return Tensor.zeros(n, 1)
 
 
-def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions:
-    """The position encoding called `kind`: "learned" or "sinusoidal". Raises ValueError."""
+POSITIONS = ("learned", "sinusoidal", "none")
+
+
+def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions | NoPositions:
+    """The position encoding called `kind`, one of POSITIONS. Raises ValueError."""
     match kind:
         case "learned":
             return LearnedPositions(context_length, d_model)
         case "sinusoidal":
             return SinusoidalPositions(context_length, d_model)
+        case "none":
+            return NoPositions()
     raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {kind!r}")

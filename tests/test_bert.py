@@ -132,7 +132,7 @@ def test_base_has_the_published_size():
         ({"labels": ("a",)}, "labels must be two or more different names; got a"),
         ({"labels": ("a", "a")}, "labels must be two or more different names; got a, a"),
         ({"pooling": "max"}, "pooling must be one of mean, first; got 'max'"),
-        ({"norm": "no"}, "norm must be one of pre, post; got 'no'"),
+        ({"norm": "no"}, "norm must be one of pre, post, none; got 'no'"),
     ],
 )
 def test_config_refuses(change: dict, message: str):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers import ACTIVATIONS, fill, layer_norm, mlp, multi_head, normal, under
 from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
 
 from lama.blocks import MLP, Block
 from lama.layers import LayerNorm
@@ -60,6 +61,17 @@ def test_block_adds_attention_and_mlp_to_the_stream(monkeypatch):
     np.testing.assert_allclose(block(Tensor.ones(B, T, D_MODEL)).numpy(), 1.3, rtol=1e-6)
 
 
+def test_block_without_stream_or_norms_is_what_is_left(monkeypatch):
+    def tenth(x: Tensor, *rest: object) -> Tensor:
+        return x * 0.1
+
+    for kind, expected in (({"residual": False, "norm": "none"}, 0.01), ({"norm": "none"}, 1.21)):
+        block = Block(D_MODEL, H, D_MLP, **kind)
+        assert not [name for name in get_state_dict(block) if name.startswith("ln")]
+        block.attn = block.mlp = tenth
+        np.testing.assert_allclose(block(Tensor.ones(B, T, D_MODEL)).numpy(), expected, rtol=1e-6)
+
+
 def test_block_without_bias_has_none():
     names = fill(Block(D_MODEL, H, D_MLP, bias=False, cross=True))
     assert not [name for name in names if name.endswith("bias")]
@@ -68,7 +80,7 @@ def test_block_without_bias_has_none():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "middle"}, "^norm must be one of pre, post; got 'middle'$"),
+        ({"norm": "middle"}, "^norm must be one of pre, post, none; got 'middle'$"),
         ({"activation": "tanh"}, "^activation must be one of gelu_new, gelu, relu; got 'tanh'$"),
         ({"similarity": "cosine"}, "^similarity must be one of .*; got 'cosine'$"),
         ({"n_heads": 5}, "^d_model must be a multiple of n_heads; got d_model=12, n_heads=5$"),

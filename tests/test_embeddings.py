@@ -52,7 +52,7 @@ def test_learned_positions_are_rows_of_the_weight():
 def test_positions_names_are_checked():
     assert isinstance(make_positions("learned", 5, 4), LearnedPositions)
     assert isinstance(make_positions("sinusoidal", 5, 4), SinusoidalPositions)
-    with pytest.raises(ValueError, match="must be one of learned, sinusoidal; got 'rotary'"):
+    with pytest.raises(ValueError, match="must be one of learned, sinusoidal, none; got 'rotary'"):
         make_positions("rotary", 5, 4)
 
 

@@ -90,6 +90,14 @@ def test_gpt2_presets_have_the_published_parameter_counts(name, count):
     assert count == 50257 * d + 1024 * d + config.n_layers * (12 * d**2 + 13 * d) + 2 * d
 
 
+def test_gpt_without_layers_looks_at_one_token_alone():
+    model = GPT(GPTConfig(**SMALL | {"n_layers": 0, "positions": "none"}))
+    fill(model)
+    logits = model(Tensor(np.array([[3, 5, 3]], np.int32))).numpy()[0]
+    np.testing.assert_array_equal(logits[0], logits[2])
+    assert (logits[0] != logits[1]).any()
+
+
 def test_gpt_describe_says_the_shape(model):
     count = model.n_parameters()
     assert model.describe() == f"GPT, {count:,} parameters: 2 layers x 3 heads, d_model 6, d_mlp 17, context 13, vocabulary 11"
@@ -106,11 +114,11 @@ def test_gpt_config_mlp_is_four_times_as_wide_by_default():
     ("fields", "message"),
     [
         ({"n_heads": 4}, "d_model must be a multiple of n_heads; got d_model=6, n_heads=4"),
-        ({"n_layers": 0}, "n_layers must be at least 1; got n_layers=0"),
+        ({"n_layers": -1}, "n_layers must be at least 0; got n_layers=-1"),
         ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
         ({"activation": "tanh"}, "activation must be one of gelu_new, gelu, relu; got 'tanh'"),
-        ({"norm": "none"}, "norm must be one of pre, post; got 'none'"),
-        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal; got 'rotary'"),
+        ({"norm": "sandwich"}, "norm must be one of pre, post, none; got 'sandwich'"),
+        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none; got 'rotary'"),
         ({"n_heads": True}, "n_heads must be of type int; got n_heads=True"),
         ({"n_layers": 10**9}, "n_layers must be at most 10,000; got n_layers=1000000000"),
         ({"norm_epsilon": -1.0}, "norm_epsilon must be at least 0 and below 1; got norm_epsilon=-1.0"),
@@ -142,7 +150,10 @@ def loss_of(model: GPT) -> Tensor:
     return model(Tensor(TOKENS)).sparse_categorical_crossentropy(Tensor(np.roll(TOKENS, -1, axis=1)))
 
 
-@pytest.mark.parametrize("fields", [{}, {"tied": False, "norm": "post", "similarity": "general"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tied": False, "norm": "post", "similarity": "general"}, {"norm": "none", "positions": "none"}, {"residual": False}],
+)
 def test_every_parameter_gets_the_slope_of_the_loss(fields):
     model = GPT(GPTConfig(**SMALL | {"n_layers": 1} | fields))
     start, parameters = fill(model), get_state_dict(model)

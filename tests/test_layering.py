@@ -25,6 +25,7 @@ LAYERS = (
     {"models", "tokenizers"},
     {"data", "checkpoints"},
     {"training", "generation", "evaluation", "interp"},
+    {"experiments"},
     {"server"},
     {"cli"},
     {"__main__"},

@@ -29,8 +29,9 @@ def check_config(config: Any) -> None:
         fields["d_mlp"] = 4 * config.d_model
         object.__setattr__(config, "d_mlp", fields["d_mlp"])
     for name in SIZES:
-        if fields.get(name, 1) < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={fields[name]}")
+        least = 0 if name in LAYERS else 1  # without layers: what follows depends on one token alone
+        if fields.get(name, 1) < least:
+            raise ValueError(f"{name} must be at least {least}; got {name}={fields[name]}")
     for name, choices in CHOICES.items():
         if name in fields and fields[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {fields[name]!r}")

@@ -40,13 +40,15 @@ class GPTConfig:
     activation: str = "gelu_new"
     """gelu_new (tanh), gelu (exact) or relu."""
     norm: str = "pre"
-    """Where the norms stand: pre (GPT-2) or post (the 2017 paper)."""
+    """Where the norms stand: pre (GPT-2), post (the 2017 paper) or none."""
     norm_epsilon: float = 1e-5
     """ε in the norms."""
     positions: str = "learned"
-    """learned or sinusoidal."""
+    """learned, sinusoidal or none."""
     similarity: str = "scaled_dot"
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
+    residual: bool = True
+    """Each sub-layer adds to the stream; without, its output takes the stream's place."""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -71,7 +73,8 @@ class GPT:
         self.embed = TokenEmbedding(c.vocab_size, c.d_model)
         self.pos_embed = make_positions(c.positions, c.context_length, c.d_model)
         self.blocks = [
-            Block(c.d_model, c.n_heads, c.d_mlp, c.bias, c.activation, c.norm, c.norm_epsilon, c.similarity) for _ in range(c.n_layers)
+            Block(c.d_model, c.n_heads, c.d_mlp, c.bias, c.activation, c.norm, c.norm_epsilon, c.similarity, residual=c.residual)
+            for _ in range(c.n_layers)
         ]
         self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
         self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size)

@@ -1,0 +1,27 @@
+"""Questions about transformers that a few minutes of computing answer, each a module with `run(options) -> Report`."""
+
+import importlib
+from collections.abc import Callable
+
+from lama.experiments.report import Curve, Options, Panel, Report, Table
+
+__all__ = ["ABOUT", "Curve", "Options", "Panel", "Report", "Table", "find"]
+
+ABOUT = {
+    "arithmetic": "parameters, operations and memory of GPT-2's four sizes, from the models themselves",
+    "order": "what knows the order of the tokens: positions, the mask, or neither; all at once against one by one",
+    "scaling": "what the division by √d does to scores, softmax and gradient, for d from 4 to 1024",
+    "similarities": "four ways to score a query and a key: finding a flagged token, modelling text",
+    "layers": "own weights for every layer, or one layer's used by all",
+    "skips": "depths 1 to 8 with and without residual stream and norms: gradients, rank, loss",
+    "norms": "norms before or after each sub-layer, with and without warm-up",
+    "positions": "position encodings, at the trained length and at twice that",
+    "tying": "one vocabulary matrix or two",
+}
+"""The experiments by name, and what each of them asks."""
+
+
+def find(name: str) -> Callable[[Options], Report]:
+    """An experiment of ABOUT."""
+    run: Callable[[Options], Report] = importlib.import_module(f"lama.experiments.{name}").run
+    return run

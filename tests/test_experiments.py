@@ -1,0 +1,85 @@
+"""`lama experiment`: its reports, and that every experiment runs; whether the claims hold is for the full budgets (slow)."""
+
+import json
+
+import pytest
+
+from lama.cli import main
+from lama.experiments import ABOUT, Curve, Options, Panel, Report, Table, find
+from lama.experiments.arithmetic import operations
+from lama.models.gpt import GPT2_CONFIGS
+
+QUICK = ("arithmetic", "scaling")
+
+
+def test_table_lines_up_numbers_and_cuts_them_to_four_digits():
+    table = Table(("model", "loss"), [("a", 1.23456), ("longer", 12345)])
+    assert str(table).splitlines() == ["model  |   loss", "-------+-------", "a      |  1.235", "longer | 12,345"]
+
+
+def test_report_says_which_claims_hold():
+    report = Report([Table(("x",), [(1,)])], claims={"one is one": True, "one is two": False})
+    assert str(report).splitlines()[-2:] == ["holds: one is one", "DOES NOT HOLD: one is two"]
+
+
+def test_picture_is_a_png_with_every_panel():
+    panel = Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])])
+    assert Report([], [panel, panel, panel]).picture().startswith(b"\x89PNG")
+
+
+def test_operations_of_gpt2_are_those_worked_out_by_hand():
+    assert operations(GPT2_CONFIGS["gpt2"]) == (169_869_312, 37_748_736, 77_194_752)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_claims_that_need_no_training_hold(name):
+    report = find(name)(Options())
+    assert report.claims and all(report.claims.values()), str(report)
+
+
+def test_a_training_experiment_reports_each_of_its_models(monkeypatch):
+    watched = []
+    options = Options(steps=10, watch=lambda steps, total, label: watched.append((label, total)) or steps)
+    report = find("tying")(options)
+    assert watched == [(row[0], 10) for row in report.tables[0].rows]
+    assert all(0 < row[2] < 6 for row in report.tables[0].rows)
+    assert [curve.label for curve in report.panels[0].curves] == [row[0] for row in report.tables[0].rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ABOUT if name not in QUICK])
+def test_claims_hold_with_the_full_budget(name):
+    report = find(name)(Options())
+    assert report.claims and all(report.claims.values()), str(report)
+
+
+def test_experiment_writes_a_report_and_exits_0(tmp_path, capfd):
+    out = tmp_path / "arithmetic"
+    assert main(["experiment", "arithmetic", "--out", str(out)]) == 0
+    assert "holds: the models have the published numbers of parameters" in capfd.readouterr().out
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    assert report["experiment"] == "arithmetic" and all(report["claims"].values())
+    assert main(["experiment", "arithmetic", "--out", str(out)]) == 0  # again, in its own folder
+
+
+def test_experiment_exits_1_when_a_claim_does_not_hold(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([], claims={"no": False}))
+    assert main(["experiment", "arithmetic", "--out", str(tmp_path / "out")]) == 1
+    err = capfd.readouterr().err
+    assert err == "lama: the numbers must bear the claims out; got 1 that do not hold. Try more --steps or another --seed\n"
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["tying", "--steps", "3"], "steps must be at least 10; got 3"),
+        (["tying", "--seed", "-1"], "seed must be at least 0; got -1"),
+        (["tying", "--out", __file__], "--out must be a folder; got the file"),
+    ],
+)
+def test_wrong_usage_exits_2_in_one_line(argv, message, capfd):
+    assert main(["experiment", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("lama: ") and err.count("\n") == 1 and message in err
