@@ -11,7 +11,7 @@ from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.embeddings import TokenEmbedding, make_positions
 from lama.layers import LayerNorm, initialise
-from lama.masks import Causal, padding_mask
+from lama.masks import Causal, Mask, padding_mask
 from lama.models.config import check_config
 from lama.shapes import Bool, Float, Int, Size
 from lama.taps import Tap, no_tap, scoped
@@ -101,14 +101,18 @@ class Transformer:
         """The decoder's residual stream after its last block and norm: what the unembedding reads.
 
         `memory` and its mask are those of `encode`, or in the memory's place `keys_values(memory)`. `position` is where the
-        target's first token stands; with a `cache`, the tokens before it are looked at there, one new token at a time.
+        target's first token stands; with a `cache`, the tokens before it are looked at there.
         Raises ValueError for a target past `context_length`.
         """
         target = target.to(self.embed.weight.device)
         T = int(target.shape[1])
         x = self._embedded(target, position, scoped(tap, "decoder"), dropout.scoped("decoder"))
-        # One token looks at all that is in the cache, itself included: nothing to hide.
-        mask = None if cache is not None and T == 1 else Causal() & padding_mask(target, self.config.pad)
+        at = None
+        if cache is not None and tap is no_tap and dropout.rate == 0 and self.decoder.blocks[0].attn.scale is not None:
+            at = cache.stored_position(position, T)
+        mask: Mask | None = Causal() & padding_mask(target, self.config.pad)
+        if cache is not None:  # one token looks at all that is in the cache, itself included: nothing to hide
+            mask = None if T == 1 and at is None else Causal(position if at is None else at)
         for i, block in enumerate(self.decoder.blocks):
             site, read = f"decoder.blocks.{i}", memory[i] if isinstance(memory, list) else memory
             x = block(x, mask, read, memory_mask, cache, i, position, scoped(tap, site), dropout.scoped(site))

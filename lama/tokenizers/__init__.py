@@ -11,8 +11,9 @@ from lama.tokenizers.bpe import BytePairTokenizer, gpt2_tokenizer
 from lama.tokenizers.huggingface import SAVED_IN, huggingface_files, load_huggingface_tokenizer
 from lama.tokenizers.training import train_bpe
 from lama.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece_tokenizer, read_vocabulary
+from lama.tokenizers.words import PairTokenizer, WordTokenizer
 
-KINDS = ("bytes", "character", "gpt2", "huggingface", "wordpiece")
+KINDS = ("bytes", "character", "words", "gpt2", "huggingface", "wordpiece", "pairs")
 
 
 def tokenizer_from_json(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
@@ -24,6 +25,10 @@ def tokenizer_from_json(spec: Mapping[str, Any], folder: Path) -> Tokenizer:
             if list(characters) != sorted(set(characters)):
                 raise LamaError(f"a tokenizer's characters must be distinct and in code point order; got {characters!r}")
             return CharacterTokenizer(characters)
+        case {"kind": "words", "entries": [*entries]} if all(isinstance(entry, str) and entry for entry in entries):
+            return WordTokenizer(entries)
+        case {"kind": "pairs", "tokenizer": dict(inner)}:
+            return PairTokenizer(tokenizer_from_json(inner, folder))
         case {"kind": "gpt2"}:
             return gpt2_tokenizer()
         case {"kind": "huggingface"}:
@@ -37,9 +42,11 @@ __all__ = [
     "BytePairTokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",
+    "PairTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "WordPieceTokenizer",
+    "WordTokenizer",
     "gpt2_tokenizer",
     "huggingface_files",
     "load_huggingface_tokenizer",

@@ -1,7 +1,8 @@
 """What training makes smaller."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
@@ -10,6 +11,7 @@ from lama import kernels
 from lama.dropout import Dropout, no_dropout
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT
+from lama.models.transformer import Transformer
 from lama.shapes import Float, Int
 
 
@@ -23,23 +25,38 @@ def language_model_loss(model: GPT, inputs: Tensor, targets: Tensor, smoothing: 
     return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
 
 
+def pair_loss(
+    model: Transformer,
+    sources: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    smoothing: float = 0.0,
+    dropout: Dropout = no_dropout,
+) -> Tensor:
+    """The cross-entropy of each next token of the targets, given their sources: the arrays of `lama.data.pair_arrays`.
+
+    `weights` is 0 for padding, and such that the mean over all places is the mean over what is not.
+    """
+    return (kernels.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
+
+
 class Evaluator:
-    """The mean loss over (inputs, targets), each (N, T), in nats per token; again and again while a model trains, compiled once.
+    """The mean loss over arrays with N rows each, such as (inputs, targets); again and again while a model trains, compiled once.
 
     Iterate over it for the losses of its batches as they come; call it for their mean.
     """
 
-    def __init__(self, model: GPT, windows: tuple[np.ndarray, np.ndarray], batch_size: int):
-        self.windows, self.batch_size = windows, min(batch_size, len(windows[0]))
-        self._losses = capture_at_once(lambda inputs, targets: cross_entropy(model(inputs), targets).realize())
+    def __init__(self, model: Any, arrays: Sequence[np.ndarray], batch_size: int, loss: Callable[..., Tensor] = language_model_loss):
+        self.arrays, self.batch_size = arrays, min(batch_size, len(arrays[0]))
+        self._losses = capture_at_once(lambda *batch: loss(model, *batch).realize())
 
     def __len__(self) -> int:
-        return len(self.windows[0]) // self.batch_size  # whole batches: one shape
+        return len(self.arrays[0]) // self.batch_size  # whole batches: one shape
 
     def __iter__(self) -> Iterator[float]:
         for i in range(0, len(self) * self.batch_size, self.batch_size):
-            inputs, targets = (Tensor(part[i : i + self.batch_size]).realize() for part in self.windows)
-            yield float(self._losses(inputs, targets).item())
+            yield float(self._losses(*(Tensor(part[i : i + self.batch_size]).realize() for part in self.arrays)).item())
 
     def __call__(self) -> float:
         return math.fsum(self) / len(self)

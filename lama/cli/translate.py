@@ -1,0 +1,73 @@
+"""`lama translate`: the target that an encoder-decoder writes for a source."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lama.cli import machine
+from lama.errors import LamaError, UsageError
+
+BATCH = 16  # lines of standard input at a time
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+    parser = verbs.add_parser(
+        "translate",
+        help="answer with an encoder-decoder of lama seq2seq",
+        description="Print the target that a model of lama seq2seq writes for each text, one a line.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("model", type=Path, metavar="DIR", help="the folder of lama seq2seq")
+    add("text", metavar="TEXT", help="the source; - for the lines of standard input")
+    add("--beam", type=int, default=4, metavar="N", help="targets that are followed at a time; 1 is greedy (default 4)")
+    add("--alpha", type=float, default=0.6, metavar="X", help="how much long targets are favoured (default 0.6; 0: not at all)")
+    machine.add_options(parser)
+    add("-v", "--verbose", action="store_true", help="print all targets of the beam with their scores; show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.beam < 1 or not 0 <= args.alpha < float("inf"):
+        raise UsageError(f"beam must be at least 1 and alpha at least 0; got beam={args.beam}, alpha={args.alpha}")
+    if not args.text:
+        raise UsageError("TEXT must not be empty; give some text, or - for standard input")
+    machine.use(args)
+    from lama.checkpoints import load
+    from lama.data.pairs import encode_source
+    from lama.generation.seq2seq import Searcher
+    from lama.models.transformer import Transformer
+    from lama.tokenizers import PairTokenizer
+
+    model, tokenizer = load(args.model)
+    if not isinstance(model, Transformer) or not isinstance(tokenizer, PairTokenizer):
+        raise LamaError(f"the model must be an encoder-decoder of lama seq2seq; got a {type(model).__name__} in {args.model}")
+    searcher = Searcher(model)
+    for batch in texts(args.text):
+        found = searcher.beam([encode_source(text, tokenizer) for text in batch], args.beam, args.alpha)
+        for hypotheses in found:
+            for hypothesis in hypotheses if args.verbose else hypotheses[:1]:
+                score = f"{hypothesis.score(args.alpha):.4f}  " if args.verbose else ""
+                print(f"{score}{tokenizer.decode(hypothesis.tokens)}", flush=True)
+    return 0
+
+
+def texts(text: str) -> Iterator[list[str]]:
+    """The text alone, or standard input's lines in batches, each line at once where a person types. Raises LamaError."""
+    if text != "-":
+        yield [text]
+        return
+    if sys.stdin is None:
+        raise UsageError("standard input must be open for -; got none. Give the text itself")
+    size, batch = 1 if sys.stdin.isatty() else BATCH, []
+    try:
+        for line in sys.stdin:
+            batch.append(line.rstrip("\r\n"))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except UnicodeDecodeError as error:
+        raise LamaError(f"standard input must be UTF-8 text; got byte 0x{error.object[error.start]:02x}") from error
+    if batch:
+        yield batch

@@ -1,0 +1,129 @@
+"""Pairs of texts, a source and its target: where they come from, how they are split, and the arrays that a model learns from."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lama.errors import LamaError
+from lama.tokenizers import PairTokenizer
+
+Pair = tuple[str, str]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a UTF-8 file, one a line, source and target with a tab between; empty lines don't count. Raises LamaError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LamaError(f"a file of pairs must be readable UTF-8; got {path}: {getattr(error, 'strerror', None) or error}") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        source, *rest = line.split("\t")
+        if not line.strip():
+            continue
+        if len(rest) != 1 or not source or not rest[0]:
+            raise LamaError(f"each line must be a source, one tab and a target; got {line[:60]!r} in line {number} of {path}")
+        pairs.append((source, rest[0]))
+    if not pairs:
+        raise LamaError(f"a file of pairs must have at least one; got none in {path}")
+    return pairs
+
+
+def split_pairs(pairs: Sequence[Pair], held_out: float, key: Callable[[Pair], str] = lambda pair: pair[0]) -> tuple[list[Pair], list[Pair]]:
+    """Those to train on, and about a share `held_out` to judge by; pairs of the same `key` are on the same side.
+
+    Which side depends on the key alone, so that other pairs, seeds or machines change nothing.
+    """
+    train: list[Pair] = []
+    judge: list[Pair] = []
+    for pair in pairs:
+        (judge if zlib.crc32(key(pair).encode()) / 2**32 < held_out else train).append(pair)
+    return train, judge
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Pairs as token ids, sources ending in `end`, targets without special tokens."""
+
+    pairs: list[Pair]
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of the longest source, and of the longest target with the token before or after it."""
+        return max(map(len, self.sources)), max(map(len, self.targets)) + 1
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> PairData:
+    """Raises LamaError for text that the tokenizer cannot spell."""
+    sources = [encode_source(source, tokenizer) for source, _ in pairs]
+    return PairData(list(pairs), sources, [tokenizer.encode(target) for _, target in pairs])
+
+
+def encode_source(text: str, tokenizer: PairTokenizer) -> list[int]:
+    """What the encoder reads."""
+    return [*tokenizer.encode(text), tokenizer.end]
+
+
+def padded(rows: Sequence[Sequence[int]], length: int, pad: int = PairTokenizer.pad) -> np.ndarray:
+    """(rows, length) int32, each row filled up at its end."""
+    array = np.full((len(rows), length), pad, np.int32)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    return array
+
+
+def pair_arrays(data: PairData, rows: Sequence[int], lengths: tuple[int, int], n_rows: int = 0) -> Arrays:
+    """What the loss of these rows of `data` needs: sources (B, S), inputs and targets (B, T), weights (B, T).
+
+    The mean of loss x weight over all places is the mean loss of a token, the padding not counted; so it is over parts of the
+    rows too, on average. B is `n_rows` where there are fewer rows: the rest is padding.
+    """
+    sources, targets = [data.sources[i] for i in rows], [data.targets[i] for i in rows]
+    empty: list[list[int]] = [[]] * (n_rows - len(rows))
+    inputs = padded([[PairTokenizer.begin, *target] for target in targets] + empty, lengths[1])
+    wanted = padded([[*target, PairTokenizer.end] for target in targets] + empty, lengths[1])
+    counted = wanted != PairTokenizer.pad
+    return padded(sources + empty, lengths[0]), inputs, wanted, (counted * (counted.size / counted.sum())).astype(np.float32)
+
+
+def pair_batches(data: PairData, batch_size: int, seed: int) -> Callable[[int], Arrays]:
+    """The batches of a training, a function of seed and step alone: each epoch goes through all pairs once, in an order of its own.
+
+    Every batch is padded to the longest pair of all, so that one captured step serves them all.
+    """
+    lengths, n = data.lengths, len(data.pairs)
+
+    def batch(step: int) -> Arrays:
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(n) for epoch in np.unique(places // n)}
+        return pair_arrays(data, [int(orders[place // n][place % n]) for place in places], lengths)
+
+    return batch
+
+
+def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, float]:
+    """The shares of `held_out` that need no model: those whose target is the source, where that is not the task itself, and the
+    commonest target of `train`."""
+    commonest = Counter(target for _, target in train).most_common(1)[0][0]
+    shares = {
+        "copying": sum(source == target for source, target in held_out) / len(held_out),
+        "commonest target": sum(target == commonest for _, target in held_out) / len(held_out),
+    }
+    return {name: share for name, share in shares.items() if name != "copying" or share < 1}
+
+
+def unigram_loss(train: PairData, held_out: PairData, vocab_size: int) -> float:
+    """Nats per token of the targets of `held_out`, their ends counted, under the tokens' shares in the targets of `train`."""
+    counts = np.full(vocab_size, 0.1)
+    for target in train.targets:
+        np.add.at(counts, [*target, PairTokenizer.end], 1)
+    log_p = np.log(counts / counts.sum())
+    tokens = [token for target in held_out.targets for token in (*target, PairTokenizer.end)]
+    return float(-log_p[tokens].mean())
