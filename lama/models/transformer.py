@@ -56,6 +56,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         check_config(self)
+        if self.n_decoder_layers == 0:  # nothing else reads the source
+            raise ValueError(f"n_decoder_layers must be at least 1; got n_decoder_layers={self.n_decoder_layers}")
         special = (self.pad, self.begin, self.end)
         if len(set(special)) < 3 or not all(0 <= token < self.vocab_size for token in special):
             raise ValueError(f"pad, begin and end must be three tokens below vocab_size; got {special}, vocab_size={self.vocab_size}")
