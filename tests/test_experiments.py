@@ -62,6 +62,15 @@ def test_experiment_writes_a_report_and_exits_0(tmp_path, capfd):
     assert main(["experiment", "arithmetic", "--out", str(out)]) == 0  # again, in its own folder
 
 
+def test_experiment_writes_its_curves_too(tmp_path, monkeypatch):
+    panel = Panel("title", "step", "loss", [Curve("a", range(3), [1.0, 2.0, 3.0])])
+    monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([], [panel]))
+    assert main(["experiment", "arithmetic", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert report["panels"][0]["curves"] == [{"label": "a", "x": [0, 1, 2], "y": [1.0, 2.0, 3.0]}]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_experiment_exits_1_when_a_claim_does_not_hold(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([], claims={"no": False}))
     assert main(["experiment", "arithmetic", "--out", str(tmp_path / "out")]) == 1

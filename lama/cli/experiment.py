@@ -59,7 +59,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     from lama.checkpoints.atomic import atomic_write
 
     settings = {"experiment": args.name, "seed": args.seed, "steps": args.steps}
-    files = {"report.json": json.dumps({**settings, **report.to_json()}, indent=1, ensure_ascii=False).encode()}
+    files = {"report.json": json.dumps({**settings, **report.to_json()}, indent=1, ensure_ascii=False, default=list).encode()}
     if report.panels and importlib.util.find_spec("matplotlib") is not None:
         files["curves.png"] = report.picture()
     try:
