@@ -81,7 +81,7 @@ def test_config_reads_activations(name: str, ours: str):
         ("activation_function", 7, "must have a str for activation_function; got 7"),
         ("n_layer", "12", "must have a int for n_layer; got '12'"),
         ("n_layer", True, "must have a int for n_layer; got True"),
-        ("n_layer", 0, "n_layers must be at least 1; got n_layers=0"),
+        ("n_layer", -1, "n_layers must be at least 0; got n_layers=-1"),
         ("n_head", 7, "d_model must be a multiple of n_heads; got d_model=768, n_heads=7"),
         ("tie_word_embeddings", 1, "must have a bool for tie_word_embeddings; got 1"),
         ("n_ctx", 7, "must give context_length one value; got 1024 and 7 for n_ctx"),
