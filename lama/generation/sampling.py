@@ -41,17 +41,23 @@ GREEDY = Sampling(temperature=0.0)
 
 def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
     """Draw one token. `logits` is (vocab_size,); `seen` holds the tokens that the repetition penalty counts."""
-    if sampling.repetition_penalty != 1 and len(seen):
-        logits = logits.astype(np.float64)
-        repeated = np.unique(np.asarray(seen))
-        scores = logits[repeated]
-        logits[repeated] = np.where(scores > 0, scores / sampling.repetition_penalty, scores * sampling.repetition_penalty)
+    logits = penalised(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits.argmax())
     tokens, p = _distribution(logits, sampling)
     sums = p.cumsum()
     drawn = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
     return drawn if tokens is None else int(tokens[drawn])
+
+
+def penalised(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
+    """The logits, those of tokens that were seen made less likely. Source: Keskar et al. 2019 (CTRL), section 4.1."""
+    if penalty == 1 or not len(seen):
+        return logits
+    logits, repeated = logits.astype(np.float64), np.unique(np.asarray(seen))
+    scores = logits[repeated]
+    logits[repeated] = np.where(scores > 0, scores / penalty, scores * penalty)
+    return logits
 
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
