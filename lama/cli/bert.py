@@ -8,10 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
+from lama.cli.lines import input_lines
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, given
 from lama.cli.train import LiveLine, heading, state, stopping, tokenizing
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError
 from lama.training.encoders import BertSettings
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add = parser.add_argument
     add("corpus", nargs="*", metavar="CORPUS", help="files, folders, patterns, - for standard input, kjv or tinyshakespeare (default kjv)")
     add("--out", type=Path, default=Path("out/bert"), metavar="DIR", help="the folder of the model (default out/bert)")
-    add("--device", metavar="NAME", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
+    machine.add_options(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
     add_settings(parser, BertSettings, leave_out=("recompute",))
 
@@ -46,16 +48,14 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("model", metavar="DIR", help="a folder that lama bert has written, or a BERT of the hub such as bert-base-uncased")
     add("text", metavar="TEXT", help='such as "In the [MASK] God created the heaven"; - for lines of standard input')
     add("-n", type=int, default=5, metavar="N", help="guesses shown for each (default 5)")
+    machine.add_options(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
     settings = BertSettings(**given(args, BertSettings))
     check_folder(args.out, ("config.json",), "a model of lama's")
-    if args.device:
-        from lama.device import use_device
-
-        use_device(args.device)
+    machine.use(args)
     from lama.checkpoints import save
     from lama.data import open_corpus
     from lama.training.masked import BertTraining
@@ -138,6 +138,9 @@ def guesses(best: list[tuple[str, float]]) -> str:
 
 
 def run_fill(args: argparse.Namespace) -> int:
+    if args.n < 1:
+        raise UsageError(f"n must be at least 1; got {args.n}")
+    machine.use(args)
     from lama.checkpoints import load
     from lama.models.bert import Bert
     from lama.models.kinds import kind_of
@@ -149,9 +152,8 @@ def run_fill(args: argparse.Namespace) -> int:
         raise LamaError(f"the model must be a BERT here; got a {kind_of(model)} in {args.model}")
     if not isinstance(tokenizer, BytePairTokenizer | WordPieceTokenizer):
         raise LamaError(f"a BERT must have a tokenizer with the token {MASK}; got another in {args.model}")
-    for text in sys.stdin if args.text == "-" else [args.text]:
-        found = fill_in(model, tokenizer, text.rstrip("\n"), args.n)
-        filled = text.rstrip("\n")
+    for text in input_lines() if args.text == "-" else [args.text]:
+        found, filled = fill_in(model, tokenizer, text, args.n), text
         for best in found:
             print(guesses(best))
             token = best[0][0]

@@ -5,10 +5,11 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
+from lama.cli.lines import at_once, in_batches, input_lines
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, given
 from lama.cli.train import LiveLine, heading, state, stopping
@@ -40,7 +41,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     train.set_defaults(run=run_train)
     train.add_argument("data", metavar="DATA", help=DATA)
     train.add_argument("--out", type=Path, metavar="DIR", help="the folder of the model (default out/ and the data set's name)")
-    train.add_argument("--device", metavar="NAME", help="a tinygrad device, such as CPU, CUDA or METAL (default: tinygrad's choice)")
     add_settings(train, ClassifierSettings, leave_out=("recompute",))
 
     judge = actions.add_parser(
@@ -63,6 +63,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     predict.add_argument("--json", action="store_true", help="a JSON object for each text, with the probability of every class")
     parser.verbs = actions.choices
     for each in (train, judge, predict):
+        machine.add_options(each)
         each.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
@@ -70,10 +71,7 @@ def run_train(args: argparse.Namespace) -> int:
     settings = ClassifierSettings(**PRESETS.get(args.data, {}) | given(args, ClassifierSettings))
     out = args.out or Path("out") / Path(args.data).stem
     check_folder(out, ("config.json",), "a model of lama's")
-    if args.device:
-        from lama.device import use_device
-
-        use_device(args.device)
+    machine.use(args)
     from lama.checkpoints import save
     from lama.data.labelled import open_labelled, split_labelled
     from lama.data.naive_bayes import best_naive_bayes
@@ -175,6 +173,7 @@ def load_predictor(folder: str, batch_size: int) -> "Predictor":
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    machine.use(args)
     from lama.checkpoints import read_json
     from lama.data.labelled import open_labelled, split_labelled
     from lama.training.classify import judged
@@ -197,10 +196,12 @@ def run_eval(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    piped = not sys.stdin.isatty() if args.text == ["-"] else len(args.text) > 1
-    predictor = load_predictor(args.model, AT_ONCE if piped else 1)
+    machine.use(args)
+    piped = args.text == ["-"]
+    predictor = load_predictor(args.model, at_once(AT_ONCE) if piped else min(len(args.text), AT_ONCE))
+    stripped = (line.strip() for line in (input_lines() if piped else args.text))
     labels = predictor.model.config.labels
-    for texts in batches(sys.stdin if args.text == ["-"] else args.text, predictor.batch_size):
+    for texts in in_batches(filter(None, stripped), predictor.batch_size):
         for text, chances in zip(texts, predictor(texts), strict=True):
             best = int(chances.argmax())
             if args.json:
@@ -210,16 +211,3 @@ def run_predict(args: argparse.Namespace) -> int:
                 print(f"{labels[best]}\t{chances[best]:.3f}\t{text}")
         sys.stdout.flush()
     return 0
-
-
-def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The lines that are not blank, `size` at a time."""
-    part: list[str] = []
-    for line in lines:
-        if line.strip():
-            part.append(line.strip())
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lama.cli import machine
 from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
 
@@ -33,6 +34,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--out", type=Path, metavar="DIR", help="where the report goes (default out/experiments/NAME)")
     add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
     add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
+    machine.add_options(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("steps", 10), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UsageError(f"{name} must be at least {least}; got {value}")
+    machine.use(args)
     out = args.out or Path("out") / "experiments" / args.name
     check_folder(out, ("report.json",), "a report of lama experiment")
     began = time.perf_counter()

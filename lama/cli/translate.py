@@ -1,12 +1,11 @@
 """`lama translate`: the target that an encoder-decoder writes for a source."""
 
 import argparse
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lama.cli import machine
+from lama.cli.lines import at_once, in_batches, input_lines
 from lama.errors import LamaError, UsageError
 
 BATCH = 16  # lines of standard input at a time
@@ -44,30 +43,10 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(model, Transformer) or not isinstance(tokenizer, PairTokenizer):
         raise LamaError(f"the model must be an encoder-decoder of lama seq2seq; got a {type(model).__name__} in {args.model}")
     searcher = Searcher(model)
-    for batch in texts(args.text):
+    for batch in in_batches(input_lines(), at_once(BATCH)) if args.text == "-" else [[args.text]]:
         found = searcher.beam([encode_source(text, tokenizer) for text in batch], args.beam, args.alpha)
         for hypotheses in found:
             for hypothesis in hypotheses if args.verbose else hypotheses[:1]:
                 score = f"{hypothesis.score(args.alpha):.4f}  " if args.verbose else ""
                 print(f"{score}{tokenizer.decode(hypothesis.tokens)}", flush=True)
     return 0
-
-
-def texts(text: str) -> Iterator[list[str]]:
-    """The text alone, or standard input's lines in batches, each line at once where a person types. Raises LamaError."""
-    if text != "-":
-        yield [text]
-        return
-    if sys.stdin is None:
-        raise UsageError("standard input must be open for -; got none. Give the text itself")
-    size, batch = 1 if sys.stdin.isatty() else BATCH, []
-    try:
-        for line in sys.stdin:
-            batch.append(line.rstrip("\r\n"))
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except UnicodeDecodeError as error:
-        raise LamaError(f"standard input must be UTF-8 text; got byte 0x{error.object[error.start]:02x}") from error
-    if batch:
-        yield batch
