@@ -14,7 +14,7 @@ from tinygrad import Tensor
 
 import lama
 from lama.cli import main
-from lama.cli.train import LiveLine
+from lama.cli.live import LiveLine
 from lama.data.labelled import Example, open_labelled, split_labelled
 from lama.data.naive_bayes import best_naive_bayes
 from lama.models.bert import Bert, Classifier, ClassifierConfig

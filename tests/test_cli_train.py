@@ -19,7 +19,8 @@ from helpers import CATS, RUN_FLAGS
 import lama
 from lama.cli import main, make_parser
 from lama.cli import train as cli_train
-from lama.cli.train import LiveLine, command_line, opening, table
+from lama.cli.live import LiveLine
+from lama.cli.train import command_line, opening, table
 from lama.training.config import SETTINGS, presets
 from lama.training.folder import RunFolder
 

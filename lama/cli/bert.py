@@ -1,7 +1,6 @@
 """`lama bert`: train an encoder to guess masked tokens. `lama fill`: let it guess."""
 
 import argparse
-import signal
 import sys
 import time
 from contextlib import closing
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
 from lama.cli.lines import input_lines
+from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, given
-from lama.cli.train import LiveLine, heading, state, stopping, tokenizing
 from lama.errors import LamaError, UsageError
 from lama.training.encoders import BertSettings
 
@@ -77,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     notes = {"corpus": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence, "seed": settings.seed}
     save(args.out, training.model, training.tokenizer, {**notes, "heldout": losses, "seconds": round(seconds, 1)})
     if received:
-        print(f"lama: stopped by {signal.Signals(received[0]).name}; the model so far is in {args.out}", file=sys.stderr)
-        return 128 + received[0]
+        return stopped_by(received, f"; the model so far is in {args.out}")
 
     heading("Guesses in held-out text")
     show_guesses(training)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
 from lama.cli.lines import at_once, in_batches, input_lines
+from lama.cli.live import LiveLine, heading, state, stopped_by, stopping
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, given
-from lama.cli.train import LiveLine, heading, state, stopping
 from lama.errors import LamaError
 from lama.training.encoders import PRESETS, ClassifierSettings
 
@@ -106,8 +105,7 @@ def run_train(args: argparse.Namespace) -> int:
     confusion = results["trained"].confusion.tolist()
     save(out, training.model, training.tokenizer, {**about, "heldout_accuracy": accuracies, "heldout_confusion": confusion})
     if received:
-        print(f"lama: stopped by {signal.Signals(received[0]).name}; the model so far is in {out}", file=sys.stderr)
-        return 128 + received[0]
+        return stopped_by(received, f"; the model so far is in {out}")
 
     heading(f"What it makes of the {len(kept):,} texts that it has not seen")
     print(f"{results['trained'].table()}\n\n{table(results)}")

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import signal
 import sys
 import time
 from contextlib import closing
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
+from lama.cli.live import LiveLine, heading, state, stopped_by, stopping
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, given
-from lama.cli.train import LiveLine, heading, state, stopping
 from lama.errors import LamaError, UsageError
 from lama.training.pair_settings import TASK_SETTINGS, PairSettings
 
@@ -119,12 +118,7 @@ def train(args: argparse.Namespace) -> int:
     print(f"{time.monotonic() - began:.0f} s in all; saved in {out}. Let it answer, and check it:")
     print(f"  lama translate {folder} {text}\n  lama seq2seq check {folder}")
     if received:
-        print(
-            f"lama: stopped by {signal.Signals(received[0]).name} after step {trainer.trainer.step} of {settings.steps}; "
-            f"the model as it was then is in {out}",
-            file=sys.stderr,
-        )
-        return 128 + received[0]
+        return stopped_by(received, f" after step {trainer.trainer.step} of {settings.steps}; the model as it was then is in {out}")
     if after <= max(before, baseline) or after_loss >= before_loss:
         raise LamaError(
             f"the trained model must beat the untrained one and the baseline; got {percent(after)} exact. Train for more --steps"

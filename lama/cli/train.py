@@ -4,18 +4,15 @@ import argparse
 import importlib.util
 import io
 import math
-import os
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
+from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
 from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
 from lama.training.config import ALIASES, MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, presets, read_settings
@@ -25,11 +22,9 @@ if TYPE_CHECKING:
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
     from lama.training.folder import RunFolder
-    from lama.training.loop import Step
     from lama.training.run import Evaluation, Run
 
 SAMPLE_TOKENS = 160
-SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 OWN_SETTINGS = set(MODEL_SETTINGS) - {"context_length"}  # of a model that is trained on
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -151,13 +146,8 @@ def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
     with stopping(session) as received:
         last = watch(session, prompt, args)
     if received:
-        name = signal.Signals(received[0]).name
-        print(
-            f"lama: stopped by {name} after step {session.trainer.step} of {config.steps}; go on with: "
-            f"{shlex.join(['lama', 'train', '--resume', str(folder.path)])}",
-            file=sys.stderr,
-        )
-        return 128 + received[0]
+        again = shlex.join(["lama", "train", "--resume", str(folder.path)])
+        return stopped_by(received, f" after step {session.trainer.step} of {config.steps}; go on with: {again}")
 
     if gain := session.trainer.gain:
         print(f"{len(session.trainer.replicas)} devices found the gradients {gain:.2f} times as fast together as one after the other")
@@ -218,57 +208,6 @@ def watch(session: "Run", prompt: str, args: argparse.Namespace) -> "Evaluation 
     return last
 
 
-def state(step: "Step", mfu: float | None, compiled: bool) -> str:
-    """Of the live line: what one looks for while it runs. The first step compiles, so its speed says nothing."""
-    from tqdm import tqdm
-
-    parts = [
-        f"loss {step.loss:.3f}",
-        f"rate {step.learning_rate:.1e}",
-        f"gradient {step.gradient_norm:.2f}",
-    ]
-    if compiled:
-        parts.append(f"{step.tokens_per_second:,.0f} tokens/s")
-        parts += [] if mfu is None else [f"MFU {mfu:.0%}"]
-        parts.append(f"{tqdm.format_interval(step.seconds_left)} left")
-    return ", ".join(parts)
-
-
-class LiveLine:
-    """Where the training stands, on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
-
-    def __init__(self, steps: int, done: int):
-        from tqdm import tqdm
-
-        # The time left is the loop's own: tqdm's would count the compilation into every step.
-        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.steps, self.next = steps, 0.0
-        self.bar = (
-            tqdm(total=steps, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=layout, mininterval=0.2)
-            if sys.stderr.isatty()
-            else None
-        )
-
-    def step(self, step: int, text: str) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
-        elif (now := time.monotonic()) >= self.next or step == self.steps:
-            self.next = now + SECONDS_BETWEEN_LINES
-            print(f"step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line on standard output."""
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 @contextmanager
 def make_tracker(kind: str | None, session: "Run") -> Iterator[Any]:
     if kind is None:
@@ -295,34 +234,6 @@ def draw_curve(folder: "RunFolder") -> None:
             file.write(loss_curve(folder.read_log()))
     except LamaError as error:
         print(f"lama: no loss curve: {error}", file=sys.stderr)
-
-
-@contextmanager
-def stopping(session: Any) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM call `session.stop()`: the step under way ends; a second one ends the program. Yields the signals that came."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        session.stop()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def tokenizing(pieces: Any) -> Any:
-    """A progress bar over the bytes of the corpus."""
-    from tqdm import tqdm
-
-    return tqdm(pieces, unit="piece", desc="tokenizing", file=sys.stderr, dynamic_ncols=True, leave=False, delay=1)
 
 
 def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int) -> str:
@@ -376,7 +287,3 @@ def command_line(args: argparse.Namespace) -> str:
         else:
             words += [flag, *value] if isinstance(value, list) else [flag, str(value)]
     return shlex.join(words)
-
-
-def heading(text: str) -> None:
-    print(f"\n{text}", flush=True)
