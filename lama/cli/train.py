@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lama.cli import machine
 from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
 from lama.cli.out import check_folder
+from lama.cli.settings import add_settings, flag_of, given, show
 from lama.errors import LamaError, UsageError
-from lama.training.config import ALIASES, MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, presets, read_settings
+from lama.training.config import MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, RunConfig, presets, read_settings
 
 if TYPE_CHECKING:
     from lama.data import Corpus
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from lama.training.run import Evaluation, Run
 
 SAMPLE_TOKENS = 160
-METAVARS = {int: "N", float: "X", str: "TEXT"}
 OWN_SETTINGS = set(MODEL_SETTINGS) - {"context_length"}  # of a model that is trained on
 TRACKERS = ("tensorboard", "wandb", "trackio")
-FLAGS = {setting: flag for flag, setting in ALIASES.items()}  # `initial` is a bad flag, `from` a bad name in Python
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -51,26 +50,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--devices", metavar="N", help="share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,...")
     add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
     add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes; show tracebacks")
-    group = parser.add_argument_group("settings", "in a file: the same names with _ for -, and initial for --from")
-    for name, field in SETTINGS.items():
-        flag, kind, about = flag_of(name), type(field.default), field.metadata["about"]
-        options: dict[str, Any] = {"dest": name, "default": None, "help": f"{about} (default {show(field.default)})"}
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif kind is tuple:
-            group.add_argument(flag, nargs="+", metavar="TEXT", **options | {"help": about})
-        else:
-            choices = field.metadata["choices"] or None
-            group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else METAVARS[kind], **options)
-
-
-def flag_of(name: str) -> str:
-    """`--d-model` for d_model."""
-    return f"--{FLAGS.get(name, name).replace('_', '-')}"
-
-
-def show(value: Any) -> str:
-    return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    add_settings(parser, RunConfig, about="in a file: the same names with _ for -, and initial for --from")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows how far it is
     machine.use(args)
     devices = use_devices(args.devices) if args.devices else ()
-    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    chosen = given(args, RunConfig)
     if args.resume:
         for name in ("settings", "out", "size", "restart"):
             if getattr(args, name):
                 what = getattr(args, name) if name == "settings" else f"--{name}"
                 raise UsageError(f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out")
         folder = RunFolder(args.resume)
-        session = resumed_run(folder, given, devices)
+        session = resumed_run(folder, chosen, devices)
         if session.finished:
             print(f"{folder.path} is finished: {session.config.steps} steps, held-out loss {session.best:.4f}. Nothing is left to do")
             return 0
@@ -103,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
         folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
         check_out(folder, args.restart)
-        session, corpus = new_run(folder, settings | given, command_line(args), args.size, devices, tokenizing)
+        session, corpus = new_run(folder, settings | chosen, command_line(args), args.size, devices, tokenizing)
         introduce(session, corpus, args)
     prompt = opening(session.tokenizer.decode(session.tokens.train[:1000].tolist()), session.config.context_length)
     return learn(session, prompt, args)
