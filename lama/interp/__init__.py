@@ -1,1 +1,1 @@
-"""Looking inside: what a model does, as text."""
+"""Looking inside: what a model does, as numbers and text; files are written by the command line."""
