@@ -15,7 +15,7 @@ PACKAGE = Path(lama.__file__).parent
 # Left to right; a module may import from its own layer's line only what is its own package, and from lines above.
 LAYERS = (
     {"errors", "lazy"},
-    {"shapes", "compiler"},
+    {"shapes", "compiler", "figures"},
     {"device", "jit"},
     {"kernels"},
     {"masks", "cache", "taps", "dropout"},

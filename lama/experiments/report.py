@@ -1,11 +1,10 @@
 """What an experiment found: tables, curves and claims, as text, JSON and a picture."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lama.errors import LamaError
+from lama.figures import make_figure, render
 
 COLUMNS = 2  # of panels in the picture
 
@@ -73,12 +72,8 @@ class Report:
 
     def picture(self) -> bytes:
         """A PNG with all panels. Raises LamaError where matplotlib is not installed."""
-        try:
-            from matplotlib.figure import Figure  # not pyplot, which looks for a screen and remembers every figure
-        except ImportError:
-            raise LamaError("curves must be drawn by matplotlib; got no such package. Run: pip install matplotlib") from None
         rows, columns = -(-len(self.panels) // COLUMNS), min(COLUMNS, len(self.panels))
-        figure = Figure(figsize=(6 * columns, 4 * rows), dpi=120, layout="constrained")
+        figure = make_figure("curves", figsize=(6 * columns, 4 * rows), dpi=120, layout="constrained")
         for panel, axes in zip(self.panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
             for curve in panel.curves:
                 axes.plot(curve.x, curve.y, label=curve.label, linewidth=1.3, marker="o" if len(curve.x) < 20 else None, markersize=4)
@@ -90,9 +85,7 @@ class Report:
             axes.legend(fontsize=8, frameon=False)
         for axes in figure.axes[len(self.panels) :]:
             axes.set_visible(False)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-        return png.getvalue()
+        return render(figure)
 
 
 def _cell(value: Any) -> str:

@@ -1,13 +1,12 @@
 """The loss curve of a run, drawn from its log."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lama.errors import LamaError
+from lama.figures import make_figure, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,19 +23,14 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
     `log` is the records of a run's log.jsonl; with none of a kind, that line is missing. Raises LamaError where matplotlib
     is not installed.
     """
-    picture = io.BytesIO()
-    draw(log).savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+    return render(draw(log))
 
 
 def draw(log: Sequence[Mapping[str, Any]]) -> "Figure":
     """The figure of `loss_curve`."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen and remembers every figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise LamaError("a loss curve must be drawn by matplotlib; got no such package. Run: pip install matplotlib") from None
-    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
+    figure = make_figure("a loss curve", figsize=(8, 5.5), dpi=150, layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
     losses, rates = figure.subplots(2, sharex=True, height_ratios=(4, 1))
     for axes in (losses, rates):
         axes.spines[["top", "right"]].set_visible(False)
