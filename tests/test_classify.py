@@ -17,9 +17,10 @@ from lama.cli import main
 from lama.cli.live import LiveLine
 from lama.data.labelled import Example, open_labelled, split_labelled
 from lama.data.naive_bayes import best_naive_bayes
+from lama.data.windows import shuffled
 from lama.models.bert import Bert, Classifier, ClassifierConfig
 from lama.tokenizers import ByteTokenizer
-from lama.training.classify import ClassifierTraining, Predictor, encoded, judge, judged, make_classifier, rows_of, shuffled
+from lama.training.classify import ClassifierTraining, Predictor, encoded, judge, judged, make_classifier, rows_of
 from lama.training.encoders import ClassifierSettings
 from lama.training.loop import Step
 
@@ -54,11 +55,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def test_every_row_comes_once_in_an_epoch_and_each_epoch_has_its_order():
-    steps = [shuffled(10, step, 4, seed=3) for step in range(5)]
+    places = shuffled(10, 4, seed=3)
+    steps = [places(step) for step in range(5)]
     first, second = np.concatenate(steps)[:10], np.concatenate(steps)[10:]
     assert sorted(first) == sorted(second) == list(range(10)) and (first != second).any()
-    np.testing.assert_array_equal(steps[3], shuffled(10, 3, 4, seed=3))
-    assert len(shuffled(3, 0, 8, seed=0)) == 8  # fewer texts than a batch
+    np.testing.assert_array_equal(steps[3], shuffled(10, 4, seed=3)(3))
+    assert len(shuffled(3, 8, seed=0)(0)) == 8  # fewer texts than a batch
 
 
 def test_rows_are_cut_and_padded_and_a_mask_in_a_text_is_text():
@@ -132,8 +134,8 @@ def test_command_refuses(run: Lama, tmp_path: Path):
         (("train", "animals.tsv", "--n-heads", "3"), 2, "d_model must be a multiple of n_heads"),
         (("train", "animals.tsv", "--pooling", "max"), 2, "invalid choice: 'max'"),
         (("train", "animals.tsv", "--learning-rat", "1"), 2, "Did you mean --learning-rate?"),
-        (("predict", "bytes", "text"), 1, "a classifier must have a byte-pair tokenizer"),
-        (("eval", "bytes"), 1, "a classifier must have a byte-pair tokenizer"),
+        (("predict", "bytes", "text"), 1, "the model must have a BytePairTokenizer here; got a ByteTokenizer in bytes"),
+        (("eval", "bytes"), 1, "the model must have a BytePairTokenizer here; got a ByteTokenizer in bytes"),
         (("predict", "lama-bpe", "text"), 1, "the model must be a classifier here; got a gpt in lama-bpe"),
     ):
         found, _, err = run(*words)

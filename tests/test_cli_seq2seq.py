@@ -101,7 +101,7 @@ def test_text_of_other_characters_is_one_line(trained, capsys):
 
 def test_commands_for_a_gpt_refuse_it(trained, capsys):
     assert main(["generate", "-m", str(trained[0]), "-p", "a"]) == 1
-    assert "the model must be a GPT here; got a transformer in" in capsys.readouterr().err
+    assert "the model must be a gpt here; got a transformer in" in capsys.readouterr().err
 
 
 def test_folder_of_other_things_is_left_alone(tmp_path, capsys):

@@ -65,7 +65,7 @@ def test_saved_model_comes_back(tmp_path, model):
     loaded, tokenizer = load(tmp_path)
     assert loaded.config == model.config and isinstance(tokenizer, PairTokenizer)
     np.testing.assert_array_equal(run(loaded), run(model))
-    with pytest.raises(LamaError, match="the model must be a GPT here; got a transformer in"):
+    with pytest.raises(LamaError, match="the model must be a gpt here; got a transformer in"):
         load_gpt(tmp_path)
 
 

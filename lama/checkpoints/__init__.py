@@ -5,7 +5,8 @@ model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or on
 """
 
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from lama.checkpoints.bert import bert_name, config_from_bert, is_bert, translate_bert
 from lama.checkpoints.export import export_huggingface
@@ -17,7 +18,6 @@ from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.errors import LamaError
 from lama.models.bert import Bert
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.kinds import kind_of
 from lama.tokenizers import Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer, load_wordpiece_tokenizer
 
 __all__ = [
@@ -27,8 +27,10 @@ __all__ = [
     "export_huggingface",
     "find",
     "is_own_folder",
+    "kind_at",
     "load",
     "load_gpt",
+    "load_kind",
     "load_model",
     "load_tokenizer",
     "open_weights",
@@ -47,9 +49,31 @@ def load(
 
     `model` is a path or a name: see `lama.checkpoints.hub.find`. Raises LamaError.
     """
+    return load_kind(None, model, dtype=dtype, device=device, offline=offline, revision=revision)
+
+
+def load_kind(
+    kind: str | None,
+    model: str | Path,
+    tokenizers: type | UnionType = object,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    offline: bool = False,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """`load` for what needs a model of one kind of `lama.models.kinds`, and a tokenizer of one of some types.
+
+    Raises LamaError for others too, before the weights are read.
+    """
     check_dtype(dtype)
     path = find(model, offline=offline, revision=revision).path
+    if kind is not None and (found := kind_at(path)) != kind:
+        raise LamaError(f"the model must be a {kind} here; got a {found} in {model}")
     tokenizer = load_tokenizer(path)
+    if not isinstance(tokenizer, tokenizers):
+        wanted = " or ".join(each.__name__ for each in get_args(tokenizers) or (tokenizers,))
+        raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {model}")
     loaded = load_model(path, dtype=dtype, device=device)
     if tokenizer.vocab_size > loaded.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens for vocab_size={loaded.config.vocab_size}"
@@ -58,11 +82,15 @@ def load(
 
 
 def load_gpt(model: str | Path = "gpt2", **options: Any) -> tuple[GPT, Tokenizer]:
-    """`load` for what needs a GPT. Raises LamaError for a model of another kind too."""
-    loaded, tokenizer = load(model, **options)
-    if not isinstance(loaded, GPT):
-        raise LamaError(f"the model must be a GPT here; got a {kind_of(loaded)} in {model}")
-    return loaded, tokenizer
+    """`load_kind` of a GPT."""
+    return load_kind("gpt", model, **options)
+
+
+def kind_at(path: str | Path) -> str:
+    """The kind of the model there, by its config.json: a name of `lama.models.kinds`. Raises LamaError."""
+    folder, _ = _places(Path(path))
+    fields = read_json(folder / "config.json")
+    return str(fields.get("model")) if fields.get("format") == FORMAT else "bert" if is_bert(fields) else "gpt"
 
 
 def load_model(path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Any:

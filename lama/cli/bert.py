@@ -139,17 +139,10 @@ def run_fill(args: argparse.Namespace) -> int:
     if args.n < 1:
         raise UsageError(f"n must be at least 1; got {args.n}")
     machine.use(args)
-    from lama.checkpoints import load
-    from lama.models.bert import Bert
-    from lama.models.kinds import kind_of
-    from lama.tokenizers import BytePairTokenizer, WordPieceTokenizer
-    from lama.training.masked import MASK, fill_in
+    from lama.checkpoints import load_kind
+    from lama.training.masked import MASK, MaskTokenizer, fill_in
 
-    model, tokenizer = load(args.model)
-    if not isinstance(model, Bert):
-        raise LamaError(f"the model must be a BERT here; got a {kind_of(model)} in {args.model}")
-    if not isinstance(tokenizer, BytePairTokenizer | WordPieceTokenizer):
-        raise LamaError(f"a BERT must have a tokenizer with the token {MASK}; got another in {args.model}")
+    model, tokenizer = load_kind("bert", args.model, MaskTokenizer)
     for text in input_lines() if args.text == "-" else [args.text]:
         found, filled = fill_in(model, tokenizer, text, args.n), text
         for best in found:

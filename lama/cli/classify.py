@@ -156,18 +156,11 @@ def table(results: "dict[str, Judgement]") -> str:
 
 def load_predictor(folder: str, batch_size: int) -> "Predictor":
     """Raises LamaError for a model that is no classifier."""
-    from lama.checkpoints import load
-    from lama.models.bert import Classifier
-    from lama.models.kinds import kind_of
+    from lama.checkpoints import load_kind
     from lama.tokenizers import BytePairTokenizer
     from lama.training.classify import Predictor
 
-    model, tokenizer = load(folder)
-    if not isinstance(model, Classifier):
-        raise LamaError(f"the model must be a classifier here; got a {kind_of(model)} in {folder}")
-    if not isinstance(tokenizer, BytePairTokenizer):
-        raise LamaError(f"a classifier must have a byte-pair tokenizer; got another in {folder}")
-    return Predictor(model, tokenizer, batch_size)
+    return Predictor(*load_kind("classifier", folder, BytePairTokenizer), batch_size)
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -214,7 +214,7 @@ def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> None:
 
 def check(folder: Path, verbose: bool) -> int:
     """The four ways to answer, on the held-out pairs that were saved with the model. The exit code."""
-    from lama.checkpoints import load, read_json
+    from lama.checkpoints import load_kind, read_json
     from lama.data.pairs import encode_pairs, read_pairs
     from lama.data.tasks import TASKS
     from lama.generation.seq2seq import pair_score
@@ -223,9 +223,7 @@ def check(folder: Path, verbose: bool) -> int:
 
     if not folder.is_dir():
         raise UsageError(f"check must be given a folder of lama seq2seq; got {folder}, which is none")
-    model, tokenizer = load(folder)
-    if not isinstance(model, Transformer) or not isinstance(tokenizer, PairTokenizer):
-        raise LamaError(f"check must be given an encoder-decoder; got a {type(model).__name__} in {folder}")
+    model, tokenizer = load_kind("transformer", folder, PairTokenizer)
     notes: Any = read_json(folder / "config.json").get("training", {})
     data = encode_pairs(read_pairs(folder / HELD_OUT), tokenizer)
     task = TASKS.get(notes.get("task", ""))

@@ -6,7 +6,7 @@ from typing import Any
 
 from lama.cli import machine
 from lama.cli.lines import at_once, in_batches, input_lines
-from lama.errors import LamaError, UsageError
+from lama.errors import UsageError
 
 BATCH = 16  # lines of standard input at a time
 
@@ -33,15 +33,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.text:
         raise UsageError("TEXT must not be empty; give some text, or - for standard input")
     machine.use(args)
-    from lama.checkpoints import load
+    from lama.checkpoints import load_kind
     from lama.data.pairs import encode_source
     from lama.generation.seq2seq import Searcher
-    from lama.models.transformer import Transformer
     from lama.tokenizers import PairTokenizer
 
-    model, tokenizer = load(args.model)
-    if not isinstance(model, Transformer) or not isinstance(tokenizer, PairTokenizer):
-        raise LamaError(f"the model must be an encoder-decoder of lama seq2seq; got a {type(model).__name__} in {args.model}")
+    model, tokenizer = load_kind("transformer", args.model, PairTokenizer)
     searcher = Searcher(model)
     for batch in in_batches(input_lines(), at_once(BATCH)) if args.text == "-" else [[args.text]]:
         found = searcher.beam([encode_source(text, tokenizer) for text in batch], args.beam, args.alpha)

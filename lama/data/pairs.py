@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lama.data.windows import shuffled
 from lama.errors import LamaError
 from lama.tokenizers import PairTokenizer
 
@@ -98,14 +99,8 @@ def pair_batches(data: PairData, batch_size: int, seed: int) -> Callable[[int], 
 
     Every batch is padded to the longest pair of all, so that one captured step serves them all.
     """
-    lengths, n = data.lengths, len(data.pairs)
-
-    def batch(step: int) -> Arrays:
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
-        orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(n) for epoch in np.unique(places // n)}
-        return pair_arrays(data, [int(orders[place // n][place % n]) for place in places], lengths)
-
-    return batch
+    lengths, places = data.lengths, shuffled(len(data.pairs), batch_size, seed)
+    return lambda step: pair_arrays(data, places(step).tolist(), lengths)
 
 
 def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, float]:

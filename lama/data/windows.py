@@ -1,4 +1,7 @@
-"""From a text to batches: encode it, split it, cut windows out of it."""
+"""From a text to batches: encode it, split it, cut windows out of it; which examples a step learns from."""
+
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,7 +30,7 @@ def batch(data: np.ndarray, step: int, seed: int, batch_size: int, context_lengt
     """
     _check(data, context_length)
     starts = np.random.default_rng((seed, step)).integers(len(data) - context_length, size=batch_size)
-    return _cut(data, starts, context_length)
+    return _inputs_targets(data, starts, context_length)
 
 
 def evaluation_windows(data: np.ndarray, context_length: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -37,12 +40,35 @@ def evaluation_windows(data: np.ndarray, context_length: int, limit: int | None 
     """
     _check(data, context_length)
     n = (len(data) - 1) // context_length
-    kept = min(n, limit or n)
-    return _cut(data, np.arange(kept) * n // kept * context_length, context_length)
+    return _inputs_targets(data, spread(n, min(n, limit or n)) * context_length, context_length)
 
 
-def _cut(data: np.ndarray, starts: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
-    windows = data[starts[:, None] + np.arange(context_length + 1)].astype(np.int32)  # (N, context_length + 1)
+def cut(data: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """The windows of `length` tokens that begin at `starts`: (N, length) int32."""
+    return data[starts[:, None] + np.arange(length)].astype(np.int32)
+
+
+def spread(n: int, kept: int) -> np.ndarray:
+    """`kept` of the numbers below n, spread evenly."""
+    return np.arange(kept) * n // kept
+
+
+def shuffled(n: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """Which of n examples a step learns from, a function of seed and step alone: epoch by epoch, every example once in each, in an
+    order of its own."""
+
+    @lru_cache(maxsize=2)  # a batch may lie across two epochs
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(n)
+
+    def places(step: int) -> np.ndarray:
+        return np.array([order(place // n)[place % n] for place in range(step * batch_size, (step + 1) * batch_size)])
+
+    return places
+
+
+def _inputs_targets(data: np.ndarray, starts: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+    windows = cut(data, starts, context_length + 1)
     return windows[:, :-1], windows[:, 1:]
 
 

@@ -28,18 +28,19 @@ def train_bpe(
     vocab_size: int,
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     progress: Callable[[Iterable[Merge]], Iterable[Merge]] = iter,
+    at_most: bool = False,
 ) -> BytePairTokenizer:
     """A tokenizer with ids for the 256 bytes in GPT-2's order, for merges as they were learned, and for special tokens.
 
-    Together they are exactly `vocab_size`. A text may come in pieces, such as those of `Corpus.pieces`. It is split at
-    special tokens, and no merge is learned from them; `<|endoftext|>`, or else the first of them, ends a text. `progress`
-    may watch the merges as they come. Raises UsageError for a size or special tokens that cannot be, LamaError for a text
-    that yields too few merges.
+    Together they are exactly `vocab_size`; with `at_most`, fewer where the text yields too few merges. A text may come in
+    pieces, such as those of `Corpus.pieces`. It is split at special tokens, and no merge is learned from them; `<|endoftext|>`,
+    or else the first of them, ends a text. `progress` may watch the merges as they come. Raises UsageError for a size or special
+    tokens that cannot be, LamaError for a text that yields too few merges.
     """
     check_vocabulary(vocab_size, special_tokens)
     wanted = vocab_size - 256 - len(special_tokens)
     merges = list(progress(islice(learn_merges(count_words(text, special_tokens)), wanted)))
-    if len(merges) < wanted:
+    if len(merges) < wanted and not at_most:
         raise LamaError(
             f"the corpus must yield {wanted} merges for a vocabulary of {vocab_size}; got {len(merges)}. "
             f"Give it more text, or ask for at most {vocab_size - wanted + len(merges)} entries"

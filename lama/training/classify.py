@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from tinygrad.nn.state import get_state_dict
 from lama import kernels
 from lama.data.labelled import Example, split_labelled
 from lama.data.masked import mask_tokens
+from lama.data.windows import shuffled
 from lama.dropout import Dropout, no_dropout
 from lama.errors import UsageError
 from lama.jit import capture_at_once
 from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
 from lama.tokenizers import BytePairTokenizer, train_bpe
-from lama.tokenizers.training import count_words, learn_merges
 from lama.training.encoders import ClassifierSettings
 from lama.training.loop import Step, Trainer
 from lama.training.masked import MASK, PAD, masked_loss, special_ids
@@ -29,8 +28,7 @@ JUDGED_AT_ONCE = 128  # rows
 def make_classifier(settings: ClassifierSettings, texts: Sequence[str], labels: tuple[str, ...]) -> tuple[Classifier, BytePairTokenizer]:
     """A tokenizer trained on these texts, and an untrained model for it. Raises UsageError for a shape that cannot be."""
     spaced = [f" {text}\n" for text in texts]
-    merges = sum(1 for _ in islice(learn_merges(count_words(spaced)), settings.vocabulary))
-    tokenizer = train_bpe(spaced, min(settings.vocabulary, 258 + merges), (PAD, MASK))
+    tokenizer = train_bpe(spaced, settings.vocabulary, (PAD, MASK), at_most=True)
     pad, mask = special_ids(tokenizer)
     length = settings.context_length or _length([len(encoded(tokenizer, text)) for text in texts])
     try:
@@ -71,13 +69,6 @@ def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConf
         ids = encoded(tokenizer, text)[: config.context_length]
         row[: len(ids)] = ids
     return rows
-
-
-def shuffled(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
-    """Which of n rows update `step` learns from: epoch by epoch, each in an order of its own; every row once in each."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {int(epoch): np.random.default_rng((seed, int(epoch))).permutation(n) for epoch in np.unique(places // n)}
-    return np.array([orders[int(place // n)][place % n] for place in places])
 
 
 def class_loss(model: Classifier, rows: Tensor, labels: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout) -> Tensor:
@@ -171,6 +162,7 @@ class ClassifierTraining:
         self.model, self.tokenizer = make_classifier(settings, [e.text for e in learned], labels)
         config = self.model.config
         self.rows = rows_of(self.tokenizer, [e.text for e in learned], config)
+        self.places = shuffled(len(self.rows), settings.batch_size, settings.seed)
         self.labels = np.array([labels.index(e.label) for e in learned], np.int32)
         self.checked = rows_of(self.tokenizer, [e.text for e in checked], config)
         self.right = np.array([labels.index(e.label) for e in checked])
@@ -206,8 +198,7 @@ class ClassifierTraining:
 
         def batches(step: int) -> tuple[np.ndarray, ...]:
             rng = np.random.default_rng((s.seed, step, 1))
-            rows = self.rows[shuffled(len(self.rows), step, s.batch_size, s.seed)]
-            return mask_tokens(rows, rng, config.mask, config.vocab_size, (config.pad,))
+            return mask_tokens(self.rows[self.places(step)], rng, config.mask, config.vocab_size, (config.pad,))
 
         changes: dict[str, Any] = {"steps": s.pretraining, "learning_rate": s.pretraining_rate, "min_learning_rate": -1.0}
         changes |= {"warmup": min(200, s.pretraining // 10), "dropout": min(s.dropout, 0.1), "label_smoothing": 0.0}
@@ -218,7 +209,7 @@ class ClassifierTraining:
 
     def _batch(self, step: int) -> tuple[np.ndarray, ...]:
         s, config = self.settings, self.model.config
-        places = shuffled(len(self.rows), step, s.batch_size, s.seed)
+        places = self.places(step)
         rows = self.rows[places]
         hidden = np.random.default_rng((s.seed, step, 2)).random(rows.shape) < s.word_dropout
         return np.where(hidden & (rows != config.pad), config.mask, rows).astype(np.int32), self.labels[places]

@@ -11,6 +11,7 @@ from tinygrad import Tensor
 from lama import kernels
 from lama.data import Corpus, encode_corpus, split
 from lama.data.masked import mask_tokens
+from lama.data.windows import cut, spread
 from lama.dropout import Dropout, no_dropout
 from lama.errors import LamaError, UsageError
 from lama.jit import capture_at_once
@@ -39,8 +40,7 @@ def masked_windows(data: np.ndarray, config: TrainingConfig, model: BertConfig) 
     def batches(step: int) -> Guesses:
         rng = np.random.default_rng((config.seed, step))
         starts = rng.integers(len(data) - model.context_length + 1, size=config.batch_size)
-        rows = data[starts[:, None] + np.arange(model.context_length)].astype(np.int32)
-        return mask_tokens(rows, rng, model.mask, model.vocab_size, (model.pad,))
+        return mask_tokens(cut(data, starts, model.context_length), rng, model.mask, model.vocab_size, (model.pad,))
 
     return batches
 
@@ -50,10 +50,8 @@ def heldout_guesses(data: np.ndarray, model: BertConfig, limit: int) -> Guesses:
     T = model.context_length
     if len(data) < T:
         raise LamaError(f"the held-out text must be as long as context_length; got {len(data)} tokens, context_length={T}")
-    kept = min(len(data) // T, limit)
-    starts = np.arange(kept) * (len(data) // T) // kept * T
-    rows = data[starts[:, None] + np.arange(T)].astype(np.int32)
-    return mask_tokens(rows, np.random.default_rng(0), model.mask, model.vocab_size, (model.pad,))
+    starts = spread(len(data) // T, min(len(data) // T, limit)) * T
+    return mask_tokens(cut(data, starts, T), np.random.default_rng(0), model.mask, model.vocab_size, (model.pad,))
 
 
 def masked_loss(
