@@ -136,6 +136,13 @@ def test_shape_that_is_the_models_may_be_said(here: Path, tmp_path: Path):
     assert run.config.context_length == LAMA.context_length and run.config.d_mlp == LAMA.d_mlp
 
 
+@pytest.mark.parametrize(("given", "rate"), [({}, 1e-4), ({"learning_rate": 3e-5}, 3e-5)])
+def test_learning_rate_of_a_model_that_is_trained_on_is_low_unless_it_is_given(given, rate, here: Path, tmp_path: Path):
+    settings = {"initial": str(here / "lama"), "corpus": [str(here / "text.txt")], **given}
+    run, _ = new_run(RunFolder(tmp_path / "out"), settings, "")
+    assert run.config.learning_rate == rate and run.config.min_learning_rate == pytest.approx(rate / 10)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [('context_length = "7"', "context_length must be of type int; got '7'"), ("initial = 3", "initial must be of type str; got 3")],

@@ -412,6 +412,23 @@ def full_disk_after(folder: RunFolder, n_bytes: int, message: str) -> None:
     assert ended(in_a_child(work)) == 0
 
 
+def test_one_folder_is_one_process_s_at_a_time(tmp_path):
+    code = "import sys; from lama.training.folder import RunFolder\nwith RunFolder(sys.argv[1]).alone(): print('in'); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "in\n"
+        with (
+            pytest.raises(LamaError, match="where another is training"),
+            RunFolder(tmp_path / "run").alone(),
+        ):
+            pass
+        with RunFolder(tmp_path / "another").alone():
+            pass
+        other.kill()
+    with RunFolder(tmp_path / "run").alone():
+        assert not (tmp_path / "run").exists()
+
+
 def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start, whole):
     run = start()
     until(run, 4)

@@ -69,24 +69,25 @@ def run(args: argparse.Namespace) -> int:
                 what = getattr(args, name) if name == "settings" else f"--{name}"
                 raise UsageError(f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out")
         folder = RunFolder(args.resume)
-        session = resumed_run(folder, chosen, devices)
-        if session.finished:
-            print(f"{folder.path} is finished: {session.config.steps} steps, held-out loss {session.best:.4f}. Nothing is left to do")
-            return 0
-        heading(f"Resumed after step {session.trainer.step} of {session.config.steps}: {folder.path}")
-        print(session.model.describe())
-    else:
-        settings = read_settings(args.settings) if args.settings else {}
-        if args.size:
-            settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "min_learning_rate", "d_mlp")}
-        if args.initial:  # a preset's shape and tokenizer are not for a model that has its own
-            settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
-        folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
+        with folder.alone():
+            session = resumed_run(folder, chosen, devices)
+            if session.finished:
+                print(f"{folder.path} is finished: {session.config.steps} steps, held-out loss {session.best:.4f}. Nothing is left to do")
+                return 0
+            heading(f"Resumed after step {session.trainer.step} of {session.config.steps}: {folder.path}")
+            print(session.model.describe())
+            return learn(session, args)
+    settings = read_settings(args.settings) if args.settings else {}
+    if args.size:
+        settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "min_learning_rate", "d_mlp")}
+    if args.initial:  # a preset's shape and tokenizer are not for a model that has its own
+        settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
+    folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
+    with folder.alone():
         check_out(folder, args.restart)
         session, corpus = new_run(folder, settings | chosen, command_line(args), args.size, devices, tokenizing)
         introduce(session, corpus, args)
-    prompt = opening(session.tokenizer.decode(session.tokens.train[:1000].tolist()), session.config.context_length)
-    return learn(session, prompt, args)
+        return learn(session, args)
 
 
 def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> None:
@@ -119,9 +120,10 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
     print(f"  {losses}; {'the model as it is' if config.initial else 'untrained model'} {session.untrained:.3f}")
 
 
-def learn(session: "Run", prompt: str, args: argparse.Namespace) -> int:
+def learn(session: "Run", args: argparse.Namespace) -> int:
     """Train to the end, or to Ctrl-C; say what came of it. The exit code."""
     config, folder, model, tokenizer = session.config, session.folder, session.model, session.tokenizer
+    prompt = opening(tokenizer.decode(session.tokens.train[:1000].tolist()), config.context_length)
     heading(f"Training: {config.steps} steps of {config.batch_size} x {config.context_length} tokens{shared(session)}")
     with stopping(session) as received:
         last = watch(session, prompt, args)

@@ -15,6 +15,8 @@ from typing import Any
 
 from lama.errors import LamaError, UsageError, did_you_mean
 
+FINE_TUNING_RATE = 1e-4  # what a trained model still learns from without forgetting what it knew
+
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), least: float | None = None, below: float | None = None) -> Any:
     """A field with its default, a line for help and saved files, and the values it may take: `least` <= value < `below`."""
@@ -63,7 +65,11 @@ class RunConfig(TrainingConfig):
     corpus: tuple[str, ...] = setting((), "files, folders, patterns, - for standard input, kjv or tinyshakespeare; default kjv")
     tokenizer: str = setting("bytes", "bytes, character, gpt2, bpe:SIZE (trained on the corpus) or a folder with one")
     validation: float = setting(0.1, "share of the text, its end, that is held out to judge by", below=1)
-    initial: str = setting("", "a model to start from: a name, a folder or a file; its shape and tokenizer are then its own")
+    initial: str = setting(
+        "",
+        "a model to start from: a name, a folder or a file; its shape and tokenizer are then its own, "
+        f"and learning_rate is {FINE_TUNING_RATE:g} where none is given",
+    )
     context_length: int = setting(64, "tokens in a window", least=1)
     d_model: int = setting(128, "width of the residual stream", least=1)
     n_layers: int = setting(4, "blocks", least=1)

@@ -7,6 +7,7 @@ model.safetensors, ...    the best model so far, for `gpt.py -m`
 checkpoints/step-000250/  a model's folder, with training.safetensors (AdamW's m and v) and training.json beside it
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from lama.checkpoints import open_weights, read_json, save, write_tensors
 from lama.checkpoints.atomic import atomic_write
 from lama.checkpoints.fill import check_tensors, to_device
+from lama.compiler import cache_folder
 from lama.errors import LamaError
 from lama.tokenizers import Tokenizer
 from lama.training.config import RunConfig, read_settings, to_toml
@@ -41,6 +44,26 @@ class RunFolder:
         """Oldest first."""
         names = sorted((self.path / "checkpoints").glob("step-*"))
         return sorted((path for path in names if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:]))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process of this machine may be in such a block for the same folder. Raises LamaError if one is."""
+        locks = cache_folder() / "locks"
+        lock = FileLock(locks / f"{hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]}.lock", timeout=0)
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise LamaError(
+                f"a run's folder must be one process's at a time; got {self.path}, where another is training. "
+                "Wait for its end, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise LamaError(f"{locks} must be a folder that can be written; got {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def beginning(self, config: RunConfig, about: str) -> Iterator[Path]:

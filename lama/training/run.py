@@ -25,7 +25,7 @@ from lama.tokenizers import (
     train_bpe,
 )
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
-from lama.training.config import MODEL_SETTINGS, RunConfig, differences, parse_size, run_config, sizes
+from lama.training.config import FINE_TUNING_RATE, MODEL_SETTINGS, RunConfig, differences, parse_size, run_config, sizes
 from lama.training.folder import Diverged, RunFolder, restore
 from lama.training.loop import Step, Trainer, windows
 from lama.training.loss import Evaluator
@@ -222,7 +222,7 @@ def new_run(
             raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
         model, tokenizer = load_gpt(initial)
         refuse_quantized(model, "to be trained")
-        given = _of_the_model(given, model.config)
+        given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
     config = run_config(given)
     corpus = open_corpus(config.corpus)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
