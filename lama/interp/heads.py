@@ -8,12 +8,11 @@ al. 2022, "In-context Learning and Induction Heads".
 from dataclasses import dataclass
 
 import numpy as np
-from tinygrad import Tensor
 
 from lama.errors import LamaError
 from lama.interp.circuits import embedding, head_weights, unembedding
+from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT
-from lama.taps import Recorder
 
 MEASURES = ("mass", "mul", "abs")
 KINDS = ("q", "k", "v")
@@ -124,12 +123,13 @@ class HeadScores:
 def head_scores(model: GPT, length: int = 50, n: int = 4, begin: int | None = None, seed: int = 0, measure: str = "mass") -> HeadScores:
     """All heads' scores, on average over `n` times `length` random tokens, repeated once, after `begin` where there is one.
 
-    Raises ValueError where 2 · length tokens and `begin` do not fit into the model's context.
+    Raises ValueError where 2 · length tokens and `begin` do not fit into the model's context, LamaError for a model without layers.
     """
+    if model.config.n_layers == 0:
+        raise LamaError("a model must have layers to have heads; got n_layers=0")
     tokens = repeated_tokens(n, length, model.config.vocab_size, begin, seed)
-    record = Recorder("blocks.*.attn.pattern")
-    model.hidden(Tensor(tokens), tap=record).realize(*record.values())
-    patterns = np.stack([record[f"blocks.{i}.attn.pattern"].numpy() for i in range(model.config.n_layers)])  # (n_layers, n, H, T, T)
+    _, cache = run_with_cache(model, tokens, "blocks.*.attn.pattern")
+    patterns = cache.layers("attn.pattern")  # (n_layers, n, H, T, T)
     each = [
         (
             previous_token_score(patterns[:, i], measure),
