@@ -1,5 +1,6 @@
 """Run a model and keep its activations as arrays, under TransformerLens's names or lama's shorter ones."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -55,8 +56,14 @@ def run_with_cache(model: Any, tokens: Tokens, *patterns: str) -> tuple[np.ndarr
     """
     record = Recorder(*map(short_name, patterns))
     inputs = [as_tokens(part) for part in (tokens if isinstance(tokens, tuple) else (tokens,))]
-    output = model(*inputs, tap=record)
-    check_matches(patterns, record)
+    names: list[str] = []
+
+    def tap(name: str, value: Tensor) -> Tensor:
+        names.append(name)
+        return record(name, value)
+
+    output = model(*inputs, tap=tap)
+    check_matches(patterns, names)
     Tensor.realize(output, *record.values())
     return output.numpy(), Cache({name: value.numpy() for name, value in record.items()})
 
@@ -67,8 +74,8 @@ def as_tokens(tokens: Any) -> Tensor:
     return tensor.unsqueeze(0) if tensor.ndim == 1 else tensor
 
 
-def check_matches(patterns: tuple[str, ...], record: Recorder) -> None:
+def check_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
     """Raises ValueError for the first pattern that matches nothing."""
     for pattern in patterns:
-        if not any(fnmatchcase(name, short_name(pattern)) for name in record):
-            raise ValueError(f"a pattern must match the name of an activation; got {pattern!r}{did_you_mean(short_name(pattern), record)}")
+        if not any(fnmatchcase(name, short_name(pattern)) for name in names):
+            raise ValueError(f"a pattern must match the name of an activation; got {pattern!r}{did_you_mean(short_name(pattern), names)}")

@@ -1,0 +1,147 @@
+"""Patching and ablation in batches do what one run after the other with a replaced activation does."""
+
+import numpy as np
+import pytest
+from helpers import SMALL, TOKENS, fill, softmax
+from tinygrad import Tensor
+
+from lama.errors import LamaError, UsageError
+from lama.interp import interventions
+from lama.interp.interventions import SITES, Removal, ablate, patch
+from lama.models.gpt import GPT, GPTConfig
+from lama.taps import Recorder, replace
+
+T, H, V = 7, 3, 11
+CLEAN, CORRUPTED = TOKENS.tolist()
+ANSWER, AGAINST = 4, 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = GPT(GPTConfig(**SMALL))
+    fill(model, seed=5)
+    return model
+
+
+def difference(model: GPT, tokens: list[int], name: str = "", edit=None) -> float:
+    tap = replace({name: edit} if edit else {})
+    logits = model(Tensor([tokens]), tap=tap).numpy()[0, -1]
+    return logits[ANSWER] - logits[AGAINST]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, site):
+    found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, site)
+    clean, corrupted = difference(model, CLEAN), difference(model, CORRUPTED)
+    assert (found.clean, found.corrupted) == (pytest.approx(clean, abs=1e-5), pytest.approx(corrupted, abs=1e-5))
+    record = Recorder()
+    model(Tensor([CLEAN]), tap=record)
+    size = H if site == "z" else T
+    assert found.effect.shape == (2, size)
+    for layer, place in [(0, 1), (1, size - 1)]:
+        name = f"blocks.{layer}.{SITES[site]}"
+        other = record[name].numpy()
+
+        def put(x: Tensor, other=other, place=place) -> Tensor:
+            value = x.numpy()
+            value[:, place] = other[:, place]
+            return Tensor(value)
+
+        expected = (difference(model, CORRUPTED, name, put) - corrupted) / (clean - corrupted)
+        assert found.effect[layer, place] == pytest.approx(expected, abs=1e-4), (layer, place)
+
+
+def test_patch_and_ablate_work_on_a_post_norm_model():
+    model = GPT(GPTConfig(**SMALL, norm="post"))
+    fill(model, seed=5)
+    found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "resid_post")
+    assert found.effect[1] == pytest.approx([0, 0, 0, 0, 0, 0, 1], abs=1e-4)
+    assert ablate(model, CLEAN, [Removal()]).losses[0] == pytest.approx(loss(model(Tensor([CLEAN])).numpy()[0]), abs=1e-5)
+
+
+def test_a_patched_place_says_where_the_prompts_differ(model):
+    other = [*CLEAN]
+    other[2] = 10
+    first = patch(model, CLEAN, other, ANSWER, AGAINST).effect[0]
+    np.testing.assert_allclose(first, [0, 0, 1, 0, 0, 0, 0], atol=1e-4)
+    last = patch(model, CLEAN, other, ANSWER, AGAINST, "resid_post").effect[1]
+    np.testing.assert_allclose(last, [0, 0, 0, 0, 0, 0, 1], atol=1e-4)
+
+
+def test_patch_is_the_same_in_batches_of_any_size(model, monkeypatch):
+    at_once = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "z").effect
+    monkeypatch.setattr(interventions, "FLOATS", 3000)
+    seen = []
+
+    def watch(steps, total, label):
+        seen.append((list(steps), total, label))
+        return steps
+
+    np.testing.assert_allclose(patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "z", watch).effect, at_once, atol=1e-5)
+    ((starts, total, label),) = seen
+    assert len(starts) == total > 1 and 7 % (starts[1] - starts[0]) and label == "patching z"
+
+
+def loss(logits: np.ndarray) -> float:
+    return -np.mean(np.log(softmax(logits.astype(float)))[range(T - 1), CLEAN[1:]])
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["zero", "mean"])
+def test_ablate_is_what_replaced_heads_and_neurons_give(model, mean):
+    both = Removal(((0, 1), (1, 2)), ((1, 13), (0, 5)))
+    removals = [Removal(), Removal(((1, 0),)), Removal(neurons=((0, 16),)), both]
+    found = ablate(model, CLEAN, removals, mean)
+    record = Recorder()
+    model(Tensor([CLEAN]), tap=record)
+    for removal, at, logits in zip(removals, found.losses, found.logits, strict=True):
+        expected = model(Tensor([CLEAN]), tap=without(removal, record, mean)).numpy()[0]
+        assert at == pytest.approx(loss(expected), abs=1e-5)
+        np.testing.assert_allclose(logits, expected[-1], atol=1e-4)
+    assert len(set(np.round(found.losses, 5))) == 4
+
+
+def without(removal: Removal, record: Recorder, mean: bool):
+    """Replaces what is removed by zeros, or by its mean over the positions of the recorded run."""
+
+    def put(name: str, members: list[int], axis: int):
+        old = np.moveaxis(record[name].numpy(), axis, 0)
+
+        def edit(x: Tensor) -> Tensor:
+            value = np.moveaxis(x.numpy(), axis, 0)
+            for i in members:
+                value[i] = old[i].mean(1, keepdims=True) * mean  # (1, T, d_head) or (1, T)
+            return Tensor(np.moveaxis(value, 0, axis))
+
+        return edit
+
+    edits = {}
+    for i in range(2):
+        edits[f"blocks.{i}.attn.z"] = put(f"blocks.{i}.attn.z", [head for layer, head in removal.heads if layer == i], 1)
+        edits[f"blocks.{i}.mlp.post"] = put(f"blocks.{i}.mlp.post", [neuron for layer, neuron in removal.neurons if layer == i], 2)
+    return replace(edits)
+
+
+def test_a_removal_says_what_it_removes():
+    assert str(Removal()) == "nothing"
+    assert str(Removal(((0, 1), (1, 2)), ((1, 13),))) == "head 0.1 + head 1.2 + neuron 1.13"
+
+
+def test_one_token_has_logits_and_no_loss(model):
+    found = ablate(model, CLEAN[:1], [Removal(), Removal(((0, 0),))])
+    assert np.isnan(found.losses).all() and np.isfinite(found.logits).all() and found.logits.shape == (2, V)
+
+
+def test_what_is_not_there_is_refused(model):
+    for removal, message in (
+        (Removal(((2, 0),)), "a head must be one of the model's; got 2.0, and there are layers 0 to 1 with heads 0 to 2"),
+        (Removal(((0, 3),)), "got 0.3, and there are layers 0 to 1 with heads 0 to 2"),
+        (Removal(neurons=((1, 17),)), "a neuron must be one of the model's; got 1.17, and there are layers 0 to 1 with neurons 0 to 16"),
+    ):
+        with pytest.raises(LamaError, match=message):
+            ablate(model, CLEAN, [Removal(), removal])
+    with pytest.raises(LamaError, match="must have equally many tokens; got 7 in the clean one, 6 in the other"):
+        patch(model, CLEAN, CORRUPTED[1:], ANSWER, AGAINST)
+    with pytest.raises(LamaError, match="must differ in the logits of the two answers"):
+        patch(model, CLEAN, CLEAN, ANSWER, AGAINST)
+    with pytest.raises(UsageError, match="site must be one of resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; got 'q'"):
+        patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "q")
