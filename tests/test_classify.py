@@ -15,12 +15,13 @@ from tinygrad import Tensor
 import lama
 from lama.cli import main
 from lama.cli.live import LiveLine
+from lama.data.inputs import classifier_input
 from lama.data.labelled import Example, open_labelled, split_labelled
 from lama.data.naive_bayes import best_naive_bayes
 from lama.data.windows import shuffled
 from lama.models.bert import Bert, Classifier, ClassifierConfig
 from lama.tokenizers import ByteTokenizer
-from lama.training.classify import ClassifierTraining, Predictor, encoded, judge, judged, make_classifier, rows_of
+from lama.training.classify import ClassifierTraining, Predictor, judge, judged, make_classifier, rows_of
 from lama.training.encoders import ClassifierSettings
 from lama.training.loop import Step
 
@@ -68,13 +69,15 @@ def test_rows_are_cut_and_padded_and_a_mask_in_a_text_is_text():
     rows = rows_of(tokenizer, ["fox", "", "fox ate and liked hen and cow"], model.config)
     pad = model.config.pad
     assert rows.shape == (3, 6) and (rows[:2, 1:] == pad).all() and (rows[2] != pad).all()
-    assert model.config.mask not in encoded(tokenizer, "[MASK]") and encoded(tokenizer, " fox\n") == encoded(tokenizer, "fox")
+    assert model.config.mask not in classifier_input(tokenizer, "[MASK]") and classifier_input(tokenizer, " fox\n") == classifier_input(
+        tokenizer, "fox"
+    )
 
 
 def test_context_length_is_what_most_texts_need():
     texts = ["fox ate", *["fox ate and liked hen"] * 200, "fox " * 100]
     model, tokenizer = make_classifier(ClassifierSettings(**SMALL), texts, ("a", "b"))
-    assert model.config.context_length == 8 and len(encoded(tokenizer, texts[1])) == 5
+    assert model.config.context_length == 8 and len(classifier_input(tokenizer, texts[1])) == 5
 
 
 def test_predictor_gives_the_softmax_whatever_the_batch():

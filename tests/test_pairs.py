@@ -12,7 +12,8 @@ from lama.checkpoints import load_tokenizer, save
 from lama.data.pairs import encode_pairs, pair_arrays, pair_baselines, pair_batches, read_pairs, split_pairs, unigram_loss
 from lama.data.tasks import TASKS, in_digits, in_words
 from lama.errors import LamaError, UsageError
-from lama.interp.cross_attention import cross_patterns, draw_pattern, focus
+from lama.interp.attention import draw_pattern
+from lama.interp.cross_attention import cross_patterns, focus
 from lama.kernels import cross_entropy
 from lama.models.transformer import Transformer, TransformerConfig
 from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer, tokenizer_from_json

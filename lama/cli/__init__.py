@@ -42,11 +42,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    from lama.cli import bert, classify, doctor, eval, experiment, export, generate, quantize, seq2seq, tokenizer, train, translate
+    from lama.cli import (
+        attention,
+        bert,
+        classify,
+        doctor,
+        eval,
+        experiment,
+        export,
+        generate,
+        quantize,
+        seq2seq,
+        tokenizer,
+        train,
+        translate,
+    )
 
     parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for module in (generate, train, seq2seq, translate, bert, classify, tokenizer, eval, quantize, export, experiment, doctor):
+    for module in (generate, train, seq2seq, translate, bert, classify, tokenizer, eval, quantize, export, attention, experiment, doctor):
         module.add_parser(verbs)
     parser.verbs = verbs.choices
     return parser

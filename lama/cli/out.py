@@ -1,4 +1,4 @@
-"""The folder that `--out` names, looked at before the work begins."""
+"""What `--out` names, looked at before the work begins."""
 
 import os
 from collections.abc import Sequence
@@ -29,3 +29,21 @@ def check_folder(out: Path, own: Sequence[str], what: str) -> None:
         raise UsageError(
             f"--out must be a new folder or one with {what} in it; got {out}, which holds other things: {', '.join(names[:SHOWN])}{more}"
         )
+
+
+def check_file(out: Path, kinds: Sequence[str]) -> str:
+    """The ending of a file that can be written, one of `kinds` such as png; changes nothing.
+
+    Raises UsageError for another ending and for a folder, LamaError where writing is not allowed.
+    """
+    kind = out.suffix.lower().removeprefix(".")
+    if kind not in kinds:
+        raise UsageError(f"--out must end in {' or '.join(f'.{each}' for each in kinds)}; got {out}")
+    try:
+        if out.is_dir():
+            raise UsageError(f"--out must be a file; got the folder {out}")
+        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+            raise LamaError(f"--out must be in a folder that is there and can be written; got {out}")
+    except OSError as error:  # a name that is too long
+        raise LamaError(f"--out must be a file that can be written; got {out} ({error.strerror})") from None
+    return kind

@@ -255,7 +255,8 @@ def check(folder: Path, verbose: bool) -> int:
 
 def show_focus(model: "Transformer", data: "PairData", task: "PairTask", verbose: bool) -> float:
     """Where cross-attention looks; the best head's share."""
-    from lama.interp.cross_attention import cross_patterns, draw_pattern, focus
+    from lama.interp.attention import draw_pattern
+    from lama.interp.cross_attention import cross_patterns, focus
 
     assert task.fields is not None
     patterns = cross_patterns(model, data)

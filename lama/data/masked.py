@@ -2,6 +2,7 @@
 
 import numpy as np
 
+PAD, MASK = "[PAD]", "[MASK]"
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1  # of all tokens; of those chosen
 
 

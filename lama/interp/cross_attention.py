@@ -1,4 +1,4 @@
-"""Where the decoder looks in the source: which share of cross-attention goes where it should, and a picture of one head."""
+"""Where the decoder looks in the source: which share of cross-attention goes where it should."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,6 @@ from lama.models.transformer import Transformer
 from lama.taps import Recorder
 
 Fields = Sequence[tuple[range, range]]
-SHADES = " .:-=+*#%@"
 
 
 def cross_patterns(model: Transformer, data: PairData) -> np.ndarray:
@@ -36,12 +35,3 @@ def focus(patterns: np.ndarray, fields: Sequence[Fields]) -> np.ndarray:
             total += patterns[:, b, :, target.start : target.stop, source.start : source.stop].sum((-1, -2))
             rows += len(target)
     return total / max(1, rows)
-
-
-def draw_pattern(pattern: np.ndarray, target: Sequence[str], source: Sequence[str]) -> str:
-    """One pattern (T, S) in characters: a row for each token of the target, darker where more of its attention goes."""
-    width = max(map(len, target), default=1)
-    cells = np.minimum((pattern * len(SHADES)).astype(int), len(SHADES) - 1)
-    lines = [" " * (width + 2) + " ".join(token[:1] for token in source)]
-    lines += [f"{token:>{width}}  {' '.join(SHADES[i] for i in row[: len(source)])}" for token, row in zip(target, cells, strict=False)]
-    return "\n".join(line.rstrip() for line in lines)

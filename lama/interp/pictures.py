@@ -82,9 +82,9 @@ def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None 
 def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> None:
     from matplotlib.cm import ScalarMappable
 
-    columns = min(len(panels), columns or int(np.ceil(np.sqrt(len(panels)))))
-    rows = -(-len(panels) // columns)
     many = len(panels)
+    columns = min(many, columns or _side(many))
+    rows = -(-many // columns)
     width, height = np.max([_size(panel, many) for panel in panels], axis=0)
     shared = _shared(panels, "rows"), _shared(panels, "columns")
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
@@ -111,6 +111,12 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
             bar.set_ylabel(drawable(panel.unit), fontsize=7)
             bar.tick_params(labelsize=7, length=2, width=0.5)
             bar.spines[:].set_visible(False)
+
+
+def _side(n: int) -> int:
+    """How many of n panels stand beside each other: about as many as above each other, and such that no row is short, if possible."""
+    root = int(np.ceil(np.sqrt(n)))
+    return next((columns for columns in range(root, 2 * root) if n % columns == 0 and columns * columns < 3 * n), root)
 
 
 def _draw_matrix(axes: "Axes", panel: HeatMap) -> None:

@@ -10,8 +10,9 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama import kernels
+from lama.data.inputs import classifier_input
 from lama.data.labelled import Example, split_labelled
-from lama.data.masked import mask_tokens
+from lama.data.masked import MASK, PAD, mask_tokens
 from lama.data.windows import shuffled
 from lama.dropout import Dropout, no_dropout
 from lama.errors import UsageError
@@ -20,7 +21,7 @@ from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
 from lama.tokenizers import BytePairTokenizer, train_bpe
 from lama.training.encoders import ClassifierSettings
 from lama.training.loop import Step, Trainer
-from lama.training.masked import MASK, PAD, masked_loss, special_ids
+from lama.training.masked import masked_loss, special_ids
 
 JUDGED_AT_ONCE = 128  # rows
 
@@ -30,7 +31,7 @@ def make_classifier(settings: ClassifierSettings, texts: Sequence[str], labels: 
     spaced = [f" {text}\n" for text in texts]
     tokenizer = train_bpe(spaced, settings.vocabulary, (PAD, MASK), at_most=True)
     pad, mask = special_ids(tokenizer)
-    length = settings.context_length or _length([len(encoded(tokenizer, text)) for text in texts])
+    length = settings.context_length or _length([len(classifier_input(tokenizer, text)) for text in texts])
     try:
         config = ClassifierConfig(
             tokenizer.vocab_size,
@@ -57,16 +58,11 @@ def _length(lengths: Sequence[int]) -> int:
     return int(min(256, -(-max(1, np.quantile(lengths, 0.99)) // 8) * 8))
 
 
-def encoded(tokenizer: BytePairTokenizer, text: str) -> list[int]:
-    """A text's tokens; what it says of [MASK] is read as text. A word at its start is the token that it is elsewhere."""
-    return tokenizer.encode_ordinary(f" {text.strip()}")
-
-
 def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConfig) -> np.ndarray:
     """(texts, context_length) int32, cut or padded."""
     rows = np.full((len(texts), config.context_length), config.pad, np.int32)
     for row, text in zip(rows, texts, strict=True):
-        ids = encoded(tokenizer, text)[: config.context_length]
+        ids = classifier_input(tokenizer, text)[: config.context_length]
         row[: len(ids)] = ids
     return rows
 

@@ -1,6 +1,5 @@
 """Training BERT to fill in masked tokens, and judging it by those of held-out text beside what counting achieves."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from tinygrad import Tensor
 
 from lama import kernels
 from lama.data import Corpus, encode_corpus, split
-from lama.data.masked import mask_tokens
+from lama.data.inputs import check_length, masked_input
+from lama.data.masked import MASK, PAD, mask_tokens
 from lama.data.windows import cut, spread
 from lama.dropout import Dropout, no_dropout
 from lama.errors import LamaError, UsageError
@@ -21,7 +21,6 @@ from lama.training.config import TrainingConfig
 from lama.training.encoders import BertSettings
 from lama.training.loop import Batches, Step, Trainer
 
-PAD, MASK = "[PAD]", "[MASK]"
 MaskTokenizer = BytePairTokenizer | WordPieceTokenizer
 Guesses = tuple[np.ndarray, np.ndarray, np.ndarray]  # as `mask_tokens` gives them
 
@@ -176,22 +175,13 @@ class BertTraining:
 
 
 def fill_in(model: Bert, tokenizer: MaskTokenizer, text: str, best: int = 5) -> list[list[tuple[str, float]]]:
-    """For each [MASK] of the text, the `best` likeliest tokens and their probabilities. Raises LamaError.
-
-    The space before a [MASK] is its token's own, as it is of a word.
-    """
+    """For each [MASK] of the text, the `best` likeliest tokens and their probabilities. Raises LamaError."""
     pad, mask = special_ids(tokenizer)
-    if isinstance(tokenizer, WordPieceTokenizer):
-        ids = tokenizer.framed(text)
-    else:
-        ids = tokenizer.encode(re.sub(r"\s+" + re.escape(MASK), MASK, text))
+    ids = masked_input(tokenizer, text)
     places = [i for i, token in enumerate(ids) if token == mask]
     if not places:
         raise LamaError(f"the text must have a {MASK} to fill in; got {text[:60]!r}")
-    if len(ids) > model.config.context_length:
-        raise LamaError(
-            f"the text must fit context_length; got {len(ids)} tokens, context_length={model.config.context_length}. Shorten it"
-        )
+    check_length(ids, model.config.context_length)
     row = np.full((1, min(model.config.context_length, -(-len(ids) // 16) * 16)), pad, np.int32)  # few lengths: each is compiled
     row[0, : len(ids)] = ids
     chances = model.at(Tensor(row), Tensor(np.array([places], np.int32))).softmax(-1).numpy()[0]

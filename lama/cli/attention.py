@@ -1,0 +1,97 @@
+"""`lama attention`: which tokens the heads of a model look at while it reads a sentence."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lama.cli import machine
+from lama.cli.generate import DTYPES
+from lama.cli.out import check_file
+from lama.errors import UsageError
+
+if TYPE_CHECKING:
+    from lama.interp.attention import Attention
+
+KINDS = ("self", "encoder", "decoder", "cross")  # lama.interp.attention's; spelled out, so that --help stays light
+FILES = ("png", "svg")
+
+
+def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+    parser = verbs.add_parser(
+        "attention",
+        help="see which tokens the heads of a model look at",
+        description="Show which tokens each head of a model looks at while it reads TEXT: in the terminal, or as a picture of one head, a "
+        "layer's heads, or all of them. The model is any that lama loads: a GPT, a BERT, a classifier, or an encoder-decoder, which reads "
+        "TEXT as its source.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
+    add("text", metavar="TEXT", help="the sentence")
+    add("--layer", type=int, metavar="N", help="only this layer, counted from 0")
+    add("--head", type=int, metavar="N", help="only this head, counted from 0")
+    add("--kind", choices=KINDS, help="of an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)")
+    add("--target", metavar="TEXT", help="of an encoder-decoder: what it writes (default: what it would write)")
+    add("--out", type=Path, metavar="FILE", help="write a picture (.png, .svg), in place of drawing in the terminal")
+    add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
+    machine.add_options(parser)
+    add("--offline", action="store_true", help="use only what is on this machine")
+    add("-v", "--verbose", action="store_true", help="show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    kind_of_file = check_file(args.out, FILES) if args.out else None
+    if not args.text or args.target == "":
+        raise UsageError(f"{'--target' if args.text else 'TEXT'} must not be empty; give a sentence")
+    machine.use(args)
+    from lama.checkpoints import load
+    from lama.data.inputs import input_tokens
+    from lama.interp.attention import attention_of, chosen_heads, panels
+
+    model, tokenizer = load(args.model, dtype=args.dtype, offline=args.offline)
+    kind, heads = chosen_heads(model, args.kind, args.layer, args.head)
+    tokens = input_tokens(model, tokenizer, args.text)
+    found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args))
+    if kind_of_file is None:
+        print(f"{model.describe()}\n\n{drawing(found[kind], heads)}")
+        return 0
+    from lama.interp.pictures import heat_maps
+
+    many = args.layer is None and args.head is None
+    content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
+    from lama.checkpoints.atomic import atomic_write
+
+    with atomic_write(args.out) as file:
+        file.write(content)
+    print(f"{args.out}: {len(content) / 1e6:.1f} MB, {len(found[kind].keys)} tokens, {len(heads)} heads", file=sys.stderr)
+    return 0
+
+
+def read_target(model: Any, tokenizer: Any, tokens: list[int], args: argparse.Namespace) -> list[int]:
+    """What an encoder-decoder writes: the given text, or its own. Raises UsageError for a target that is given to another model."""
+    from lama.models.transformer import Transformer
+
+    if not isinstance(model, Transformer):
+        if args.target is not None:
+            raise UsageError("--target must be given to encoder-decoders only; leave it out")
+        return []
+    if args.target is not None:
+        return list(tokenizer.encode(args.target))
+    from lama.generation.seq2seq import Searcher
+
+    (written,) = Searcher(model).greedy([tokens])
+    return written.tokens[: model.config.context_length - 1]
+
+
+def drawing(attention: "Attention", heads: list[tuple[int, int]]) -> str:
+    """In characters: each head; of all heads of several layers, a line each."""
+    from lama.interp.attention import draw_pattern, summary
+
+    if len({layer for layer, _ in heads}) > 1 and len({head for _, head in heads}) > 1:
+        return f"{summary(attention, heads)}\n\n(--layer N draws the heads of a layer; --out FILE.html shows all of them)"
+    room = shutil.get_terminal_size().columns - max(map(len, attention.queries)) - 2
+    gap = " " if not sys.stdout.isatty() or 2 * len(attention.keys) <= room else ""
+    drawn = (draw_pattern(attention.patterns[layer, head], attention.queries, attention.keys, gap) for layer, head in heads)
+    return "\n\n".join(f"layer {layer}, head {head}\n{picture}" for (layer, head), picture in zip(heads, drawn, strict=True))
