@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-NEEDS_PEER = re.compile(r"importorskip\(.(torch|transformers|tokenizers)\b|\btransformers: ")
+NEEDS_PEER = re.compile(r"importorskip\(.(torch|transformers|tokenizers|transformer_lens)\b|\btransformers: ")
 
 
 def test_tests_that_need_a_peer_carry_the_mark():

@@ -21,7 +21,8 @@ def short_name(name: str) -> str:
 
     `hook_` is left out, and hook_attn_scores is scores: blocks.0.attn.hook_attn_scores -> blocks.0.attn.scores,
     blocks.*.hook_resid_pre -> blocks.*.resid_pre. Arrays have lama's axes: q, k, v and z are (B, H, T, d_head) where TransformerLens has
-    (B, T, H, d_head), and pos_embed is (T, d_model) without a batch.
+    (B, T, H, d_head), and pos_embed is (T, d_model) without a batch. `normalized` is what a norm gives, with its gain and bias; from
+    TransformerLens 4 on that is its ln1.hook_out.
     """
     scope, dot, last = name.rpartition(".")
     last = last.removeprefix("hook_")
