@@ -163,6 +163,52 @@ def test_attention_and_positions_copy_the_token_before():
     assert (logits.argmax(-1) == targets).mean() > 0.99
 
 
+# --- the mask
+
+VOCABULARY, HALF = 11, 5
+
+
+class Unmasked:
+    """A GPT whose tokens see those after them."""
+
+    def __init__(self, gpt: GPT):
+        self.gpt = gpt
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        x, _ = self.gpt.embedded(tokens)
+        for block in self.gpt.blocks:
+            x = block(x)
+        return self.gpt.logits(self.gpt.normalised(x))
+
+
+def there_and_back(rng: np.random.Generator, rows: int) -> Arrays:
+    """Random tokens and then the same backwards: inputs, and the token after each. Source: J. Hilton's curriculum, chapter 1."""
+    x = rng.integers(VOCABULARY, size=(rows, HALF))
+    both = np.concatenate([x, x[:, ::-1]], axis=1).astype(np.int32)
+    return both[:, :-1], both[:, 1:]
+
+
+def halves(model: Callable[[GPT], Callable[[Tensor], Tensor]], steps: int) -> tuple[float, float, float]:
+    """Nats for a token of the first half, nats for one of the second, and the share of the second that is right, on unseen texts."""
+    gpt = GPT(GPTConfig(VOCABULARY, 2 * HALF - 1, d_model=32, n_layers=2, n_heads=4))
+    logits, targets = Trained(model(gpt), there_and_back, cross_entropy, steps, rows=64).answers(rows=2000)
+    first, second = slice(HALF - 1), slice(HALF - 1, None)
+    losses = [cross_entropy(Tensor(logits[:, half]), Tensor(targets[:, half])).item() for half in (first, second)]
+    return losses[0], losses[1], float((logits.argmax(-1) == targets)[:, second].mean())
+
+
+def test_causal_mask_leaves_the_first_half_to_chance_and_the_second_certain():
+    first, second, right = halves(lambda gpt: gpt, steps=200)
+    assert first == pytest.approx(np.log(VOCABULARY), rel=0.03)
+    assert second < 0.05 and right > 0.99
+
+
+def test_without_the_mask_the_first_half_leaks():
+    """The other way round: what the mask hides is there to be read, so the loss above does show the mask's work."""
+    first, *_ = halves(Unmasked, steps=60)
+    assert first < 0.5 * np.log(VOCABULARY)
+
+
 # --- the MLP
 
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
