@@ -1,5 +1,7 @@
 """Why does every sub-layer add to a stream, and why the norms? Depths 1 to 8 without them. Source: Dong et al. 2021 for the rank."""
 
+from typing import Any
+
 import numpy as np
 from tinygrad import Context
 from tinygrad.nn.state import get_state_dict
@@ -17,6 +19,18 @@ KINDS = {
     "norms, no stream": {"residual": False, "norm": "pre"},
     "neither": {"residual": False, "norm": "none"},
 }
+
+
+def untrained(depth: int, seed: int, kind: dict[str, Any]) -> GPT:
+    """A GPT whose matrices in the blocks start with variance 1 / d_in.
+
+    GPT-2's are smaller, as what they write is added to something: one after the other, without norms, they would leave nothing.
+    """
+    model = GPT(shape(n_layers=depth, **kind), seed)
+    for name, p in get_state_dict(model).items():
+        if name.startswith("blocks.") and len(p.shape) == 2:
+            p.assign(p * (p.shape[1] ** -0.5 / p.std())).realize()
+    return model
 
 
 def gradient_at_the_embedding(model: GPT) -> float:
@@ -39,7 +53,7 @@ def run(options: Options) -> Report:
     rows, spreads = [], []
     for name, kind in KINDS.items():
         for depth in DEPTHS:
-            model = GPT(shape(n_layers=depth, **kind), options.seed)
+            model = untrained(depth, options.seed, kind)
             gradient, spread_here = gradient_at_the_embedding(model), spread(model)
             rows.append((name, depth, gradient, spread_here[-1], fit(options, f"{name}, {depth} layers", model).heldout))
         spreads.append(Curve(name, range(1, depth + 1), spread_here))
