@@ -66,6 +66,9 @@ def test_translation_of_lines_and_of_a_text(trained, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert main(["translate", str(out), "-"]) == 0
     assert capsys.readouterr().out.splitlines() == [target for _, target in pairs]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\n{pairs[1][0]}\n \n"))  # line n of the output belongs to line n of the input
+    assert main(["translate", str(out), "-"]) == 0
+    assert capsys.readouterr().out == f"\n{pairs[1][1]}\n\n"
     assert main(["translate", str(out), pairs[0][0], "--beam", "2", "-v"]) == 0
     scores = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
     assert scores[0][1] == pairs[0][1] and float(scores[0][0]) > float(scores[1][0])

@@ -15,7 +15,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "translate",
         help="answer with an encoder-decoder of lama seq2seq",
-        description="Print the target that a model of lama seq2seq writes for each text, one a line.",
+        description="Print the target that a model of lama seq2seq writes for each text, one a line; an empty line for an empty one.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
@@ -30,7 +30,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 def run(args: argparse.Namespace) -> int:
     if args.beam < 1 or not 0 <= args.alpha < float("inf"):
         raise UsageError(f"beam must be at least 1 and alpha at least 0; got beam={args.beam}, alpha={args.alpha}")
-    if not args.text:
+    if not args.text.strip():
         raise UsageError("TEXT must not be empty; give some text, or - for standard input")
     machine.use(args)
     from lama.checkpoints import load_kind
@@ -41,8 +41,13 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_kind("transformer", args.model, PairTokenizer)
     searcher = Searcher(model)
     for batch in in_batches(input_lines(), at_once(BATCH)) if args.text == "-" else [[args.text]]:
-        found = searcher.beam([encode_source(text, tokenizer) for text in batch], args.beam, args.alpha)
-        for hypotheses in found:
+        sources = [encode_source(text, tokenizer) for text in batch if text.strip()]
+        found = iter(searcher.beam(sources, args.beam, args.alpha) if sources else ())
+        for text in batch:
+            if not text.strip():  # answered by one: line n of the output belongs to line n of the input
+                print(flush=True)
+                continue
+            hypotheses = next(found)
             for hypothesis in hypotheses if args.verbose else hypotheses[:1]:
                 score = f"{hypothesis.score(args.alpha):.4f}  " if args.verbose else ""
                 print(f"{score}{tokenizer.decode(hypothesis.tokens)}", flush=True)
