@@ -29,7 +29,7 @@ def untrained(depth: int, seed: int, kind: dict[str, Any]) -> GPT:
     model = GPT(shape(n_layers=depth, **kind), seed)
     for name, p in get_state_dict(model).items():
         if name.startswith("blocks.") and len(p.shape) == 2:
-            p.assign(p * (p.shape[1] ** -0.5 / p.std())).realize()
+            p.assign(p * (int(p.shape[1]) ** -0.5 / p.std())).realize()
     return model
 
 
