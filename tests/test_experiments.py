@@ -1,12 +1,16 @@
 """`lama experiment`: its reports, and that every experiment runs; whether the claims hold is for the full budgets (slow)."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from lama.cli import main
 from lama.experiments import ABOUT, Curve, Options, Panel, Report, Table, find
 from lama.experiments.arithmetic import operations
+from lama.experiments.report import INK
+from lama.interp.pictures import HeatMap
 from lama.models.gpt import GPT2_CONFIGS
 
 QUICK = ("arithmetic", "scaling")
@@ -25,6 +29,27 @@ def test_report_says_which_claims_hold():
 def test_picture_is_a_png_with_every_panel():
     panel = Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])])
     assert Report([], [panel, panel, panel]).picture().startswith(b"\x89PNG")
+
+
+def test_picture_is_the_same_bytes_again_and_has_other_letters_in_the_dark():
+    report = Report(
+        [], [Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])], "x"), Panel("b", "k", "", [Curve("c", [1], [2])], bars=True)]
+    )
+    light = report.picture("svg")
+    assert light == report.picture("svg") and b">title</text>" in light and b"#e6e6e6" not in light
+    assert b"#e6e6e6" in report.picture("svg", INK["dark"])
+
+
+def test_html_is_one_file_with_all_of_the_report():
+    panel = Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])])
+    heat = HeatMap(np.eye(3), "eye")
+    report = Report([Table(("model", "loss"), [("<a & b>", 1.23456)])], [panel], {"one is one": True, "one is two": False}, [heat])
+    html = report.to_html("an experiment", "what it asks")
+    assert html.startswith("<!doctype html>") and "<td>&lt;a &amp; b&gt;</td><td>1.235</td>" in html
+    assert "<li>✓ one is one</li>" in html and "✗</span> one is two" in html
+    assert html.count("data:image/svg+xml;base64,") == 2 and html.count("data:image/png;base64,") == 1
+    assert set(re.findall(r"(?:src|href|srcset)=\"(.{5})", html)) == {"data:"} and "http" not in html
+    assert "data:" not in report.to_html("an experiment", "what it asks", drawn=False)
 
 
 def test_operations_of_gpt2_are_those_worked_out_by_hand():
@@ -69,6 +94,7 @@ def test_experiment_writes_its_curves_too(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert report["panels"][0]["curves"] == [{"label": "a", "x": [0, 1, 2], "y": [1.0, 2.0, 3.0]}]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<h1>lama experiment arithmetic</h1>" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_experiment_exits_1_when_a_claim_does_not_hold(tmp_path, capfd, monkeypatch):
@@ -86,6 +112,7 @@ def test_experiment_exits_1_when_a_claim_does_not_hold(tmp_path, capfd, monkeypa
         (["tying", "--steps", "3"], "steps must be at least 10; got 3"),
         (["tying", "--seed", "-1"], "seed must be at least 0; got -1"),
         (["tying", "--out", __file__], "--out must be a folder; got the file"),
+        (["tying", "--full"], "--full must go with grokking; got tying, which has one size"),
     ],
 )
 def test_wrong_usage_exits_2_in_one_line(argv, message, capfd):

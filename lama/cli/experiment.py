@@ -3,30 +3,36 @@
 import argparse
 import importlib.util
 import json
-import sys
+import shlex
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
+from lama.cli.live import LiveLine, state, stopped_by, stopping
 from lama.cli.out import check_folder
 from lama.errors import LamaError, UsageError
 
 if TYPE_CHECKING:
     from lama.experiments import Report
+    from lama.training.loop import Step
+
+UNFINISHED = "unfinished"  # the folder, in that of the report, of what is not
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
-    from lama.experiments import ABOUT
+    from lama.experiments import ABOUT, RESUMABLE, TWO_SIZES
 
     listed = "\n".join(f"  {name:<14}{about}" for name, about in ABOUT.items())
     parser = verbs.add_parser(
         "experiment",
         help="ask a question about transformers and compute the answer",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run an experiment, print its tables and whether its claims hold, and write report.json and, where matplotlib is "
-        f"installed, curves.png.\nExits with 1 if a claim does not hold.\n\nNAME is one of\n{listed}",
+        description="Run an experiment, print its tables and whether its claims hold, and write report.json, report.html and, where "
+        f"matplotlib is installed, its pictures.\nExits with 1 if a claim does not hold.\n\nNAME is one of\n{listed}",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
@@ -34,50 +40,129 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--out", type=Path, metavar="DIR", help="where the report goes (default out/experiments/NAME)")
     add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
     add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
+    add("--full", action="store_true", help=f"at the size of the paper, not in minutes ({', '.join(TWO_SIZES)})")
+    add(
+        "--restart",
+        action="store_true",
+        help=f"begin again where --out holds an unfinished one, which the same command else goes on with ({', '.join(RESUMABLE)})",
+    )
     machine.add_options(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.experiments import Options, find
+    from lama.experiments import RESUMABLE, TWO_SIZES, Options, Stopped, find
 
     for name, least in (("steps", 10), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UsageError(f"{name} must be at least {least}; got {value}")
+    if args.full and args.name not in TWO_SIZES:
+        raise UsageError(f"--full must go with {' or '.join(TWO_SIZES)}; got {args.name}, which has one size")
     machine.use(args)
     out = args.out or Path("out") / "experiments" / args.name
-    check_folder(out, ("report.json",), "a report of lama experiment")
+    check_folder(out, ("report.json", UNFINISHED), "a report of lama experiment")
     began = time.perf_counter()
-    report = find(args.name)(Options(args.seed, args.steps, watch))
+    resumable, watch = args.name in RESUMABLE, Watch()
+    folder = unfinished(out, args) if resumable else None
+    stops: AbstractContextManager[list[int]] = stopping(watch) if resumable else nullcontext([])
+    with stops as received:
+        try:
+            report = find(args.name)(Options(args.seed, args.steps, args.full, folder, watch, watch.say))
+        except Stopped as stopped:
+            return stopped_by(received, f" in {stopped}; go on with: {command_line(settings_of(args), out)}")
     print(report)
     names = write(out, report, args)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     print(f"\n{time.perf_counter() - began:.0f} s; saved in {out}: {', '.join(names)}")
     if failed := [claim for claim, holds in report.claims.items() if not holds]:
         raise LamaError(f"the numbers must bear the claims out; got {len(failed)} that do not hold. Try more --steps or another --seed")
     return 0
 
 
+def unfinished(out: Path, args: argparse.Namespace) -> Path:
+    """The folder where this experiment keeps how far it is, with what is there of the same one. Raises LamaError."""
+    from lama.checkpoints import read_json
+    from lama.checkpoints.atomic import atomic_write
+
+    folder, settings = out / UNFINISHED, settings_of(args)
+    if folder.exists() and args.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    if (folder / "settings.json").exists():
+        there = read_json(folder / "settings.json")
+        if there != settings:
+            raise UsageError(
+                f"--out holds an unfinished experiment, {out}: go on with it, {command_line(there, out)}, lose it with --restart, "
+                "or choose another --out"
+            )
+    make(folder)
+    with atomic_write(folder / "settings.json") as file:
+        file.write(json.dumps(settings).encode())
+    return folder
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the numbers of a report."""
+    return {"experiment": args.name, "seed": args.seed, "steps": args.steps, "full": args.full}
+
+
+def command_line(settings: Mapping[str, Any], out: Path) -> str:
+    """The command for the same experiment in the same place."""
+    flags = [f"--{name}={settings[name]}" for name in ("seed", "steps") if settings.get(name)] + ["--full"] * bool(settings.get("full"))
+    return shlex.join(["lama", "experiment", str(settings.get("experiment")), *flags, "--out", str(out)])
+
+
+def make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LamaError(f"--out must be a folder that can be written; got {folder} ({error.strerror})") from error
+
+
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     """The files of a report; returns their names."""
     from lama.checkpoints.atomic import atomic_write
+    from lama.experiments import ABOUT
+    from lama.interp.pictures import heat_maps
 
-    settings = {"experiment": args.name, "seed": args.seed, "steps": args.steps}
-    files = {"report.json": json.dumps({**settings, **report.to_json()}, indent=1, ensure_ascii=False, default=list).encode()}
-    if report.panels and importlib.util.find_spec("matplotlib") is not None:
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    files = {
+        "report.json": report.to_json(**settings_of(args)).encode(),
+        "report.html": report.to_html(f"lama experiment {args.name}", ABOUT[args.name], drawn).encode(),
+    }
+    if report.panels and drawn:
         files["curves.png"] = report.picture()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LamaError(f"--out must be a folder that can be written; got {out} ({error.strerror})") from error
+    if report.maps and drawn:
+        files["maps.png"] = heat_maps(report.maps)
+    make(out)
     for name, content in files.items():
         with atomic_write(out / name) as file:
             file.write(content)
     return list(files)
 
 
-def watch(steps: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    """A progress bar with rate and time left."""
-    from tqdm import tqdm
+class Watch:
+    """What is seen of an experiment's trainings, and how they are stopped."""
 
-    bar: Iterable[Any] = tqdm(steps, total=total, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1)
-    return bar
+    def __init__(self) -> None:
+        self.said, self.stopped = "", False
+
+    def __call__(self, steps: "Iterable[Step]", total: int, label: str) -> "Iterator[Step]":
+        """The steps, with a live line. Raises Stopped after one of them, once `stop` was called."""
+        from lama.experiments import Stopped
+
+        self.said, first = "", 0
+        with closing(LiveLine(total, 0, label)) as line:
+            for step in steps:
+                first = first or step.step
+                parts = [state(step, None, compiled=step.step > first), self.said]
+                line.step(step.step, ", ".join(filter(None, parts)))
+                yield step
+                if self.stopped and step.step < total:
+                    raise Stopped(f"{label}, step {step.step} of {total}")
+
+    def say(self, text: str) -> None:
+        self.said = text
+
+    def stop(self) -> None:
+        self.stopped = True

@@ -35,7 +35,7 @@ def state(step: "Step", mfu: float | None, compiled: bool) -> str:
     from tqdm import tqdm
 
     parts = [
-        f"loss {step.loss:.3f}",
+        f"loss {step.loss:.4g}",
         f"rate {step.learning_rate:.1e}",
         f"gradient {step.gradient_norm:.2f}",
     ]
@@ -49,14 +49,14 @@ def state(step: "Step", mfu: float | None, compiled: bool) -> str:
 class LiveLine:
     """Where the training stands, on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
 
-    def __init__(self, steps: int, done: int):
+    def __init__(self, steps: int, done: int, label: str = ""):
         from tqdm import tqdm
 
         # The time left is the loop's own: tqdm's would count the compilation into every step.
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.steps, self.next = steps, 0.0
+        self.steps, self.next, self.label = steps, 0.0, label
         self.bar = (
-            tqdm(total=steps, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=layout, mininterval=0.2)
+            tqdm(desc=label or None, total=steps, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=layout, mininterval=0.2)
             if sys.stderr.isatty()
             else None
         )
@@ -64,10 +64,10 @@ class LiveLine:
     def step(self, step: int, text: str) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
+            self.bar.update(step - self.bar.n)
         elif (now := time.monotonic()) >= self.next or step == self.steps:
             self.next = now + SECONDS_BETWEEN_LINES
-            print(f"step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
+            print(f"{self.label and f'{self.label}, '}step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line on standard output."""

@@ -3,9 +3,9 @@
 import importlib
 from collections.abc import Callable
 
-from lama.experiments.report import Curve, Options, Panel, Report, Table
+from lama.experiments.report import Curve, Options, Panel, Report, Stopped, Table
 
-__all__ = ["ABOUT", "Curve", "Options", "Panel", "Report", "Table", "find"]
+__all__ = ["ABOUT", "RESUMABLE", "TWO_SIZES", "Curve", "Options", "Panel", "Report", "Stopped", "Table", "find"]
 
 ABOUT = {
     "arithmetic": "parameters, operations and memory of GPT-2's four sizes, from the models themselves",
@@ -17,8 +17,15 @@ ABOUT = {
     "norms": "norms before or after each sub-layer, with and without warm-up",
     "positions": "position encodings, at the trained length and at twice that",
     "tying": "one vocabulary matrix or two",
+    "grokking": "adding modulo a prime: by heart first, understood long after; what the weights then hold",
 }
 """The experiments by name, and what each of them asks."""
+
+TWO_SIZES = ("grokking",)
+"""Those that `Options.full` changes."""
+
+RESUMABLE = ("grokking",)
+"""Those that go on where they stopped, with the same `Options.folder`."""
 
 
 def find(name: str) -> Callable[[Options], Report]:

@@ -29,7 +29,7 @@ def run(options: Options) -> Report:
         "tokens",
         "seconds",
         [Curve("all at once", LENGTHS, [r[1] for r in timed]), Curve("one by one", LENGTHS, [r[2] for r in timed])],
-        logarithmic=True,
+        logarithmic="xy",
     )
     nowhere, positions, mask_1, mask_2 = (row[-1] for row in moved)
     return Report(

@@ -66,7 +66,7 @@ def run(options: Options) -> Report:
     return Report(
         [Table(("model", "layers", "gradient at the positions", "spread of the positions", "held-out loss"), rows)],
         [
-            Panel("gradient at the position embedding, before training", "layers", "norm", curves(0), logarithmic=True),
+            Panel("gradient at the position embedding, before training", "layers", "norm", curves(0), logarithmic="xy"),
             Panel(f"spread of the positions, {deep} layers, before training", "after layer", "share of the norm", spreads),
             Panel("after training", "layers", "held-out loss, nats per character", curves(2)),
         ],
