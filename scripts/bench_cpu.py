@@ -217,11 +217,11 @@ class Bench:
                 "tokens": {" ".join(engine): tokens for engine, tokens in made.items()},
             }
             for mine in lamas:
-                share = self.share(task, speeds[mine], bandwidths[1:], limits[mine])
+                share = self.share(task, mine[1], speeds[mine], bandwidths[1:], limits[mine])
                 for peer in [engine for engine in workers if engine[0] != "lama"] or [("", "")]:
                     self.pair(f"{task} {mine[1]}, tokens/s", speeds[mine], peer, speeds.get(peer), wanted.get(peer, {}).get(task), share)
 
-    def share(self, task: str, speeds: Sequence[float], bandwidths: Sequence[float], limits: dict[str, float]) -> str:
+    def share(self, task: str, weights: str, speeds: Sequence[float], bandwidths: Sequence[float], limits: dict[str, float]) -> str:
         """Of what the machine can do: bytes of weights read, or operations of the products."""
         if task == "decode":
             shares = [speed * limits["bytes_read"] / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
@@ -231,7 +231,8 @@ class Bench:
             return ""
         c = GPT2_CONFIGS["gpt2"]
         operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG  # a token's: products, attention's half square
-        return "" if self.args.tiny else f"{median(speeds) * operations / peak:.0%} of {peak / 1e9:.0f} GFLOP/s"
+        unit = "GOP/s" if weights.startswith("int") else "GFLOP/s"
+        return "" if self.args.tiny else f"{median(speeds) * operations / peak:.0%} of {peak / 1e9:.0f} {unit}"
 
     def peak(self, of_all_cores: float | None) -> float | None:
         return of_all_cores and of_all_cores * min(1, self.args.threads / cores())

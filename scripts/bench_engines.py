@@ -47,16 +47,16 @@ class Lama:
 
         use_device("CPU")
         Tensor.empty(1).uop.buffer.ensure_allocated()
-        self.base = resident()
+        self.base, self.weights = resident(), weights
         self.model = load_model(folder, dtype=weights)
         self.decoder = Decoder(self.model)
         self.bytes_read = sum(t.nbytes() for name, t in tinygrad.nn.state.get_state_dict(self.model).items() if "pos_embed" not in name)
 
     def limits(self) -> dict[str, float | None]:
-        """Bytes of weights that a token reads, and the multiply-add peak of all cores, operations a second."""
+        """Bytes of weights that a token reads, and the multiply-add peak of all cores, operations a second, for these weights."""
         from lama.kernels.peak import peak_flops
 
-        return {"bytes_read": self.bytes_read, "peak_flops": peak_flops("CPU")}
+        return {"bytes_read": self.bytes_read, "peak_flops": peak_flops("CPU", 8 if self.weights.startswith("int") else 32)}
 
     def prefill(self, tokens: list[int]) -> float:
         began = time.perf_counter()

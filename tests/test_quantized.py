@@ -94,7 +94,7 @@ def test_quantize_keeps_what_integers_can_say(both, bits):  # noqa: F811
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 13])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 7])
 def test_product_equals_that_with_the_unpacked_matrix(both, m, shape, bits):  # noqa: F811
     weight, a, bias = made(*shape, bits=bits), normal(m, shape[1], seed=1), normal(shape[0], seed=2)
     product = matmul(Tensor(a), weight, transpose_b=True, bias=Tensor(bias))

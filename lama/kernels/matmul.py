@@ -12,6 +12,7 @@ from tinygrad.dtype import DType
 
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.fusion import Record, made, maker
+from lama.kernels.integers import integer_product, multiplies_integers, rounded
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.pool import threads
@@ -49,7 +50,8 @@ def matmul(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpos
     """a · b + bias over the last two axes, a and b transposed first where asked; (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     Either both have the same leading axes, or b has none and serves them all. The result has a's dtype; b may be
-    stored in half precision, and is widened as it is read, or quantised, and is then transposed.
+    stored in half precision, and is widened as it is read, or quantised, and is then transposed; with a quantised b, the rows of
+    a, if they are more than FEW_ROWS, are rounded to 8 bits, too (`lama.kernels.integers`).
     """
     if isinstance(b, Quantized):
         return _quantized(a, b, bias)
@@ -72,12 +74,13 @@ def matmul(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpos
 
 
 def _quantized(a: Tensor, b: Quantized, bias: Tensor | None) -> Tensor:
-    """a · bᵀ + bias. Few rows are multiplied by the integers as they are read; for many, b is widened first."""
+    """a · bᵀ + bias. Few rows are multiplied by the integers as they are read; many are rounded to integers themselves."""
     if a.shape[-1] != b.d_in:
         raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
     fast = a.dtype == dtypes.float32 and is_fast(a, *b.tensors()) and _factors.get() is None
-    if not (fast and math.prod(a.shape[:-1]) <= FEW_ROWS and a.numel() <= 4 * ON_STACK):
-        return matmul(a, dequantized(b), transpose_b=True, bias=bias)
+    few = math.prod(a.shape[:-1]) <= FEW_ROWS
+    if not (fast and (a.numel() <= 4 * ON_STACK if few else multiplies_integers(b.device))):
+        return matmul(a if few else rounded(a), dequantized(b), transpose_b=True, bias=bias)
     product = Product(a.uop, b.values.uop, None if bias is None else bias.uop, False, True, scales=b.scales.uop).tensor()
     assert product is not None, "a product by itself has a kernel"
     return product
@@ -110,6 +113,8 @@ class Product(Record):
         lead, rows = a.shape[:-2], math.prod(int(n) for n in (a.shape[:-1] if b.ndim == 2 else a.shape[-2:-1]))
         if not self.transpose_a and self.transpose_b and rows <= FEW_ROWS:
             out = _few_rows(self)
+        elif self.scales is not None:
+            out = _integers(self)
         elif self.gelu or self.residual is not None:
             return None
         else:
@@ -133,12 +138,21 @@ def _few_rows(product: Product) -> Tensor:
     if b.ndim == 2:
         inputs |= {name: inputs[name].reshape(-1, inputs[name].shape[-1]) for name in ("a", "residual") if name in inputs}
     epsilon = 0.0 if norm is None else norm.epsilon
-    return matvec(inputs, product.gelu, epsilon, _few_rows_gradient(tuple(inputs), product.gelu, epsilon))
+    return matvec(inputs, product.gelu, epsilon, _fused_gradient(tuple(inputs), product.gelu, epsilon))
+
+
+def _integers(product: Product) -> Tensor:
+    parts = {"a": product.a, "w": product.b, "scales": product.scales, "bias": product.bias, "residual": product.residual}
+    inputs = {name: Tensor(part) for name, part in parts.items() if part is not None}
+    inputs |= {name: inputs[name].reshape(-1, inputs[name].shape[-1]) for name in ("a", "residual") if name in inputs}
+    if "bias" in inputs:
+        inputs["bias"] = inputs["bias"].cast(dtypes.float32)
+    return integer_product(inputs, product.gelu, _fused_gradient((*inputs, "integers", "their scales"), product.gelu, 0.0))
 
 
 @functools.cache
-def _few_rows_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradient:
-    """One kernel for each step back: this is for training on very short inputs, which nobody does for long."""
+def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradient:
+    """One kernel for each step back: this is for training on very short inputs, or through integers, which nobody does for long."""
 
     def gradient(grad_out: UOp, call: UOp) -> tuple[UOp | None, ...]:
         inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)

@@ -1,14 +1,25 @@
-// REPEATS times some floating-point operations that depend on nothing but registers: how fast this core can multiply
-// and add. The sums are stored so that no compiler leaves the work out, and behind them the operations of a round.
+// REPEATS times some operations, of floats or with INTEGERS of bytes, that depend on nothing but registers: how fast this core
+// can multiply and add. The sums are stored so that no compiler leaves the work out, and behind them the operations of a round.
 
 #define SUMS 12
 
+#if INTEGERS
+#define VALUES ints
+#define MULTIPLY_ADD(sum, a, b) dot4(sum, (ints)a, (ints)b)
+#define EACH 4  // products a lane
+#else
+#define VALUES vec
+#define MULTIPLY_ADD(sum, a, b) sum * a + b
+#define EACH 1
+#endif
+
 KERNEL NAME(float *restrict y, const float *restrict x) {
-  vec sums[SUMS], a = *(const vec *)x, b = *(const vec *)(x + V);
+  VALUES sums[SUMS];
+  vec a = *(const vec *)x, b = *(const vec *)(x + V);
   UNROLL for (int i = 0; i < SUMS; i++) sums[i] = i;
-  for (long n = 0; n < REPEATS; n++) UNROLL for (int i = 0; i < SUMS; i++) sums[i] = sums[i] * a + b;
-  vec sum = 0;
+  for (long n = 0; n < REPEATS; n++) UNROLL for (int i = 0; i < SUMS; i++) sums[i] = MULTIPLY_ADD(sums[i], a, b);
+  VALUES sum = 0;
   UNROLL for (int i = 0; i < SUMS; i++) sum += sums[i];
-  *(vec *)y = sum;
-  y[16] = 2 * V * SUMS;
+  *(vec *)y = (vec)sum;
+  y[16] = 2 * V * SUMS * EACH;
 }

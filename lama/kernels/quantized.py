@@ -1,7 +1,7 @@
 """Weights of 8 or 4 bits: how they are rounded, how they lie in memory, and the kernels that read them.
 
 32 weights of a row, a group, share a scale: weight = scale · integer. A row is padded with zeros to whole cache lines,
-64 weights of 8 bits or 128 of 4. Activations stay in float32.
+64 weights of 8 bits or 128 of 4. Activations stay in float32 in products of a few rows: see integers.py for those of more.
 """
 
 import math

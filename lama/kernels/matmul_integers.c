@@ -1,0 +1,145 @@
+// c = finish(a · wᵀ): a, (M, K), has been rounded by round.c, and w, (N, K), is quantised: see quantized.h. Integers are multiplied,
+// and their sums over a group of 32 scaled: c = Σ scale of a · scale of w · Σ products. `finish` adds the bias, takes GELU and adds
+// the residual, (M, N).
+//
+// Method: some columns of c have what they need of w in a panel that the first cache holds; all rows of a meet it, and a tile of c
+// has its sums in registers. Packing a panel costs as much as multiplying it with few rows: w stays as decoding wants it.
+
+#define VECTORS 2
+#define COLUMNS (V * VECTORS)
+#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
+#define PIECES(n, most) (((n) + (most)-1) / (most))
+#define ALL ((K + 31) / 32)  // groups
+enum {
+#if V == 8
+  ROWS = 3,  // a tile's: its sums, of integers and of floats, are to fit the registers
+#else
+  ROWS = 6,
+#endif
+  DEPTH = UP(PIECES(ALL, PIECES(ALL, 24)), 2),  // a panel's groups
+};
+
+struct panel {
+  ints words[DEPTH * 8][VECTORS];  // four bytes of each column
+  ints start[DEPTH][VECTORS];      // what takes SHIFT out of a group's sums
+  vec scales[DEPTH][VECTORS];
+} __attribute__((aligned(64)));
+
+// V words of a row of w, from the k-th on.
+PART ints words_of(const unsigned char *w, long k) {
+#if BITS == 8
+  return *(const ints *)(w + 4 * k);
+#else
+  uints words = __builtin_convertvector(*(const shorts *)(w + 2 * k), uints);  // a weight w is stored as w + 8, in half a byte
+  words = (words | words << 8) & 0x00ff00ff;
+  words = (words | words << 4) & 0x0f0f0f0f;
+  return (ints)((words + 0x78787878) ^ 0x80808080);
+#endif
+}
+
+// `columns` rows of w, `depth` groups of each; what is past the last column is zero.
+PART void pack(struct panel *restrict to, const unsigned char *restrict w, const _Float16 *restrict scales, int depth, int columns) {
+  for (int j = 0; j < VECTORS; j++) {
+    const int some = MIN(V, columns - j * V);
+    for (int k = 0; k < depth * 8; k += V) {
+      vec x[V];
+      UNROLL for (int i = 0; i < V; i++) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES, k) : (vec)0;
+      transpose_vecs(x);
+      UNROLL for (int i = 0; i < V; i++) to->words[k + i][j] = (ints)x[i];
+    }
+    for (int g = 0; g < depth; g++) {
+      ints sum = 0;
+      if (SHIFT) UNROLL for (int k = 0; k < 8; k++) sum = dot4(sum, (ints)0x01010101, to->words[8 * g + k][j]);
+      to->start[g][j] = sum * -SHIFT;
+      vec widened = 0;
+      for (int i = 0; i < some; i++) widened[i] = load1(scales + (long)(j * V + i) * GROUPS + g);
+      to->scales[g][j] = widened;
+    }
+  }
+}
+
+#if BIAS
+#define BIAS_ARGUMENT const float *restrict bias,
+#else
+#define BIAS_ARGUMENT
+#endif
+#if RESIDUAL
+#define RESIDUAL_ARGUMENT const float *restrict residual,
+#else
+#define RESIDUAL_ARGUMENT
+#endif
+
+// One tile of c, `columns` of it, from column n on: rows x COLUMNS sums of `depth` groups. The rows of c are asked for on the way.
+PART void tile_of(const int rows, float *restrict c, const unsigned char *restrict a, const float *restrict scales,
+                  const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
+  vec sums[ROWS][VECTORS];
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] = 0;
+  for (int g = 0; g < depth; g++) {
+    if (g < rows) UNROLL for (int j = 0; j < VECTORS; j++) {
+      __builtin_prefetch(c + (long)g * N + j * V, 1);
+      if (RESIDUAL && last) __builtin_prefetch(residual + (long)g * N + j * V);
+    }
+    ints dots[ROWS][VECTORS];
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int j = 0; j < VECTORS; j++) dots[i][j] = w->start[g][j];
+    UNROLL for (int k = 0; k < 8; k++)
+      UNROLL for (int i = 0; i < rows; i++) {
+        ints four = *(const int *)(a + (long)i * ALL * 32 + 32 * g + 4 * k);
+        UNROLL for (int j = 0; j < VECTORS; j++) dots[i][j] = dot4(dots[i][j], four, w->words[8 * g + k][j]);
+      }
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int j = 0; j < VECTORS; j++)
+        sums[i][j] += __builtin_convertvector(dots[i][j], vec) * (w->scales[g][j] * scales[i * ALL + g]);
+  }
+  vec out[ROWS][VECTORS];
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < VECTORS; j++) out[i][j] = sums[i][j];
+  for (int i = 0; i < rows; i++)
+    for (int j = 0, some; j < VECTORS && (some = MIN(V, columns - j * V)) > 0; j++) {
+      float *to = c + (long)i * N + j * V;
+      vec value = out[i][j];
+      if (!first) value += some == V ? load(to) : load_some(to, some, 0);
+      if (last) {
+        if (BIAS) value += some == V ? load(bias + j * V) : load_some(bias + j * V, some, 0);
+        if (GELU) value = gelu(value);
+        const float *from = residual + (long)i * N + j * V;
+        if (RESIDUAL) value += some == V ? load(from) : load_some(from, some, 0);
+      }
+      if (some == V)
+        store(to, value);
+      else
+        store_some(to, value, some);
+    }
+}
+
+// c is PARTS_M x PARTS_N parts, of whole tiles each; a slice has some of them. `a` itself is here for its gradient only.
+KERNEL NAME(float *restrict c, const float *restrict a, const unsigned char *restrict w, const _Float16 *restrict scales,
+            BIAS_ARGUMENT RESIDUAL_ARGUMENT const unsigned char *restrict rounded, const float *restrict rounded_scales, int slice) {
+#if !BIAS
+  const float *bias = 0;
+#endif
+#if !RESIDUAL
+  const float *residual = 0;
+#endif
+  struct panel panel;
+  const long strips = PIECES(M, ROWS), blocks = PIECES(N, COLUMNS);
+  for (long part = FIRST(PARTS_M * PARTS_N); part < LAST(PARTS_M * PARTS_N); part++) {
+    const long m_first = strips * (part / PARTS_N) / PARTS_M * ROWS, m_last = MIN(M, strips * (part / PARTS_N + 1) / PARTS_M * ROWS);
+    const long n_first = blocks * (part % PARTS_N) / PARTS_N * COLUMNS, n_last = MIN(N, blocks * (part % PARTS_N + 1) / PARTS_N * COLUMNS);
+    for (int g = 0; g < ALL; g += DEPTH)
+      for (long n = n_first; n < n_last; n += COLUMNS) {
+        const int depth = MIN(DEPTH, ALL - g), columns = MIN(COLUMNS, N - n), last = g + DEPTH >= ALL;
+        pack(&panel, w + n * ROW_BYTES + 4 * BITS * g, scales + n * GROUPS + g, depth, columns);
+        for (long m = m_first; m < m_last; m += ROWS) {
+          float *to = c + m * N + n;
+          const unsigned char *from = rounded + (m * ALL + g) * 32;
+          const float *more = RESIDUAL ? residual + m * N + n : residual, *biases = BIAS ? bias + n : bias;
+          if (m + ROWS <= M)
+            tile_of(ROWS, to, from, rounded_scales + m * ALL + g, &panel, biases, more, depth, columns, g == 0, last);
+          else
+            tile_of(M % ROWS, to, from, rounded_scales + m * ALL + g, &panel, biases, more, depth, columns, g == 0, last);
+        }
+      }
+  }
+}
