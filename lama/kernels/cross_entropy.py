@@ -6,6 +6,7 @@ import math
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.views import shape_of
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -19,7 +20,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
         picked = one_hot.where(logits, 0).sum(-1)
         expected = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
         return logits.logsumexp(-1) - expected
-    shape = tuple(int(size) for size in targets.shape)
+    shape = shape_of(targets)
     return _kernel(logits, smoothing, backward=False)(shape, logits, targets.cast(dtypes.int32), gradient=_gradient_for(smoothing))
 
 
@@ -34,7 +35,7 @@ def _kernel(logits: Tensor, smoothing: float, backward: bool) -> Kernel:
 def _gradient_for(smoothing: float) -> Gradient:
     def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
         logits, targets = inputs_of(call)
-        shape = tuple(int(size) for size in logits.shape)
+        shape = shape_of(logits)
         return None, _kernel(logits, smoothing, backward=True)(shape, logits, targets, Tensor(grad)).uop, None
 
     return gradient

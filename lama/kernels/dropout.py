@@ -10,6 +10,7 @@ from tinygrad.device import Buffer
 
 from lama.kernels.fusion import Record, made
 from lama.kernels.program import Gradient, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.views import shape_of
 
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites start far apart
 
@@ -28,8 +29,8 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
     if rate == 0:
         return x.float()
     if not (x.dtype == dtypes.float32 and is_fast(x, key)):
-        return kept(tuple(int(size) for size in x.shape), rate, key, site).where(x.float() * (1 / (1 - rate)), 0)
-    y = _kernel(x, rate)(tuple(int(size) for size in x.shape), x, key, site_tensor(site, str(x.device)), gradient=_gradient_for(rate, site))
+        return kept(shape_of(x), rate, key, site).where(x.float() * (1 / (1 - rate)), 0)
+    y = _kernel(x, rate)(shape_of(x), x, key, site_tensor(site, str(x.device)), gradient=_gradient_for(rate, site))
     return made(y, Dropped(x.uop, key.uop, rate, site))
 
 
@@ -78,7 +79,7 @@ def threshold(rate: float) -> int:
 
 
 def _kernel(x: Tensor, rate: float) -> Kernel:
-    shape = tuple(int(size) for size in x.shape)
+    shape = shape_of(x)
     n = math.prod(shape)
     name = f"lama_dropout_{n}_{math.prod(shape[1:])}_{threshold(rate)}"
     return Kernel(name, "dropout.c", (("N", n), *dropout_macros(shape, rate)), slices=slices_for(1.0 * n))

@@ -9,7 +9,8 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from tinygrad import Tensor, UOp
-from tinygrad.uop.ops import Ops
+
+from lama.kernels.views import without_reshapes
 
 
 class Record:
@@ -26,31 +27,24 @@ _records: WeakKeyDictionary[UOp, Record] = WeakKeyDictionary()
 
 def made(result: Tensor, record: Record) -> Tensor:
     """`result`, remembered as what `record` says. A record may hold only what the result itself is made from."""
-    _records[_base(result)] = record
+    _records[without_reshapes(result.uop)] = record
     return result
 
 
 def maker(x: Tensor, kind: type[T]) -> T | None:
     """How x, or what it is a reshape of, was made, if it was made in this way."""
-    record = _records.get(_base(x))
+    record = _records.get(without_reshapes(x.uop))
     return record if isinstance(record, kind) else None
 
 
 def then(x: Tensor, step: str, *others: Tensor) -> Tensor | None:
     """`step` of x and others in the shape of x, done by the kernel that makes x; None where it cannot."""
-    record = _records.get(_base(x))
+    record = _records.get(without_reshapes(x.uop))
     fused = None if record is None else record.then(step, *others)
     return None if fused is None else fused.reshape(x.shape)
 
 
 def apart(x: Tensor) -> Tensor:
     """x, which from here on no kernel takes up into itself: it is computed as it stands, and has gradients of its own."""
-    _records.pop(_base(x), None)
+    _records.pop(without_reshapes(x.uop), None)
     return x
-
-
-def _base(x: Tensor) -> UOp:
-    base = x.uop
-    while base.op is Ops.RESHAPE:
-        base = base.src[0]
-    return base

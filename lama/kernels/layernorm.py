@@ -11,6 +11,7 @@ from lama.kernels.dropout import Dropped, dropout_macros, site_tensor
 from lama.kernels.elementwise import Sum
 from lama.kernels.fusion import Record, made, maker
 from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
+from lama.kernels.views import shape_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
     elif summed is not None and x.ndim > 1:
         return _of_sum(summed, x, weight, bias, epsilon)
     kernel = _kernel(x, epsilon, ("BIAS", len(parameters) - 1))
-    y = kernel(_shape(x), x, *(t.cast(dtypes.float32) for t in parameters), gradient=_gradient_for(epsilon))
+    y = kernel(shape_of(x), x, *(t.cast(dtypes.float32) for t in parameters), gradient=_gradient_for(epsilon))
     return made(y, Normalised(x.uop, weight.uop, None if bias is None else bias.uop, epsilon))
 
 
@@ -70,7 +71,7 @@ def _gradient_for(epsilon: float) -> Gradient:
 
 def _of_sum(summed: Sum, like: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """The norm of a sum in the shape of `like`; its kernel computes the sum, which is the one that counts from here on."""
-    shape, drop = _shape(like), summed.dropped
+    shape, drop = shape_of(like), summed.dropped
     added = summed.y if drop is None else drop.x
     parameters = [weight] if bias is None else [weight, bias]
     kernel = _kernel(like, epsilon, ("BIAS", len(parameters) - 1), ("OF_SUM", 1), *_drop_macros(like, drop))
@@ -103,28 +104,24 @@ def _sum_gradient_for(epsilon: float, dropping: tuple[float, int] | None) -> Cal
 def _kernel(x: Tensor, epsilon: float, *others: tuple[str, str | int]) -> Kernel:
     """layernorm.c for x; `others` are the macros that are not 0."""
     macros = {"BACKWARD": 0, "BIAS": 0, "OF_SUM": 0, "DROPOUT": 0, **dict(others)}
-    sizes = (("ROWS", _rows(x)), ("N", _shape(x)[-1]), ("EPSILON", f"(float){epsilon!r}"))
+    sizes = (("ROWS", _rows(x)), ("N", shape_of(x)[-1]), ("EPSILON", f"(float){epsilon!r}"))
     number = epsilon.hex().strip("-").replace(".", "_").replace("+", "").replace("-", "m")
     kind = "_".join(str(macros[name]) for name in ("BACKWARD", "BIAS", "OF_SUM", "DROPOUT"))
-    name = f"lama_layernorm_{_rows(x)}_{_shape(x)[-1]}_{kind}_{number}"
+    name = f"lama_layernorm_{_rows(x)}_{shape_of(x)[-1]}_{kind}_{number}"
     return Kernel(name, "layernorm.c", (*sizes, *macros.items()), slices=_slices(x))
 
 
 def _drop_macros(x: Tensor, drop: Dropped | None) -> tuple[tuple[str, str | int], ...]:
-    return () if drop is None else (("DROPOUT", 1), *dropout_macros(_shape(Tensor(drop.x)), drop.rate))
+    return () if drop is None else (("DROPOUT", 1), *dropout_macros(shape_of(Tensor(drop.x)), drop.rate))
 
 
 def _drop_inputs(x: Tensor, drop: Dropped | None) -> list[Tensor]:
     return [] if drop is None else [Tensor(drop.key), site_tensor(drop.site, str(x.device))]
 
 
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(int(size) for size in x.shape)
-
-
 def _rows(x: Tensor) -> int:
-    return math.prod(_shape(x)[:-1])
+    return math.prod(shape_of(x)[:-1])
 
 
 def _slices(x: Tensor) -> int:
-    return min(_rows(x), slices_for(1.0 * math.prod(_shape(x))))
+    return min(_rows(x), slices_for(1.0 * math.prod(shape_of(x))))

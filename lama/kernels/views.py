@@ -24,7 +24,7 @@ def view(x: Tensor) -> tuple[Tensor, Layout]:
     """x as a view of a stored tensor: that, which may have any shape, and where in it x lies. What is no view is stored first."""
     found = _view(x)
     if found is None:
-        return _copy(x), Layout(_numbers(x), 0, contiguous_strides(_numbers(x)))
+        return _copy(x), Layout(shape_of(x), 0, contiguous_strides(shape_of(x)))
     return found
 
 
@@ -33,11 +33,11 @@ def stored(x: Tensor) -> Tensor:
 
     `Tensor.contiguous` copies what a kernel wrote.
     """
-    base = _without_reshapes(x.uop)
+    base = without_reshapes(x.uop)
     if base.has_buffer_identity(after_ok=True):
         return x
     found = _view(x)
-    if found is not None and found[0].numel() == x.numel() and found[1] == Layout(_numbers(x), 0, contiguous_strides(_numbers(x))):
+    if found is not None and found[0].numel() == x.numel() and found[1] == Layout(shape_of(x), 0, contiguous_strides(shape_of(x))):
         return found[0].reshape(x.shape)
     return _copy(x)
 
@@ -67,11 +67,13 @@ def covers(numel: int, layouts: tuple[Layout, ...]) -> bool:
     return bool((hits == 1).all())
 
 
-def _numbers(x: Tensor) -> tuple[int, ...]:
+def shape_of(x: Tensor) -> tuple[int, ...]:
+    """x.shape where nothing in it is symbolic."""
     return tuple(int(size) for size in x.shape)
 
 
-def _without_reshapes(uop: UOp) -> UOp:
+def without_reshapes(uop: UOp) -> UOp:
+    """What a tensor was before it was given other shapes."""
     while uop.op is Ops.RESHAPE:
         uop = uop.src[0]
     return uop
@@ -79,7 +81,7 @@ def _without_reshapes(uop: UOp) -> UOp:
 
 def _copy(x: Tensor) -> Tensor:
     """Not of x but of what it is a reshape of: other reshapes of that share the copy."""
-    return Tensor(_without_reshapes(x.uop)).contiguous().reshape(x.shape)
+    return Tensor(without_reshapes(x.uop)).contiguous().reshape(x.shape)
 
 
 def _view(x: Tensor) -> tuple[Tensor, Layout] | None:
