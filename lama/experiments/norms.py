@@ -1,7 +1,9 @@
 """Norms before or after each sub-layer, with and without warm-up. Source: Xiong et al. 2020."""
 
+from typing import Any
+
 from lama.experiments.report import Curve, Options, Panel, Report, Table
-from lama.experiments.text import STEPS, fit, shape, smooth
+from lama.experiments.text import STEPS, fit, frequencies, shape, smooth
 from lama.models.gpt import GPT
 
 LAYERS = 6
@@ -14,7 +16,8 @@ def run(options: Options) -> Report:
         for norm in ("pre", "post")
         for warmup in (0, steps // 4)
     }
-    rows = [(f"{norm}-norm", warmup, f.losses[steps // 4], f.heldout) for (norm, warmup), f in fits.items()]
+    rows: list[tuple[Any, ...]] = [(f"{norm}-norm", warmup, f.losses[steps // 4], f.heldout) for (norm, warmup), f in fits.items()]
+    rows.append(("the characters' frequencies", "", "", frequencies()))
     curves = [Curve(f"{norm}-norm, warm-up {warmup}", range(steps), smooth(f.losses)) for (norm, warmup), f in fits.items()]
     gain = {norm: fits[norm, 0].heldout - fits[norm, steps // 4].heldout for norm in ("pre", "post")}
     return Report(

@@ -7,7 +7,7 @@ from tinygrad import Context
 from tinygrad.nn.state import get_state_dict
 
 from lama.experiments.report import Curve, Options, Panel, Report, Table
-from lama.experiments.text import batch, fit, shape
+from lama.experiments.text import batch, fit, frequencies, shape
 from lama.models.gpt import GPT
 from lama.taps import Recorder
 from lama.training.loss import language_model_loss
@@ -50,7 +50,8 @@ def spread(model: GPT) -> list[float]:
 
 
 def run(options: Options) -> Report:
-    rows, spreads = [], []
+    rows: list[tuple[Any, ...]] = []
+    spreads = []
     for name, kind in KINDS.items():
         for depth in DEPTHS:
             model = untrained(depth, options.seed, kind)
@@ -58,6 +59,7 @@ def run(options: Options) -> Report:
             rows.append((name, depth, gradient, spread_here[-1], fit(options, f"{name}, {depth} layers", model).heldout))
         spreads.append(Curve(name, range(1, depth + 1), spread_here))
     found = {(name, depth): row for name, depth, *row in rows}
+    rows.append(("the characters' frequencies", "", "", "", frequencies()))
 
     def curves(i: int) -> list[Curve]:
         return [Curve(name, DEPTHS, [found[name, depth][i] for depth in DEPTHS]) for name in KINDS]

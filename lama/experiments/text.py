@@ -57,6 +57,14 @@ def heldout(model: Any, context_length: int | None = None) -> float:
     return Evaluator(model, evaluation_windows(data()[1], context_length or model.config.context_length, JUDGED), 32)()
 
 
+def frequencies() -> float:
+    """The held-out loss of what knows no more than how frequent each character is."""
+    train, _, vocab_size = data()
+    counts = np.bincount(train, minlength=vocab_size) + 0.1
+    _, targets = evaluation_windows(data()[1], shape().context_length, JUDGED)
+    return float(-np.log(counts / counts.sum())[targets].mean())
+
+
 def batch(n: int) -> tuple[Tensor, Tensor]:
     """`n` windows of held-out text: inputs and targets."""
     inputs, targets = evaluation_windows(data()[1], shape().context_length, n)
