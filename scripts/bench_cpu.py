@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--engines", nargs="+", help="peers to measure (default: all that are installed)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=cores(), help="of every engine (default: all cores)")
-    parser.add_argument("--compile", action="store_true", help="training in PyTorch through torch.compile too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try this script")
     args = parser.parse_args(argv)
@@ -172,7 +171,10 @@ class Bench:
         """Go on without it; a row says why."""
         workers.pop(engine).close()
         say(f"{' '.join(engine)}: {reason}")
-        self.rows.append(["", "", " ".join(engine), f"left out: {reason.replace('|', '/')}", "", "", ""])
+        self.left_out(" ".join(engine), reason)
+
+    def left_out(self, peer: str, reason: str, work: str = "") -> None:
+        self.rows.append([work, "", peer, f"left out: {reason.replace('|', '/')}", "", "", ""])
 
     def ask(self, workers: dict[Engine, Worker], **request: Any) -> dict[Engine, dict[str, Any]]:
         """All of them in turn; those that fail are dropped."""
@@ -284,13 +286,10 @@ class Bench:
         return time.perf_counter() - began
 
     def train(self) -> None:
-        """Steps of lama and PyTorch, measured by bench_training.py."""
-        libraries = ["lama"]
-        if list(self.usable([("PyTorch", "float32")], "training step")):
-            libraries += ["torch", *(["torch.compile"] if self.args.compile else [])]
+        """Steps of lama and PyTorch, as it is and compiled, measured by bench_training.py. Wanted is the ratio to the better of the two."""
         command = [sys.executable, HERE / "bench_training.py", "--steps-only", "--json", "--rounds", str(self.args.rounds)]
-        command += ["--threads", str(self.args.threads), "--configs", *self.args.configs, "--libraries", "lama", *libraries[1:2]]
-        command += ["--compile"] if self.args.compile else []
+        command += ["--threads", str(self.args.threads), "--configs", *self.args.configs]
+        command += [] if list(self.usable([("PyTorch", "float32")], "training step")) else ["--libraries", "lama"]
         command += ["--steps", "1"] if self.args.tiny else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
@@ -304,6 +303,8 @@ class Bench:
                 if peer:
                     row += [peer, spread(ms[peer]), ratio(figures["ratios"][peer]), f"≥ {STEPS[name]}"]
                 self.rows.append([*row, *[""] * (7 - len(row))])
+            for peer, reason in figures["left_out"].items():
+                self.left_out(peer, reason, f"training step {name}")
 
 
 def spread(values: Sequence[float]) -> str:

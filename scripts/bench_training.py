@@ -1,7 +1,7 @@
 """Training with lama and with plain PyTorch, in turn, on the same work: whole runs, and the time of a step. On the CPU.
 
     python scripts/bench_training.py --run shakespeare-char-cpu [--corpus FILE] [--seeds 0 1 2]
-    python scripts/bench_training.py --steps-only [--configs cpu gpu 124m] [--rounds 5] [--compile]
+    python scripts/bench_training.py --steps-only [--configs cpu gpu 124m] [--rounds 5]
 
 --run trains the model of a preset from beginning to end, each run in a process of its own: held-out loss of the whole held-out
 text, time of the steps, and of the whole process, with everything from the imports to the saved model. PyTorch gets the windows
@@ -9,9 +9,10 @@ and learning rates that lama gets, and its own random weights of the same distri
 writes its log and a checkpoint.
 
 --steps-only times steps on random tokens, some steps of each library in every round, so that all see the machine in the same
-state. Prints a Markdown table of medians, with each round's ratio. Ratios above 1: lama is faster.
+state. Prints a Markdown table of medians, with each round's ratio. Ratios above 1: lama is faster. PyTorch is there twice: as it is,
+and through torch.compile, whose Inductor needs a C++ compiler; where that does not work it is left out, and a line says why.
 
-PyTorch's code is torch_gpt.py; without PyTorch (pip install lama[peers]) only lama is run. Both use all cores, or --threads.
+PyTorch's code is torch_gpt.py; without PyTorch (pip install lama[peers]) only lama is run. All use all cores, or --threads.
 Figures made beside other work on the machine mean nothing.
 """
 
@@ -49,6 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 VOCABULARIES = {"124m": 50257}  # the others have the characters of tinyshakespeare
 CHARACTERS = 65
 STEPS = {"cpu": 50, "gpu": 2, "124m": 2}  # a round
+LIBRARIES = ("lama", "torch", "torch.compile")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,12 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="of --steps-only (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="of --steps-only (default 5)")
     parser.add_argument("--steps", type=int, help="steps of a run, or of a round")
-    parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile too")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of products (PyTorch: autocast)")
     parser.add_argument("--threads", type=int, help="threads of both (default: all cores)")
-    parser.add_argument("--libraries", nargs="+", choices=("lama", "torch"), default=["lama", "torch"])
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, help="(default: all; of --run without torch.compile)")
     parser.add_argument("--json", action="store_true", help="all figures as one line of JSON too")
-    parser.add_argument("--child", choices=("lama", "torch", "torch.compile"), help=argparse.SUPPRESS)  # one run, in this process
+    parser.add_argument("--child", choices=LIBRARIES, help=argparse.SUPPRESS)  # one run, in this process
     args = parser.parse_args(argv)
     if args.threads:
         os.environ["LAMA_THREADS"] = str(args.threads)
@@ -75,12 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({"lama": run_lama, "torch": run_torch, "torch.compile": run_torch}[args.child](args)))
         return
 
-    libraries = list(args.libraries)
-    if "torch" in libraries and importlib.util.find_spec("torch") is None:
-        libraries.remove("torch")
+    libraries = args.libraries or list(LIBRARIES[:2] if args.run else LIBRARIES)
+    if libraries != ["lama"] and importlib.util.find_spec("torch") is None:
+        libraries = [library for library in libraries if library == "lama"]
         say("PyTorch is not installed; left out")
-    if "torch" in libraries and args.compile:
-        libraries.append("torch.compile")
     figures = compare_runs(args, libraries) if args.run else compare_steps(args, libraries)
     if args.json:
         print("\n" + json.dumps({"threads": threads(), "precision": args.precision, "versions": versions(libraries), **figures}))
@@ -235,9 +234,10 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
     figures: dict[str, Any] = {}
     for name in args.configs:
         settings = {**CONFIGS[name], "precision": args.precision}
-        rounds = measure_steps(name, settings, VOCABULARIES.get(name, CHARACTERS), libraries, args.rounds, args.steps or STEPS[name])
+        steps, vocab_size = args.steps or STEPS[name], VOCABULARIES.get(name, CHARACTERS)
+        rounds, left_out = measure_steps(name, settings, vocab_size, libraries, args.rounds, steps)
         tokens = settings["batch_size"] * settings["context_length"]
-        figures[name] = {"ms_per_step": rounds, "tokens_per_step": tokens}
+        figures[name] = {"ms_per_step": rounds, "tokens_per_step": tokens, "left_out": left_out}
 
     print(f"{args.rounds} rounds, {threads()} threads, {args.precision}; ms a step: median (best) of the rounds\n")
     print("| config | library | ms a step | tokens/s | time / lama's, each round | median |\n|---|---|---|---|---|---|")
@@ -255,11 +255,12 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
 
 def measure_steps(
     name: str, settings: Mapping[str, Any], vocab_size: int, libraries: Sequence[str], rounds: int, steps: int
-) -> dict[str, list[float]]:
-    """By library, the median time of `steps` steps in each round, in milliseconds."""
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """By library, the median time of `steps` steps in each round, in milliseconds; and why a library was left out."""
     # Constant rate: the schedule's end is nowhere near, and no step is unlike the others.
     config = run_config({**settings, "steps": 1_000_000, "schedule": "constant"})
     running: dict[str, Iterator[Any]] = {}
+    left_out: dict[str, str] = {}
     for library in libraries:
         began = time.perf_counter()
         try:
@@ -269,8 +270,9 @@ def measure_steps(
         except Exception as error:
             if library != "torch.compile":  # it needs a C++ compiler
                 raise
-            del running[library]
-            say(f"{name}: torch.compile does not work here; left out: {str(error).splitlines()[0][:200]}")
+            running.pop(library, None)
+            left_out[library] = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+            say(f"{name}: torch.compile does not work here; left out: {left_out[library]}")
             continue
         say(f"{name}: {library} is warm after {time.perf_counter() - began:.1f} s")
     found: dict[str, list[float]] = {library: [] for library in running}
@@ -283,7 +285,7 @@ def measure_steps(
                 took.append((time.perf_counter() - began) * 1e3)
             found[library].append(median(took))
         say(f"{name}: round {i + 1} of {rounds}: " + ", ".join(f"{library} {ms[-1]:.1f} ms" for library, ms in found.items()))
-    return found
+    return found, left_out
 
 
 def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any]:

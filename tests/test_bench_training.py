@@ -1,9 +1,11 @@
 """scripts/bench_training.py runs, and its PyTorch does what lama does. Nothing here looks at a time."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -46,9 +48,25 @@ def test_whole_run_of_lama_is_measured(tmp_path: Path):
 
 
 def test_steps_of_lama_are_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]):
-    found = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
-    assert list(found) == ["lama"] and len(found["lama"]) == 3 and min(found["lama"]) > 0
+    found, left_out = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
+    assert list(found) == ["lama"] and not left_out and len(found["lama"]) == 3 and min(found["lama"]) > 0
     assert "tiny: round 3 of 3: lama " in capsys.readouterr().err
+
+
+def test_compiled_pytorch_is_left_out_where_it_does_not_work(bench: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """Its compiler is asked for with the first step."""
+
+    def trainer_of(library: str, *_: object) -> Iterator[None]:
+        if library == "torch.compile":
+            raise RuntimeError("No working C++ compiler found\nand more")
+        return itertools.repeat(None)
+
+    monkeypatch.setattr(bench, "trainer_of", trainer_of)
+    found, left_out = bench.measure_steps("tiny", TINY, 7, bench.LIBRARIES, rounds=1, steps=1)
+    assert list(found) == ["lama", "torch"] and left_out == {"torch.compile": "No working C++ compiler found"}
+    monkeypatch.setattr(bench, "trainer_of", lambda *_: iter([]))
+    with pytest.raises(StopIteration):  # of the others it is an error
+        bench.measure_steps("tiny", TINY, 7, ["torch"], rounds=1, steps=1)
 
 
 @pytest.mark.peers
