@@ -33,7 +33,7 @@ def test_lens_reads_what_the_model_without_the_later_layers_would_say(changes):
         order = np.argsort(-expected, axis=-1)
         np.testing.assert_array_equal(lens.top[n], order[:, :3])
         np.testing.assert_allclose(lens.top_probability[n], np.take_along_axis(expected, order[:, :3], -1), atol=1e-5)
-        np.testing.assert_array_equal(lens.rank[n], [row.tolist().index(4) for row in order])
+        np.testing.assert_array_equal(lens.rank[n], [1 + row.tolist().index(4) for row in order])
 
 
 def test_lens_shows_no_more_tokens_than_there_are():

@@ -43,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     from lama.cli import (
+        ablate,
         attention,
         bert,
         classify,
@@ -51,6 +52,9 @@ def make_parser() -> Parser:
         experiment,
         export,
         generate,
+        heads,
+        lens,
+        patch,
         quantize,
         seq2seq,
         tokenizer,
@@ -60,7 +64,25 @@ def make_parser() -> Parser:
 
     parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for module in (generate, train, seq2seq, translate, bert, classify, tokenizer, eval, quantize, export, attention, experiment, doctor):
+    for module in (
+        generate,
+        train,
+        seq2seq,
+        translate,
+        bert,
+        classify,
+        tokenizer,
+        eval,
+        quantize,
+        export,
+        attention,
+        lens,
+        patch,
+        ablate,
+        heads,
+        experiment,
+        doctor,
+    ):
         module.add_parser(verbs)
     parser.verbs = verbs.choices
     return parser

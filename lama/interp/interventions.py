@@ -137,7 +137,7 @@ class Replacing:
 
     def last_logits(self, masks: Mapping[str, np.ndarray], watch: Watch, label: str) -> np.ndarray:
         """(N, vocab_size) after the last token; masks as `_run` has them."""
-        (logits,) = self._run(masks, lambda x: [self.model.logits(x[:, -1:])[:, 0]], self.model.config.vocab_size, watch, label)
+        (logits,) = self._run(masks, lambda x: [self.model.logits(x[:, -1:])[:, 0].float()], self.model.config.vocab_size, watch, label)
         return logits
 
     def losses(self, masks: Mapping[str, np.ndarray], watch: Watch, label: str) -> Ablation:
@@ -182,7 +182,7 @@ class Replacing:
         def put(value: Tensor, mask: Tensor, name: str) -> Callable[[Tensor], Tensor]:
             B, n = mask.shape
             shape = {"attn.z": (B, n, 1, 1), "mlp.post": (B, 1, n)}.get(name, (B, n, 1))
-            return lambda x: mask.reshape(shape).where(value.expand(x.shape), x)
+            return lambda x: mask.reshape(shape).where(value.cast(x.dtype).expand(x.shape), x)
 
         return replace(
             {

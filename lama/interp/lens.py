@@ -20,7 +20,7 @@ class Lens:
     top_probability: np.ndarray
     """(stages, T, k)."""
     rank: np.ndarray
-    """(stages, T): how many tokens are likelier than the answer; 0 where it is the likeliest."""
+    """(stages, T): of the answer among all tokens, 1 where it is the likeliest."""
     probability: np.ndarray
     """(stages, T): of the answer."""
 
@@ -34,10 +34,10 @@ def logit_lens(model: GPT, tokens: Sequence[int], answer: int, k: int = 5) -> Le
     k = min(k, model.config.vocab_size)
     stages = []
     for x in streams:
-        logits = model.logits(model.normalised(Tensor(x, device=model.embed.weight.device)))[0].numpy()  # (T, vocab_size)
+        logits = model.logits(model.normalised(Tensor(x, device=model.embed.weight.device)))[0].float().numpy()  # (T, vocab_size)
         probabilities = _softmax(logits)
         top = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
-        rank = (logits > logits[:, answer : answer + 1]).sum(-1)
+        rank = 1 + (logits > logits[:, answer : answer + 1]).sum(-1)
         stages.append((top, np.take_along_axis(probabilities, top, -1), rank, probabilities[:, answer]))
     return Lens(*(np.stack(part) for part in zip(*stages, strict=True)))
 

@@ -50,7 +50,8 @@ class Cache(dict[str, np.ndarray]):
 
 
 def run_with_cache(model: Any, tokens: Tokens, *patterns: str) -> tuple[np.ndarray, Cache]:
-    """The model's output for these tokens, and the activations whose names match one of `patterns` (shell wildcards; without any, all).
+    """The model's output for these tokens, and the activations whose names match one of `patterns` (shell wildcards; without any, all),
+    in float32.
 
     Works with every model that takes a tap; of an encoder-decoder, `tokens` is (source, target) and names begin with encoder. or decoder.
     What the model computes is what it computes without. Raises ValueError where a pattern matches nothing.
@@ -66,7 +67,7 @@ def run_with_cache(model: Any, tokens: Tokens, *patterns: str) -> tuple[np.ndarr
     output = model(*inputs, tap=tap)
     check_matches(patterns, names)
     Tensor.realize(output, *record.values())
-    return output.numpy(), Cache({name: value.numpy() for name, value in record.items()})
+    return output.float().numpy(), Cache({name: value.float().numpy() for name, value in record.items()})
 
 
 def as_tokens(tokens: Any) -> Tensor:

@@ -1,0 +1,29 @@
+"""Tokens that a model may answer with, from what a person types."""
+
+from lama.errors import LamaError
+from lama.interp.labels import token_labels
+from lama.tokenizers import Tokenizer
+
+
+def single_token(tokenizer: Tokenizer, text: str) -> int:
+    """The one token that this text is; or, where it is more than one, that it is with a space before it.
+
+    Raises LamaError, naming the tokens that it splits into.
+    """
+    if not text:
+        raise LamaError("an answer must be one token; got nothing")
+    ids = tokenizer.encode(text)
+    if len(ids) > 1 and (spaced := with_space(tokenizer, text)) is not None:
+        return spaced
+    if len(ids) != 1:
+        raise LamaError(f"an answer must be one token; got {text!r}, which is {len(ids)}: {' '.join(token_labels(tokenizer, ids))}")
+    return ids[0]
+
+
+def with_space(tokenizer: Tokenizer, text: str) -> int | None:
+    """The one token that ` text` is, if it is one."""
+    try:
+        ids = tokenizer.encode(f" {text}")
+    except LamaError:  # a vocabulary without spaces
+        return None
+    return ids[0] if len(ids) == 1 else None
