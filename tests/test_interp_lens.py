@@ -36,6 +36,13 @@ def test_lens_reads_what_the_model_without_the_later_layers_would_say(changes):
         np.testing.assert_array_equal(lens.rank[n], [1 + row.tolist().index(4) for row in order])
 
 
+def test_lens_without_an_answer_follows_what_the_model_says():
+    model = make()
+    lens = logit_lens(model, ROW)
+    assert lens.answer == model(Tensor([ROW])).numpy()[0, -1].argmax() == lens.top[-1, -1, 0]
+    assert lens.rank[-1, -1] == 1
+
+
 def test_lens_shows_no_more_tokens_than_there_are():
     assert logit_lens(make(n_layers=0), ROW, answer=4, k=100).top.shape == (1, 7, 11)
 

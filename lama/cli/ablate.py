@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         names = token_labels(tokenizer, [answer] if against is None else [answer, against])
         measured[f"logit of {' above '.join(names)}"] = logits_of(found, answer, against)
     print(removal_table(measured, removals) if chosen else head_tables(measured, c.n_heads))
-    write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
-    return 0
+    return write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
 
 
 def logits_of(found: "Ablation", answer: int, against: int | None) -> "np.ndarray":

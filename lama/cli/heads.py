@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n\n".join(f"{table(name, values)}\nhighest: {best(values)}" for name, values in scores.items()))
     if known := known_heads(Path(args.model).name, model):
         print(f"\n{known_table(known, scores)}")
-    write_picture(args, [panel(name, values) for name, values in scores.items()])
-    return 0
+    return write_picture(args, [panel(name, values) for name, values in scores.items()])
 
 
 def table(name: str, values: "np.ndarray") -> str:

@@ -86,10 +86,10 @@ def matrix_table(title: str, values: "np.ndarray", rows: Sequence[str], columns:
     return str(Table([title, *columns], cells))
 
 
-def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> None:
-    """Write `--out`, where it is given, and say so."""
+def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:
+    """Write `--out`, where it is given, and say so; returns the exit code."""
     if not args.out:
-        return
+        return 0
     from lama.checkpoints.atomic import atomic_write
     from lama.interp.pictures import heat_maps
 
@@ -97,6 +97,7 @@ def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns
     with atomic_write(args.out) as file:
         file.write(content)
     note(f"{args.out} is written")
+    return 0
 
 
 def watch(steps: Iterable[Any], total: int, label: str) -> Iterable[Any]:

@@ -3,7 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from lama.cli.generate import note
 from lama.cli.inside import add_answers, add_model, add_options, check_against, load, matrix_table, read_answer, read_tokens, write_picture
+from lama.errors import LamaError
 
 if TYPE_CHECKING:
     from lama.interp.lens import Attribution, Lens
@@ -35,20 +37,20 @@ def run(args: argparse.Namespace) -> int:
     from lama.interp.labels import token_labels
     from lama.interp.lens import attribute, logit_lens
 
-    found = None if answer is None else attribute(model, tokens, answer, against)
-    lens = logit_lens(model, tokens, answer or 0, SHOWN)
-    if answer is None:  # what the model says itself
-        answer = int(lens.top[-1, -1, 0])
-        lens = logit_lens(model, tokens, answer, SHOWN)
-    names = token_labels(tokenizer, [answer] if against is None else [answer, against])
+    lens = logit_lens(model, tokens, answer, SHOWN)
+    names = token_labels(tokenizer, [lens.answer] if against is None else [lens.answer, against])
     print(lens_table(lens, names[0], tokenizer))
     panels = lens_panels(lens, names[0], token_labels(tokenizer, tokens))
-    if found is not None:
+    if answer is not None:
+        try:
+            found = attribute(model, tokens, answer, against)
+        except LamaError as error:  # its parts do not add up; the lens is there all the same
+            note(f"no attribution: {error}")
+            return write_picture(args, panels)
         what = f"{names[0]} above {names[1] if against is not None else 'the mean of all tokens'}"
         print(f"\n{attribution_table(found, what)}")
         panels += attribution_panels(found, what)
-    write_picture(args, panels)
-    return 0
+    return write_picture(args, panels)
 
 
 def stages(lens: "Lens") -> list[str]:

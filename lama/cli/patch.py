@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"logit of {first} above {second}: clean {found.clean:+.3f}, corrupted {found.corrupted:+.3f}\n")
     names = places(token_labels(tokenizer, clean), token_labels(tokenizer, corrupted))
     print(table(found, names))
-    write_picture(args, [panel(found, names, f"{args.site}: effect on {first} above {second}")])
-    return 0
+    return write_picture(args, [panel(found, names, f"{args.site}: effect on {first} above {second}")])
 
 
 def places(clean: list[str], corrupted: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ from lama.models.gpt import GPT
 class Lens:
     """The next token as it could be read from the stream, after the embedding and after each of the layers: n_layers + 1 stages."""
 
+    answer: int
+    """The token whose rank and probability these are."""
     top: np.ndarray
     """(stages, T, k): the likeliest tokens, the first the likeliest."""
     top_probability: np.ndarray
@@ -25,21 +27,22 @@ class Lens:
     """(stages, T): of the answer."""
 
 
-def logit_lens(model: GPT, tokens: Sequence[int], answer: int, k: int = 5) -> Lens:
+def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
     """Give the stream of each stage to the final norm (where there is one) and the unembedding, as if no layers followed.
 
+    Without an answer, it is the token that the model finds likeliest after the last one.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    streams = _streams(model, tokens)
-    k = min(k, model.config.vocab_size)
+    device, k = model.embed.weight.device, min(k, model.config.vocab_size)
+    logits = [model.logits(model.normalised(Tensor(x, device=device)))[0].float().numpy() for x in _streams(model, tokens)]
+    answer = int(logits[-1][-1].argmax()) if answer is None else answer
     stages = []
-    for x in streams:
-        logits = model.logits(model.normalised(Tensor(x, device=model.embed.weight.device)))[0].float().numpy()  # (T, vocab_size)
-        probabilities = _softmax(logits)
-        top = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
-        rank = 1 + (logits > logits[:, answer : answer + 1]).sum(-1)
+    for at in logits:  # (T, vocab_size)
+        probabilities = _softmax(at)
+        top = np.argsort(-at, axis=-1, kind="stable")[:, :k]
+        rank = 1 + (at > at[:, answer : answer + 1]).sum(-1)
         stages.append((top, np.take_along_axis(probabilities, top, -1), rank, probabilities[:, answer]))
-    return Lens(*(np.stack(part) for part in zip(*stages, strict=True)))
+    return Lens(answer, *(np.stack(part) for part in zip(*stages, strict=True)))
 
 
 def _streams(model: GPT, tokens: Sequence[int]) -> list[np.ndarray]:
