@@ -209,7 +209,7 @@ def test_attention_of_an_encoder_decoder_shows_what_it_writes_itself(pairs, tmp_
         (["ab", "--layer", "2"], 2, "layer must be one of the model's 2, counted from 0; got 2. Choose 0 to 1"),
         (["ab", "--kind", "cross"], 2, "kind must be one that the model has: self; got cross"),
         (["ab", "--target", "b"], 2, "--target must be given to encoder-decoders only; leave it out"),
-        (["ab", "--out", "a.jpg"], 2, "--out must end in .png or .svg; got a.jpg"),
+        (["ab", "--out", "a.jpg"], 2, "--out must end in .html or .png or .svg; got a.jpg"),
         (["ab", "--out", "nowhere/a.png"], 1, "--out must be in a folder that is there and can be written; got nowhere/a.png"),
     ],
 )

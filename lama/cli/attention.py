@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from lama.interp.attention import Attention
 
 KINDS = ("self", "encoder", "decoder", "cross")  # lama.interp.attention's; spelled out, so that --help stays light
-FILES = ("png", "svg")
+FILES = ("html", "png", "svg")
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "attention",
         help="see which tokens the heads of a model look at",
-        description="Show which tokens each head of a model looks at while it reads TEXT: in the terminal, or as a picture of one head, a "
-        "layer's heads, or all of them. The model is any that lama loads: a GPT, a BERT, a classifier, or an encoder-decoder, which reads "
-        "TEXT as its source.",
+        description="Show which tokens each head of a model looks at while it reads TEXT: in the terminal, as a page for a browser, "
+        "offline, with all layers and heads to choose from, or as a picture of one head, a layer's heads, or all of them. The model is "
+        "any that lama loads: a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
     add("text", metavar="TEXT", help="the sentence")
-    add("--layer", type=int, metavar="N", help="only this layer, counted from 0")
+    add("--layer", type=int, metavar="N", help="only this layer, counted from 0 (a page opens there)")
     add("--head", type=int, metavar="N", help="only this head, counted from 0")
     add("--kind", choices=KINDS, help="of an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)")
     add("--target", metavar="TEXT", help="of an encoder-decoder: what it writes (default: what it would write)")
-    add("--out", type=Path, metavar="FILE", help="write a picture (.png, .svg), in place of drawing in the terminal")
+    add("--out", type=Path, metavar="FILE", help="write a page (.html) or a picture (.png, .svg), in place of drawing in the terminal")
     add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
     machine.add_options(parser)
     add("--offline", action="store_true", help="use only what is on this machine")
@@ -57,10 +57,15 @@ def run(args: argparse.Namespace) -> int:
     if kind_of_file is None:
         print(f"{model.describe()}\n\n{drawing(found[kind], heads)}")
         return 0
-    from lama.interp.pictures import heat_maps
+    if kind_of_file == "html":
+        from lama.interp.page import attention_page
 
-    many = args.layer is None and args.head is None
-    content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
+        content = attention_page(found, f"{args.model}: {model.describe()}", kind, args.layer, args.head, args.text).encode()
+    else:
+        from lama.interp.pictures import heat_maps
+
+        many = args.layer is None and args.head is None
+        content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
     from lama.checkpoints.atomic import atomic_write
 
     with atomic_write(args.out) as file:
