@@ -29,6 +29,7 @@ SITES = {
 and what each head hands on."""
 
 FLOATS = 1 << 26  # that the largest arrays of one batch may take together: 256 MB
+RUNS = 16  # of a batch at most: enough to keep the kernels busy, few enough to see how far it is
 
 
 def unwatched(steps: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -161,7 +162,7 @@ class Replacing:
         and of mlp.post (N, n_layers, d_mlp); `floats` are what a run's logits take."""
         c, T = self.model.config, int(self.tokens.shape[1])
         n = len(next(iter(masks.values())))
-        size = min(n, max(1, FLOATS // (floats + T * (c.n_heads * T + c.d_mlp + 8 * c.d_model))))
+        size = min(n, RUNS, max(1, FLOATS // (floats + T * (c.n_heads * T + c.d_mlp + 8 * c.d_model))))
 
         def step(*batch: Tensor) -> list[Tensor]:
             rows = dict(zip(masks, batch, strict=True))
