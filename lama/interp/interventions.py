@@ -133,8 +133,9 @@ class Replacing:
 
     def __init__(self, model: GPT, tokens: Sequence[int], values: Mapping[str, np.ndarray]):
         """`values` by the activation's name in a block, each (n_layers, 1, ...): what comes in its place."""
-        self.model, self.tokens = model, as_tokens(tokens).realize()
-        self.values = {name: Tensor(value).realize() for name, value in values.items()}
+        self.model, self.device = model, str(model.embed.weight.device)
+        self.tokens = as_tokens(tokens).to(self.device).realize()
+        self.values = {name: Tensor(value, device=self.device).realize() for name, value in values.items()}
 
     def last_logits(self, masks: Mapping[str, np.ndarray], watch: Watch, label: str) -> np.ndarray:
         """(N, vocab_size) after the last token; masks as `_run` has them."""
@@ -169,7 +170,7 @@ class Replacing:
             x = self.model.hidden(self.tokens.expand(size, T).contiguous(), tap=self._tap(rows))
             return [part.contiguous().realize() for part in read(x)]
 
-        captured, inputs = capture_at_once(step), [Input(str(self.tokens.device)) for _ in masks]
+        captured, inputs = capture_at_once(step), [Input(self.device) for _ in masks]
         found: list[list[np.ndarray]] = []
         for start in watch(range(0, n, size), -(-n // size), label):
             batch = [_rows(mask, start, size) for mask in masks.values()]
