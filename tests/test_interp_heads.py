@@ -17,6 +17,7 @@ from lama.interp.heads import (
     previous_token_score,
     repeated_tokens,
 )
+from lama.interp.interventions import Removal, ablate, patch
 from lama.models.gpt import GPT, GPTConfig
 
 PREVIOUS = np.array([[1, 0, 0, 0, 0], [0.75, 0.25, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0.25, 0, 0.75, 0, 0], [0, 0, 0, 1, 0]])
@@ -182,3 +183,10 @@ def test_composition_refuses_other_kinds_and_scores_that_are_no_product():
 def test_a_model_without_layers_has_no_heads():
     model = GPT(GPTConfig(**{**SMALL, "n_layers": 0}))
     assert copying_score(model).shape == (0, 3) and composition(model, "q").shape == (0, 3, 0, 3)
+    for look in (
+        lambda: head_scores(model, 5),
+        lambda: ablate(model, [1, 2], [Removal()]),
+        lambda: patch(model, [1, 2], [3, 2], 4, 5),
+    ):
+        with pytest.raises(LamaError, match="the model must have layers; got n_layers=0"):
+            look()

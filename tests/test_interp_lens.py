@@ -5,10 +5,12 @@ import pytest
 from helpers import SMALL, TOKENS, fill, softmax
 from tinygrad import Tensor
 
+import lama
 from lama.errors import LamaError
 from lama.interp.lens import attribute, logit_lens
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import CharacterTokenizer
 
 CONFIGS = [{}, {"norm": "none", "positions": "none"}, {"tied": False, "bias": False, "positions": "sinusoidal"}]
 ROW = TOKENS[0].tolist()
@@ -78,6 +80,15 @@ def test_a_part_is_what_is_missing_without_it_while_the_norm_divides_as_before()
         assert found.parts[name] == pytest.approx(difference(stream) - difference(stream - cache[name][0, -1]), abs=1e-4)
     head = cache["blocks.1.attn.z"][0, 2, -1] @ model.blocks[1].attn.out.weight.numpy()[:, 4:].T
     assert found.heads[1, 2] == pytest.approx(difference(stream) - difference(stream - head), abs=1e-4)
+
+
+def test_parts_of_a_quantised_model_add_up(tmp_path):
+    lama.save(tmp_path, make(), CharacterTokenizer("abcdefghijk"))
+    model, _ = lama.load(tmp_path, dtype="int8")
+    found = attribute(model, ROW, answer=4, against=8)
+    assert sum(found.parts.values()) == pytest.approx(found.difference, abs=1e-4)
+    attention = [found.parts[f"blocks.{i}.attn_out"] for i in range(2)]
+    np.testing.assert_allclose(found.heads.sum(1) + found.attention_biases, attention, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("changes", "got"), [({"norm": "post"}, "norm=post"), ({"residual": False}, "residual=False")])

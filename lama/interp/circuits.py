@@ -60,6 +60,12 @@ def check_linear(model: GPT) -> None:
         raise LamaError(f"what heads write must add up in the stream, as with norm pre or none and residual=True; got a model with {got}")
 
 
+def check_layers(model: GPT) -> None:
+    """Raises LamaError for a model without layers: it has neither heads nor neurons."""
+    if model.config.n_layers == 0:
+        raise LamaError("the model must have layers; got n_layers=0")
+
+
 def array(weight: Tensor | Quantized) -> np.ndarray:
     """A parameter's numbers, in float32."""
     return weight.float().numpy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lama.errors import LamaError
-from lama.interp.circuits import embedding, head_weights, unembedding
+from lama.interp.circuits import check_layers, embedding, head_weights, unembedding
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT
 
@@ -125,8 +125,7 @@ def head_scores(model: GPT, length: int = 50, n: int = 4, begin: int | None = No
 
     Raises ValueError where 2 · length tokens and `begin` do not fit into the model's context, LamaError for a model without layers.
     """
-    if model.config.n_layers == 0:
-        raise LamaError("a model must have layers to have heads; got n_layers=0")
+    check_layers(model)
     tokens = repeated_tokens(n, length, model.config.vocab_size, begin, seed)
     _, cache = run_with_cache(model, tokens, "blocks.*.attn.pattern")
     patterns = cache.layers("attn.pattern")  # (n_layers, n, H, T, T)

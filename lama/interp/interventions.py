@@ -8,6 +8,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.errors import LamaError, UsageError
+from lama.interp.circuits import check_layers
 from lama.interp.record import as_tokens, run_with_cache
 from lama.jit import Input, capture_at_once
 from lama.kernels import cross_entropy
@@ -55,12 +56,14 @@ def patch(
     """Run the corrupted tokens once for each layer and position, the activation there taken from the run on the clean ones; with the site
     z, once for each head, at all positions. Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
 
-    Raises UsageError for an unknown site, and LamaError for prompts of different lengths, or with the same logit difference.
+    Raises UsageError for an unknown site, and LamaError for prompts of different lengths, or with the same logit difference, and for a
+    model without layers.
     """
     if site not in SITES:
         raise UsageError(f"site must be one of {', '.join(SITES)}; got {site!r}")
     if len(clean) != len(corrupted):
         raise LamaError(f"the two prompts must have equally many tokens; got {len(clean)} in the clean one, {len(corrupted)} in the other")
+    check_layers(model)
     logits, cache = run_with_cache(model, [clean], f"blocks.*.{SITES[site]}")
     values = cache.layers(SITES[site])  # (n_layers, 1, T, d_model) or (n_layers, 1, H, T, d_head)
     n_layers, n = len(values), values.shape[2]  # T, or H
@@ -99,8 +102,9 @@ class Ablation:
 
 def ablate(model: GPT, tokens: Sequence[int], removals: Sequence[Removal], mean: bool = False, watch: Watch = unwatched) -> Ablation:
     """Run the tokens once for each removal: with what its heads hand on (z), and its neurons' activations, set to 0, or with `mean` to
-    their mean over these tokens. Raises LamaError for a layer, head or neuron that is not there.
+    their mean over these tokens. Raises LamaError for a layer, head or neuron that is not there, and for a model without layers.
     """
+    check_layers(model)
     for removal in removals:
         check_there(model, removal)
     names = {"attn.z": [removal.heads for removal in removals], "mlp.post": [removal.neurons for removal in removals]}
@@ -124,7 +128,7 @@ def check_there(model: GPT, removal: Removal) -> None:
     for what, members, most in (("head", removal.heads, c.n_heads), ("neuron", removal.neurons, c.d_mlp)):
         for layer, i in members:
             if not (0 <= layer < c.n_layers and 0 <= i < most):
-                there = f"layers 0 to {c.n_layers - 1} with {what}s 0 to {most - 1}" if c.n_layers else "no layers"
+                there = f"layers 0 to {c.n_layers - 1} with {what}s 0 to {most - 1}"
                 raise LamaError(f"a {what} must be one of the model's; got {layer}.{i}, and there are {there}")
 
 
