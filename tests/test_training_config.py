@@ -36,6 +36,8 @@ def other(field: "dataclasses.Field[object]") -> object:
             return field.default * 2 + 2
         case float():
             return field.default / 3 + 1e-7
+        case tuple():
+            return ("other",)
     return field.metadata["choices"][-1] if field.metadata["choices"] else "other"
 
 

@@ -29,7 +29,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
-    add("text", metavar="TEXT", help="the sentence")
+    add("text", nargs="?", metavar="TEXT", help="the sentence")
+    add("--recorded", action="store_true", help="of a folder of lama train --record: the sentence recorded there, while the model learned")
     add("--layer", type=int, metavar="N", help="only this layer, counted from 0 (a page opens there)")
     add("--head", type=int, metavar="N", help="only this head, counted from 0")
     add("--kind", choices=KINDS, help="of an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)")
@@ -42,6 +43,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.recorded:
+        return show_recording(args)
     kind_of_file = check_file(args.out, FILES) if args.out else None
     if not args.text or args.target == "":
         raise UsageError(f"{'--target' if args.text else 'TEXT'} must not be empty; give a sentence")
@@ -66,12 +69,40 @@ def run(args: argparse.Namespace) -> int:
 
         many = args.layer is None and args.head is None
         content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
+    write(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads")
+    return 0
+
+
+def write(out: Path, content: bytes, what: str) -> None:
     from lama.checkpoints.atomic import atomic_write
 
-    with atomic_write(args.out) as file:
+    with atomic_write(out) as file:
         file.write(content)
-    print(f"{args.out}: {len(content) / 1e6:.1f} MB, {len(found[kind].keys)} tokens, {len(heads)} heads", file=sys.stderr)
+    print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
+
+
+def show_recording(args: argparse.Namespace) -> int:
+    """Write the page of a recording."""
+    if args.out is None or args.text is not None or args.target is not None or args.kind or args.layer is not None or args.head is not None:
+        raise UsageError("--recorded must be given with --out FILE.html, and without a text or what to choose of it")
+    check_file(args.out, ("html",))
+    page, what = recording_page(Path(args.model))
+    write(args.out, page, what)
     return 0
+
+
+def recording_page(folder: Path) -> tuple[bytes, str]:
+    """The page of the recording in a run's folder, and what is in it in words. Raises LamaError."""
+    from lama.checkpoints import load_tokenizer
+    from lama.interp.labels import token_labels
+    from lama.interp.page import training_page
+    from lama.training.folder import RunFolder
+    from lama.training.recording import read_recording
+
+    found = read_recording(RunFolder(folder).recording_file)
+    labels = token_labels(load_tokenizer(folder), found.tokens)
+    page = training_page(found.patterns, found.steps, found.losses, found.heads, labels, str(folder), found.text)
+    return page.encode(), f"{len(found.steps)} moments of {len(found.heads)} heads"
 
 
 def read_target(model: Any, tokenizer: Any, tokens: list[int], args: argparse.Namespace) -> list[int]:

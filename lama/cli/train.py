@@ -127,6 +127,8 @@ def learn(session: "Run", args: argparse.Namespace) -> int:
     heading(f"Training: {config.steps} steps of {config.batch_size} x {config.context_length} tokens{shared(session)}")
     with stopping(session) as received:
         last = watch(session, prompt, args)
+    if config.record:
+        show_recording(folder)
     if received:
         again = shlex.join(["lama", "train", "--resume", str(folder.path)])
         return stopped_by(received, f" after step {session.trainer.step} of {config.steps}; go on with: {again}")
@@ -216,6 +218,20 @@ def draw_curve(folder: "RunFolder") -> None:
             file.write(loss_curve(folder.read_log()))
     except LamaError as error:
         print(f"lama: no loss curve: {error}", file=sys.stderr)
+
+
+def show_recording(folder: "RunFolder") -> None:
+    """attention.html in the run's folder; the recording alone is needed, so a failure only says so."""
+    from lama.checkpoints.atomic import atomic_write
+    from lama.cli.attention import recording_page
+
+    try:
+        page, what = recording_page(folder.path)
+        with atomic_write(folder.path / "attention.html") as file:
+            file.write(page)
+        print(f"{what} are in {folder.path / 'attention.html'}")
+    except LamaError as error:
+        print(f"lama: no page of the recording: {error}", file=sys.stderr)
 
 
 def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int) -> str:

@@ -9,7 +9,7 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from lama.interp.attention import CROSS, DECODER, ENCODER, ROWS, SELF, Attention
 ONE = 65535  # a weight of 1, as it is stored
 LARGEST = 100e6  # bytes of numbers in a page
 NAMES = {SELF: "self-attention", ENCODER: "the encoder's", DECODER: "the decoder's", CROSS: "decoder to encoder"}
+OFFLINE = "Weights are rounded to 1/65,535. Nothing is loaded from anywhere: the file can be copied, sent and opened offline."
 ROUNDED = (
-    "Weights are rounded to 1/65,535, the components of queries and keys to 1/127 of each vector's largest; the neuron view computes its "
-    "scores from these. Nothing is loaded from anywhere: the file can be copied, sent and opened offline."
+    f"{OFFLINE} The components of queries and keys are rounded to 1/127 of each vector's largest; the neuron view computes its scores from "
+    "these."
 )
 
 
@@ -51,6 +52,27 @@ def attention_page(
     start = {"view": "head", "kind": list(attention).index(kind), "layer": layer or 0, "head": head}
     meta = {"views": ["head", "matrix", "model", "neuron"], "kinds": [_about(each) for each in attention.values()], "start": start}
     return page("Attention", about, text, meta | {"recorded": None, "notes": ROUNDED}, chunks)
+
+
+def training_page(
+    patterns: np.ndarray,
+    steps: Sequence[int],
+    losses: Sequence[float | None],
+    heads: Sequence[str],
+    labels: Sequence[str],
+    about: str,
+    text: str,
+) -> str:
+    """The page of a recording, patterns (steps, heads, T, T) that look at nothing ahead: a slider goes through the steps.
+
+    Raises LamaError where it would be too large.
+    """
+    if patterns.size > LARGEST:
+        raise LamaError(f"a page must hold at most {LARGEST / 1e6:.0f} MB of numbers; got {patterns.size / 1e6:.0f} MB. Record fewer heads")
+    recorded = {"steps": [*steps], "losses": [*losses], "heads": [*heads], "labels": [*labels]}
+    meta = {"views": ["training"], "kinds": [], "start": {"view": "training", "kind": 0, "layer": 0, "head": None}, "recorded": recorded}
+    chunks = {"r": packed_weights(patterns.reshape(-1, *patterns.shape[2:]), causal=True)}
+    return page("Attention while learning", about, text, meta | {"notes": OFFLINE}, chunks)
 
 
 def _about(each: Attention) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class RunConfig(TrainingConfig):
     evaluation_tokens: int = setting(30_000, "held-out tokens that an evaluation reads, spread over all; 0 means every one", least=0)
     keep: int = setting(2, "checkpoints kept: the last so many", least=1)
     sample_every: int = setting(0, "steps between samples; 0 means four times a run", least=0)
+    record: str = setting("", "a sentence: keep what heads look at in it while the model learns, for attention.html in the folder")
+    record_every: int = setting(0, "steps between two moments of the recording; 0 means 60 times a run", least=0)
+    record_heads: tuple[str, ...] = setting((), "heads to record, each LAYER.HEAD, such as 0.1 1.3; default the first twelve")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +97,7 @@ class RunConfig(TrainingConfig):
 
 
 # These change what is shown and kept, never the weights: a resumed run may have others.
-ABOUT_REPORTS = frozenset({"evaluate_every", "evaluation_tokens", "keep", "sample_every"})
+ABOUT_REPORTS = frozenset({"evaluate_every", "evaluation_tokens", "keep", "sample_every", "record_every"})
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 MODEL_SETTINGS = ("context_length", "d_model", "n_layers", "n_heads", "d_mlp", "bias", "tied", "activation", "norm", "positions")
 SIZE_SETTINGS = ("n_layers", "d_model", "n_heads", "learning_rate", "batch_size")  # what `sizes` chooses

@@ -1,6 +1,7 @@
 """The folder of a run: settings, log, checkpoints. Whenever the process dies, the newest checkpoint in it is whole.
 
 settings.toml             every setting, in a form that `lama train FILE` reads
+recording.jsonl           with --record: what heads looked at, moment by moment
 log.jsonl                 one JSON object a line: first what is trained, then each step and each evaluation
 data/                     the corpus as token ids
 model.safetensors, ...    the best model so far, for `gpt.py -m`
@@ -39,6 +40,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.data, self.log_file, self.settings_file = self.path / "data", self.path / "log.jsonl", self.path / "settings.toml"
+        self.recording_file = self.path / "recording.jsonl"
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
@@ -86,7 +88,7 @@ class RunFolder:
                 for leftover in (self.path / "checkpoints", self.data):
                     if leftover.exists():
                         shutil.rmtree(leftover)
-                for old in (self.log_file, self.path / "loss.png"):
+                for old in (self.log_file, self.recording_file, self.path / "loss.png", self.path / "attention.html"):
                     old.unlink(missing_ok=True)
                 os.rename(data, self.data)
                 self._write_settings(config, about)

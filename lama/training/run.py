@@ -29,6 +29,7 @@ from lama.training.config import FINE_TUNING_RATE, MODEL_SETTINGS, RunConfig, di
 from lama.training.folder import Diverged, RunFolder, restore
 from lama.training.loop import Step, Trainer, windows
 from lama.training.loss import Evaluator
+from lama.training.recording import Recording, what_to_record
 
 OWN = "the model's"  # what the settings say of the tokenizer where the model brings its own
 EVALUATION_BATCH = 16_384  # logits at a time: batch x context x vocabulary stays small for a big vocabulary too
@@ -70,6 +71,7 @@ class Run:
         held_out = evaluation_windows(tokens.validation, config.context_length, limit or None)
         rows = max(1, min(config.batch_size, EVALUATION_BATCH // config.context_length))
         self.evaluator = Evaluator(model, held_out, rows)
+        self.recording = Recording(folder.recording_file, model, config, tokenizer) if config.record else None
         self.best = math.inf
         self.judged = 0
         """The step after which the model was last evaluated."""
@@ -99,6 +101,8 @@ class Run:
         facts = {"parameters": self.model.n_parameters(), "peak_flops": self.peak, "devices": len(self.trainer.replicas)}
         start = {"baselines": self.baselines, "untrained": self.untrained}
         self.folder.log({**self.about, "config": asdict(self.config), **facts, **start})
+        if self.recording:
+            self.recording.begin()
 
     def recall(self) -> None:
         """All that the log knows of a run that is resumed."""
@@ -128,6 +132,8 @@ class Run:
                         "seconds": self.seconds,
                     }
                 )
+                if self.recording and self.recording.due(step.step):
+                    self.recording.take(step.step, step.loss)
                 yield step
                 stop = self._stopped and step.step < self.config.steps
                 if stop or self._due():
@@ -234,6 +240,7 @@ def new_run(
         raise UsageError(str(error)) from error
     check_devices(config, devices)
     check_memory(config, shape)
+    what_to_record(config, tokenizer, shape)
     with folder.beginning(config, command) as data:
         _check_lengths(tokenize(corpus, tokenizer, data, config.validation, progress), config)
         model = model or GPT(shape, config.seed)
@@ -277,6 +284,8 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
     if notes.get("data") != tokens.digest:
         raise LamaError(f"a resumed run must read the data it began with; got other tokens in {folder.data} than at {checkpoint.name}")
     folder.cut_log(run.trainer.step)
+    if run.recording:
+        run.recording.cut(run.trainer.step)
     run.recall()
     return run
 

@@ -180,7 +180,7 @@
     context.strokeRect(left - 0.5, above - 0.5, w + 1, h + 1);
     context.font = font;
     context.textBaseline = "middle";
-    const every = Math.ceil(12 / cell);
+    const every = Math.ceil(10 / cell);
     const fit = (label, room) => {
       let text = label;
       while (text.length > 1 && context.measureText(text === label ? text : `${text}…`).width > room) text = text.slice(0, -1);
@@ -195,7 +195,7 @@
       context.fillText(fit(text, (upright ? above : left) - 6), 0, 0);
       context.restore();
     };
-    const near = (i, at) => at !== undefined && at !== i && Math.abs(i - at) * cell < 12;
+    const near = (i, at) => at !== undefined && at !== i && Math.abs(i - at) * cell < 10;
     for (let t = 0; t < T; t++) if ((t % every === 0 && !near(t, marked?.t)) || t === marked?.t) label(k.queries[t], left - 4, above + (t + 0.5) * cell, false, t === marked?.t);
     for (let s = 0; s < S; s++) if ((s % every === 0 && !near(s, marked?.s)) || s === marked?.s) label(k.keys[s], left + (s + 0.5) * cell, above - 4, true, s === marked?.s);
     if (marked) {
@@ -307,7 +307,7 @@
     const width = middle.clientWidth, height = row * many;
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
-    const least = threshold(heads, state.heads);
+    const least = threshold(heads, state.heads), context = sized(canvas, width, height);
     let waiting = false;
     function point(where) {
       hover = where ?? pinned;
@@ -317,7 +317,7 @@
     }
     function draw() {
       const shown = [...state.heads].sort((a, b) => a - b), S = k.keys.length;
-      const context = sized(canvas, width, height);
+      context.clearRect(0, 0, width, height);
       drawLines(context, heads, shown, k, width, row, hover, hover ? 0.004 : least);
       const weights = (side, i) => shown.map((head) => lift((hover.side === "query" ? heads[head][hover.index * S + i] : heads[head][i * S + hover.index]) / ONE));
       for (const [side, list] of [["query", left], ["key", right]]) {
@@ -325,9 +325,9 @@
           const active = hover?.side === side && hover.index === i;
           item.classList.toggle("active", active);
           item.setAttribute("aria-selected", String(active));
-          if (!hover || hover.side === side || !shown.length) { item.style.background = ""; continue; }
-          const part = 100 / shown.length;
-          const stops = weights(side, i).map((weight, n) => `${headColour(shown[n], (weight * 0.75).toFixed(3))} ${n * part}% ${(n + 1) * part}%`);
+          const seen = !hover || hover.side === side ? [] : weights(side, i), part = 100 / shown.length;
+          if (!seen.some((weight) => weight > 0.004)) { if (item.style.background) item.style.background = ""; continue; }
+          const stops = seen.map((weight, n) => `${headColour(shown[n], (weight * 0.75).toFixed(3))} ${n * part}% ${(n + 1) * part}%`);
           item.style.background = `linear-gradient(to right, ${stops.join(",")})`;
         }
       }
