@@ -35,7 +35,7 @@ class Block:
     norm="pre" (GPT-2):                x + f(norm(x))
     norm="post" (Vaswani et al. 2017): norm(x + f(x))
     norm="none":                       x + f(x)
-    With residual=False nothing is added: f alone, to see what the stream is for.
+    With residual=False nothing is added: f alone, to see what the stream is for. With d_mlp=0 there is no MLP.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Block:
         self.ln1, self.attn = layer_norm(), MultiHeadAttention(d_model, n_heads, bias, similarity)
         self.ln_cross = layer_norm() if cross else None
         self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
-        self.ln2, self.mlp = layer_norm(), MLP(d_model, d_mlp, bias, activation)
+        self.ln2 = layer_norm() if d_mlp else None
+        self.mlp = MLP(d_model, d_mlp, bias, activation) if d_mlp else None
 
     def __call__(
         self,
@@ -88,6 +89,8 @@ class Block:
             taps, drops = scoped(tap, "cross_attn"), self._in_attention(dropout, "cross_attn")
             h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=taps, dropout=drops)
             x = tap("resid_cross", self._add(self.ln_cross, x, dropout("cross_attn_out", tap("cross_attn_out", h))))
+        if self.mlp is None:
+            return tap("resid_post", x)
         h = self.mlp(self._norm_before(self.ln2, "ln2", x, tap), scoped(tap, "mlp"))
         return tap("resid_post", self._add(self.ln2, x, dropout("mlp_out", tap("mlp_out", h))))
 

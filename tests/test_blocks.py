@@ -9,6 +9,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.blocks import MLP, Block
 from lama.layers import LayerNorm
 from lama.masks import causal_mask
+from lama.taps import Recorder
 
 B, T, S, H, D_MODEL, D_MLP = 2, 5, 7, 3, 12, 17
 CAUSAL = np.tril(np.ones((T, T), bool))
@@ -59,6 +60,18 @@ def test_block_adds_attention_and_mlp_to_the_stream(monkeypatch):
     block.attn = lambda x, *rest: Tensor.full(x.shape, 0.1)
     block.mlp = lambda x, *rest: Tensor.full(x.shape, 0.2)
     np.testing.assert_allclose(block(Tensor.ones(B, T, D_MODEL)).numpy(), 1.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post", "none"])
+def test_block_without_an_mlp_is_attention_alone(norm):
+    block = Block(D_MODEL, H, d_mlp=0, norm=norm)
+    p, x = fill(block), normal(B, T, D_MODEL)
+    assert not [name for name in p if name.startswith(("mlp", "ln2"))]
+    h = multi_head(layer_norm(x, under("ln1", p)) if norm == "pre" else x, under("attn", p), H, CAUSAL)
+    expected = layer_norm(x + h, under("ln1", p)) if norm == "post" else x + h
+    record = Recorder()
+    np.testing.assert_allclose(block(Tensor(x), causal_mask(T, T), tap=record).numpy(), expected, atol=1e-3)
+    assert list(record)[-2:] == ["resid_mid", "resid_post"] and "mlp_out" not in record
 
 
 def test_block_without_stream_or_norms_is_what_is_left(monkeypatch):

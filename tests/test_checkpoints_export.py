@@ -19,7 +19,7 @@ kinds = pytest.mark.parametrize("fields", [{}, {"bias": False, "tied": False, "a
 
 
 def model_of(**fields) -> GPT:
-    model = GPT(GPTConfig(256, **SHAPE, **fields), seed=None)
+    model = GPT(GPTConfig(256, **SHAPE | fields), seed=None)
     fill(model)
     return model
 
@@ -57,9 +57,17 @@ def test_exported_tokenizers_give_the_same_ids(tmp_path: Path):
     assert huggingface_files(CharacterTokenizer("abc")) == {}
 
 
-def test_export_refuses_what_gpt2_is_not(tmp_path: Path):
-    with pytest.raises(LamaError, match="a GPT-2 model must have norm='pre'; got 'post'"):
-        export_huggingface(tmp_path / "hf", model_of(norm="post"), ByteTokenizer())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "post"}, "a GPT-2 model must have norm='pre'; got 'post'"),
+        ({"residual": False}, "a GPT-2 model must have residual=True; got False"),
+        ({"mlp": False, "d_mlp": 0}, "a GPT-2 model must have mlp=True; got False"),
+    ],
+)
+def test_export_refuses_what_gpt2_is_not(tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(LamaError, match=message):
+        export_huggingface(tmp_path / "hf", model_of(**changes), ByteTokenizer())
     assert not (tmp_path / "hf").exists()
 
 

@@ -1,6 +1,7 @@
 """The whole model: what can influence what, the cache, the sizes, the errors, the gradients."""
 
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -107,6 +108,14 @@ def test_gpt_config_mlp_is_four_times_as_wide_by_default():
     assert GPTConfig(d_model=10, n_heads=5).d_mlp == 40
 
 
+def test_gpt_without_mlps_is_attention_alone():
+    model = GPT(GPTConfig(**SMALL | {"mlp": False, "d_mlp": 0, "bias": False, "norm": "none"}))
+    d, V, T = 6, 11, 13
+    assert model.config.d_mlp == 0 and model.n_parameters() == V * d + T * d + 2 * 4 * d * d
+    assert config_from_dict(GPTConfig, asdict(model.config)) == model.config
+    assert model(Tensor(TOKENS)).shape == (2, 7, V)
+
+
 # --- errors
 
 
@@ -119,6 +128,7 @@ def test_gpt_config_mlp_is_four_times_as_wide_by_default():
         ({"activation": "tanh"}, "activation must be one of gelu_new, gelu, relu; got 'tanh'"),
         ({"norm": "sandwich"}, "norm must be one of pre, post, none; got 'sandwich'"),
         ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none; got 'rotary'"),
+        ({"mlp": False}, "d_mlp must be 0 with mlp=False; got d_mlp=17"),
         ({"n_heads": True}, "n_heads must be of type int; got n_heads=True"),
         ({"n_layers": 10**9}, "n_layers must be at most 10,000; got n_layers=1000000000"),
         ({"norm_epsilon": -1.0}, "norm_epsilon must be at least 0 and below 1; got norm_epsilon=-1.0"),

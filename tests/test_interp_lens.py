@@ -64,6 +64,12 @@ def test_attributed_parts_add_up_to_the_logit_difference(changes, against):
     assert (np.abs(found.attention_biases) > 0).all() == model.config.bias
 
 
+def test_attribution_without_mlps_has_none():
+    found = attribute(make(mlp=False, d_mlp=0), ROW, answer=4, against=8)
+    assert list(found.parts) == ["embed", "pos_embed", "blocks.0.attn_out", "blocks.1.attn_out", "ln_final.bias"]
+    assert sum(found.parts.values()) == pytest.approx(found.difference, abs=1e-4)
+
+
 def test_a_part_is_what_is_missing_without_it_while_the_norm_divides_as_before():
     model = make()
     found = attribute(model, ROW, answer=4, against=8)

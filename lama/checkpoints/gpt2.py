@@ -100,7 +100,7 @@ def config_from_huggingface(fields: Mapping[str, Any], source: object = "config.
 def huggingface_config(config: GPTConfig) -> dict[str, Any]:
     """The `config.json` of a model, the inverse of `config_from_huggingface`. Raises LamaError if GPT-2 has no such model."""
     gpt2 = GPTConfig()
-    for name in ("bias", "norm", "positions", "similarity"):
+    for name in ("bias", "norm", "positions", "similarity", "residual", "mlp"):
         if getattr(config, name) != getattr(gpt2, name):
             raise LamaError(f"a GPT-2 model must have {name}={getattr(gpt2, name)!r}; got {getattr(config, name)!r}")
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}

@@ -78,6 +78,7 @@ def answers(model: GPT, tokens: Tensor) -> Tensor:
     x, _ = model.embedded(tokens)
     last = x[:, -1:].contiguous()  # the last position sees all: it needs no mask
     last = add(last, block.attn(last, memory=x))
+    assert block.mlp is not None
     last = add(last, block.mlp(last))
     return model.logits(last)[:, 0, : model.config.vocab_size - 1]
 

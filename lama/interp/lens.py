@@ -78,13 +78,14 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     Raises LamaError for a model with norm=post or without residuals, whose parts do not add up.
     """
     check_linear(model)
-    wanted = ("embed", "pos_embed", "blocks.*.attn.z", "blocks.*.attn_out", "blocks.*.mlp_out")
+    writers = ("attn_out", "mlp_out") if model.config.mlp else ("attn_out",)
+    wanted = ("embed", "pos_embed", "blocks.*.attn.z", *(f"blocks.*.{name}" for name in writers))
     layers = range(model.config.n_layers)
     logits, cache = run_with_cache(model, [tokens], *(wanted if layers else wanted[:2]))
     embed, positions = (np.broadcast_to(cache[name], (*cache["embed"].shape,))[0, -1] for name in wanted[:2])
     written = {"embed": embed, "pos_embed": positions}
     for i in layers:
-        written |= {f"blocks.{i}.{name}": cache[f"blocks.{i}.{name}"][0, -1] for name in ("attn_out", "mlp_out")}
+        written |= {f"blocks.{i}.{name}": cache[f"blocks.{i}.{name}"][0, -1] for name in writers}
     direction, bias = _read_out(model, answer, against, np.sum([part.astype(np.float64) for part in written.values()], axis=0))
     parts = {name: float(part @ direction) for name, part in written.items()} | {"ln_final.bias": bias}
     heads, biases = _heads(model, [cache[f"blocks.{i}.attn.z"][0, :, -1] for i in layers], direction)

@@ -25,13 +25,16 @@ def check_config(config: Any) -> None:
         value = fields[field.name]
         if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
             raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={value!r}")
-    if fields.get("d_mlp") == 0:
+    mlp = fields.get("mlp", True)
+    if fields.get("d_mlp") == 0 and mlp:
         fields["d_mlp"] = 4 * config.d_model
         object.__setattr__(config, "d_mlp", fields["d_mlp"])
     for name in SIZES:
-        least = 0 if name in LAYERS else 1  # without layers: what follows depends on one token alone
+        least = 0 if name in LAYERS or (name == "d_mlp" and not mlp) else 1  # without layers: what follows depends on one token alone
         if fields.get(name, 1) < least:
             raise ValueError(f"{name} must be at least {least}; got {name}={fields[name]}")
+    if not mlp and fields["d_mlp"]:
+        raise ValueError(f"d_mlp must be 0 with mlp=False; got d_mlp={fields['d_mlp']}")
     for name, choices in CHOICES.items():
         if name in fields and fields[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {fields[name]!r}")

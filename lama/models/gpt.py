@@ -49,6 +49,8 @@ class GPTConfig:
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
     residual: bool = True
     """Each sub-layer adds to the stream; without, its output takes the stream's place."""
+    mlp: bool = True
+    """Blocks have an MLP after their attention; without, d_mlp is 0."""
 
     def __post_init__(self) -> None:
         check_config(self)
