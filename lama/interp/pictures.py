@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 SEQUENTIAL, DIVERGING, MISSING = "Blues", "RdBu_r", "#dddddd"
-LARGEST, LETTER = 8.0, 0.62  # points; a letter's width in its height, about
+LARGEST, LETTER = 8.0, 0.57  # points; a letter's width in its height, about
 LEAST_POINTS = 3.5  # smaller labels cannot be read: only some of them are written
 TITLE, NAME, GAP, BAR = 0.24, 0.22, 0.14, 0.72  # inches: above a panel, beside an axis, between panels, of a colour bar
 
@@ -89,18 +89,23 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     shared = _shared(panels, "rows"), _shared(panels, "columns")
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
     font = min(_font(panel, width, height) for panel in panels)
-    left = max(_label_width(panel.rows, font) for panel in panels) + NAME * any(panel.y for panel in panels)
-    below = max(_label_width(panel.columns, font) for panel in panels) + NAME * any(panel.x for panel in panels)
+    # Labels that are shared take room once; others beside each column of panels as the widest there needs, and below each row.
+    beside = [[_label_width(panel.rows, font) + NAME * bool(panel.y) for panel in panels[i::columns]] for i in range(columns)]
+    under = [
+        [_label_width(panel.columns, font) + NAME * bool(panel.x) for panel in panels[i * columns : (i + 1) * columns]] for i in range(rows)
+    ]
+    lefts = [max(room) if not shared[0] or i == 0 else 0.0 for i, room in enumerate(beside)]
+    belows = [max(room) if not shared[1] or i == rows - 1 else 0.0 for i, room in enumerate(under)]
     above = TITLE * any(panel.title for panel in panels)
-    step_x = width + GAP + left * (not shared[0]) + BAR * (not one_bar)
-    step_y = height + GAP + above + below * (not shared[1])
-    total = left * shared[0] + columns * step_x + BAR * one_bar, above + rows * step_y + below * shared[1]
+    x_of = np.cumsum([0.0, *(left + width + GAP + BAR * (not one_bar) for left in lefts)])
+    y_of = np.cumsum([0.0, *(above + height + GAP + below for below in belows)])
+    total = float(x_of[-1]) + BAR * one_bar, float(y_of[-1])
     figure.set_size_inches(*total)
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
-        x, top = left + column * step_x, above + row * step_y
+        x, top = x_of[column] + lefts[column], y_of[row] + above
         axes = figure.add_axes((x / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
-        _draw_matrix(axes, panel)
+        _draw_matrix(axes, panel, float(np.diff(x_of)[column]))
         if not shared[0] or column == 0:
             _label(axes.yaxis, panel.rows, panel.y, height, font)
         if not shared[1] or i + columns >= many:
@@ -119,13 +124,15 @@ def _side(n: int) -> int:
     return next((columns for columns in range(root, 2 * root) if n % columns == 0 and columns * columns < 3 * n), root)
 
 
-def _draw_matrix(axes: "Axes", panel: HeatMap) -> None:
+def _draw_matrix(axes: "Axes", panel: HeatMap, room: float) -> None:
+    """The matrix, and above it its title, in letters that fit into `room` inches."""
     import matplotlib
 
+    points = min(9.0 if panel.rows or panel.columns else 7.0, room * 72 / (LETTER * max(1, len(panel.title))))
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
     low, high = panel.limits()
     axes.imshow(np.ma.masked_invalid(panel.values), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
-    axes.set_title(drawable(panel.title), fontsize=9 if panel.rows or panel.columns else 7, pad=3)
+    axes.set_title(drawable(panel.title), fontsize=max(points, LEAST_POINTS), pad=3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="#999999", linewidth=0.5)
 
