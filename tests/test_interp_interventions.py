@@ -29,18 +29,24 @@ def difference(model: GPT, tokens: list[int], name: str = "", edit=None) -> floa
     return logits[ANSWER] - logits[AGAINST]
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, site):
-    found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, site)
-    clean, corrupted = difference(model, CLEAN), difference(model, CORRUPTED)
-    assert (found.clean, found.corrupted) == (pytest.approx(clean, abs=1e-5), pytest.approx(corrupted, abs=1e-5))
+@pytest.fixture(scope="module")
+def plain_runs(model):
+    """The logit differences of both prompts, and the activations of the clean one."""
     record = Recorder()
     model(Tensor([CLEAN]), tap=record)
+    return difference(model, CLEAN), difference(model, CORRUPTED), {name: value.numpy() for name, value in record.items()}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, plain_runs, site):
+    found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, site)
+    clean, corrupted, activations = plain_runs
+    assert (found.clean, found.corrupted) == (pytest.approx(clean, abs=1e-5), pytest.approx(corrupted, abs=1e-5))
     size = H if site == "z" else T
     assert found.effect.shape == (2, size)
     for layer, place in [(0, 1), (1, size - 1)]:
         name = f"blocks.{layer}.{SITES[site]}"
-        other = record[name].numpy()
+        other = activations[name]
 
         def put(x: Tensor, other=other, place=place) -> Tensor:
             value = x.numpy()
