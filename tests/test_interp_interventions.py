@@ -53,8 +53,8 @@ def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, plai
             value[:, place] = other[:, place]
             return Tensor(value)
 
-        expected = (difference(model, CORRUPTED, name, put) - corrupted) / (clean - corrupted)
-        assert found.effect[layer, place] == pytest.approx(expected, abs=1e-4), (layer, place)
+        expected = difference(model, CORRUPTED, name, put)
+        assert corrupted + found.effect[layer, place] * (clean - corrupted) == pytest.approx(expected, abs=1e-4), (layer, place)
 
 
 def test_patch_and_ablate_work_on_a_post_norm_model():

@@ -149,14 +149,15 @@ class Replacing:
     def losses(self, masks: Mapping[str, np.ndarray], watch: Watch, label: str) -> Ablation:
         """The loss of each run and its logits after the last token."""
         T = int(self.tokens.shape[1])
+        # Their own tensor: in a captured step, a part of the tokens would be read in place, where tinygrad's kernels need it aligned.
+        targets = Tensor(self.tokens[0, 1:].numpy(), device=self.device).realize() if T > 1 else None
 
         def read(x: Tensor) -> list[Tensor]:
             logits = self.model.logits(x).float().contiguous()
             B, last = x.shape[0], logits[:, -1]
-            if T == 1:
+            if targets is None:
                 return [last[:, 0] * float("nan"), last]
-            targets = self.tokens[:, 1:].expand(B, T - 1).contiguous()
-            return [cross_entropy(logits[:, :-1].contiguous(), targets).mean(-1), last]
+            return [cross_entropy(logits[:, :-1].contiguous(), targets.expand(B, T - 1).contiguous()).mean(-1), last]
 
         return Ablation(*self._run(masks, read, T * self.model.config.vocab_size, watch, label))
 
