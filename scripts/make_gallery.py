@@ -111,11 +111,13 @@ ENTRIES = (
     Entry(
         "cross-attention",
         "Which letter is it writing?",
-        "lama attention out/reverse abcdefghijabcdef --layer 1 --out cross-attention.png",
+        "lama attention out/reverse abcdefghijabcdef --out cross-attention.html",
         "A decoder that was trained to write letters backwards, writing: for its first letter it looks at the source's last.",
-        ["cross-attention.png"],
+        [],
         before="lama seq2seq reverse --out out/reverse",
         out="out/reverse",
+        page="cross-attention.html",
+        photographs=[("cross-attention.png", "#view=head")],
     ),
     Entry(
         "training",

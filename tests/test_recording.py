@@ -1,5 +1,6 @@
 """`lama train --record`: what heads look at is kept moment by moment, and the training is the same as without."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from helpers import CATS, RUN, RUN_FLAGS
 from lama.checkpoints import load
 from lama.cli import main
 from lama.errors import LamaError, UsageError
-from lama.interp.attention import attention_of
+from lama.interp.attention import attention_of, moment_panels
 from lama.training import Step
 from lama.training.folder import RunFolder
 from lama.training.recording import read_recording
@@ -106,6 +107,15 @@ def test_recording_that_cannot_be_is_refused_and_leaves_no_folder(cats, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_moments_of_a_recording_are_a_row_for_each_head_from_the_first_step_to_the_last(whole):
+    found = read_recording(whole.recording_file)
+    steps = [0, 3, 6, 7, 9, 11, 13]
+    rows = moment_panels(found.patterns[[0, 1, 2, 3, 3, 2, 1]], steps, found.heads, ["x"] * 12)
+    assert [panel.title for panel in rows[1]] == [f"head 0.0, step {step}" for step in (0, 6, 7, 9, 13)]
+    np.testing.assert_array_equal(rows[0][4].values, found.patterns[1, 0])
+    assert len(rows) == 2 and len(moment_panels(found.patterns[:1], [0], found.heads, ["x"] * 12)[0]) == 1
+
+
 def test_train_writes_the_page_and_attention_writes_it_again(cats, tmp_path, capfd):
     out, page = tmp_path / "out", tmp_path / "page.html"
     words = ["--corpus", str(cats), "--steps", "4", "--record", SENTENCE, "--record-heads", "0.1", "0.0", *RUN_FLAGS]
@@ -113,10 +123,13 @@ def test_train_writes_the_page_and_attention_writes_it_again(cats, tmp_path, cap
     assert f"5 moments of 2 heads are in {out / 'attention.html'}" in capfd.readouterr().out
     assert main(["attention", str(out), "--recorded", "--out", str(page)]) == 0
     assert page.read_bytes() == (out / "attention.html").read_bytes()
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert main(["attention", str(out), "--recorded", "--out", str(tmp_path / "moments.png")]) == 0
+        assert (tmp_path / "moments.png").read_bytes().startswith(b"\x89PNG")
     for arguments, message in (
-        (["--recorded"], "--recorded must be given with --out FILE.html, and without a text or what to choose of it"),
-        (["a text", "--recorded", "--out", str(page)], "--recorded must be given with --out FILE.html, and without a text"),
-        (["--recorded", "--out", "page.png"], "--out must end in .html; got page.png"),
+        (["--recorded"], "--recorded must be given with --out FILE, and without a text or what to choose of it"),
+        (["a text", "--recorded", "--out", str(page)], "--recorded must be given with --out FILE, and without a text"),
+        (["--recorded", "--out", "page.gif"], "--out must end in .html or .png or .svg; got page.gif"),
     ):
         assert main(["attention", str(out), *arguments]) == 2
         assert message in capfd.readouterr().err

@@ -82,27 +82,33 @@ def write(out: Path, content: bytes, what: str) -> None:
 
 
 def show_recording(args: argparse.Namespace) -> int:
-    """Write the page of a recording."""
+    """Write the page of a recording, or a picture of some of its moments."""
     if args.out is None or args.text is not None or args.target is not None or args.kind or args.layer is not None or args.head is not None:
-        raise UsageError("--recorded must be given with --out FILE.html, and without a text or what to choose of it")
-    check_file(args.out, ("html",))
-    page, what = recording_page(Path(args.model))
-    write(args.out, page, what)
+        raise UsageError("--recorded must be given with --out FILE, and without a text or what to choose of it")
+    kind = check_file(args.out, FILES)
+    content, what = recording_view(Path(args.model), kind)
+    write(args.out, content, what)
     return 0
 
 
-def recording_page(folder: Path) -> tuple[bytes, str]:
-    """The page of the recording in a run's folder, and what is in it in words. Raises LamaError."""
+def recording_view(folder: Path, kind: str) -> tuple[bytes, str]:
+    """The recording in a run's folder as a file of that kind, and what is in it in words. Raises LamaError."""
     from lama.checkpoints import load_tokenizer
+    from lama.interp.attention import moment_panels
     from lama.interp.labels import token_labels
     from lama.interp.page import training_page
+    from lama.interp.pictures import heat_maps
     from lama.training.folder import RunFolder
     from lama.training.recording import read_recording
 
     found = read_recording(RunFolder(folder).recording_file)
     labels = token_labels(load_tokenizer(folder), found.tokens)
-    page = training_page(found.patterns, found.steps, found.losses, found.heads, labels, str(folder), found.text)
-    return page.encode(), f"{len(found.steps)} moments of {len(found.heads)} heads"
+    if kind == "html":
+        page = training_page(found.patterns, found.steps, found.losses, found.heads, labels, str(folder), found.text)
+        return page.encode(), f"{len(found.steps)} moments of {len(found.heads)} heads"
+    rows = moment_panels(found.patterns, found.steps, found.heads, labels)
+    picture = heat_maps([panel for row in rows for panel in row], kind, len(rows[0]))
+    return picture, f"{len(rows[0])} of {len(found.steps)} moments of {len(rows)} heads"
 
 
 def read_target(model: Any, tokenizer: Any, tokens: list[int], args: argparse.Namespace) -> list[int]:

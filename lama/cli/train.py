@@ -223,10 +223,10 @@ def draw_curve(folder: "RunFolder") -> None:
 def show_recording(folder: "RunFolder") -> None:
     """attention.html in the run's folder; the recording alone is needed, so a failure only says so."""
     from lama.checkpoints.atomic import atomic_write
-    from lama.cli.attention import recording_page
+    from lama.cli.attention import recording_view
 
     try:
-        page, what = recording_page(folder.path)
+        page, what = recording_view(folder.path, "html")
         with atomic_write(folder.path / "attention.html") as file:
             file.write(page)
         print(f"{what} are in {folder.path / 'attention.html'}")

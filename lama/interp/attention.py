@@ -23,6 +23,7 @@ SHADES = " .:-=+*#%@"
 TALLEST = 10  # letters of a label above a column
 LABELLED = 25  # panels at most
 STRONGEST = 3
+MOMENTS = 5  # of a training beside each other
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,17 @@ def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatM
         title = f"{layer}.{head}" if n_layers > 1 and n_heads > 1 else f"layer {layer}, head {head}"
         found.append(HeatMap(attention.patterns[layer, head], title, rows, columns, x, y, low=0, high=1, unit="attention"))
     return found
+
+
+def moment_panels(patterns: np.ndarray, steps: Sequence[int], heads: Sequence[str], labels: Sequence[str]) -> list[list[HeatMap]]:
+    """Of a recording, patterns (steps, heads, T, T): a row of heat maps for each head, at up to MOMENTS steps, the ends too."""
+    shown = np.unique(np.linspace(0, len(steps) - 1, MOMENTS).round().astype(int)).tolist()
+    axes = (labels, labels, "looks at", "token")
+
+    def panel(n: int, head: int) -> HeatMap:
+        return HeatMap(patterns[n, head], f"head {heads[head]}, step {steps[n]:,}", *axes, low=0, high=1, unit="attention")
+
+    return [[panel(n, head) for n in shown] for head in range(len(heads))]
 
 
 def summary(attention: Attention, heads: Sequence[tuple[int, int]]) -> str:
