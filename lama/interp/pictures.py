@@ -101,11 +101,13 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     y_of = np.cumsum([0.0, *(above + height + GAP + below for below in belows)])
     total = float(x_of[-1]) + BAR * one_bar, float(y_of[-1])
     figure.set_size_inches(*total)
+    room = float(np.diff(x_of).min()) * 72 / LETTER / max(1, max(len(panel.title) for panel in panels))
+    points = max(LEAST_POINTS, min(9.0 if any(panel.rows or panel.columns for panel in panels) else 7.0, room))
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         x, top = x_of[column] + lefts[column], y_of[row] + above
         axes = figure.add_axes((x / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
-        _draw_matrix(axes, panel, float(np.diff(x_of)[column]))
+        _draw_matrix(axes, panel, points)
         if not shared[0] or column == 0:
             _label(axes.yaxis, panel.rows, panel.y, height, font)
         if not shared[1] or i + columns >= many:
@@ -124,15 +126,14 @@ def _side(n: int) -> int:
     return next((columns for columns in range(root, 2 * root) if n % columns == 0 and columns * columns < 3 * n), root)
 
 
-def _draw_matrix(axes: "Axes", panel: HeatMap, room: float) -> None:
-    """The matrix, and above it its title, in letters that fit into `room` inches."""
+def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
+    """The matrix, and above it its title."""
     import matplotlib
 
-    points = min(9.0 if panel.rows or panel.columns else 7.0, room * 72 / (LETTER * max(1, len(panel.title))))
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
     low, high = panel.limits()
     axes.imshow(np.ma.masked_invalid(panel.values), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
-    axes.set_title(drawable(panel.title), fontsize=max(points, LEAST_POINTS), pad=3)
+    axes.set_title(drawable(panel.title), fontsize=points, pad=3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="#999999", linewidth=0.5)
 
