@@ -146,7 +146,7 @@ def make(entry: Entry) -> None:
         run(entry.before)
     run(entry.command)
     for file in entry.files:
-        keep(WORK / file, FOLDER / Path(file).name)
+        keep(WORK / file, FOLDER / kept_name(file))
     for file, address in entry.photographs:
         if (picture := photograph(WORK / entry.page, address)) is not None:
             (WORK / file).write_bytes(picture)
@@ -178,6 +178,11 @@ def keep(source: Path, target: Path) -> None:
     print(f"{target.relative_to(ROOT)}: {len(content) / 1e3:,.0f} kB", file=sys.stderr)
 
 
+def kept_name(file: str) -> str:
+    """In docs/gallery; of a file in an experiment's folder with that folder's name before it: grokking-curves.png."""
+    return "-".join(Path(file).parts[-2:])
+
+
 def photograph(page: Path, address: str) -> bytes | None:
     """The page as a browser draws it; None where there is none."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -201,12 +206,12 @@ def page_text() -> str:
         "runs all of them again (with the extra `plots`).",
     ]
     for entry in ENTRIES:
-        shown = [file for file, _ in entry.photographs] + [Path(file).name for file in entry.files if not file.endswith(".html")]
+        shown = [file for file, _ in entry.photographs] + [kept_name(file) for file in entry.files if not file.endswith(".html")]
         if not all((FOLDER / file).exists() for file in shown):
             continue
         commands = [entry.before, entry.command] if entry.before else [entry.command]
         lines += ["", f"## {entry.title}", "", "```sh", *commands, "```", "", entry.about]
-        pages = [Path(file).name for file in entry.files if file.endswith(".html")]
+        pages = [kept_name(file) for file in entry.files if file.endswith(".html")]
         lines += [f"[{page}](gallery/{page}) is the page itself: download it, and open it." for page in pages]
         lines += ["", *(f"![{entry.title}](gallery/{file})" for file in shown)]
     return "\n".join(lines) + "\n"
