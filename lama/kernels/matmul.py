@@ -23,6 +23,7 @@ FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
 PACKING = 2  # each part copies what it reads of a and w: parts are larger than they need be to be handed out
 SMALL = 64  # the least rows or columns of a part
 PARTS = 2  # for each thread, so that one that is late does not hold up the others for long
+SHORT = 2_000_000  # nanoseconds on one core, up to which one part for each thread is better: packing is a tenth of such a product
 COLUMNS = 64  # that sum_rows.c takes at a time, at most
 
 
@@ -222,7 +223,8 @@ def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
     wanted = slices_for(nanoseconds)
     if wanted <= batch:
         return 1, 1, wanted
-    wanted = min(slices_for(nanoseconds / PACKING), PARTS * threads() if threads() > 1 else 1)
+    parts = (PARTS if nanoseconds > SHORT else 1) * threads() if threads() > 1 else 1
+    wanted = min(slices_for(nanoseconds / PACKING), parts)
     rows, columns = 1, 1
     while batch * rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
         if m // rows >= n // columns:
