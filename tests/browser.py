@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 180  # seconds
 
 
 class Browser:
@@ -57,8 +59,11 @@ class Browser:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                part = os.read(self._in, 1 << 20)
-                assert part, "the browser has gone"
+                answers = select.select([self._in], [], [], PATIENCE)[0]
+                part = os.read(self._in, 1 << 20) if answers else b""
+                if not part:
+                    self.process.kill()
+                    raise RuntimeError(f"the browser must answer within {PATIENCE} s; got nothing to {method}")
                 self._rest += part
             line, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(line)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 KINDS = ("self", "encoder", "decoder", "cross")  # lama.interp.attention's; spelled out, so that --help stays light
 FILES = ("html", "png", "svg")
+MANY = 100  # heads in a picture, which then takes seconds
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         from lama.interp.pictures import heat_maps
 
+        if len(heads) > MANY:
+            print(f"drawing {len(heads)} heads", file=sys.stderr)
         many = args.layer is None and args.head is None
         content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
     write(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads")
