@@ -18,13 +18,14 @@ ABOUT = {
     "positions": "position encodings, at the trained length and at twice that",
     "tying": "one vocabulary matrix or two",
     "grokking": "adding modulo a prime: by heart first, understood long after; what the weights then hold",
+    "induction": "two layers of attention alone learn to repeat what they read, one cannot: which heads do it",
 }
 """The experiments by name, and what each of them asks."""
 
 TWO_SIZES = ("grokking",)
 """Those that `Options.full` changes."""
 
-RESUMABLE = ("grokking",)
+RESUMABLE = ("grokking", "induction")
 """Those that go on where they stopped, with the same `Options.folder`."""
 
 

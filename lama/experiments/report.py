@@ -22,7 +22,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; } .paper { background: #fff; border-radius: 4px; }
 div { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8885; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; } li { margin: .2rem 0; } .no { font-weight: bold; color: #d1332e; }
+th:first-child, td:first-child { text-align: left; }
+ul { list-style: none; padding: 0; } li { margin: .2rem 0; } .no { font-weight: bold; color: #d1332e; }
 """
 
 
