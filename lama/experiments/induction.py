@@ -26,7 +26,7 @@ REPEATED, COPIES = 16, 3  # tokens, and how often they stand in a row
 ROWS, STEPS, JUDGE_EVERY = 128, 2000, 50
 SAID = 32  # tokens that are said twice, to judge by
 JUDGED = 16  # rows of them
-SHOWN = 10  # tokens said twice in the picture of two heads
+SHOWN = 24  # tokens said twice in the picture of two heads
 
 
 def batch(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
