@@ -12,6 +12,7 @@ from lama.cli import main
 from lama.experiments import Options, Stopped, find, grokking
 from lama.experiments.grokking import Addition, Setting, answers, fit, loss, understood
 from lama.models.gpt import GPT
+from lama.training.folder import RunFolder
 
 SMALL = Setting(11, 0.5, 8, 17, 1e-2, 30, known_by=30, judge_every=10, keep_every=10, tidy=10)
 
@@ -121,6 +122,12 @@ def test_grokking_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(small, tmp_pat
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert (report["experiment"], report["seed"], report["full"]) == ("grokking", 3, False)
     assert report["panels"][0]["curves"][0]["x"] == [10, 20, 30]
+
+
+def test_grokking_in_a_folder_where_it_already_runs_is_refused(small, tmp_path, capfd):
+    with RunFolder(tmp_path / "out").alone():
+        assert main(["experiment", "grokking", "--out", str(tmp_path / "out")]) == 1
+    assert "where another is training" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_grokking_refuses_a_file_of_another_model(small, tmp_path):

@@ -51,7 +51,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.experiments import RESUMABLE, TWO_SIZES, Options, Stopped, find
+    from lama.experiments import RESUMABLE, TWO_SIZES
+    from lama.training.folder import RunFolder
 
     for name, least in (("steps", 10), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -61,6 +62,14 @@ def run(args: argparse.Namespace) -> int:
     machine.use(args)
     out = args.out or Path("out") / "experiments" / args.name
     check_folder(out, ("report.json", UNFINISHED), "a report of lama experiment")
+    with RunFolder(out).alone() if args.name in RESUMABLE else nullcontext():
+        return answer(args, out)
+
+
+def answer(args: argparse.Namespace, out: Path) -> int:
+    """Run it, print and save what came of it. The exit code."""
+    from lama.experiments import RESUMABLE, Options, Stopped, find
+
     began = time.perf_counter()
     resumable, watch = args.name in RESUMABLE, Watch()
     folder = unfinished(out, args) if resumable else None
