@@ -131,6 +131,14 @@ ENTRIES = (
         photographs=[("training-begin.png", "#frame=0"), ("training-end.png", "")],
     ),
     Entry(
+        "induction",
+        "Two layers that learn to repeat",
+        "lama experiment induction",
+        "Attention alone, on random tokens that come again: the loss falls when a head of the second layer finds what came after the "
+        "token's earlier place, and one layer never gets there.",
+        ["out/experiments/induction/curves.png"],
+    ),
+    Entry(
         "grokking",
         "Grokking",
         "lama experiment grokking",
