@@ -10,6 +10,7 @@ from lama.cli import main
 from lama.experiments import ABOUT, Curve, Options, Panel, Report, Table, find
 from lama.experiments.arithmetic import operations
 from lama.experiments.report import INK
+from lama.experiments.words import counted, pieces
 from lama.interp.pictures import HeatMap
 from lama.models.gpt import GPT2_CONFIGS
 
@@ -69,6 +70,20 @@ def test_a_training_experiment_reports_each_of_its_models(monkeypatch):
     assert watched == [(row[0], 10) for row in report.tables[0].rows]
     assert all(0 < row[2] < 6 for row in report.tables[0].rows)
     assert [curve.label for curve in report.panels[0].curves] == [row[0] for row in report.tables[0].rows]
+
+
+def test_words_and_what_stands_between_them_are_the_text():
+    text = "To be, or\n'not' to be."
+    assert pieces(text) == ["To", " ", "be", ", ", "or", "\n'", "not", "' ", "to", " ", "be", "."]
+    assert "".join(pieces(text)) == text
+
+
+def test_counting_words_and_pairs_by_hand():
+    unigram, bigram = counted(np.array([1, 2, 1, 2, 1, 0]), np.array([1, 2, 1, 0]), n=3)
+    shares = 2.1 / 6.3, 3.1 / 6.3, 1.1 / 6.3  # of 2, 1 and 0: what is to be guessed
+    assert unigram == pytest.approx(-np.mean(np.log(shares)))
+    mixed = [0.9 * after + 0.1 * alone for after, alone in zip((2 / 3, 1, 1 / 3), shares, strict=True)]
+    assert bigram == pytest.approx(-np.mean(np.log(mixed)))
 
 
 @pytest.mark.slow

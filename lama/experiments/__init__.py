@@ -17,6 +17,7 @@ ABOUT = {
     "norms": "norms before or after each sub-layer, with and without warm-up",
     "positions": "position encodings, at the trained length and at twice that",
     "tying": "one vocabulary matrix or two",
+    "words": "Shakespeare's complete works in whole words, beside counting words and pairs",
     "grokking": "adding modulo a prime: by heart first, understood long after; what the weights then hold",
     "induction": "two layers of attention alone learn to repeat what they read, one cannot: which heads do it",
 }
