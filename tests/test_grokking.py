@@ -69,6 +69,7 @@ def test_understood_waits_for_what_was_learned_by_heart_to_go():
     assert not understood([], setting) and not understood(log[:9], setting) and not understood(log[:11], setting)
     assert understood([*log, (120, 0, 0, 1, 1.0, 0)], setting)
     assert not understood([*log, (120, 0, 0, 1, 0.5, 0)], setting)
+    assert not understood([*log, (120, 0, 0.01, 1, 1.0, 0)], setting)
 
 
 def test_grokking_reports_both_trainings(small):

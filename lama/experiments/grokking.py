@@ -25,6 +25,7 @@ from lama.training.loop import Trainer
 
 HEADS = 4
 KNOWN, KNOWN_BY_HEART, UNDERSTOOD, NOT_UNDERSTOOD = 0.99, 0.15, 0.95, 0.6  # accuracies
+TIDY = 1e-3  # nats: the loss on the other pairs once what was learned by heart is cleared away
 EXAMPLES, OTHERS = 3, 4  # the columns of the log with accuracies
 ONE_FREQUENCY = 0.85  # of a neuron's variance, and it is tuned to that frequency
 LIVE = 1e-3  # of the most active neuron's variance, and a neuron counts
@@ -155,9 +156,9 @@ def seeds(options: Options) -> tuple[int, int]:
 
 
 def understood(log: list[tuple[float, ...]], setting: Setting) -> bool:
-    """Whether the other pairs are known too, and have been for a fifth of the time that it took."""
+    """Whether the other pairs are known too, with hardly a loss, and have been for a fifth of the time that it took."""
     since = next((row[0] for row in log if row[OTHERS] >= KNOWN), math.inf)
-    return bool(log) and log[-1][0] >= since + max(setting.tidy, since / 5) and log[-1][OTHERS] >= KNOWN
+    return bool(log) and log[-1][0] >= since + max(setting.tidy, since / 5) and log[-1][OTHERS] >= KNOWN and log[-1][2] <= TIDY
 
 
 @dataclass(frozen=True)
