@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
 from lama.cli.generate import DTYPES
-from lama.cli.out import check_file
+from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,16 +72,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"drawing {len(heads)} heads", file=sys.stderr)
         many = args.layer is None and args.head is None
         content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
-    write(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads")
+    write_file(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads")
     return 0
-
-
-def write(out: Path, content: bytes, what: str) -> None:
-    from lama.checkpoints.atomic import atomic_write
-
-    with atomic_write(out) as file:
-        file.write(content)
-    print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
 
 
 def show_recording(args: argparse.Namespace) -> int:
@@ -90,7 +82,7 @@ def show_recording(args: argparse.Namespace) -> int:
         raise UsageError("--recorded must be given with --out FILE, and without a text or what to choose of it")
     kind = check_file(args.out, FILES)
     content, what = recording_view(Path(args.model), kind)
-    write(args.out, content, what)
+    write_file(args.out, content, what)
     return 0
 
 

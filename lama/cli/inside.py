@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lama.cli import machine
 from lama.cli.generate import DTYPES, note
 from lama.cli.lines import input_lines
-from lama.cli.out import check_file
+from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,13 +90,11 @@ def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns
     """Write `--out`, where it is given, and say so; returns the exit code."""
     if not args.out:
         return 0
-    from lama.checkpoints.atomic import atomic_write
     from lama.interp.pictures import heat_maps
 
-    content = heat_maps(panels, check_file(args.out, FILES), columns)
-    with atomic_write(args.out) as file:
-        file.write(content)
-    note(f"{args.out} is written")
+    write_file(
+        args.out, heat_maps(panels, check_file(args.out, FILES), columns), "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps"
+    )
     return 0
 
 
