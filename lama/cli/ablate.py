@@ -8,8 +8,9 @@ from lama.cli.inside import (
     add_model,
     add_options,
     check_against,
+    head_table,
+    layer_map,
     load,
-    matrix_table,
     read_answer,
     read_tokens,
     watch,
@@ -96,9 +97,7 @@ def head_tables(measured: "dict[str, np.ndarray]", n_heads: int) -> str:
     """What changes without each head: layer by head."""
     tables = []
     for name, values in measured.items():
-        change = (values[1:] - values[0]).reshape(-1, n_heads)
-        rows = [f"layer {i}" for i in range(len(change))]
-        table = matrix_table("without head", change, rows, [str(i) for i in range(n_heads)])
+        table = head_table("without head", (values[1:] - values[0]).reshape(-1, n_heads))
         tables.append(f"{name}: {values[0]:.4f}, and its change\n{table}")
     return "\n\n".join(tables)
 
@@ -111,9 +110,7 @@ def panels(measured: "dict[str, np.ndarray]", removals: "list[Removal]", n_heads
     for name, values in measured.items():
         change, title = values[1:] - values[0], f"change of {name}"
         if n_heads:
-            grid = change.reshape(-1, n_heads)[::-1]
-            rows = [f"layer {i}" for i in range(len(grid))][::-1]
-            found.append(HeatMap(grid, title, rows, [str(i) for i in range(n_heads)], "without head", centred=True))
+            found.append(layer_map(change.reshape(-1, n_heads), title, x="without head", centred=True))
         else:
             found.append(HeatMap(change[:, None], title, [str(removal) for removal in removals], [""], centred=True))
     return found

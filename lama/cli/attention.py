@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.generate import DTYPES
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
 
@@ -37,9 +36,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--kind", choices=KINDS, help="of an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)")
     add("--target", metavar="TEXT", help="of an encoder-decoder: what it writes (default: what it would write)")
     add("--out", type=Path, metavar="FILE", help="write a page (.html) or a picture (.png, .svg), in place of drawing in the terminal")
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
-    machine.add_options(parser)
-    add("--offline", action="store_true", help="use only what is on this machine")
+    machine.add_loading(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 

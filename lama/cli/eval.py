@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.generate import DTYPES, note
+from lama.cli.generate import note
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--data", type=Path, metavar="FILE", help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl")
     add("--limit", type=int, metavar="N", help="only the first N examples")
     add("--context-length", type=int, metavar="T", help="tokens that the model sees at once (default: all it can)")
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
-    machine.add_options(parser)
-    add("--offline", action="store_true", help="use only what is on this machine")
+    machine.add_loading(parser)
     add("--json", action="store_true", help="print one JSON object")
     add("-v", "--verbose", action="store_true", help="say what is loaded; show tracebacks")
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lama.cli.generate import FLOATS
+from lama.cli.machine import FLOATS
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:

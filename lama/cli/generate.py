@@ -13,9 +13,6 @@ from lama.errors import LamaError, UsageError
 if TYPE_CHECKING:
     from lama.generation import Generation
 
-FLOATS = ("float32", "float16", "bfloat16")
-DTYPES = (*FLOATS, "int8", "int4")
-
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser("generate", help="continue a prompt", description="Continue a prompt with GPT-2 or any model lama can load.")
@@ -34,9 +31,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be given several times")
     add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
     add("--window", action="store_true", help="when the context is full, drop its older half and go on")
-    add("--dtype", default="float32", choices=DTYPES, help="precision of the weights; int8 and int4 of the matrices (default float32)")
-    machine.add_options(parser)
-    add("--offline", action="store_true", help="use only what is on this machine")
+    machine.add_loading(parser)
     add("--revision", help="branch, tag or commit to download from the hub")
     add("--no-stream", action="store_true", help="print the text when it is complete")
     add("--json", action="store_true", help="print one JSON object instead of the text")

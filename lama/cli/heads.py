@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.cli.inside import add_model, add_options, load, matrix_table, write_picture
+from lama.cli.inside import add_model, add_options, head_table, layer_map, load, write_picture
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from lama.interp.pictures import HeatMap
     from lama.interp.published import KnownHeads
 
 MEASURES = ("mass", "mul", "abs")  # lama.interp.heads's; spelled out, so that --help stays light
@@ -60,15 +61,10 @@ def run(args: argparse.Namespace) -> int:
         scores["copying"] = found.copying
     after = "" if begin is None else "after the end-of-text token, "
     print(f"{model.describe()}\n{args.sequences} times {length} random tokens, twice over, {after}seed {args.seed}\n")
-    print("\n\n".join(f"{table(name, values)}\nhighest: {best(values)}" for name, values in scores.items()))
+    print("\n\n".join(f"{head_table(name, values)}\nhighest: {best(values)}" for name, values in scores.items()))
     if known := known_heads(Path(args.model).name, model):
         print(f"\n{known_table(known, scores)}")
     return write_picture(args, [panel(name, values) for name, values in scores.items()])
-
-
-def table(name: str, values: "np.ndarray") -> str:
-    layers, heads = values.shape
-    return matrix_table(name, values, [f"layer {i}" for i in range(layers)], [str(i) for i in range(heads)])
 
 
 def best(values: "np.ndarray") -> str:
@@ -93,10 +89,6 @@ def known_table(known: "tuple[KnownHeads, ...]", scores: "dict[str, np.ndarray]"
     return f"{Table(['GPT-2 small', 'known as', 'published', *scores, 'by'], rows)}\n\n{listed}"
 
 
-def panel(name: str, values: "np.ndarray") -> Any:
-    from lama.interp.pictures import HeatMap
-
-    layers, heads = values.shape
+def panel(name: str, values: "np.ndarray") -> "HeatMap":
     signed = name == "copying" or bool((values < 0).any())
-    rows, columns = [f"layer {i}" for i in range(layers)][::-1], [str(i) for i in range(heads)]
-    return HeatMap(values[::-1], name, rows, columns, "head", centred=signed, low=-1.0 if signed else 0.0, high=1.0)
+    return layer_map(values, name, centred=signed, low=-1.0 if signed else 0.0, high=1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.generate import DTYPES, note
+from lama.cli.generate import note
 from lama.cli.lines import input_lines
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
@@ -33,9 +33,7 @@ def add_answers(parser: argparse.ArgumentParser, required: bool) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="also write a picture (.png, .svg)")
-    add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
-    machine.add_options(parser)
-    add("--offline", action="store_true", help="use only what is on this machine")
+    machine.add_loading(parser)
     add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
@@ -84,6 +82,22 @@ def matrix_table(title: str, values: "np.ndarray", rows: Sequence[str], columns:
 
     cells = [[label, *(f"{value:.3f}" for value in row)] for label, row in zip(rows, values, strict=True)]
     return str(Table([title, *columns], cells))
+
+
+def head_table(title: str, values: "np.ndarray") -> str:
+    """A number for each head, (layers, heads)."""
+    layers, heads = values.shape
+    return matrix_table(title, values, [f"layer {i}" for i in range(layers)], [str(i) for i in range(heads)])
+
+
+def layer_map(values: "np.ndarray", title: str, columns: Sequence[str] | None = None, x: str = "", **options: Any) -> "HeatMap":
+    """A row for each layer, the first at the bottom; without `columns`, one for each head. The rest is HeatMap's."""
+    from lama.interp.pictures import HeatMap
+
+    layers, n = values.shape
+    if columns is None:
+        columns, x = [str(i) for i in range(n)], x or "head"
+    return HeatMap(values[::-1], title, [f"layer {i}" for i in range(layers)][::-1], columns, x, **options)
 
 
 def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:

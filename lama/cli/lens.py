@@ -4,7 +4,18 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lama.cli.generate import note
-from lama.cli.inside import add_answers, add_model, add_options, check_against, load, matrix_table, read_answer, read_tokens, write_picture
+from lama.cli.inside import (
+    add_answers,
+    add_model,
+    add_options,
+    check_against,
+    head_table,
+    layer_map,
+    load,
+    read_answer,
+    read_tokens,
+    write_picture,
+)
 from lama.errors import LamaError
 
 if TYPE_CHECKING:
@@ -80,8 +91,7 @@ def attribution_table(found: "Attribution", what: str) -> str:
     parts = Table([what, "adds"], [*rows, ["together", f"{total:+.3f}"], ["the model's logits", f"{found.difference:+.3f}"]])
     if not len(found.heads):
         return str(parts)
-    layers, heads = found.heads.shape
-    return f"{parts}\n\n{matrix_table('by head', found.heads, [f'layer {i}' for i in range(layers)], [str(i) for i in range(heads)])}"
+    return f"{parts}\n\n{head_table('by head', found.heads)}"
 
 
 def lens_panels(lens: "Lens", answer: str, tokens: list[str]) -> "list[HeatMap]":
@@ -97,14 +107,11 @@ def lens_panels(lens: "Lens", answer: str, tokens: list[str]) -> "list[HeatMap]"
 def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
     import numpy as np
 
-    from lama.interp.pictures import HeatMap
-
-    layers, heads = found.heads.shape
+    layers = len(found.heads)
     if not layers:
         return []
-    rows = [f"layer {i}" for i in range(layers)]
     parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in ("attn_out", "mlp_out")] for i in range(layers)])
     return [
-        HeatMap(parts[::-1], f"adds to {what}", rows[::-1], ["attention", "MLP"], centred=True, unit="logit"),
-        HeatMap(found.heads[::-1], "of this, each head", rows[::-1], [str(i) for i in range(heads)], "head", centred=True, unit="logit"),
+        layer_map(parts, f"adds to {what}", ["attention", "MLP"], centred=True, unit="logit"),
+        layer_map(found.heads, "of this, each head", centred=True, unit="logit"),
     ]

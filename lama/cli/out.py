@@ -1,4 +1,4 @@
-"""What `--out` names, looked at before the work begins."""
+"""What `--out` names: looked at before the work begins, written when all of it is there."""
 
 import os
 import sys

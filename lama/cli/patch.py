@@ -3,10 +3,23 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from lama.cli.inside import add_answers, add_model, add_options, load, matrix_table, read_answer, read_tokens, watch, write_picture
+from lama.cli.inside import (
+    add_answers,
+    add_model,
+    add_options,
+    head_table,
+    layer_map,
+    load,
+    matrix_table,
+    read_answer,
+    read_tokens,
+    watch,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     from lama.interp.interventions import Patching
+    from lama.interp.pictures import HeatMap
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")  # lama.interp's; spelled out, so that --help stays light
 
@@ -57,23 +70,11 @@ def places(clean: list[str], corrupted: list[str]) -> list[str]:
 
 def table(found: "Patching", names: list[str]) -> str:
     """A row for each position and a column for each layer; of heads, a row for each layer."""
-    layers, n = found.effect.shape
     if found.site == "z":
-        return matrix_table("head", found.effect, [f"layer {i}" for i in range(layers)], [str(i) for i in range(n)])
-    return matrix_table(f"{found.site} of layer", found.effect.T, names, [str(i) for i in range(layers)])
+        return head_table("head", found.effect)
+    return matrix_table(f"{found.site} of layer", found.effect.T, names, [str(i) for i in range(len(found.effect))])
 
 
-def panel(found: "Patching", names: list[str], title: str) -> Any:
-    from lama.interp.pictures import HeatMap
-
-    layers, n = found.effect.shape
-    columns = [str(i) for i in range(n)] if found.site == "z" else names
-    return HeatMap(
-        found.effect[::-1],
-        title,
-        [f"layer {i}" for i in range(layers)][::-1],
-        columns,
-        "head" if found.site == "z" else "",
-        centred=True,
-        unit="0 corrupted, 1 clean",
-    )
+def panel(found: "Patching", names: list[str], title: str) -> "HeatMap":
+    columns = None if found.site == "z" else names
+    return layer_map(found.effect, title, columns, centred=True, unit="0 corrupted, 1 clean")
