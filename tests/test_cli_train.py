@@ -236,6 +236,8 @@ def test_sigterm_does_as_ctrl_c_and_resume_goes_on_to_the_end(run, bare, cats, o
         (["--devices", "CPU:1,CPU:2"], "devices must begin with the first of their kind, CPU; got 'CPU:1,CPU:2'"),
         (["--devices", "5"], "batch_size must be a multiple of devices x accumulation; got batch_size=12, 5 devices, accumulation=1"),
         (["--device", "ABACUS"], "device must be one that tinygrad can open here"),
+        (["--record", ""], "--record must not be empty; give some text, or leave it out"),
+        (["--from", ""], "--from must not be empty; give some text, or leave it out"),
     ],
 )
 def test_wrong_usage_exits_2_and_leaves_no_folder(run, cats, out, argv, message):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from lama.errors import UsageError
 from lama.training.config import ALIASES
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -28,8 +29,12 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Any], leave_out
 
 
 def given(args: argparse.Namespace, settings: type[Any]) -> dict[str, Any]:
-    """The settings that were given as flags."""
-    return {field.name: value for field in dataclasses.fields(settings) if (value := getattr(args, field.name, None)) is not None}
+    """The settings that were given as flags. Raises UsageError for an empty text."""
+    found = {field.name: value for field in dataclasses.fields(settings) if (value := getattr(args, field.name, None)) is not None}
+    for name, value in found.items():
+        if value == "":
+            raise UsageError(f"{flag_of(name)} must not be empty; give some text, or leave it out")
+    return found
 
 
 def flag_of(name: str) -> str:
