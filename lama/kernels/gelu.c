@@ -1,7 +1,11 @@
 // N values of GELU, or of a gradient taken back through it.
 
 #if BACKWARD
-PART vec value(vec x, vec dy) { return dy * gelu_slope(x); }
+PART vec value(vec x, vec dy) {
+  vec slope;
+  gelu_and_slope(x, &slope);
+  return dy * slope;
+}
 
 KERNEL NAME(float *restrict dx, const float *restrict x, const float *restrict dy, int slice) {
   for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V)

@@ -1,5 +1,6 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS + k * AKS],
 // element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are kept in float32 whatever the type of w.
+// With GELU, c is GELU of that, and `slopes`, (M, N) like c, GELU's slope there. With FACTOR, c is multiplied by `factors`, (M, N).
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is copied into a
 // panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays in registers meanwhile.
@@ -22,25 +23,39 @@
 enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
-  DEPTH = UP(PIECES(K, PIECES(K, 128)), V),        // the sum in equal pieces
+  MOST_DEPTH = AKS == 1 ? 192 : 128,               // what is copied k by k must fit the first cache beside the panel's rows
+  DEPTH = UP(PIECES(K, PIECES(K, MOST_DEPTH)), V),  // the sum in equal pieces
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,   // columns of w at a time: on the stack, and some threads have 512 kB
   WIDTH = UP(PIECES(N, PIECES(N, PANEL)), COLUMNS),
+  HEIGHT = 1536 / ROWS * ROWS,  // rows of c at a time: between two pieces of the sum the third cache holds them, not the memory
 };
 
 #if BIAS
-#define ARGUMENTS float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *restrict bias, int slice
+#define BIAS_ARGUMENT , const float *restrict bias
 PART float bias_of(const float *bias, long n) { return bias[n]; }
 PART vec biases_of(const float *bias, long n) { return *(const vec *)(bias + n); }
 #else
-#define ARGUMENTS float *restrict c, const float *restrict a, const WEIGHT *restrict w, int slice
+#define BIAS_ARGUMENT
 PART float bias_of(const float *bias, long n) { return 0; }
 PART vec biases_of(const float *bias, long n) { return 0; }
+#endif
+#if GELU
+#define SLOPES_ARGUMENT , float *restrict slopes
+#else
+#define SLOPES_ARGUMENT
+#endif
+#if FACTOR
+#define FACTORS_ARGUMENT , const float *restrict factors
+#else
+#define FACTORS_ARGUMENT
 #endif
 
 // Where a tile finds a and w. What is small stays where it is. What is stored row by row along the sum (a with AKS 1) does,
 // too, unless its rows are so far apart that they fall on one another in the cache: then they are copied closer.
 #define SMALL 8192  // floats that stay in the first cache
-#define A_IN_PLACE (M * K <= SMALL || (AKS == 1 && AMS % 512))
+#define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
+#define A_IN_PLACE (M * K <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(M * K)))
+#define K_BY_K (A_IN_PLACE && AKS != 1 && M * K > SMALL)
 #define W_IN_PLACE (WNS == 1 && N * K <= SMALL && N % COLUMNS == 0 && !W_NARROW)
 #if A_IN_PLACE
 #define A_ROW AMS
@@ -58,7 +73,8 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 #define W_STEP COLUMNS
 #endif
 
-// The k-th product of each of a tile's sums. The panel's rows come from the second cache: they are asked for AHEAD of time.
+// The k-th product of each of a tile's sums. What comes from the second cache is asked for AHEAD of time: the panel's rows, and
+// a if it lies there k by k.
 #define AHEAD 6
 PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a, const float *restrict w, int k) {
   vec row[VECTORS];
@@ -66,21 +82,53 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a,
     row[j] = *(const vec *)(w + k * W_STEP + j * V);
     if (!W_IN_PLACE) __builtin_prefetch(w + (k + AHEAD) * W_STEP + j * V);
   }
+  if (K_BY_K) {
+    __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP);
+    __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP + ROWS - 1);
+  }
   UNROLL for (int i = 0; i < rows; i++)
     UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
 }
 
-// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored. The rows of c are
-// asked for one by one on the way: all at once they would hold up the panel's.
+// Complete sums become `rows` rows of c, `columns` of each. They are not in c yet: what is at equal distances from two pages'
+// beginnings, as rows of c and of slopes are, is slow to read and write in turn.
+PART void finish(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict sums, int rows,
+                 int columns) {
+  for (int i = 0; i < rows; i++, c += N, slopes += N, factors += N)
+    UNROLL for (int j = 0; j < COLUMNS; j += V) {
+      int n = MIN(V, columns - j);
+      if (n <= 0) break;
+      vec x = *(const vec *)(sums + i * COLUMNS + j);
+#if GELU
+      vec slope, y = gelu_and_slope(x, &slope);
+      if (n == V) *(vec *)(slopes + j) = slope; else store_some(slopes + j, slope, n);
+#else
+      vec y = x * (n == V ? *(const vec *)(factors + j) : load_some(factors + j, n, 0));
+#endif
+      if (n == V) *(vec *)(c + j) = y; else store_some(c + j, y, n);
+    }
+}
+
+// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored. Its rows of c, and of what
+// `finish` will want beside it, are asked for one by one on the way, since all at once they would hold up the panel's; from far
+// away the next tile's are, over a whole tile's time.
 #define STEPS 4
-PART void tile_of(const int rows, float *restrict c, const float *restrict a, const float *restrict w, const float *bias, int depth,
-                  int columns, int add) {
+#define EVERY (NEAR(M * N) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
+#define NEXT (NEAR(M * N) ? 0 : COLUMNS)
+PART void tile_of(const int rows, float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
+                  const float *restrict w, const float *bias, int depth, int columns, int add, int finishes) {
   vec sums[ROWS][VECTORS];
   UNROLL for (int i = 0; i < rows; i++)
     UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] = 0;
   int k = 0;
   for (; k + STEPS <= depth; k += STEPS) {
-    if (k / STEPS < rows) UNROLL for (int j = 0; j < VECTORS; j++) __builtin_prefetch(c + (long)(k / STEPS) * N + j * V, 1);
+    if (k % EVERY == 0 && k / EVERY < rows)
+      UNROLL for (int j = 0; j < VECTORS; j++) {
+        long at = (long)(k / EVERY) * N + NEXT + j * V;
+        __builtin_prefetch(c + at, 1);
+        if (GELU && finishes) __builtin_prefetch(slopes + at, 1);
+        if (FACTOR && finishes) __builtin_prefetch(factors + at);
+      }
     UNROLL for (int i = 0; i < STEPS; i++) step(rows, sums, a, w, k + i);
   }
   for (; k < depth; k++) step(rows, sums, a, w, k);
@@ -88,24 +136,33 @@ PART void tile_of(const int rows, float *restrict c, const float *restrict a, co
     UNROLL for (int i = 0; i < rows; i++)
       UNROLL for (int j = 0; j < VECTORS; j++) {
         vec *to = (vec *)(c + (long)i * N + j * V);
-        *to = sums[i][j] + (add ? *to : biases_of(bias, j * V));
+        sums[i][j] += add ? *to : biases_of(bias, j * V);
+        if (!finishes) *to = sums[i][j];
       }
   } else {
-    UNROLL for (int i = 0; i < rows; i++) {
-      float out[COLUMNS];
-      UNROLL for (int j = 0; j < VECTORS; j++) *(vec *)(out + j * V) = sums[i][j];
-      for (int j = 0; j < columns; j++) c[(long)i * N + j] = out[j] + (add ? c[(long)i * N + j] : bias_of(bias, j));
-    }
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int j = 0; j < VECTORS; j++) {
+        int n = columns - j * V;
+        float *to = c + (long)i * N + j * V;
+        for (int v = 0; v < MIN(V, n); v++) sums[i][j][v] += add ? to[v] : bias_of(bias, j * V + v);
+        if (!finishes) store_some(to, sums[i][j], MIN(V, n));
+      }
+  }
+  if (finishes) {
+    float complete[ROWS * COLUMNS];
+    UNROLL for (int i = 0; i < rows; i++)
+      UNROLL for (int j = 0; j < VECTORS; j++) *(vec *)(complete + i * COLUMNS + j * V) = sums[i][j];
+    finish(c, slopes, factors, complete, rows, columns);
   }
 }
 
 // The last rows of c may be fewer than a tile has.
-PART void tile(float *restrict c, const float *restrict a, const float *restrict w, const float *bias, int depth, int rows, int columns,
-               int add) {
+PART void tile(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
+               const float *restrict w, const float *bias, int depth, int rows, int columns, int add, int finishes) {
   if (rows == ROWS)
-    tile_of(ROWS, c, a, w, bias, depth, columns, add);
+    tile_of(ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
   else
-    tile_of(M % ROWS, c, a, w, bias, depth, columns, add);
+    tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
 
 // V columns of w, V long, to rows COLUMNS apart.
@@ -171,14 +228,14 @@ PART void prefetch_a(const float *a, int depth, int share, int shares) {
 }
 
 // The part of c from (m_first, n_first) to before (m_last, n_last).
-PART void part(float *restrict c, const float *restrict a, const WEIGHT *restrict w, const float *bias, int m_first, int m_last,
-               int n_first, int n_last) {
+PART void part(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
+               const WEIGHT *restrict w, const float *restrict bias, int m_first, int m_last, int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
     int width = MIN(WIDTH, n_last - n0);
     for (int k0 = 0; k0 < K; k0 += DEPTH) {
-      int depth = MIN(DEPTH, K - k0);
+      int depth = MIN(DEPTH, K - k0), finishes = (GELU || FACTOR) && k0 + DEPTH >= K;
       const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
       if (!W_IN_PLACE) pack_w(panel_w, ws, depth, width);
       for (int m = m_first; m < m_last; m += ROWS) {
@@ -186,9 +243,11 @@ PART void part(float *restrict c, const float *restrict a, const WEIGHT *restric
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
         if (!A_IN_PLACE) pack_a(panel_a, strip, depth, m, rows);
         for (int n = 0; n < width; n += COLUMNS) {
-          if (M * K > SMALL && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
-          tile(c + (long)m * N + n0 + n, A_IN_PLACE ? strip : panel_a, W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH,
-               BIAS ? bias + n0 + n : bias, depth, rows, MIN(COLUMNS, width - n), k0 > 0);
+          if (M * K > SMALL && !K_BY_K && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
+          long at = (long)m * N + n0 + n;
+          tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a,
+               W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, BIAS ? bias + n0 + n : bias, depth, rows,
+               MIN(COLUMNS, width - n), k0 > 0, finishes);
         }
       }
     }
@@ -196,15 +255,22 @@ PART void part(float *restrict c, const float *restrict a, const WEIGHT *restric
 }
 
 // Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of all these.
-KERNEL NAME(ARGUMENTS) {
+KERNEL NAME(float *restrict c SLOPES_ARGUMENT, const float *restrict a, const WEIGHT *restrict w BIAS_ARGUMENT FACTORS_ARGUMENT, int slice) {
 #if !BIAS
   const float *bias = 0;
 #endif
+#if !GELU
+  float *slopes = 0;
+#endif
+#if !FACTOR
+  const float *factors = 0;
+#endif
   const long rows = (M + ROWS - 1) / ROWS, columns = (N + COLUMNS - 1) / COLUMNS;
   for (long i = FIRST(BATCH * PARTS_M * PARTS_N); i < LAST(BATCH * PARTS_M * PARTS_N); i++) {
-    long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N;
-    part(c + batch * M * N, a + batch * M * K, w + batch * K * N, bias, rows * m / PARTS_M * ROWS,
-         MIN(M, rows * (m + 1) / PARTS_M * ROWS),
-         columns * n / PARTS_N * COLUMNS, MIN(N, columns * (n + 1) / PARTS_N * COLUMNS));
+    long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N, here = batch * M * N;
+    int m_last = MIN(M, rows * (m + 1) / PARTS_M * ROWS), n_last = MIN(N, columns * (n + 1) / PARTS_N * COLUMNS);
+    for (int m_first = rows * m / PARTS_M * ROWS; m_first < m_last; m_first += HEIGHT)
+      part(c + here, slopes + here, factors + here, a + batch * M * K, w + batch * K * N, bias, m_first,
+           MIN(m_last, m_first + HEIGHT), columns * n / PARTS_N * COLUMNS, n_last);
   }
 }

@@ -11,7 +11,7 @@ from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import DType
 
 from lama.kernels.elementwise import gelu_gradient
-from lama.kernels.fusion import Record, made, maker
+from lama.kernels.fusion import Record, made, maker, then
 from lama.kernels.integers import integer_product, multiplies_integers, rounded
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
@@ -89,7 +89,7 @@ def _quantized(a: Tensor, b: Quantized, bias: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Product(Record):
-    """a · b, and what follows in the same kernel: + bias, GELU, + residual."""
+    """a · b, and what follows in the same kernel: + bias, GELU, + residual, · factor."""
 
     a: UOp
     b: UOp
@@ -98,33 +98,39 @@ class Product(Record):
     transpose_b: bool
     gelu: bool = False
     residual: UOp | None = None
+    factor: UOp | None = None
     scales: UOp | None = None
     """Of b, where that is the values of a `Quantized`."""
 
     def then(self, step: str, *others: Tensor) -> Tensor | None:
-        if step == "gelu" and not self.gelu and self.residual is None:
+        if self.residual is not None or self.factor is not None:
+            return None
+        if step == "gelu" and not self.gelu:
             return replace(self, gelu=True).tensor()
-        if step == "add" and self.residual is None:
-            return replace(self, residual=others[0].uop).tensor()
-        return None
+        if step == "times" and not self.gelu:
+            return replace(self, factor=others[0].uop).tensor()
+        return replace(self, residual=others[0].uop).tensor() if step == "add" else None
 
     def tensor(self) -> Tensor | None:
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         lead, rows = a.shape[:-2], math.prod(int(n) for n in (a.shape[:-1] if b.ndim == 2 else a.shape[-2:-1]))
-        if not self.transpose_a and self.transpose_b and rows <= FEW_ROWS:
+        one = math.prod(int(n) for n in b.shape[:-2]) == 1 and not self.transpose_a
+        if self.factor is None and not self.transpose_a and self.transpose_b and rows <= FEW_ROWS:
             out = _few_rows(self)
-        elif self.scales is not None:
+        elif self.factor is None and self.scales is not None:
             out = _integers(self)
-        elif self.gelu or self.residual is not None:
+        elif self.scales is not None or self.residual is not None or ((self.gelu or self.factor is not None) and not one):
             return None
         else:
             bias = None if self.bias is None else Tensor(self.bias).cast(dtypes.float32)
-            if b.ndim == 2 and not self.transpose_a:
-                out = _product(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape), bias, False, self.transpose_b)
+            if one:
+                a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
             else:
                 b = b.expand(*lead, *b.shape) if b.ndim == 2 else b
-                out = _product(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), bias, self.transpose_a, self.transpose_b)
+                a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+            factor = None if self.factor is None else Tensor(self.factor)
+            out = _product(a, b, bias, self.transpose_a, self.transpose_b, self.gelu, factor)
         return made(out.reshape(*lead, -1, out.shape[-1]), self)
 
 
@@ -185,13 +191,18 @@ def sum_rows(x: Tensor) -> Tensor:
     return Kernel(f"lama_sum_rows_{rows}_{n}", "sum_rows.c", (("ROWS", rows), ("N", n)), slices=slices)((n,), x)
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool) -> Tensor:
-    """(batch, M, K) · (batch, K, N) + (N,) -> (batch, M, N), float32; a and b as stored, before they are transposed."""
+def _product(
+    a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, transpose_b: bool, gelu: bool = False, factor: Tensor | None = None
+) -> Tensor:
+    """(batch, M, K) · (batch, K, N) + (N,) -> (batch, M, N), float32; a and b as stored, before they are transposed.
+
+    With `gelu`, GELU of that, whose slope is kept for the way back; with a `factor` of as many numbers, times these.
+    """
     batch, rows, columns = (int(n) for n in a.shape)
     m, k = (columns, rows) if transpose_a else (rows, columns)
     n = int(b.shape[1 if transpose_b else 2])
     form = "nt"[transpose_a] + "nt"[transpose_b]
-    parts_m, parts_n, slices = _cut(batch, m, n, k)
+    parts_m, parts_n, slices = _cut(batch, m, n, k, 1 if transpose_a else PARTS)
     macros = (
         ("PARTS_M", parts_m),
         ("PARTS_N", parts_n),
@@ -204,18 +215,23 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transpose_a: bool, trans
         ("WKS", 1 if transpose_b else n),
         ("WNS", k if transpose_b else 1),
         ("BIAS", int(bias is not None)),
+        ("GELU", int(gelu)),
+        ("FACTOR", int(factor is not None)),
         ("WEIGHT", STORED_TYPES[b.dtype]),
         ("W_NARROW", int(b.dtype != dtypes.float32)),
     )
-    name = (
-        f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{STORED_TYPES[b.dtype].strip('_').replace(' ', '_')}{'_bias' if bias is not None else ''}"
-    )
+    parts = ["bias"] * (bias is not None) + ["gelu"] * gelu + ["factor"] * (factor is not None)
+    name = "_".join((f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{STORED_TYPES[b.dtype].strip('_').replace(' ', '_')}", *parts))
     kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=slices)
-    return kernel((batch, m, n), a, b, *([] if bias is None else [bias]), gradient=_gradient_for(transpose_a, transpose_b))
+    outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + gelu)]
+    inputs = [a, b, *(x for x in (bias, factor) if x is not None)]
+    gradient = _gradient_for(transpose_a, transpose_b, gelu) if factor is None else None  # it is itself on a way back
+    return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
-def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
-    """Into how many parts to cut the rows and the columns of each of a batch's products, and all of them into how many slices.
+def _cut(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, int]:
+    """Into how many parts to cut the rows and the columns of each of a batch's products, and all of them into how many slices:
+    for a long one `parts` for each thread.
 
     The parts are rather square and none is small.
     """
@@ -223,8 +239,8 @@ def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
     wanted = slices_for(nanoseconds)
     if wanted <= batch:
         return 1, 1, wanted
-    parts = (PARTS if nanoseconds > SHORT else 1) * threads() if threads() > 1 else 1
-    wanted = min(slices_for(nanoseconds / PACKING), parts)
+    most = (parts if nanoseconds > SHORT else 1) * threads() if threads() > 1 else 1
+    wanted = min(slices_for(nanoseconds / PACKING), most)
     rows, columns = 1, 1
     while batch * rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
         if m // rows >= n // columns:
@@ -235,13 +251,21 @@ def _cut(batch: int, m: int, n: int, k: int) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool) -> Gradient:
+def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool) -> Gradient:
     """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b are stored, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> tuple[UOp | None, ...]:
-        (a, b, *bias), grad = inputs_of(call), Tensor(grad_out)
+        (a, b, *bias), grad = (Tensor(u) for u in call.src[2 + gelu :]), Tensor(grad_out)
+        if gelu:
+            grad = _times(grad, Tensor(call.src[2].after(call)))
         grad_a = matmul(b, grad, transpose_b, True) if transpose_a else matmul(grad, b, False, not transpose_b)
         grad_b = matmul(grad, a, True, transpose_a) if transpose_b else matmul(a, grad, not transpose_a, False)
-        return None, grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)
+        return *[None] * (1 + gelu), grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)
 
     return gradient
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x · factor, stored; two tensors of one shape."""
+    product = then(x, "times", factor)
+    return (x * factor).contiguous() if product is None else product
