@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, TinyJit
 
 from lama.jit import Input, capture_at_once, number
+from lama.kernels import matmul
 
 
 @pytest.mark.parametrize("device", ["CPU", "PYTHON"])
@@ -28,3 +29,28 @@ def test_input_keeps_its_tensor_while_shape_and_dtype_stay():
 def test_number_reads_what_a_tensor_holds():
     assert number(Tensor([0.1]).realize()) == np.float32(0.1)
     assert number((Tensor([1.0, 2.0]).realize().sum() + 0.5).realize()) == 3.5
+
+
+@pytest.mark.parametrize("device", ["CPU", "PYTHON"])
+def test_other_tensors_are_read_where_they_are(device):
+    a, b = (Tensor(np.full((3, 7), n, np.float32), device=device).realize() for n in (1, 10))
+    weight = Tensor(np.ones((7, 7), np.float32), device=device).realize()
+    step = capture_at_once(lambda x, y: (matmul(x, weight) + 2 * y).realize())
+    for x, y, expected in ((a, b, 27), (a, b, 27), (b, a, 72), (b, a, 72), (a, b, 27)):
+        assert (step(x, y).numpy() == expected).all()
+
+
+def test_an_input_that_the_step_writes_is_given_to_it_unchanged_every_time():
+    x, total = (Tensor(np.full((3, 7), n, np.float32), device="CPU").realize() for n in (1, 0))
+
+    def count(x: Tensor) -> Tensor:
+        total.assign(total + x)
+        return x.assign(x * 2).realize(total)
+
+    step = capture_at_once(count)
+    seen = [(step(x).numpy()[0, 0], total.numpy()[0, 0]) for _ in range(4)]
+    plain = TinyJit(count)
+    plain.cnt = 1
+    x.assign(Tensor(np.ones((3, 7), np.float32), device="CPU")).realize()
+    total.assign(Tensor(np.zeros((3, 7), np.float32), device="CPU")).realize()
+    assert seen == [(plain(x).numpy()[0, 0], total.numpy()[0, 0]) for _ in range(4)]

@@ -65,6 +65,7 @@ def stored(x: np.ndarray, transposed: bool) -> np.ndarray:
     ("lead", "m", "k", "n"),
     [
         ((), 101, 197, 523),  # one more block than the first in every direction, none of them full
+        ((), 1553, 1024, 545),  # more rows than a block has, stored so far apart that they are copied
         ((3,), 7, 5, 11),
     ],
 )
@@ -233,6 +234,46 @@ def test_gelu_passes_nan_on(both):
     x = normal(3, 37)
     x[1, 5] = np.nan
     assert (np.isnan(gelu(Tensor(x)).numpy()) == np.isnan(x)).all()
+
+
+def gelu_slope64(x: np.ndarray) -> np.ndarray:
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return (1 + np.tanh(u)) / 2 + x * (1 - np.tanh(u) ** 2) / 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("rows", "d", "hidden"), [((2, 13), 19, 37), ((101,), 197, 71), ((1553,), 23, 545), ((3, 1), 5, 33)])
+def test_mlp_and_its_gradients_equal_the_formulas(both, rows, d, hidden, has_bias):
+    """GELU is taken by the product before it, and the way back is multiplied by its slope by the product before that."""
+    x, up, down, dy = normal(*rows, d), normal(hidden, d, seed=1), normal(d, hidden, seed=2), normal(*rows, d, seed=3)
+    bias = normal(hidden, seed=4) if has_bias else np.zeros(hidden, np.float32)
+    inputs = [Tensor(t) for t in (x, up, down, *([bias] if has_bias else []))]
+    hidden_of = gelu(matmul(inputs[0], inputs[1], transpose_b=True, bias=inputs[3] if has_bias else None))
+    ours = results(matmul(hidden_of, inputs[2], transpose_b=True), dy, *inputs)
+    x, up, down, dy = (t.astype(float) for t in (x.reshape(-1, d), up, down, dy.reshape(-1, d)))
+    before = x @ up.T + bias
+    back = (dy @ down) * gelu_slope64(before)
+    expected = [(gelu64(before) @ down.T).reshape(*rows, d), (back @ up).reshape(*rows, d), back.T @ x, dy.T @ gelu64(before)]
+    assert_all_close(ours, [*expected, *([back.sum(0)] if has_bias else [])], 2e-6)
+
+
+@needs_c
+def test_products_take_gelu_and_its_slope_with_them(ran):
+    x, up, down = Tensor(normal(2, 13, 19)), Tensor(normal(37, 19)), Tensor(normal(19, 37))
+    y = matmul(gelu(matmul(x, up, transpose_b=True)), down, transpose_b=True)
+    Tensor.realize(y, *y.sum().gradient(x, up, down))
+    assert not [name for name in ran if name.startswith("lama_gelu")]
+    assert len([name for name in ran if name.endswith("_gelu")]) == len([name for name in ran if name.endswith("_factor")]) == 1
+
+
+@needs_c
+def test_a_product_whose_result_is_wanted_too_is_made_as_it_stands():
+    x, up = normal(26, 19), normal(37, 19)
+    before = matmul(Tensor(x), Tensor(up), transpose_b=True)
+    after = gelu(before)
+    Tensor.realize(after, before)
+    expected = x.astype(float) @ up.T
+    assert_all_close([before.numpy(), after.numpy()], [expected, gelu64(expected)])
 
 
 # --- the embedding

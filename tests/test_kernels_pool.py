@@ -14,6 +14,7 @@ from test_kernels import needs_c, results
 from tinygrad import Tensor, TinyJit, UOp, dtypes
 
 from lama.errors import UsageError
+from lama.jit import Input, capture_at_once
 from lama.kernels import cross_entropy, dropout, embedding, gelu, layernorm, matmul, pool, softmax, sum_of_squares
 
 pytestmark = needs_c
@@ -160,3 +161,14 @@ def test_without_pthreads_the_caller_runs_every_slice(monkeypatch):
     monkeypatch.setattr(pool, "pool", lambda: alone)
     a, b, expected = product()
     assert np.abs(matmul(a, b).numpy() - expected).max() < 1e-3
+
+
+def test_a_captured_step_given_the_same_tensors_again_does_not_ask_tinyjit(monkeypatch):
+    weight = Tensor(np.full((7, 7), 0.5, np.float32)).realize()
+    put, step, asked = Input(), capture_at_once(lambda x: (matmul(x, weight) + x).realize()), []
+    ask = type(step.jit).__call__
+    monkeypatch.setattr(type(step.jit), "__call__", lambda self, *inputs: asked.append(inputs) or ask(self, *inputs))
+    for i in range(4):
+        numbers = np.full((3, 7), i, np.float32)
+        np.testing.assert_array_equal(step(put(numbers)).numpy(), numbers * 4.5)
+    assert len(asked) == 1

@@ -85,7 +85,7 @@ class Step:
     def __init__(self, function: Callable[[Tensor, UOp], Tensor], tokens: tuple[int, int], state: Mapping[str, Tensor], key: str):
         some = next(iter(state.values()))
         self._tokens = Tensor(np.zeros(tokens, np.int32), device=some.device).realize()
-        self._jit: Any = capture_at_once(function)
+        self._step = capture_at_once(function)
         self._plan: Plan | None = None
         # With these two, tinygrad says what it runs.
         self._may_plan = some.device == "CPU" and is_fast(some) and not DEBUG >= 2 and not PROFILE
@@ -109,10 +109,10 @@ class Step:
     def _captured(self, tokens: np.ndarray, variable: UOp) -> np.ndarray:
         """By tinygrad; a plan for the next time, if it can be one."""
         given = Tensor(tokens.astype(np.int32), device=self._tokens.device).realize()
-        out = self._jit(given, variable)
+        out = self._step(given, variable)
         if self._may_plan:
             self._may_plan = False
-            made = recipe_of(self._jit.captured.linear, given, out, self._given)
+            made = recipe_of(self._step.jit.captured.linear, given, out, self._given)
             if made is not None:
                 self._plan, self._shape = Plan(made, self._given), tuple(map(int, out.shape))
                 diskcache_put(TABLE, self._key, (maker(), tuple(made), self._shape))

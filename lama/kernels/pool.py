@@ -140,10 +140,14 @@ class Replay(GraphRunner):
                 self._words[start + 4 + place] = buffer.get_buf(buffer.device).va_addr
         for j, i, value in self.updated_vars(var_vals):
             self._words[self._starts[j] + 4 + len(self.calls[j][2]) + i] = value
+        self.again()
+        return time.perf_counter() - began if wait else None
+
+    def again(self) -> None:
+        """The calls as the last one left them."""
         run, at, n = pool().run, ctypes.addressof(self._words), len(self._starts)
         for first in range(0, n, CHUNK):
             run(at + 8 * self._starts[first], min(CHUNK, n - first))
-        return time.perf_counter() - began if wait else None
 
     @staticmethod
     def supports_uop(batch_devs: list[Any], new_call: UOp) -> bool:
