@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from bench_engines import missing
+from bench_training import share_of_peak
 
 from lama import __version__
 from lama.compiler import cores
@@ -228,16 +229,13 @@ class Bench:
         if task == "decode":
             shares = [speed * limits["bytes_read"] / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
             return f"{median(shares):.0%} of {median(bandwidths) / 1e9:.1f} GB/s"
-        peak = self.peak(limits["peak_flops"])
+        peak = limits["peak_flops"]
         if not peak:
             return ""
         c = GPT2_CONFIGS["gpt2"]
         operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG  # a token's: products, attention's half square
         unit = "GOP/s" if weights.startswith("int") else "GFLOP/s"
         return "" if self.args.tiny else f"{median(speeds) * operations / peak:.0%} of {peak / 1e9:.0f} {unit}"
-
-    def peak(self, of_all_cores: float | None) -> float | None:
-        return of_all_cores and of_all_cores * min(1, self.args.threads / cores())
 
     def pair(
         self, work: str, mine: Sequence[float], peer: Engine, theirs: Sequence[float] | None, wanted: float | None, share: str
@@ -299,10 +297,10 @@ class Bench:
         for name, figures in found.items():
             ms = figures["ms_per_step"]
             for peer in [library for library in ms if library != "lama"] or [None]:
-                row = [f"training step {name}, ms", spread(ms["lama"])]
+                row = [f"training step {name}, ms", spread(ms["lama"]), *[""] * 4, share_of_peak(ms["lama"], figures)]
                 if peer:
-                    row += [peer, spread(ms[peer]), ratio(figures["ratios"][peer]), f"≥ {STEPS[name]}"]
-                self.rows.append([*row, *[""] * (7 - len(row))])
+                    row[2:6] = [peer, spread(ms[peer]), ratio(figures["ratios"][peer]), f"≥ {STEPS[name]}"]
+                self.rows.append(row)
             for peer, reason in figures["left_out"].items():
                 self.left_out(peer, reason, f"training step {name}")
 

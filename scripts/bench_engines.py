@@ -53,7 +53,7 @@ class Lama:
         self.bytes_read = sum(t.nbytes() for name, t in tinygrad.nn.state.get_state_dict(self.model).items() if "pos_embed" not in name)
 
     def limits(self) -> dict[str, float | None]:
-        """Bytes of weights that a token reads, and the multiply-add peak of all cores, operations a second, for these weights."""
+        """Bytes of weights that a token reads, and the multiply-add peak of all threads, operations a second, for these weights."""
         from lama.kernels.peak import peak_flops
 
         return {"bytes_read": self.bytes_read, "peak_flops": peak_flops("CPU", 8 if self.weights.startswith("int") else 32)}

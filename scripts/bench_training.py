@@ -34,12 +34,13 @@ import numpy as np
 
 from lama import __version__
 from lama.device import use_device
+from lama.kernels.peak import peak_flops
 from lama.kernels.pool import threads
 from lama.models.gpt import GPT
 from lama.training import Step, Trainer
 from lama.training.config import RunConfig, read_settings, run_config
 from lama.training.loop import windows
-from lama.training.run import EVALUATION_BATCH, make_tokenizer, model_config
+from lama.training.run import EVALUATION_BATCH, make_tokenizer, model_config, training_operations
 
 # nanoGPT's flags for a CPU, its config/train_shakespeare_char.py, and GPT-2 124M in windows of 256 tokens.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -235,12 +236,15 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
     for name in args.configs:
         settings = {**CONFIGS[name], "precision": args.precision}
         steps, vocab_size = args.steps or STEPS[name], VOCABULARIES.get(name, CHARACTERS)
-        rounds, left_out = measure_steps(name, settings, vocab_size, libraries, args.rounds, steps)
+        rounds, peaks, left_out = measure_steps(name, settings, vocab_size, libraries, args.rounds, steps)
         tokens = settings["batch_size"] * settings["context_length"]
+        operations = tokens * training_operations(GPT(model_config(config_of(settings), vocab_size)), settings["context_length"])
         figures[name] = {"ms_per_step": rounds, "tokens_per_step": tokens, "left_out": left_out}
+        figures[name] |= {"operations_per_step": operations, "peak_flops": peaks}
 
-    print(f"{args.rounds} rounds, {threads()} threads, {args.precision}; ms a step: median (best) of the rounds\n")
-    print("| config | library | ms a step | tokens/s | time / lama's, each round | median |\n|---|---|---|---|---|---|")
+    print(f"{args.rounds} rounds, {threads()} threads, {args.precision}; ms a step: median (best) of the rounds; of the limit:")
+    print("the model's operations over what the threads can multiply and add, measured in every round\n")
+    print("| config | library | ms a step | tokens/s | time / lama's, each round | median | of the limit |\n|---|---|---|---|---|---|---|")
     for name, found in figures.items():
         ours = found["ms_per_step"].get("lama")
         for library, ms in found["ms_per_step"].items():
@@ -249,16 +253,30 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
             each = "" if library == "lama" else ", ".join(f"{ratio:.2f}" for ratio in ratios)
             middle = f"{median(ratios):.2f}" if ratios else ""
             speed = found["tokens_per_step"] / median(ms) * 1e3
-            print(f"| {name} | {library} | {median(ms):.1f} ({min(ms):.1f}) | {speed:,.0f} | {each} | {middle} |")
+            share = share_of_peak(ms, found)
+            print(f"| {name} | {library} | {median(ms):.1f} ({min(ms):.1f}) | {speed:,.0f} | {each} | {middle} | {share} |")
     return {"rounds": args.rounds, "configs": figures}
+
+
+def share_of_peak(ms: Sequence[float], figures: Mapping[str, Any]) -> str:
+    """Of the machine's multiply-adds in the same round, the median of the rounds; empty where they could not be measured."""
+    if None in figures["peak_flops"]:
+        return ""
+    shares = [figures["operations_per_step"] / (1e-3 * t) / peak for t, peak in zip(ms, figures["peak_flops"], strict=True)]
+    return f"{median(shares):.0%} of {median(figures['peak_flops']) / 1e9:.0f} GFLOP/s"
+
+
+def config_of(settings: Mapping[str, Any]) -> RunConfig:
+    """Constant rate: the schedule's end is nowhere near, and no step is unlike the others."""
+    return run_config({**settings, "steps": 1_000_000, "schedule": "constant"})
 
 
 def measure_steps(
     name: str, settings: Mapping[str, Any], vocab_size: int, libraries: Sequence[str], rounds: int, steps: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """By library, the median time of `steps` steps in each round, in milliseconds; and why a library was left out."""
-    # Constant rate: the schedule's end is nowhere near, and no step is unlike the others.
-    config = run_config({**settings, "steps": 1_000_000, "schedule": "constant"})
+) -> tuple[dict[str, list[float]], list[float | None], dict[str, str]]:
+    """By library, the median time of `steps` steps in each round, in milliseconds; the machine's peak in each round, operations a
+    second; and why a library was left out."""
+    config = config_of(settings)
     running: dict[str, Iterator[Any]] = {}
     left_out: dict[str, str] = {}
     for library in libraries:
@@ -276,6 +294,7 @@ def measure_steps(
             continue
         say(f"{name}: {library} is warm after {time.perf_counter() - began:.1f} s")
     found: dict[str, list[float]] = {library: [] for library in running}
+    peaks: list[float | None] = []
     for i in range(rounds):
         for library, trainer in running.items():
             took = []
@@ -284,8 +303,10 @@ def measure_steps(
                 next(trainer)
                 took.append((time.perf_counter() - began) * 1e3)
             found[library].append(median(took))
-        say(f"{name}: round {i + 1} of {rounds}: " + ", ".join(f"{library} {ms[-1]:.1f} ms" for library, ms in found.items()))
-    return found, left_out
+        peaks.append(peak_flops("CPU"))
+        each = ", ".join(f"{library} {ms[-1]:.1f} ms" for library, ms in found.items())
+        say(f"{name}: round {i + 1} of {rounds}: {each}{f'; peak {peaks[-1] / 1e9:.0f} GFLOP/s' if peaks[-1] else ''}")
+    return found, peaks, left_out
 
 
 def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tinygrad import Device
 from tinygrad.nn.state import get_state_dict
 
 from lama.models.gpt import GPT, GPTConfig
@@ -48,8 +49,9 @@ def test_whole_run_of_lama_is_measured(tmp_path: Path):
 
 
 def test_steps_of_lama_are_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]):
-    found, left_out = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
+    found, peaks, left_out = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
     assert list(found) == ["lama"] and not left_out and len(found["lama"]) == 3 and min(found["lama"]) > 0
+    assert len(peaks) == 3 and (Device.DEFAULT != "CPU" or min(peaks) > 1e8)
     assert "tiny: round 3 of 3: lama " in capsys.readouterr().err
 
 
@@ -62,11 +64,17 @@ def test_compiled_pytorch_is_left_out_where_it_does_not_work(bench: ModuleType, 
         return itertools.repeat(None)
 
     monkeypatch.setattr(bench, "trainer_of", trainer_of)
-    found, left_out = bench.measure_steps("tiny", TINY, 7, bench.LIBRARIES, rounds=1, steps=1)
+    found, _, left_out = bench.measure_steps("tiny", TINY, 7, bench.LIBRARIES, rounds=1, steps=1)
     assert list(found) == ["lama", "torch"] and left_out == {"torch.compile": "No working C++ compiler found"}
     monkeypatch.setattr(bench, "trainer_of", lambda *_: iter([]))
     with pytest.raises(StopIteration):  # of the others it is an error
         bench.measure_steps("tiny", TINY, 7, ["torch"], rounds=1, steps=1)
+
+
+def test_share_of_the_peak_is_the_rounds_own(bench: ModuleType):
+    figures = {"operations_per_step": 3e9, "peak_flops": [1e11, 2e11, 4e11]}
+    assert bench.share_of_peak([60, 30, 10], figures) == "50% of 200 GFLOP/s"  # 50 %, 50 %, 75 %
+    assert bench.share_of_peak([60], {**figures, "peak_flops": [None]}) == ""
 
 
 @pytest.mark.peers

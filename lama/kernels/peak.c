@@ -13,13 +13,14 @@
 #define EACH 1
 #endif
 
-KERNEL NAME(float *restrict y, const float *restrict x) {
+KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
   VALUES sums[SUMS];
   vec a = *(const vec *)x, b = *(const vec *)(x + V);
   UNROLL for (int i = 0; i < SUMS; i++) sums[i] = i;
   for (long n = 0; n < REPEATS; n++) UNROLL for (int i = 0; i < SUMS; i++) sums[i] = MULTIPLY_ADD(sums[i], a, b);
   VALUES sum = 0;
   UNROLL for (int i = 0; i < SUMS; i++) sum += sums[i];
+  y += 32 * slice;
   *(vec *)y = (vec)sum;
   y[16] = 2 * V * SUMS * EACH;
 }

@@ -175,16 +175,9 @@ class Run:
         return round(self.seconds_before + time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the cores could do.
-
-        Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 · layers · d_model · T a token, N without the positions.
-        """
-        if self.peak is None:
-            return None
-        c, context = self.model.config, self.config.context_length
-        positions = c.context_length * c.d_model if c.positions == "learned" else 0
-        per_token = 6 * (self.model.n_parameters() - positions) + 12 * c.n_layers * c.d_model * context
-        return per_token * step.tokens_per_second / self.peak
+        """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the cores could do."""
+        per_token = training_operations(self.model, self.config.context_length)
+        return None if self.peak is None else per_token * step.tokens_per_second / self.peak
 
     def evaluate(self) -> Evaluation:
         """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
@@ -288,6 +281,17 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
         run.recording.cut(run.trainer.step)
     run.recall()
     return run
+
+
+def training_operations(model: GPT, context_length: int) -> float:
+    """Floating-point operations that the arithmetic of a training step needs for each token of a window.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 · layers · d_model · T, N without the positions. A causal mask
+    spares half of the last term.
+    """
+    c = model.config
+    positions = c.context_length * c.d_model if c.positions == "learned" else 0
+    return 6 * (model.n_parameters() - positions) + 12 * c.n_layers * c.d_model * context_length
 
 
 def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
