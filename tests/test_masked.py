@@ -128,7 +128,7 @@ def test_bert_learns_what_both_sides_tell():
 def test_training_beats_counting_and_fill_gives_the_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "text.txt").write_text(TEXT)
     out = str(tmp_path / "bert")
-    flags = [*FLAGS, "--steps", "400", "--warmup", "20", "--learning-rate", "1e-2"]
+    flags = [*FLAGS, "--steps", "400", "--warmup", "20", "--learning-rate", "3e-3"]
     assert main(["bert", str(tmp_path / "text.txt"), "--out", out, *flags]) == 0
     told = capfd.readouterr()
     assert "untrained |    unigram |     bigram |    trained" in told.out and "step 400: held-out loss" in told.out
