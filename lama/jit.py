@@ -1,6 +1,6 @@
 """TinyJit without what it costs: the call that it does not capture, its own work in every other, new tensors for a call's numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def capture_at_once(step: Callable[..., Any]) -> "Captured":
 class Captured:
     """What `capture_at_once` makes.
 
-    TinyJit asks in every call what its inputs are and where: 2 ms of Python for a step of training. Where a call's inputs are
+    TinyJit asks in every call what its inputs are and where: 1 ms of Python for a step of training. Where a call's inputs are
     the very tensors of the last call, as `Input` makes them, and all that was captured can be done again as it was, it is.
     """
 
@@ -31,31 +31,37 @@ class Captured:
         self.jit: Any = TinyJit(step)
         self.jit.cnt = 1
         self._last: list[UOp] = []
-        self._again: list[Callable[[], None]] = []
+        self._graphs: list[tuple[Any, int]] = []
         self._result: Any = None
 
     def __call__(self, *inputs: Any) -> Any:
-        uops = [x.uop if isinstance(x, Tensor) else None for x in inputs]
-        if self._again and len(uops) == len(self._last) and all(x is y for x, y in zip(uops, self._last, strict=True)):
-            for run in self._again:
-                run()
+        if self._graphs and self._are_the_last(inputs) and all(graph.placed == placed for graph, placed in self._graphs):
+            for graph, _ in self._graphs:
+                graph.again()
             return self._result
+        self._last, self._graphs = [], []  # should this call be interrupted, the next one asks
         self._result = self.jit(*inputs)
-        found = [u for u in uops if u is not None]
-        self._last, self._again = found, _repeatable(self.jit.captured, found) if len(found) == len(uops) else []
+        uops = [x.uop for x in inputs if isinstance(x, Tensor)]
+        if len(uops) == len(inputs) and (graphs := _repeatable(self.jit.captured, uops)):
+            self._last, self._graphs = uops, [(graph, graph.placed) for graph in graphs]
         return self._result
 
+    def _are_the_last(self, inputs: Sequence[Any]) -> bool:
+        return len(inputs) == len(self._last) and all(
+            isinstance(x, Tensor) and x.uop is last for x, last in zip(inputs, self._last, strict=True)
+        )
 
-def _repeatable(captured: Any, inputs: list[UOp]) -> list[Callable[[], None]]:
-    """What does all that was captured once more in the same places: one `again` for each of the device's graphs. Empty if
-    there is more to do than that, or somebody wants to see what runs."""
+
+def _repeatable(captured: Any, inputs: list[UOp]) -> list[Any]:
+    """The device's graphs that are all that was captured, each with a method `again` that runs it once more in the same places
+    and counts in `placed` how often it got new ones. Empty if there is more to do, or somebody wants to see what runs."""
     if captured is None or DEBUG or PROFILE or any(u.base in captured._written_uops for u in inputs):
         return []
     parts = [call.src[0] for call in captured.linear.src]
     if not all(part.op is Ops.CUSTOM_FUNCTION and part.arg == "graph" for part in parts):
         return []
-    runs = [getattr(get_graph_runtime(part), "again", None) for part in parts]
-    return [run for run in runs if run is not None] if None not in runs else []
+    graphs = [get_graph_runtime(part) for part in parts]
+    return graphs if all(hasattr(graph, "again") for graph in graphs) else []
 
 
 class Input:

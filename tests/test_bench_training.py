@@ -11,7 +11,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tinygrad import Device
 from tinygrad.nn.state import get_state_dict
 
 from lama.models.gpt import GPT, GPTConfig
@@ -51,7 +50,7 @@ def test_whole_run_of_lama_is_measured(tmp_path: Path):
 def test_steps_of_lama_are_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]):
     found, peaks, left_out = bench.measure_steps("tiny", TINY, 7, ["lama"], rounds=3, steps=2)
     assert list(found) == ["lama"] and not left_out and len(found["lama"]) == 3 and min(found["lama"]) > 0
-    assert len(peaks) == 3 and (Device.DEFAULT != "CPU" or min(peaks) > 1e8)
+    assert len(peaks) == 3 and (None in peaks or min(peaks) > 1e8)
     assert "tiny: round 3 of 3: lama " in capsys.readouterr().err
 
 

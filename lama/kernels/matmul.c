@@ -53,10 +53,11 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 // Where a tile finds a and w. What is small stays where it is. What is stored row by row along the sum (a with AKS 1) does,
 // too, unless its rows are so far apart that they fall on one another in the cache: then they are copied closer.
 #define SMALL 8192  // floats that stay in the first cache
+#define SIZE(rows, columns) (1L * (rows) * (columns))
 #define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
-#define A_IN_PLACE (M * K <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(M * K)))
-#define K_BY_K (A_IN_PLACE && AKS != 1 && M * K > SMALL)
-#define W_IN_PLACE (WNS == 1 && N * K <= SMALL && N % COLUMNS == 0 && !W_NARROW)
+#define A_IN_PLACE (SIZE(M, K) <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(SIZE(M, K))))
+#define K_BY_K (A_IN_PLACE && AKS != 1 && SIZE(M, K) > SMALL)
+#define W_IN_PLACE (WNS == 1 && SIZE(N, K) <= SMALL && N % COLUMNS == 0 && !W_NARROW)
 #if A_IN_PLACE
 #define A_ROW AMS
 #define A_STEP AKS
@@ -113,8 +114,8 @@ PART void finish(float *restrict c, float *restrict slopes, const float *restric
 // `finish` will want beside it, are asked for one by one on the way, since all at once they would hold up the panel's; from far
 // away the next tile's are, over a whole tile's time.
 #define STEPS 4
-#define EVERY (NEAR(M * N) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
-#define NEXT (NEAR(M * N) ? 0 : COLUMNS)
+#define EVERY (NEAR(SIZE(M, N)) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
+#define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
 PART void tile_of(const int rows, float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
                   const float *restrict w, const float *bias, int depth, int columns, int add, int finishes) {
   vec sums[ROWS][VECTORS];
@@ -243,7 +244,7 @@ PART void part(float *restrict c, float *restrict slopes, const float *restrict 
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
         if (!A_IN_PLACE) pack_a(panel_a, strip, depth, m, rows);
         for (int n = 0; n < width; n += COLUMNS) {
-          if (M * K > SMALL && !K_BY_K && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
+          if (SIZE(M, K) > SMALL && !K_BY_K && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
           long at = (long)m * N + n0 + n;
           tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a,
                W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, BIAS ? bias + n0 + n : bias, depth, rows,

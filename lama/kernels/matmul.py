@@ -202,6 +202,7 @@ def _product(
     m, k = (columns, rows) if transpose_a else (rows, columns)
     n = int(b.shape[1 if transpose_b else 2])
     form = "nt"[transpose_a] + "nt"[transpose_b]
+    # Of a gradient of weights, with its long sum, every part reads a or b anew, or both: few parts.
     parts_m, parts_n, slices = _cut(batch, m, n, k, 1 if transpose_a else PARTS)
     macros = (
         ("PARTS_M", parts_m),
@@ -223,7 +224,7 @@ def _product(
     parts = ["bias"] * (bias is not None) + ["gelu"] * gelu + ["factor"] * (factor is not None)
     name = "_".join((f"lama_matmul_{form}_{batch}_{m}_{n}_{k}_{STORED_TYPES[b.dtype].strip('_').replace(' ', '_')}", *parts))
     kernel = Kernel(name, "matmul.c", macros, operations=2 * batch * m * n * k, slices=slices)
-    outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + gelu)]
+    outputs = [Tensor.empty(batch, m, n, dtype=dtypes.float32, device=a.device) for _ in range(1 + gelu)]
     inputs = [a, b, *(x for x in (bias, factor) if x is not None)]
     gradient = _gradient_for(transpose_a, transpose_b, gelu) if factor is None else None  # it is itself on a way back
     return kernel.into(outputs, *inputs, gradient=gradient)[0]

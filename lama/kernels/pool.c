@@ -16,6 +16,7 @@ struct pool {
   int (*lock)(void *), (*unlock)(void *), (*wait)(void *, void *), (*wake)(void *), (*yield)(void), (*clock)(int, long *);
   void *mutex, *condition;
   word clock_id, spin_ns, threads;
+  word alone, pause;          // calls that the caller runs alone from here on; how many it did after the last long wait
   // The threads' own, on cache lines apart.
   word busy, line1[7];        // somebody's calls are being run
   word published, line2[7];   // calls so far: what threads wait for
@@ -24,7 +25,6 @@ struct pool {
   word inside, line5[7];      // threads that may be running a slice
   word sleeping, line6[7];
   const word *call;
-  word alone, pause;          // calls that the caller runs alone from here on; how many it did after the last long wait
   struct { word next, line[7]; } ranges[RANGES];  // of each, the first slice that nobody has
 };
 
@@ -132,7 +132,7 @@ PART void share(struct pool *p, const word *call) {
       p->yield();
   if (now(p) - done > done - began + SLACK_NS)
     p->alone = p->pause = p->pause < 512 ? 2 * p->pause + 8 : p->pause;
-  else
+  else if (p->pause)  // not written for nothing: others read that cache line
     p->pause /= 2;
 }
 

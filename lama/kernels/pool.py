@@ -57,6 +57,7 @@ class Pool:
         self._at = (ctypes.addressof(words) + 63) // 64 * 64
         self._run, worker = _program("lama_run", 0), _program("lama_worker", 1)
         state = (ctypes.c_uint64 * 11).from_address(self._at)
+        self._alone = (ctypes.c_uint64 * 2).from_address(self._at + 8 * len(state))
         mutex, condition = self._at + 8192, self._at + 8704
         with contextlib.suppress(AttributeError, OSError, RuntimeError):  # no such functions, or no more threads: do with fewer
             library = ctypes.CDLL(None)
@@ -70,6 +71,10 @@ class Pool:
     def _wait_for_work(self, worker: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the threads that run Python
         worker.fxn(ctypes.c_uint64(self._at))
+
+    def together(self) -> None:
+        """Forget that a thread was late: the next call is shared out among all."""
+        self._alone[:] = [0, 0]
 
     def run(self, calls: int, count: int) -> None:
         """Run `count` calls, written one after the other from address `calls` on."""
@@ -131,9 +136,11 @@ class Replay(GraphRunner):
             self._starts.append(len(numbers))
             numbers += call_words(program_here, int(program.arg.global_size[0]), [*(b.get_buf(b.device).va_addr for b in buffers), *values])
         self._words = (ctypes.c_uint64 * len(numbers))(*numbers)
+        self.placed = 0
 
     def __call__(self, input_uops: tuple[UOp, ...], var_vals: dict[str, int], wait: bool = False) -> float | None:
         began = time.perf_counter()
+        self.placed += 1
         for start, replace in zip(self._starts, self.uop_replace, strict=True):
             for place, i in replace:
                 buffer: Any = input_uops[i].buffer

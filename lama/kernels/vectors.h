@@ -25,9 +25,9 @@ typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
 #define PART static inline __attribute__((always_inline, ATTRIBUTES))
 #define KERNEL __attribute__((ATTRIBUTES)) void
 
-// e^x to 1 unit in the last place, exactly 0 below -87, NaN for NaN: x = n ln 2 + r, e^r on |r| <= ln 2 / 2 by the polynomial
-// 1 + r + ... of degree 6 with the least relative error (3e-9, found by Lawson's weighted least squares), and 2^n put into the
-// exponent's bits. Adding ROUNDER leaves n + 127 in the last bits of the sum, which has no bits for fractions.
+// e^x to 1.2 units in the last place, exactly 0 below -87, e^88 above 88, NaN for NaN: x = n ln 2 + r, e^r on |r| <= ln 2 / 2
+// by the polynomial 1 + r + ... of degree 6 with the least relative error (3e-9, found by Lawson's weighted least squares), and
+// 2^n put into the exponent's bits. Adding ROUNDER leaves n + 127 in the last bits of the sum, which has none for fractions.
 #define ROUNDER (12582912.0f + 127)  // 3 · 2^22
 PART vec exp_vec(vec any) {
   vec x = any < -87.0f ? (vec)-87.0f : any;  // not with min and max, which would drop a NaN

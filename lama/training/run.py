@@ -175,7 +175,7 @@ class Run:
         return round(self.seconds_before + time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the cores could do."""
+        """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the threads could do."""
         per_token = training_operations(self.model, self.config.context_length)
         return None if self.peak is None else per_token * step.tokens_per_second / self.peak
 
