@@ -238,7 +238,7 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
         steps, vocab_size = args.steps or STEPS[name], VOCABULARIES.get(name, CHARACTERS)
         rounds, peaks, left_out = measure_steps(name, settings, vocab_size, libraries, args.rounds, steps)
         tokens = settings["batch_size"] * settings["context_length"]
-        operations = tokens * training_operations(GPT(model_config(config_of(settings), vocab_size)), settings["context_length"])
+        operations = tokens * training_operations(GPT(model_config(config_of(settings), vocab_size), seed=None), settings["context_length"])
         figures[name] = {"ms_per_step": rounds, "tokens_per_step": tokens, "left_out": left_out}
         figures[name] |= {"operations_per_step": operations, "peak_flops": peaks}
 

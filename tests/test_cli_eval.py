@@ -65,8 +65,7 @@ def test_perplexity_of_a_file_and_of_standard_input_is_the_librarys(run, tiny, t
     assert (report["model"], report["text"], report["context_length"], report["stride"]) == (tiny, path, 64, 20)
     assert (report["tokens"], report["bytes"]) == (len(TEXT) - 1, len(TEXT) - 1)
     assert (report["nats_per_token"], report["perplexity"]) == (expected.nats_per_token, expected.perplexity)
-    bits = pytest.approx(math.log2(report["perplexity"]))
-    assert (report["bits_per_token"], report["bits_per_byte"]) == (bits, bits)
+    assert report["bits_per_token"] == report["bits_per_byte"] == pytest.approx(math.log2(report["perplexity"]))
     assert report["seconds"] > 0 and report["tokens_per_s"] > 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     again = json.loads(run(tiny, "--text", "-", "--stride", "20", "--json")[1])

@@ -38,7 +38,7 @@ class TextScore:
     @property
     def bits_per_byte(self) -> float:
         """Compares models whatever their tokenizers."""
-        return self.nats / math.log(2) / self.n_bytes
+        return self.bits_per_token * (self.tokens / self.n_bytes)
 
 
 def check_windows(model: GPT, stride: int | None, context_length: int | None) -> tuple[int, int]:

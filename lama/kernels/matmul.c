@@ -244,7 +244,8 @@ PART void part(float *restrict c, float *restrict slopes, const float *restrict 
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
         if (!A_IN_PLACE) pack_a(panel_a, strip, depth, m, rows);
         for (int n = 0; n < width; n += COLUMNS) {
-          if (SIZE(M, K) > SMALL && !K_BY_K && m + 2 * ROWS <= m_last) prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
+          if (SIZE(M, K) > SMALL && !K_BY_K && m + 2 * ROWS <= m_last)
+            prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
           long at = (long)m * N + n0 + n;
           tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a,
                W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, BIAS ? bias + n0 + n : bias, depth, rows,

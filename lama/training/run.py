@@ -1,5 +1,6 @@
 """A whole training run in a folder: prepared or resumed, then iterated over for its steps and evaluations."""
 
+import functools
 import math
 import os
 import shlex
@@ -176,8 +177,12 @@ class Run:
 
     def mfu(self, step: Step) -> float | None:
         """Model FLOP utilisation: the operations that the model's arithmetic needs, of those that the threads could do."""
-        per_token = training_operations(self.model, self.config.context_length)
-        return None if self.peak is None else per_token * step.tokens_per_second / self.peak
+        return None if self.peak is None else self._operations * step.tokens_per_second / self.peak
+
+    @functools.cached_property
+    def _operations(self) -> float:
+        """For a token of the training."""
+        return training_operations(self.model, self.config.context_length)
 
     def evaluate(self) -> Evaluation:
         """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
