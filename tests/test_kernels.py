@@ -8,7 +8,7 @@ from helpers import normal
 from tinygrad import Device, Tensor, UOp, dtypes
 
 from lama.attention import HIDDEN
-from lama.kernels import embedding, gelu, matmul, program, softmax
+from lama.kernels import adamw, cross_entropy, embedding, gelu, layernorm, matmul, program, softmax
 from lama.kernels.matmul import sum_rows
 
 needs_c = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernels serve tinygrad's CPU device")
@@ -359,6 +359,45 @@ def test_kernels_serve_plain_float32_on_the_cpu_and_nothing_else(ran, monkeypatc
     monkeypatch.setattr(program, "_compiles_c", lambda device: False)
     use(x)
     monkeypatch.undo()
+    assert not ran
+
+
+@needs_c
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: cross_entropy(Tensor(normal(2, 3, 5)), Tensor([1, 2, 3])),
+        lambda: matmul(Tensor(normal(13, 7)), Tensor(normal(7, 5)), bias=Tensor([1.0])),
+        lambda: matmul(Tensor(normal(2, 7)), Tensor(normal(5, 7)), transpose_b=True, bias=Tensor([1.0])),
+        lambda: layernorm(Tensor(normal(3, 7)), Tensor([2.0]), Tensor(normal(7)), 1e-5),
+        lambda: layernorm(Tensor(normal(3, 7)), Tensor(normal(7)), Tensor([2.0]), 1e-5),
+        lambda: embedding(Tensor(normal(7, 19)), Tensor(ROWS), Tensor(normal(1, 19))),
+    ],
+    ids=["targets", "bias", "bias of few rows", "norm's weight", "norm's bias", "positions"],
+)
+def test_sizes_that_are_broadcast_are_left_to_the_plain_twin(ran, monkeypatch, use):
+    here = use().numpy()
+    assert not ran
+    monkeypatch.setattr(program, "_reference", lambda: True)
+    np.testing.assert_array_equal(here, use().numpy())
+
+
+@needs_c
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: cross_entropy(Tensor(normal(2, 3, 5)), Tensor([1, 2])),
+        lambda: matmul(Tensor(normal(13, 7)), Tensor(normal(7, 5)), bias=Tensor(normal(4))),
+        lambda: layernorm(Tensor(normal(3, 7)), Tensor(normal(6)), None, 1e-5),
+        lambda: embedding(Tensor(normal(7, 19)), Tensor(ROWS), Tensor(normal(3, 19))),
+        lambda: embedding(Tensor(normal(7, 19)), Tensor(ROWS), Tensor(normal(9, 18))),
+        lambda: adamw(*(Tensor(normal(n)) for n in (5, 5, 5, 4, 3, 1)), 0.9, 0.99, 0.1)[0],
+    ],
+    ids=["targets", "bias", "norm's weight", "positions", "positions' width", "gradient"],
+)
+def test_sizes_that_disagree_are_refused(ran, use):
+    with pytest.raises((ValueError, IndexError, RuntimeError, AssertionError)):
+        use().numpy()
     assert not ran
 
 

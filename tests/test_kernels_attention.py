@@ -87,6 +87,22 @@ def test_attention_hides_padding_and_a_query_that_sees_nothing_gets_the_mean(bot
 
 
 @needs_c
+@pytest.mark.parametrize("dtype", [dtypes.int32, dtypes.uint8])
+def test_padding_of_any_numbers_hides_what_is_0(dtype):
+    q, k, v, _ = (Tensor(x) for x in four(1, 2, 3, 5, 7, 7))
+    padding = Tensor([[[[1, 3, 0, 255, 1]]]], dtype=dtype)
+    found, expected = (kernels.attention(q, k, v, 0.5, None, mask).numpy() for mask in (padding, padding != 0))
+    np.testing.assert_array_equal(found, expected)
+
+
+@needs_c
+@pytest.mark.parametrize(("k", "v"), [((5, 4), (5, 8)), ((4, 8), (7, 8))], ids=["keys' width", "as many values as keys"])
+def test_sizes_that_disagree_are_not_the_kernel_s(k, v):
+    tensors = [Tensor(normal(1, 1, *shape)) for shape in ((5, 8), k, v)]
+    assert kernels.attends(tensors[0], tensors[0], tensors[0]) and not kernels.attends(*tensors)
+
+
+@needs_c
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 4, 6), (3, 2, 131, 307, 33, 16)])
 @pytest.mark.parametrize("mask", [None, Causal(170)], ids=["all", "causal"])
 def test_attention_drops_what_dropout_of_the_pattern_drops(ran, shape, mask):  # noqa: F811

@@ -15,7 +15,7 @@ from tinygrad import Tensor, TinyJit, UOp, dtypes
 
 from lama.errors import UsageError
 from lama.jit import Input, capture_at_once
-from lama.kernels import cross_entropy, dropout, embedding, gelu, layernorm, matmul, pool, softmax, sum_of_squares
+from lama.kernels import add, attention, cross_entropy, dropout, embedding, gelu, layernorm, matmul, pool, softmax, sum_of_squares
 
 pytestmark = needs_c
 KEY = np.array([7, 0], np.uint32)
@@ -33,6 +33,10 @@ USES = {
     "gelu": (gelu, (1543, 197)),
     "dropout": (lambda x: dropout(x, 0.2, Tensor(KEY), 3), (1543, 197)),
     "embedding": (lambda w: embedding(w, Tensor(ROWS, dtype=dtypes.int32)), (65, 257)),
+    "attention": (lambda q, k, v: attention(q, k, v, 0.2, 0, None, 0.2, Tensor(KEY), 3), *[(2, 3, 197, 24)] * 3),
+    "attention of one head": (lambda q, k, v: attention(q, k, v, 0.2), *[(1, 1, 523, 24)] * 3),
+    "MLP": (lambda x, w, b, v: matmul(gelu(matmul(x, w, bias=b)), v), (523, 67), (67, 263), (263,), (263, 71)),
+    "norm of a sum": (lambda x, h, w: layernorm(add(x, dropout(h, 0.2, Tensor(KEY), 3)), w, None, 1e-5), *[(1543, 197)] * 2, (197,)),
 }
 
 

@@ -109,6 +109,14 @@ def cross_entropy64(x: np.ndarray, targets: np.ndarray, smoothing: float) -> tup
     return -(wanted * np.log(p)).sum(-1), p - wanted
 
 
+def test_cross_entropy_takes_a_logit_that_is_impossible(both):  # noqa: F811
+    x, targets = normal(3, 37), np.array([2, 0, 36])
+    x[:, 5] = -np.inf
+    ours = results(cross_entropy(logits := Tensor(x), Tensor(targets)), np.ones(3, np.float32), logits)
+    losses, gradient = cross_entropy64(np.delete(x, 5, axis=1), np.array([2, 0, 35]), 0.0)
+    assert_all_close(ours, [losses, np.insert(gradient, 5, 0, axis=1)], 3e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("shape", [(3, 5, 37), (7, 16), (5, 3), (311, 65)])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])

@@ -84,9 +84,13 @@ def test_loss_is_that_of_the_chosen_positions_only():
     chances = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
     expected = -np.mean([chances[0, 2, 7], chances[0, 5, 9], chances[1, 4, 6]])
     assert masked_loss(model, Tensor(tokens), Tensor(positions), Tensor(targets)).item() == pytest.approx(expected, abs=1e-5)
-    score = MaskedEvaluator(model, (tokens, positions, targets), 2)()
     right = [logits[0, 2].argmax() == 7, logits[0, 5].argmax() == 9, logits[1, 4].argmax() == 6]
-    assert (score.loss, score.accuracy) == (pytest.approx(expected, abs=1e-5), pytest.approx(np.mean(right)))
+    for rows in (2, 1):
+        score = MaskedEvaluator(model, (tokens, positions, targets), rows)()
+        assert (score.loss, score.accuracy) == (pytest.approx(expected, abs=1e-5), pytest.approx(np.mean(right)))
+    thrice = tuple(np.concatenate([part, part[:1]]) for part in (tokens, positions, targets))  # the third is a batch of its own
+    score, expected = MaskedEvaluator(model, thrice, 2)(), -np.mean([chances[0, 2, 7], chances[0, 5, 9]] * 2 + [chances[1, 4, 6]])
+    assert (score.loss, score.accuracy) == (pytest.approx(expected, abs=1e-5), pytest.approx(np.mean(right[:2] * 2 + right[2:])))
 
 
 def test_baselines_by_hand():

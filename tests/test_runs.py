@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from helpers import CATS, RUN
 from tinygrad.nn.state import get_state_dict
 
 import lama
+from lama.cli import main
 from lama.data import open_tokens
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import CharacterTokenizer
@@ -213,7 +215,7 @@ def test_evaluation_that_the_end_of_the_process_cut_off_is_made_up_for(start, wh
 
 def _rest(run: Run) -> Iterator[Any]:
     """What comes after a step that was just taken: here, its checkpoint and its evaluation."""
-    run.folder.save_checkpoint(run.trainer, run.tokenizer, {"data": run.tokens.digest})
+    run.save_checkpoint()
     yield run.evaluate()
 
 
@@ -316,6 +318,31 @@ def test_resume_with_other_settings_is_refused_and_names_them(finished):
         resumed_run(finished, {"seed": 3, "learning_rate": 0.02, "keep": 9})
 
 
+def test_resume_with_edited_settings_is_refused_and_names_them(finished):
+    text = finished.settings_file.read_text()
+    finished.settings_file.write_text(text.replace("dropout = 0.1", "dropout = 0.5").replace("keep = 2", "keep = 3"))
+    with pytest.raises(UsageError, match=re.escape("the settings it began with; got dropout was 0.1 and is 0.5. For")):
+        resumed_run(finished, {})
+    assert resumed_run(finished, {"dropout": 0.1}).config.keep == 3
+
+
+@pytest.mark.parametrize("config", [None, [], {"dropping": 0.5}])
+def test_checkpoint_without_the_settings_of_its_run_is_refused(finished, config):
+    path = finished.checkpoints()[-1] / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
+    with pytest.raises(LamaError, match=r"training.json must hold (the run's config; got|only settings of lama train; got 'dropping')"):
+        resumed_run(finished, {})
+
+
+@pytest.mark.parametrize("source", ["{}", "{}/**/*.txt"])
+def test_folder_that_the_run_lies_in_is_its_corpus_without_the_run(start, tmp_path, source):
+    (tmp_path / "cats.txt").write_text(CATS)
+    run = start("runs/a", corpus=[source.format(tmp_path)], steps=2)
+    until(run, 1)
+    (run.folder.path / "notes.txt").write_text("of the run")
+    assert resumed_run(run.folder, {}).trainer.step == 1
+
+
 def test_resume_with_a_changed_corpus_is_refused(start, cats, tmp_path):
     corpus = tmp_path / "corpus.txt"
     shutil.copy(cats, corpus)
@@ -379,15 +406,18 @@ def test_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(star
     run = start()
     message = (
         r"the loss must stay a number; got loss=nan, gradient norm=nan at step 5. Lower the learning rate. The last good checkpoint "
-        r"is (.*step-000003): go on from there with lama train --from \1$"
+        r"is (.*step-000003): go on from there with (lama train .*settings.toml --from \1 --out .*out-2 --learning-rate 0.003)$"
     )
-    with pytest.raises(LamaError, match=message):
+    with pytest.raises(LamaError, match=message) as error:
         for event in run:
             if isinstance(event, Step) and event.step == 4:
                 weight = get_state_dict(run.model)["ln_final.weight"]
                 weight.assign(weight * float("nan")).realize()
     assert all(np.isfinite(p.numpy()).all() for p in get_state_dict(lama.load(run.folder.checkpoints()[-1])[0]).values())
     assert steps_in(run.folder) == [1, 2, 3, 4]
+    found = re.search(message, str(error.value))
+    assert found and main([*shlex.split(found[2])[1:], "--steps", "1"]) in (0, 1)  # as said, and one step teaches little
+    assert steps_in(RunFolder(run.folder.path.with_name("out-2"))) == [1]
 
 
 def test_learning_rate_beyond_reason_ends_with_one_message_and_no_bad_checkpoint(start):
@@ -479,6 +509,7 @@ def test_full_disk_at_the_start_leaves_no_folder(start, tmp_path):
             {"batch_size": 2**40},
             "a batch must fit the memory; got batch_size=1099511627776 in accumulation=2 parts of .* Raise",
         ),
+        (b"x" * 500, {"d_model": 2**21}, "a model in training must fit the memory; got n_layers=1, d_model=2097152, which need over"),
         (b"x" * 500, {"tokenizer": "words"}, r"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'"),
         (b"x" * 500, {"tokenizer": "bpe:many"}, r"tokenizer must be bpe:SIZE, such as bpe:2000; got 'bpe:many'"),
         (b"x" * 500, {"initial": "./none"}, "model must be"),
@@ -539,8 +570,13 @@ def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
     shared.measure_start()
     assert [replica.device for replica in shared.trainer.replicas] == ["CPU", "CPU:1"]
     assert shared.folder.read_log()[0]["devices"] == 2
+    with pytest.raises(LamaError, match=r"Start it again: lama train .*settings.toml --out .*two --devices 2$"):
+        resumed_run(shared.folder, {})
+    until(shared, 1)
     with pytest.raises(UsageError, match=r"as many devices as it began with; got 1. Give --devices 2"):
         resumed_run(shared.folder, {})
+    assert shared.again == f"lama train --resume {shared.folder.path} --devices CPU,CPU:1"
+    assert resumed_run(shared.folder, {}, ("CPU", "CPU:1")).trainer.step == 1
 
 
 def test_batch_that_devices_cannot_share_is_refused(start, tmp_path):

@@ -80,17 +80,18 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
     assert smooth == pytest.approx(0.9 * nll + 0.1 * flat, rel=1e-6)
 
 
-def test_evaluate_is_the_mean_over_whole_batches():
+def test_evaluate_is_the_mean_over_all_rows():
     model = GPT(SHAPE)
     fill(model)
     windows = np.random.default_rng(0).integers(0, VOCAB, (2, 7, CONTEXT)).astype(np.int32)
-    logits = model(Tensor(windows[0][:6])).numpy().astype(float)
-    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, windows[1][:6, :, None], -1)[..., 0]
-    evaluator = Evaluator(model, (windows[0], windows[1]), batch_size=3)  # the seventh window is left out
+    logits = model(Tensor(windows[0])).numpy().astype(float)
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, windows[1][..., None], -1)[..., 0]
+    evaluator = Evaluator(model, (windows[0], windows[1]), batch_size=3)  # the seventh window is a batch of its own
     assert [evaluator() for _ in range(3)] == [pytest.approx(expected.mean(), rel=1e-5)] * 3
     fill(model, seed=1)
     assert abs(evaluator() - expected.mean()) > 1e-3  # captured, and yet it sees the new weights
-    assert Evaluator(model, (windows[0][:3], windows[1][:3]), batch_size=100)() > 0
+    fill(model)
+    assert Evaluator(model, (windows[0][:3], windows[1][:3]), batch_size=100)() == pytest.approx(expected[:3].mean(), rel=1e-5)
 
 
 # --- the schedule
@@ -195,6 +196,16 @@ def test_first_batch_of_a_preset_has_the_loss_of_guessing(preset):
     model = GPT(model_config(config, tokenizer.vocab_size), config.seed)
     loss, guess = cross_entropy(model(Tensor(inputs)), Tensor(targets)).item(), math.log(tokenizer.vocab_size)
     assert abs(loss - guess) < min(0.05, 0.03 * guess)
+
+
+def test_one_batch_of_a_preset_is_learned_by_heart():
+    text = default_corpus().text[:20_000]
+    config = run_config(read_settings("shakespeare-char-cpu") | {"steps": 250, "min_learning_rate": 3e-4})
+    tokenizer = CharacterTokenizer("".join(sorted(set(text))))
+    rows = batch(encode_corpus(tokenizer, text), 0, config.seed, config.batch_size, config.context_length)
+    losses = [step.loss for step in Trainer(GPT(model_config(config, tokenizer.vocab_size), config.seed), lambda _: rows, config)]
+    assert losses[0] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.03)
+    assert losses[-1] < 0.05
 
 
 def test_steps_report_what_they_did():

@@ -71,10 +71,16 @@ def is_own_folder(folder: Path) -> bool:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Take `target`'s place; a folder replaces a folder."""
+    """Take `target`'s place; a folder replaces a folder, unless that is the same already: the two cannot change places at once."""
     if source.is_dir() and target.is_dir():
-        shutil.rmtree(target)
+        if _content(source) == _content(target):
+            return
+        os.rename(target, source.with_name(f".old-{target.name}"))
     os.replace(source, target)
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -32,7 +32,7 @@ def given(args: argparse.Namespace, settings: type[Any]) -> dict[str, Any]:
     """The settings that were given as flags. Raises UsageError for an empty text."""
     found = {field.name: value for field in dataclasses.fields(settings) if (value := getattr(args, field.name, None)) is not None}
     for name, value in found.items():
-        if value == "":
+        if value == "" or (isinstance(value, list) and "" in value):
             raise UsageError(f"{flag_of(name)} must not be empty; give some text, or leave it out")
     return found
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     special = args.special or [END_OF_TEXT]
     check_vocabulary(args.size, special)
     check_folder(args.out, ("base.json",), "a trained tokenizer")
-    corpus = open_corpus([args.corpus] if args.corpus else [])
+    corpus = open_corpus([] if args.corpus is None else [args.corpus])
     n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
     began = time.perf_counter()

@@ -6,8 +6,9 @@ import io
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows how far it is
     machine.use(args)
-    devices = use_devices(args.devices) if args.devices else ()
+    devices = () if args.devices is None else use_devices(args.devices)
     chosen = given(args, RunConfig)
     if args.resume:
         for name in ("settings", "out", "size", "restart"):
@@ -78,8 +79,10 @@ def run(args: argparse.Namespace) -> int:
             print(session.model.describe())
             return learn(session, args)
     settings = read_settings(args.settings) if args.settings else {}
-    if args.size:
-        settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "min_learning_rate", "d_mlp")}
+    if "learning_rate" in chosen or args.size is not None:  # where the cosine ends belongs to its peak
+        settings.pop("min_learning_rate", None)
+    if args.size is not None:
+        settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "d_mlp")}
     if args.initial:  # a preset's shape and tokenizer are not for a model that has its own
         settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
     folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
@@ -130,8 +133,8 @@ def learn(session: "Run", args: argparse.Namespace) -> int:
     if config.record:
         show_recording(folder)
     if received:
-        again = shlex.join(["lama", "train", "--resume", str(folder.path)])
-        return stopped_by(received, f" after step {session.trainer.step} of {config.steps}; go on with: {again}")
+        draw_curve(folder)
+        return stopped_by(received, f" after step {session.trainer.step} of {config.steps}; go on with: {session.again}")
 
     if gain := session.trainer.gain:
         print(f"{len(session.trainer.replicas)} devices found the gradients {gain:.2f} times as fast together as one after the other")
@@ -171,7 +174,7 @@ def watch(session: "Run", prompt: str, args: argparse.Namespace) -> "Evaluation 
     every = config.sample_every or max(1, config.steps // 4)
     print("compiling the training step, once", file=sys.stderr)
     last, first = None, session.trainer.step + 1
-    with make_tracker(args.track, session) as tracker, closing(LiveLine(config.steps, session.trainer.step)) as line:
+    with tracking(args.track, session) as track, closing(LiveLine(config.steps, session.trainer.step)) as line:
         for event in session:
             if isinstance(event, Step):
                 line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
@@ -183,27 +186,42 @@ def watch(session: "Run", prompt: str, args: argparse.Namespace) -> "Evaluation 
                 last = event
                 metrics = {"validation_loss": event.validation_loss, "bits_per_byte": event.bits_per_byte}
                 line.say(
-                    f"step {event.step}: held-out loss {event.validation_loss:.4f}, {event.bits_per_byte:.4f} bits per byte"
-                    f"{', the best so far' if event.best else ''}"
+                    f"step {event.step}: held-out loss {event.validation_loss:.4f}, perplexity {event.perplexity:.4g}, "
+                    f"{event.bits_per_byte:.4f} bits per byte{', the best so far' if event.best else ''}"
                 )
                 draw_curve(session.folder)
-            if tracker:
-                tracker.log(event.step, metrics)
+            track(event.step, metrics)
     return last
 
 
 @contextmanager
-def make_tracker(kind: str | None, session: "Run") -> Iterator[Any]:
+def tracking(kind: str | None, session: "Run") -> Iterator[Callable[..., None]]:
+    """Yields what takes a step and its metrics. The log alone is needed, so a tracker that fails on the way is left with a word."""
     if kind is None:
-        yield None
+        yield lambda step, metrics: None
         return
     from dataclasses import asdict
 
     from lama.training.trackers import open_tracker
 
-    path = session.folder.path
-    with closing(open_tracker(kind, path, path.absolute().name, asdict(session.config))) as tracker:
-        yield tracker
+    path, failed = session.folder.path, False
+    tracker = open_tracker(kind, path, path.absolute().name, asdict(session.config))
+
+    def unless_it_failed(work: Callable[..., None], *args: Any) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            work(*args)
+        except Exception as error:  # each library has its own: no network, no space
+            failed = True
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"lama: {kind} takes no more, and the run goes on without it: {reason}", file=sys.stderr)
+
+    try:
+        yield partial(unless_it_failed, tracker.log)
+    finally:
+        unless_it_failed(tracker.close)
 
 
 def draw_curve(folder: "RunFolder") -> None:

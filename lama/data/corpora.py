@@ -148,18 +148,18 @@ class Corpus:
         return _Facts(n_bytes, n_characters, digest.hexdigest())
 
 
-def open_corpus(sources: Sequence[str] = ()) -> Corpus:
+def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Corpus:
     """The texts of all `sources` in their order; the King James Bible if there are none.
 
     A source is a file; a folder; a pattern such as `books/*.txt` or `books/**/*.txt`; `-`, standard input; or a name,
     `kjv` or `tinyshakespeare`, where no file is called so. Of a folder and of what a pattern matches, all files are taken,
     in the order of their paths, but for hidden, empty and binary ones: a file is binary if there is a NUL byte in its
-    first 8,000. Of a folder, that goes for its sub-folders too.
+    first 8,000. Of a folder, that goes for its sub-folders too. What is in the folder `without` is no part of another folder.
 
     Everything is read through once, so that what is not text is found before any work is done. Raises LamaError, naming
     the source, for one that is not there, holds no text files, or is not UTF-8.
     """
-    return _joined([_open(source) for source in sources] or [default_corpus()]).check()
+    return _joined([_open(source, without) for source in sources] or [default_corpus()]).check()
 
 
 def read_corpus(path: Path) -> Corpus:
@@ -227,7 +227,9 @@ def last_boundary(text: str) -> int:
     return len(text)
 
 
-def _open(source: str) -> Corpus:
+def _open(source: str, without: Path | None) -> Corpus:
+    if not source:
+        raise LamaError("a corpus must be a file, a folder, a pattern, - or a name; got an empty one")
     if source == "-":
         if sys.stdin is None:
             raise LamaError("standard input must be open to be the corpus; got none. Give a file")
@@ -235,14 +237,14 @@ def _open(source: str) -> Corpus:
     try:
         path = Path(source).expanduser()
         if path.is_dir():
-            return _chosen(_below(path), path.absolute().name or source, source, "the folder")
+            return _chosen(_outside(without, _below(path)), path.absolute().name or source, source, "the folder")
         if path.exists():
             return Corpus((_file(path),), path.name, source, "unknown")
         if source in NAMED:
             return NAMED[source]()
         if glob.has_magic(source):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            return _chosen([match for match in matches if match.is_file()], source, source, "the pattern")
+            return _chosen(_outside(without, (match for match in matches if match.is_file())), source, source, "the pattern")
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home, a NUL in it
         raise LamaError(f"a corpus must be a file, a folder or a name; got {source[:60]!r} ({error})") from None
     raise LamaError(
@@ -268,6 +270,10 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     return iter(sorted(file for file in files if file.is_file()))
+
+
+def _outside(folder: Path | None, paths: Iterable[Path]) -> Iterator[Path]:
+    return (path for path in paths if folder is None or folder.resolve() not in path.resolve().parents)
 
 
 def _is_text(path: Path) -> bool:

@@ -1,9 +1,14 @@
 // One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; g is multiplied by scale[0] first.
 
+PART vec root(vec x) {  // number by number, which becomes one instruction: older compilers know no root of a vector
+  UNROLL for (int i = 0; i < V; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+
 PART vec updated(vec p, vec g, vec *m, vec *v, const float *scalars) {
   *m = BETA1 * *m + (1 - BETA1) * g;
   *v = BETA2 * *v + (1 - BETA2) * (g * g);
-  vec step = (*m / scalars[1]) / (__builtin_elementwise_sqrt(*v / scalars[2]) + EPSILON);
+  vec step = (*m / scalars[1]) / (root(*v / scalars[2]) + EPSILON);
   return p - scalars[0] * (step + DECAY * p);
 }
 

@@ -28,7 +28,8 @@ enum {
   ROWS = PIECES(T, PIECES(T, MOST_ROWS)),  // queries of a tile: as many as the registers hold, or a few less for equal tiles
   COLUMNS = 2 * V,                         // keys, or numbers of a key, of a tile
   DP = UP(D, V), EP = UP(E, V),
-  MOST_KEYS = MAX(COLUMNS, (BACKWARD ? 8192 : 16384) / MAX(DP, EP) / COLUMNS * COLUMNS),  // what the second cache holds
+  IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),  // keys: the second cache holds them, the stack their scores
+  MOST_KEYS = MAX(COLUMNS, IN_CACHE / COLUMNS * COLUMNS),
   KEYS = UP(PIECES(S, PIECES(S, MOST_KEYS)), COLUMNS),  // of a block
   SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
 };

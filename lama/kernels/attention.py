@@ -85,6 +85,8 @@ def attends(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None = None) -> b
     return (
         all(t.ndim in (3, 4) and t.shape[:-2] == q.shape[:-2] and t.dtype == dtypes.float32 for t in tensors)
         and is_fast(*tensors, *([] if padding is None else [padding]))
+        and q.shape[-1] == k.shape[-1]
+        and k.shape[-2] == v.shape[-2]
         and max(int(q.shape[-1]), int(v.shape[-1])) <= WIDEST
         and (padding is None or padding.shape in ((1, 1, 1, k.shape[-2]), (q.shape[0], 1, 1, k.shape[-2])))
         and not factors_are_rounded()
@@ -114,7 +116,8 @@ def attention(
     bases, layouts, owners = _together(q, k, v)
     drop = rate > 0 and key is not None
     form = _Form(B, H, T, S, D, E, layouts, owners, scale, offset, padding is not None, rate if drop else 0.0, site if drop else 0)
-    extras = [*([] if padding is None else [padding.reshape(-1, S).expand(B, S)]), *([key] if drop and key is not None else [])]
+    seen = [] if padding is None else [padding.cast(dtypes.bool).reshape(-1, S).expand(B, S)]
+    extras = [*seen, *([key] if drop and key is not None else [])]
     outputs = [Tensor.empty(*shape, device=q.device) for shape in ((B, T, H, E), (B, H, T, 2))]
     parts, slices = _cut(form)
     macros = (*form.macros("FORWARD"), ("KV", "float"), ("PARTS", parts))
@@ -134,11 +137,7 @@ def attention_in_cache(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Te
     `position` + T must be at most S. The result is stored as (B, T, H, d), and has no gradient. For what `attends_in` says yes to.
     """
     (B, H, T, D), S, type_ = (int(n) for n in q.shape), int(keys.shape[2]), STORED_TYPES[keys.dtype]
-    found = [view(t) if t.dtype == dtypes.float32 else view(t.float()) for t in (q, k, v)]
-    found = [
-        (base, layout) if layout.strides[-1] in (0, 1) else (t.contiguous(), Layout(layout.shape, 0, contiguous_strides(layout.shape)))
-        for t, (base, layout) in zip((q, k, v), found, strict=True)
-    ]
+    found = [_with_rows(t.float()) for t in (q, k, v)]
     layouts = tuple(layout for _, layout in found)
     inputs = [*(base for base, _ in found), position]
     form = _Form(B, H, T, S, D, D, layouts, (0, 1, 2), scale, 0, False, 0.0, 0)
@@ -171,6 +170,14 @@ def _cut(form: _Form) -> tuple[int, int]:
     while heads * parts < wanted and 2 * parts * FEWEST_QUERIES <= form.T:
         parts *= 2
     return parts, min(heads * parts, slices_for(nanoseconds))
+
+
+def _with_rows(x: Tensor) -> tuple[Tensor, Layout]:
+    """x as `view` has it, copied where the numbers of its last axis do not follow one another."""
+    base, layout = view(x)
+    if layout.strides[-1] == 1 or layout.shape[-1] == 1:
+        return base, layout
+    return x.contiguous(), Layout(layout.shape, 0, contiguous_strides(layout.shape))
 
 
 def _together(q: Tensor, k: Tensor, v: Tensor) -> tuple[list[Tensor], tuple[Layout, ...], tuple[int, ...]]:

@@ -53,7 +53,8 @@ KERNEL NAME(float *restrict y, const float *restrict x, const int *restrict targ
       for (int j = 0; j < N - i; j++) rest += e[j];
     }
     float picked = targets[row] >= 0 && targets[row] < N ? xs[targets[row]] - top : -top;
-    y[row] = log_of(sum_vec(sums) + rest) - (1 - SMOOTHING) * picked - SMOOTHING * (sum_vec(values) / N);
+    y[row] = log_of(sum_vec(sums) + rest) - (1 - SMOOTHING) * picked;
+    if (SMOOTHING > 0) y[row] -= SMOOTHING * (sum_vec(values) / N);  // which a logit of -inf makes infinite
   }
 }
 #endif

@@ -14,7 +14,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
     With `smoothing` ε, the target is 1 − ε of itself and ε of the uniform distribution. Source: Szegedy et al. 2016, section 7.
     """
-    if not (logits.dtype == dtypes.float32 and is_fast(logits, targets)):
+    if not (logits.dtype == dtypes.float32 and is_fast(logits, targets) and targets.shape == logits.shape[:-1]):
         logits = logits.cast(dtypes.float32)
         one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1])  # (..., V), never stored
         picked = one_hot.where(logits, 0).sum(-1)

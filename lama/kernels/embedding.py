@@ -19,7 +19,9 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor, positions: Tensor | No
     if positions is not None and isinstance(position, int) and position:
         positions, position = positions[position:], 0
     cached = isinstance(position, Tensor)
-    if not (all(t.dtype in STORED_TYPES for t in tables) and is_fast(*parts, *tables, tokens)) or isinstance(position, UOp):
+    there = positions is None or (positions.shape[0] >= tokens.shape[-1] and positions.shape[1] == weight.shape[1])
+    fast = there and all(t.dtype in STORED_TYPES for t in tables) and is_fast(*parts, *tables, tokens)
+    if not fast or isinstance(position, UOp):
         # Only negative tokens need the zeros: tinygrad counts them from the end, and gives zeros for those past it.
         rows = (tokens < 0).unsqueeze(-1).where(0, weight[tokens].float() if isinstance(weight, Quantized) else weight.float()[tokens])
         if positions is None:

@@ -30,7 +30,8 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) ->
     Source: Ba et al. 2016, eq. 4; biased variance. The statistics are float32, the result has x's dtype.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not (x.dtype == dtypes.float32 and all(t.dtype in STORED_TYPES for t in parameters) and is_fast(x, *parameters)):
+    fits = all(t.dtype in STORED_TYPES and t.shape == x.shape[-1:] for t in parameters)
+    if not (x.dtype == dtypes.float32 and fits and is_fast(x, *parameters)):
         y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
         # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
         return (y if bias is None else y + bias).contiguous()

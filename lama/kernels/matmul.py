@@ -62,7 +62,8 @@ def matmul(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpos
         y = a.matmul(b, dtype=dtypes.float32)
         return y if bias is None else (y + bias).contiguous_backward()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
-    if not (same_lead and a.dtype == dtypes.float32 and b.dtype in STORED_TYPES and is_fast(a, b)):
+    fits = bias is None or bias.shape == (b.shape[-2 if transpose_b else -1],)
+    if not (same_lead and fits and a.dtype == dtypes.float32 and b.dtype in STORED_TYPES and is_fast(a, b)):
         y = (a.transpose(-2, -1) if transpose_a else a) @ (b.transpose(-2, -1) if transpose_b else b).cast(a.dtype)
         # Stored on the way back, not left lazy: the bias's gradient would compute it again, product and activation included.
         return y if bias is None else (y + bias).contiguous_backward()
@@ -78,7 +79,8 @@ def _quantized(a: Tensor, b: Quantized, bias: Tensor | None) -> Tensor:
     """a · bᵀ + bias. Few rows are multiplied by the integers as they are read; many are rounded to integers themselves."""
     if a.shape[-1] != b.d_in:
         raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
-    fast = a.dtype == dtypes.float32 and is_fast(a, *b.tensors()) and _factors.get() is None
+    fits = bias is None or bias.shape == (b.shape[0],)
+    fast = fits and a.dtype == dtypes.float32 and is_fast(a, *b.tensors()) and _factors.get() is None
     few = math.prod(a.shape[:-1]) <= FEW_ROWS
     if not (fast and (a.numel() <= 4 * ON_STACK if few else multiplies_integers(b.device))):
         return matmul(a if few else rounded(a), dequantized(b), transpose_b=True, bias=bias)
@@ -242,13 +244,19 @@ def _cut(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, int]
         return 1, 1, wanted
     most = (parts if nanoseconds > SHORT else 1) * threads() if threads() > 1 else 1
     wanted = min(slices_for(nanoseconds / PACKING), most)
+    if wanted > threads():  # as many for each
+        wanted = -(-wanted // threads()) * threads()
     rows, columns = 1, 1
-    while batch * rows * columns < wanted and max(m // rows, n // columns) >= 2 * SMALL:
-        if m // rows >= n // columns:
-            rows *= 2
-        else:
-            columns *= 2
+    for count in range(-(-wanted // batch), 1, -1):
+        cuts = [(i, count // i) for i in range(1, count + 1) if count % i == 0 and _are_large(m, i) and _are_large(n, count // i)]
+        if cuts:  # the squarest reads the least of a and b
+            rows, columns = min(cuts, key=lambda cut: m / cut[0] + n / cut[1])
+            break
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
+
+
+def _are_large(size: int, parts: int) -> bool:
+    return parts == 1 or size // parts >= SMALL
 
 
 @functools.cache

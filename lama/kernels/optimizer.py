@@ -41,7 +41,8 @@ def adamw(
     Source: Loshchilov & Hutter 2019, algorithm 2.
     """
     tensors = (parameter, m, v, gradient, scalars, scale)
-    if not (all(t.dtype == dtypes.float32 for t in tensors) and is_fast(*tensors)):
+    one_shape = all(t.shape == parameter.shape for t in (m, v, gradient))
+    if not (one_shape and all(t.dtype == dtypes.float32 for t in tensors) and is_fast(*tensors)):
         rate, correction1, correction2 = (scalars[i : i + 1] for i in range(3))
         g = gradient * scale
         m.assign(beta1 * m + (1 - beta1) * g)

@@ -5,7 +5,7 @@
 // where it stopped, and when none is left there, of the others'. The caller works too, so it waits only for slices that
 // others are in the middle of. `inside` and `open` keep a late thread out of a call that is over: it enters, then looks; the
 // caller closes, then looks. Where other programs take the cores, a thread may lose its own in the middle of a slice: after
-// a wait that was longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
+// a wait that was much longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
 
 typedef unsigned long long word;
 
@@ -32,6 +32,7 @@ struct pool {
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
 #define SLACK_NS 20000  // a wait that is always forgiven
+#define LATE 4  // times the caller's own work: more than for a slice left over, or one on a core of half the speed
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 #define ADD(x, value) __atomic_fetch_add(&(x), value, __ATOMIC_SEQ_CST)
@@ -130,7 +131,7 @@ PART void share(struct pool *p, const word *call) {
       RELAX();
     else
       p->yield();
-  if (now(p) - done > done - began + SLACK_NS)
+  if (now(p) - done > LATE * (done - began) + SLACK_NS)
     p->alone = p->pause = p->pause < 512 ? 2 * p->pause + 8 : p->pause;
   else if (p->pause)  // not written for nothing: others read that cache line
     p->pause /= 2;

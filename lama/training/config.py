@@ -52,6 +52,11 @@ class TrainingConfig:
             raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
         if self.min_learning_rate < 0:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
+        if self.min_learning_rate > self.learning_rate:
+            raise UsageError(
+                f"min_learning_rate must be at most learning_rate; got min_learning_rate={self.min_learning_rate:g}, "
+                f"learning_rate={self.learning_rate:g}"
+            )
         if self.batch_size % self.accumulation:
             raise UsageError(
                 f"batch_size must be a multiple of accumulation; got batch_size={self.batch_size}, accumulation={self.accumulation}"

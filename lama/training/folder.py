@@ -11,6 +11,7 @@ checkpoints/step-000250/  a model's folder, with training.safetensors (AdamW's m
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -85,6 +86,7 @@ class RunFolder:
                     self.clean()
             yield data
             with self._writing():
+                self.drop(self.checkpoints())
                 for leftover in (self.path / "checkpoints", self.data):
                     if leftover.exists():
                         shutil.rmtree(leftover)
@@ -130,6 +132,10 @@ class RunFolder:
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines: the last one may have been cut short by the end of the process."""
         return list(self._lines())
+
+    def devices(self) -> int:
+        """How many the run began with."""
+        return int(next(self._lines(), {}).get("devices", 1))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if self.log_file.exists():
@@ -182,8 +188,12 @@ class RunFolder:
     def last_checkpoint(self) -> Path:
         """Raises LamaError where there is none yet."""
         if not (found := self.checkpoints()):
-            again = f"lama train {self.settings_file} --out {self.path}"
-            raise LamaError(f"a run to resume must have a checkpoint; got none in {self.path}. Start it again: {again}")
+            again = ["lama", "train", self.settings_file, "--out", self.path]
+            if (devices := self.devices()) > 1:
+                again += ["--devices", devices]
+            raise LamaError(
+                f"a run to resume must have a checkpoint; got none in {self.path}. Start it again: {shlex.join(map(str, again))}"
+            )
         return found[-1]
 
     def clean(self) -> None:

@@ -1,7 +1,7 @@
 """What training makes smaller."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,21 +42,19 @@ def pair_loss(
 
 
 class Evaluator:
-    """The mean loss over arrays with N rows each, such as (inputs, targets); again and again while a model trains, compiled once.
-
-    Iterate over it for the losses of its batches as they come; call it for their mean.
-    """
+    """The mean loss over arrays with N rows each, such as (inputs, targets); again and again while a model trains, compiled once,
+    and once more for a last batch that is smaller than the others."""
 
     def __init__(self, model: Any, arrays: Sequence[np.ndarray], batch_size: int, loss: Callable[..., Tensor] = language_model_loss):
-        self.arrays, self.batch_size = arrays, min(batch_size, len(arrays[0]))
-        self._losses = capture_at_once(lambda *batch: loss(model, *batch).realize())
-
-    def __len__(self) -> int:
-        return len(self.arrays[0]) // self.batch_size  # whole batches: one shape
-
-    def __iter__(self) -> Iterator[float]:
-        for i in range(0, len(self) * self.batch_size, self.batch_size):
-            yield float(self._losses(*(Tensor(part[i : i + self.batch_size]).realize() for part in self.arrays)).item())
+        self.arrays, self.rows = arrays, len(arrays[0])
+        self.batch_size = min(batch_size, self.rows)
+        self._losses = [capture_at_once(lambda *batch: loss(model, *batch).realize()) for _ in range(2)]
 
     def __call__(self) -> float:
-        return math.fsum(self) / len(self)
+        starts = range(0, self.rows, self.batch_size)
+        return math.fsum(self._sum([part[i : i + self.batch_size] for part in self.arrays]) for i in starts) / self.rows
+
+    def _sum(self, batch: Sequence[np.ndarray]) -> float:
+        """Of the losses of the batch's rows."""
+        rows = len(batch[0])
+        return rows * float(self._losses[rows < self.batch_size](*(Tensor(part).realize() for part in batch)).item())

@@ -74,7 +74,10 @@ class MaskedEvaluator:
     """The score on fixed guesses, again and again while a model trains, compiled once."""
 
     def __init__(self, model: Bert, guesses: Guesses, batch_size: int):
-        self.guesses, self.batch_size = guesses, min(batch_size, len(guesses[0]))
+        self.batch_size = min(batch_size, len(guesses[0]))
+        seen, positions, targets = guesses
+        rest = ((0, -len(seen) % self.batch_size), (0, 0))  # rows without a target, for whole batches: one shape
+        self.guesses = np.pad(seen, rest), np.pad(positions, rest), np.pad(targets, rest, constant_values=-1)
 
         def judge(seen: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
             logits = model.at(seen, positions).contiguous()
@@ -87,7 +90,7 @@ class MaskedEvaluator:
 
     def __call__(self) -> MaskedScore:
         total = np.zeros(3)
-        for i in range(0, len(self.guesses[0]) // self.batch_size * self.batch_size, self.batch_size):  # whole batches: one shape
+        for i in range(0, len(self.guesses[0]), self.batch_size):
             total += self._judge(*(Tensor(part[i : i + self.batch_size]).realize() for part in self.guesses)).numpy()
         return MaskedScore(float(total[0] / total[2]), float(total[1] / total[2]))
 

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lama.checkpoints import load_gpt, load_tokenizer, save
+from tinygrad import Device
+
+from lama.checkpoints import load_gpt, load_tokenizer, read_json, save
 from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram_baselines, open_corpus, open_tokens, tokenize
 from lama.errors import LamaError, UsageError
 from lama.kernels.peak import peak_flops
@@ -26,7 +28,7 @@ from lama.tokenizers import (
     train_bpe,
 )
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
-from lama.training.config import FINE_TUNING_RATE, MODEL_SETTINGS, RunConfig, differences, parse_size, run_config, sizes
+from lama.training.config import FINE_TUNING_RATE, MODEL_SETTINGS, RunConfig, checked_names, differences, parse_size, run_config, sizes
 from lama.training.folder import Diverged, RunFolder, restore
 from lama.training.loop import Step, Trainer, windows
 from lama.training.loss import Evaluator
@@ -46,6 +48,11 @@ class Evaluation:
     bits_per_byte: float
     best: bool
     """Whether no evaluation of this run was better; the model was then saved."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of a token."""
+        return math.exp(min(self.validation_loss, 700.0))
 
 
 class Run:
@@ -138,7 +145,7 @@ class Run:
                 yield step
                 stop = self._stopped and step.step < self.config.steps
                 if stop or self._due():
-                    self.folder.save_checkpoint(self.trainer, self.tokenizer, {"data": self.tokens.digest})
+                    self.save_checkpoint()
                 if stop:
                     self._drop_old()
                     if not math.isfinite(self.best):  # so that there is a model to try
@@ -149,6 +156,10 @@ class Run:
                     self._drop_old()
         except LamaError as error:
             raise LamaError(f"{error}. {self._way_on(error)}") from error
+
+    def save_checkpoint(self) -> None:
+        """Raises LamaError as `RunFolder.save_checkpoint` does."""
+        self.folder.save_checkpoint(self.trainer, self.tokenizer, {"data": self.tokens.digest, "config": asdict(self.config)})
 
     def _drop_old(self) -> None:
         self.folder.drop(self.folder.checkpoints()[: -self.config.keep])
@@ -162,8 +173,20 @@ class Run:
     def _way_on(self, error: LamaError) -> str:
         if not (found := self.folder.checkpoints()):
             return "There is no checkpoint yet"
-        start = ["--from", str(found[-1])] if isinstance(error, Diverged) else ["--resume", str(self.folder.path)]
-        return f"The last good checkpoint is {found[-1]}: go on from there with {shlex.join(['lama', 'train', *start])}"
+        command = self._anew(found[-1]) if isinstance(error, Diverged) else self.again
+        return f"The last good checkpoint is {found[-1]}: go on from there with {command}"
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with this run where it stands."""
+        devices = [replica.device for replica in self.trainer.replicas]
+        return shlex.join(["lama", "train", "--resume", str(self.folder.path), *(["--devices", ",".join(devices)] if devices[1:] else [])])
+
+    def _anew(self, checkpoint: Path) -> str:
+        """The command that trains the model of `checkpoint` as this run did, but for a lower learning rate."""
+        path = self.folder.path
+        words = ["lama", "train", self.folder.settings_file, "--from", checkpoint, "--out", path.with_name(f"{path.name}-2")]
+        return shlex.join(map(str, [*words, "--learning-rate", f"{self.config.learning_rate / 3:.1g}"]))
 
     def _due(self) -> bool:
         """Whether the model is to be evaluated now."""
@@ -220,7 +243,7 @@ def new_run(
     given = dict(settings)
     model, tokenizer = None, None
     if initial := run_config(given).initial:  # all values are checked before a model is read
-        if size:
+        if size is not None:
             raise UsageError(f"size and from must not be given together; got --size {size} and --from {initial}")
         if folder.path.resolve() in (Path(initial).resolve(), *Path(initial).resolve().parents):
             raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
@@ -228,9 +251,9 @@ def new_run(
         refuse_quantized(model, "to be trained")
         given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
     config = run_config(given)
-    corpus = open_corpus(config.corpus)
+    corpus = open_corpus(config.corpus, without=folder.path)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
-    if size:
+    if size is not None:
         config = run_config({**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
     try:
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
@@ -252,24 +275,21 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
     `changes` are settings given now: those about reports may differ, others must be what they were. Raises LamaError where they
     are not, where the corpus is another, and where there is nothing to resume.
     """
-    saved = folder.settings()
-    old = run_config(saved)
-    config = run_config({**saved, **changes})
-    if changed := differences(asdict(old), asdict(config)):
+    config = run_config({**folder.settings(), **changes})
+    checkpoint = folder.last_checkpoint()
+    if changed := differences(asdict(_began_with(checkpoint)), asdict(config)):
         raise UsageError(
             f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
             f"For another run, start from this one's model: --from {folder.path} --out DIR"
         )
-    began = next(iter(folder.read_log()), {}).get("devices", 1)
-    if began != max(1, len(devices)):
+    if (began := folder.devices()) != max(1, len(devices)):
         raise UsageError(
             f"a resumed run must share its batches among as many devices as it began with; got {max(1, len(devices))}. "
             f"Give --devices {began}"
         )
     check_devices(config, devices)
-    checkpoint = folder.last_checkpoint()
     tokens = open_tokens(folder.data, verify=True)
-    _same_corpus(config, tokens)
+    _same_corpus(config, tokens, folder)
     model, tokenizer = load_gpt(checkpoint)
     if tokens.tokenizer_digest != fingerprint(tokenizer):
         raise LamaError(
@@ -307,7 +327,7 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
         except ValueError:
             raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {name!r}") from None
         check_vocabulary(size, [END_OF_TEXT])
-        trained: BytePairTokenizer = train_bpe(corpus.text, size)
+        trained: BytePairTokenizer = train_bpe(corpus.pieces(), size)
         return trained
     match name:
         case "bytes":
@@ -341,12 +361,20 @@ def _of_the_model(given: dict[str, Any], shape: GPTConfig) -> dict[str, Any]:
     return {**own, **given, "tokenizer": OWN}
 
 
-def _same_corpus(config: RunConfig, tokens: TokenFiles) -> None:
+def _began_with(checkpoint: Path) -> RunConfig:
+    """The settings of the run that wrote it. Raises LamaError."""
+    path = checkpoint / "training.json"
+    if not isinstance(config := read_json(path).get("config"), dict):
+        raise LamaError(f"{path} must hold the run's config; got {config!r}")
+    return run_config(checked_names(config, str(path)))
+
+
+def _same_corpus(config: RunConfig, tokens: TokenFiles, folder: RunFolder) -> None:
     """Raises LamaError if the text that the tokens came from has changed since; one that is gone is no matter."""
     if "-" in config.corpus:
         return
     try:
-        corpus = open_corpus(config.corpus)
+        corpus = open_corpus(config.corpus, without=folder.path)
     except LamaError:
         return
     if corpus.digest() != tokens.text_digest:
@@ -373,15 +401,22 @@ def check_devices(config: RunConfig, devices: Sequence[str]) -> None:
 
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:
-    """Refuse a batch whose activations alone are more than the memory of this machine. Raises UsageError."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+    """Refuse, where the CPU is to train, a model or a batch that the memory of this machine cannot hold. Raises UsageError."""
+    if not (str(Device.DEFAULT).startswith("CPU") and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names):
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    matrices = shape.n_layers * (4 * shape.d_model + 2 * shape.d_mlp) + (2 - shape.tied) * shape.vocab_size
+    fixed = 4 * 4 * shape.d_model * matrices  # weights, gradients, AdamW's two moments
+    if fixed > there:
+        raise UsageError(
+            f"a model in training must fit the memory; got n_layers={shape.n_layers}, d_model={shape.d_model}, which need over "
+            f"{fixed / 1e9:,.0f} GB of {there / 1e9:,.0f} GB. Take a smaller one"
+        )
     rows, context = config.batch_size // config.accumulation, config.context_length
     layers = 1 if config.recompute else shape.n_layers
     floats = rows * context * (layers * (8 * shape.d_model + 2 * shape.d_mlp + shape.n_heads * context) + shape.vocab_size)
-    if 4 * floats > there:
+    if (needed := fixed + 4 * floats) > there:
         raise UsageError(
             f"a batch must fit the memory; got batch_size={config.batch_size} in accumulation={config.accumulation} parts of "
-            f"{rows} x {context} tokens, which need over {4 * floats / 1e9:,.0f} GB of {there / 1e9:,.0f} GB. Raise accumulation"
+            f"{rows} x {context} tokens, which with the model need over {needed / 1e9:,.0f} GB of {there / 1e9:,.0f} GB. Raise accumulation"
         )
