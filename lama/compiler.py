@@ -26,6 +26,7 @@ from lama.errors import LamaError
 
 WINDOWS = sys.platform == "win32"
 INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
+OLDEST = 15  # the first clang with numbers of half precision on x86
 # What tinygrad's kernels and lama's own ask of a compiler.
 PROBE = """typedef float float4 __attribute__((aligned(16),ext_vector_type(4)));
 float4 most(float4 x, _Float16 y) { return __builtin_elementwise_max(x, __builtin_elementwise_floor(x + (float)y)); }
@@ -113,16 +114,20 @@ def needs_compiler() -> bool:
 
 
 def find_compiler() -> Compiler:
-    """`$CC` if set, else clang (then the newest clang-NN) on PATH, else ziglang's. Raises LamaError if there is none."""
+    """`$CC` if set, else clang (then the newest clang-NN) on PATH, else ziglang's. One on PATH that is known to be older than
+    OLDEST comes last. Raises LamaError if there is none."""
     if given := os.environ.get("CC"):
         if not (path := shutil.which(given)):
             raise LamaError(f"CC must name one executable, a clang; got CC={given}. Correct it, or unset it and lama finds a clang itself")
         zig, path = _zig(), os.path.abspath(path)
         return Compiler(path, "ziglang" if zig and Path(path).name == _wrapper_name(zig) else "$CC")
-    if path := shutil.which("clang") or _newest_clang():
-        return Compiler(os.path.abspath(path), "PATH")
+    there = [os.path.abspath(path) for path in (shutil.which("clang"), _newest_clang()) if path]
+    if path := next(filter(_is_recent, there), None):
+        return Compiler(path, "PATH")
     if zig := _zig():
         return Compiler(str(_wrapper(zig)), "ziglang")
+    if there:
+        return Compiler(there[0], "PATH")
     raise LamaError(f"tinygrad's CPU device needs a C compiler and there is no clang here; {INSTALL}")
 
 
@@ -162,6 +167,12 @@ def cache_folder() -> Path:
     if WINDOWS:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lama"
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
+
+
+def _is_recent(path: str) -> bool:
+    """Judged by the name of the file that it stands for, such as /usr/lib/llvm-14/bin/clang: nothing is run."""
+    version = re.search(r"(?:clang|llvm)-(\d+)", os.path.realpath(path))
+    return version is None or int(version[1]) >= OLDEST
 
 
 def _newest_clang() -> str | None:

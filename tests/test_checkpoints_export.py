@@ -7,7 +7,7 @@ import pytest
 from helpers import fill
 from tinygrad import Tensor
 
-from lama.checkpoints import export_huggingface, load, save
+from lama.checkpoints import export, export_huggingface, load, save
 from lama.cli import main
 from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
@@ -69,6 +69,20 @@ def test_export_refuses_what_gpt2_is_not(tmp_path: Path, changes: dict, message:
     with pytest.raises(LamaError, match=message):
         export_huggingface(tmp_path / "hf", model_of(**changes), ByteTokenizer())
     assert not (tmp_path / "hf").exists()
+
+
+def test_export_that_fails_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch):
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    model, tokenizer = model_of(), ByteTokenizer()
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "atomic_write", full)
+        with pytest.raises(LamaError, match="must be a folder that can be written; got No space left on device"):
+            export_huggingface(tmp_path / "out", model, tokenizer)
+    assert list((tmp_path / "out").iterdir()) == []
+    names = export_huggingface(tmp_path / "out", model, tokenizer)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_export_command_writes_a_folder_and_replaces_none(tmp_path: Path, capsys):

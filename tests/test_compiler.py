@@ -86,6 +86,16 @@ def test_newest_numbered_clang_is_taken(bare: Path, tmp_path: Path, monkeypatch:
 
 
 @needs_zig
+@needs_zig
+def test_clang_that_is_too_old_is_taken_only_where_there_is_no_other(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llvm-14" / "bin").mkdir(parents=True)
+    (bare / "clang").symlink_to(script(tmp_path / "llvm-14" / "bin" / "clang"))  # as Debian has it
+    assert find_compiler().kind == "ziglang"
+    monkeypatch.setattr(compilers, "_zig", lambda: None)
+    assert find_compiler() == Compiler(str(bare / "clang"), "PATH")
+    assert find_compiler() != Compiler(str(script(bare / "clang-16")), "PATH") == find_compiler()
+
+
 def test_ziglang_compiles_where_there_is_no_clang(bare: Path, tmp_path: Path) -> None:
     found = find_compiler()
     assert found.kind == "ziglang"

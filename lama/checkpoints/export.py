@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -31,14 +33,19 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     config |= {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     tensors = {PREFIX * (not name.startswith("lm_head")) + name: tensor for name, tensor in _gpt2_tensors(model).items()}
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
+    temporary = folder / f".saving-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / "model.safetensors", tensors)
+        temporary.mkdir(parents=True, exist_ok=True)
+        write_safetensors(temporary / "model.safetensors", tensors)
         for name, content in files.items():
-            with atomic_write(folder / name) as file:
+            with atomic_write(temporary / name) as file:
                 file.write(content)
+        for name in ("model.safetensors", *files):  # config.json last: with it the folder is a model
+            os.replace(temporary / name, folder / name)
     except OSError as error:
         raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return sorted([*files, "model.safetensors"])
 
 

@@ -112,6 +112,8 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
         print(explain_parameters(model))
     else:
         print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out\n{model.describe()}")
+    if config.precision != "float32" and str(model.embed.weight.device).startswith("CPU"):
+        print(f"lama: {config.precision} is for a GPU: a CPU is faster in float32, with lama's own kernels", file=sys.stderr)
     if args.size:
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
         print(f"chosen for {args.size} parameters: {' '.join(words)}")

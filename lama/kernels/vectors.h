@@ -2,7 +2,8 @@
 
 #pragma clang diagnostic ignored "-Wpass-failed"  // a loop that stays rolled is slower, not wrong
 
-#if defined(__AVX512F__)
+#if defined(V)  // tests of narrower machines say so
+#elif defined(__AVX512F__)
 #define V 16
 #elif defined(__AVX__)
 #define V 8
