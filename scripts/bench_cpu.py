@@ -6,8 +6,9 @@ The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for m
 installed is left out, and a row says so. The model is GPT-2 124M with random weights, written to a temporary folder. Every engine
 is a process of its own that is stopped (SIGSTOP) while another is measured: spinning threads of an idle one would disturb. In each
 round all are measured one after the other, since shared machines change speed from one second to the next; a ratio is that of one
-round's pair, above 1 where lama is faster. Decoding reads every weight once a token: its limit is the memory, read here with numpy
-in every round. Prints Markdown. Figures made beside other work on the machine mean nothing.
+round's pair, above 1 where lama is faster. Limits are measured in every round, too: decoding reads every weight once a token, as
+fast as numpy reads memory here at best; a prompt is what all threads multiply and add. Prints Markdown. Figures made beside other
+work on the machine mean nothing.
 """
 
 import argparse
@@ -203,6 +204,7 @@ class Bench:
         for task in [task for task in tasks if task != "memory"]:
             speeds: dict[Engine, list[float]] = {engine: [] for engine in workers}
             bandwidths: list[float] = []
+            peaks: dict[Engine, list[float | None]] = {engine: [] for engine in lamas}
             made: dict[Engine, list[int]] = {}
             for i in range(self.args.rounds + 1):  # the first warms up
                 before = self.read()
@@ -210,32 +212,39 @@ class Bench:
                     speeds[engine].append(answer["tokens_s"])
                     made[engine] = answer.get("made", [])
                 bandwidths.append(max(before, self.read()))
+                for engine, answer in self.ask(lamas, do="limits").items() if task == "prefill" else ():
+                    peaks[engine].append(answer["peak_flops"])
                 each = ", ".join(f"{' '.join(engine)} {speeds[engine][-1]:.1f}" for engine in workers)
                 say(f"{task} {precision}, {f'round {i}' if i else 'warm-up'}: {each}; memory {bandwidths[-1] / 1e9:.1f} GB/s")
             speeds = {engine: speeds[engine][1:] for engine in workers}
             self.figures[f"{task} {precision}"] = {
                 "tokens_s": {" ".join(engine): found for engine, found in speeds.items()},
                 "read_bytes_s": bandwidths[1:],
+                "peak_flops": {weights: found[1:] for (_, weights), found in peaks.items()},
                 "limits": {weights: limit for (_, weights), limit in limits.items()},
                 "tokens": {" ".join(engine): tokens for engine, tokens in made.items()},
             }
             for mine in lamas:
-                share = self.share(task, mine[1], speeds[mine], bandwidths[1:], limits[mine])
+                if task == "decode":
+                    share = self.bandwidth_share(speeds[mine], bandwidths[1:], limits[mine]["bytes_read"])
+                else:
+                    share = self.peak_share(mine[1], speeds[mine], peaks[mine][1:])
                 for peer in [engine for engine in workers if engine[0] != "lama"] or [("", "")]:
                     self.pair(f"{task} {mine[1]}, tokens/s", speeds[mine], peer, speeds.get(peer), wanted.get(peer, {}).get(task), share)
 
-    def share(self, task: str, weights: str, speeds: Sequence[float], bandwidths: Sequence[float], limits: dict[str, float]) -> str:
-        """Of what the machine can do: bytes of weights read, or operations of the products."""
-        if task == "decode":
-            shares = [speed * limits["bytes_read"] / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
-            return f"{median(shares):.0%} of {median(bandwidths) / 1e9:.1f} GB/s"
-        peak = limits["peak_flops"]
-        if not peak:
+    def bandwidth_share(self, speeds: Sequence[float], bandwidths: Sequence[float], bytes_read: float) -> str:
+        """Of the memory's speed in each round: bytes of weights that tokens read."""
+        shares = [speed * bytes_read / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
+        return f"{median(shares):.0%} of {median(bandwidths) / 1e9:.1f} GB/s"
+
+    def peak_share(self, weights: str, speeds: Sequence[float], peaks: Sequence[float | None]) -> str:
+        """Of the threads' multiply-adds in each round: a token's in the products, and in attention's half square."""
+        if None in peaks or self.args.tiny:
             return ""
         c = GPT2_CONFIGS["gpt2"]
-        operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG  # a token's: products, attention's half square
-        unit = "GOP/s" if weights.startswith("int") else "GFLOP/s"
-        return "" if self.args.tiny else f"{median(speeds) * operations / peak:.0%} of {peak / 1e9:.0f} {unit}"
+        operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG
+        shares = [speed * operations / peak for speed, peak in zip(speeds, peaks, strict=True)]
+        return f"{median(shares):.0%} of {median(peaks) / 1e9:.0f} {'GOP/s' if weights.startswith('int') else 'GFLOP/s'}"
 
     def pair(
         self, work: str, mine: Sequence[float], peer: Engine, theirs: Sequence[float] | None, wanted: float | None, share: str

@@ -103,3 +103,16 @@ def test_the_peer_takes_lamas_steps(accumulation: int, monkeypatch: pytest.Monke
     peer.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
     ours = [(step.loss, step.gradient_norm) for step in Trainer(model, batches, config)]
     np.testing.assert_allclose(ours, list(peer), rtol=1e-4)
+
+
+def test_profile_has_every_kernel_of_a_step_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import profile_cpu
+
+    monkeypatch.setitem(profile_cpu.CONFIGS, "cpu", TINY)
+    profile_cpu.main(["cpu", "--repeats", "2", "--top", "3"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[-2:]] == ["others", "all"] and len(rows) == 6
+    times, ms = ([float(row[i]) for row in rows[1:]] for i in (1, 2))
+    assert sum(times[:-1]) == times[-1] > 20 and sum(ms[:-1]) == pytest.approx(ms[-1], abs=0.03)
+    assert rows[-1][3:] == ["100.0%", rows[-1][4]] and rows[-1][4].endswith("%")
