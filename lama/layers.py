@@ -49,10 +49,6 @@ class LayerNorm:
         self.bias = parameter(d_model) if bias else None
         self.epsilon = epsilon
 
-    def normalize(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """(x − mean) / √(var + ε), computed in float32: mean 0 and variance 1 over the last axis."""
-        return x.float().layernorm(eps=self.epsilon).cast(x.dtype)
-
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         return layernorm(x, self.weight, self.bias, self.epsilon)
 

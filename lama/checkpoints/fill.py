@@ -10,9 +10,9 @@ from tinygrad.device import Buffer, LRUAllocator
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.stored import NUMPY, StoredTensor, read_weights
-from lama.compiler import cores
 from lama.errors import LamaError, UsageError
 from lama.kernels import Quantized, quantize
+from lama.kernels.pool import threads
 from lama.models.quantized import BITS, bits_of_weights, set_weight
 
 READERS = 4  # threads that read: more gain nothing once the file's pages are in memory
@@ -57,7 +57,7 @@ def fill(
     held = {name: DTYPE_NAMES[p.dtype] if p.dtype != dtypes.float32 else "float32" if bits else dtype for name, p in parameters.items()}
     read = {name: Tensor.empty(*p.shape, dtype=_DTYPES[held[name]], device=device) for name, p in parameters.items()}
     in_parts = [name for name in read if tensors[name].read_into is not None and host_memory(read[name]) is not None]
-    with ThreadPoolExecutor(min(READERS, cores())) as pool:
+    with ThreadPoolExecutor(min(READERS, threads())) as pool:
         list(pool.map(lambda name: read_weights(tensors[name], held[name], host_memory(read[name])), in_parts))
     for name, parameter in parameters.items():
         parameter.replace(read[name] if name in in_parts else to_device(read_weights(tensors[name], held[name]), held[name], device))
