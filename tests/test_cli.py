@@ -239,6 +239,18 @@ def test_verbose_adds_the_traceback(run, tmp_path):
 # --- generation
 
 
+def test_memory_that_is_not_enough_is_one_line(run, tiny, monkeypatch):
+    def full(*_: Any) -> None:
+        raise MemoryError("Allocation of 1.00 TB failed on CUDA")
+
+    monkeypatch.setattr("lama.cli.generate.run", full)
+    code, text, err = run("generate", "-m", tiny)
+    assert (code, text) == (1, "")
+    assert err == (
+        "lama: the memory must hold the model and its work; got Allocation of 1.00 TB failed on CUDA. Take a smaller model or batch\n"
+    )
+
+
 def test_text_is_all_there_is_on_standard_output(run, tiny):
     code, streamed, err = run("generate", "-m", tiny, "-p", "Once upon", "-n", "9", "--seed", "3")
     assert (code, err) == (0, "")
