@@ -32,7 +32,7 @@ struct pool {
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
 #define SLACK_NS 20000  // a wait that is always forgiven
-#define LATE 4  // times the caller's own work: more than for a slice left over, or one on a core of half the speed
+#define LATE 2  // times the caller's own work: more than for a slice left over, or one on a core of half the speed
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 #define ADD(x, value) __atomic_fetch_add(&(x), value, __ATOMIC_SEQ_CST)
