@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lama.compiler import ensure_compiler
-from lama.errors import UsageError
+from lama.errors import UsageError, first_line
 
 TABLE = "lama_cpu_helpers"  # in tinygrad's cache
 
@@ -93,8 +93,7 @@ def use_device(name: str) -> None:
     except Exception as error:
         DEV.value = previous
         here = ", ".join(Device.get_available_devices())
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"device must be one that tinygrad can open here ({here}); got {name!r} ({reason})") from error
+        raise UsageError(f"device must be one that tinygrad can open here ({here}); got {name!r} ({first_line(error)})") from error
 
 
 def use_devices(text: str) -> tuple[str, ...]:
@@ -119,6 +118,5 @@ def use_devices(text: str) -> tuple[str, ...]:
         try:
             Device[name]
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"devices must be such as tinygrad can open here; got {name!r} ({reason})") from error
+            raise UsageError(f"devices must be such as tinygrad can open here; got {name!r} ({first_line(error)})") from error
     return names

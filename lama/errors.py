@@ -23,3 +23,8 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`. Did you mean learning_rate?`, or nothing where no word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f". Did you mean {prefix}{near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line; its kind if it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

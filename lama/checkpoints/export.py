@@ -2,20 +2,17 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints.atomic import atomic_write
+from lama.checkpoints.atomic import atomic_folder, atomic_write
 from lama.checkpoints.folder import stored
 from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import NUMPY, StoredTensor
-from lama.errors import LamaError
 from lama.models.gpt import GPT
 from lama.models.quantized import refuse_quantized
 from lama.tokenizers import Tokenizer, huggingface_files
@@ -28,24 +25,15 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     for a model that GPT-2's format cannot hold, and for a folder that cannot be written.
     """
     refuse_quantized(model, "to be exported")
-    folder = Path(folder)
     config = huggingface_config(dataclasses.replace(model.config, bias=True))
     config |= {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     tensors = {PREFIX * (not name.startswith("lm_head")) + name: tensor for name, tensor in _gpt2_tensors(model).items()}
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
-    temporary = folder / f".saving-{os.getpid()}"
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(Path(folder)) as temporary:
         write_safetensors(temporary / "model.safetensors", tensors)
         for name, content in files.items():
             with atomic_write(temporary / name) as file:
                 file.write(content)
-        for name in ("model.safetensors", *files):  # config.json last: with it the folder is a model
-            os.replace(temporary / name, folder / name)
-    except OSError as error:
-        raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return sorted([*files, "model.safetensors"])
 
 

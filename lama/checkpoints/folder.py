@@ -6,8 +6,6 @@ tensors, NAME.values and NAME.scales.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +16,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
+from lama.checkpoints.atomic import atomic_folder
 from lama.checkpoints.files import read_json
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.safetensors_files import write_safetensors
@@ -37,8 +36,6 @@ def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[st
     All is written under other names first, then renamed, config.json last. Raises LamaError if the folder cannot be
     written; a model that was there before is then still there.
     """
-    folder = Path(folder)
-    temporary = folder / f".saving-{os.getpid()}"
     spec = {
         "format": FORMAT,
         "model": kind_of(model),
@@ -48,18 +45,10 @@ def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[st
     }
     if (dtype := dtype_of(model)) is not None:
         spec["dtype"] = dtype
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(Path(folder)) as temporary:
         tokenizer.save(temporary)
         write_tensors(temporary / "model.safetensors", get_state_dict(model))
-        files = sorted(path for path in temporary.iterdir())
         (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
-        for path in [*files, temporary / "config.json"]:
-            _move(path, folder / path.name)
-    except OSError as error:
-        raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_own_folder(folder: Path) -> bool:
@@ -68,19 +57,6 @@ def is_own_folder(folder: Path) -> bool:
         return read_json(folder / "config.json").get("format") == FORMAT
     except LamaError:
         return False
-
-
-def _move(source: Path, target: Path) -> None:
-    """Take `target`'s place; a folder replaces a folder, unless that is the same already: the two cannot change places at once."""
-    if source.is_dir() and target.is_dir():
-        if _content(source) == _content(target):
-            return
-        os.rename(target, source.with_name(f".old-{target.name}"))
-    os.replace(source, target)
-
-
-def _content(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lama.checkpoints.files import WEIGHT_FILES, all_weight_files, is_model_folder
-from lama.checkpoints.stored import first_line
 from lama.compiler import cache_folder
-from lama.errors import LamaError
+from lama.errors import LamaError, first_line
 from lama.tokenizers.huggingface import TOKENIZER_FILES
 
 EMBEDDED = "lama-bpe"  # the model that ships with lama, in weights/

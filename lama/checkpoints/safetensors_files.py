@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lama.checkpoints.atomic import atomic_write
-from lama.checkpoints.stored import NUMPY, StoredTensor, fill_from, first_line, itemsize, read_bytes
-from lama.errors import LamaError
+from lama.checkpoints.stored import NUMPY, StoredTensor, fill_from, itemsize, read_bytes
+from lama.errors import LamaError, first_line
 
 DTYPES = {
     "F64": "float64",

@@ -76,11 +76,6 @@ def itemsize(dtype: str) -> int:
     return np.dtype(NUMPY[dtype]).itemsize
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line; its kind if it says nothing."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
 def read_bytes(path: Path, start: int, count: int) -> np.ndarray:
     """`count` bytes of a file from `start`, as uint8. Raises LamaError if the file ends before."""
     out = np.empty(count, np.uint8)

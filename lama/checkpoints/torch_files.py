@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from lama.checkpoints.stored import NUMPY, StoredTensor, first_line, itemsize, read_bytes
-from lama.errors import LamaError
+from lama.checkpoints.stored import NUMPY, StoredTensor, itemsize, read_bytes
+from lama.errors import LamaError, first_line
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

@@ -16,7 +16,7 @@ from lama.cli import machine
 from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
 from lama.cli.out import check_folder
 from lama.cli.settings import add_settings, flag_of, given, show
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, first_line
 from lama.training.config import MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, RunConfig, presets, read_settings
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ def tracking(kind: str | None, session: "Run") -> Iterator[Callable[..., None]]:
             work(*args)
         except Exception as error:  # each library has its own: no network, no space
             failed = True
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            print(f"lama: {kind} takes no more, and the run goes on without it: {reason}", file=sys.stderr)
+            print(f"lama: {kind} takes no more, and the run goes on without it: {first_line(error)}", file=sys.stderr)
 
     try:
         yield partial(unless_it_failed, tracker.log)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, first_line
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "lama"
@@ -47,8 +47,7 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) 
     try:
         return _OPEN[kind](library, Path(folder), name, dict(config))
     except Exception as error:  # each library has its own: no key, no network, no space
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise LamaError(f"{kind} must begin to track; got {reason.rstrip('.')}. See to that, or leave --track out") from error
+        raise LamaError(f"{kind} must begin to track; got {first_line(error).rstrip('.')}. See to that, or leave --track out") from error
 
 
 def _tensorboard(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
