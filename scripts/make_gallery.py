@@ -60,16 +60,16 @@ ENTRIES = (
         ["attention.html"],
         page="attention.html",
         photographs=[
-            ("attention-page.png", "#view=head&kind=0&layer=3&query=17&pin=query"),
-            ("attention-page-neuron.png", "#view=neuron&kind=0&layer=3&head=3&query=17"),
+            ("attention-page.png", "#view=head&kind=0&layer=3&query=15&pin=query"),
+            ("attention-page-neuron.png", "#view=neuron&kind=0&layer=3&head=4&query=15"),
         ],
     ),
     Entry(
         "attention-layer",
         "A layer's heads",
         f"lama attention lama-bpe {GENESIS} --layer 3 --out attention-layer.png",
-        "Each row is a token, and darker where it looks: head 0 back to the full stop that ended the sentence before, head 3 from a "
-        "noun to its article.",
+        "Each row is a token, and darker where it looks: head 0 back to the full stop that ended the sentence before, head 4 to the noun "
+        "before: beginning, heaven, earth.",
         ["attention-layer.png"],
     ),
     Entry(
