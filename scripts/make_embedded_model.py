@@ -19,6 +19,7 @@ from pathlib import Path
 from lama.checkpoints import load_gpt, save
 from lama.cli import main as lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split
+from lama.errors import LamaError
 from lama.training import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
@@ -74,4 +75,7 @@ def fetch_shakespeare(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LamaError as error:
+        sys.exit(f"make_embedded_model: {error}")

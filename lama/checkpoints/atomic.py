@@ -1,4 +1,4 @@
-"""Writing a file so that a reader finds the old one or the new one, never half of one."""
+"""Writing a file, or a model's folder, so that a reader finds the old one or the new one, never half of one."""
 
 import os
 import shutil
