@@ -223,7 +223,7 @@ def test_command_writes_the_folder_and_says_what_it_learned(tmp_path, capsys):
     assert "400 entries" in out and "256 bytes, 143 merges, 1 special" in out
     assert "longest tokens: '" in out and " bytes per token" in out and "merge/s" in err
     files = contents(tmp_path / "out")
-    assert sorted(files) == ["base.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "tokens.txt", "vocab.json"]
+    assert sorted(files) == ["base.json", "lama.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "tokens.txt", "vocab.json"]
     assert len(json.loads(files["vocab.json"])) == 400
     assert len(files["merges.txt"].splitlines()) == 1 + 143
     tokenizer = load_huggingface_tokenizer(tmp_path / "out")

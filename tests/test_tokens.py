@@ -185,9 +185,10 @@ def edit(**changes: object):
     [
         (cut, r"train\.bin must have 37 bytes, as meta\.json says; got 36\. Tokenise the corpus again"),
         (lambda folder: (folder / "validation.bin").unlink(), r"got .*validation\.bin: No such file or directory\. Tokenise"),
-        (lambda folder: (folder / "meta.json").write_text("{"), r"meta\.json must be as lama writes it; got JSONDecodeError"),
-        (lambda folder: (folder / "meta.json").write_text("[]"), r"must be as lama writes it; got TypeError"),
-        (lambda folder: (folder / "meta.json").write_bytes(b"\xff"), r"must be as lama writes it; got Unicode"),
+        (lambda folder: (folder / "meta.json").write_text("{"), r"meta\.json must be valid JSON; got Expecting property name"),
+        (lambda folder: (folder / "meta.json").write_text("[]"), r"meta\.json must be an object; got \[\]"),
+        (lambda folder: (folder / "meta.json").write_bytes(b"\xff"), r"meta\.json must be valid JSON; got byte 0xff at offset 0"),
+        (lambda folder: (folder / "meta.json").write_text("[" * 100_000), r"must be valid JSON; got over 100 levels of lists"),
         (edit(dtype="float64"), r"must be as lama writes it; got ValueError: dtype 'float64'"),
         (edit(dtype="uint16"), r"train\.bin must have 74 bytes, as meta\.json says; got 37"),
         (edit(sha256=None), r"must be as lama writes it; got KeyError: 'sha256'"),

@@ -5,15 +5,15 @@ from typing import Any
 
 from lama.data.masked import MASK
 from lama.data.pairs import encode_source
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
 from lama.models.kinds import kind_of
-from lama.tokenizers import BytePairTokenizer, WordPieceTokenizer
+from lama.tokenizers import BytePairTokenizer, Tokenizer, WordPieceTokenizer
 
 
 def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
     """The ids that the model is given for a text; of an encoder-decoder, for a source.
 
-    Raises LamaError for text that cannot be spelled, for none, and for more than the model's context.
+    Raises LamaError for text that cannot be spelled, for none, for tokens that the model lacks, and for more than its context.
     """
     if not text:
         raise LamaError("the text must not be empty; got nothing. Give some text")
@@ -26,7 +26,16 @@ def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
             ids = classifier_input(tokenizer, text)
         case _:
             ids = tokenizer.encode(text)
-    return check_length(ids, model.config.context_length)
+    return check_length(check_tokens(tokenizer, ids, model.config.vocab_size), model.config.context_length)
+
+
+def check_tokens(tokenizer: Tokenizer, ids: list[int], vocab_size: int) -> list[int]:
+    """The ids, if a model of `vocab_size` rows has them all: a tokenizer may be larger. Raises LamaError that names the first other."""
+    if max(ids, default=0) >= vocab_size:
+        token = next(i for i in ids if i >= vocab_size)
+        sizes = f"vocab_size={vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens"
+        raise LamaError(f"the text must be made of the model's tokens; got {quoted(tokenizer.decode([token]))}, id {token} ({sizes})")
+    return ids
 
 
 def check_length(ids: list[int], context_length: int) -> list[int]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -14,14 +15,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lama.data.corpora import Corpus
+from lama.data.corpora import Corpus, last_boundary
 from lama.errors import LamaError, UsageError
-from lama.tokenizers import Tokenizer
+from lama.files import read_object
+from lama.tokenizers import Tokenizer, encode_inside
+from lama.tokenizers.base import WHITE, TableTokenizer
 
 TYPES = ("uint8", "uint16", "uint32")
 PARTS = ("train", "validation")
 META = "meta.json"
 BLOCK = 1 << 18  # tokens copied at a time
+AHEAD = 1 << 15  # characters after a cut that must show that no token depends on both sides; no added token is as long
+CUTS = 64  # places tried before more text is read
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
     folder = Path(folder)
     again = "Tokenise the corpus again"
     try:
-        meta = json.loads((folder / META).read_bytes())
+        os.stat(folder / META)  # one that is missing is named beside the others
+        meta = read_object(folder / META)
         if meta["dtype"] not in TYPES:
             raise ValueError(f"dtype {meta['dtype']!r}")
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -170,8 +176,8 @@ def _write(
             train.write(np.array(separator, dtype).tobytes())
             heldout.write(np.array(separator, dtype).tobytes())
         start = train.tell()
-        for _, piece in numbered:
-            train.write(np.array(tokenizer.encode(piece), dtype).tobytes())
+        for some in map(partial(np.array, dtype=dtype), encode_pieces(tokenizer, (piece for _, piece in numbered))):
+            train.write(some.tobytes())  # by now the list is gone, which is eight times as large
         n = (train.tell() - start) // dtype.itemsize
         end = start + int(n * (1 - validation)) * dtype.itemsize
         train.seek(end)
@@ -180,7 +186,43 @@ def _write(
             heldout_bytes += len(tokenizer.decode_bytes(np.frombuffer(block, dtype).tolist()))
         train.seek(end)
         train.truncate()
-    return heldout_bytes
+    return min(heldout_bytes, corpus.n_bytes)  # decoding may give more than was read: a frame, spaces between words
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
+    """The ids of a text that comes in pieces, some at a time; together those of `tokenizer.encode` of the whole.
+
+    Wherever a piece ends, ids are given only up to a cut after which the text has the same ids alone as it has with the
+    text before, for `AHEAD` characters. Raises LamaError for text that cannot be spelled.
+    """
+    whole = tokenizer if isinstance(tokenizer, TableTokenizer) else None
+    before, after = whole.frame if whole else ((), ())
+    yield list(before)
+    rest, least = "", AHEAD
+    for piece in pieces:
+        rest += piece
+        if len(rest) > least:
+            ids, rest = _encode_to_cut(tokenizer, rest)
+            yield ids
+            del ids
+            least = max(AHEAD, 2 * len(rest))
+    yield [*encode_inside(tokenizer, rest), *after]
+
+
+def _encode_to_cut(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """The ids before a cut, and the text after it; none and all of the text where no cut is found.
+
+    A cut never follows white space: an added token may take in any amount of it.
+    """
+    ids, end = encode_inside(tokenizer, text), len(text) - AHEAD
+    for place in (last_boundary(text[:end]), *range(end, max(0, end - CUTS), -1)):
+        if text[place - 1] not in WHITE:
+            tail = encode_inside(tokenizer, text[place:])
+            n = len(ids) - len(tail)
+            if n >= 0 and ids[n:] == tail:
+                del ids[n:]
+                return ids, text[place:]
+    return [], text
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

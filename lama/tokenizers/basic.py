@@ -43,6 +43,7 @@ class CharacterTokenizer:
         self.characters = "".join(sorted(set(characters)))
         if not self.characters:
             raise LamaError("a character tokenizer must know at least one character; got an empty text")
+        to_utf8(self.characters)
         self.vocab_size = len(self.characters)
         self._ids = {character: i for i, character in enumerate(self.characters)}
 

@@ -1,5 +1,6 @@
 """Byte-level BPE on tiktoken's engine, and GPT-2's vocabulary, which ships beside this file."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -11,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError
-from lama.tokenizers.base import to_utf8, unknown_id
+from lama.compiler import cache_folder
+from lama.errors import LamaError, first_line
+from lama.tokenizers.base import WHITE, Frame, TableTokenizer
 
 # What a merge may not cross: contractions, words, numbers and punctuation, each with the space before it, and other white
 # space. Source: openai/gpt-2, src/encoder.py; in tiktoken's spelling, which finds the same without backtracking.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_VOCABULARY = Path(__file__).parent / "gpt2" / "vocab.bpe.gz"
 GPT2_VOCABULARY_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # unpacked; as tiktoken pins it
+GPT2_MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of its merges, one a line
+CHECKED_AT_ONCE = 5_000  # merges; as many are checked in about 20 ms, more only once
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,15 @@ class AddedToken:
     late: bool = False
 
 
-class BytePairTokenizer:
+class BytePairTokenizer(TableTokenizer):
     """Byte-level byte-pair encoding. Source: Sennrich et al. 2016; Radford et al. 2019, section 2.2.
 
     `ranks` gives each token's bytes the place of its merge; the lowest rank is merged first. `ids[rank]` is its id
     (None: the rank itself), -1 for a byte that the vocabulary lacks. tiktoken merges whenever two neighbours spell a
-    token; Hugging Face only when they are that token's own two parts. For merges that came out of BPE training it is
-    the same: a token's text never splits into two other tokens.
+    token; Hugging Face only when they are that token's own two parts. `is_one_training` tells whether both are the same.
 
     `encode` reads the text of an added token, such as `<|endoftext|>`, as that token, as transformers does and
-    nanoGPT's sampling; `encode_ordinary` reads it as text, which is right for text that is not trusted.
+    nanoGPT's sampling; `encode_ordinary` reads it as text.
     """
 
     def __init__(
@@ -55,42 +58,45 @@ class BytePairTokenizer:
         ids: Sequence[int] | None = None,
         unmerged: Mapping[int, bytes] | None = None,
         add_prefix_space: bool = False,
-        spec: dict[str, Any] | None = None,
+        spec: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
+        frame: Frame = ((), ()),
     ):
-        """`unmerged`: the bytes of further ids that decode but are never produced. `spec` and `files`: see `to_json`, `save`."""
+        """`unmerged`: the bytes of further ids, which are never produced. `spec`, `files`, `frame`: see TableTokenizer."""
         import tiktoken  # here, so that importing lama stays light
 
-        self.end_of_text = end_of_text
+        table = dict(unmerged or {}) | {rank if ids is None else ids[rank]: token for token, rank in ranks.items()}
+        table |= {token.id: token.content.encode() for token in added}
+        table.pop(-1, None)
+        super().__init__(table, end_of_text, frame, spec, files)
         self.add_prefix_space = add_prefix_space
-        self.files = files or {}
-        self._spec = spec or {}
         self._engine = tiktoken.Encoding("lama", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        self._ids = ids
-        self._bytes = dict(unmerged or {}) | {rank if ids is None else ids[rank]: token for token, rank in ranks.items()}
-        self._bytes |= {token.id: token.content.encode() for token in added}
-        self._bytes.pop(-1, None)
-        self.vocab_size = max(self._bytes) + 1
-        self._added = {token.content: token.id for token in added}
-        tiers = [[token for token in added if token.late is late] for late in (False, True)]
-        self._splitters = [splitter(tier) for tier in tiers if tier]
+        self._missing = ids.index(-1) if ids is not None and -1 in ids else None
+        self._own_ids = ids
+        tiers = [{t.content: t for t in added if t.late is late} for late in (False, True)]
+        self._tiers = [(tier, splitter(tier)) for tier in tiers if tier]
 
-    def encode(self, text: str) -> list[int]:
-        to_utf8(text)
-        return self._encode(text, self._splitters)
+    def _ids(self, text: str, added: bool) -> list[int]:
+        return self._encode(text, self._tiers if added else [])
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Like `encode`, but added tokens are not recognised."""
-        to_utf8(text)
-        return self._encode(text, [])
-
-    def _encode(self, text: str, splitters: Sequence[re.Pattern[str]]) -> list[int]:
-        if not splitters:
+    def _encode(self, text: str, tiers: Sequence[tuple[Mapping[str, AddedToken], re.Pattern[str]]]) -> list[int]:
+        """Look for the tokens of the first tier, and in the text between them for those of the others."""
+        if not tiers:
             return self._merge(text)
+        tokens, pattern = tiers[0]
         ids: list[int] = []
-        for i, part in enumerate(splitters[0].split(text)):  # text, token, text, token, ..., text
-            ids += [self._added[part if part in self._added else part.strip()]] if i % 2 else self._encode(part, splitters[1:])
-        return ids
+        end = 0
+        for match in pattern.finditer(text):
+            token, (start, stop) = tokens[match.group()], match.span()
+            while token.lstrip and start > end and text[start - 1] in WHITE:
+                start -= 1
+            while token.rstrip and stop < len(text) and text[stop] in WHITE:
+                stop += 1
+            ids += self._encode(text[end:start], tiers[1:])
+            if not token.lstrip or end < stop:  # or else the token before has taken all of it
+                ids.append(token.id)
+            end = stop
+        return ids + self._encode(text[end:], tiers[1:])
 
     def _merge(self, text: str) -> list[int]:
         if self.add_prefix_space and text and not text.startswith(" "):
@@ -100,38 +106,67 @@ class BytePairTokenizer:
         except BaseException as error:  # a panic in tiktoken is no Exception
             if type(error).__name__ != "PanicException":
                 raise
-            raise LamaError(f"text must have less than a million white-space characters in a row; got {error}") from None
-        if self._ids is None:
+            raise LamaError(f"text must have less than a million white-space characters in a row; got {first_line(error)}") from None
+        if self._own_ids is None:
             return ranks
-        ids = [self._ids[rank] for rank in ranks]
-        if -1 in ids:
-            byte = self._engine.decode_single_token_bytes(ranks[ids.index(-1)])
-            raise LamaError(f"text must be made of bytes that the vocabulary has; got 0x{byte.hex()} in {text[:40]!r}")
+        ids = [self._own_ids[rank] for rank in ranks]
+        if self._missing is not None and -1 in ids:
+            raise missing_byte(self._engine.decode_single_token_bytes(ranks[ids.index(-1)]), text)
         return ids
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        try:
-            return b"".join([self._bytes[i] for i in ids])
-        except KeyError as error:
-            raise unknown_id(error.args[0], self.vocab_size) from None
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.decode_bytes(ids).decode(errors="replace")
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self._spec)
-
-    def save(self, folder: Path) -> None:
-        """Write the files that the tokenizer was read from, where there were any, below `folder`."""
-        for name, content in self.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+def missing_byte(byte: bytes, text: str) -> LamaError:
+    return LamaError(f"text must be made of bytes that the vocabulary has; got 0x{byte.hex()} in {text[:40]!r}")
 
 
-def splitter(tokens: Sequence[AddedToken]) -> re.Pattern[str]:
-    """Finds any of the tokens: the leftmost, then the longest."""
-    longest_first = sorted(tokens, key=lambda token: -len(token.content))
-    return re.compile("(" + "|".join(r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip for t in longest_first) + ")")
+def splitter(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of the tokens: the leftmost, then the longest; one group."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) + ")")
+
+
+def is_one_training(merges: Sequence[str]) -> bool:
+    """Whether merging whatever spells a token gives the same as merging its own two parts only, as one training makes it.
+
+    So it is if every token, spelled by the merges before its own, is its own two parts: then other two that spell it are
+    never neighbours when its turn comes. The answer for many merges is kept in lama's cache folder, under their hash.
+    """
+    digest = hashlib.sha256("\n".join(merges).encode()).hexdigest()
+    if digest == GPT2_MERGES_SHA256 or len(merges) < CHECKED_AT_ONCE:
+        return digest == GPT2_MERGES_SHA256 or _is_one_training(merges)
+    known = cache_folder() / "merges" / digest
+    with contextlib.suppress(OSError, KeyError):
+        return {b"1": True, b"0": False}[known.read_bytes()]
+    answer = _is_one_training(merges)
+    with contextlib.suppress(OSError):  # an unwritable cache costs time only
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_bytes(b"1" if answer else b"0")
+    return answer
+
+
+def _is_one_training(merges: Sequence[str]) -> bool:
+    """Undo each merge step by step, the latest first: no two neighbours at its seam may have merged before they were used.
+
+    Of equal merges the leftmost comes first, so one across the seam comes before an equal one to the right of it.
+    """
+    rank_of: dict[tuple[str, str], int] = {}
+    made: dict[str, tuple[int, str, str]] = dict.fromkeys(byte_alphabet(), (-1, "", ""))
+    for rank, merge in enumerate(merges):
+        first, second = merge.split(" ")
+        if first not in made or second not in made or first + second in made:
+            return False
+        rank_of[first, second] = rank
+        made[first + second] = (rank, first, second)
+        left, right = made[first], made[second]
+        while left[0] >= 0 or right[0] >= 0:
+            if left[0] > right[0]:
+                limit, first = left[0] - 1, left[2]
+                left = made[first]
+            else:
+                limit, second = right[0], right[1]
+                right = made[second]
+            if rank_of.get((first, second), rank) <= limit:
+                return False
+    return True
 
 
 @functools.cache
@@ -143,6 +178,12 @@ def byte_alphabet() -> dict[str, int]:
     themselves = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in themselves]
     return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def spell(token: str) -> bytes:
+    """The bytes of a vocabulary entry; one that is not in the byte alphabet stands for its own text."""
+    alphabet = byte_alphabet()
+    return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else token.encode()
 
 
 def ranks_of(merges: Iterable[str]) -> dict[bytes, int]:

@@ -1,192 +1,270 @@
-"""Tokenizers that Hugging Face saved: byte-level BPE from `tokenizer.json`, or from `vocab.json` and `merges.txt`."""
+"""Tokenizers in Hugging Face's files, old and new: byte-level BPE and WordPiece, with the ids that transformers gives.
 
-import json
+Source: transformers 5, tokenization_utils_base.py and tokenization_utils_tokenizers.py: which file names a token, and
+which file counts. `GPT2Tokenizer` and `BertTokenizer` take from tokenizer.json only the vocabulary, the merges and the
+tokens that frame a text; their other steps are fixed, or options of tokenizer_config.json.
+"""
+
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError
-from lama.tokenizers.base import Tokenizer
-from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, byte_alphabet, gpt2_files
+from lama.errors import LamaError, quoted
+from lama.files import checked, field, parse_json, quoted_path, read_file, read_object
+from lama.tokenizers.base import Frame, TableTokenizer
+from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, byte_alphabet, is_one_training, ranks_of, spell
+from lama.tokenizers.library import LibraryTokenizer, Pipeline
+from lama.tokenizers.special import MOST_IDS, ROLES, check_id, number_tokens, special_tokens
+from lama.tokenizers.wordpiece import BERT_SPLIT, WordPieceTokenizer, bert_normalizer, text_lines, wordpiece_model
 
 SAVED_IN = "tokenizer"  # the sub-folder of a lama checkpoint that holds the files
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+END_OF_TEXT = "<|endoftext|>"
+GPT2, BERT = "GPT2Tokenizer", "BertTokenizer"
+# The classes of transformers that lama knows: the model of each, and its special tokens where no file names others.
+MODELS = {GPT2: "BPE", BERT: "WordPiece"}
+OWN_TOKENS: dict[str, dict[str, str]] = {
+    GPT2: dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+    BERT: {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")},
+}
 
 
-def load_huggingface_tokenizer(folder: Path) -> BytePairTokenizer:
-    """The byte-level BPE in `folder`; gives the ids that the `tokenizers` package gives.
+def load_huggingface_tokenizer(folder: Path) -> TableTokenizer:
+    """The tokenizer in `folder`, byte-level BPE or WordPiece; gives the ids that transformers gives.
 
-    Reads `tokenizer.json`, else `vocab.json` + `merges.txt` (+ `added_tokens.json`), and from `tokenizer_config.json` or
-    `special_tokens_map.json` which token ends a text. Raises LamaError if the files are missing or broken, or ask for
-    something lama does not do: another kind of model, a normalizer, another pre-tokenizer, tokens put around the text.
+    Reads `tokenizer.json`; else `vocab.json` and `merges.txt`, or `vocab.txt`. tokenizer_config.json or config.json names
+    the class of transformers. Added and special tokens are those of every file that names some. Raises LamaError for
+    files that are missing or broken, and for what lama does not do.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise LamaError(f"a tokenizer must be a folder; got {folder}")
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    return tokenizer_of_files(files, folder)
+    files = _files(folder)
+    model = read_object(folder / "config.json") if os.path.exists(folder / "config.json") else {}
+    classes = [{"gpt2": GPT2, "bert": BERT}.get(str(model.get("model_type")), "")]
+    for name, fields in (("config.json", model), ("tokenizer_config.json", _object(files, folder, "tokenizer_config.json"))):
+        classes.append(field(fields, "tokenizer_class", str, quoted_path(folder / name), classes[-1]))
+    return tokenizer_of_files(files, folder, classes[-1])
 
 
-def tokenizer_of_files(files: Mapping[str, bytes], folder: Path) -> BytePairTokenizer:
-    """`load_huggingface_tokenizer` once the files are read; `folder` is for the error messages."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if name in files:
-            config |= _object(_json(files[name], folder / name), folder / name)
+def load_wordpiece_tokenizer(folder: Path) -> WordPieceTokenizer:
+    """The tokenizer in a BERT's folder. Raises LamaError as `load_huggingface_tokenizer` does, and for another kind."""
+    if os.path.exists(folder / "vocab.txt") or os.path.exists(folder / "tokenizer.json"):
+        tokenizer = load_huggingface_tokenizer(folder)
+        if isinstance(tokenizer, WordPieceTokenizer):
+            return tokenizer
+    raise LamaError(f"a BERT must have its vocab.txt, or a WordPiece tokenizer.json, beside it; got neither in {quoted_path(folder)}")
+
+
+def load_saved_tokenizer(folder: Path, of_class: str | None) -> TableTokenizer:
+    """The tokenizer whose `save` wrote into `folder`; None is the class of one that an earlier version wrote."""
+    return tokenizer_of_files(_files(folder), folder, of_class)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    if not os.path.isdir(folder):
+        raise LamaError(f"a tokenizer must be a folder; got {quoted_path(folder)}")
+    return {name: read_file(folder / name) for name in TOKENIZER_FILES if os.path.exists(folder / name)}
+
+
+def _object(files: Mapping[str, bytes], folder: Path, name: str) -> dict[str, Any]:
+    """The object in a file; an empty one where there is no such file."""
+    source = quoted_path(folder / name)
+    return checked(parse_json(files[name], source), dict, source) if name in files else {}
+
+
+def tokenizer_of_files(files: Mapping[str, bytes], folder: Path, of_class: str | None = GPT2) -> TableTokenizer:
+    """`load_huggingface_tokenizer` once the files are read; `folder` is for the error messages.
+
+    `of_class` is a class of transformers; "" takes tokenizer.json as it stands. None reads the files as earlier versions
+    of lama did: tokens of tokenizer_config.json only where they are in the vocabulary, and without their flags.
+    """
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+    config, older, added, spec = (_object(files, folder, name) for name in names)
+    grow, source = of_class is not None, quoted_path(folder)
+    if not grow:
+        config, older = ({k: _text(v) for k, v in fields.items() if v and k in (*ROLES, "add_prefix_space")} for fields in (config, older))
+    of_class, model = _model(files, folder, spec, str(of_class or "").removesuffix("Fast"))
+    named, found = special_tokens(OWN_TOKENS.get(of_class, {}), config, older, added, spec, source)
+    tokens = number_tokens(found, model["vocab"], grow)
+    ids = model["vocab"] | {token["content"]: token["id"] for token in tokens}
+
+    def option(name: str, default: bool | None = False) -> Any:
+        return field(config, name, bool, quoted_path(folder / names[0]), default)
+
+    def of_role(role: str) -> list[int]:
+        token = named[f"{role}_token"]
+        return [ids[token["content"]]] if token and token["content"] in ids else []
+
+    normalizer, split = _only(spec.get("normalizer"), "normalizers"), _only(spec.get("pre_tokenizer"), "pretokenizers")
+    frame: Frame = ([], []) if of_class == BERT else _frame(spec.get("post_processor"), ids, source)
+    chosen, unknown = config.keys() | older.keys(), (named["unk_token"] or {}).get("content")
+    if of_class == GPT2:
+        normalizer, split = None, {"type": "ByteLevel", "add_prefix_space": option("add_prefix_space"), "trim_offsets": True}
+        if not spec:
+            frame = of_role("bos") if option("add_bos_token") else [], of_role("eos") if option("add_eos_token") else []
+            model["unk_token"] = unknown if "unk_token" in chosen else None
+    elif of_class == BERT:
+        switches = {"lowercase": option("do_lower_case", True), "handle_chinese_chars": option("tokenize_chinese_chars", True)}
+        normalizer, split = bert_normalizer(**switches, strip_accents=option("strip_accents", None)), BERT_SPLIT
+        model = wordpiece_model(model["vocab"], unk_token=unknown)
+        frame = of_role("cls"), of_role("sep")
+    elif model["type"] == "WordPiece" and isinstance(normalizer, dict) and normalizer.get("type") in (None, "BertNormalizer"):
+        normalizer = bert_normalizer() | normalizer
+    if model["type"] == "WordPiece" and model["unk_token"] not in model["vocab"]:
+        raise LamaError(f"a WordPiece vocabulary must have its unk_token; got {quoted(model['unk_token'])} in {source}")
+
+    written = model["vocab"].keys() | {token["content"] for token in found if token["id"] is not None}
+    end = of_role("eos") if "eos_token" in chosen else [ids[END_OF_TEXT]] if END_OF_TEXT in written & ids.keys() else []
+    pipeline = Pipeline(model, normalizer, split, tokens, option("split_special_tokens"), source)
+    saved = {f"{SAVED_IN}/{name}": content for name, content in files.items()}
+    make = WordPieceTokenizer.of if model["type"] == "WordPiece" else _byte_pairs
+    return make(pipeline, end[0] if end else None, frame, {"kind": "huggingface"} | ({"class": of_class} if grow else {}), saved)
+
+
+def _model(files: Mapping[str, bytes], folder: Path, spec: Mapping[str, Any], of_class: str) -> tuple[str, dict[str, Any]]:
+    """The class that builds the tokenizer, "" for none, and its model as tokenizer.json writes it."""
+    source = quoted_path(folder)
     if "tokenizer.json" in files:
-        path = folder / "tokenizer.json"
-        spec = _object(_json(files["tokenizer.json"], path), path)
-    elif "vocab.json" in files and "merges.txt" in files:
-        path = folder / "vocab.json"
-        spec = _spec_of_parts(files, config, folder)
+        model = dict(field(spec, "model", dict, source))
+        model.setdefault("type", "BPE" if "merges" in model else "WordPiece")  # the first versions did not write it
+        if model["type"] not in MODELS.values():
+            raise _refused("model.type", "be BPE or WordPiece", model["type"], source)
+        of_class = of_class if MODELS.get(of_class) == model["type"] else ""
+        for name, kind in (("unk_token", str), ("continuing_subword_prefix", str), ("fuse_unk", bool), ("ignore_merges", bool)):
+            field(model, name, kind, source, None)
+    elif files.keys() >= {"vocab.json", "merges.txt"} and not (of_class == BERT and "vocab.txt" in files):
+        lines = text_lines(files["merges.txt"], quoted_path(folder / "merges.txt"))
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        of_class, model = GPT2, {"type": "BPE", "vocab": _object(files, folder, "vocab.json"), "merges": merges}
+    elif "vocab.txt" in files:
+        lines = text_lines(files["vocab.txt"], quoted_path(folder / "vocab.txt"))
+        of_class, model = BERT, {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(lines)}}
     else:
-        raise LamaError(f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt; got {folder} with {sorted(files)}")
-    return _build(spec, config, path, files)
+        found = f"{', '.join(sorted(files)) or 'none of them'} in {source}"
+        raise LamaError(f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt; got {found}")
+
+    if not field(model, "vocab", dict, source):
+        raise LamaError(f"a vocabulary must not be empty; got none in {source}")
+    for token, number in model["vocab"].items():
+        if type(number) is not int or not 0 <= number < MOST_IDS:
+            check_id(token, number, source)
+    if model["type"] == "WordPiece":
+        return of_class, wordpiece_model({}) | {name: value for name, value in model.items() if value is not None}
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(name) and not of_class:
+            raise _refused(f"model.{name}", "be off", model[name], source)
+    kept = {name: model.get(name) for name in ("type", "vocab", "unk_token")} | {"merges": list(_merges(model, source))}
+    return of_class, kept | ({} if of_class else {name: bool(model.get(name)) for name in ("fuse_unk", "ignore_merges")})
 
 
-def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """A tokenizer as Hugging Face's files; none for a character tokenizer, which byte-level BPE cannot express."""
-    match tokenizer.to_json():
-        case {"kind": "bytes"}:  # an alphabet and no merges
-            return {"vocab.json": json.dumps(byte_alphabet(), ensure_ascii=False).encode(), "merges.txt": b"#version: 0.2\n"}
-        case {"kind": "gpt2"}:
-            return gpt2_files()
-        case {"kind": "huggingface"} if isinstance(tokenizer, BytePairTokenizer):
-            return {Path(name).name: content for name, content in tokenizer.files.items()}
-    return {}
-
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-def _spec_of_parts(files: Mapping[str, bytes], config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What tokenizer.json would say, from the older files."""
-    vocabulary = _vocabulary(_json(files["vocab.json"], folder / "vocab.json"), folder / "vocab.json")
-    try:
-        lines = files["merges.txt"].decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise LamaError(f"{folder / 'merges.txt'} must be UTF-8; got a bad byte at {error.start}") from None
-    added = {}
-    if "added_tokens.json" in files:
-        added = _vocabulary(_json(files["added_tokens.json"], folder / "added_tokens.json"), folder / "added_tokens.json")
-    special = {_content(config[name]) for name in _SPECIAL if config.get(name)} | {"<|endoftext|>"}
-    added |= {token: vocabulary[token] for token in special if token in vocabulary}
-    return {
-        "model": {
-            "type": "BPE",
-            "vocab": vocabulary,
-            "merges": [line for line in lines if line.strip() and not line.startswith("#version")],
-        },
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": bool(config.get("add_prefix_space", False))},
-        "added_tokens": [{"content": content, "id": i} for content, i in added.items()],
-    }
-
-
-def _build(spec: Mapping[str, Any], config: Mapping[str, Any], path: Path, files: Mapping[str, bytes]) -> BytePairTokenizer:
-    def refuse(what: str, rule: str, value: object) -> None:
-        raise LamaError(f"{what} must {rule}; got {value} in {path}. lama reads byte-level BPE as GPT-2 uses it")
-
-    model = _object(spec.get("model"), path)
-    if model.get("type", "BPE") != "BPE":
-        refuse("model.type", "be BPE", model["type"])
-    if spec.get("normalizer") is not None:
-        refuse("normalizer", "be null", _type(spec["normalizer"]))
-    splitting = spec.get("pre_tokenizer")
-    if _type(splitting) != "ByteLevel":
-        refuse("pre_tokenizer", "be ByteLevel", _type(splitting))
-    if not splitting.get("use_regex", True):  # type: ignore[union-attr]
-        refuse("pre_tokenizer.use_regex", "be true", False)
-    if _type(spec.get("post_processor")) not in ("null", "ByteLevel"):
-        refuse("post_processor", "be ByteLevel or null", _type(spec["post_processor"]))
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            refuse(f"model.{option}", "be off", model[option])
-
-    vocabulary = _vocabulary(model.get("vocab"), path)
-    added = list(_added_tokens(spec.get("added_tokens") or [], path))
-    if not vocabulary:
-        raise LamaError(f"a vocabulary must not be empty; got model.vocab={{}} in {path}")
-    merges = list(_merges(model.get("merges"), vocabulary, path))
-    alphabet = byte_alphabet()
-    spelled = dict.fromkeys([c for c in alphabet if c in vocabulary] + [merge.replace(" ", "") for merge in merges])  # in merge order
-    missing = [bytes([byte]) for character, byte in alphabet.items() if character not in vocabulary]
-    # tiktoken wants every byte; those that the vocabulary lacks come last, where nothing merges them, and have no id.
-    ranks = {token: rank for rank, token in enumerate([_spell(token) for token in spelled] + missing)}
-    ids = [vocabulary[token] for token in spelled] + [-1] * len(missing)
-
-    names = {token.content for token in added}
-    unreached = {token: i for token, i in vocabulary.items() if token not in spelled and token not in names}
-    if model.get("ignore_merges") and unreached:
-        refuse("model.ignore_merges", "be false where merges do not make every token", f"true with {sorted(unreached)[:3]}")
-    unmerged = {i: _spell(token) for token, i in unreached.items()}
-    end = _content(config.get("eos_token") or "<|endoftext|>")
-    known = {token.content: token.id for token in added} | unreached
-    files = {f"{SAVED_IN}/{name}": content for name, content in files.items()}
-    prefix = bool(splitting.get("add_prefix_space", True))  # type: ignore[union-attr]
+def _byte_pairs(
+    pipeline: Pipeline, end_of_text: int | None, frame: Frame, spec: Mapping[str, Any], files: Mapping[str, bytes]
+) -> BytePairTokenizer | LibraryTokenizer:
+    """A tokenizer on tiktoken's engine where that gives the same ids, else on the library's."""
+    model, split = pipeline.model, pipeline.pre_tokenizer
+    vocabulary, merges = model["vocab"], model["merges"]
+    if "ByteLevel" not in (*_types(split), *_types(pipeline.normalizer)):
+        raise _refused("pre_tokenizer", "be ByteLevel", ", ".join(_types(split)) or "null", pipeline.source)
+    last = {token["content"]: token for token in pipeline.added}
+    spelled = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
+    ids = [vocabulary.get(token, -1) for token in spelled]
+    unmerged = {vocabulary[token]: spell(token) for token in vocabulary.keys() - spelled - last.keys()}
+    flags = {(t["content"], t["lstrip"], t["rstrip"], t["normalized"]) for t in pipeline.added}
+    if (
+        len(flags) > len(last)
+        or any(token["single_word"] for token in pipeline.added)
+        or pipeline.normalizer is not None
+        or pipeline.split_special
+        or split["type"] != "ByteLevel"
+        or split.get("use_regex", True) is not True
+        or (-1 in ids and model["unk_token"] in vocabulary)
+        or (unmerged and model.get("ignore_merges"))
+        or not is_one_training(merges)
+    ):
+        return LibraryTokenizer(pipeline, end_of_text, frame, spec, files)
     own_ids = None if ids == list(range(len(ids))) else ids  # a rank often is the id; that saves looking it up
-    return BytePairTokenizer(ranks, added, known.get(end), own_ids, unmerged, prefix, {"kind": "huggingface"}, files)
+    added = [AddedToken(t["content"], t["id"], t["lstrip"], t["rstrip"], t["normalized"]) for t in last.values()]
+    prefix = bool(split.get("add_prefix_space", True))
+    return BytePairTokenizer(ranks_of(merges), added, end_of_text, own_ids, unmerged, prefix, spec, files, frame)
 
 
-def _merges(merges: Any, vocabulary: Mapping[str, int], path: Path) -> Iterable[str]:
+def _merges(model: Mapping[str, Any], source: str) -> Iterable[str]:
     """Each merge as "first second". Raises LamaError for one that is not two parts, or whose tokens are not there."""
-    if not isinstance(merges, list):
-        raise LamaError(f"merges must be a list; got {type(merges).__name__} in {path}")
-    bytes_only = set(byte_alphabet())
-    for i, merge in enumerate(merges):
+    vocabulary, letters = model["vocab"], set(byte_alphabet())
+    for i, merge in enumerate(field(model, "merges", list, source)):
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) and part for part in parts)):
-            raise LamaError(f"a merge must be two tokens; got {merge!r}, merge {i} of {path.parent}")
-        for token in (*parts, "".join(parts)):
-            if token not in vocabulary:
-                raise LamaError(f"a merge's tokens must be in the vocabulary; got {merge!r}, merge {i} of {path.parent}, without {token!r}")
-        if not bytes_only.issuperset("".join(parts)):
-            raise LamaError(f"a merge must be spelled in GPT-2's byte alphabet; got {merge!r}, merge {i} of {path.parent}")
-        yield " ".join(parts)
+        if not (isinstance(parts, list) and len(parts) == 2 and type(parts[0]) is type(parts[1]) is str and all(parts)):
+            raise LamaError(f"a merge must be two tokens; got {quoted(merge)}, merge {i} of {source}")
+        first, second = parts
+        token = first + second
+        if first not in vocabulary or second not in vocabulary or token not in vocabulary:
+            without = next(part for part in (first, second, token) if part not in vocabulary)
+            where = f"merge {i} of {source}, without {quoted(without)}"
+            raise LamaError(f"a merge's tokens must be in the vocabulary; got {quoted(merge)}, {where}")
+        if not letters.issuperset(token):
+            raise LamaError(f"a merge must be spelled in GPT-2's byte alphabet; got {quoted(merge)}, merge {i} of {source}")
+        yield f"{first} {second}"
 
 
-def _added_tokens(tokens: Any, path: Path) -> Iterable[AddedToken]:
-    if not isinstance(tokens, list):
-        raise LamaError(f"added_tokens must be a list; got {type(tokens).__name__} in {path}")
-    for token in tokens:
-        fields = _object(token, path)
-        content, number = fields.get("content"), fields.get("id")
-        if not (isinstance(content, str) and content and isinstance(number, int) and number >= 0):
-            raise LamaError(f"an added token must have content and an id; got {token} in {path}")
-        if fields.get("single_word"):
-            raise LamaError(f"an added token must not be single_word; got {content!r} in {path}. lama does not do that")
-        yield AddedToken(content, number, bool(fields.get("lstrip")), bool(fields.get("rstrip")), bool(fields.get("normalized")))
+def _frame(processor: Any, ids: Mapping[str, int], source: str) -> tuple[list[int], list[int]]:
+    """The ids before and after a text. Raises LamaError for a post-processor that does something else."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return [], []
+        case {"type": "Sequence", "processors": [*inner]}:
+            before: list[int] = []
+            after: list[int] = []
+            for part in inner:
+                first, last = _frame(part, ids, source)
+                before, after = first + before, after + last
+            return before, after
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, first], "sep": [_, last]}:
+            parts = [[first], [last]]
+        case {"type": "TemplateProcessing", "single": [*pieces], "special_tokens": dict(tokens)}:
+            parts = [[]]
+            for piece in pieces:
+                match piece:
+                    case {"Sequence": {"id": "A"}}:
+                        parts.append([])
+                    case {"SpecialToken": {"id": name}} if isinstance(tokens.get(name), dict):
+                        ids_there = tokens[name].get("ids")
+                        parts[-1] += ids_there if isinstance(ids_there, list) else [None]
+                    case _:
+                        parts.append([None])
+        case _:
+            parts = []
+    known = set(ids.values())
+    if len(parts) != 2 or not all(type(number) is int and number in known for part in parts for number in part):
+        raise LamaError(f"post_processor must put known ids around one text; got {quoted(processor)} in {source}")
+    return parts[0], parts[1]
 
 
-def _vocabulary(value: Any, path: Path) -> dict[str, int]:
-    for token, number in _object(value, path).items():
-        if not isinstance(number, int) or number < 0:
-            raise LamaError(f"a vocabulary must give every token an id from 0; got {token!r}: {number!r} in {path}")
-    return value
+def _only(part: Any, key: str) -> Any:
+    """The step of a Sequence of one; None for a Sequence of none."""
+    while isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(key), list) and len(part[key]) < 2:
+        part = part[key][0] if part[key] else None
+    return part
 
 
-def _json(content: bytes, path: Path) -> Any:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LamaError(f"{path} must be JSON; got {error}") from None
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
-def _object(value: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise LamaError(f"{path} must hold JSON objects; got {type(value).__name__} where one should be")
-    return value
+def _types(part: Any) -> list[str]:
+    """The types of the steps of a part of tokenizer.json."""
+    if not isinstance(part, dict):
+        return []
+    inner = part.get("pretokenizers") or part.get("normalizers")
+    return [kind for each in inner for kind in _types(each)] if isinstance(inner, list) else [quoted(part.get("type"), plain=True)]
 
 
-def _type(part: Any) -> str:
-    return "null" if part is None else str(part.get("type")) if isinstance(part, dict) else repr(part)
-
-
-def _content(token: Any) -> str:
-    """The text of a special token, which the files write plainly or as an object."""
-    return str(token["content"]) if isinstance(token, dict) and "content" in token else str(token)
-
-
-def _spell(token: str) -> bytes:
-    """The bytes of a vocabulary entry; one that is not in the byte alphabet stands for its own text."""
-    alphabet = byte_alphabet()
-    return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else token.encode()
+def _refused(what: str, rule: str, value: object, source: str) -> LamaError:
+    return LamaError(f"{what} must {rule}; got {quoted(value, plain=True)} in {source}. lama reads byte-level BPE and WordPiece")

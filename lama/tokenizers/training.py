@@ -14,10 +14,9 @@ from pathlib import Path
 
 from lama.errors import LamaError, UsageError
 from lama.tokenizers.base import to_utf8
-from lama.tokenizers.bpe import GPT2_PATTERN, AddedToken, BytePairTokenizer, byte_alphabet, splitter
-from lama.tokenizers.huggingface import tokenizer_of_files
+from lama.tokenizers.bpe import GPT2_PATTERN, BytePairTokenizer, byte_alphabet, splitter
+from lama.tokenizers.huggingface import END_OF_TEXT, tokenizer_of_files
 
-END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB_SIZE = 0x110000  # `learn_merges` writes an id as the character with that code point
 
 Merge = tuple[str, str]  # both parts in GPT-2's byte alphabet: ("Ġ", "t")
@@ -45,7 +44,9 @@ def train_bpe(
             f"the corpus must yield {wanted} merges for a vocabulary of {vocab_size}; got {len(merges)}. "
             f"Give it more text, or ask for at most {vocab_size - wanted + len(merges)} entries"
         )
-    return tokenizer_of_files(huggingface_files(merges, special_tokens), Path("the trained tokenizer"))
+    tokenizer = tokenizer_of_files(huggingface_files(merges, special_tokens), Path("the trained tokenizer"))
+    assert isinstance(tokenizer, BytePairTokenizer)
+    return tokenizer
 
 
 def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
@@ -64,7 +65,7 @@ def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
 
 def between_special_tokens(text: str | Iterable[str], special_tokens: Sequence[str]) -> Iterator[str]:
     """`"a<|endoftext|>b"` gives `"a"`, then `"b"`. Raises LamaError for lone surrogates."""
-    special = splitter([AddedToken(token, -1) for token in special_tokens]) if special_tokens else None
+    special = splitter(special_tokens) if special_tokens else None
     for piece in [text] if isinstance(text, str) else text:
         to_utf8(piece)
         yield from special.split(piece)[::2] if special else [piece]
@@ -140,6 +141,11 @@ def huggingface_files(merges: Sequence[Merge], special_tokens: Sequence[str]) ->
     if len(vocabulary) < len(tokens):
         clash = next(token for token in special_tokens if tokens.count(token) > 1)
         raise UsageError(f"a special token must not be what the vocabulary calls another token; got {clash!r}")
+    return files_of(vocabulary, merges, special_tokens)
+
+
+def files_of(vocabulary: Mapping[str, int], merges: Sequence[Merge], special_tokens: Sequence[str]) -> dict[str, bytes]:
+    """The same of a vocabulary with ids in any order."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     exact = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     spec = {
@@ -163,9 +169,9 @@ def huggingface_files(merges: Sequence[Merge], special_tokens: Sequence[str]) ->
             "merges": [" ".join(merge) for merge in merges],
         },
     }
-    config: dict[str, object] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-    if special_tokens:
-        config["eos_token"] = END_OF_TEXT if END_OF_TEXT in special_tokens else special_tokens[0]
+    end = END_OF_TEXT if END_OF_TEXT in special_tokens else None  # null, or else transformers adds it
+    config: dict[str, object] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end, "unk_token": end}
+    config["eos_token"] = end or (special_tokens[0] if special_tokens else None)
     return {
         "tokenizer.json": _json(spec),
         "tokenizer_config.json": _json(config),

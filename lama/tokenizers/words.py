@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
 from lama.tokenizers.base import Tokenizer, to_utf8, unknown_id
 
 # A word with the space before it, a digit, any other single character: joined, they are the text.
@@ -26,7 +26,8 @@ class WordTokenizer:
         self.vocab_size = len(self.entries)
         self._ids = {entry: i for i, entry in enumerate(self.entries)}
         if not self.entries or len(self._ids) < len(self.entries):
-            raise LamaError(f"a word tokenizer's entries must be at least one, each once; got {len(self.entries)}: {self.entries[:5]}")
+            raise LamaError(f"a word tokenizer's entries must be at least one, each once; got {quoted(self.entries)}")
+        to_utf8("".join(self.entries))
 
     @classmethod
     def of(cls, texts: Iterable[str], least: int = 2, most: int = 8000) -> "WordTokenizer":
