@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tinygrad import Tensor, dtypes
 
@@ -27,6 +28,16 @@ def dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor,
 def scaled_dot(q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
     """score(q, k) = qᵀk / √d: unit variance for unit-variance q and k. Source: Vaswani et al. 2017, section 3.2.1."""
     return dot(q, k) * (1 / math.sqrt(q.shape[-1]))
+
+
+@dataclass(frozen=True)
+class ScaledBy:
+    """score(q, k) = scale · qᵀk."""
+
+    scale: float
+
+    def __call__(self, q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
+        return dot(q, k) * self.scale
 
 
 class General:
@@ -72,7 +83,9 @@ def make_similarity(name: str, n_heads: int, d_head: int) -> Similarity:
 
 
 def scale_of(similarity: Similarity, d_head: int) -> float | None:
-    """What a similarity multiplies qᵀk with, if that is all it does: kernels know such ones."""
+    """The factor applied to qᵀk, or None if the similarity is not a scaled dot product. Kernels support only those."""
+    if isinstance(similarity, ScaledBy):
+        return similarity.scale
     return 1.0 if similarity is dot else 1 / math.sqrt(d_head) if similarity is scaled_dot else None
 
 
@@ -131,7 +144,8 @@ class MultiHeadAttention:
     Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    def __init__(self, d_model: int, n_heads: int, bias: bool = True, similarity: str = "scaled_dot"):
+    def __init__(self, d_model: int, n_heads: int, bias: bool = True, similarity: str = "scaled_dot", divisor: float = 1.0):
+        """A `divisor` divides the scores of a scaled dot product, too. Raises ValueError."""
         if d_model % n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads; got d_model={d_model}, n_heads={n_heads}")
         self.n_heads, self.d_head = n_heads, d_model // n_heads
@@ -139,6 +153,9 @@ class MultiHeadAttention:
         self.out = Linear(d_model, d_model, bias)
         self.similarity = make_similarity(similarity, n_heads, self.d_head)
         self.scale = scale_of(self.similarity, self.d_head)
+        if self.scale is not None and divisor != 1:
+            self.scale /= divisor
+            self.similarity = ScaledBy(self.scale)
 
     def project(
         self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | KeysValues | None

@@ -51,8 +51,12 @@ class Block:
         cross: bool = False,
         attention_dropout: bool = True,
         residual: bool = True,
+        divisor: float = 1.0,
     ):
-        """`attention_dropout`: whether training drops entries of the attention patterns too, which the 2017 paper does not."""
+        """`attention_dropout`: whether training drops entries of the attention patterns too, which the 2017 paper does not.
+
+        `divisor`: the scores of self-attention are divided by it, beside the similarity's own scale.
+        """
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
         self.norm, self.residual, self.attention_dropout = norm, residual, attention_dropout
@@ -60,7 +64,7 @@ class Block:
         def layer_norm() -> LayerNorm | None:
             return None if norm == "none" else LayerNorm(d_model, bias, norm_epsilon)
 
-        self.ln1, self.attn = layer_norm(), MultiHeadAttention(d_model, n_heads, bias, similarity)
+        self.ln1, self.attn = layer_norm(), MultiHeadAttention(d_model, n_heads, bias, similarity, divisor)
         self.ln_cross = layer_norm() if cross else None
         self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
         self.ln2 = layer_norm() if d_mlp else None

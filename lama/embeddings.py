@@ -1,11 +1,13 @@
 """Tokens to vectors, positions to vectors, vectors to logits."""
 
+import functools
 import math
 
 import numpy as np
 from tinygrad import Tensor
 
-from lama.kernels import Quantized, embedding
+from lama.errors import LamaError
+from lama.kernels import Quantized, embedding, host_numbers
 from lama.layers import Linear, linear, parameter
 from lama.shapes import Float, Int, Size
 
@@ -19,12 +21,20 @@ class TokenEmbedding:
     def __call__(
         self, tokens: Int[Tensor, "B T"], positions: Float[Tensor, "n d_model"] | None = None, position: Size | Tensor = 0
     ) -> Float[Tensor, "B T d_model"]:
-        """With `positions`, the T rows of it from `position` on are added."""
+        """With `positions`, the T rows of it from `position` on are added. Raises LamaError for tokens on the host that are no rows."""
+        if (ids := host_numbers(tokens)) is not None:
+            check_ids(ids, int(self.weight.shape[0]))
         return embedding(self.weight, tokens, positions, position)
 
     def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """logits = x Eᵀ. Source: Press & Wolf 2017."""
         return linear(x, self.weight)
+
+
+def check_ids(ids: np.ndarray, rows: int) -> None:
+    """Raises LamaError for the first id that is not between 0 and rows − 1."""
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        raise LamaError(f"ids must be from 0 to {rows - 1}; got {ids[(ids < 0) | (ids >= rows)][0]}")
 
 
 def unembedding(d_model: int, vocab_size: int) -> Linear:
@@ -56,7 +66,12 @@ class SinusoidalPositions:
     """The fixed position encoding of the original paper: nothing to learn, nothing to save."""
 
     def __init__(self, context_length: int, d_model: int):
-        self.table = sinusoids(context_length, d_model)  # numpy: a Tensor here would be a parameter
+        self.shape = context_length, d_model
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """(context_length, d_model), computed at the first use; numpy, as a Tensor here would be a parameter."""
+        return sinusoids(*self.shape)
 
     def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
         # Not computed on the device: every kernel that reads the sum would take the sines again.

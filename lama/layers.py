@@ -63,11 +63,19 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return gelu(x)
 
 
-def relu(x: Tensor) -> Tensor:
-    return x.relu()
+def gelu_quick(x: Tensor) -> Tensor:
+    """x · σ(1.702 x), GELU's sigmoid approximation. Source: Hendrycks & Gimpel 2016, section 2."""
+    return x * (1.702 * x).sigmoid()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu_new": gelu_tanh, "gelu": gelu_exact, "relu": relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": gelu_tanh,
+    "gelu": gelu_exact,
+    "relu": Tensor.relu,
+    "silu": Tensor.silu,
+    "tanh": Tensor.tanh,
+    "quick_gelu": gelu_quick,
+}
 
 
 def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> None:

@@ -16,7 +16,7 @@ from lama.checkpoints.bert import bert_name
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
 from lama.cli import main
-from lama.errors import LamaError
+from lama.errors import LamaError, LamaWarning
 from lama.models.bert import Bert, BertConfig
 from lama.tokenizers import WordPieceTokenizer
 from lama.tokenizers.wordpiece import SPECIAL
@@ -106,8 +106,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
         load_model(write_folder(tmp_path / "a", headless))
     with pytest.raises(LamaError, match="must have position_embedding_type='absolute'; got 'relative_key'"):
         load_model(write_folder(tmp_path / "b", weights, position_embedding_type="relative_key"))
-    with pytest.raises(LamaError, match=r"activation must be one of .*; got 'silu'"):
-        load_model(write_folder(tmp_path / "c", weights, hidden_act="silu"))
+    with pytest.raises(LamaError, match=r"must have hidden_act among .*; got 'mish'"):
+        load_model(write_folder(tmp_path / "c", weights, hidden_act="mish"))
     with pytest.raises(LamaError, match=r"unknown: bert.encoder.layer.0.adapter.weight"):
         load_model(write_folder(tmp_path / "d", weights | {"bert.encoder.layer.0.adapter.weight": np.zeros(3, np.float32)}))
     lacking = {name: value for name, value in weights.items() if "layer.1.attention.self.key.weight" not in name}
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "gelu_fast", "swish", "tanh", "quick_gelu"])
 def test_numbers_are_those_of_transformers(tmp_path: Path, activation: str):
     """The last hidden states and the masked-token logits of BertForMaskedLM, with padding and segments."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -139,3 +139,28 @@ def test_numbers_are_those_of_transformers(tmp_path: Path, activation: str):
     ):
         scale = expected.abs().max().item()
         np.testing.assert_allclose(found.numpy()[there] / scale, expected.numpy()[there] / scale, atol=1e-4)
+
+
+def test_tied_tensors_are_read_under_either_name_and_behind_wrappers(tmp_path: Path):
+    weights = their_weights()
+    del weights["bert.pooler.dense.weight"], weights["cls.predictions.decoder.bias"]
+    plain = get_state_dict(load_model(write_folder(tmp_path / "plain", weights)))
+    names = {
+        "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+        "cls.predictions.bias": "cls.predictions.decoder.bias",
+    }
+    renamed = {f"module._orig_mod.{names.get(name, name)}": value for name, value in weights.items()}
+    other = get_state_dict(load_model(write_folder(tmp_path / "other", renamed)))
+    assert plain.keys() == other.keys()
+    for name, parameter in plain.items():
+        np.testing.assert_array_equal(parameter.numpy(), other[name].numpy(), name)
+    different = weights | {"cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"] + 1}
+    with pytest.raises(LamaError, match=r"must have cls\.predictions\.decoder\.weight equal to bert\.embeddings\.word_embeddings\.weight"):
+        load_model(write_folder(tmp_path / "different", different))
+
+
+def test_heads_for_other_tasks_are_left_out_with_a_warning(tmp_path: Path):
+    heads = {"bert.pooler.dense.bias", "cls.seq_relationship.weight", "classifier.weight", "qa_outputs.bias"}
+    weights = their_weights() | dict.fromkeys(heads, np.zeros(3, np.float32))
+    with pytest.warns(LamaWarning, match=r"left out bert\.pooler\.dense\.weight, .* and 1 more, which belong to heads for other tasks"):
+        assert isinstance(load_model(write_folder(tmp_path / "bert", weights)), Bert)

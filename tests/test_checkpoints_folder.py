@@ -11,9 +11,12 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load, load_model, save
-from lama.errors import LamaError
+from lama.data.inputs import input_tokens
+from lama.errors import LamaError, LamaWarning
+from lama.evaluation import perplexity
+from lama.generation import generate
 from lama.models.gpt import GPT, GPTConfig
-from lama.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, gpt2_tokenizer
+from lama.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer, gpt2_tokenizer
 
 TINY = GPTConfig(vocab_size=256, context_length=7, d_model=6, n_layers=2, n_heads=2, d_mlp=11)
 
@@ -108,6 +111,36 @@ def test_save_that_fails_keeps_the_older_model(tmp_path: Path, monkeypatch: pyte
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
 
 
+def test_save_takes_in_nothing_that_a_killed_process_left(tmp_path: Path):
+    for name in (f".saving-{os.getpid()}", ".lama-0123456789ab"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+        (tmp_path / "m" / name / "added_tokens.json").write_text("{}")
+    save(tmp_path / "m", GPT(TINY, seed=1), ByteTokenizer())
+    assert sorted(os.listdir(tmp_path / "m")) == [".lama-0123456789ab", f".saving-{os.getpid()}", "config.json", "model.safetensors"]
+
+
+def test_save_that_fails_names_the_folder_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full_disk(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(
+        LamaError, match=rf"^{folder}/model.safetensors must be writable; got No space left on device\. Nothing was changed"
+    ):
+        save(folder, GPT(TINY, seed=2), ByteTokenizer())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_replaces_links_and_not_what_they_lead_to(tmp_path: Path):
+    """As in the Hugging Face cache, whose files are links."""
+    (tmp_path / "blob").write_text("mine")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors").symlink_to(tmp_path / "blob")
+    save(tmp_path / "m", GPT(TINY, seed=1), ByteTokenizer())
+    assert (tmp_path / "blob").read_text() == "mine" and not (tmp_path / "m" / "model.safetensors").is_symlink()
+
+
 def test_save_onto_a_file_says_so(tmp_path: Path):
     (tmp_path / "a").write_text("here")
     with pytest.raises(LamaError, match="a must be a folder that can be written; got "):
@@ -132,7 +165,17 @@ def test_lama_config_that_is_wrong_is_refused(tmp_path: Path, change: dict, mess
         load(tmp_path)
 
 
-def test_tokenizer_larger_than_its_model_is_refused(tmp_path: Path):
-    save(tmp_path, GPT(GPTConfig(**(vars(TINY) | {"vocab_size": 255})), seed=1), ByteTokenizer())
-    with pytest.raises(LamaError, match="a tokenizer's vocabulary must fit its model's; got 256 tokens for vocab_size=255"):
-        load(tmp_path)
+def test_tokenizer_larger_than_its_model_is_a_warning_and_such_a_token_an_error(tmp_path: Path):
+    save(tmp_path, GPT(GPTConfig(**(vars(TINY) | {"vocab_size": 98})), seed=1), ByteTokenizer())
+    with pytest.warns(LamaWarning, match="is larger than the model, 256 tokens for vocab_size=98: text with a token from id 98 on will"):
+        model, tokenizer = load(tmp_path)
+    assert len(generate(model, tokenizer, "a", max_new_tokens=3).prompt_tokens) == 1
+    message = "the text must be made of the model's tokens; got 'b', id 98 (vocab_size=98, and the tokenizer has 256 tokens)"
+    for attempt in (lambda: generate(model, tokenizer, "ab"), lambda: perplexity(model, tokenizer, "abc"), lambda: read(model, tokenizer)):
+        with pytest.raises(LamaError) as caught:
+            attempt()
+        assert str(caught.value) == message
+
+
+def read(model: GPT, tokenizer: Tokenizer) -> list[int]:
+    return input_tokens(model, tokenizer, "ab")

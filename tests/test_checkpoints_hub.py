@@ -260,3 +260,55 @@ def test_environment_variables_of_the_hub_are_respected(server: Hub, tmp_path: P
     assert server.requests == []
     assert run().stdout == "download\n"
     assert run(HF_HUB_OFFLINE="1").stdout == "cache\n"
+
+
+def test_file_of_another_kind_and_folder_without_a_model_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.txt", "x.gguf", "sub/m.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ggufs").mkdir()
+    (tmp_path / "ggufs" / "q4.GGUF").touch()
+    for name, message in (
+        ("m.txt", r"^cannot read m\.txt: not a weight file; lama reads safetensors, PyTorch's \.bin and nanoGPT's ckpt\.pt$"),
+        ("sub/m.txt", r"^cannot read sub/m\.txt: not a weight file"),
+        ("x.gguf", r"^cannot read x\.gguf: GGUF is not supported yet\. Use the model that it was made from"),
+        ("gone.gguf", r"^cannot read gone\.gguf: GGUF is not supported yet"),
+        ("ggufs", r"^cannot read ggufs: GGUF is not supported yet"),
+        ("sub", r"got 'sub', a folder without config\.json or model\.safetensors"),
+        ("./sub", r"got 'sub', a folder without config\.json or model\.safetensors"),
+    ):
+        with pytest.raises(LamaError, match=message):
+            load(name, offline=True)
+
+
+def test_file_called_like_a_known_model_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (hub.REPOSITORY / "weights" / "mine").mkdir(parents=True)
+    (hub.REPOSITORY / "weights" / "mine" / "config.json").touch()
+    (tmp_path / "mine").touch()
+    assert find("mine", offline=True).origin == "weights"
+
+
+def test_model_without_config_in_the_current_folder_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for name in (".", "model.safetensors"):
+        with pytest.raises(LamaError, match=r"must have config\.json beside its weights; got none in the current folder\. Copy it there$"):
+            load(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" + "b" * 300, "a" * 100_000, "x" * 300 + ".safetensors", "a\0b", "~nobody-here/x"])
+def test_name_that_no_file_can_have_is_one_line(name: str):
+    with pytest.raises(NotFound) as caught:
+        find(name, offline=True)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_model_is_found_from_a_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    (hub.REPOSITORY / "weights" / "mine").mkdir(parents=True)
+    (hub.REPOSITORY / "weights" / "mine" / "config.json").touch()
+    assert find("mine", offline=True).origin == "weights"

@@ -153,6 +153,11 @@ def test_write_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             write_safetensors(tmp_path / "model.safetensors", {"x": stored("x", np.zeros(1 << 16, np.float32))})
 
 
+def test_write_takes_a_name_of_255_bytes(tmp_path: Path):
+    write_safetensors(tmp_path / ("a" * 255), {"x": stored("x", np.zeros(3, np.float32))})
+    assert os.listdir(tmp_path) == ["a" * 255]
+
+
 def test_write_reports_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(LamaError, match="must be writable; got No such file or directory"):
         write_safetensors(tmp_path / "no" / "model.safetensors", {"x": stored("x", np.zeros(3, np.float32))})

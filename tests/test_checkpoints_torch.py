@@ -150,6 +150,23 @@ def test_something_else_called_bin_is_refused(tmp_path: Path, content: bytes):
         open_torch(tmp_path / "a.bin")
 
 
+@both_formats
+def test_torch_file_that_would_fill_the_memory_is_refused(tmp_path: Path, write):
+    storage = _Storage("0", np.zeros(60, np.float32))
+    for state in ({"x": tensor(storage, 0, (10**6, 10**6), (0, 0))}, {f"x{i}": tensor(storage, 0, (60,), (1,)) for i in range(100)}):
+        write(tmp_path / "a.bin", state, [storage])
+        with pytest.raises(LamaError, match="got: tensors that repeat the numbers of their storages"):
+            open_torch(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\xff", b"p4294967295\n"])
+def test_pickle_whose_memo_would_fill_the_memory_is_refused(tmp_path: Path, put: bytes):
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + put + b".")
+    with pytest.raises(LamaError, match="got: a pickle of over 1,048,576 objects"):
+        open_torch(tmp_path / "a.bin")
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("zipped", [True, False], ids=WRITERS.keys())
 def test_torch_file_of_pytorch_itself_is_read(tmp_path: Path, zipped: bool):

@@ -1,15 +1,19 @@
 """Generation: the cache changes nothing, rows of a batch do not see each other, filters, stopping, text."""
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
 from helpers import fill
+from reference import random_gpt2
 from tinygrad import Tensor, TinyJit
 from tinygrad.nn.state import get_parameters
 
 import lama
+from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
 from lama.generation import Decoder, Generation, Sampling, generate, generate_tokens, next_token, probabilities
 from lama.generation.decoder import bucket
@@ -224,7 +228,7 @@ def test_window_in_a_batch_equals_one_by_one(model):
     [
         ([], "prompts must hold at least one prompt; got none"),
         ([[1], []], "prompt must hold at least one token; got an empty prompt"),
-        ([[1] * 38], "prompt has 38 tokens but context_length is 37; shorten it or pass --window"),
+        ([[1] * 38], "prompt has 38 tokens but context_length is 37; shorten it or set window=True"),
     ],
 )
 def test_prompts_that_cannot_be_continued_are_refused(model, prompts, message):
@@ -542,3 +546,87 @@ def test_partial_sorts_find_the_distribution_of_whole_ones(spread: float, option
 def test_nucleus_takes_the_first_of_equals():
     p = probabilities(np.zeros(1000, np.float32), Sampling(top_p=0.0105))
     assert np.flatnonzero(p).tolist() == list(range(11))
+
+
+# --- the ends of a text
+
+
+def with_ends(model: GPT, *ends: int) -> GPT:
+    """The same model, with these end tokens."""
+    other = GPT(dataclasses.replace(model.config, end_tokens=ends), seed=None)
+    for ours, theirs in zip(get_parameters(other), get_parameters(model), strict=True):
+        ours.replace(theirs)
+    return other
+
+
+LETTERS = CharacterTokenizer("abcdefghijklmnopqrstuvw")
+
+
+def test_text_stops_at_the_models_end_tokens(model: GPT):
+    whole = generate(model, LETTERS, "abc", max_new_tokens=9, temperature=0)
+    assert len(str(whole)) == 9 and whole.finish_reason == "length"
+    end = next(token for i, token in enumerate(whole.tokens) if i and token not in whole.tokens[:i])
+    n = whole.tokens.index(end)
+    for ends in ((end,), (22, end, 21)):
+        text = generate(with_ends(model, *ends), LETTERS, "abc", max_new_tokens=9, temperature=0)
+        first = min(i for i, token in enumerate(whole.tokens) if token in ends)
+        assert (str(text), text.finish_reason) == (whole.text[:first], "stop") and text.tokens == whole.tokens[:first]
+    for end_of_text in (end, [end], {22, end}):
+        assert continued(model, LETTERS.encode("abc"), 9, end_of_text=end_of_text)[: n + 1] == whole.tokens[: n + 1]
+
+
+def test_text_stops_at_the_tokenizers_own_end_too(model: GPT):
+    whole = generate(model, LETTERS, "abc", max_new_tokens=9, temperature=0)
+    str(whole)
+    tokenizer = CharacterTokenizer(LETTERS.characters)
+    tokenizer.end_of_text = whole.tokens[0]  # type: ignore[assignment]
+    text = generate(with_ends(model, 22), tokenizer, "abc", max_new_tokens=9, temperature=0)
+    assert (str(text), text.tokens, text.finish_reason) == ("", [], "stop")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("in_generation_config", [True, False])
+def test_text_stops_where_transformers_does(tmp_path, in_generation_config: bool):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = random_gpt2.make_config(vocab_size=23, n_positions=37, n_embd=10, n_layer=2, n_head=2, eos_token_id=None)
+    folder = random_gpt2.write_folder(tmp_path, config, random_gpt2.make_weights(config, std=0.4))
+    greedy = continued(load_model(folder), [3, 1, 4], 20)
+    ends = [22 if 22 not in greedy else greedy[0], greedy[7]]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": greedy[0] if in_generation_config else ends}))
+    if in_generation_config:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    prompt = torch.tensor([[3, 1, 4]])
+    with torch.no_grad():
+        out = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    text = generate(load_model(folder), LETTERS, LETTERS.decode([3, 1, 4]), max_new_tokens=20, temperature=0)
+    str(text)
+    made = out[0, 3:].tolist()
+    assert made == greedy[: len(made)] and made[-1] in ends and text.finish_reason == "stop" and text.tokens == made[:-1]
+
+
+def test_full_context_is_a_reason_of_its_own(model: GPT):
+    prompt = "a" * (CONTEXT - 3)
+    for n, reason in ((3, "length"), (4, "length"), (5, "context"), (50, "context")):
+        text = generate(model, LETTERS, prompt, max_new_tokens=n, temperature=0)
+        assert (len(str(text)), text.finish_reason) == (min(n, 4), reason)
+    text = generate(model, LETTERS, prompt, max_new_tokens=9, temperature=0, window=True)
+    assert (len(str(text)), text.finish_reason) == (9, "length")
+
+
+def test_a_string_is_one_stop(model: GPT):
+    whole = str(generate(model, LETTERS, "abc", max_new_tokens=9, temperature=0))
+    for stop in (whole[3:5], [whole[3:5]], (whole[3:5], "?")):
+        text = generate(model, LETTERS, "abc", max_new_tokens=9, temperature=0, stop=stop)
+        assert (str(text), text.finish_reason) == (whole[: whole.index(whole[3:5])], "stop")
+    for stop in ("", ["a", ""]):
+        with pytest.raises(UsageError, match='stop must be a non-empty string; got ""'):
+            generate(model, LETTERS, "abc", stop=stop)
+
+
+def test_prompts_with_ids_that_the_model_lacks_are_refused(model: GPT):
+    for ids in ([1, 23], [-1], [1, 10**9]):
+        with pytest.raises(LamaError, match="ids must be from 0 to 22; got "):
+            next(generate_tokens(model, [[1], ids], 3))
+    with pytest.raises(LamaError, match=r"the text must be made of the model's tokens; got 'x', id 120 \(vocab_size=23, and the tokenizer"):
+        generate(model, ByteTokenizer(), "\x01x")

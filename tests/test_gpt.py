@@ -125,7 +125,7 @@ def test_gpt_without_mlps_is_attention_alone():
         ({"n_heads": 4}, "d_model must be a multiple of n_heads; got d_model=6, n_heads=4"),
         ({"n_layers": -1}, "n_layers must be at least 0; got n_layers=-1"),
         ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
-        ({"activation": "tanh"}, "activation must be one of gelu_new, gelu, relu; got 'tanh'"),
+        ({"activation": "mish"}, "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'"),
         ({"norm": "sandwich"}, "norm must be one of pre, post, none; got 'sandwich'"),
         ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none; got 'rotary'"),
         ({"mlp": False}, "d_mlp must be 0 with mlp=False; got d_mlp=17"),

@@ -15,7 +15,7 @@ from lama.generation.decoder import Decoder
 from lama.generation.tokens import generate_tokens
 from lama.models.gpt import GPT
 
-TOLERANCE = 1e-4  # of the largest logit's magnitude
+TOLERANCE = 1e-5  # of the largest logit's magnitude
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gelu_new": {"vocab_size": 29, "n_positions": 31, "n_embd": 33, "n_layer": 2, "n_head": 3},
@@ -37,6 +37,35 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_head": 5,
         "activation_function": "relu",
         "tie_word_embeddings": False,
+    },
+    "silu, scaled by layer": {
+        "vocab_size": 23,
+        "n_positions": 11,
+        "n_embd": 20,
+        "n_layer": 3,
+        "n_head": 2,
+        "activation_function": "silu",
+        "scale_attn_by_inverse_layer_idx": True,
+        "reorder_and_upcast_attn": True,
+    },
+    "quick_gelu, not scaled": {
+        "vocab_size": 19,
+        "n_positions": 11,
+        "n_embd": 14,
+        "n_layer": 2,
+        "n_head": 2,
+        "activation_function": "quick_gelu",
+        "scale_attn_weights": False,
+    },
+    "tanh, scaled by layer only": {
+        "vocab_size": 17,
+        "n_positions": 11,
+        "n_embd": 14,
+        "n_layer": 2,
+        "n_head": 2,
+        "activation_function": "tanh",
+        "scale_attn_weights": False,
+        "scale_attn_by_inverse_layer_idx": True,
     },
 }
 LONG = {"vocab_size": 101, "n_positions": 211, "n_embd": 34, "n_layer": 2, "n_head": 2}

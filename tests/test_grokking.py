@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tinygrad import Tensor
 
 from lama.cli import main
+from lama.errors import LamaError
 from lama.experiments import Options, Stopped, find, grokking
 from lama.experiments.grokking import Addition, Setting, answers, fit, loss, understood
 from lama.models.gpt import GPT
@@ -119,16 +121,47 @@ def test_grokking_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(small, tmp_pat
     assert f"--out holds an unfinished experiment, {out}: go on with it, {command}, lose it" in capfd.readouterr().err
     assert main([*command.split()[1:]]) == 1  # thirty steps are too few for the claims
     assert "step 11 of 30" in capfd.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "maps.png", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "lama.json", "maps.png", "report.html", "report.json"]
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert (report["experiment"], report["seed"], report["full"]) == ("grokking", 3, False)
     assert report["panels"][0]["curves"][0]["x"] == [10, 20, 30]
 
 
+def test_grokking_whose_settings_are_damaged_begins_anew_only_when_asked_to(small, tmp_path, capfd):
+    folder = tmp_path / "out" / "unfinished"
+    folder.mkdir(parents=True)
+    (tmp_path / "out" / "lama.json").write_text('{"made_by": "experiment grokking"}')
+    for content in ("[" * 100_000, '{"experiment": 5}', "5", ""):
+        (folder / "settings.json").write_text(content)
+        assert main(["experiment", "grokking", "--out", str(tmp_path / "out")]) == 2
+        assert "holds an unfinished experiment, " in capfd.readouterr().err and list(folder.iterdir()) == [folder / "settings.json"]
+    (folder / "mine").symlink_to(tmp_path)
+    assert main(["experiment", "grokking", "--out", str(tmp_path / "out"), "--restart"]) == 1
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"step": np.array([1.0])}, "step"),
+        ({"step": np.array([99])}, "step"),
+        ({"log": np.zeros((2, 5))}, "log"),
+        ({"log": np.array([["a"]]).astype("S1").view(np.uint8)}, "log"),
+        ({"7.embed.weight": np.zeros((2, 2), np.float32)}, "7.embed.weight"),
+    ],
+)
+def test_grokking_refuses_a_file_with_other_arrays(small, tmp_path, changes, wrong):
+    task = Addition(11, 0.5, seed=0)
+    fit(Options(folder=tmp_path), SMALL, task, "any", 1.0, 1)
+    save_file({**load_file(tmp_path / "any.safetensors"), **changes}, tmp_path / "any.safetensors")
+    with pytest.raises(LamaError, match=rf"any.safetensors must be where this training stopped; got another {wrong} in it. Begin anew"):
+        fit(Options(folder=tmp_path), SMALL, task, "any", 1.0, 1)
+
+
 def test_grokking_in_a_folder_where_it_already_runs_is_refused(small, tmp_path, capfd):
     with RunFolder(tmp_path / "out").alone():
         assert main(["experiment", "grokking", "--out", str(tmp_path / "out")]) == 1
-    assert "where another is training" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "another process is working in" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_grokking_refuses_a_file_of_another_model(small, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lama.checkpoints.huggingface import read_fields, renamed, tie, without_heads
 from lama.checkpoints.stored import StoredTensor
 from lama.errors import LamaError
 from lama.models.bert import BertConfig
@@ -30,8 +31,9 @@ NAMES = {
 }
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 BIAS = "cls.predictions.bias"  # of the unembedding
-# The head for pairs of sentences, what is tied to other tensors, and buffers: lama has none of them.
-LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "cls.predictions.decoder.", "bert.embeddings.position_ids")
+HEADS = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.")  # for other tasks than masked tokens
+BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+DECODER = "cls.predictions.decoder"  # another name for the unembedding, which is tied to the embedding
 TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # as the first conversions call a norm's
 
 # BERT's config and lama's.
@@ -57,37 +59,41 @@ def is_bert(fields: Mapping[str, Any]) -> bool:
 
 def config_from_bert(fields: Mapping[str, Any], source: object = "config.json") -> BertConfig:
     """The encoder that a Hugging Face `config.json` describes; what it leaves out is as in BERT's base model. Raises LamaError."""
-    for key, value in REQUIRED.items():
-        if fields.get(key, value) != value:
-            raise LamaError(f"{source} must have {key}={value!r}; got {fields[key]!r}, which lama does not support")
+    ours = read_fields(fields, FIELDS, REQUIRED, BertConfig, source, {})
+    ours["mask"] = max(0, min(BertConfig.mask, ours.get("vocab_size", BertConfig.vocab_size) - 1))  # no config names it
     try:
-        ours = {FIELDS[key]: value for key, value in fields.items() if key in FIELDS}
-        ours["mask"] = min(BertConfig.mask, int(ours.get("vocab_size", BertConfig.vocab_size)) - 1)  # no config names it
-        return BertConfig(**ours | {"d_mlp": ours.get("d_mlp", 3072)})
-    except (TypeError, ValueError) as error:
+        return BertConfig(**{"d_mlp": 3072} | ours)
+    except ValueError as error:
         raise LamaError(f"{source}: {error}") from error
 
 
-def translate_bert(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """A BERT file's tensors under lama's names, queries, keys and values in one; unknown ones keep theirs, for `fill` to refuse."""
-    found: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(LEFT_OUT):
-            continue
-        layer, _, parameter = name.rpartition(".")
-        number = re.search(r"\.layer\.(\d+)\.", name)
-        pattern = layer if number is None else layer.replace(f".{number[1]}.", ".*.", 1)
-        if name == BIAS:
-            found["unembed_bias"] = tensor
-        elif pattern in NAMES:
-            ours = NAMES[pattern] if number is None else NAMES[pattern].replace("*", number[1])
-            found[f"{ours}.{TENSORFLOW.get(parameter, parameter)}"] = tensor
-        else:
-            found[name] = tensor
+def lama_name(name: str) -> str | None:
+    """lama's name for a tensor of a BERT file, its queries, keys and values still apart; None for one that lama does not have."""
+    if name == BIAS:
+        return "unembed_bias"
+    layer, _, parameter = name.rpartition(".")
+    number = re.search(r"\.layer\.(\d+)\.", name)
+    ours = NAMES.get(layer if number is None else layer.replace(f".{number[1]}.", ".*.", 1))
+    if ours is None:
+        return None
+    return f"{ours if number is None else ours.replace('*', number[1])}.{TENSORFLOW.get(parameter, parameter)}"
+
+
+def translate_bert(tensors: Mapping[str, StoredTensor], source: object) -> dict[str, StoredTensor]:
+    """A BERT file's tensors under lama's names, queries, keys and values in one; unknown ones keep theirs, for `fill` to refuse.
+
+    Buffers, heads for other tasks and what is tied to other tensors, and must equal these, are left out. Raises LamaError.
+    """
+    found = without_heads(renamed(tensors, lama_name, source), HEADS, source)
+    found = {name: tensor for name, tensor in found.items() if name not in BUFFERS}
+    tie(found, f"{DECODER}.weight", "encoder.embed.weight", source)
+    if (bias := found.pop(f"{DECODER}.bias", None)) is not None:
+        found.setdefault("unembed_bias", bias)
     for name in [name for name in found if re.search(r"\.attn\.q\.(weight|bias)$", name)]:
         parts = [found.get(name.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
-        if all(part is not None and part.shape == found[name].shape and part.dtype == found[name].dtype for part in parts):
-            found[name.replace(".q.", ".qkv.")] = joined([part for part in parts if part is not None])
+        there = [part for part in parts if part is not None and part.shape]
+        if len(there) == 3 and len({(part.shape, part.dtype) for part in there}) == 1:
+            found[name.replace(".q.", ".qkv.")] = joined(there)
             for part in "qkv":
                 del found[name.replace(".attn.q.", f".attn.{part}.")]
     return found

@@ -25,8 +25,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     for a model that GPT-2's format cannot hold, and for a folder that cannot be written.
     """
     refuse_quantized(model, "to be exported")
-    config = huggingface_config(dataclasses.replace(model.config, bias=True))
-    config |= {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    config = huggingface_config(dataclasses.replace(model.config, bias=True), tokenizer.end_of_text)
     tensors = {PREFIX * (not name.startswith("lm_head")) + name: tensor for name, tensor in _gpt2_tensors(model).items()}
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
     with atomic_folder(Path(folder)) as temporary:

@@ -6,7 +6,7 @@ tensors, NAME.values and NAME.scales.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from lama.checkpoints.files import read_json
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.stored import StoredTensor
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
+from lama.files import field, quoted_path
 from lama.models.config import config_from_dict
 from lama.models.kinds import KINDS, kind_of
 from lama.models.quantized import BITS, dtype_of, make_quantized
@@ -73,20 +74,24 @@ def _fetch(parameter: Tensor) -> np.ndarray:
     return (parameter.bitcast(dtypes.uint16) if parameter.dtype == dtypes.bfloat16 else parameter).numpy()
 
 
-def unfilled_from_lama(fields: Mapping[str, Any], source: object) -> Any:
-    """The model that a lama `config.json` describes, its weights not yet there. Raises LamaError."""
-    kind, config = fields.get("model"), fields.get("config")
-    if kind not in KINDS or not isinstance(config, dict):
-        raise LamaError(f"{source} must have a model among {', '.join(KINDS)} and its config; got model={kind!r}")
+def described_by_lama(fields: Mapping[str, Any], source: object) -> tuple[Callable[[Any], Any], Any]:
+    """(make, config) of the model that a lama `config.json` describes: `make(config)` is it, unfilled. Raises LamaError."""
+    kind, config = field(fields, "model", str, source), field(fields, "config", dict, source)
+    if kind not in KINDS:
+        raise LamaError(f"{source} must have a model among {', '.join(KINDS)} and its config; got model={quoted(kind)}")
     of_model, of_config = KINDS[kind]
     dtype = fields.get("dtype")
     if dtype is not None and dtype not in tuple(BITS):
-        raise LamaError(f"{source} must have a dtype among {', '.join(BITS)}, or none; got {dtype!r}")
-    try:
-        model = of_model(config_from_dict(of_config, config), seed=None)
+        raise LamaError(f"{source} must have a dtype among {', '.join(BITS)}, or none; got {quoted(dtype)}")
+
+    def make(config: Any) -> Any:
+        model = of_model(config, seed=None)
         if dtype is not None:
-            make_quantized(model, str(dtype))
+            make_quantized(model, dtype)
         return model
+
+    try:
+        return make, config_from_dict(of_config, config)
     except (ValueError, TypeError) as error:
         raise LamaError(f"{source}: {error}") from error
 
@@ -95,5 +100,5 @@ def tokenizer_from_lama(fields: Mapping[str, Any], folder: Path) -> Tokenizer:
     """The tokenizer that was saved with a model. Raises LamaError."""
     spec = fields.get("tokenizer")
     if not isinstance(spec, dict):
-        raise LamaError(f"{folder / 'config.json'} must name its tokenizer; got {spec!r}")
+        raise LamaError(f"{quoted_path(folder / 'config.json')} must name its tokenizer; got {quoted(spec)}")
     return tokenizer_from_json(spec, folder)

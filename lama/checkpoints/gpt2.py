@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from lama.checkpoints.stored import TRANSPOSED_ROWS, StoredTensor, read_weights
+from lama.checkpoints.huggingface import read_fields, renamed, tie, without_heads
+from lama.checkpoints.stored import TRANSPOSED_ROWS, StoredTensor
 from lama.errors import LamaError
+from lama.files import checked
 from lama.models.gpt import GPTConfig
 
 # GPT-2's layers and lama's; `*` stands for the number of the block.
@@ -27,6 +28,7 @@ NAMES = {
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D: stored as (in, out)
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, kept as a buffer: nothing learned
+HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.", "v_head.")  # transformers' for other tasks, and TRL's
 PREFIX = "transformer."
 
 # GPT-2's config and lama's.
@@ -40,71 +42,71 @@ FIELDS = {
     "layer_norm_epsilon": "norm_epsilon",
     "activation_function": "activation",
     "tie_word_embeddings": "tied",
+    "scale_attn_by_inverse_layer_idx": "scale_by_layer",
 }
 SYNONYMS = {
-    "n_ctx": "n_positions",
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-ACTIVATIONS = {
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_accurate": "gelu_new",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "relu": "relu",
-}
 # What would change the numbers and lama does not do: each key with the value that it must have where it is present.
-# All other keys (dropout rates, token ids, versions, ...) change nothing when the model is run.
+# All other keys (dropout rates, n_ctx, versions, ...) change nothing when the model is run.
 REQUIRED = {
     "model_type": "gpt2",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "pruned_heads": {},
     "quantization_config": None,
 }
 
 
-def config_from_huggingface(fields: Mapping[str, Any], source: object = "config.json") -> GPTConfig:
+def config_from_huggingface(
+    fields: Mapping[str, Any], source: object = "config.json", generation: Mapping[str, Any] | None = None
+) -> GPTConfig:
     """The model that a Hugging Face `config.json` describes; what it leaves out is as in GPT-2 124M.
 
+    `generation`: the content of generation_config.json, whose end tokens count before those of `config.json`.
     Raises LamaError naming the first key that lama does not support or cannot read.
     """
-    for key, value in REQUIRED.items():
-        if fields.get(key, value) != value:
-            raise LamaError(f"{source} must have {key}={value!r}; got {fields[key]!r}, which lama does not support")
-    ours: dict[str, Any] = {}
-    for key, value in fields.items():
-        name = FIELDS.get(SYNONYMS.get(key, key))
-        if name is None or (key == "n_inner" and value is None):
-            continue
-        wanted = type(getattr(GPTConfig, name))
-        if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
-            raise LamaError(f"{source} must have a {wanted.__name__} for {key}; got {value!r}")
-        if key == "activation_function":
-            if value not in ACTIVATIONS:
-                raise LamaError(f"{source} must have activation_function among {', '.join(ACTIVATIONS)}; got {value!r}")
-            value = ACTIVATIONS[value]
-        if ours.setdefault(name, value) != value:
-            raise LamaError(f"{source} must give {name} one value; got {ours[name]!r} and {value!r} for {key}")
+    ours = read_fields(fields, FIELDS, REQUIRED, GPTConfig, source, SYNONYMS)
+    if not checked(fields.get("scale_attn_weights", True), bool, f"scale_attn_weights in {source}"):
+        ours["similarity"] = "dot"
+    ends = [each for each in (generation or {}, fields) if each.get("eos_token_id") is not None]
+    tokens = _end_tokens(ends[0]["eos_token_id"], "generation_config.json" if ends[0] is generation else source) if ends else ()
     try:
-        return GPTConfig(**ours)
+        config = GPTConfig(**ours)
+        return replace(config, end_tokens=tuple(token for token in tokens if 0 <= token < config.vocab_size))
     except ValueError as error:
         raise LamaError(f"{source}: {error}") from error
 
 
-def huggingface_config(config: GPTConfig) -> dict[str, Any]:
-    """The `config.json` of a model, the inverse of `config_from_huggingface`. Raises LamaError if GPT-2 has no such model."""
+def _end_tokens(value: Any, source: object) -> tuple[int, ...]:
+    """One id or a list of ids. Raises LamaError."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(checked(each, int, f"eos_token_id in {source}") for each in values))
+
+
+def huggingface_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
+    """The `config.json` of a model, the inverse of `config_from_huggingface`; `end_of_text` is the tokenizer's.
+
+    Raises LamaError if GPT-2 has no such model.
+    """
     gpt2 = GPTConfig()
-    for name in ("bias", "norm", "positions", "similarity", "residual", "mlp"):
+    for name in ("bias", "norm", "positions", "residual", "mlp"):
         if getattr(config, name) != getattr(gpt2, name):
             raise LamaError(f"a GPT-2 model must have {name}={getattr(gpt2, name)!r}; got {getattr(config, name)!r}")
+    if config.similarity not in ("scaled_dot", "dot"):
+        raise LamaError(f"a GPT-2 model must have similarity scaled_dot or dot; got {config.similarity!r}")
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **fields}
+    ends = list(dict.fromkeys([*([] if end_of_text is None else [end_of_text]), *config.end_tokens]))
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **fields,
+        "scale_attn_weights": config.similarity == "scaled_dot",
+        "bos_token_id": end_of_text,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    }
 
 
 def lama_name(name: str) -> str | None:
@@ -128,26 +130,19 @@ def _rename(name: str, table: Mapping[str, str]) -> str | None:
     return f"{table[pattern].replace('*', number)}.{parameter}" if pattern in table else None
 
 
-def translate(tensors: Mapping[str, StoredTensor], config: GPTConfig, source: object) -> dict[str, StoredTensor]:
+def translate(tensors: Mapping[str, StoredTensor], config: GPTConfig, source: object, conv1d: bool = True) -> dict[str, StoredTensor]:
     """A GPT-2 file's tensors under lama's names and in lama's layout; unknown ones keep theirs, for `fill` to refuse.
 
-    Masks are left out, and so is the output layer of a tied model, which must equal the embedding. Raises LamaError.
+    Masks and heads for other tasks are left out, and so is the output layer of a tied model, which must equal the embedding.
+    With `conv1d` matrices are stored as (in, out). Raises LamaError.
     """
-    ours: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(MASKS):
-            continue
-        key = lama_name(name) or name
-        if key in ours:
-            raise LamaError(f"{source} must hold each tensor once; got {ours[key].name} and {name}")
-        ours[key] = transposed(tensor) if name.endswith(TRANSPOSED) else tensor
-    if config.tied and "unembed.weight" in ours:
-        head = ours.pop("unembed.weight")
-        if "embed.weight" in ours and not _equal(head, ours["embed.weight"]):
-            raise LamaError(
-                f"{source} must have {head.name} equal to {ours['embed.weight'].name} in a tied model; got different numbers. "
-                "Set tie_word_embeddings to false in its config.json"
-            )
+    ours = {
+        name: transposed(tensor) if conv1d and gpt2_name(name).endswith(TRANSPOSED) else tensor
+        for name, tensor in without_heads(renamed(tensors, lama_name, source), HEADS, source).items()
+        if not name.endswith(MASKS)
+    }
+    if config.tied:
+        tie(ours, "unembed.weight", "embed.weight", source, ". Set tie_word_embeddings to false in its config.json")
     return ours
 
 
@@ -161,14 +156,3 @@ def _transpose(matrix: np.ndarray) -> np.ndarray:
     for row in range(0, len(matrix), TRANSPOSED_ROWS):
         out[:, row : row + TRANSPOSED_ROWS] = matrix[row : row + TRANSPOSED_ROWS].T
     return out
-
-
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Compared by digest, so that only one of them is in memory at a time."""
-    if a.shape != b.shape:
-        return False
-    return _digest(a) == _digest(b)
-
-
-def _digest(tensor: StoredTensor) -> bytes:
-    return sha256(read_weights(tensor, "float32").reshape(-1).view(np.uint8).data).digest()

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lama.checkpoints.files import WEIGHT_FILES, all_weight_files, is_model_folder
+from lama.checkpoints.files import ENDINGS, WEIGHT_FILES, all_weight_files, is_model_folder, unreadable
 from lama.compiler import cache_folder
-from lama.errors import LamaError, first_line
+from lama.errors import LamaError, first_line, quoted
+from lama.files import read_object
 from lama.tokenizers.huggingface import TOKENIZER_FILES
 
 EMBEDDED = "lama-bpe"  # the model that ships with lama, in weights/
@@ -53,14 +54,16 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     name = str(name)
     try:
         path = Path(name).expanduser()
-        if path.is_file() or is_model_folder(path):
-            return Found(path, "path", (name,))
-    except (OSError, RuntimeError) as error:  # too long a name, no such user's home
-        raise NotFound(f"model must be a name, or the path of a folder or file; got {name[:60]!r} ({first_line(error)})") from error
+    except RuntimeError as error:  # no such user's home
+        raise NotFound(f"model must be a name, or the path of a folder or file; got {quoted(name)} ({first_line(error)})") from error
+    # A file called like a known model does not hide it.
+    if is_model_folder(path) or (os.path.isfile(path) and (path.name.endswith(ENDINGS) or name not in known_names())):
+        return Found(path, "path", (name,))
     looked: list[str] = []
     if not is_a_name(name):
-        what = f"a folder without config.json or {', '.join(WEIGHT_FILES)}" if path.is_dir() else "nothing there"
-        raise NotFound(f"model must be a name, or the path of a folder or file; got {name!r}, {what}")
+        if os.path.isdir(path) or path.suffix == ".gguf":
+            raise NotFound(unreadable(path))
+        raise NotFound(f"model must be a name, or the path of a folder or file; got {quoted(name)}, nothing there")
     for folder in [] if revision else weight_folders():
         looked.append(str(folder / name))
         if is_model_folder(folder / name):
@@ -69,27 +72,33 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
         cached = find_in_cache(repository, revision, looked)
         if cached is not None:
             return Found(cached, "cache", tuple(looked))
+    if os.path.isdir(path) and name not in HUB_IDS:
+        raise NotFound(unreadable(path))
     if name not in HUB_IDS and "/" not in name:
         raise NotFound(
-            f"model must be a path, owner/name on the hub, or a name that is known here; got {name!r}.{suggestion(name)}{_in(looked)}"
+            f"model must be a path, owner/name on the hub, or a name that is known here; got {quoted(name)}.{suggestion(name)}{_in(looked)}"
         )
     return Found(download(name, HUB_IDS.get(name, name), revision, offline, looked), "download", tuple(looked))
 
 
 def is_a_name(name: str) -> bool:
     """`gpt2`, `lama-bpe` or `owner/name`, not a path."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not name.endswith((".safetensors", ".bin", ".json"))
+    return re.fullmatch(r"[\w-][\w.-]{,95}(/[\w-][\w.-]{,95})?", name) is not None and not name.endswith((*ENDINGS, ".json", ".gguf"))
 
 
 def weight_folders() -> list[Path]:
     """The folders whose sub-folders are models: lama's own `weights`, then the current folder's."""
     own = PACKAGE / "weights" if (PACKAGE / "weights").is_dir() else REPOSITORY / "weights"
-    return list(dict.fromkeys([own, Path.cwd() / "weights"]))
+    try:
+        return list(dict.fromkeys([own, Path.cwd() / "weights"]))
+    except OSError:  # the current folder was removed
+        return [own]
 
 
 def known_names() -> list[str]:
     """The names that need no path: GPT-2's sizes and what lies in `weights`."""
-    here = (folder.name for parent in weight_folders() if parent.is_dir() for folder in parent.iterdir() if is_model_folder(folder))
+    parents = [parent for parent in weight_folders() if os.access(parent, os.R_OK | os.X_OK)]
+    here = (name for parent in parents for name in os.listdir(parent) if is_model_folder(parent / name))
     return sorted({*HUB_IDS, *here})
 
 
@@ -114,7 +123,7 @@ def find_in_cache(repository: str, revision: str | None, looked: list[str]) -> P
     try:
         config = try_to_load_from_cache(repository, "config.json", revision=revision)
     except ValueError as error:  # not a name that the hub could have
-        raise NotFound(f"model must be owner/name as the hub spells it; got {repository!r} ({error})") from error
+        raise NotFound(f"model must be owner/name as the hub spells it; got {quoted(repository)} ({first_line(error)})") from error
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
@@ -147,9 +156,9 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
             raise NotFound(f"model {name} must have {' or '.join(WEIGHT_FILES)} on the hub; got {', '.join(sorted(files)) or 'no files'}")
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except errors.RevisionNotFoundError as error:
-        raise NotFound(f"revision must exist on the hub; got {revision!r} for {repository}") from error
+        raise NotFound(f"revision must exist on the hub; got {quoted(revision)} for {repository}") from error
     except errors.RepositoryNotFoundError as error:  # the hub's answer for private ones as well
-        raise NotFound(f"model must be one that the hub has; got {name!r}.{suggestion(name)}{_in(looked)}") from error
+        raise NotFound(f"model must be one that the hub has; got {quoted(name)}.{suggestion(name)}{_in(looked)}") from error
     except LamaError:
         raise
     except Exception as error:  # every HTTP client has its own family of errors, and huggingface_hub has changed clients
@@ -170,7 +179,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
         return []
     stem, _, suffix = first.removesuffix(".index.json").partition(".")
     shards = [name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)] if first.endswith(".index.json") else []
-    return [*sorted(names & {"config.json", "vocab.txt", *TOKENIZER_FILES}), first, *sorted(shards)]
+    return [*sorted(names & {"config.json", "generation_config.json", "vocab.txt", *TOKENIZER_FILES}), first, *sorted(shards)]
 
 
 def check_download(path: Path, declared: Any) -> None:
@@ -213,10 +222,9 @@ def check_hash(path: Path, digest: str, advice: str) -> None:
 
 def _read_record(record: Path) -> dict[str, Any]:
     try:
-        value = json.loads(record.read_text())
-    except (OSError, ValueError):
+        return read_object(record)
+    except LamaError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def hash_file(path: Path, digits: int) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 
 from lama.checkpoints.atomic import atomic_write
 from lama.checkpoints.stored import NUMPY, StoredTensor, fill_from, itemsize, read_bytes
-from lama.errors import LamaError, first_line
+from lama.errors import LamaError, first_line, quoted
+from lama.files import AGAIN, quoted_path
 
 DTYPES = {
     "F64": "float64",
@@ -47,9 +48,9 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except (SafetensorError, ValueError) as error:
-        raise LamaError(f"{path} must be a complete safetensors file; got: {first_line(error)}. Download or copy it again") from error
+        raise LamaError(f"{quoted_path(path)} must be a complete safetensors file; got: {first_line(error)}. {AGAIN}") from error
     except OSError as error:
-        raise LamaError(f"{path} must be a readable file; got {error.strerror or error}") from error
+        raise LamaError(f"{quoted_path(path)} must be a readable file; got {error.strerror or first_line(error)}") from error
     header.pop("__metadata__", None)
     return {name: _stored(path, 8 + length, name, entry) for name, entry in header.items()}
 
@@ -69,7 +70,8 @@ def _stored(path: Path, data_start: int, name: str, entry: dict[str, Any]) -> St
 
 def _read(path: Path, start: int, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if dtype not in NUMPY:
-        raise LamaError(f"tensors must have one of the dtypes {', '.join(NUMPY)}; got {dtype} for {name} in {path}")
+        got = f"{quoted(dtype, plain=True)} for {quoted(name, plain=True)} in {quoted_path(path)}"
+        raise LamaError(f"tensors must have one of the dtypes {', '.join(NUMPY)}; got {got}")
     return read_bytes(path, start, math.prod(shape) * itemsize(dtype)).view(NUMPY[dtype]).reshape(shape)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
+from lama.files import AGAIN, quoted_path
 
 # How each dtype is held in numpy, which has no bfloat16: its 16 bits travel as an unsigned integer.
 NUMPY: dict[str, type[np.generic]] = {
@@ -95,9 +96,10 @@ def fill_from(path: Path, start: int, out: np.ndarray) -> None:
             while done < len(data) and (n := file.readinto(data[done:])):
                 done += n
     except OSError as error:
-        raise LamaError(f"{path} must be readable; got {error.strerror}") from error
+        raise LamaError(f"{quoted_path(path)} must be readable; got {error.strerror}") from error
     if done < len(data):
-        raise LamaError(f"{path} must be complete; got {start + done} bytes where {start + len(data)} were declared. Download it again")
+        sizes = f"{start + done} bytes where {start + len(data)} were declared"
+        raise LamaError(f"{quoted_path(path)} must be complete; got {sizes}. {AGAIN}")
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
@@ -126,15 +128,16 @@ def read_weights(stored: StoredTensor, dtype: str, out: np.ndarray | None = None
     With an integer `dtype`, that of quantised weights, it is read as it is. Raises LamaError naming the tensor if it is not of
     a float dtype, or not of that integer one, holds NaN or infinity, or a number too large for `dtype`.
     """
+    name = quoted(stored.name, plain=True)
     if dtype not in FLOATS and stored.dtype != dtype:
-        raise LamaError(f"quantised weights must be of dtype {dtype}; got {stored.dtype} for {stored.name}. The checkpoint is damaged")
+        raise LamaError(f"quantised weights must be of dtype {dtype}; got {stored.dtype} for {name}. The checkpoint is damaged")
     if dtype in FLOATS and stored.dtype not in FLOATS:
-        raise LamaError(f"weights must be of a float dtype ({', '.join(FLOATS)}); got {stored.dtype} for {stored.name}")
+        raise LamaError(f"weights must be of a float dtype ({', '.join(FLOATS)}); got {stored.dtype} for {name}")
     if out is None:
         out = np.empty(stored.shape, NUMPY[dtype])
     for values, place in stored.parts(out):
         if dtype in FLOATS and not is_finite(values, stored.dtype):
-            raise LamaError(f"weights must be finite; got NaN or infinity in {stored.name}. The checkpoint is damaged")
+            raise LamaError(f"weights must be finite; got NaN or infinity in {name}. The checkpoint is damaged")
         if stored.dtype == dtype:
             if values is not place:
                 place[:] = values
@@ -145,6 +148,6 @@ def read_weights(stored: StoredTensor, dtype: str, out: np.ndarray | None = None
             new = float32_to_bfloat16(values.astype(np.float32)) if dtype == "bfloat16" else values.astype(NUMPY[dtype])
         if not is_finite(new, dtype):
             largest = np.abs(values).max()
-            raise LamaError(f"weights must fit {dtype}; got {largest:.3g} in {stored.name}. Load it as float32 or bfloat16")
+            raise LamaError(f"weights must fit {dtype}; got {largest:.3g} in {name}. Load it as float32 or bfloat16")
         place[:] = new
     return out

@@ -1,29 +1,36 @@
-"""pytorch_model.bin without PyTorch: a pickle that may name tensors and nothing else, and storages read on demand.
+"""pytorch_model.bin and nanoGPT's ckpt.pt without PyTorch: a pickle that may name tensors, and storages read on demand.
 
 Two formats exist. Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl holds the state dict, NAME/data/KEY one
 storage each. Before, four pickles in a row (a magic number, the protocol, system information, the state dict), a fifth
 with the order of the storages, and then for each its length and its bytes. In both, the state dict's pickle refers to a
-storage by a persistent id: ("storage", class, key, device, length, ...).
+storage by a persistent id: ("storage", class, key, device, length, ...). nanoGPT's file holds a dict with the state dict under
+"model", the model's arguments under "model_args", and an optimizer's state, whose storages nobody reads.
 Source: torch/serialization.py and torch/_utils.py (described there; written anew here).
 """
 
 import io
+import math
+import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from lama.checkpoints.stored import NUMPY, StoredTensor, itemsize, read_bytes
-from lama.errors import LamaError, first_line
+from lama.errors import LamaError, first_line, quoted
+from lama.files import LARGEST, quoted_path, read_file
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
+MEMO = 1 << 20  # objects that a pickle may keep to refer to; Python allocates a table for the highest number at once
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -36,6 +43,7 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+SHARING = 8  # times as many numbers as there are in their storages that the tensors of a file may have together
 ReadSpan = Callable[[int, int], np.ndarray]  # first byte, number of bytes -> uint8
 
 
@@ -78,6 +86,15 @@ class _TensorUnpickler(pickle.Unpickler):
         def size(shape: Any = ()) -> tuple[int, ...]:
             return tuple(shape)
 
+        class LeftOut:
+            """A NumPy number, such as a loss: nothing that a model needs."""
+
+            def __init__(self, *_: Any):
+                pass
+
+            def __setstate__(self, state: Any) -> None:
+                pass
+
         match module, name:
             case "collections", "OrderedDict":
                 return OrderedDict
@@ -87,17 +104,20 @@ class _TensorUnpickler(pickle.Unpickler):
                 return parameter
             case "torch", "Size":
                 return size
+            case ("numpy", "dtype") | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") | ("_codecs", "encode"):
+                return LeftOut
             case "torch", _ if name in STORAGES:
                 return STORAGES[name]
         raise LamaError(
-            f"{self.path} must hold tensors only; got {module}.{name} in its pickle, which could run code when it is loaded. "
+            f"{quoted_path(self.path)} must hold tensors only; got {quoted(f'{module}.{name}', plain=True)} in its pickle, which could "
+            "run code when it is loaded. "
             "Do not load it with other tools either unless you trust its author"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, length, *rest = pid
         if kind != "storage" or dtype not in NUMPY or not isinstance(key, str) or not isinstance(length, int) or length < 0:
-            raise ValueError(f"unknown storage {pid!r:.80}")
+            raise ValueError(f"a storage that is not described by its kind, {', '.join(STORAGES)}, key and length")
         if rest and rest[0] is not None:
             raise ValueError(f"storage {key} is a view of another storage")
         storage = _Storage(key, dtype, length)
@@ -110,7 +130,7 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any) -> _View:
     """A checked view: every number lies inside the storage. Raises ValueError."""
     numbers = [offset, *shape, *strides]
     if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers) or len(shape) != len(strides):
-        raise ValueError(f"a tensor at {offset!r:.20} with shape {shape!r:.40} and strides {strides!r:.40}")
+        raise ValueError("a tensor whose storage, offset, shape and strides are not whole numbers that fit together")
     view = _View(storage, offset, tuple(shape), tuple(strides))
     if offset + _extent(view) > storage.length:
         raise ValueError(f"a tensor of shape {view.shape} reaches past the end of its storage {storage.key}")
@@ -135,33 +155,72 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
 
     Raises LamaError if the file is truncated or damaged, or its pickle names anything that is not part of a tensor.
     """
-    try:
+    return read_torch(path)[0]
+
+
+def read_torch(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any] | None]:
+    """`open_torch`, and the `model_args` of nanoGPT's checkpoints; None of a file that is only a state dict. Raises LamaError."""
+    with _explained(path):
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\3\4"
             file.seek(0)
-            views, spans = (_open_zip if is_zip else _open_legacy)(path, file)
-    except LamaError:
-        raise
-    except OSError as error:
-        raise LamaError(f"{path} must be a readable file; got {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {first_line(error)}. Download it again") from error
-    return {
+            value, spans = (_open_zip if is_zip else _open_legacy)(path, file)
+        arguments = value.get("model_args") if isinstance(value, dict) else None
+        if isinstance(arguments, dict):
+            value = value.get("model")
+        views = _state_dict(path, value)
+        storages = {view.storage.key: view.storage for view in views.values()}
+        # Two tensors may share a storage, as tied ones do; thousands that do are a way to fill the memory from a small file.
+        if sum(math.prod(view.shape) for view in views.values()) > SHARING * sum(storage.length for storage in storages.values()):
+            raise ValueError("tensors that repeat the numbers of their storages")
+    tensors = {
         name: StoredTensor(name, view.storage.dtype, view.shape, partial(_read, view, spans[view.storage.key]))
         for name, view in views.items()
     }
+    return tensors, arguments if isinstance(arguments, dict) else None
+
+
+def read_pickle(path: Path) -> Any:
+    """The value in a pickle of plain objects, such as nanoGPT's meta.pkl. Raises LamaError."""
+    with _explained(path, "pickle"):
+        return _unpickled(io.BytesIO(read_file(path)), path)[0]
+
+
+@contextmanager
+def _explained(path: Path, what: str = "PyTorch checkpoint") -> Iterator[None]:
+    """Within it, whatever a damaged file raises is one LamaError."""
+    try:
+        yield
+    except LamaError:
+        raise
+    except OSError as error:
+        raise LamaError(f"{quoted_path(path)} must be a readable file; got {error.strerror or first_line(error)}") from error
+    except Exception as error:  # a damaged pickle can raise nearly anything, and zipfile has many words for damaged
+        raise LamaError(f"{quoted_path(path)} must be a complete {what}; got: {first_line(error)}. Download it again") from error
+
+
+def _unpickled(file: io.BufferedIOBase, path: Path) -> tuple[Any, _TensorUnpickler]:
+    """The value of the pickle that begins where `file` stands. Raises nearly anything."""
+    start = file.tell()
+    for opcode, argument, _ in pickletools.genops(cast(BinaryIO, file)):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MEMO:
+            raise ValueError(f"a pickle of over {MEMO:,} objects")
+    file.seek(start)
+    unpickler = _TensorUnpickler(file, path)
+    return unpickler.load(), unpickler
 
 
 def _state_dict(path: Path, value: Any) -> dict[str, _View]:
     if not isinstance(value, dict):
-        raise LamaError(f"{path} must hold a state dict, tensors by name; got {type(value).__name__.lstrip('_').lower()}")
+        raise LamaError(f"{quoted_path(path)} must hold a state dict, tensors by name; got {type(value).__name__.lstrip('_').lower()}")
     for name, view in value.items():
         if not isinstance(name, str) or not isinstance(view, _View):
-            raise LamaError(f"{path} must hold a state dict, tensors by name; got {type(view).__name__} for {name!r:.40}")
+            got = f"{type(view).__name__.lstrip('_').lower()} for {quoted(name) if isinstance(name, str | int) else type(name).__name__}"
+            raise LamaError(f"{quoted_path(path)} must hold a state dict, tensors by name; got {got}")
     return value
 
 
-def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
+def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, ReadSpan]]:
     with zipfile.ZipFile(file) as archive:
         if compressed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"{compressed[0]} compressed, which torch.save never does")
@@ -171,42 +230,39 @@ def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View], di
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("numbers in big-endian order")
-        unpickler = _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), path)
-        views = _state_dict(path, unpickler.load())
+        if (size := archive.getinfo(pickles[0]).file_size) > LARGEST:
+            raise ValueError(f"a pickle of {size:,} bytes")
+        value, unpickler = _unpickled(io.BytesIO(archive.read(pickles[0])), path)
         for storage in unpickler.storages.values():
             found, needed = archive.getinfo(f"{root}data/{storage.key}").file_size, storage.length * itemsize(storage.dtype)
             if found != needed:
                 raise ValueError(f"{found} bytes instead of {needed} in storage {storage.key}")
-    return views, {key: partial(_read_zip, path, f"{root}data/{key}") for key in unpickler.storages}
+    return value, {key: partial(_read_zip, path, f"{root}data/{key}") for key in unpickler.storages}
 
 
 def _read_zip(path: Path, member: str, start: int, count: int) -> np.ndarray:
     """A span of an archive's member; one that is read from its start to its end is held against its checksum."""
-    out = np.empty(count, np.uint8)
-    try:
+    out, done = np.empty(count, np.uint8), 0
+    with _explained(path):
         with zipfile.ZipFile(path) as archive, archive.open(member) as data:
             data.seek(start)
-            done = 0
             while done < count and (block := data.read(min(1 << 20, count - done))):
                 out[done : done + len(block)] = np.frombuffer(block, np.uint8)
                 done += len(block)
-    except Exception as error:  # zipfile has many words for damaged
-        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got: {first_line(error)}. Download it again") from error
-    if done < count:
-        raise LamaError(f"{path} must be a complete PyTorch checkpoint; got {done} of {count} bytes of {member}. Download it again")
+        if done < count:
+            raise ValueError(f"{done} of {count} bytes of {member}")
     return out
 
 
-def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View], dict[str, ReadSpan]]:
+def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, ReadSpan]]:
     def load() -> Any:
-        return _TensorUnpickler(file, path).load()
+        return _unpickled(file, path)[0]
 
     if load() != MAGIC or load() != PROTOCOL:
         raise ValueError("a pickle that torch.save did not write")
     if not load()["little_endian"]:
         raise ValueError("numbers in big-endian order")
-    unpickler = _TensorUnpickler(file, path)
-    views = _state_dict(path, unpickler.load())
+    value, unpickler = _unpickled(file, path)
     spans: dict[str, ReadSpan] = {}
     for key in load():
         storage = unpickler.storages[key]
@@ -215,11 +271,11 @@ def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[dict[str, _View],
         start = file.tell()
         spans[key] = partial(_read_legacy, path, start)
         file.seek(start + length * itemsize(storage.dtype))
-    if file.tell() > path.stat().st_size:
-        raise ValueError(f"{path.stat().st_size} bytes where {file.tell()} were declared")
+    if file.tell() > (size := os.fstat(file.fileno()).st_size):
+        raise ValueError(f"{size} bytes where {file.tell()} were declared")
     if missing := unpickler.storages.keys() - spans.keys():
         raise ValueError(f"no storage {min(missing)}")
-    return views, spans
+    return value, spans
 
 
 def _read_legacy(path: Path, start: int, first: int, count: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Generation from text to text: a stream of pieces that is also a string."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+from lama.data.inputs import check_tokens
 from lama.errors import UsageError
 from lama.generation.sampling import Sampling
 from lama.generation.tokens import check_prompts, generate_tokens
@@ -13,19 +14,29 @@ from lama.tokenizers import StreamDecoder, Tokenizer
 class Generation:
     """One continuation of one prompt. Iterate over it for pieces of text as they are made; `str()` gives all of it.
 
-    After the last piece `finish_reason` says why it ended: "stop" (end of text, or a stop string) or "length"
-    (max_new_tokens, or a full context).
+    After the last piece `finish_reason` says why it ended: "stop" (an end token, or a stop string), "length"
+    (max_new_tokens) or "context" (the context is full).
     """
 
-    def __init__(self, prompt_tokens: Sequence[int], tokens: Iterator[list[int | None]], tokenizer: Tokenizer, stop: Sequence[str]):
+    def __init__(
+        self,
+        prompt_tokens: Sequence[int],
+        tokens: Iterator[list[int | None]],
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        end_tokens: Collection[int] = (),
+        max_new_tokens: int | None = None,
+    ):
+        """`end_tokens` end the text as the tokenizer's own end of text does."""
         self.prompt_tokens = list(prompt_tokens)
         self.tokens: list[int] = []
-        """The tokens made so far, an end-of-text token not among them."""
+        """The tokens made so far, an end token not among them."""
         self.text = ""
         """The text made so far, without the prompt."""
         self.finish_reason: str | None = None
         self.token_times: list[float] = []
         """For each step, seconds since the iteration began."""
+        self._end_tokens, self._most = end_tokens, max_new_tokens
         self._pieces = self._run(tokens, tokenizer, tuple(stop))
 
     def __iter__(self) -> Iterator[str]:
@@ -38,12 +49,11 @@ class Generation:
 
     def _run(self, steps: Iterator[list[int | None]], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
         start, decoder, pending = time.perf_counter(), StreamDecoder(tokenizer), ""
-        self.finish_reason = "length"
         for step in steps:
             self.token_times.append(time.perf_counter() - start)
             token = step[0]
             assert token is not None  # one row: never behind, and its end ends the steps
-            if token == tokenizer.end_of_text:
+            if token == tokenizer.end_of_text or token in self._end_tokens:
                 self.finish_reason = "stop"
                 break
             self.tokens.append(token)
@@ -56,6 +66,7 @@ class Generation:
         ready, _, stopped = split_at_stop(pending + decoder.flush(), stop, last=True)
         if stopped:
             self.finish_reason = "stop"
+        self.finish_reason = self.finish_reason or ("length" if self._most in (None, len(self.tokens)) else "context")
         yield from self._emit(ready)
 
     def _emit(self, piece: str) -> Iterator[str]:
@@ -91,7 +102,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     window: bool = False,
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
@@ -101,21 +112,27 @@ def generate(
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
     `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and `on_slide`
-    those of `generate_tokens`. Text ends before the first of the `stop` strings. Raises LamaError.
+    those of `generate_tokens`. Text ends at the tokenizer's end of text, at the model's `end_tokens`, and before the first of the
+    `stop` strings, one or several. Raises LamaError.
     """
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt)
     check_prompts([prompt_tokens], model.config.context_length, window)
-    steps = generate_tokens(
-        model, [prompt_tokens], max_new_tokens, sampling, seed, tokenizer.end_of_text, tokenizer.vocab_size, window, on_slide, jit
-    )
-    return Generation(prompt_tokens, steps, tokenizer, stop)
+    check_tokens(tokenizer, prompt_tokens, model.config.vocab_size)
+    ends = {*model.config.end_tokens, *([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])}
+    steps = generate_tokens(model, [prompt_tokens], max_new_tokens, sampling, seed, ends, tokenizer.vocab_size, window, on_slide, jit)
+    return Generation(prompt_tokens, steps, tokenizer, stop_strings(stop), model.config.end_tokens, max_new_tokens)
 
 
-def check_options(max_new_tokens: int, seed: int, stop: Sequence[str]) -> None:
+def stop_strings(stop: str | Sequence[str]) -> Sequence[str]:
+    """Several strings; a single one is one of them, not its letters."""
+    return [stop] if isinstance(stop, str) else stop
+
+
+def check_options(max_new_tokens: int, seed: int, stop: str | Sequence[str]) -> None:
     """What `generate` can refuse before there is a model. Raises UsageError."""
-    if "" in stop:
+    if "" in stop_strings(stop):
         raise UsageError('stop must be a non-empty string; got "". Leave it out to stop at max_new_tokens')
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1; got {max_new_tokens}")

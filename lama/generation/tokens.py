@@ -1,15 +1,17 @@
 """The generation loop over token ids."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
+from lama.embeddings import check_ids
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import Decoder
 from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.gpt import GPT
 
+WINDOW = "set window=True"  # the advice in an error; the command line says --window in its place
 _idle: list[Decoder] = []  # the decoder that the last generation left, if no other is using it
 
 
@@ -29,7 +31,7 @@ def generate_tokens(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    end_of_text: int | None = None,
+    end_of_text: int | Collection[int] | None = None,
     vocab_size: int | None = None,
     window: bool = False,
     on_slide: Callable[[int], None] = lambda kept: None,
@@ -38,17 +40,20 @@ def generate_tokens(
     """Continue each prompt, a list of token ids; yields one list a step: a new token for each row, or None.
 
     A row yields None while the others catch up with its longer prompt, and after its end: `max_new_tokens`,
-    `end_of_text` (which is yielded), or a full context. Every row gives the same tokens as it would alone: rows walk
+    `end_of_text`, a token or several (it is yielded), or a full context. Every row gives the same tokens as it would alone: rows walk
     in step from the shortest prompt's end, the longer ones fed from their prompt, each with its own stream of random
     numbers from `seed`.
 
     Only tokens below `vocab_size` are drawn (default: all that the model has): models are often padded beyond their
     tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens
     kept. A prompt that is longer than the context is cut as if it had been read token by token.
-    Raises LamaError for an empty prompt, a prompt that does not fit, or logits that are not numbers.
+    Raises LamaError for an empty prompt, one that does not fit or has ids that are none, or logits that are not numbers.
     """
     context = model.config.context_length
     check_prompts(prompts, context, window)
+    for prompt in prompts:
+        check_ids(np.asarray(prompt), model.config.vocab_size)
+    ends_text = {end_of_text} if isinstance(end_of_text, int) else set(end_of_text or ())
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens must be 0 or above; got {max_new_tokens}")
     if max_new_tokens == 0:
@@ -76,7 +81,7 @@ def generate_tokens(
                         raise LamaError(f"logits must be finite; got {scores.min()} to {scores.max()} at token {n}. Try --dtype float32")
                     token = next_token(scores, row, sampling, rngs[i])
                     row.append(token)
-                    done[i] = token == end_of_text or len(row) == ends[i]
+                    done[i] = token in ends_text or len(row) == ends[i]
                 elif n >= len(row):
                     row.append(0)  # the row has ended; the batch still needs a token in its place
                 step.append(token)
@@ -101,4 +106,4 @@ def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) 
         if not prompt:
             raise UsageError("prompt must hold at least one token; got an empty prompt. Give some text")
         if len(prompt) > context and not window:
-            raise UsageError(f"prompt has {len(prompt)} tokens but context_length is {context}; shorten it or pass --window")
+            raise UsageError(f"prompt has {len(prompt)} tokens but context_length is {context}; shorten it or {WINDOW}")

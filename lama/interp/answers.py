@@ -2,7 +2,7 @@
 
 from lama.errors import LamaError
 from lama.interp.labels import token_labels
-from lama.tokenizers import Tokenizer
+from lama.tokenizers import Tokenizer, encode_inside
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int:
@@ -12,7 +12,7 @@ def single_token(tokenizer: Tokenizer, text: str) -> int:
     """
     if not text:
         raise LamaError("an answer must be one token; got nothing")
-    ids = tokenizer.encode(text)
+    ids = encode_inside(tokenizer, text)
     if len(ids) > 1 and (spaced := with_space(tokenizer, text)) is not None:
         return spaced
     if len(ids) != 1:
@@ -23,7 +23,7 @@ def single_token(tokenizer: Tokenizer, text: str) -> int:
 def with_space(tokenizer: Tokenizer, text: str) -> int | None:
     """The one token that ` text` is, if it is one."""
     try:
-        ids = tokenizer.encode(f" {text}")
+        ids = encode_inside(tokenizer, f" {text}")
     except LamaError:  # a vocabulary without spaces
         return None
     return ids[0] if len(ids) == 1 else None

@@ -41,8 +41,8 @@ class Attention:
     """(n_layers, H, T, d_head)."""
     k: np.ndarray
     """(n_layers, H, S, d_head)."""
-    scale: float | None
-    """A score is q · k times this; None for similarity functions that are not such a product."""
+    scale: float | list[float] | None
+    """A score is q · k times this, in a list that of its layer; None for similarity functions that are not such a product."""
     causal: bool
     """Whether no query looks at later keys."""
 
@@ -80,8 +80,10 @@ def attention_of(model: Any, tokenizer: Any, tokens: Sequence[int], target: Sequ
     context has, and for a model without attention.
     """
     where = places(model)
-    if not where or not tokens:
-        raise LamaError(f"there must be attention and something to read; got {len(where)} kinds of attention, {len(tokens)} tokens")
+    if not where:
+        raise LamaError("the model must have attention; got one without layers")
+    if not tokens:
+        raise LamaError("the model must be given something to read; got no tokens")
     check_length([*tokens], model.config.context_length)
     record = Recorder(*(f"{tap}.{name}" for place in where.values() for tap in place.taps for name in ("pattern", "q", "k")))
     inputs = [list(tokens)]
@@ -96,7 +98,9 @@ def attention_of(model: Any, tokenizer: Any, tokens: Sequence[int], target: Sequ
 
     def attention(kind: str, place: Place) -> Attention:
         patterns, q, k = (np.stack([record[f"{tap}.{name}"].float().numpy()[0] for tap in place.taps]) for name in ("pattern", "q", "k"))
-        return Attention(kind, *labels[kind], patterns, q, k, place.modules[0].scale, place.causal)
+        scales = [module.scale for module in place.modules if module.scale is not None]
+        scale = scales if len(set(scales)) > 1 else place.modules[0].scale
+        return Attention(kind, *labels[kind], patterns, q, k, scale, place.causal)
 
     return {kind: attention(kind, place) for kind, place in where.items()}
 
@@ -111,7 +115,9 @@ def chosen_heads(
     where = places(model)
     kind = kind or (CROSS if CROSS in where else next(iter(where), SELF))
     if kind not in where:
-        raise UsageError(f"kind must be one that the model has: {' or '.join(where) or 'it has none'}; got {kind}")
+        if not where:
+            raise UsageError("the model must have attention; got one without layers")
+        raise UsageError(f"kind must be one that the model has: {' or '.join(where)}; got {kind}")
     n_layers, n_heads = len(where[kind].modules), where[kind].modules[0].n_heads
     for name, value, n in (("layer", layer, n_layers), ("head", head, n_heads)):
         if value is not None and not 0 <= value < n:

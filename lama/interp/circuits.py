@@ -66,6 +66,13 @@ def check_layers(model: GPT) -> None:
         raise LamaError("the model must have layers; got n_layers=0")
 
 
+def check_answers(model: GPT, *answers: int | None) -> None:
+    """Raises LamaError for an answer that the model has no row for; a tokenizer may be larger than its model."""
+    for answer in answers:
+        if answer is not None and not 0 <= answer < model.config.vocab_size:
+            raise LamaError(f"an answer must be a token of the model, 0 to {model.config.vocab_size - 1}; got id {answer}")
+
+
 def array(weight: Tensor | Quantized) -> np.ndarray:
     """A parameter's numbers, in float32."""
     return weight.float().numpy()

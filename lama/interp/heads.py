@@ -120,13 +120,22 @@ class HeadScores:
     """None for a model with norm=post or without residuals, whose OV circuits are not all that is between embedding and logits."""
 
 
-def head_scores(model: GPT, length: int = 50, n: int = 4, begin: int | None = None, seed: int = 0, measure: str = "mass") -> HeadScores:
+def head_scores(
+    model: GPT,
+    length: int = 50,
+    n: int = 4,
+    begin: int | None = None,
+    seed: int = 0,
+    measure: str = "mass",
+    vocab_size: int | None = None,
+) -> HeadScores:
     """All heads' scores, on average over `n` times `length` random tokens, repeated once, after `begin` where there is one.
 
+    Tokens are drawn below `vocab_size` (default: all of the model's), which leaves out rows beyond its tokenizer.
     Raises ValueError where 2 · length tokens and `begin` do not fit into the model's context, LamaError for a model without layers.
     """
     check_layers(model)
-    tokens = repeated_tokens(n, length, model.config.vocab_size, begin, seed)
+    tokens = repeated_tokens(n, length, min(vocab_size or model.config.vocab_size, model.config.vocab_size), begin, seed)
     _, cache = run_with_cache(model, tokens, "blocks.*.attn.pattern")
     patterns = cache.layers("attn.pattern")  # (n_layers, n, H, T, T)
     each = [

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
+from lama.embeddings import check_ids
 from lama.errors import LamaError, UsageError
-from lama.interp.circuits import check_layers
+from lama.interp.circuits import check_answers, check_layers
 from lama.interp.record import as_tokens, run_with_cache
 from lama.jit import Input, capture_at_once
 from lama.kernels import cross_entropy
@@ -39,7 +40,7 @@ def unwatched(steps: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class Patching:
-    """What came of it to put parts of the clean run into the corrupted one."""
+    """Result of activation patching."""
 
     site: str
     effect: np.ndarray
@@ -64,6 +65,9 @@ def patch(
     if len(clean) != len(corrupted):
         raise LamaError(f"the two prompts must have equally many tokens; got {len(clean)} in the clean one, {len(corrupted)} in the other")
     check_layers(model)
+    check_answers(model, answer, against)
+    if site == "mlp_out" and not model.config.mlp:
+        raise LamaError("site mlp_out requires a model with MLPs; got mlp=False")
     logits, cache = run_with_cache(model, [clean], f"blocks.*.{SITES[site]}")
     values = cache.layers(SITES[site])  # (n_layers, 1, T, d_model) or (n_layers, 1, H, T, d_head)
     n_layers, n = len(values), values.shape[2]  # T, or H
@@ -128,7 +132,7 @@ def check_there(model: GPT, removal: Removal) -> None:
     for what, members, most in (("head", removal.heads, c.n_heads), ("neuron", removal.neurons, c.d_mlp)):
         for layer, i in members:
             if not (0 <= layer < c.n_layers and 0 <= i < most):
-                there = f"layers 0 to {c.n_layers - 1} with {what}s 0 to {most - 1}"
+                there = f"layers 0 to {c.n_layers - 1} with {f'{what}s 0 to {most - 1}' if most else f'no {what}s'}"
                 raise LamaError(f"a {what} must be one of the model's; got {layer}.{i}, and there are {there}")
 
 
@@ -139,6 +143,7 @@ class Replacing:
         """`values` by the activation's name in a block, each (n_layers, 1, ...): what comes in its place."""
         self.model, self.device = model, str(model.embed.weight.device)
         self.tokens = as_tokens(tokens).to(self.device).realize()
+        check_ids(self.tokens.numpy(), model.config.vocab_size)
         self.values = {name: Tensor(value, device=self.device).realize() for name, value in values.items()}
 
     def last_logits(self, masks: Mapping[str, np.ndarray], watch: Watch, label: str) -> np.ndarray:

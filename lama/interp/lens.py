@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor
 
-from lama.interp.circuits import array, check_linear
+from lama.interp.circuits import array, check_answers, check_linear
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT
 
@@ -30,9 +30,11 @@ class Lens:
 def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
     """Give the stream of each stage to the final norm (where there is one) and the unembedding, as if no layers followed.
 
-    Without an answer, it is the token that the model finds likeliest after the last one.
+    Without an answer, it is the token that the model finds likeliest after the last one. Raises LamaError for one that is none.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
+    if answer is not None:
+        check_answers(model, answer)
     device, k = model.embed.weight.device, min(k, model.config.vocab_size)
     logits = [model.logits(model.normalised(Tensor(x, device=device)))[0].float().numpy() for x in _streams(model, tokens)]
     answer = int(logits[-1][-1].argmax()) if answer is None else answer
@@ -75,9 +77,10 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     """Direct logit attribution after the last token: each part's share of the final stream, through the final norm, its division held
     at what it is for the whole stream, and the unembedding. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`.
 
-    Raises LamaError for a model with norm=post or without residuals, whose parts do not add up.
+    Raises LamaError for a model with norm=post or without residuals, whose parts do not add up, and for ids that are no tokens.
     """
     check_linear(model)
+    check_answers(model, answer, against)
     writers = ("attn_out", "mlp_out") if model.config.mlp else ("attn_out",)
     wanted = ("embed", "pos_embed", "blocks.*.attn.z", *(f"blocks.*.{name}" for name in writers))
     layers = range(model.config.n_layers)

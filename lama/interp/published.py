@@ -1,6 +1,6 @@
 """What others found of the heads of GPT-2 small (124M): to hold beside what `lama heads gpt2` measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lama.models.gpt import GPT, GPT2_CONFIGS
 
@@ -37,4 +37,4 @@ GPT2_SMALL = (
 
 def known_heads(name: str, model: GPT) -> tuple[KnownHeads, ...]:
     """What is known of a model that goes by this name, and has the shape of the one so called; else nothing."""
-    return GPT2_SMALL if name == "gpt2" and model.config == GPT2_CONFIGS["gpt2"] else ()
+    return GPT2_SMALL if name == "gpt2" and replace(model.config, end_tokens=()) == GPT2_CONFIGS["gpt2"] else ()

@@ -49,9 +49,10 @@ def explain_attention(model: GPT, tokenizer: Tokenizer, inputs: np.ndarray) -> s
     tokens = [show_tokens(tokenizer, [i]) for i in inputs[:SHOWN]]
     n = len(tokens)
     mask = causal_mask(n, n).numpy()
-    q, k = (record[f"blocks.0.attn.{name}"].numpy()[0, 0, :n] for name in "qk")
+    q, k = (record[f"blocks.0.attn.{name}"] for name in "qk")
     pattern = record["blocks.0.attn.pattern"].numpy()[0, 0, :n, :n]
-    raw = q @ k.T / np.sqrt(q.shape[-1])
+    raw = model.blocks[0].attn.similarity(q, k).numpy()[0, 0, :n, :n]
+    hidden = record.get("blocks.0.mlp.post")
     steps = (
         ("tokens", (1, len(inputs)), "the window"),
         ("embed", record["embed"].shape, "a learned vector for each token"),
@@ -61,7 +62,7 @@ def explain_attention(model: GPT, tokenizer: Tokenizer, inputs: np.ndarray) -> s
         ("pattern", record["blocks.0.attn.pattern"].shape, "softmax of the scores: each row sums to 1"),
         ("z", record["blocks.0.attn.z"].shape, "the pattern's weighted mean of the values"),
         ("attn_out", record["blocks.0.attn_out"].shape, "all heads together, back in the residual stream"),
-        ("mlp.post", record["blocks.0.mlp.post"].shape, "the MLP's hidden layer, each position on its own"),
+        *([] if hidden is None else [("mlp.post", hidden.shape, "the MLP's hidden layer, each position on its own")]),
         ("resid_post", record["blocks.0.resid_post"].shape, f"the stream after block 1 of {model.config.n_layers}"),
         ("logits", record["logits"].shape, "a score for each token of the vocabulary, at each position"),
     )

@@ -9,6 +9,7 @@ from tinygrad.nn.state import get_parameters
 from lama.blocks import Block
 from lama.dropout import Dropout, no_dropout
 from lama.embeddings import TokenEmbedding, make_positions
+from lama.errors import quoted
 from lama.kernels import embedding
 from lama.layers import ACTIVATIONS, LayerNorm, Linear, initialise, linear, parameter
 from lama.masks import padding_mask
@@ -38,7 +39,7 @@ class BertConfig:
     bias: bool = True
     """Biases in linear layers and norms."""
     activation: str = "gelu"
-    """gelu (exact), gelu_new (tanh) or relu."""
+    """gelu (exact), gelu_new (tanh), relu, silu, tanh or quick_gelu."""
     norm: str = "post"
     """Where the norms stand: post (BERT) or pre (GPT-2)."""
     norm_epsilon: float = 1e-12
@@ -74,10 +75,10 @@ class ClassifierConfig(BertConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels) or not all(type(label) is str for label in self.labels):
-            raise ValueError(f"labels must be two or more different names; got {', '.join(map(str, self.labels))}")
+        if len(self.labels) < 2 or not all(type(label) is str for label in self.labels) or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be two or more different names; got {quoted(', '.join(map(str, self.labels)), plain=True)}")
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {quoted(self.pooling)}")
 
 
 class Encoder:

@@ -7,11 +7,15 @@ from typing import Any, TypeVar
 from lama.attention import SIMILARITIES
 from lama.blocks import NORMS
 from lama.embeddings import POSITIONS
+from lama.errors import quoted
 from lama.layers import ACTIVATIONS
 
 CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
 LAYERS = ("n_layers", "n_encoder_layers", "n_decoder_layers")
 SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "d_mlp", "n_classes")
+MOST = dict.fromkeys(LAYERS, 10_000) | {"context_length": 1 << 20}  # a config may come from a file
+LARGEST = (1 << 31) - 1  # of the other whole numbers: kernels count in 32 bits
+TABLE = 1 << 26  # numbers of a table of sinusoids, for which no tensor of a file vouches
 Config = TypeVar("Config")
 
 
@@ -24,7 +28,9 @@ def check_config(config: Any) -> None:
     for field in dataclasses.fields(config):
         value = fields[field.name]
         if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
-            raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={value!r}")
+            raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={quoted(value)}")
+        if type(value) is int and value > (most := MOST.get(field.name, LARGEST)):
+            raise ValueError(f"{field.name} must be at most {most:,}; got {field.name}={quoted(value)}")
     mlp = fields.get("mlp", True)
     if fields.get("d_mlp") == 0 and mlp:
         fields["d_mlp"] = 4 * config.d_model
@@ -37,10 +43,10 @@ def check_config(config: Any) -> None:
         raise ValueError(f"d_mlp must be 0 with mlp=False; got d_mlp={fields['d_mlp']}")
     for name, choices in CHOICES.items():
         if name in fields and fields[name] not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {fields[name]!r}")
-    for name in LAYERS:
-        if fields.get(name, 1) > 10_000:  # from a file; each layer is built before its weights are looked for
-            raise ValueError(f"{name} must be at most 10,000; got {name}={fields[name]}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {quoted(fields[name])}")
+    if fields.get("positions") == "sinusoidal" and config.context_length * config.d_model > TABLE:
+        got = f"context_length={config.context_length}, d_model={config.d_model}"
+        raise ValueError(f"sinusoidal positions must be at most {TABLE:,} numbers; got {got}")
     if not 0 <= fields.get("norm_epsilon", 0) < 1:
         raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={config.norm_epsilon}")
     if config.d_model % config.n_heads:
@@ -51,5 +57,5 @@ def config_from_dict(kind: type[Config], fields: Mapping[str, Any]) -> Config:
     """A config of this class from JSON. Raises ValueError that names the unknown fields, and as the class does."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(fields) - known):
-        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {', '.join(unknown)}")
+        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {quoted(', '.join(unknown), plain=True)}")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})  # JSON has no tuples

@@ -9,6 +9,7 @@ from lama.blocks import Block
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
 from lama.embeddings import LearnedPositions, TokenEmbedding, make_positions, unembedding
+from lama.errors import quoted
 from lama.kernels import Quantized
 from lama.layers import LayerNorm, initialise
 from lama.masks import Causal, Mask
@@ -38,7 +39,7 @@ class GPTConfig:
     tied: bool = True
     """The unembedding uses the token embedding's rows."""
     activation: str = "gelu_new"
-    """gelu_new (tanh), gelu (exact) or relu."""
+    """gelu_new (tanh), gelu (exact), relu, silu, tanh or quick_gelu."""
     norm: str = "pre"
     """Where the norms stand: pre (GPT-2), post (the 2017 paper) or none."""
     norm_epsilon: float = 1e-5
@@ -51,9 +52,18 @@ class GPTConfig:
     """Each sub-layer adds to the stream; without, its output takes the stream's place."""
     mlp: bool = True
     """Blocks have an MLP after their attention; without, d_mlp is 0."""
+    scale_by_layer: bool = False
+    """Attention scores in block i, counted from 0, are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
+    end_tokens: tuple[int, ...] = ()
+    """Tokens that end a text, as the model's files say; generation stops at these and at the tokenizer's own."""
 
     def __post_init__(self) -> None:
         check_config(self)
+        if self.scale_by_layer and self.similarity not in ("dot", "scaled_dot"):
+            raise ValueError(f"scale_by_layer requires similarity dot or scaled_dot; got {self.similarity!r}")
+        for token in self.end_tokens:
+            if type(token) is not int or not 0 <= token < self.vocab_size:
+                raise ValueError(f"end_tokens must be tokens below vocab_size={self.vocab_size}; got {quoted(token)}")
 
 
 GPT2_CONFIGS = {
@@ -75,8 +85,19 @@ class GPT:
         self.embed = TokenEmbedding(c.vocab_size, c.d_model)
         self.pos_embed = make_positions(c.positions, c.context_length, c.d_model)
         self.blocks = [
-            Block(c.d_model, c.n_heads, c.d_mlp, c.bias, c.activation, c.norm, c.norm_epsilon, c.similarity, residual=c.residual)
-            for _ in range(c.n_layers)
+            Block(
+                c.d_model,
+                c.n_heads,
+                c.d_mlp,
+                c.bias,
+                c.activation,
+                c.norm,
+                c.norm_epsilon,
+                c.similarity,
+                residual=c.residual,
+                divisor=i + 1 if c.scale_by_layer else 1,
+            )
+            for i in range(c.n_layers)
         ]
         self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
         self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size)
@@ -107,7 +128,7 @@ class GPT:
         if isinstance(end, int) and end > self.config.context_length:
             raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
         at: Size | Tensor | None = None
-        if cache is not None and tap is no_tap and dropout.rate == 0 and self.blocks[0].attn.scale is not None:
+        if cache is not None and self.blocks and tap is no_tap and dropout.rate == 0 and self.blocks[0].attn.scale is not None:
             at = cache.stored_position(position, T)
         at = position if at is None else at
         if tap is no_tap and isinstance(self.pos_embed, LearnedPositions):

@@ -38,7 +38,7 @@ class TransformerConfig:
     bias: bool = True
     """Biases in linear layers and norms."""
     activation: str = "relu"
-    """relu (the paper), gelu or gelu_new."""
+    """relu (the paper), gelu_new, gelu, silu, tanh or quick_gelu."""
     norm: str = "post"
     """Where the norms stand: post (the paper), or pre, which adds one norm after each stack."""
     norm_epsilon: float = 1e-5

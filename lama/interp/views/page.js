@@ -502,19 +502,19 @@
       $("main").replaceChildren(element("p", { class: "note", text: "This model's scores are not products of query and key, so there is nothing to take apart here." }));
       return say();
     }
-    const mine = turn, vector = await vectors(state.kind, state.layer);
+    const mine = turn, scale = Array.isArray(k.scale) ? k.scale[state.layer] : k.scale, vector = await vectors(state.kind, state.layer);
     if (mine !== turn) return;
     const keys = Array.from({ length: k.causal ? state.query + 1 : S }, (_, s) => s);
     const q = vector(state.head, state.query), ks = keys.map((s) => vector(state.head, k.queries.length + s));
     const products = ks.map((key) => key.map((v, d) => v * q[d]));
-    const scores = products.map((product) => product.reduce((a, b) => a + b, 0) * k.scale);
+    const scores = products.map((product) => product.reduce((a, b) => a + b, 0) * scale);
     const largest = (list) => list.reduce((most, vectorOf) => vectorOf.reduce((m, v) => Math.max(m, Math.abs(v)), most), 1e-9);
     const mostK = largest([...ks, q]), mostP = largest(products);
     const top = (...children) => element("div", { class: "top" }, ...children);
     const qCanvas = element("canvas"), kCanvas = element("canvas"), pCanvas = element("canvas");
     const line = (kind, s, ...children) => element("div", { class: `row ${kind}`, style: `height:${row}px`, "data-s": s }, ...children);
     const body = element("div", { class: "neurons" },
-      top("query ", token(k.queries[state.query])), top("q, and below it each k", qCanvas), top("q × k"), top(k.scale === 1 ? "q · k" : "q · k / √d"), top("softmax"),
+      top("query ", token(k.queries[state.query])), top("q, and below it each k", qCanvas), top("q × k"), top(scale === 1 ? "q · k" : Math.abs(scale * Math.sqrt(k.d) - 1) < 1e-6 ? "q · k / √d" : `q · k × ${scale.toPrecision(3)}`), top("softmax"),
       element("div", {}, ...keys.map((s) => line("token", s, k.keys[s]))), element("div", { "aria-hidden": "true" }, kCanvas), element("div", { "aria-hidden": "true" }, pCanvas),
       element("div", {}, ...keys.map((s, i) => line("number", s, scores[i].toFixed(2)))),
       element("div", {}, ...keys.map((s) => { const weight = values[state.query * S + s] / ONE; return line("share", s, element("i", { style: `width:${(100 * weight).toFixed(2)}%` }), weight.toFixed(3)); })));
