@@ -123,9 +123,20 @@ def test_command_trains_judges_and_predicts(run: Lama, tmp_path: Path, monkeypat
     assert (code, label, text) == (0, "hen", "hen saw and heard cow") and float(chance) > 0.5
     monkeypatch.setattr("sys.stdin", io.StringIO("pig ate and liked fox\n\ncow ate and liked fox\n"))
     code, out, _ = run("predict", "m", "-", "--json")
-    found = [json.loads(line) for line in out.splitlines()]
+    first, empty, last = out.splitlines()  # line n of the output belongs to line n of the input
+    assert (code, empty) == (0, "")
+    found = [json.loads(line) for line in (first, last)]
     assert [each["label"] for each in found] == ["pig", "cow"]
     assert all(sum(each["probabilities"].values()) == pytest.approx(1, abs=1e-4) for each in found)
+    for words, message in ((["-", "pig"], "- for standard input must be the only TEXT"), ([" "], "TEXT must not be empty")):
+        code, _, err = run("predict", "m", *words)
+        assert code == 2 and message in err
+    assert "--out holds what lama classify train wrote before, m." in run("train", "animals.tsv", "--out", "m")[2]
+    monkeypatch.chdir("/")  # the data are found from here, too
+    assert main(["classify", "eval", str(tmp_path / "m")]) == 0
+    (tmp_path / "animals.tsv").unlink()
+    code, _, err = run("eval", str(tmp_path / "m"))
+    assert code == 1 and f"was trained on is not here: {tmp_path / 'animals.tsv'}. Give a FILE" in err
 
 
 def test_command_refuses(run: Lama, tmp_path: Path):

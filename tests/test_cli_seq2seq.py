@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_training_prints_the_three_columns_and_keeps_its_notes(trained):
     out, printed = trained
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "held-out.tsv", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "held-out.tsv", "lama.json", "model.safetensors"]
     assert "metric                |  untrained |   baseline |    trained" in printed
     assert "exact match           |       0.0% |      14.3% |     100.0%" in printed
     assert f"lama seq2seq check {out}" in printed
@@ -69,6 +70,14 @@ def test_translation_of_lines_and_of_a_text(trained, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"\n{pairs[1][0]}\n \n"))  # line n of the output belongs to line n of the input
     assert main(["translate", str(out), "-"]) == 0
     assert capsys.readouterr().out == f"\n{pairs[1][1]}\n\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{pairs[1][0]}\n\U0001f642\n{pairs[2][0]}\n{'a ' * 500}\n"))
+    assert main(["translate", str(out), "-"]) == 1  # and no good answer is lost
+    told = capsys.readouterr()
+    assert told.out == f"{pairs[1][1]}\n\n{pairs[2][1]}\n\n"
+    assert [line[:14] for line in told.err.splitlines()] == ["lama: line 2: ", "lama: line 4: "]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{pairs[1][0]}\n"))
+    assert main(["translate", str(out), "-", "--beam", "2", "-v"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
     assert main(["translate", str(out), pairs[0][0], "--beam", "2", "-v"]) == 0
     scores = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
     assert scores[0][1] == pairs[0][1] and float(scores[0][0]) > float(scores[1][0])
@@ -110,7 +119,38 @@ def test_commands_for_a_gpt_refuse_it(trained, capsys):
 def test_folder_of_other_things_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     assert main(["seq2seq", "tiny", "--out", str(tmp_path)]) == 2
-    assert "--out must be a new folder or one with a model of lama seq2seq in it" in capsys.readouterr().err
+    assert "--out must be a new folder or an empty one; got" in capsys.readouterr().err
+
+
+def test_model_is_replaced_only_when_asked_to(trained, capsys):
+    before = {path.name: path.read_bytes() for path in trained[0].iterdir()}
+    assert main(["seq2seq", "tiny", "--out", str(trained[0]), "--steps", "1"]) == 2
+    assert f"--out holds what lama seq2seq wrote before, {trained[0]}. Replace it with --restart" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in trained[0].iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        (5, "training in .*config.json must be an object; got 5"),
+        ({"task": [1]}, r"task in .*config.json must be a text; got \[1\]"),
+        ({"settings": "x"}, "settings in .*config.json must be an object; got 'x'"),
+        ({"settings": {"seed": 1.5}}, "seed in .*config.json must be a whole number; got 1.5"),
+    ],
+)
+def test_check_of_a_folder_with_odd_notes_is_one_line(trained, tmp_path, capsys, notes, message):
+    shutil.copytree(trained[0], tmp_path / "odd")
+    config = tmp_path / "odd" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"training": notes}))
+    assert main(["seq2seq", "check", str(tmp_path / "odd")]) == 1
+    assert re.fullmatch(f"lama: {message}\n", capsys.readouterr().err)
+
+
+def test_check_of_pairs_that_are_too_long_is_one_line(trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "long")
+    (tmp_path / "long" / "held-out.tsv").write_text("a " * 2000 + "\tb\n")
+    assert main(["seq2seq", "check", str(tmp_path / "long")]) == 1
+    assert "pairs must fit context_length; got 4001 tokens" in capsys.readouterr().err
 
 
 def test_model_that_is_no_better_is_a_failure(tmp_path, capsys):

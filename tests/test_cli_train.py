@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pty
 import re
 import shlex
 import signal
@@ -22,7 +23,7 @@ from lama.cli import train as cli_train
 from lama.cli.live import LiveLine
 from lama.cli.train import command_line, opening, table
 from lama.training.config import SETTINGS, presets
-from lama.training.folder import RunFolder
+from lama.training.folder import RunFolder, step_of
 from lama.training.trackers import Tracker
 
 Result = tuple[int, str, str]
@@ -76,7 +77,7 @@ def test_train_writes_a_model_that_runs_and_beats_counting(run, cats, out, capfd
     assert code == 0, err
     for part in ("The corpus: cats.txt", "A window of it", "pattern: what is left after mask and softmax", "What there is to learn"):
         assert part in text
-    for part in ("step 40: loss ", "step 120: loss ", "step 100: held-out loss ", "metric", "n-gram (2)", f"python gpt.py -m {out}"):
+    for part in ("step 40: loss ", "step 120: loss ", "step 100: held-out loss ", "metric", "n-gram (2)", f"lama generate -m {out}"):
         assert part in text
     notes = json.loads((out / "config.json").read_text())["training"]
     losses = notes["heldout_loss_nats_per_token"]
@@ -90,9 +91,16 @@ def test_train_writes_a_model_that_runs_and_beats_counting(run, cats, out, capfd
     # All is there, so there is nothing to go on with, and the folder may be used again.
     code, text, err = run("--resume", out)
     assert (code, err, text.count("\n")) == (0, "", 1) and text.startswith(f"{out} is finished: 160 steps, held-out loss ")
-    assert run("--corpus", "none", "--out", out)[2].startswith(
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert_refused(
+        run("--corpus", cats, "--out", out),
+        2,
+        f"lama: --out holds what lama train wrote before, {out}. Replace it with --restart, or choose another --out",
+    )
+    assert run("--corpus", "none", "--out", out, "--restart")[2].startswith(
         f"lama: replacing the run in {out}, which is at step 160 of 160\nlama: a corpus must"
     )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_train_exits_1_when_counting_is_better(run, bare, cats, out):
@@ -210,6 +218,43 @@ def test_sigterm_does_as_ctrl_c_and_resume_goes_on_to_the_end(run, bare, cats, o
     assert json.loads((out / "config.json").read_text())["training"]["command"].startswith("lama train --steps 3 ")
 
 
+def test_closed_terminal_does_as_ctrl_c(cats, out):
+    """SIGHUP comes, and nothing can be written to the terminal any more."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(
+            sys.executable, [sys.executable, "-m", "lama", "train", "--corpus", cats, "--out", str(out), "--steps", "1000000", *RUN_FLAGS]
+        )
+    said = b""
+    while b"compiling the training step" not in said:  # from then on a signal lets the step end
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    (checkpoint,) = RunFolder(out).checkpoints()
+    assert step_of(checkpoint) == RunFolder(out).read_log()[-1]["step"]
+    lama.load(out)
+
+
+def test_training_under_nohup_does_not_end_with_its_terminal(run, bare, cats, out, monkeypatch):
+    monkeypatch.setattr(LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGHUP) if step == 2 else None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert step_of(RunFolder(out).last_checkpoint()) == 3
+
+
+def test_closed_pipe_loses_no_step(cats, out):
+    process = begin("--corpus", cats, "--out", out, "--steps", 1_000_000, "--sample-every", 50, *RUN_FLAGS)
+    wait_for(process, b"gradient")
+    process.stdout.close()  # as after `| head`
+    process.wait(timeout=120)
+    assert process.returncode == 141
+    (checkpoint,) = RunFolder(out).checkpoints()
+    assert step_of(checkpoint) >= 50 and f"go on with: lama train --resume {out}\n" in process.stderr.read().decode()
+
+
 def test_sigterm_before_the_training_leaves_no_folder(run, cats, out, monkeypatch):
     monkeypatch.setattr(cli_train, "tokenizing", lambda pieces: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
@@ -221,6 +266,7 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
     def full(numbers: Any, step: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("lama.training.trackers.import_tracker", lambda kind: None)
     monkeypatch.setattr("lama.training.trackers.open_tracker", lambda *_: Tracker(full, lambda: pytest.fail("closed, though it failed")))
     _, _, err = run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS, "--track", "wandb")
     assert err.count("lama: wandb takes no more, and the run goes on without it: [Errno 28] No space left on device\n") == 1
@@ -248,7 +294,7 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--size", "big"], "size must be a number of parameters such as 800K, 10M or 1.5B; got 'big'"),
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),
         (["--size", "1M", "--from", "gpt2"], "size and from must not be given together; got --size 1M and --from gpt2"),
-        (["--devices", "CPU,ABACUS"], "devices must be such as tinygrad can open here; got 'ABACUS'"),
+        (["--devices", "CPU,ABACUS"], "got 'ABACUS' (unknown)"),
         (["--devices", "0"], "devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got 0"),
         (["--devices", "CPU,CPU:0"], "devices must be a number, or names such as CPU:0,CPU:1, each once; got 'CPU,CPU:0'"),
         (["--devices", "CPU:1,CPU:2"], "devices must begin with the first of their kind, CPU; got 'CPU:1,CPU:2'"),
@@ -305,6 +351,54 @@ def test_out_that_is_read_only_is_refused(run, cats, tmp_path):
 @pytest.mark.parametrize("argv", [["gpt2"], ["--out", "x"], ["--size", "1M"], ["--restart"]])
 def test_resume_takes_all_from_its_folder(run, out, argv):
     assert_refused(run(*argv, "--resume", out), 2, f"--resume must stand without {argv[0]}: all is taken from the run's own folder")
+
+
+def test_default_folder_of_a_finished_run_stays_and_another_is_said(run, bare, cats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_train, "watch", lambda *_: None)
+    for out in ("gpt", "gpt-2"):
+        _, _, err = run("--corpus", cats, "--steps", 3, *RUN_FLAGS)
+        assert ("lama: out/gpt stays as it is: writing to out/gpt-2\n" in err) == (out == "gpt-2")
+        (tmp_path / "out" / out / "config.json").write_text("{}")  # a model
+    before = (tmp_path / "out" / "gpt" / "settings.toml").read_bytes()
+    assert "seed = 5 " not in before.decode()
+    run("--corpus", cats, "--steps", 3, *RUN_FLAGS, "--seed", 5, "--restart")
+    assert "seed = 5 " in (tmp_path / "out" / "gpt" / "settings.toml").read_text()
+
+
+def test_restart_of_an_unfinished_run_with_damaged_settings(run, bare, cats, out, monkeypatch):
+    monkeypatch.setattr(LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None)
+    run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS)
+    (out / "settings.toml").write_text('steps = "abc"')
+    assert_refused(run("--corpus", cats, "--out", out), 2, f"--out holds what lama train wrote before, {out}. Replace it with --restart")
+    assert run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS, "--restart")[0] == 130
+    (out / "lama.json").unlink()  # of an earlier version
+    assert_refused(run("--corpus", cats, "--out", out), 2, f"--out holds an unfinished run, {out}, at step 2 of 3")
+    (out / "settings.toml").write_text('steps = "abc"')
+    assert_refused(run("--corpus", cats, "--out", out, "--restart"), 2, "which holds other things: checkpoints, config.json")
+
+
+def test_resume_of_another_folder_leaves_it_as_it_was(run, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "settings.toml").write_text("steps = 3")
+    assert_refused(run("--resume", tmp_path), 1, "a run to resume must have a checkpoint; got none in")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "settings.toml"]
+
+
+@pytest.mark.parametrize(
+    "words", [["{}"], ["--tokenizer", "{}"], ["--resume", "{}"], ["--from", "{}"], ["--out", "{}"], ["--corpus", "{}"]]
+)
+def test_name_that_is_too_long_is_one_short_line(run, cats, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    code, text, err = run("--corpus", cats, *(word.format("a sentence " * 50) for word in words))
+    assert code in (1, 2) and text == "" and err.startswith("lama: ") and err.count("\n") == 1 and len(err) < 400
+    assert [path.name for path in tmp_path.iterdir()] == ["cats.txt"]
+
+
+def test_tracker_that_is_not_installed_is_refused_before_the_work(run, cats, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    assert_refused(run("--corpus", cats, "--out", out, "--track", "trackio"), 1, "needs the package trackio", "Run: pip install trackio")
+    assert not out.exists()
 
 
 def test_resume_without_a_run_is_refused(run, out):

@@ -102,6 +102,27 @@ def test_experiment_writes_a_report_and_exits_0(tmp_path, capfd):
     assert main(["experiment", "arithmetic", "--out", str(out)]) == 0  # again, in its own folder
 
 
+def test_experiment_replaces_another_report_only_when_asked_to(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([]))
+    command, report = ["experiment", "arithmetic", "--seed"], tmp_path / "out" / "experiments" / "arithmetic" / "report.json"
+    assert main([*command, "1"]) == 0
+    before = report.read_bytes()
+    for damaged in (False, True):
+        if damaged:
+            report.write_bytes(before := b"[")
+        assert main([*command, "2", "--out", "out/experiments/arithmetic"]) == 2
+        assert "--out holds what lama experiment arithmetic wrote before, out/experiments/arithmetic. Replace it" in capfd.readouterr().err
+    assert main([*command, "2"]) == 0  # beside it, which is said
+    assert "out/experiments/arithmetic stays as it is: writing to out/experiments/arithmetic-2\n" in capfd.readouterr().err
+    assert report.read_bytes() == before
+    assert main([*command, "2", "--restart"]) == 0 and json.loads(report.read_text())["seed"] == 2
+    (report.parent / "lama.json").unlink()  # an earlier version's
+    assert main([*command, "3", "--restart", "--out", str(report.parent)]) == 0
+    assert main(["experiment", "order", "--restart", "--out", str(report.parent)]) == 2
+    assert "which holds other things: report.html, report.json" in capfd.readouterr().err
+
+
 def test_experiment_writes_its_curves_too(tmp_path, monkeypatch):
     panel = Panel("title", "step", "loss", [Curve("a", range(3), [1.0, 2.0, 3.0])])
     monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([], [panel]))

@@ -1,5 +1,7 @@
 """Masked language modelling: what is chosen, what is seen, the baselines, and that a BERT learns."""
 
+import io
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tinygrad import Tensor
 
 import lama
 from lama.cli import main
+from lama.cli.bert import filled_in
 from lama.data import text_corpus
 from lama.data.masked import mask_tokens
 from lama.errors import LamaError
@@ -129,7 +132,9 @@ def test_bert_learns_what_both_sides_tell():
     assert losses[0] > 1 and np.mean(losses[-10:]) < 0.05 < math.log(2) / 2
 
 
-def test_training_beats_counting_and_fill_gives_the_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_training_beats_counting_and_fill_gives_the_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "text.txt").write_text(TEXT)
     out = str(tmp_path / "bert")
     flags = [*FLAGS, "--steps", "400", "--warmup", "20", "--learning-rate", "3e-3"]
@@ -141,6 +146,15 @@ def test_training_beats_counting_and_fill_gives_the_words(tmp_path: Path, capfd:
     assert main(["fill", out, f"the {MASK} odd sat."]) == 0
     guessed, filled = capfd.readouterr().out.splitlines()
     assert guessed.startswith("cat ") and filled == "the cat odd sat."
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"the {MASK} odd sat.\n\nno mask\n{MASK} {MASK} sat.\n"))
+    assert main(["fill", out, "-"]) == 1  # a line for each
+    first, *rest, last = capfd.readouterr().out.split("\n")[:-1]
+    assert (first, rest) == ("the cat odd sat.", ["", ""]) and last.endswith(" sat.")
+    assert main(["fill", out, f"the {MASK} odd sat.", "-n", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["text"] == "the cat odd sat." and found["masks"][0][0]["token"] == " cat"
+    assert main(["bert", str(tmp_path / "text.txt"), "--out", out, *flags]) == 2
+    assert "--out holds what lama bert wrote before" in capfd.readouterr().err
     assert [len(best) for best in fill_in(model, tokenizer, f"my {MASK} {MASK} sat.", best=2)] == [2, 2]
 
 
@@ -163,6 +177,11 @@ def test_stopped_training_ends_after_its_step():
     assert steps == [1, 2, 3]
 
 
+def test_each_mask_gets_its_own_token():
+    assert filled_in(f"{MASK} and {MASK}", [" The", " cat"]) == "The and cat"
+    assert filled_in(f"a{MASK} {MASK}{MASK}.", ["b", " c", "d"]) == "ab cd."
+
+
 def test_fill_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     tokenizer = train_bpe(TEXT, 270, (PAD, MASK))
     pad, mask = special_ids(tokenizer)
@@ -173,5 +192,7 @@ def test_fill_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     ):
         assert main(["fill", str(tmp_path / "bert"), text]) == 1
         assert message in capfd.readouterr().err
+    assert main(["fill", str(tmp_path / "bert"), MASK, "-n", "269"]) == 2
+    assert "n must be at most 268, the tokens that the model can predict; got 269" in capfd.readouterr().err
     with pytest.raises(LamaError, match="must have the tokens"):
         special_ids(train_bpe(TEXT, 270))

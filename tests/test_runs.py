@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import CATS, RUN
+from safetensors.numpy import load_file, save_file
 from tinygrad.nn.state import get_state_dict
 
 import lama
@@ -134,6 +135,7 @@ def test_run_keeps_the_best_model_and_the_last_checkpoints(whole):
         "checkpoints",
         "config.json",
         "data",
+        "lama.json",
         "log.jsonl",
         "model.safetensors",
         "settings.toml",
@@ -300,6 +302,79 @@ def test_log_line_that_was_cut_short_is_taken_again(start, whole):
     assert outcome(run.folder)[0] == outcome(whole)[0]
 
 
+def first_line(text: str) -> Callable[[Path], None]:
+    def damage(log: Path) -> None:
+        log.write_text("\n".join([text, *log.read_text().split("\n")[1:]]))
+
+    return damage
+
+
+def one_more(content: bytes) -> Callable[[Path], None]:
+    return lambda log: log.write_bytes(log.read_bytes() + content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda log: log.write_bytes(b"\xff\xfe\n"), "log.jsonl must be valid JSON; got "),
+        (lambda log: log.write_bytes(b"5\n"), "line 1 of .*log.jsonl must be an object; got 5"),
+        (one_more(b'{"step": "x"}\n'), "step in line 8 of .*log.jsonl must be a whole number; got 'x'"),
+        (one_more(b"[" * 100_000 + b"\n"), "got over 100 levels"),
+        (one_more(b"\0\0\n"), "log.jsonl must be valid JSON; got "),
+        (first_line('{"devices": "many"}'), "must have baselines; got devices"),
+        (first_line('{"baselines": {"bigram": "low"}, "untrained": 5}'), "bigram in line 1 of .*log.jsonl must be a number; got 'low'"),
+        (lambda log: os.mkfifo(log.rename(log.with_name("moved")).with_name("log.jsonl")), "must be a regular file; got a pipe"),
+        (lambda log: log.write_bytes(b""), None),
+        (lambda log: log.unlink(), None),
+        (lambda log: log.write_text("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[:1])), None),
+    ],
+)
+def test_damaged_log_costs_the_curve_only(start, whole, capsys, damage, said):
+    run = start()
+    until(run, 5)
+    damage(run.folder.log_file)
+    capsys.readouterr()
+    again = resumed_run(run.folder, {})
+    err = capsys.readouterr().err
+    assert (again.baselines, again.untrained, again.best) == (run.baselines, run.untrained, run.best)
+    list(again)
+    assert outcome(run.folder)[1] == outcome(whole)[1] and steps_in(run.folder)[-7:] == [6, 7, 8, 9, 10, 11, 12]
+    damaged = run.folder.path / "log.jsonl.damaged"
+    if said is None:
+        assert err == "" and not damaged.exists()
+    else:
+        assert re.fullmatch(rf"lama: .*{said}.*\. log.jsonl is now log.jsonl.damaged, and a new one begins\n", err) and damaged.exists()
+
+
+def test_log_that_cannot_be_written_is_not_taken_for_a_damaged_one(start, monkeypatch):
+    run = start()
+    until(run, 5)
+    before = run.folder.log_file.read_bytes()
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LamaError, match=r"log.jsonl must be writable; got No space left"):
+        resumed_run(run.folder, {})
+    assert run.folder.log_file.read_bytes() == before
+
+
+def test_checkpoint_of_an_earlier_version_is_gone_on_with_without_its_log(start, whole):
+    run = start()
+    until(run, 5)
+    path = run.folder.last_checkpoint() / "training.json"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps({name: notes[name] for name in ("step", "data", "config")}))
+    (run.folder.path / "lama.json").unlink()
+    run.folder.log_file.unlink()
+    again = resumed_run(run.folder, {})
+    assert again.baselines == run.baselines and again.untrained == run.baselines["uniform"]
+    list(again)
+    assert outcome(run.folder)[1] == outcome(whole)[1]
+    assert RunFolder(run.folder.path).is_older_run()
+
+
 def test_settings_about_reports_may_change_on_the_way(start, whole):
     run = start()
     until(run, 5)
@@ -331,6 +406,52 @@ def test_checkpoint_without_the_settings_of_its_run_is_refused(finished, config)
     path = finished.checkpoints()[-1] / "training.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
     with pytest.raises(LamaError, match=r"training.json must hold (the run's config; got|only settings of lama train; got 'dropping')"):
+        resumed_run(finished, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 5}, "must be of step 12, as its folder is called; got step 5"),
+        ({"step": True}, "step in .*training.json must be a whole number; got True"),
+        ({"data": 5}, "must read the data it began with"),
+        ({"devices": "many"}, "devices in .*training.json must be a whole number; got 'many'"),
+        ({"baselines": [1]}, r"baselines in .*training.json must be an object; got \[1\]"),
+    ],
+)
+def test_checkpoint_with_other_notes_is_refused(finished, changes, message):
+    path = finished.checkpoints()[-1] / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(LamaError, match=message):
+        resumed_run(finished, {})
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float16, np.float64])
+def test_optimizer_state_of_another_dtype_is_refused(finished, dtype):
+    path = finished.checkpoints()[-1] / "training.safetensors"
+    save_file({name: array.astype(dtype) for name, array in load_file(path).items()}, path)
+    with pytest.raises(LamaError, match=rf"training.safetensors must hold float32; got {np.dtype(dtype).name} for m\."):
+        resumed_run(finished, {})
+
+
+def test_optimizer_state_that_is_not_finite_is_refused(finished):
+    path = finished.checkpoints()[-1] / "training.safetensors"
+    save_file({name: array + np.float32("nan") for name, array in load_file(path).items()}, path)
+    with pytest.raises(LamaError, match="weights must be finite; got NaN"):
+        resumed_run(finished, {})
+
+
+def test_settings_beyond_reason_are_refused(finished):
+    text = finished.settings_file.read_text()
+    for steps, message in (
+        ("1" + "0" * 26, "steps must be at most 1000000000; got 1000"),
+        ('"abc"', "steps must be of type int; got 'abc'"),
+    ):
+        finished.settings_file.write_text(text.replace("steps = 12", f"steps = {steps}"))
+        with pytest.raises(UsageError, match=message):
+            resumed_run(finished, {})
+    finished.settings_file.write_text("a = " + "[" * 100_000)
+    with pytest.raises(LamaError, match="must be valid TOML; got: over 100 levels"):
         resumed_run(finished, {})
 
 
@@ -448,7 +569,7 @@ def test_one_folder_is_one_process_s_at_a_time(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "in\n"
         with (
-            pytest.raises(LamaError, match="where another is training"),
+            pytest.raises(LamaError, match="another process is working in"),
             RunFolder(tmp_path / "run").alone(),
         ):
             pass
@@ -456,7 +577,8 @@ def test_one_folder_is_one_process_s_at_a_time(tmp_path):
             pass
         other.kill()
     with RunFolder(tmp_path / "run").alone():
-        assert not (tmp_path / "run").exists()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["lama.json"]  # the lock lies beside what it locks
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start, whole):
@@ -558,10 +680,33 @@ def test_new_run_takes_the_place_of_an_earlier_one(finished, cats):
     (finished.path / ".saving-123").mkdir()
     model = (finished.path / "model.safetensors").read_bytes()
     new_run(finished, {"corpus": [str(cats)], **RUN, "validation": 0.2}, "lama train ...")
-    assert sorted(path.name for path in finished.path.iterdir()) == ["config.json", "data", "model.safetensors", "settings.toml"]
+    names = sorted(path.name for path in finished.path.iterdir())
+    assert names == ["config.json", "data", "lama.json", "model.safetensors", "settings.toml"]
     assert (finished.path / "model.safetensors").read_bytes() == model  # until there is another
     assert finished.settings()["validation"] == 0.2
     assert len(open_tokens(finished.data, verify=True).validation) == 0.2 * len(CATS)
+
+
+def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
+    """Also behind links, and in the folders that it empties."""
+    there = tmp_path / "there"
+    shutil.copytree(finished.path / "checkpoints", there)
+    for path in (finished.path / "checkpoints" / "mine.txt", finished.data / "mine.txt", finished.path / ".mine.tmp"):
+        path.write_text("mine")
+    (finished.path / "loss.png").symlink_to(there / "photo.png")
+    (there / "photo.png").write_text("mine")
+    finished.log_file.unlink()
+    finished.log_file.symlink_to(there / "log.jsonl")
+    (there / "log.jsonl").write_text("mine")
+    before = sorted(there.rglob("*"))
+    new_run(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
+    for path in ("checkpoints/mine.txt", "data/mine.txt", ".mine.tmp"):
+        assert (finished.path / path).read_text() == "mine"
+    assert finished.checkpoints() == [] and not finished.log_file.exists()
+    shutil.rmtree(finished.path / "checkpoints")
+    (finished.path / "checkpoints").symlink_to(there)
+    new_run(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
+    assert sorted(there.rglob("*")) == before and (there / "photo.png").read_text() == (there / "log.jsonl").read_text() == "mine"
 
 
 def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):

@@ -2,20 +2,25 @@
 
 import argparse
 import json
+import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.lines import at_once, in_batches, input_lines
+from lama.cli.lines import answer_lines, at_once, in_batches
 from lama.cli.live import LiveLine, heading, state, stopped_by, stopping
-from lama.cli.out import check_folder
+from lama.cli.out import own_folder
 from lama.cli.settings import add_settings, given
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError, quoted
+from lama.files import quoted_path, read_object
 from lama.training.encoders import PRESETS, ClassifierSettings
 
 if TYPE_CHECKING:
+    from lama.data.labelled import Labelled
     from lama.training.classify import ClassifierTraining, Judgement, Predictor
 
 DATA = "testament, names, shakespeare-milton, or a file: lines of label, tab, text; or .csv with the columns text and label"
@@ -39,7 +44,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     )
     train.set_defaults(run=run_train)
     train.add_argument("data", metavar="DATA", help=DATA)
-    train.add_argument("--out", type=Path, metavar="DIR", help="the folder of the model (default out/ and the data set's name)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="the model's folder (default out/ and the data's name, or NAME-2)")
+    train.add_argument("--restart", action="store_true", help="replace the model of an earlier lama classify train in --out, which is lost")
     add_settings(train, ClassifierSettings, leave_out=("recompute",))
 
     judge = actions.add_parser(
@@ -53,8 +59,9 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
 
     predict = actions.add_parser(
         "predict",
-        help="tell what a text is",
-        description="For each text its class, the probability, and the text, with tabs between.",
+        help="classify texts",
+        description="Print the class of each text, its probability and the text, separated by tabs. With -, print one line for each "
+        "line of standard input: an empty one where it is empty or cannot be answered, which exits with 1 at the end.",
     )
     predict.set_defaults(run=run_predict)
     predict.add_argument("model", metavar="DIR", help="a folder that lama classify train has written")
@@ -63,24 +70,30 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.verbs = actions.choices
     for each in (train, judge, predict):
         machine.add_options(each)
-        each.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run_train(args: argparse.Namespace) -> int:
     settings = ClassifierSettings(**PRESETS.get(args.data, {}) | given(args, ClassifierSettings))
-    out = args.out or Path("out") / Path(args.data).stem
-    check_folder(out, ("config.json",), "a model of lama's")
     machine.use(args)
+    from lama.data.labelled import open_labelled
+
+    data = open_labelled(args.data)
+    default = Path("out") / (Path(args.data).stem or "classifier")
+    with own_folder(args.out, default, "classify train", replace=args.restart) as out:
+        return train_classifier(args, data, settings, out)
+
+
+def train_classifier(args: argparse.Namespace, data: "Labelled", settings: ClassifierSettings, out: Path) -> int:
     from lama.checkpoints import save
-    from lama.data.labelled import open_labelled, split_labelled
+    from lama.data.labelled import split_labelled
     from lama.data.naive_bayes import best_naive_bayes
     from lama.training.classify import ClassifierTraining, judge, judged
 
-    data = open_labelled(args.data)
     learned, kept = split_labelled(data.examples)
     missing = set(data.labels) - {example.label for example in learned}
     if missing:
-        raise LamaError(f"each label must be among the texts to learn from; got none for {', '.join(sorted(missing))}. Give more examples")
+        none = quoted(", ".join(sorted(missing)), plain=True)
+        raise LamaError(f"each label must be among the texts to learn from; got none for {none}. Give more examples")
     heading(f"The data: {data.name}")
     for label in data.labels:
         print(f"{sum(example.label == label for example in data.examples):>8,} {label}, such as {_first(data.examples, label)!r}")
@@ -100,7 +113,8 @@ def run_train(args: argparse.Namespace) -> int:
         watch(training)
     results["trained"] = judged(training.predictor, kept)
     seconds = time.perf_counter() - began
-    about = {"data": args.data, "provenance": data.provenance, "licence": data.licence, "seed": settings.seed, "seconds": round(seconds, 1)}
+    source = os.path.abspath(args.data) if data.provenance == args.data else args.data  # a file is found from another folder, too
+    about = {"data": source, "provenance": data.provenance, "licence": data.licence, "seed": settings.seed, "seconds": round(seconds, 1)}
     accuracies = {name: result.accuracy for name, result in results.items()}
     confusion = results["trained"].confusion.tolist()
     save(out, training.model, training.tokenizer, {**about, "heldout_accuracy": accuracies, "heldout_confusion": confusion})
@@ -110,7 +124,8 @@ def run_train(args: argparse.Namespace) -> int:
     heading(f"What it makes of the {len(kept):,} texts that it has not seen")
     print(f"{results['trained'].table()}\n\n{table(results)}")
     print(f"(naive Bayes: {bayes.features}, α = {bayes.alpha:g}, chosen on a tenth of the texts to learn from)")
-    print(f"\n{seconds:.0f} s in all; saved in {out}. Ask it:\n  lama classify predict {out} {json.dumps(kept[0].text[:60])}")
+    print(f"\n{seconds:.0f} s in all; saved in {out}. Ask it:")
+    print(f"  {shlex.join(['lama', 'classify', 'predict', str(out), kept[0].text[:60]])}")
     best = max("untrained", "majority", key=accuracies.__getitem__)
     if accuracies["trained"] <= accuracies[best]:
         raise LamaError(
@@ -165,40 +180,51 @@ def load_predictor(folder: str, batch_size: int) -> "Predictor":
 
 def run_eval(args: argparse.Namespace) -> int:
     machine.use(args)
-    from lama.checkpoints import read_json
-    from lama.data.labelled import open_labelled, split_labelled
+    from lama.data.labelled import DATASETS, open_labelled, split_labelled
     from lama.training.classify import judged
 
     predictor = load_predictor(args.model, AT_ONCE)
     if args.file:
         examples = list(open_labelled(args.file).examples)
     else:
-        notes = read_json(Path(args.model) / "config.json").get("training")
-        source = notes.get("data") if isinstance(notes, dict) else None
+        source = read_object(Path(args.model) / "config.json").get("training")
+        source = source.get("data") if isinstance(source, dict) else None
         if not isinstance(source, str):
-            raise LamaError(f"{args.model} must name the data it was trained on; got none. Give a FILE")
+            raise LamaError(f"{quoted_path(args.model)} must name the data it was trained on; got none. Give a FILE")
+        if source not in DATASETS and not os.path.isfile(source):
+            raise LamaError(f"the data that {quoted_path(args.model)} was trained on is not here: {quoted_path(source)}. Give a FILE")
         _, examples = split_labelled(open_labelled(source).examples)
     known = predictor.model.config.labels
     if unknown := sorted({example.label for example in examples} - set(known)):
-        raise LamaError(f"labels must be the model's, {', '.join(known)}; got {', '.join(unknown[:5])}")
+        names, others = (quoted(", ".join(labels), plain=True) for labels in (known, unknown[:5]))
+        raise LamaError(f"labels must be the model's, {names}; got {others}")
     result = judged(predictor, examples)
     print(f"{result.table()}\n\naccuracy {result.accuracy:.2%} of {len(examples):,} texts")
     return 0
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    machine.use(args)
     piped = args.text == ["-"]
+    if not piped and "-" in args.text:
+        raise UsageError("- for standard input must be the only TEXT; got others beside it")
+    if not all(text.strip() for text in args.text):
+        raise UsageError("TEXT must not be empty; give some text, or - for standard input")
+    machine.use(args)
     predictor = load_predictor(args.model, at_once(AT_ONCE) if piped else min(len(args.text), AT_ONCE))
-    stripped = (line.strip() for line in (input_lines() if piped else args.text))
     labels = predictor.model.config.labels
-    for texts in in_batches(filter(None, stripped), predictor.batch_size):
+
+    def answers(texts: list[str]) -> Iterator[str]:
+        texts = [text.strip() for text in texts]
         for text, chances in zip(texts, predictor(texts), strict=True):
             best = int(chances.argmax())
             if args.json:
                 found = {label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)}
-                print(json.dumps({"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False))
+                yield json.dumps({"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False)
             else:
-                print(f"{labels[best]}\t{chances[best]:.3f}\t{text}")
-        sys.stdout.flush()
+                yield f"{labels[best]}\t{chances[best]:.3f}\t{text}"
+
+    if piped:
+        return answer_lines(answers, predictor.batch_size)
+    for texts in in_batches(args.text, predictor.batch_size):
+        print(*answers(texts), sep="\n", flush=True)
     return 0

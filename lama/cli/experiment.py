@@ -3,18 +3,20 @@
 import argparse
 import importlib.util
 import json
+import os
 import shlex
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
 from lama.cli.live import LiveLine, state, stopped_by, stopping
-from lama.cli.out import check_folder
+from lama.cli.out import check_folder, own_folder
 from lama.errors import LamaError, UsageError
+from lama.files import field, quoted_path, read_object
 
 if TYPE_CHECKING:
     from lama.experiments import Report
@@ -37,22 +39,21 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("name", metavar="NAME", choices=ABOUT, help="which one")
-    add("--out", type=Path, metavar="DIR", help="where the report goes (default out/experiments/NAME)")
+    add("--out", type=Path, metavar="DIR", help="the folder of the report (default out/experiments/NAME, or NAME-2 beside another report)")
     add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
     add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
     add("--full", action="store_true", help=f"at the size of the paper, not in minutes ({', '.join(TWO_SIZES)})")
     add(
         "--restart",
         action="store_true",
-        help=f"begin again where --out holds an unfinished one, which the same command else goes on with ({', '.join(RESUMABLE)})",
+        help="replace what an earlier one left in --out, which is lost: its report, or how far it had come, where the same command would "
+        f"otherwise resume ({', '.join(RESUMABLE)})",
     )
     machine.add_options(parser)
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.experiments import RESUMABLE, TWO_SIZES
-    from lama.training.folder import RunFolder
+    from lama.experiments import TWO_SIZES
 
     for name, least in (("steps", 10), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -60,14 +61,42 @@ def run(args: argparse.Namespace) -> int:
     if args.full and args.name not in TWO_SIZES:
         raise UsageError(f"--full must go with {' or '.join(TWO_SIZES)}; got {args.name}, which has one size")
     machine.use(args)
-    out = args.out or Path("out") / "experiments" / args.name
-    check_folder(out, ("report.json", UNFINISHED), "a report of lama experiment")
-    with RunFolder(out).alone() if args.name in RESUMABLE else nullcontext():
+    default = Path("out") / "experiments" / args.name
+    with own_folder(args.out, default, f"experiment {args.name}", partial(check_report, args)) as out:
         return answer(args, out)
 
 
+def check_report(args: argparse.Namespace, out: Path) -> None:
+    """Refuse, before the work, a folder that holds anything but this experiment, finished or not. Raises LamaError."""
+    if not args.restart and (there := settings_in(out / UNFINISHED / "settings.json")) not in (None, settings_of(args)):
+        go_on = f"go on with it, {command_line(there, out)}, lose it" if there else "its settings.json is damaged. Lose it"
+        raise UsageError(f"--out holds an unfinished experiment, {quoted_path(out)}: {go_on} with --restart, or choose another --out")
+    there = settings_in(out / "report.json")
+    replace = args.restart or there in (None, settings_of(args))  # the same settings give the same report
+    check_folder(out, f"experiment {args.name}", replace, older=lambda folder: is_report(folder, args.name))
+
+
+def is_report(folder: Path, name: str) -> bool:
+    """Whether the folder, which has no marker, is that of this experiment in an earlier version."""
+    found = (settings_in(folder / file) for file in ("report.json", f"{UNFINISHED}/settings.json"))
+    return any(settings is not None and settings.get("experiment") == name for settings in found)
+
+
+def settings_in(file: Path) -> dict[str, Any] | None:
+    """The settings of an experiment that a file names; none where there is no file, {} where it is damaged."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        found, source = read_object(file), quoted_path(file)
+        kinds = {"experiment": str, "seed": int, "steps": int, "full": bool}
+        return {name: field(found, name, kind, source, None) for name, kind in kinds.items()}
+    except LamaError:
+        return {}
+
+
 def answer(args: argparse.Namespace, out: Path) -> int:
-    """Run it, print and save what came of it. The exit code."""
+    """Run it, print and save the report. The exit code."""
+    from lama.checkpoints.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
     began = time.perf_counter()
@@ -82,7 +111,7 @@ def answer(args: argparse.Namespace, out: Path) -> int:
     print(report)
     names = write(out, report, args)
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     print(f"\n{time.perf_counter() - began:.0f} s; saved in {out}: {', '.join(names)}")
     if failed := [claim for claim, holds in report.claims.items() if not holds]:
         raise LamaError(f"the numbers must bear the claims out; got {len(failed)} that do not hold. Try more --steps or another --seed")
@@ -91,41 +120,29 @@ def answer(args: argparse.Namespace, out: Path) -> int:
 
 def unfinished(out: Path, args: argparse.Namespace) -> Path:
     """The folder where this experiment keeps how far it is, with what is there of the same one. Raises LamaError."""
-    from lama.checkpoints import read_json
-    from lama.checkpoints.atomic import atomic_write
+    from lama.checkpoints.atomic import atomic_write, remove, unwritable
 
-    folder, settings = out / UNFINISHED, settings_of(args)
-    if folder.exists() and args.restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "settings.json").exists():
-        there = read_json(folder / "settings.json")
-        if there != settings:
-            raise UsageError(
-                f"--out holds an unfinished experiment, {out}: go on with it, {command_line(there, out)}, lose it with --restart, "
-                "or choose another --out"
-            )
-    make(folder)
+    folder = out / UNFINISHED
+    try:
+        if args.restart:
+            remove(folder)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     with atomic_write(folder / "settings.json") as file:
-        file.write(json.dumps(settings).encode())
+        file.write(json.dumps(settings_of(args)).encode())
     return folder
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the numbers of a report."""
+    """The settings that decide the numbers of a report."""
     return {"experiment": args.name, "seed": args.seed, "steps": args.steps, "full": args.full}
 
 
 def command_line(settings: Mapping[str, Any], out: Path) -> str:
-    """The command for the same experiment in the same place."""
+    """The command for the same experiment in the same folder."""
     flags = [f"--{name}={settings[name]}" for name in ("seed", "steps") if settings.get(name)] + ["--full"] * bool(settings.get("full"))
     return shlex.join(["lama", "experiment", str(settings.get("experiment")), *flags, "--out", str(out)])
-
-
-def make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LamaError(f"--out must be a folder that can be written; got {folder} ({error.strerror})") from error
 
 
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
@@ -143,7 +160,6 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
         files["curves.png"] = report.picture()
     if report.maps and drawn:
         files["maps.png"] = heat_maps(report.maps)
-    make(out)
     for name, content in files.items():
         with atomic_write(out / name) as file:
             file.write(content)
@@ -151,7 +167,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
 
 
 class Watch:
-    """What is seen of an experiment's trainings, and how they are stopped."""
+    """Progress of an experiment's trainings, and how they are stopped."""
 
     def __init__(self) -> None:
         self.said, self.stopped = "", False

@@ -1,15 +1,19 @@
 """Lines of standard input, for the commands that answer each of them."""
 
+import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, note
+
+LONGEST = 1 << 20  # bytes of a line that is answered
+BLOCK = 1 << 16  # bytes read at a time
+BREAKS = {ord(c): repr(c)[1:-1] if c in "\n\r" else f"\\u{ord(c):04x}" for c in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
 
 
 def input_lines() -> Iterator[str]:
     """The lines of standard input without their ends. Raises LamaError where it is closed, or not UTF-8."""
-    if sys.stdin is None:
-        raise UsageError("standard input must be open for -; got none. Give the text itself")
+    check_open()
     try:
         for line in sys.stdin:
             yield line.rstrip("\r\n")
@@ -17,16 +21,66 @@ def input_lines() -> Iterator[str]:
         raise LamaError(f"standard input must be UTF-8 text; got byte 0x{error.object[error.start]:02x}") from error
 
 
-def in_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """`size` lines at a time, the last time maybe fewer."""
-    batch: list[str] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def check_open() -> None:
+    """Raises UsageError where standard input is closed."""
+    if sys.stdin is None:
+        raise UsageError("standard input must be open for -; got none. Give the text itself")
+
+
+def answer_lines(answers: Callable[[list[str]], Iterable[str]], most: int) -> int:
+    """Print one line for each line of standard input, in their order and as soon as it is there. Returns the exit code.
+
+    `answers` maps up to `most` texts, as many as have come, to a line each. An empty line is answered by an empty one. So is
+    a line that it raises LamaError for, with a message that gives the line's number; the exit code is then 1.
+    """
+    check_open()
+    number = code = 0
+    for lines in _batches(most):
+        for answer in _answers(answers, lines):
+            number += 1
+            if isinstance(answer, LamaError):
+                code = 1
+                note(f"line {number}: {answer}")
+            print("" if isinstance(answer, LamaError) else answer.translate(BREAKS))
+        sys.stdout.flush()
+    return code
+
+
+def _answers(answers: Callable[[list[str]], Iterable[str]], lines: list[bytes]) -> list[str | LamaError]:
+    """The answers to all lines at once or, where one of them cannot be answered, to each alone."""
+    try:
+        texts = [_text(line) for line in lines]
+        wanted = [text for text in texts if text.strip()]
+        found = iter(answers(wanted) if wanted else ())
+        return [next(found) if text.strip() else "" for text in texts]
+    except LamaError as error:
+        return [error] if len(lines) == 1 else [answer for line in lines for answer in _answers(answers, [line])]
+
+
+def _text(line: bytes) -> str:
+    if len(line) > LONGEST:
+        raise LamaError(f"a line must have at most {LONGEST:,} bytes; got more")
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise LamaError(f"the text must be UTF-8; got byte 0x{line[error.start]:02x}") from None
+
+
+def _batches(most: int) -> Iterator[list[bytes]]:
+    """The lines of standard input that have come, up to `most` at a time: nobody waits for an answer until more are there."""
+    file = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+    rest, mark = b"", b"\xef\xbb\xbf"
+    while block := file.read1(BLOCK):
+        *lines, rest = (rest + block).removeprefix(mark).split(b"\n")
+        rest, mark = rest[: LONGEST + 1], b""
+        yield from (lines[i : i + most] for i in range(0, len(lines), most))
+    if rest:
+        yield [rest]
+
+
+def in_batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """`size` texts at a time, the last time maybe fewer."""
+    return (list(texts[i : i + size]) for i in range(0, len(texts), size))
 
 
 def at_once(most: int) -> int:

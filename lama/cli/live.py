@@ -1,20 +1,25 @@
-"""What is seen of a training while it runs, and how it is stopped: for every command that trains."""
+"""Progress of a training on the screen, and the signals that stop it: for every command that trains."""
 
 import os
 import signal
+import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from lama.errors import note
 
 if TYPE_CHECKING:
     from lama.training.loop import Step
 
 SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # the terminal was closed
 
 
+@runtime_checkable
 class Stoppable(Protocol):
     def stop(self) -> None: ...
 
@@ -23,15 +28,30 @@ def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def tokenizing(pieces: Any) -> Any:
-    """A progress bar over the bytes of the corpus."""
-    from tqdm import tqdm
+def progress(items: Iterable[Any], unit: str, label: str = "", total: int | None = None) -> Iterator[Any]:
+    """Show on standard error how many of the items are done: a bar in a terminal, elsewhere a line now and then, and the last."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
 
-    return tqdm(pieces, unit="piece", desc="tokenizing", file=sys.stderr, dynamic_ncols=True, leave=False, delay=1)
+        yield from tqdm(items, total=total, unit=unit, desc=label or None, file=sys.stderr, dynamic_ncols=True, leave=False, delay=1)
+        return
+    began = following = time.monotonic()
+    for n, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now >= following + SECONDS_BETWEEN_LINES or n == total:
+            following = now
+            of = "" if total is None else f"/{total:,}, {n / total:.0%}"
+            print(f"{label or unit}: {n:,}{of}, {n / max(now - began, 1e-3):,.1f} {unit}/s", file=sys.stderr, flush=True)
+
+
+def tokenizing(pieces: Iterable[Any]) -> Iterator[Any]:
+    """The pieces of a corpus, watched."""
+    return progress(pieces, "piece", "tokenizing")
 
 
 def state(step: "Step", mfu: float | None, compiled: bool) -> str:
-    """Of the live line: what one looks for while it runs. The first step compiles, so its speed says nothing."""
+    """Text of the live line: loss, rate, gradient, speed. The first step compiles, so its speed says nothing."""
     from tqdm import tqdm
 
     parts = [
@@ -47,7 +67,7 @@ def state(step: "Step", mfu: float | None, compiled: bool) -> str:
 
 
 class LiveLine:
-    """Where the training stands, on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
+    """Progress of the training on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
 
     def __init__(self, steps: int, done: int, label: str = ""):
         from tqdm import tqdm
@@ -82,19 +102,29 @@ class LiveLine:
 
 
 @contextmanager
-def stopping(session: Any) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM call `session.stop()`: the step under way ends; a second one ends the program. Yields the signals that came."""
+def stopping(session: Stoppable) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP call `session.stop()`, which lets the step under way end; a second one ends the program.
+
+    After `nohup`, SIGHUP stays ignored. Yields the signals that came.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:
+            if callable(handler := before[signal.Signals(number)]):
+                handler(number, frame)  # as outside: SIGTERM has an exit code of its own
             raise KeyboardInterrupt
         received.append(number)
         session.stop()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if number == HANGUP:
+            _forget_terminal()
+        with suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        numbers.append(HANGUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:
@@ -102,7 +132,17 @@ def stopping(session: Any) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _forget_terminal() -> None:
+    """Send standard output and error nowhere, unless they go to a file: who read them has gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        with suppress(OSError):
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                os.dup2(null, number)
+    os.close(null)
+
+
 def stopped_by(received: list[int], what: str) -> int:
     """Say which signal ended a training, and `what` comes of it; the exit code."""
-    print(f"lama: stopped by {signal.Signals(received[0]).name}{what}", file=sys.stderr)
+    note(f"stopped by {signal.Signals(received[0]).name}{what}")
     return 128 + received[0]

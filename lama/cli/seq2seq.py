@@ -1,19 +1,22 @@
 """`lama seq2seq`: train an encoder-decoder on pairs of texts, and check what it has learned."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.live import LiveLine, heading, state, stopped_by, stopping
-from lama.cli.out import check_folder
+from lama.cli.live import LiveLine, heading, progress, state, stopped_by, stopping
+from lama.cli.out import own_folder
 from lama.cli.settings import add_settings, given
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, quoted
+from lama.files import field, quoted_path, read_object
 from lama.training.pair_settings import TASK_SETTINGS, PairSettings
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ JUDGED = 1000  # held-out pairs, at most
 UNTRAINED = 64  # pairs that an untrained model answers: it knows no end, and each answer is as long as it may be
 SHOWN = 7
 TOKENIZERS = ("characters", "words")
+ANSWERS = partial(progress, unit="batch", label="answers")
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -35,44 +39,44 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "seq2seq",
         help="train an encoder-decoder on pairs of texts, and check it",
         usage="%(prog)s TASK|FILE --out DIR [options] [settings]\n       %(prog)s check DIR [-v]",
-        description="Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, judge it on held-out pairs, and save it "
-        "for lama translate. Ctrl-C ends the step and saves. Exits with 1 if it is no better than untrained, copying, or the commonest "
-        "answer. `check DIR` reads the folder again and lets the model answer in four ways: untrained, with the true target before it, "
-        "token by token on the true target, and token by token on its own output; it exits with 1 if it answers too few.",
+        description="Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, evaluate it on held-out pairs, and save "
+        "it for lama translate. Ctrl-C finishes the step and saves. Exits with 1 if it is no better than untrained, copying, or the most "
+        "frequent answer. `check DIR` reads the folder again and lets the model answer in four ways: untrained, with the true target "
+        "before it, token by token on the true target, and token by token on its own output; it exits with 1 if it answers too few.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("task", metavar="TASK", help=f"{', '.join(TASK_SETTINGS)}; a file with source, tab and target in each line; or check")
     add("folder", nargs="?", type=Path, metavar="DIR", help="with check: what --out was")
-    add("--out", type=Path, metavar="DIR", help="the model's folder (default out/ and the task's name)")
+    add("--out", type=Path, metavar="DIR", help="the model's folder (default out/ and the task's name, or NAME-2)")
+    add("--restart", action="store_true", help="replace the model of an earlier lama seq2seq in --out, which is lost")
     add("--tokenizer", choices=TOKENIZERS, help="of a file (default words)")
     add("--held-out", type=float, metavar="X", help="share of a file's pairs to judge by (default 0.1); 0 judges by what was learned")
     machine.add_options(parser)
-    add("-v", "--verbose", action="store_true", help="draw where the decoder looks; show tracebacks")
+    add("-v", "--verbose", action="store_true", help="draw where the decoder looks")
     add_settings(parser, PairSettings, leave_out=("recompute",))
 
 
 def run(args: argparse.Namespace) -> int:
     machine.use(args)
     if args.task == "check":
-        if args.folder is None or args.out is not None or given(args, PairSettings):
+        if args.folder is None or args.out is not None or args.restart or given(args, PairSettings):
             raise UsageError("check must be given the folder of a model, and no settings. See lama seq2seq --help")
         return check(args.folder, args.verbose)
     if args.folder is not None:
-        raise UsageError(f"only check takes a folder beside the task; got {args.folder}. Where to save goes after --out")
-    return train(args)
+        raise UsageError(f"only check takes a folder beside the task; got {quoted_path(args.folder)}. Where to save goes after --out")
+    task = find_task(args)
+    settings = PairSettings(**{**TASK_SETTINGS.get(args.task, {}), **given(args, PairSettings)})
+    with own_folder(args.out, Path("out") / Path(args.task).stem, "seq2seq", replace=args.restart) as out:
+        return train(args, task, settings, out)
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace, task: "PairTask", settings: PairSettings, out: Path) -> int:
     from lama.checkpoints import save
     from lama.data.pairs import encode_pairs, pair_baselines, split_pairs, unigram_loss
     from lama.training.pairs import PairTrainer, pair_model
 
     began = time.monotonic()
-    task = find_task(args)
-    settings = PairSettings(**{**TASK_SETTINGS.get(args.task, {}), **given(args, PairSettings)})
-    out = args.out or Path("out") / Path(args.task).stem
-    check_folder(out, (HELD_OUT,), "a model of lama seq2seq")
     learned, judged = split_pairs(task.make(), task.held_out, task.key)
     if not learned or (task.held_out and not judged):
         raise LamaError(f"there must be pairs to learn and pairs to judge by; got {len(learned)} and {len(judged)}. Change --held-out")
@@ -137,8 +141,8 @@ def find_task(args: argparse.Namespace) -> "PairTask":
             raise UsageError(f"--tokenizer and --held-out are for files; the task {args.task} has its own. Leave them out")
         return TASKS[args.task]
     path = Path(args.task)
-    if not path.is_file():
-        raise UsageError(f"a task must be {', '.join(TASKS)}, or a file of pairs; got {args.task!r}{did_you_mean(args.task, TASKS)}")
+    if not os.path.isfile(path):
+        raise UsageError(f"a task must be {', '.join(TASKS)}, or a file of pairs; got {quoted(args.task)}{did_you_mean(args.task, TASKS)}")
     held_out = 0.1 if args.held_out is None else args.held_out
     if not 0 <= held_out < 1:
         raise UsageError(f"held-out must be at least 0 and below 1; got {held_out}")
@@ -166,7 +170,7 @@ def head(data: "PairData", n: int) -> "PairData":
 def exact(model: "Transformer", data: "PairData") -> float:
     from lama.generation.seq2seq import answers, share_exact
 
-    return share_exact(answers(model, data.sources, progress=progress("answers")), data.targets)
+    return share_exact(answers(model, data.sources, progress=ANSWERS), data.targets)
 
 
 def watch(trainer: "PairTrainer") -> None:
@@ -179,17 +183,6 @@ def watch(trainer: "PairTrainer") -> None:
             line.step(step.step, state(step, None, compiled=step.step > 1))
             if step.step % every == 0 and not trainer.stopped:
                 line.say(f"step {step.step}: loss {step.loss:.4f}, held-out loss {trainer.loss():.4f}")
-
-
-def progress(unit: str) -> Any:
-    """A bar over batches, where they take longer than a second."""
-
-    def bar(batches: Any) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(batches, unit="batch", desc=unit, file=sys.stderr, dynamic_ncols=True, leave=False, delay=1, disable=None)
-
-    return bar
 
 
 def table(rows: Any, columns: tuple[str, ...] = ("untrained", "baseline", "trained")) -> str:
@@ -214,22 +207,26 @@ def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> None:
 
 def check(folder: Path, verbose: bool) -> int:
     """The four ways to answer, on the held-out pairs that were saved with the model. The exit code."""
-    from lama.checkpoints import load_kind, read_json
+    from lama.checkpoints import load_kind
     from lama.data.pairs import encode_pairs, read_pairs
     from lama.data.tasks import TASKS
     from lama.generation.seq2seq import pair_score
     from lama.models.transformer import Transformer
     from lama.tokenizers import PairTokenizer
 
-    if not folder.is_dir():
-        raise UsageError(f"check must be given a folder of lama seq2seq; got {folder}, which is none")
+    if not os.path.isdir(folder):
+        raise UsageError(f"check must be given a folder of lama seq2seq; got {quoted_path(folder)}, which is none")
     model, tokenizer = load_kind("transformer", folder, PairTokenizer)
-    notes: Any = read_json(folder / "config.json").get("training", {})
+    config = folder / "config.json"
+    notes = field(read_object(config), "training", dict, quoted_path(config), {})
+    seed = field(field(notes, "settings", dict, quoted_path(config), {}), "seed", int, quoted_path(config), 0)
     data = encode_pairs(read_pairs(folder / HELD_OUT), tokenizer)
-    task = TASKS.get(notes.get("task", ""))
+    if (longest := max(data.lengths)) > (most := model.config.context_length):
+        raise LamaError(f"pairs must fit context_length; got {longest} tokens in {folder / HELD_OUT}, context_length={most}")
+    task = TASKS.get(field(notes, "task", str, quoted_path(config), ""))
     print(f"{model.describe()}\n{len(data.pairs):,} pairs of {folder / HELD_OUT}")
-    untrained = pair_score(Transformer(model.config, notes.get("settings", {}).get("seed", 0)), head(data, UNTRAINED))
-    trained = pair_score(model, data, progress("answers"))
+    untrained = pair_score(Transformer(model.config, abs(seed)), head(data, UNTRAINED))
+    trained = pair_score(model, data, ANSWERS)
 
     rows = (
         ("loss, nats per token", untrained.loss, trained.loss, "{:.6f}"),

@@ -4,20 +4,22 @@ import argparse
 import importlib.util
 import io
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
 from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
-from lama.cli.out import check_folder
+from lama.cli.out import check_folder, free_folder
 from lama.cli.settings import add_settings, flag_of, given, show
-from lama.errors import LamaError, UsageError, first_line
-from lama.training.config import MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, RunConfig, presets, read_settings
+from lama.errors import LamaError, UsageError, first_line, note
+from lama.files import quoted_path
+from lama.training.config import MODEL_SETTINGS, SETTINGS, SIZE_SETTINGS, RunConfig, presets, read_settings, run_config
 
 if TYPE_CHECKING:
     from lama.data import Corpus
@@ -36,21 +38,26 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "train",
         help="train a GPT, from scratch or from another",
         usage="%(prog)s [PRESET | FILE.toml] [options] [settings]",
-        description="Train a GPT on a text (default: the King James Bible), judge it on held-out text against n-gram models, and save it "
-        "in a folder that `gpt.py -m` runs. Settings come from a preset or a file, and each can be given here. Ctrl-C ends the step, "
-        "saves, and says how to go on. Exits with 1 if the model is no better than counting pairs of tokens.",
+        description="Train a GPT on a text (default: the King James Bible), evaluate it on held-out text against n-gram models, and save "
+        "it in a folder for `lama generate -m`. Settings come from a preset or a file, and each can be given here. Ctrl-C finishes the "
+        "step, saves a checkpoint and prints the resume command. Exits with 1 if the model is no better than bigram counts.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("settings", nargs="?", metavar="PRESET", help=f"{', '.join(presets())}; or a .toml file, such as a run's own settings.toml")
-    add("--out", type=Path, metavar="DIR", help="the folder of the run (default out/gpt, or out/ and the preset's name)")
-    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR from its last checkpoint, as if it had not ended")
-    add("--restart", action="store_true", help="begin again in a folder that holds an unfinished run, which is lost")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the run's folder (default out/gpt, or out/ and the preset's name; NAME-2 where that is taken)",
+    )
+    add("--resume", type=Path, metavar="DIR", help="resume the run in DIR from its last checkpoint, as if it had not ended")
+    add("--restart", action="store_true", help="replace the run in --out, finished or not, which is lost")
     add("--size", metavar="N", help="choose depth, width, heads, learning rate and batch size for N parameters, such as 800K or 10M")
     machine.add_options(parser)
     add("--devices", metavar="N", help="share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,...")
     add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
-    add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes; show tracebacks")
+    add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes")
     add_settings(parser, RunConfig, about="in a file: the same names with _ for -, and initial for --from")
 
 
@@ -64,12 +71,17 @@ def run(args: argparse.Namespace) -> int:
     machine.use(args)
     devices = () if args.devices is None else use_devices(args.devices)
     chosen = given(args, RunConfig)
+    if args.track:
+        from lama.training.trackers import import_tracker
+
+        import_tracker(args.track)
     if args.resume:
         for name in ("settings", "out", "size", "restart"):
             if getattr(args, name):
                 what = getattr(args, name) if name == "settings" else f"--{name}"
                 raise UsageError(f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out")
         folder = RunFolder(args.resume)
+        folder.settings(), folder.last_checkpoint()  # nothing is written where there is no run
         with folder.alone():
             session = resumed_run(folder, chosen, devices)
             if session.finished:
@@ -85,16 +97,16 @@ def run(args: argparse.Namespace) -> int:
         settings = {name: value for name, value in settings.items() if name not in (*SIZE_SETTINGS, "d_mlp")}
     if args.initial:  # a preset's shape and tokenizer are not for a model that has its own
         settings = {name: value for name, value in settings.items() if name not in (*OWN_SETTINGS, "tokenizer")}
-    folder = RunFolder(args.out or Path("out") / (args.settings if args.settings in presets() else "gpt"))
+    default = Path("out") / (args.settings if args.settings in presets() else "gpt")
+    folder = RunFolder(free_folder(args.out, default, partial(check_run, restart=args.restart)))
     with folder.alone():
-        check_out(folder, args.restart)
         session, corpus = new_run(folder, settings | chosen, command_line(args), args.size, devices, tokenizing)
         introduce(session, corpus, args)
         return learn(session, args)
 
 
 def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> None:
-    """What is trained on what, and where it starts from."""
+    """Print what is trained on what, and where it starts from."""
     from lama.data import batch
 
     config, model, tokenizer, tokens = session.config, session.model, session.tokenizer, session.tokens
@@ -113,7 +125,7 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
     else:
         print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out\n{model.describe()}")
     if config.precision != "float32" and str(model.embed.weight.device).startswith("CPU"):
-        print(f"lama: {config.precision} is for a GPU: a CPU is faster in float32, with lama's own kernels", file=sys.stderr)
+        note(f"{config.precision} is for a GPU: a CPU is faster in float32, with lama's own kernels")
     if args.size:
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
         print(f"chosen for {args.size} parameters: {' '.join(words)}")
@@ -128,10 +140,20 @@ def introduce(session: "Run", corpus: "Corpus", args: argparse.Namespace) -> Non
 def learn(session: "Run", args: argparse.Namespace) -> int:
     """Train to the end, or to Ctrl-C; say what came of it. The exit code."""
     config, folder, model, tokenizer = session.config, session.folder, session.model, session.tokenizer
-    prompt = opening(tokenizer.decode(session.tokens.train[:1000].tolist()), config.context_length)
+    first = len(tokenizer.encode(""))  # a token such as BOS, which every prompt gets
+    prompt = opening(tokenizer.decode(session.tokens.train[first : first + 1000].tolist()), config.context_length)
     heading(f"Training: {config.steps} steps of {config.batch_size} x {config.context_length} tokens{shared(session)}")
+    last = None
     with stopping(session) as received:
-        last = watch(session, prompt, args)
+        try:
+            last = watch(session, prompt, args)
+        except OSError:  # what it prints cannot be written any more
+            session.stop()
+            for _ in session:
+                pass
+            if not received:
+                note(f"stopped after step {session.trainer.step} of {config.steps}; go on with: {session.again}")
+                raise
     if config.record:
         show_recording(folder)
     if received:
@@ -145,7 +167,7 @@ def learn(session: "Run", args: argparse.Namespace) -> int:
     bigram = session.baselines.get("bigram", math.inf)
     tokens_per_byte = len(session.tokens.validation) / session.tokens.validation_bytes
     print(table(session.untrained, bigram, session.best, tokens_per_byte, "before" if config.initial else "untrained"))
-    again = shlex.join(["python", "gpt.py", "-m", str(folder.path), "-p", prompt.strip()])
+    again = shlex.join(["lama", "generate", "-m", str(folder.path), "-p", prompt.strip()])
     print(f"\nsaved in {folder.path}{best_of(last, session)}. Continue any text with it:\n  {again}")
     if session.best >= session.untrained:
         raise LamaError(f"the trained model must beat the one it began as; got {session.best:.3f} nats per token. Lower the learning rate")
@@ -198,7 +220,7 @@ def watch(session: "Run", prompt: str, args: argparse.Namespace) -> "Evaluation 
 
 @contextmanager
 def tracking(kind: str | None, session: "Run") -> Iterator[Callable[..., None]]:
-    """Yields what takes a step and its metrics. The log alone is needed, so a tracker that fails on the way is left with a word."""
+    """Yields a function of a step and its metrics. Only the log is needed: if a tracker fails, the run continues without it."""
     if kind is None:
         yield lambda step, metrics: None
         return
@@ -217,7 +239,7 @@ def tracking(kind: str | None, session: "Run") -> Iterator[Callable[..., None]]:
             work(*args)
         except Exception as error:  # each library has its own: no network, no space
             failed = True
-            print(f"lama: {kind} takes no more, and the run goes on without it: {first_line(error)}", file=sys.stderr)
+            note(f"{kind} takes no more, and the run goes on without it: {first_line(error)}")
 
     try:
         yield partial(unless_it_failed, tracker.log)
@@ -236,21 +258,22 @@ def draw_curve(folder: "RunFolder") -> None:
         with atomic_write(folder.path / "loss.png") as file:
             file.write(loss_curve(folder.read_log()))
     except LamaError as error:
-        print(f"lama: no loss curve: {error}", file=sys.stderr)
+        note(f"no loss curve: {error}")
 
 
 def show_recording(folder: "RunFolder") -> None:
     """attention.html in the run's folder; the recording alone is needed, so a failure only says so."""
     from lama.checkpoints.atomic import atomic_write
     from lama.cli.attention import recording_view
+    from lama.cli.out import signed
 
     try:
         page, what = recording_view(folder.path, "html")
         with atomic_write(folder.path / "attention.html") as file:
-            file.write(page)
+            file.write(signed(page, "html", "attention"))
         print(f"{what} are in {folder.path / 'attention.html'}")
     except LamaError as error:
-        print(f"lama: no page of the recording: {error}", file=sys.stderr)
+        note(f"no page of the recording: {error}")
 
 
 def sample(model: "GPT", tokenizer: "Tokenizer", prompt: str, n: int) -> str:
@@ -278,18 +301,29 @@ def table(untrained: float, bigram: float, trained: float, tokens_per_byte: floa
     return "\n".join(lines + [f"{name:<22}| " + " | ".join(f"{value:>10}" for value in values) for name, values in rows])
 
 
-def check_out(folder: "RunFolder", restart: bool) -> None:
-    """Refuse, before hours of training, an --out that cannot be written, that holds something else, or an unfinished run."""
-    check_folder(folder.path, ("settings.toml",), "a run of lama train")
-    if not folder.settings_file.exists() or not (found := folder.checkpoints()):
-        return
-    done, steps = int(found[-1].name.removeprefix("step-")), folder.settings().get("steps", 0)
-    if done < steps and not restart:
-        raise UsageError(
-            f"--out holds an unfinished run, {folder.path}, at step {done} of {steps}: go on with it, "
-            f"{shlex.join(['lama', 'train', '--resume', str(folder.path)])}, lose it with --restart, or choose another --out"
-        )
-    print(f"lama: replacing the run in {folder.path}, which is at step {done} of {steps}", file=sys.stderr)
+def check_run(out: Path, restart: bool) -> None:
+    """Refuse, before hours of training, a folder that cannot be written, or that holds anything but a run to be replaced."""
+    from lama.checkpoints.made import made_by
+    from lama.training.folder import RunFolder, step_of
+
+    folder = RunFolder(out)
+    is_run = made_by(out) == "train" or folder.is_older_run()
+    found = folder.checkpoints() if is_run else []
+    if is_run and not found and not os.path.lexists(out / "config.json"):
+        restart = True  # it was killed before its first checkpoint: nothing is lost
+    elif found:
+        done, steps = step_of(found[-1]), 0
+        with suppress(LamaError):  # damaged settings
+            steps = run_config(folder.settings()).steps
+        if restart:
+            note(f"replacing the run in {out}, which is at step {done} of {steps}")
+        elif done < steps:
+            again = shlex.join(["lama", "train", "--resume", str(out)])
+            raise UsageError(
+                f"--out holds an unfinished run, {quoted_path(out)}, at step {done} of {steps}: go on with it, {again}, "
+                "lose it with --restart, or choose another --out"
+            )
+    check_folder(out, "train", restart, older=lambda _: is_run)
 
 
 def command_line(args: argparse.Namespace) -> str:

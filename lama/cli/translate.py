@@ -1,11 +1,12 @@
 """`lama translate`: the target that an encoder-decoder writes for a source."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lama.cli import machine
-from lama.cli.lines import at_once, in_batches, input_lines
+from lama.cli.lines import answer_lines, at_once
 from lama.errors import UsageError
 
 BATCH = 16  # lines of standard input at a time
@@ -15,7 +16,8 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "translate",
         help="answer with an encoder-decoder of lama seq2seq",
-        description="Print the target that a model of lama seq2seq writes for each text, one a line; an empty line for an empty one.",
+        description="Print the target that a model of lama seq2seq writes for each text. With -, one line for each line of standard input: "
+        "an empty one where it is empty or cannot be answered, which exits with 1 at the end.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
@@ -24,7 +26,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--beam", type=int, default=4, metavar="N", help="targets that are followed at a time; 1 is greedy (default 4)")
     add("--alpha", type=float, default=0.6, metavar="X", help="how much long targets are favoured (default 0.6; 0: not at all)")
     machine.add_options(parser)
-    add("-v", "--verbose", action="store_true", help="print all targets of the beam with their scores; show tracebacks")
+    add("-v", "--verbose", action="store_true", help="print all targets of the beam with their scores, with - separated by tabs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,15 +42,15 @@ def run(args: argparse.Namespace) -> int:
 
     model, tokenizer = load_kind("transformer", args.model, PairTokenizer)
     searcher = Searcher(model)
-    for batch in in_batches(input_lines(), at_once(BATCH)) if args.text == "-" else [[args.text]]:
-        sources = [encode_source(text, tokenizer) for text in batch if text.strip()]
-        found = iter(searcher.beam(sources, args.beam, args.alpha) if sources else ())
-        for text in batch:
-            if not text.strip():  # answered by one: line n of the output belongs to line n of the input
-                print(flush=True)
-                continue
-            hypotheses = next(found)
-            for hypothesis in hypotheses if args.verbose else hypotheses[:1]:
-                score = f"{hypothesis.score(args.alpha):.4f}  " if args.verbose else ""
-                print(f"{score}{tokenizer.decode(hypothesis.tokens)}", flush=True)
+
+    def answers(texts: list[str]) -> Iterator[list[str]]:
+        """The targets that are shown for each text, the best first."""
+        for hypotheses in searcher.beam([encode_source(text, tokenizer) for text in texts], args.beam, args.alpha):
+            shown = hypotheses if args.verbose else hypotheses[:1]
+            yield [f"{f'{h.score(args.alpha):.4f}  ' * args.verbose}{tokenizer.decode(h.tokens)}" for h in shown]
+
+    if args.text == "-":
+        return answer_lines(lambda texts: map("\t".join, answers(texts)), at_once(BATCH))
+    for targets in answers([args.text]):
+        print(*targets, sep="\n", flush=True)
     return 0

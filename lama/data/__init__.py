@@ -2,7 +2,7 @@
 
 from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
-from lama.data.tokens import TokenFiles, fingerprint, open_tokens, tokenize
+from lama.data.tokens import TokenFiles, encode_pieces, fingerprint, open_tokens, tokenize
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "batch",
     "default_corpus",
     "encode_corpus",
+    "encode_pieces",
     "evaluation_windows",
     "fingerprint",
     "ngram_baselines",

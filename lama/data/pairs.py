@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lama.data.windows import shuffled
-from lama.errors import LamaError
+from lama.errors import LamaError, quoted
+from lama.files import quoted_path, read_text
 from lama.tokenizers import PairTokenizer
 
 Pair = tuple[str, str]
@@ -18,25 +19,21 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a UTF-8 file, one a line, source and target with a tab between; empty lines don't count. Raises LamaError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LamaError(f"a file of pairs must be readable UTF-8; got {path}: {getattr(error, 'strerror', None) or error}") from None
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        source, *rest = line.split("\t")
+    pairs, shown = [], quoted_path(path)
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
+        source, *rest = line.removesuffix("\r").split("\t")
         if not line.strip():
             continue
         if len(rest) != 1 or not source or not rest[0]:
-            raise LamaError(f"each line must be a source, one tab and a target; got {line[:60]!r} in line {number} of {path}")
+            raise LamaError(f"each line must be a source, one tab and a target; got {quoted(line[:60])} in line {number} of {shown}")
         pairs.append((source, rest[0]))
     if not pairs:
-        raise LamaError(f"a file of pairs must have at least one; got none in {path}")
+        raise LamaError(f"a file of pairs must have at least one; got none in {shown}")
     return pairs
 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, key: Callable[[Pair], str] = lambda pair: pair[0]) -> tuple[list[Pair], list[Pair]]:
-    """Those to train on, and about a share `held_out` to judge by; pairs of the same `key` are on the same side.
+    """The pairs to train on, and about a share `held_out` to judge by; pairs of the same `key` are on the same side.
 
     Which side depends on the key alone, so that other pairs, seeds or machines change nothing.
     """
@@ -68,7 +65,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> PairData:
 
 
 def encode_source(text: str, tokenizer: PairTokenizer) -> list[int]:
-    """What the encoder reads."""
+    """Tokens that the encoder reads."""
     return [*tokenizer.encode(text), tokenizer.end]
 
 

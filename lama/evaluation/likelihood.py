@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from tinygrad import Tensor
 
+from lama.embeddings import check_ids
 from lama.errors import LamaError
 from lama.jit import capture_at_once
 from lama.kernels import cross_entropy, embedding
@@ -97,7 +98,10 @@ class Scorer:
 
 
 def score(model: GPT, rows: Sequence[Row]) -> Iterator[Scores]:
-    """The scores of every row, the longest rows first. Raises LamaError for log-likelihoods that are not numbers."""
+    """The scores of every row, the longest rows first. Raises LamaError for ids that are no tokens of the model, and for
+    log-likelihoods that are not numbers."""
+    for row in rows:
+        check_ids(np.asarray(row.tokens), model.config.vocab_size)
     for width, indices in by_width([len(row.tokens) - 1 for row in rows], model.config.context_length):
         scorer = Scorer(model, min(len(indices), max(1, BATCH_TOKENS // width)), width)
         for start in range(0, len(indices), scorer.batch):

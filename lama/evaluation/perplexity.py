@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError
 from lama.evaluation.likelihood import Progress, Row, score, unwatched
 from lama.models.gpt import GPT
@@ -87,7 +88,7 @@ def perplexity(
     watch the windows as they come. Raises UsageError for windows that cannot be, LamaError for a text that cannot be scored.
     """
     context_length, stride = check_windows(model, stride, context_length)
-    tokens = tokenizer.encode(text)
+    tokens = check_tokens(tokenizer, tokenizer.encode(text), model.config.vocab_size)
     if len(tokens) < 2:
         raise LamaError(f"a text must have at least two tokens, one to predict and one before it; got {len(tokens)}")
     places = windows(len(tokens), context_length, stride)

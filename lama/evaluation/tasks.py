@@ -3,7 +3,6 @@
 Source: https://github.com/EleutherAI/lm-evaluation-harness, tasks hellaswag (version 1) and lambada_openai (version 1).
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError, UsageError
+from lama.data.inputs import check_tokens
+from lama.errors import LamaError, UsageError, quoted
 from lama.evaluation.likelihood import Progress, Row, score, unwatched
+from lama.files import checked, field, parse_json, quoted_path, read_file
 from lama.models.gpt import GPT
-from lama.tokenizers import Tokenizer
+from lama.tokenizers import Tokenizer, encode_inside
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,17 @@ class TaskScore:
 
 def parse_hellaswag(fields: Mapping[str, Any], where: str) -> Example:
     """The activity and the context, and four endings. Source: Zellers et al. 2019; the wording is the harness's."""
-    texts = {key: _field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b")}
-    endings = _field(fields, "endings", list, where)
+    texts = {key: field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b")}
+    endings = field(fields, "endings", list, where)
     if len(endings) < 2 or not all(isinstance(ending, str) for ending in endings):
-        raise LamaError(f"endings must be a list of two texts or more; got {endings!r:.60} on {where}")
+        raise LamaError(f"endings must be a list of two texts or more; got {quoted(endings, 60)} on {where}")
     label = fields.get("label")
-    if isinstance(label, str) and label.isdigit():  # as in the copy on the Hugging Face hub
+    if isinstance(label, str) and re.fullmatch("[0-9]{1,9}", label):  # as in the copy on the Hugging Face hub
         label = int(label)
     if label in (None, ""):
         raise LamaError(f"an example must have a label; got none on {where}. The test split has none: use hellaswag_val.jsonl")
     if type(label) is not int or not 0 <= label < len(endings):
-        raise LamaError(f"label must be the place of the right ending, 0 to {len(endings) - 1}; got label={label!r} on {where}")
+        raise LamaError(f"label must be the place of the right ending, 0 to {len(endings) - 1}; got label={quoted(label)} on {where}")
     context = f"{texts['activity_label']}: {texts['ctx_a']} {texts['ctx_b'].capitalize()}"
     return Example(without_markup(context), tuple(map(without_markup, endings)), label, where)
 
@@ -109,9 +110,9 @@ def judge_hellaswag(examples: Sequence[Example], answers: Answers) -> dict[str, 
 
 def parse_lambada(fields: Mapping[str, Any], where: str) -> Example:
     """A passage up to its last space, and the word after it. Source: Paperno et al. 2016, in OpenAI's version."""
-    context, _, word = _field(fields, "text", str, where).rpartition(" ")
+    context, _, word = field(fields, "text", str, where).rpartition(" ")
     if not context or not word:
-        raise LamaError(f"a passage must be words with spaces between them; got {fields['text']!r:.60} on {where}")
+        raise LamaError(f"a passage must be words with spaces between them; got {quoted(fields['text'], 60)} on {where}")
     return Example(context, (word,), 0, where)
 
 
@@ -147,18 +148,15 @@ def read_examples(task: Task, path: Path, limit: int | None = None) -> list[Exam
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1; got {limit}")
     examples: list[Example] = []
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if len(examples) == limit:
-                    break
-                if line.strip():
-                    where = f"line {number} of {path}"
-                    examples.append(task.parse(_json_object(line, where), where))
-    except OSError as error:
-        raise LamaError(f"data must be a file that can be read; got {path}: {error.strerror}") from None
+    source = quoted_path(path)
+    for number, line in enumerate(read_file(path).split(b"\n"), 1):
+        if len(examples) == limit:
+            break
+        if line.strip():
+            where = f"line {number} of {source}"
+            examples.append(task.parse(checked(parse_json(line, where), dict, where), where))
     if not examples:
-        raise LamaError(f"data must hold at least one example; got an empty file, {path}")
+        raise LamaError(f"data must hold at least one example; got an empty file, {source}")
     return examples
 
 
@@ -182,6 +180,7 @@ def evaluate(
     for example in examples:
         for ending in example.endings:
             context, scored = encode_pair(tokenizer, example, ending)
+            check_tokens(tokenizer, [*context, *scored], model.config.vocab_size)
             if len(scored) > context_length:
                 sizes = f"{len(scored)} tokens on {example.where}, context_length={context_length}"
                 raise LamaError(f"an ending must fit context_length; got {sizes}")
@@ -203,29 +202,9 @@ def encode_pair(tokenizer: Tokenizer, example: Example, ending: str) -> tuple[li
     """
     context = example.context.rstrip()
     try:
-        whole, start = tokenizer.encode(f"{example.context} {ending}"), tokenizer.encode(context)
+        whole, start = encode_inside(tokenizer, f"{example.context} {ending}"), encode_inside(tokenizer, context)
     except LamaError as error:
         raise LamaError(f"{example.where}: {error}") from None
     if not 0 < len(start) < len(whole):
         raise LamaError(f"an example must have a context and endings; got {context!r:.40} and {ending!r:.40} on {example.where}")
     return start, whole[len(start) :]
-
-
-def _json_object(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise LamaError(f"data must be UTF-8; got byte 0x{line[error.start]:02x} on {where}") from None
-    except json.JSONDecodeError as error:
-        raise LamaError(f"every line must be a JSON object; got {error.msg} at character {error.pos} of {where}") from None
-    if not isinstance(fields, dict):
-        raise LamaError(f"every line must be a JSON object; got {fields!r:.40} on {where}")
-    return fields
-
-
-def _field(fields: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    if key not in fields:
-        raise LamaError(f"an example must have {key!r}; got {', '.join(map(repr, fields)) or 'nothing'} on {where}")
-    if not isinstance(fields[key], kind):
-        raise LamaError(f"{key} must be {'a text' if kind is str else 'a list'}; got {fields[key]!r:.40} on {where}")
-    return fields[key]

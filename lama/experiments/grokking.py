@@ -122,7 +122,7 @@ def fit(options: Options, setting: Setting, task: Addition, name: str, weight_de
         gradient_clip=0,
         seed=options.seed,
     )
-    kept = Kept(options, name, Trainer(model, lambda step: batch, config, loss))
+    kept = Kept(options, name, Trainer(model, lambda step: batch, config, loss), columns=6)
     look = capture_at_once(lambda tokens: answers(model, tokens).realize())
     pairs = Tensor(task.tokens).realize()
     done = understood(kept.log, s)

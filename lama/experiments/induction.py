@@ -58,7 +58,7 @@ def fit(options: Options, layers: int) -> tuple[GPT, np.ndarray]:
     steps = options.steps or STEPS
     config = TrainingConfig(steps, ROWS, learning_rate=3e-3, warmup=10, weight_decay=0.1, beta2=0.999, gradient_clip=0, seed=options.seed)
     trainer = Trainer(model, lambda step: batch(np.random.default_rng((options.seed, step)), ROWS), config)
-    kept = Kept(options, f"{layers} layer{'s' if layers > 1 else ''}", trainer)
+    kept = Kept(options, f"{layers} layer{'s' if layers > 1 else ''}", trainer, columns=3 + 2 * layers * HEADS)
     tokens = judged(options)
     for step in kept:
         if step.step % JUDGE_EVERY == 0 or step.step == steps:

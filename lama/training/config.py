@@ -1,4 +1,4 @@
-"""What a training run is told: one flat table of settings, read from presets, TOML files and flags, saved with the run.
+"""Settings of a training run: one flat table, read from presets, TOML files and flags, saved with the run.
 
 Nothing here needs tinygrad: the command line reads the table for its help.
 """
@@ -6,28 +6,42 @@ Nothing here needs tinygrad: the command line reads the table for its help.
 import dataclasses
 import json
 import math
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError, UsageError, did_you_mean
+from lama.errors import UsageError, did_you_mean, quoted
+from lama.files import parse_toml, quoted_path, read_text
 
+LARGEST = 1 << 53  # of whole numbers
+MOST_STEPS = 10**9
 FINE_TUNING_RATE = 1e-4  # what a trained model still learns from without forgetting what it knew
 
 
-def setting(default: Any, about: str, choices: tuple[str, ...] = (), least: float | None = None, below: float | None = None) -> Any:
-    """A field with its default, a line for help and saved files, and the values it may take: `least` <= value < `below`."""
-    return dataclasses.field(default=default, metadata={"about": about, "choices": choices, "least": least, "below": below})
+def setting(
+    default: Any,
+    about: str,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    below: float | None = None,
+    most: int = LARGEST,
+) -> Any:
+    """A field with its default, a line for help and saved files, and the values that it may take.
+
+    `choices` of texts; `least` <= value < `below` of numbers; value <= `most` of whole numbers.
+    """
+    limits = {"choices": choices, "least": least, "below": below, "most": most}
+    return dataclasses.field(default=default, metadata={"about": about, **limits})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a model is trained, whatever the model. The defaults suit one of about a million parameters."""
 
-    steps: int = setting(500, "updates of the weights", least=1)
+    steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
     batch_size: int = setting(12, "windows that each update learns from", least=1)
     accumulation: int = setting(1, "parts that a batch is worked through in: more of them need less memory", least=1)
     learning_rate: float = setting(2e-3, "at its peak")
@@ -82,7 +96,7 @@ class RunConfig(TrainingConfig):
     d_mlp: int = setting(0, "hidden width of the MLP; 0 means 4 x d_model", least=0)
     bias: bool = setting(False, "biases in linear layers and norms")
     tied: bool = setting(True, "the unembedding uses the token embedding's rows")
-    activation: str = setting("gelu_new", "the MLP's", choices=("gelu_new", "gelu", "relu"))
+    activation: str = setting("gelu_new", "the MLP's", choices=("gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu"))
     norm: str = setting("pre", "where the norms stand", choices=("pre", "post"))
     positions: str = setting("learned", "position encoding", choices=("learned", "sinusoidal"))
     evaluate_every: int = setting(
@@ -124,25 +138,19 @@ def read_settings(source: str) -> dict[str, Any]:
     if source in presets():
         text = _presets().joinpath(f"{source}.toml").read_text("utf-8")
     elif Path(source).suffix == ".toml":
-        try:
-            text = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LamaError(f"a file of settings must be readable; got {source}: {getattr(error, 'strerror', None) or error}") from None
+        text = read_text(Path(source))
     else:
-        hint = did_you_mean(source, presets()) or (". A text to train on goes after --corpus" if Path(source).exists() else "")
-        raise UsageError(f"a preset must be {', '.join(presets())}, or a .toml file; got {source!r}{hint}")
-    try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source} must be a TOML file; got: {error}") from None
-    return checked_names(settings, source)
+        hint = did_you_mean(source, presets()) or (". A text to train on goes after --corpus" if os.path.exists(source) else "")
+        raise UsageError(f"a preset must be {', '.join(presets())}, or a .toml file; got {quoted(source)}{hint}")
+    return checked_names(parse_toml(text, quoted_path(source)), source)
 
 
 def checked_names(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The same settings, if there are such. Raises UsageError."""
     for name in settings:
         if name not in SETTINGS:
-            raise UsageError(f"{source} must hold only settings of lama train; got {name!r}{did_you_mean(name, SETTINGS)}")
+            hint = did_you_mean(name, SETTINGS)
+            raise UsageError(f"{quoted_path(source)} must hold only settings of lama train; got {quoted(name)}{hint}")
     return dict(settings)
 
 
@@ -160,7 +168,7 @@ def to_toml(config: TrainingConfig, about: str = "") -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`learning_rate was 0.001 and is 0.002` for each setting that decides the weights and is not the same."""
     names = [name for name in SETTINGS if name not in ABOUT_REPORTS]
-    return [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    return [f"{name} was {quoted(old.get(name))} and is {quoted(new.get(name))}" for name in names if old.get(name) != new.get(name)]
 
 
 def sizes(parameters: float, vocab_size: int, context_length: int) -> dict[str, Any]:
@@ -206,7 +214,7 @@ def parse_size(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 1e3 <= value <= 1e11:
-        raise UsageError(f"size must be a number of parameters such as 800K, 10M or 1.5B; got {text!r}")
+        raise UsageError(f"size must be a number of parameters such as 800K, 10M or 1.5B; got {quoted(text)}")
     return value
 
 
@@ -222,21 +230,25 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        raise UsageError(f"{field.name} must be of type {'list' if isinstance(default, tuple) else type(default).__name__}; got {value!r}")
+        wanted = "list" if isinstance(default, tuple) else type(default).__name__
+        raise UsageError(f"{field.name} must be of type {wanted}; got {quoted(value)}")
     texts: tuple[str, ...] = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
     for text in texts:
+        if "\0" in text:
+            raise UsageError(f"{field.name} must not hold the character NUL; got {quoted(text)}")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{field.name} must be valid Unicode, to be saved; got {text!r}. Rename the file") from None
+            raise UsageError(f"{field.name} must be valid Unicode, to be saved; got {quoted(text)}. Rename the file") from None
     if limits["choices"] and value not in limits["choices"]:
-        raise UsageError(
-            f"{field.name} must be one of {', '.join(limits['choices'])}; got {value!r}{did_you_mean(str(value), limits['choices'])}"
-        )
+        hint = did_you_mean(str(value), limits["choices"])
+        raise UsageError(f"{field.name} must be one of {', '.join(limits['choices'])}; got {quoted(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{field.name} must be a finite number; got {value}")
     if limits["least"] is not None and value < limits["least"]:
         raise UsageError(f"{field.name} must be at least {limits['least']}; got {value}")
     if limits["below"] is not None and value >= limits["below"]:
         raise UsageError(f"{field.name} must be below {limits['below']}; got {value}")
+    if type(value) is int and value > limits["most"]:
+        raise UsageError(f"{field.name} must be at most {limits['most']}; got {quoted(value)}")
     return value

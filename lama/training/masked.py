@@ -9,7 +9,7 @@ from tinygrad import Tensor
 
 from lama import kernels
 from lama.data import Corpus, encode_corpus, split
-from lama.data.inputs import check_length, masked_input
+from lama.data.inputs import check_length, check_tokens, masked_input
 from lama.data.masked import MASK, PAD, mask_tokens
 from lama.data.windows import cut, spread
 from lama.dropout import Dropout, no_dropout
@@ -184,10 +184,10 @@ def fill_in(model: Bert, tokenizer: MaskTokenizer, text: str, best: int = 5) -> 
     places = [i for i, token in enumerate(ids) if token == mask]
     if not places:
         raise LamaError(f"the text must have a {MASK} to fill in; got {text[:60]!r}")
-    check_length(ids, model.config.context_length)
+    check_length(check_tokens(tokenizer, ids, model.config.vocab_size), model.config.context_length)
     row = np.full((1, min(model.config.context_length, -(-len(ids) // 16) * 16)), pad, np.int32)  # few lengths: each is compiled
     row[0, : len(ids)] = ids
     chances = model.at(Tensor(row), Tensor(np.array([places], np.int32))).softmax(-1).numpy()[0]
-    chances[:, [pad, mask]] = 0
+    chances[:, [pad, mask]] = chances[:, tokenizer.vocab_size :] = 0
     order = np.argsort(-chances, axis=-1)[:, :best]
     return [[(tokenizer.decode([int(i)]), float(chance[i])) for i in row] for chance, row in zip(chances, order, strict=True)]

@@ -1,4 +1,4 @@
-"""What some heads look at in one sentence, kept at intervals while a model learns: recording.jsonl in the run's folder.
+"""Attention of some heads on one sentence, kept at intervals while a model learns: recording.jsonl in the run's folder.
 
 Its first line says of what: {"text", "tokens", "heads"}; each line after it is a moment: {"step", "loss", "weights"}, the weights as whole
 numbers of 1/65535, head by head and row by row without what is ahead, little-endian, deflated and in base64.
@@ -6,9 +6,8 @@ numbers of 1/65535, head by head and row by row without what is ahead, little-en
 
 import base64
 import json
-import math
+import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from tinygrad import Tensor
 
 from lama.checkpoints.atomic import atomic_write
 from lama.data.inputs import check_length
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, quoted
+from lama.files import checked, field, parse_json_lines, quoted_path, read_file
 from lama.jit import capture_at_once
 from lama.models.gpt import GPT, GPTConfig
 from lama.taps import Recorder
@@ -27,6 +27,7 @@ from lama.training.config import RunConfig
 
 ONE = 65535  # a weight of 1, as it is stored
 MOMENTS = 60  # of a run, where record_every is not given
+LARGEST = 1 << 30  # bytes of a recording, and of the weights in it
 HEADS = 12  # at most, where record_heads is not given: those of the first layers
 
 Head = tuple[int, int]
@@ -45,9 +46,10 @@ def what_to_record(config: RunConfig, tokenizer: Tokenizer, shape: GPTConfig) ->
 
 def _parse(name: str, shape: GPTConfig) -> Head:
     layer, dot, head = name.partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal() and int(layer) < shape.n_layers and int(head) < shape.n_heads):
+    numbers = dot and layer.isdecimal() and head.isdecimal() and max(len(layer), len(head)) < 10
+    if not (numbers and int(layer) < shape.n_layers and int(head) < shape.n_heads):
         raise UsageError(
-            f"record_heads must be LAYER.HEAD of the model's {shape.n_layers} x {shape.n_heads}, counted from 0; got {name!r}. "
+            f"record_heads must be LAYER.HEAD of the model's {shape.n_layers} x {shape.n_heads}, counted from 0; got {quoted(name)}. "
             f"Choose 0.0 to {shape.n_layers - 1}.{shape.n_heads - 1}"
         )
     return int(layer), int(head)
@@ -63,7 +65,7 @@ class Recorded:
     """`0.1` for each: layer and head."""
     steps: list[int]
     losses: list[float | None]
-    """Of the batch of each step, nats per token; None before the first."""
+    """Loss of the batch of each step, nats per token; None before the first."""
     patterns: np.ndarray
     """(steps, heads, T, T)."""
 
@@ -109,25 +111,51 @@ class Recording:
             raise LamaError(f"{self.path} must be writable; got {error.strerror or error}") from error
 
     def cut(self, step: int) -> None:
-        """Forget what came after `step`: a resumed run does it again."""
-        self._write([line for line in _lines(self.path) if line.get("step", math.inf) <= step] if self.path.exists() else [])
+        """Forget what came after `step`: a resumed run does it again. Raises LamaError for a damaged recording."""
+        moments = []
+        if os.path.lexists(self.path):
+            about, *later = _lines(self.path)
+            moments = [line for line in later if field(line, "step", int, quoted_path(self.path)) <= step]
+            _recorded([about, *moments], self.path)
+        self._write(moments)
 
 
 def read_recording(path: Path) -> Recorded:
-    """Raises LamaError where there is none, or it has no moments."""
+    """Raises LamaError where there is none, and for one that is not as lama train wrote it."""
+    if not os.path.lexists(path):
+        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {quoted_path(path)}")
+    return _recorded(_lines(path), path)
+
+
+def _recorded(lines: list[dict[str, Any]], path: Path) -> Recorded:
+    source, (about, *moments) = quoted_path(path), lines
+    text, tokens, heads = (field(about, name, kind, source) for name, kind in (("text", str), ("tokens", list), ("heads", list)))
+    for kind, items in ((int, tokens), (str, heads)):
+        for item in items:
+            checked(item, kind, f"a token or head in {source}")
+    n = len(tokens)
+    size = len(heads) * n * (n + 1)  # bytes of a moment's weights
+    if not moments or 2 * size * len(moments) > LARGEST:
+        raise LamaError(f"{source} must hold from 1 moment to {LARGEST:,} bytes of weights; got {len(moments)} moments of {n} tokens")
+    patterns = np.zeros((len(moments), len(heads), n, n), np.float32)
+    steps, losses = [], []
+    for pattern, moment in zip(patterns, moments, strict=True):
+        steps.append(field(moment, "step", int, source))
+        losses.append(field(moment, "loss", float, source, None))
+        numbers = np.frombuffer(_unpacked(field(moment, "weights", str, source), size, source), "<u2")
+        pattern[:, _seen(n)] = numbers.reshape(len(heads), -1) / ONE
+    return Recorded(text, tokens, heads, steps, losses, patterns)
+
+
+def _unpacked(text: str, size: int, source: str) -> bytes:
+    """A moment's weights, `size` bytes. Raises LamaError."""
     try:
-        about, *moments = _lines(path)
-        tokens, heads = about["tokens"], about["heads"]
-        patterns = np.zeros((len(moments), len(heads), len(tokens), len(tokens)), np.float32)
-        for pattern, moment in zip(patterns, moments, strict=True):
-            numbers = np.frombuffer(zlib.decompress(base64.b64decode(moment["weights"])), "<u2")
-            pattern[:, _seen(len(tokens))] = numbers.reshape(len(heads), -1) / ONE
-        steps, losses = ([moment[name] for moment in moments] for name in ("step", "loss"))
-        return Recorded(about["text"], tokens, heads, steps, losses, patterns)
-    except OSError as error:
-        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {path} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
-        raise LamaError(f"a recording must be what lama train --record wrote; got {error!r} in {path}") from None
+        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    except (ValueError, zlib.error) as error:
+        raise LamaError(f"weights in {source} must be as lama train --record writes them; got {quoted(error, plain=True)}") from None
+    if len(content) != size:
+        raise LamaError(f"weights in {source} must have {size:,} bytes for its tokens and heads; got others")
+    return content
 
 
 def _seen(n: int) -> Any:
@@ -135,10 +163,9 @@ def _seen(n: int) -> Any:
     return np.tri(n) > 0
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines: the last one may have been cut short by the end of the process."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines, at least one: the last one may have been cut short by the end of the process. Raises LamaError."""
+    *lines, _ = read_file(path, LARGEST).split(b"\n")
+    if not lines:
+        raise LamaError(f"{quoted_path(path)} must hold the moments of a recording; got nothing")
+    return parse_json_lines(lines, quoted_path(path))

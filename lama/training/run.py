@@ -12,24 +12,18 @@ from typing import Any
 
 from tinygrad import Device
 
-from lama.checkpoints import load_gpt, load_tokenizer, read_json, save
+from lama.checkpoints import load_gpt, named_tokenizer, save
 from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram_baselines, open_corpus, open_tokens, tokenize
-from lama.errors import LamaError, UsageError
+from lama.data.inputs import check_tokens
+from lama.errors import LamaError, UsageError, note, quoted
+from lama.files import quoted_path
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import refuse_quantized
-from lama.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharacterTokenizer,
-    Tokenizer,
-    gpt2_tokenizer,
-    load_huggingface_tokenizer,
-    train_bpe,
-)
+from lama.tokenizers import BytePairTokenizer, CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 from lama.training.config import FINE_TUNING_RATE, MODEL_SETTINGS, RunConfig, checked_names, differences, parse_size, run_config, sizes
-from lama.training.folder import Diverged, RunFolder, restore
+from lama.training.folder import Diverged, RunFolder, read_training, restore, step_of
 from lama.training.loop import Step, Trainer, windows
 from lama.training.loss import Evaluator
 from lama.training.recording import Recording, what_to_record
@@ -40,7 +34,7 @@ EVALUATION_BATCH = 16_384  # logits at a time: batch x context x vocabulary stay
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the held-out text says of the model after `step` updates."""
+    """Evaluation of the model on the held-out text after `step` updates."""
 
     step: int
     validation_loss: float
@@ -51,7 +45,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Of a token."""
+        """Perplexity of a token."""
         return math.exp(min(self.validation_loss, 700.0))
 
 
@@ -103,25 +97,50 @@ class Run:
         return self.trainer.step == self.judged == self.config.steps
 
     def measure_start(self) -> None:
-        """The n-gram baselines and the untrained model's loss: the first line of the log."""
+        """Measure the n-gram baselines and the untrained model's loss, and begin the log. Raises LamaError for a loss that is none."""
         self.baselines = ngram_baselines(self.tokens.train, self.tokens.validation, self.tokenizer.vocab_size)
         self.untrained = self.evaluator()
-        facts = {"parameters": self.model.n_parameters(), "peak_flops": self.peak, "devices": len(self.trainer.replicas)}
-        start = {"baselines": self.baselines, "untrained": self.untrained}
-        self.folder.log({**self.about, "config": asdict(self.config), **facts, **start})
+        if not math.isfinite(self.untrained):
+            raise LamaError(f"the loss before training must be finite; got {self.untrained}. Start from another model")
+        self._begin_log()
         if self.recording:
             self.recording.begin()
 
-    def recall(self) -> None:
-        """All that the log knows of a run that is resumed."""
-        records = self.folder.read_log()
-        first = records[0] if records else {}
-        self.baselines, self.untrained = first.get("baselines", {}), first.get("untrained", math.nan)
-        self.about["command"] = first.get("command", f"lama train {self.folder.settings_file}")
-        self.seconds_before = max((record.get("seconds", 0.0) for record in records), default=0.0)
-        judged = [record for record in records if "validation_loss" in record]
-        self.judged = max((record["step"] for record in judged), default=0)
-        self.best = min((record["validation_loss"] for record in judged), default=math.inf)
+    def _begin_log(self) -> None:
+        facts = {"parameters": self.model.n_parameters(), "peak_flops": self.peak, "devices": len(self.trainer.replicas)}
+        start = {"baselines": self.baselines, "untrained": self.untrained}
+        self.folder.log({**self.about, "config": asdict(self.config), **facts, **start})
+
+    def recall(self, notes: Mapping[str, Any]) -> None:
+        """Take up what the log knows of a run that is resumed.
+
+        A damaged log is set aside: what must be known stands in the checkpoint's `notes`, too, and a new log begins.
+        """
+        records = self._cut(self.folder.log_file, self.folder.cut_log)
+        known = records[0] if records and "baselines" in records[0] else notes
+        self.about["command"] = known.get("command", f"lama train {self.folder.settings_file}")
+        if {"baselines", "untrained"} <= known.keys():
+            self.baselines, self.untrained = known["baselines"], known["untrained"]
+        else:  # a checkpoint of an earlier version: this is about what a model is worth that has learned nothing
+            self.baselines = ngram_baselines(self.tokens.train, self.tokens.validation, self.tokenizer.vocab_size)
+            self.untrained = self.baselines["uniform"]
+        judged = {record["step"]: record["validation_loss"] for record in records if "validation_loss" in record}
+        self.judged, self.best = max(judged, default=0), min([notes.get("best_loss", math.inf), *judged.values()])
+        self.seconds_before = max(record.get("seconds", 0.0) for record in (*records, notes))
+        if not records:
+            self._begin_log()
+        if self.recording:
+            self._cut(self.recording.path, self.recording.cut)
+
+    def _cut(self, file: Path, cut: Callable[[int], Any]) -> Any:
+        """Let a file of the run forget what came after the step that is resumed; a damaged one begins anew."""
+        try:
+            return cut(self.trainer.step)
+        except LamaError as error:
+            if isinstance(error.__cause__, OSError):  # it is whole, and cannot be written
+                raise
+            note(f"{error}. {file.name} is now {self.folder.set_aside(file).name}, and a new one begins")
+            return cut(self.trainer.step)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
         """Raises LamaError as `Trainer` does and where something cannot be written, with the last good checkpoint named."""
@@ -159,7 +178,10 @@ class Run:
 
     def save_checkpoint(self) -> None:
         """Raises LamaError as `RunFolder.save_checkpoint` does."""
-        self.folder.save_checkpoint(self.trainer, self.tokenizer, {"data": self.tokens.digest, "config": asdict(self.config)})
+        config, known = asdict(self.config), {"baselines": self.baselines, "untrained": self.untrained} if self.baselines else {}
+        known |= {"best_loss": self.best} if math.isfinite(self.best) else {}
+        about = {"command": self.about.get("command", ""), "devices": len(self.trainer.replicas), "seconds": self.seconds}
+        self.folder.save_checkpoint(self.trainer, self.tokenizer, {"data": self.tokens.digest, "config": config, **about, **known})
 
     def _drop_old(self) -> None:
         self.folder.drop(self.folder.checkpoints()[: -self.config.keep])
@@ -195,7 +217,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, before and after its resumptions."""
+        """Seconds of the whole run, before and after its resumptions."""
         return round(self.seconds_before + time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
@@ -208,10 +230,10 @@ class Run:
         return training_operations(self.model, self.config.context_length)
 
     def evaluate(self) -> Evaluation:
-        """Judge by the held-out text; a model better than all before is saved where `gpt.py -m` finds it."""
+        """Judge by the held-out text; a model better than all before is saved where `lama generate -m` finds it."""
         loss = self.evaluator()
         if not math.isfinite(loss):
-            self.folder.drop(path for path in self.folder.checkpoints() if path.name == f"step-{self.trainer.step:06d}")
+            self.folder.drop(path for path in self.folder.checkpoints() if step_of(path) == self.trainer.step)
             raise Diverged(f"the held-out loss must stay a number; got {loss} after step {self.trainer.step}. Lower the learning rate")
         bits = loss / math.log(2) * len(self.tokens.validation) / self.tokens.validation_bytes
         best = loss < self.best
@@ -244,9 +266,11 @@ def new_run(
     model, tokenizer = None, None
     if initial := run_config(given).initial:  # all values are checked before a model is read
         if size is not None:
-            raise UsageError(f"size and from must not be given together; got --size {size} and --from {initial}")
-        if folder.path.resolve() in (Path(initial).resolve(), *Path(initial).resolve().parents):
-            raise UsageError(f"--out must be another folder than that of the model to start from; got {folder.path} and --from {initial}")
+            raise UsageError(f"size and from must not be given together; got --size {quoted(size, plain=True)} and --from {initial}")
+        source = Path(os.path.realpath(initial))
+        if Path(os.path.realpath(folder.path)) in (source, *source.parents):
+            where = quoted_path(folder.path)
+            raise UsageError(f"--out must be another folder than that of the model to start from; got {where} and --from {initial}")
         model, tokenizer = load_gpt(initial)
         refuse_quantized(model, "to be trained")
         given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
@@ -263,7 +287,11 @@ def new_run(
     check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
     with folder.beginning(config, command) as data:
-        _check_lengths(tokenize(corpus, tokenizer, data, config.validation, progress), config)
+        tokens = tokenize(corpus, tokenizer, data, config.validation, progress)
+        _check_lengths(tokens, config)
+        if tokenizer.vocab_size > shape.vocab_size:
+            for part in (tokens.train, tokens.validation):
+                check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
         model = model or GPT(shape, config.seed)
     about = {"corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence}, "command": command}
     return Run(folder, config, model, tokenizer, open_tokens(folder.data), about, devices), corpus
@@ -277,15 +305,17 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
     """
     config = run_config({**folder.settings(), **changes})
     checkpoint = folder.last_checkpoint()
-    if changed := differences(asdict(_began_with(checkpoint)), asdict(config)):
+    notes = read_training(checkpoint)
+    began = run_config(checked_names(notes["config"], str(checkpoint / "training.json")))
+    if changed := differences(asdict(began), asdict(config)):
         raise UsageError(
             f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
             f"For another run, start from this one's model: --from {folder.path} --out DIR"
         )
-    if (began := folder.devices()) != max(1, len(devices)):
+    if (shares := folder.devices()) != max(1, len(devices)):
         raise UsageError(
             f"a resumed run must share its batches among as many devices as it began with; got {max(1, len(devices))}. "
-            f"Give --devices {began}"
+            f"Give --devices {shares}"
         )
     check_devices(config, devices)
     tokens = open_tokens(folder.data, verify=True)
@@ -298,13 +328,10 @@ def resumed_run(folder: RunFolder, changes: Mapping[str, Any], devices: Sequence
         )
     folder.clean()
     run = Run(folder, config, model, tokenizer, tokens, {"corpus": dict(tokens.corpus)}, devices)
-    notes = restore(run.trainer, checkpoint)
+    restore(run.trainer, checkpoint)
     if notes.get("data") != tokens.digest:
         raise LamaError(f"a resumed run must read the data it began with; got other tokens in {folder.data} than at {checkpoint.name}")
-    folder.cut_log(run.trainer.step)
-    if run.recording:
-        run.recording.cut(run.trainer.step)
-    run.recall()
+    run.recall(notes)
     return run
 
 
@@ -325,21 +352,15 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
         try:
             size = int(name.removeprefix("bpe:"))
         except ValueError:
-            raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {name!r}") from None
+            raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {quoted(name)}") from None
         check_vocabulary(size, [END_OF_TEXT])
         trained: BytePairTokenizer = train_bpe(corpus.pieces(), size)
         return trained
-    match name:
-        case "bytes":
-            return ByteTokenizer()
-        case "character":
-            return CharacterTokenizer(corpus.characters())
-        case "gpt2":
-            return gpt2_tokenizer()
-    folder = Path(name)
-    if not folder.is_dir():
-        raise UsageError(f"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got {name!r}")
-    return load_tokenizer(folder) if (folder / "config.json").exists() else load_huggingface_tokenizer(folder)
+    if name == "character":
+        return CharacterTokenizer(corpus.characters())
+    if name not in ("bytes", "gpt2") and not os.path.isdir(name):
+        raise UsageError(f"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got {quoted(name)}")
+    return named_tokenizer(name)
 
 
 def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
@@ -350,7 +371,9 @@ def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
 def _of_the_model(given: dict[str, Any], shape: GPTConfig) -> dict[str, Any]:
     """The settings with those of the model that is trained on. Raises UsageError for others."""
     if given.get("tokenizer", OWN) != OWN:
-        raise UsageError(f"the tokenizer must be the model's own with --from; got --tokenizer {given['tokenizer']}. Leave it out")
+        raise UsageError(
+            f"the tokenizer must be the model's own with --from; got --tokenizer {quoted(given['tokenizer'], plain=True)}. Leave it out"
+        )
     own = {name: getattr(shape, name) for name in MODEL_SETTINGS}
     for name in MODEL_SETTINGS:
         if name == "context_length" and name in given:
@@ -359,14 +382,6 @@ def _of_the_model(given: dict[str, Any], shape: GPTConfig) -> dict[str, Any]:
         elif name in given and given[name] != own[name]:
             raise UsageError(f"{name} must be the model's own with --from, {own[name]}; got {given[name]}. Leave it out")
     return {**own, **given, "tokenizer": OWN}
-
-
-def _began_with(checkpoint: Path) -> RunConfig:
-    """The settings of the run that wrote it. Raises LamaError."""
-    path = checkpoint / "training.json"
-    if not isinstance(config := read_json(path).get("config"), dict):
-        raise LamaError(f"{path} must hold the run's config; got {config!r}")
-    return run_config(checked_names(config, str(path)))
 
 
 def _same_corpus(config: RunConfig, tokens: TokenFiles, folder: RunFolder) -> None:

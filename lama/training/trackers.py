@@ -1,4 +1,4 @@
-"""Where a run's numbers can go beside its log: TensorBoard's files, Weights & Biases, Trackio."""
+"""Trackers that take a run's numbers beside its log: TensorBoard's files, Weights & Biases, Trackio."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ class Tracker:
         self._write, self._close = write, close
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """What is no number, such as a None, is left out. The same step may come again with other metrics."""
+        """Log the values that are numbers; others, such as None, are skipped. A step may come again with other metrics."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if numbers:
             self._write(numbers, step)
@@ -37,17 +37,22 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) 
 
     Raises UsageError for another kind, LamaError where the library is not installed or does not begin.
     """
-    if kind not in PACKAGES:
-        raise UsageError(f"a tracker must be one of {', '.join(PACKAGES)}; got {kind!r}")
-    package = PACKAGES[kind]
-    try:
-        library = importlib.import_module(package)
-    except ImportError as error:
-        raise LamaError(f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}") from None
+    library = import_tracker(kind)
     try:
         return _OPEN[kind](library, Path(folder), name, dict(config))
     except Exception as error:  # each library has its own: no key, no network, no space
         raise LamaError(f"{kind} must begin to track; got {first_line(error).rstrip('.')}. See to that, or leave --track out") from error
+
+
+def import_tracker(kind: str) -> Any:
+    """The library of a tracker. Raises UsageError for another kind, LamaError where it is not installed."""
+    if kind not in PACKAGES:
+        raise UsageError(f"a tracker must be one of {', '.join(PACKAGES)}; got {kind!r}")
+    package = PACKAGES[kind]
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise LamaError(f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}") from None
 
 
 def _tensorboard(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
