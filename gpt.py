@@ -1,8 +1,6 @@
-"""Door: `python gpt.py -p "How can entropy be reversed?"` is `lama generate`."""
+"""The command `python gpt.py -p "How can entropy be reversed?"`, which is `lama generate`."""
 
-import sys
-
-from lama.cli import main
+from lama.__main__ import command
 
 if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]]))
+    command("generate")

@@ -1,8 +1,6 @@
-"""Door: `python transformer.py -v` is `lama train`: train a small GPT from scratch and watch it learn."""
+"""The command `python transformer.py -v`, which is `lama train`: train a small GPT from scratch and watch it learn."""
 
-import sys
-
-from lama.cli import main
+from lama.__main__ import command
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    command("train")

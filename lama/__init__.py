@@ -8,10 +8,7 @@
 Importing lama defines names and does nothing else; what a name needs is imported when it is first used.
 """
 
-from typing import TYPE_CHECKING
-
-from lama.lazy import lazy_names
-
+TYPE_CHECKING = False  # as in typing, whose import takes most of the time that importing lama would
 if TYPE_CHECKING:
     from lama.checkpoints import load, save
     from lama.errors import LamaError, UsageError
@@ -21,9 +18,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "LamaError", "UsageError", "generate", "load", "save"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
+
+def __getattr__(name: str) -> object:
+    from lama.lazy import lazy_names
+
+    homes = {
         "GPT": "lama.models.gpt",
         "GPTConfig": "lama.models.gpt",
         "LamaError": "lama.errors",
@@ -31,5 +30,5 @@ __getattr__ = lazy_names(
         "generate": "lama.generation",
         "load": "lama.checkpoints",
         "save": "lama.checkpoints",
-    },
-)
+    }
+    return lazy_names(__name__, homes)(name)

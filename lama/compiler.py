@@ -6,7 +6,6 @@ into one executable. Tried on Linux x86-64. The macOS and Windows branches (a `.
 """
 
 import atexit
-import contextlib
 import importlib.util
 import os
 import platform
@@ -22,7 +21,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError, quoted
 
 WINDOWS = sys.platform == "win32"
 INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
@@ -102,6 +101,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def asked_threads(given: str | None = None) -> int | None:
+    """The number given, else LAMA_THREADS; None where that is not set. Raises UsageError above 64 or, with more cores, 4 for each."""
+    given = os.environ.get("LAMA_THREADS", "").strip() if given is None else given
+    if not given:
+        return None
+    most = max(64, 4 * cores())  # kernels have no more than 64 slices
+    number = int(given) if given.isdecimal() and len(given) < 10 else 0
+    if not 1 <= number <= most:
+        rule = f"a whole number from 1 to {most}, as this machine has {cores()} cores"
+        raise UsageError(f"LAMA_THREADS or --threads must be {rule}; got {quoted(given, plain=True)}")
+    return number
+
+
 def needs_compiler() -> bool:
     """Whether tinygrad's default device compiles with clang. Opens devices: ask only where no compiler works."""
     from tinygrad import Device
@@ -132,8 +144,10 @@ def find_compiler() -> Compiler:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a failure of tinygrad's that comes from the compiler, None for any other."""
+    """One line for a failure of tinygrad's that comes from the compiler or the environment, None for any other."""
     for link in _chain(error):
+        if why := _wrong_variable(link):
+            return why
         command = link.cmd if isinstance(link, subprocess.CalledProcessError) else None
         failed = isinstance(command, list) and "-c" in command and any(str(word).startswith("--target=") for word in command)
         missing = isinstance(link, OSError) and link.filename is not None and link.filename in ("clang", os.environ.get("CC"))
@@ -153,6 +167,22 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def _wrong_variable(error: BaseException) -> str | None:
+    """One line if tinygrad raised this as it read a variable of the environment: many when it is imported, others later."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__") != "tinygrad.helpers" or isinstance(error, KeyboardInterrupt):
+        return None
+    function, known = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals
+    if function == "getenv":
+        kind = "a number" if isinstance(known["default"], float) else "a whole number"
+        return f"{known['key']} in the environment must be {kind}; got {quoted(os.environ.get(known['key']))}. Correct or unset it"
+    if function == "parse":
+        return f"DEV or --device must name a device, such as CPU or CUDA; got {quoted(known['s'])}"
+    return None
+
+
 def not_clang(compiler: Compiler, why: str) -> str:
     """The message for a compiler that fails its probe."""
     source = f"CC={compiler.path}" if compiler.kind == "$CC" else compiler.path
@@ -161,12 +191,16 @@ def not_clang(compiler: Compiler, why: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where lama keeps small files of its own. Not made here."""
+    """The folder of lama's own small files, not made here. It can never be made where there is no home folder."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "lama"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(os.devnull)
     if WINDOWS:
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lama"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "lama"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
 
 
 def _is_recent(path: str) -> bool:
@@ -201,35 +235,37 @@ def _wrapper_name(zig: Path) -> str:
 
 
 def _wrapper(zig: Path) -> Path:
-    """The script that runs `zig clang`, made if it is not there: in lama's cache folder, else in a temporary folder."""
-    text = f'@"{zig}" clang %*\r\n' if WINDOWS else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
-    for folder in _script_folders():
-        script = folder / _wrapper_name(zig)
+    """The script that runs `zig clang`: in lama's cache folder, else in a temporary folder, else in memory (Linux)."""
+    content = os.fsencode(f'@"{zig}" clang %*\r\n' if WINDOWS else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n')
+    for make_folder in (cache_folder, _temporary_folder):
         try:
-            if not script.is_file() or script.read_text() != text:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_script(script, text)
+            script = make_folder() / _wrapper_name(zig)
+            if not script.is_file() or script.read_bytes() != content:
+                script.parent.mkdir(parents=True, exist_ok=True)
+                _write_script(script, content)
             if os.access(script, os.X_OK):  # false on a file system mounted noexec
                 return script
         except OSError:
             continue
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("clang", 0)
+        os.write(handle, content)
+        return Path(f"/proc/{os.getpid()}/fd/{handle}")
     raise LamaError("no folder to put the compiler's script in; set XDG_CACHE_HOME to one that can be written to and run from")
 
 
-def _script_folders() -> Iterator[Path]:
-    with contextlib.suppress(RuntimeError):  # no home folder
-        yield cache_folder()
+def _temporary_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="lama-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    yield Path(folder)
+    return Path(folder)
 
 
-def _write_script(script: Path, text: str) -> None:
+def _write_script(script: Path, content: bytes) -> None:
     """Whole or not at all, also when two processes start at once."""
     handle, name = tempfile.mkstemp(dir=script.parent, prefix=script.stem)
     try:
-        with os.fdopen(handle, "w", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(name, 0o755)
         os.replace(name, script)
     except BaseException:

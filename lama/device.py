@@ -2,27 +2,27 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lama.compiler import ensure_compiler
-from lama.errors import UsageError, first_line
+from lama.compiler import ensure_compiler, explain
+from lama.errors import LamaError, UsageError, first_line, quoted
 
 TABLE = "lama_cpu_helpers"  # in tinygrad's cache
+STORAGE = ("DISK", "NPY", "TINYFS")  # devices of tinygrad's that hold files and arrays
 
 
 def open_device() -> None:
     """Make sure of a compiler and open tinygrad's default device, once, before the first tensor. Raises LamaError."""
     from tinygrad import Device
+    from tinygrad.helpers import DEV
 
-    ensure_compiler()
     choose_device()
-    with _kept_helpers():
-        Device[Device.DEFAULT]
+    _open(lambda: Device.DEFAULT, f"DEV={DEV}")  # without one, tinygrad chooses
 
 
 def choose_device() -> None:
@@ -84,16 +84,49 @@ def use_device(name: str) -> None:
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
+    def choose() -> str:
+        DEV.value = name
+        return Device.DEFAULT
+
     previous = list(DEV.value)
     try:
-        DEV.value = name
-        ensure_compiler()
-        with _kept_helpers():
-            Device[Device.DEFAULT]
-    except Exception as error:
+        _open(choose, quoted(name))
+    except LamaError:
         DEV.value = previous
-        here = ", ".join(Device.get_available_devices())
-        raise UsageError(f"device must be one that tinygrad can open here ({here}); got {name!r} ({first_line(error)})") from error
+        raise
+
+
+def check_device(name: object) -> None:
+    """Open the device of this name, such as CPU or CUDA:1; nothing for None. Raises UsageError."""
+    if name is not None:
+        if not isinstance(name, str):
+            raise UsageError(f"device must be a text such as CPU; got {quoted(name)}")
+        _open(lambda: name, quoted(name))
+
+
+def _open(choose: Callable[[], str], asked: str) -> None:
+    """Open the device that `choose` returns, where a compiler is ready for it. Raises LamaError, and UsageError that names `asked`."""
+    from tinygrad import Context, Device
+
+    from lama.kernel_cache import guard_cache
+
+    guard_cache()
+    try:
+        name = choose()
+        ensure_compiler()
+        if name.split(":")[0].upper() in STORAGE:
+            raise ValueError("it stores and does not compute")
+        with _kept_helpers():
+            Device[name]
+    except LamaError:
+        raise
+    except Exception as error:
+        if why := explain(error):
+            raise LamaError(why) from error
+        with Context(DEV=""):
+            here = ", ".join(Device.get_available_devices()) or "none"
+        why = "unknown" if isinstance(error, ModuleNotFoundError) else first_line(error)
+        raise UsageError(f"device must be one that tinygrad can open here ({here}); got {asked} ({why})") from error
 
 
 def use_devices(text: str) -> tuple[str, ...]:
@@ -115,8 +148,5 @@ def use_devices(text: str) -> tuple[str, ...]:
         raise UsageError(f"devices must begin with the first of their kind, {names[0].split(':')[0]}; got {text!r}")
     use_device(names[0])
     for name in names[1:]:
-        try:
-            Device[name]
-        except Exception as error:
-            raise UsageError(f"devices must be such as tinygrad can open here; got {name!r} ({first_line(error)})") from error
+        check_device(name)
     return names

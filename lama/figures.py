@@ -1,5 +1,6 @@
 """Pictures by matplotlib, which the extra `plots` brings: made without a screen, the same bytes each time."""
 
+import importlib.util
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,18 @@ def make_figure(what: str, **options: Any) -> "Figure":
     try:
         from matplotlib.figure import Figure  # not pyplot, which looks for a screen and remembers every figure
     except ImportError:
-        raise LamaError(f"{what} must be drawn by matplotlib; got no such package. Run: pip install matplotlib") from None
+        raise _missing(what) from None
     return Figure(**options)
+
+
+def check_installed(what: str) -> None:
+    """Raises LamaError as `make_figure` does, before there is anything to draw."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise _missing(what)
+
+
+def _missing(what: str) -> LamaError:
+    return LamaError(f"{what} must be drawn by matplotlib; got no such package. Run: pip install matplotlib")
 
 
 def render(figure: "Figure", kind: str = "png", **options: Any) -> bytes:

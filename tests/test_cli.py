@@ -1,12 +1,15 @@
 """The command line: one line on standard error and the right exit code for every mistake, and nothing but text on standard output."""
 
+import importlib.util
 import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fill
+from reference import random_gpt2
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
@@ -110,6 +114,12 @@ def copy(folder: str, to: Path) -> Path:
         (["-p", "x", "--nonsense"], "unrecognized arguments: --nonsense. See lama generate --help"),
         (["-p", "x", "--temprature=1"], "unrecognized arguments: --temprature=1. Did you mean --temperature? See lama generate --help"),
         (["-p", "x", "--temp", "1"], "unrecognized arguments: --temp 1"),  # nothing is abbreviated
+        (["Once", "upon"], "unrecognized arguments: Once upon. A prompt is one argument of -p: -p 'Once upon'. See"),
+        (["-p", "Once", "upon"], "unrecognized arguments: upon. A prompt is one argument of -p: -p upon. See lama generate"),
+        (["-p", r"a\q", "--escape"], r"--escape reads \n, \t, \r, \\ and \uXXXX; got \q in -p"),
+        (["-p", "a", "--stop", "b\\", "--escape"], "and \\uXXXX; got \\ in --stop"),
+        (["-p", r"a\u12", "--escape"], r"got \u in -p"),
+        (["-p", r"\ud83d!", "--escape"], r"-p must be valid Unicode with --escape; got half of a character, '\ud83d!'"),
         (["-p", "x", "-n", "many"], "argument -n/--max-new-tokens: invalid int value: 'many'. See lama generate --help"),
         (["-p", "x", "--dtype", "int2"], "argument --dtype: invalid choice: 'int2'"),
         (["-p", "x", "--device", "ABACUS"], "device must be one that tinygrad can open here"),
@@ -127,12 +137,40 @@ def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: VERB. See lama --help"),
+        ([], "a verb must say what to do, such as generate or train. See lama help"),
         (["explode"], "invalid choice: 'explode'"),
+        (["fly"], "invalid choice: 'fly' (choose from generate, train, "),
+        (["generat"], "argument VERB: invalid choice: 'generat'. Did you mean generate? See lama --help"),
+        (["help", "trian"], "invalid choice: 'trian'. Did you mean train?"),
+        (["classify", "predikt"], "invalid choice: 'predikt' (choose from train, eval, predict). Did you mean predict?"),
+        (["train", "--schedule", "cosin"], "invalid choice: 'cosin' (choose from cosine, constant, noam). Did you mean cosine?"),
+        (["generate", "--json=yes"], "argument --json: takes no value. See lama generate --help"),
+        (["x" * 5000], "invalid choice: 'xxx"),
+        (["generate", "x" * 5000], "unrecognized arguments: xxx"),
+        (["generate", "-n", "7" * 5000], "invalid int value: '777"),
+        (["generate", "--dtype", "x" * 5000], "invalid choice: 'xxx"),
+        (["generate", "--json=" + "x" * 5000], "takes no value"),
+        (["train\n"], r"invalid choice: 'train\n'. Did you mean train?"),
     ],
 )
 def test_wrong_usage_of_other_verbs_exits_2(run, argv, message):
-    assert_refused(run(*argv), 2, message)
+    result = run(*argv)
+    assert_refused(result, 2, message)
+    assert len(result[2]) < 500
+
+
+def test_version_and_help_are_on_standard_output(capsys):
+    for argv, told in (
+        (["--version"], f"lama {lama.__version__}\n"),
+        (["-V"], f"lama {lama.__version__}\n"),
+        (["help"], "`lama help VERB`"),
+        (["help", "train"], "usage: lama train "),
+        (["help", "classify", "predict"], "usage: lama classify predict "),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(argv)
+        out, err = capsys.readouterr()
+        assert exit.value.code == 0 and told in out and err == ""
 
 
 def test_help_names_every_option(capsys):
@@ -230,10 +268,38 @@ def test_weights_that_are_not_finite_are_refused(run, tmp_path, bad):
     )
 
 
-def test_verbose_adds_the_traceback(run, tmp_path):
-    code, out, err = run("generate", "-v", "-m", str(tmp_path / "none"), "-p", "x")
+def test_traceback_is_shown_where_it_is_asked_for(run, tmp_path):
+    wrong = ["generate", "-v", "-m", str(tmp_path / "none"), "-p", "x"]
+    assert_refused(run(*wrong), 1, "model must be")
+    code, out, err = run(*wrong, "--traceback")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback (most recent call last):") and err.splitlines()[-1].startswith("lama: model must be")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("x" * 5000), "unexpected KeyError: 'xxx"),
+        (RecursionError("maximum recursion depth exceeded"), "unexpected RecursionError: maximum recursion depth exceeded. "),
+        (
+            ValueError("two\nlines"),
+            "unexpected ValueError: two. Please report it with what --traceback shows; `lama doctor` looks for a reason",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), "lama: cannot read or write a/b: No such file or directory\n"),
+        (FileNotFoundError(2, "No such file or directory"), "lama: cannot read or write the current folder: No such file or directory\n"),
+        (OSError(28, "No space left on device"), "lama: cannot read or write standard output or an open file: No space left on device\n"),
+        (UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"), r"texts and names must be valid Unicode; got '\udcffb'"),
+    ],
+)
+def test_error_that_no_verb_expects_is_one_line(run, monkeypatch, error, told):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("lama.cli.generate.run", fail)
+    result = run("generate")
+    assert_refused(result, 1, told)
+    assert len(result[2]) < 500
+    assert run("generate", "--traceback")[2].startswith("Traceback")
 
 
 # --- generation
@@ -305,9 +371,10 @@ def test_stop_ends_the_text(run, tiny):
 
 def test_full_context_ends_the_text_and_window_goes_on_and_says_so(run, tiny):
     options = ["-m", tiny, "-p", "x" * 40, "-n", "9", "--json"]
+    note = "lama: the context of 43 tokens is full; --window continues\n"
     code, out, err = run("generate", *options)
     sample = json.loads(out)["samples"][0]
-    assert (code, err, len(sample["tokens"]), sample["finish_reason"]) == (0, "", 4, "length")
+    assert (code, err, len(sample["tokens"]), sample["finish_reason"]) == (0, note, 4, "context")
     code, out, err = run("generate", *options, "--window")
     assert (code, err) == (0, "lama: context of 43 tokens is full; went on with the last 21\n")
     assert len(json.loads(out)["samples"][0]["tokens"]) == 9
@@ -342,6 +409,94 @@ def test_default_model_is_gpt2_where_it_is(run, tiny, nothing_here):
     assert (code, err, json.loads(out)["model"]) == (0, "", "gpt2")
 
 
+def test_escapes_are_read_where_they_are_asked_for(run, tiny):
+    options = ["-m", tiny, "-n", "1", "--json"]
+    code, out, err = run("generate", *options, "-p", r"a\n\tb\\n\r\u00e9\ud83d\ude42 \u4e2D", "--escape")
+    assert (code, err, json.loads(out)["prompt"]) == (0, "", "a\n\tb\\n\ré🙂 中")
+    whole = json.loads(run("generate", *options[:2], "-n", "9", "--json", "-p", "a")[1])["samples"][0]["text"]
+    stop = f"\\u{ord(whole[1]):04x}"
+    sample = json.loads(run("generate", *options[:2], "-n", "9", "--json", "-p", "a", "--escape", "--stop", stop)[1])["samples"][0]
+    assert (sample["text"], sample["finish_reason"]) == (whole[: whole.index(whole[1])], "stop")
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["-p", r"Q: a\nA:"], r"-p contains a literal \n; --escape reads it as an escape sequence"),
+        (["-p", r"caf\u00e9"], r"-p contains a literal \u00e9; --escape"),
+        (["-p", "x", "--stop", r"\nuser"], r"--stop contains a literal \n; --escape"),
+        (["-p", r"\nabla C:\temp \usepackage \q"], ""),
+        (["-p", "a\nb", "--stop", "\n"], ""),
+    ],
+)
+def test_backslash_that_was_probably_meant_is_hinted_at(run, tiny, argv, hint):
+    code, out, err = run("generate", "-m", tiny, "-n", "1", *argv)
+    assert code == 0 and out.startswith(argv[1]) and err.count("\n") == bool(hint) and hint in err
+
+
+def test_prompt_from_a_terminal_is_asked_for(run, tiny, monkeypatch):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(b"ab")))
+    code, out, err = run("generate", "-m", tiny, "-p", "-", "-n", "1")
+    assert (code, out[:2], err) == (0, "ab", "lama: reading the prompt from the terminal; Ctrl-D on an empty line ends it\n")
+
+
+def test_warnings_are_one_line_each_on_standard_error(run, tmp_path):
+    config = random_gpt2.make_config(vocab_size=256, n_positions=13, n_embd=10, n_layer=1, n_head=2)
+    weights = random_gpt2.make_weights(config) | {"score.weight": np.ones((2, 10), np.float32)}
+    folder = random_gpt2.write_folder(tmp_path / "hf", config, weights)
+    left_out = f"lama: {folder / 'model.safetensors'}: left out score.weight, which belong to heads for other tasks\n"
+    larger = f"lama: the tokenizer of {folder} is larger than the model, 50,257 tokens for vocab_size=256: text with a token from id 256 on"
+    for _ in range(2):  # in each command anew
+        code, out, err = run("generate", "-m", str(folder), "--tokenizer", "gpt2", "-p", "a", "-n", "1", "--json")
+        assert code == 0 and json.loads(out)["prompt_tokens"] == [64] and err == f"{left_out}{larger} will be refused\n"
+    code, out, err = run("generate", "-m", str(folder), "--tokenizer", "gpt2", "-p", "Hello", "-n", "1")
+    assert (code, out, err.count("\n")) == (1, "", 3) and "the text must be made of the model's tokens; got 'Hello', id 15496" in err
+    code, out, err = run("quantize", str(folder), "--tokenizer", "bytes", "--to", "int8", "--out", str(tmp_path / "int8"))
+    assert (code, err) == (0, left_out)  # once, though the model is loaded twice
+    assert run("eval", str(folder), "--tokenizer", "bytes", "--text", "kjv", "--stride", "99")[0] == 2
+
+
+@pytest.mark.parametrize("verb", ["generate -p abcabc -n 9", "lens abc", "lens abc --answer c", "attention abc", "heads", "ablate abc"])
+def test_verbs_serve_models_with_more_rows_than_the_tokenizer_has_tokens(run, tmp_path, verb):
+    model = GPT(GPTConfig(300, 16, d_model=6, n_layers=1, n_heads=2, d_mlp=17, tied=False), seed=None)
+    fill(model)
+    assert model.unembed is not None
+    model.unembed.weight.assign(Tensor.arange(300).reshape(300, 1).expand(300, 6) * model.unembed.weight.sign()).realize()  # such rows win
+    lama.save(tmp_path / "padded", model, ByteTokenizer())
+    name, *rest = verb.split()
+    code, out, err = run(name, *(["-m"] * (name == "generate")), str(tmp_path / "padded"), *rest)
+    assert code == 0, err
+    assert bool(re.search(r"<2[5-9]\d> \d", out)) == (name == "lens")
+
+
+@pytest.mark.parametrize("options", [{"n_layers": 0}, {"mlp": False}], ids=str)
+def test_verbs_serve_models_without_layers_or_mlps(run, tmp_path, options):
+    model = GPT(GPTConfig(**{"vocab_size": 256, "context_length": 16, "d_model": 8, "n_layers": 1, "n_heads": 2} | options))
+    path = str(tmp_path / "model")
+    lama.save(path, model, ByteTokenizer())
+    for jit in (True, False):
+        assert len(str(lama.generate(*lama.load(path), "aa", max_new_tokens=4, jit=jit))) > 0
+    served, without = (0, "") if "mlp" in options else (1, "lama: the model must have layers; got n_layers=0")
+    picture = str(tmp_path / "p.svg")
+    pictures = [["--out", picture]] if importlib.util.find_spec("matplotlib") else [[]]
+    for argv, code, message in (
+        (["generate", "-m", path, "-p", "aa", "-n", "4"], 0, ""),
+        (["lens", path, "ab", "--answer", "c", *pictures[0]], 0, ""),
+        (["attention", path, "ab"], 2 * served, "lama: the model must have attention; got one without layers"),
+        (["heads", path], served, without),
+        (["ablate", path, "abc"], served, without),
+        (["ablate", path, "abc", "--neuron", "0.1"], 1, "lama: "),
+        (["patch", path, "ab", "ac", "--answer", "c", "--against", "d"], served, without),
+        (["patch", path, "ab", "ac", "--answer", "c", "--against", "d", "--site", "mlp_out"], 1, "lama: "),
+    ):
+        got, _, err = run(*argv)
+        assert got == code and (err.startswith(message) and err.count("\n") == 1 if code else "lama:" not in err), (argv, err)
+
+
 # --- processes: signals and pipes
 
 
@@ -362,6 +517,15 @@ def test_ctrl_c_ends_generation_with_130_and_one_line(endless):
     assert out.endswith(b"\n")
 
 
+def test_sigterm_ends_generation_into_json_with_143_and_one_line(endless):
+    process = start("generate", "-m", endless, "-p", "x", "-n", "30000", "--num-samples", "99", "--json")
+    time.sleep(2)  # nothing is printed until the end
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.startswith(b"lama: terminated") and err.count(b"\n") == 1
+
+
 def test_closed_pipe_ends_generation_with_141_and_one_line(endless):
     process = start("generate", "-m", endless, "-p", "x", "-n", "30000")
     assert process.stdout is not None and process.stderr is not None
@@ -380,6 +544,88 @@ def test_pipe_that_was_closed_before_the_text_came_ends_with_141(tiny):
     assert (done.returncode, done.stderr) == (141, b"lama: standard output was closed; stopped\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is Linux's /dev/full")
+@pytest.mark.parametrize("argv", [["generate", "-p", "x", "-n", "2", "-m"], ["--help"], ["doctor", "--help"], ["--version"]])
+def test_full_disk_on_standard_output_is_one_line(tiny, argv):
+    command = [sys.executable, "-m", "lama", *argv, *([tiny] if argv[-1] == "-m" else [])]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "lama: cannot read or write standard output or an open file: No space left on device\n")
+
+
+@pytest.mark.parametrize(("name", "code", "told"), [("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "the terminal was closed")])
+def test_signal_ends_generation_with_its_own_code_and_one_line(endless, name, code, told):
+    process = start("generate", "-m", endless, "-p", "x", "-n", "30000")
+    assert process.stdout is not None and process.stdout.read(3)[:1] == b"x"
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.startswith(f"lama: {told} after ".encode()) and err.count(b"\n") == 1
+
+
+def test_signal_that_comes_while_an_object_is_deleted_is_not_lost(run, monkeypatch):
+    class Deleted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def wait(*_: Any) -> int:
+        Deleted()
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("lama.cli.generate.run", wait)
+    assert run("generate") == (143, "", "lama: terminated\n")
+
+
+def test_signal_that_is_ignored_stays_so(run, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        monkeypatch.setattr("lama.cli.generate.run", lambda args: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        assert run("generate") == (0, "", "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_modules_are_imported_is_silent():
+    code = """
+import os, signal, sys
+class Press:
+    def find_spec(self, name, *_):
+        if name == "argparse":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Press())
+from lama.__main__ import command
+command("generate")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_closed_standard_error_gets_nothing_and_standard_output_only_the_text(tiny):
+    def generate(*argv: str) -> "subprocess.CompletedProcess[str]":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "lama", "generate", *argv]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+    done = generate("-m", tiny, "-p", "x" * 40, "-n", "9", "--window")  # with a note
+    assert done.returncode == 0 and done.stdout.startswith("x" * 40) and "context" not in done.stdout
+    done = generate("-m", f"{tiny}/none", "-p", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_current_folder_that_was_removed_stops_no_command_that_does_not_need_it(tiny, tmp_path):
+    def run(*argv: str) -> tuple[int, str, str]:
+        (tmp_path / "gone").mkdir()
+        command = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(tmp_path / "gone"), sys.executable, "-m", "lama", *argv]
+        root = os.pathsep.join([str(Path(lama.__file__).parents[1]), *sys.path])
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root})
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run("generate", "-m", tiny, "-p", "x", "-n", "2")
+    assert (code, out[:1], err) == (0, "x", "")
+    assert_refused(run("generate", "-m", "here", "-p", "x"), 1, "got 'here'")
+
+
 def test_text_is_utf8_whatever_the_locale(tiny):
     process = start(
         "generate", "-m", tiny, "-p", "né 🦙", "-n", "2", env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -387,3 +633,6 @@ def test_text_is_utf8_whatever_the_locale(tiny):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.startswith("né 🦙".encode())
+    process = start("attention", tiny, "né", env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")

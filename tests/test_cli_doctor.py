@@ -1,6 +1,5 @@
 """`lama doctor`: what it prints, and what it calls a problem."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lama.cli import doctor
+from lama.cli import Parser, doctor
 from lama.errors import LamaError
 
 
@@ -19,7 +18,7 @@ def lines(check: object) -> list[doctor.Line]:
 
 
 def run(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     doctor.add_parser(parser.add_subparsers())
     args = parser.parse_args(["doctor", *argv])
     return int(args.run(args))
@@ -57,7 +56,7 @@ def test_check_that_breaks_does_not_stop_the_others(monkeypatch: pytest.MonkeyPa
         raise OSError("disk on fire")
 
     only(monkeypatch, packages=packages, weights=weights)
-    assert run("-v") == 1
+    assert run("--traceback") == 1
     out, err = capsys.readouterr()
     assert "! packages: packages must be there\n" in out
     assert "heavy" in out and "! weights: OSError: disk on fire\n" in out and "2 problems" in out
@@ -88,14 +87,17 @@ def test_cache_line_tells_size_and_whether_it_can_be_written(tmp_path: Path) -> 
     (tmp_path / "lama" / "wrapper").write_bytes(b"x" * 1_200_000)
     assert doctor.cache("its", tmp_path / "lama") == doctor.Line("caches", f"its: {tmp_path / 'lama'}, 1.2 MB, writable")
     assert doctor.cache("its", tmp_path / "not" / "yet" / "cache.db").text.endswith("empty, writable")
-    assert doctor.cache("its", tmp_path / "cache.db").problem == ""
+    assert doctor.cache("its", tmp_path / "cache.db", "Set CACHEDB").problem == ""
     if sys.platform == "linux":
-        assert "not writable" in doctor.cache("its", Path("/proc/cache.db")).text
+        unwritable = doctor.cache("its", Path("/proc/cache.db"), "Set CACHEDB")
+        assert "not writable" in unwritable.text and unwritable.problem.endswith("Set CACHEDB")
 
 
 def test_damaged_cache_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_bytes(b"not a database" * 100)
-    assert "must be a database" in doctor.cache("its", tmp_path / "cache.db").problem
+    problem = doctor.cache("its", tmp_path / "cache.db", "Set CACHEDB").problem
+    assert problem.startswith(f"the cache must be a database; got {tmp_path / 'cache.db'} (file is not a database)")
+    assert "must be a database" in doctor.cache("its", tmp_path, "Set CACHEDB").problem  # a folder
 
 
 def test_missing_gpt2_is_no_problem_and_a_missing_embedded_model_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_compiler_that_is_not_clang_is_named_once(tmp_path: Path) -> None:
     gcc = tmp_path / "gcc"
     gcc.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "gcc 12" && exit; echo "gcc: error: --target?" >&2; exit 1\n')
     gcc.chmod(0o755)
-    code = "import argparse, sys; from lama.cli import doctor; sys.exit(doctor.run(argparse.Namespace(verbose=False)))"
+    code = "import argparse, sys; from lama.cli import doctor; sys.exit(doctor.run(argparse.Namespace(traceback=False)))"
     env = os.environ | {
         "CC": str(gcc),
         "DEV": "CPU",
@@ -129,3 +131,28 @@ def test_compiler_that_is_not_clang_is_named_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.count("! the C compiler must be a clang that works; got CC=") == 1
     assert "device      failed, for the reason above\nkernel      failed, for the reason above\n" in done.stdout
+
+
+def test_variables_that_change_how_lama_runs_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMA_THREADS", "3")
+    monkeypatch.setenv("JIT", "0")
+    listed = lines(doctor.machine)[2].text
+    assert listed.startswith("set: ") and "LAMA_THREADS=3" in listed and "JIT=0" in listed
+    monkeypatch.setenv("LAMA_THREADS", "many")
+    with pytest.raises(LamaError, match=r"LAMA_THREADS or --threads must be a whole number from 1 to .*; got many"):
+        lines(doctor.machine)
+
+
+def test_variable_that_tinygrad_cannot_read_is_one_problem(tmp_path: Path) -> None:
+    environment = os.environ | {"DEBUG": "abc", "CACHEDB": str(tmp_path / "cache.db")}
+    done = subprocess.run([sys.executable, "-m", "lama", "doctor"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith("DEBUG in the environment must be a whole number; got 'abc'. Correct or unset it\n1 problem\n")
+    assert "DEBUG=abc" in done.stdout
+
+
+def test_cache_that_is_switched_off_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinygrad.helpers import CACHELEVEL
+
+    monkeypatch.setattr(CACHELEVEL, "value", 0)
+    assert lines(doctor.caches)[0] == doctor.Line("caches", "tinygrad's compiled kernels: none, as CACHELEVEL is 0")

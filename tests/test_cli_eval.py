@@ -162,7 +162,7 @@ def test_input_that_cannot_be_used_is_named_before_a_model_is_looked_for(run, tm
     ):
         assert_refused(run("nowhere", "--text", path), 1, message.format(path=path))
     data = write(tmp_path / "data", "{\n")
-    message = f"every line must be a JSON object; got Expecting property name enclosed in double quotes at character 2 of line 1 of {data}"
+    message = f"line 1 of {data} must be valid JSON; got Expecting property name enclosed in double quotes at line 1, column 2"
     assert_refused(run("nowhere", "--task", "hellaswag", "--data", data), 1, message)
 
 

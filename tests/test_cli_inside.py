@@ -1,5 +1,6 @@
 """lama lens, patch, ablate and heads: tables, pictures, and one line for what they cannot do."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -149,6 +150,7 @@ def test_known_heads_are_shown_for_gpt2_and_no_other():
 
     gpt2 = Called(GPT2_CONFIGS["gpt2"])
     assert known_heads("gpt2", gpt2) == GPT2_SMALL
+    assert known_heads("gpt2", Called(dataclasses.replace(GPT2_CONFIGS["gpt2"], end_tokens=(50256,)))) == GPT2_SMALL
     assert known_heads("mine", gpt2) == known_heads("gpt2", Called(GPT2_CONFIGS["gpt2-medium"])) == ()
     here = np.arange(144).reshape(12, 12) / 1000
     text = known_table(GPT2_SMALL, {"induction": here, "copying": -here})

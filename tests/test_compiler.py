@@ -111,8 +111,9 @@ def test_wrapper_is_written_once_and_repaired(bare: Path) -> None:
     path = Path(find_compiler().path)
     before = path.stat().st_mtime_ns, path.read_text()
     assert (Path(find_compiler().path).stat().st_mtime_ns, path.read_text()) == before
-    path.write_text("half of i")
-    assert Path(find_compiler().path).read_text() == before[1]
+    for damaged in (b"half of i", b"\xff\xfe"):
+        path.write_bytes(damaged)
+        assert Path(find_compiler().path).read_text() == before[1]
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -131,6 +132,21 @@ def test_wrapper_goes_to_a_private_folder_where_the_cache_cannot_be_written(
     wrapper = compilers._wrapper(script(tmp_path / "zig"))
     assert subprocess.check_output([wrapper], text=True) == "fake clang 1.2.3\n"
     assert stat.S_IMODE(wrapper.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files in memory are Linux's")
+def test_wrapper_is_in_memory_where_nothing_can_be_written(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(**_: str) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    monkeypatch.setattr("tempfile.mkdtemp", none_left)
+    wrapper = compilers._wrapper(script(tmp_path / "zig"))
+    assert subprocess.check_output([wrapper], text=True) == "fake clang 1.2.3\n"
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(LamaError, match="no folder to put the compiler's script in; set XDG_CACHE_HOME"):
+        compilers._wrapper(tmp_path / "zig")
 
 
 def test_no_compiler_says_what_to_install(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +222,15 @@ def test_other_errors_are_not_explained(bare: Path) -> None:
     assert explain(ValueError("d_model must be a multiple of n_heads")) is None
     assert explain(subprocess.CalledProcessError(1, ["git", "-c", "x"])) is None
     assert explain(FileNotFoundError(2, "No such file", "corpus.txt")) is None
+
+
+def test_variable_of_the_environment_that_tinygrad_cannot_read_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMA_TEST", "x" * 5000)
+    for default, kind in ((0, "a whole number"), (0.5, "a number")):
+        with pytest.raises(ValueError) as caught:
+            getenv("LAMA_TEST", default)
+        told = explain(caught.value) or ""
+        assert told.startswith(f"LAMA_TEST in the environment must be {kind}; got 'xxx") and len(told) < 300
 
 
 def test_probe_says_what_is_wrong(tmp_path: Path) -> None:

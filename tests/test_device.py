@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from reference import random_gpt2
 
+import lama
 from lama import device
 from lama.cli import main
 from lama.compiler import find_compiler
+from lama.errors import UsageError
 
 GENERATE = ["generate", "-p", "a", "-n", "2", "--temperature", "0", "-m"]
 
@@ -46,6 +48,46 @@ def test_a_gpu_is_seen_by_its_device_files(monkeypatch: pytest.MonkeyPatch):
     assert device._signs_of_others()
 
 
+@pytest.mark.parametrize(
+    ("given", "code", "told"),
+    [
+        ({"DEV": "FOO"}, 2, "device must be one that tinygrad can open here (CPU); got DEV=FOO (unknown)"),
+        ({"DEV": "", "CUDA": "1"}, 2, "can open here (CPU); got DEV= (CUDA=1 is deprecated, use DEV=CUDA instead)"),
+        ({"DEV": "a:b:c:d"}, 1, "DEV or --device must name a device, such as CPU or CUDA; got 'a:b:c:d'"),
+        ({"DEBUG": "abc"}, 1, "DEBUG in the environment must be a whole number; got 'abc'. Correct or unset it"),
+        ({"LAMA_THREADS": "65000"}, 2, "LAMA_THREADS or --threads must be a whole number from 1 to "),
+        ({"DEFAULT_FLOAT": "foo"}, 1, "unexpected AttributeError: 'DTypes' object has no attribute 'foo'. Please report"),
+    ],
+)
+def test_environment_that_cannot_be_followed_is_one_line(given: dict[str, str], code: int, told: str, folder: Path):
+    done = python("import sys; from lama.cli import main; sys.exit(main(sys.argv[1:]))", *GENERATE, str(folder), **given)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith("lama: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_environment_that_cannot_be_followed_is_a_lama_error_from_python():
+    done = python("import lama\ntry: lama.load('lama-bpe')\nexcept lama.LamaError as error: print(error)", JIT="")
+    assert (done.stdout, done.stderr) == ("JIT in the environment must be a whole number; got ''. Correct or unset it\n", "")
+
+
+def test_device_that_python_names_must_be_here(folder: Path):
+    with pytest.raises(UsageError, match=r"device must be one that tinygrad can open here \(CPU\); got 'GPU' \(unknown\)"):
+        lama.load(folder, device="GPU")
+    for name in ("FOO:1", "", "\0", 5, ("CPU",), "DISK", "disk:x", "x" * 5000):
+        with pytest.raises(UsageError, match="device must be ") as caught:
+            device.check_device(name)
+        assert len(str(caught.value)) < 400
+
+
+def test_device_that_python_names_may_be_another_of_the_cpu(folder: Path):
+    assert lama.load(folder, device="cpu:1")[0].embed.weight.device == "CPU:1"
+
+
+def test_no_color_may_have_any_value(folder: Path):
+    done = python("import sys; from lama.cli import main; sys.exit(main(sys.argv[1:]))", *GENERATE, str(folder), NO_COLOR="yes")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_threads_and_reference_are_what_the_environment_says(folder: Path):
     code = "import sys; from lama.cli import main; code = main(sys.argv[1:]); from lama.kernels.pool import threads\n"
     code += "from lama.kernels.program import is_fast; from tinygrad import Tensor; print(threads(), is_fast(Tensor.empty(1)))"
@@ -58,8 +100,19 @@ def test_threads_and_reference_are_what_the_environment_says(folder: Path):
 
 
 @pytest.mark.parametrize("verb", [[*GENERATE, "x"], ["eval", "x", "--text", "y"], ["train"]])
-@pytest.mark.parametrize(("value", "told"), [("0", "threads must be a whole number above 0; got 0"), ("two", "invalid int value: 'two'")])
-def test_threads_must_be_a_number_above_0(verb: list[str], value: str, told: str, capsys: pytest.CaptureFixture[str]):
-    assert main([*verb, "--threads", value]) == 2
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("0", "--threads must be a whole number from 1 to "),
+        ("-1", "cores; got -1"),
+        ("20000", "cores; got 20000"),
+        ("99999999999999999999", "got 99999999999999999999"),
+        ("two", "invalid int value: 'two'"),
+    ],
+)
+def test_threads_must_be_a_number_that_the_machine_can_use(verb: list[str], value: str, told: str, capsys: pytest.CaptureFixture[str]):
+    before = os.environ.get("LAMA_THREADS")
+    assert main([*verb, f"--threads={value}"]) == 2
+    assert os.environ.get("LAMA_THREADS") == before
     err = capsys.readouterr().err
     assert told in err and err.count("\n") == 1

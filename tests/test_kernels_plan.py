@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Context, Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.generation import Decoder
@@ -50,6 +50,16 @@ def test_step_from_the_disk_gives_the_numbers_of_the_captured_one(disk: dict[str
     np.testing.assert_allclose(captured, logits(GPT(CONFIG), batch, jit=False), rtol=1e-4, atol=1e-5)
     no_capture(monkeypatch)
     np.testing.assert_array_equal(logits(GPT(CONFIG), batch), captured)
+
+
+@pytest.mark.parametrize(("jit", "kept"), [(0, 0), (2, 2)])
+def test_tinygrads_switch_changes_no_number(disk: dict[str, Any], jit: int, kept: int):
+    """JIT=0 captures nothing, JIT=2 captures without a graph."""
+    expected = logits(GPT(CONFIG))
+    disk.clear()
+    with Context(JIT=jit):
+        np.testing.assert_allclose(logits(GPT(CONFIG)), expected, rtol=1e-4, atol=1e-5)
+    assert len(disk) == kept
 
 
 def test_step_from_the_disk_reads_the_weights_of_the_model_at_hand(disk: dict[str, Any], monkeypatch: pytest.MonkeyPatch):

@@ -153,14 +153,36 @@ def test_threads_are_those_asked_for_or_the_cores(monkeypatch):
     assert 1 <= pool.threads() <= (os.cpu_count() or 1)
     monkeypatch.setenv("LAMA_THREADS", "3")
     assert pool.threads() == 3
-    for wrong in ("0", "-1", "two", "1.5"):
+    monkeypatch.setattr("lama.compiler.cores", lambda: 20)
+    monkeypatch.setenv("LAMA_THREADS", "80")
+    assert pool.threads() == 80
+    for wrong in ("0", "-1", "two", "1.5", "81", "9" * 5000):
         monkeypatch.setenv("LAMA_THREADS", wrong)
-        with pytest.raises(UsageError, match=f"LAMA_THREADS must be a whole number above 0; got {wrong}"):
+        with pytest.raises(UsageError, match=f"must be a whole number from 1 to 80, as this machine has 20 cores; got {wrong[:200]}"):
             pool.threads()
 
 
 def test_without_pthreads_the_caller_runs_every_slice(monkeypatch):
     monkeypatch.setattr(pool, "FUNCTIONS", ("no_such_function",))
+    alone = pool.Pool(4)
+    monkeypatch.setattr(pool, "pool", lambda: alone)
+    a, b, expected = product()
+    assert np.abs(matmul(a, b).numpy() - expected).max() < 1e-3
+
+
+def test_work_is_done_also_where_the_system_has_no_more_threads(monkeypatch):
+    done: list[int] = []
+    run_on(monkeypatch, 3)
+    pool.on_threads(done.append, range(5))
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+    def none_left(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    done.clear()
+    pool.on_threads(done.append, range(5))
+    assert done == [0, 1, 2, 3, 4]
     alone = pool.Pool(4)
     monkeypatch.setattr(pool, "pool", lambda: alone)
     a, b, expected = product()

@@ -37,13 +37,12 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--target", metavar="TEXT", help="of an encoder-decoder: what it writes (default: what it would write)")
     add("--out", type=Path, metavar="FILE", help="write a page (.html) or a picture (.png, .svg), in place of drawing in the terminal")
     machine.add_loading(parser)
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.recorded:
         return show_recording(args)
-    kind_of_file = check_file(args.out, FILES) if args.out else None
+    kind_of_file = check_file(args.out, FILES, "attention") if args.out else None
     if not args.text or args.target == "":
         raise UsageError(f"{'--target' if args.text else 'TEXT'} must not be empty; give a sentence")
     machine.use(args)
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.data.inputs import input_tokens
     from lama.interp.attention import attention_of, chosen_heads, panels
 
-    model, tokenizer = load(args.model, dtype=args.dtype, offline=args.offline)
+    model, tokenizer = load(args.model, **machine.loading(args))
     kind, heads = chosen_heads(model, args.kind, args.layer, args.head)
     tokens = input_tokens(model, tokenizer, args.text)
     found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args))
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"drawing {len(heads)} heads", file=sys.stderr)
         many = args.layer is None and args.head is None
         content = heat_maps(panels(found[kind], heads), kind_of_file, len({head for _, head in heads}) if many else None)
-    write_file(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads")
+    write_file(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads", "attention")
     return 0
 
 
@@ -77,9 +76,9 @@ def show_recording(args: argparse.Namespace) -> int:
     """Write the page of a recording, or a picture of some of its moments."""
     if args.out is None or args.text is not None or args.target is not None or args.kind or args.layer is not None or args.head is not None:
         raise UsageError("--recorded must be given with --out FILE, and without a text or what to choose of it")
-    kind = check_file(args.out, FILES)
+    kind = check_file(args.out, FILES, "attention")
     content, what = recording_view(Path(args.model), kind)
-    write_file(args.out, content, what)
+    write_file(args.out, content, what, "attention")
     return 0
 
 

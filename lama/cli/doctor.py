@@ -9,12 +9,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lama.errors import LamaError
+from lama.errors import LamaError, first_line, quoted
+from lama.files import quoted_path
+
+VARIABLES = (
+    *("DEV", "JIT", "DEBUG", "BEAM", "PARALLEL", "DEFAULT_FLOAT", "CACHELEVEL", "CACHEDB", "XDG_CACHE_HOME", "CC"),
+    *("HF_HOME", "HF_HUB_OFFLINE"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,6 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="say what is here and what is wrong",
         description="Print device, compiler, caches, versions and where weights were looked for; exit 1 if lama cannot work.",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the traceback of what fails")
     parser.set_defaults(run=run)
 
 
@@ -40,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Print every check as it is made, then the problems. Returns 1 if there are any."""
     lines: list[Line] = []
     for check in (machine, packages, caches, compiler, device, kernel, weights):
-        for line in attempt(check, lines, args.verbose):
+        for line in attempt(check, lines, args.traceback):
             topic = "" if lines and lines[-1].topic == line.topic else line.topic
             print(f"{topic:<10}{'! ' if line.problem else '  '}{line.text}", flush=True)
             lines.append(line)
@@ -52,34 +58,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def attempt(check: Callable[[], Iterator[Line]], before: list[Line], verbose: bool = False) -> Iterator[Line]:
+def attempt(check: Callable[[], Iterator[Line]], before: list[Line], trace: bool = False) -> Iterator[Line]:
     """The lines of a check; if it breaks, one line that says so, and the other checks go on.
 
-    A device that fails after its compiler, its cache or the device itself did is not a problem of its own.
+    A device that fails after its compiler or the device itself did is not a problem of its own, nor is a reason that was given.
     """
     from lama.compiler import explain
 
     try:
         yield from check()
     except Exception as error:
-        if verbose:
+        if trace:
             import traceback
 
             traceback.print_exc()
         reason = str(error) if isinstance(error, LamaError) else explain(error)
-        reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
-        if check in (device, kernel) and any(line.problem and line.topic in ("caches", "compiler", "device") for line in before):
+        reason = reason or f"{type(error).__name__}: {first_line(error)}"
+        known = check in (device, kernel) and any(line.problem and line.topic in ("compiler", "device") for line in before)
+        if known or any(line.problem.endswith(reason) for line in before):
             yield Line(check.__name__, "failed, for the reason above")
         else:
             yield Line(check.__name__, "failed", f"{check.__name__}: {reason}")
 
 
 def machine() -> Iterator[Line]:
-    from lama.compiler import cores
+    from lama.compiler import asked_threads, cores
 
     memory = f", {memory_bytes() / 2**30:.1f} GiB of memory" if memory_bytes() else ""
     yield Line("machine", f"{platform.system()} {platform.machine()}, {cores()} cores{memory}")
     yield Line("machine", f"Python {platform.python_version()} at {sys.executable}")
+    if given := {name: value for name, value in os.environ.items() if name.startswith("LAMA_") or name in VARIABLES}:
+        yield Line("machine", f"set: {', '.join(f'{name}={quoted(value, plain=True)}' for name, value in given.items())}")
+    asked_threads()
 
 
 def memory_bytes() -> int:
@@ -111,34 +121,41 @@ def packages() -> Iterator[Line]:
 
 
 def caches() -> Iterator[Line]:
-    from tinygrad.helpers import CACHEDB
+    from tinygrad.helpers import CACHELEVEL
 
     from lama.compiler import cache_folder
+    from lama.kernel_cache import database
 
-    yield cache("tinygrad's compiled kernels", Path(CACHEDB), "Set CACHEDB to a file in a folder that is, or CACHELEVEL=0 to do without")
+    if CACHELEVEL < 1:
+        yield Line("caches", f"tinygrad's compiled kernels: none, as CACHELEVEL is {CACHELEVEL.value}")
+    else:
+        advice = "Set CACHEDB to a file in a folder that is, or CACHELEVEL=0 to do without"
+        yield cache("tinygrad's compiled kernels", Path(database()), advice)
     # lama goes without its own where it cannot be written: no problem.
     yield Line("caches", cache("lama's", cache_folder()).text)
 
 
 def cache(what: str, path: Path, advice: str = "") -> Line:
-    """Where a cache is, its size and whether it can be written."""
-    folder = path.parent if path.is_file() or path.suffix else path
-    while not folder.is_dir() and folder != folder.parent:
+    """Where a cache is, its size and whether it can be written; with `advice`, what is wrong with it as a database."""
+    is_file = os.path.isfile(path)
+    folder = path.parent if is_file or path.suffix else path
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
-    writable = can_write(folder) and (not path.is_file() or os.access(path, os.W_OK))
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    writable = can_write(folder) and (not is_file or os.access(path, os.W_OK))
+    files = [path] if is_file else [file for file in path.rglob("*") if file.is_file()] if os.path.isdir(path) else []
     size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB" if files else "empty"
-    text = f"{what}: {path}, {size}, {'writable' if writable else 'not writable'}"
-    problem = "" if writable else f"the cache must be writable; got {path}. {advice}"
-    if writable and path.is_file() and path.suffix == ".db" and (broken := database_error(path)):
-        problem = f"the cache must be a database; got {path} ({broken}). Delete it"
+    text = f"{what}: {quoted_path(path)}, {size}, {'writable' if writable else 'not writable'}"
+    problem = "" if writable else f"the cache must be writable; got {quoted_path(path)}. {advice}"
+    if advice and writable and os.path.exists(path) and (broken := database_error(path)):
+        problem = f"the cache must be a database; got {quoted_path(path)} ({broken}). A damaged one is replaced in the next run"
     return Line("caches", text, problem)
 
 
 def can_write(folder: Path) -> bool:
-    """Tried, not asked: what the permission bits say is not true for root or on a read-only file system."""
+    """Tried, not asked: the permission bits mean nothing to root, on a read-only file system and on a full one."""
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
             return True
     except OSError:
         return False
@@ -146,14 +163,11 @@ def can_write(folder: Path) -> bool:
 
 def database_error(path: Path) -> str:
     try:
-        connection = sqlite3.connect(path, timeout=60)
-        try:
-            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
-        finally:
-            connection.close()
+        with closing(sqlite3.connect(path, timeout=5)) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            return "" if found == "ok" else first_line(ValueError(found))
     except sqlite3.Error as error:
         return str(error)
-    return ""
 
 
 def compiler() -> Iterator[Line]:
@@ -172,28 +186,24 @@ def compiler() -> Iterator[Line]:
 
 
 def device() -> Iterator[Line]:
-    from lama.compiler import ensure_compiler
-
-    ensure_compiler()
     from tinygrad import Device
 
-    try:
-        chosen = Device.DEFAULT
-    except RuntimeError:  # no usable devices
-        chosen = "CPU"
-    Device[chosen]  # opened here, so that its error says what is wrong with it
+    from lama.device import open_device
+
+    open_device()  # here, so that its error says what is wrong with it
+    chosen = Device.DEFAULT
     others = ", ".join(d for d in Device.get_available_devices() if d != chosen)
     yield Line("device", f"{chosen}; also here: {others or 'no other'}")
 
 
 def kernel() -> Iterator[Line]:
     """One small product on the device, through the function that all layers use."""
-    from lama.compiler import ensure_compiler
-
-    ensure_compiler()
     from tinygrad import Device, Tensor
 
+    from lama.device import open_device
     from lama.kernels import matmul
+
+    open_device()
 
     started = time.perf_counter()
     result = matmul(Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), Tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])).tolist()

@@ -3,15 +3,13 @@
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.generate import note
-from lama.errors import UsageError
+from lama.cli.live import progress
+from lama.errors import UsageError, note
 
 if TYPE_CHECKING:
     from lama.evaluation import TaskScore, TextScore
@@ -37,7 +35,7 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--context-length", type=int, metavar="T", help="tokens that the model sees at once (default: all it can)")
     machine.add_loading(parser)
     add("--json", action="store_true", help="print one JSON object")
-    add("-v", "--verbose", action="store_true", help="say what is loaded; show tracebacks")
+    add("-v", "--verbose", action="store_true", help="say what is loaded")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +61,7 @@ def check(args: argparse.Namespace) -> None:
 def load_model(args: argparse.Namespace) -> Any:
     from lama.checkpoints import load_gpt
 
-    model, tokenizer = load_gpt(args.model, dtype=args.dtype, offline=args.offline)
+    model, tokenizer = load_gpt(args.model, **machine.loading(args))
     if args.verbose:
         note(f"{args.model}: {model.describe()}; {args.dtype} on {model.embed.weight.device}")
     return model, tokenizer
@@ -168,12 +166,5 @@ def published_lines(name: str) -> str:
 
 
 def watch(unit: str) -> Any:
-    """A progress bar with rate and time left."""
-
-    def progress(scores: Iterable[Any], total: int) -> Iterable[Any]:
-        from tqdm import tqdm
-
-        bar: Iterable[Any] = tqdm(scores, total=total, unit=unit, file=sys.stderr, dynamic_ncols=True)
-        return bar
-
-    return progress
+    """Shows how far the scores are."""
+    return lambda scores, total: progress(scores, unit, "", total)

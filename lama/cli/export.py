@@ -4,14 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lama.cli.machine import FLOATS
+from lama.cli import machine
+from lama.cli.out import own_folder
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "export",
         help="write a model in Hugging Face's format",
-        usage="%(prog)s MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [-v]",
+        usage="%(prog)s MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [--tokenizer NAME]",
         description="Write a model as a folder that transformers loads with equal logits.",
     )
     parser.set_defaults(run=run)
@@ -19,20 +20,21 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
     add("out", type=Path, metavar="DIR", help="a new or empty folder")
     add("--to", choices=("hf",), default="hf", help="the format: hf, Hugging Face's GPT-2 (default)")
-    add("--dtype", choices=FLOATS, default="float32", help="precision of the weights (default float32)")
-    add("--offline", action="store_true", help="use only what is on this machine")
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
+    add("--dtype", choices=machine.FLOATS, default="float32", help="precision of the weights (default float32)")
+    machine.add_finding(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.checkpoints import export_huggingface, load_gpt
-    from lama.errors import UsageError
+    with own_folder(args.out, None, "export", what="DIR"):
+        return export(args)
 
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UsageError(f"DIR must be a new or empty folder; got {args.out}")
-    model, tokenizer = load_gpt(args.model, dtype=args.dtype, offline=args.offline)
+
+def export(args: argparse.Namespace) -> int:
+    from lama.checkpoints import export_huggingface, load_gpt
+
+    model, tokenizer = load_gpt(args.model, **machine.loading(args))
     names = export_huggingface(args.out, model, tokenizer)
     print(f"saved in {args.out}: {', '.join(names)}")
-    if "vocab.json" not in names and "tokenizer.json" not in names:
+    if not {"tokenizer.json", "vocab.json", "vocab.txt"} & {*names}:
         print("its character tokenizer has no Hugging Face form: token ids are places in the sorted alphabet of its config.json")
     return 0

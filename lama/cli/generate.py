@@ -2,16 +2,23 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.cli import machine
-from lama.errors import LamaError, UsageError
+from lama.cli import exit_code, machine
+from lama.errors import LamaError, UsageError, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation import Generation
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash; and uXXXX
+MEANT = {  # a backslash that was probably meant as an escape; in a prompt it may be LaTeX's or a path's, such as \nabla or \temp
+    "-p": re.compile(r"\\(?:[ntr](?![a-z])|u[0-9a-fA-F]{4})"),
+    "--stop": re.compile(r"\\(?:[ntr]|u[0-9a-fA-F]{4})"),
+}
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -29,23 +36,25 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 makes tokens seen before less likely (default 1)")
     add("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be given several times")
+    add("--escape", action="store_true", help=r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
     add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
     add("--window", action="store_true", help="when the context is full, drop its older half and go on")
     machine.add_loading(parser)
     add("--revision", help="branch, tag or commit to download from the hub")
     add("--no-stream", action="store_true", help="print the text when it is complete")
     add("--json", action="store_true", help="print one JSON object instead of the text")
-    add("-v", "--verbose", action="store_true", help="say what is loaded and how fast it runs; show tracebacks")
+    add("-v", "--verbose", action="store_true", help="say what is loaded and how fast it runs")
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = read_prompt(args)
+    prompt, stops = read_prompt(args), [read_escapes(args, "--stop", text) for text in args.stop]
     if args.num_samples < 1:
         raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
     from lama.generation import Sampling, check_options, generate
+    from lama.generation.tokens import WINDOW
 
     # Before a model is loaded, or even downloaded.
-    check_options(args.max_new_tokens, args.seed, args.stop)
+    check_options(args.max_new_tokens, args.seed, stops)
     Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     machine.use(args)
 
@@ -55,32 +64,35 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         note(f"{name}: {model.describe()}; {args.dtype} on {model.embed.weight.device}, loaded in {load_seconds:.2f} s")
 
+    options = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "stop": stops,
+        "window": args.window,
+        "on_slide": lambda kept: note(f"context of {model.config.context_length} tokens is full; went on with the last {kept}"),
+    }
     samples, code = [], 0
     for i in range(args.num_samples):
-        generation = generate(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-            seed=args.seed + i,
-            stop=args.stop,
-            window=args.window,
-            on_slide=lambda kept: note(f"context of {model.config.context_length} tokens is full; went on with the last {kept}"),
-        )
+        try:
+            generation = generate(model, tokenizer, prompt, seed=args.seed + i, **options)
+        except UsageError as error:
+            raise UsageError(str(error).replace(WINDOW, "pass --window")) from None
         samples.append(generation)
         try:
             show(generation, prompt, args)
-        except KeyboardInterrupt:
-            generation.finish_reason, code = "interrupted", 130
+        except KeyboardInterrupt as stop:
+            how, code = str(stop) or "interrupted", exit_code(stop)
+            generation.finish_reason = how
             if not args.json:
                 print(prompt + generation.text if args.no_stream else "", flush=True)
-            note(f"interrupted after {len(generation.tokens)} tokens")
+            note(f"{how} after {len(generation.tokens)} tokens")
             break
+    if any(sample.finish_reason == "context" for sample in samples):
+        note(f"the context of {model.config.context_length} tokens is full; --window continues")
     if args.json:
         print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
     elif args.verbose:
@@ -102,9 +114,12 @@ def read_prompt(args: argparse.Namespace) -> str:
     elif args.prompt == "-":
         if sys.stdin is None:
             raise UsageError("standard input must be open for -p -; got none. Give the prompt with -p TEXT")
+        if sys.stdin.isatty():
+            note("reading the prompt from the terminal; Ctrl-D on an empty line ends it")
         raw, where = sys.stdin.buffer.read(), "standard input"
     else:
-        raw, where = args.prompt.encode("utf-8", "surrogateescape"), "the command line"
+        text = read_escapes(args, "-p", args.prompt)
+        raw, where = text.encode("utf-8", "surrogateescape"), "the command line"
     try:
         prompt = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -114,11 +129,32 @@ def read_prompt(args: argparse.Namespace) -> str:
     return prompt
 
 
+def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
+    """The text of an option, its escapes read with --escape; without, a note where they were probably meant. Raises UsageError."""
+    if not args.escape:
+        if found := MEANT[option].search(text):
+            note(f"{option} contains a literal {found[0]}; --escape reads it as an escape sequence")
+        return text
+
+    def character(found: re.Match[str]) -> str:
+        if found[1][:1] == "u" and len(found[1]) == 5:
+            return chr(int(found[1][1:], 16))
+        if found[1] not in ESCAPES:
+            raise UsageError(rf"--escape reads \n, \t, \r, \\ and \uXXXX; got {quoted(found[0], plain=True)} in {option}")
+        return ESCAPES[found[1]]
+
+    text = re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text, flags=re.DOTALL)
+    try:  # two \uXXXX may be the halves of one character
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise UsageError(f"{option} must be valid Unicode with --escape; got half of a character, {quoted(text)}") from None
+
+
 def load_model(args: argparse.Namespace) -> Any:
     """(name, model, tokenizer): the model asked for, else GPT-2, else the one that ships with lama."""
     from lama.checkpoints import EMBEDDED, NotFound, load_gpt
 
-    options = {"dtype": args.dtype, "offline": args.offline, "revision": args.revision}
+    options = machine.loading(args)
     if args.model is not None:
         return args.model, *load_gpt(args.model, **options)
     try:
@@ -132,7 +168,7 @@ def load_model(args: argparse.Namespace) -> Any:
             f"GPT-2's weights are neither here nor to be downloaded: using {EMBEDDED}, the small model that ships with lama. "
             "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
         )
-        return EMBEDDED, *load_gpt(EMBEDDED, dtype=args.dtype)
+        return EMBEDDED, *load_gpt(EMBEDDED, **options)
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
@@ -168,8 +204,3 @@ def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float |
         "first_token_s": round(timed[0][0], 3) if timed else None,
         "tokens_per_s": round(later / seconds, 2) if later else None,
     }
-
-
-def note(message: str) -> None:
-    """Everything but the text goes to standard error, so that the text can be piped."""
-    print(f"lama: {message}", file=sys.stderr, flush=True)

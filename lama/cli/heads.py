@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lama.interp.published import KnownHeads
 
 MEASURES = ("mass", "mul", "abs")  # lama.interp.heads's; spelled out, so that --help stays light
-LENGTH, BEST = 50, 5
+LENGTH, BEST, MOST = 50, 5, 1000
 
 
 def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -46,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("length", 2), ("sequences", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UsageError(f"{name} must be at least {least}; got {value}")
+    if args.sequences > MOST:
+        raise UsageError(f"sequences must be at most {MOST:,}, which are read at once; got {args.sequences}")
     model, tokenizer = load(args)
     begin = tokenizer.end_of_text
+    begin = None if begin is None or begin >= model.config.vocab_size else begin
     fits = (model.config.context_length - (begin is not None)) // 2
     length = min(LENGTH, fits) if args.length is None else args.length
     if not 2 <= length <= fits:
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.interp.heads import head_scores
     from lama.interp.published import known_heads
 
-    found = head_scores(model, length, args.sequences, begin, args.seed, args.measure)
+    found = head_scores(model, length, args.sequences, begin, args.seed, args.measure, tokenizer.vocab_size)
     scores = {"previous-token": found.previous_token, "duplicate-token": found.duplicate_token, "induction": found.induction}
     if found.copying is not None:
         scores["copying"] = found.copying

@@ -1,16 +1,15 @@
-"""What the commands that look inside a GPT share: the model, tokens from the command line, tables, and the picture."""
+"""Code shared by the commands that look inside a GPT: the model, tokens from the command line, tables, and the picture."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
-from lama.cli.generate import note
 from lama.cli.lines import input_lines
+from lama.cli.live import progress
 from lama.cli.out import check_file, write_file
-from lama.errors import UsageError
+from lama.errors import UsageError, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,17 +33,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="also write a picture (.png, .svg)")
     machine.add_loading(parser)
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def load(args: argparse.Namespace) -> Any:
     """(model, tokenizer): where a picture goes is looked at before the model is. Raises LamaError for a model that is no GPT."""
     if args.out:
-        check_file(args.out, FILES)
+        check_file(args.out, FILES, args.verb)
     machine.use(args)
     from lama.checkpoints import load_gpt
 
-    return load_gpt(args.model, dtype=args.dtype, offline=args.offline)
+    return load_gpt(args.model, **machine.loading(args))
 
 
 def read_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
@@ -106,16 +104,11 @@ def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns
         return 0
     from lama.interp.pictures import heat_maps
 
-    write_file(
-        args.out, heat_maps(panels, check_file(args.out, FILES), columns), "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps"
-    )
+    content = heat_maps(panels, check_file(args.out, FILES, args.verb), columns)
+    write_file(args.out, content, "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps", args.verb)
     return 0
 
 
 def watch(steps: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    """A progress bar with rate and time left, for what takes longer than a moment."""
-    from tqdm import tqdm
-
-    options = {"unit": "batch", "file": sys.stderr, "dynamic_ncols": True, "leave": False, "delay": 2, "disable": total == 1}
-    bar: Iterable[Any] = tqdm(steps, total=total, desc=label, **options)
-    return bar
+    """The steps, with how many are done where there is more than one."""
+    return steps if total == 1 else progress(steps, "batch", label, total)

@@ -3,7 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from lama.cli.generate import note
 from lama.cli.inside import (
     add_answers,
     add_model,
@@ -16,7 +15,7 @@ from lama.cli.inside import (
     read_tokens,
     write_picture,
 )
-from lama.errors import LamaError
+from lama.errors import LamaError, note
 
 if TYPE_CHECKING:
     from lama.interp.lens import Attribution, Lens
@@ -110,8 +109,9 @@ def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
     layers = len(found.heads)
     if not layers:
         return []
-    parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in ("attn_out", "mlp_out")] for i in range(layers)])
+    writers = {"attn_out": "attention", "mlp_out": "MLP"} if "blocks.0.mlp_out" in found.parts else {"attn_out": "attention"}
+    parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in writers] for i in range(layers)])
     return [
-        layer_map(parts, f"adds to {what}", ["attention", "MLP"], centred=True, unit="logit"),
+        layer_map(parts, f"adds to {what}", [*writers.values()], centred=True, unit="logit"),
         layer_map(found.heads, "of this, each head", centred=True, unit="logit"),
     ]

@@ -2,8 +2,7 @@
 
 import argparse
 import os
-
-from lama.errors import UsageError
+from typing import Any
 
 FLOATS = ("float32", "float16", "bfloat16")
 DTYPES = (*FLOATS, "int8", "int4")
@@ -17,19 +16,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """`add_options`, and what a command asks that runs a model as it is: --dtype and --offline."""
+    """`add_options`, and what a command asks that runs a model as it is: --dtype and those of `add_finding`."""
     add = parser.add_argument
     add("--dtype", choices=DTYPES, default="float32", help="precision of the weights; int8 and int4 of the matrices (default float32)")
     add_options(parser)
+    add_finding(parser)
+
+
+def add_finding(parser: argparse.ArgumentParser) -> None:
+    """--offline and --tokenizer."""
+    add = parser.add_argument
     add("--offline", action="store_true", help="use only what is on this machine")
+    add("--tokenizer", metavar="NAME", help="gpt2, bytes, a folder with one, or nanoGPT's meta.pkl (default: the model's own)")
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `lama.load` that were given."""
+    return {name: value for name, value in vars(args).items() if name in ("dtype", "offline", "revision", "tokenizer")}
 
 
 def use(args: argparse.Namespace) -> None:
-    """Before anything is computed. Raises UsageError."""
-    if args.threads is not None:
-        if args.threads < 1:
-            raise UsageError(f"threads must be a whole number above 0; got {args.threads}")
-        os.environ["LAMA_THREADS"] = str(args.threads)
+    """Follow these options; call it before anything is computed. Raises UsageError."""
+    from lama.compiler import asked_threads
+
+    asked = asked_threads(None if args.threads is None else str(args.threads))
+    if asked is not None:
+        os.environ["LAMA_THREADS"] = str(asked)
     if args.reference:
         os.environ["LAMA_REFERENCE"] = "1"
     if args.device:

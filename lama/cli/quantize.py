@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import machine
+from lama.cli.out import own_folder
 
 if TYPE_CHECKING:
     from lama.models.gpt import GPT
@@ -33,32 +34,35 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="take the perplexity of this text, too, as lama eval does (default for lama-bpe: what it was not trained on)",
     )
     machine.add_options(parser)
-    add("--offline", action="store_true", help="use only what is on this machine")
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
+    machine.add_finding(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    machine.use(args)
+    with own_folder(args.out, None, "quantize"):
+        return quantize(args)
+
+
+def quantize(args: argparse.Namespace) -> int:
     from tinygrad.nn.state import get_parameters
 
-    from lama.checkpoints import find, load_gpt, read_json, save
-    from lama.cli.out import check_folder
+    from lama.checkpoints import describe, find, load_gpt, save
     from lama.models.quantized import refuse_quantized
 
-    machine.use(args)
-    check_folder(args.out, (), "nothing")
     text = read_text(args)
     path = find(args.model, offline=args.offline).path
-    model, tokenizer = load_gpt(path, offline=args.offline)
+    model, tokenizer = load_gpt(path, **machine.loading(args))
     refuse_quantized(model, "to be quantised")
-    quantized, _ = load_gpt(path, dtype=args.to, offline=args.offline)
+    quantized, _ = load_gpt(path, dtype=args.to, **machine.loading(args))
     before, after = (sum(weight.nbytes() for weight in get_parameters(m)) / 1e6 for m in (model, quantized))
+    vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
     report = {
         "size": f"{before:.1f} MB in float32, {after:.1f} MB in {args.to}",
-        "logits": f"{logits_error(model, quantized, tokenizer.vocab_size):.2%} relative rms error, {TOKENS} random tokens",
+        "logits": f"{logits_error(model, quantized, vocab_size):.2%} relative rms error, {TOKENS} random tokens",
     }
     if text:
         report["perplexity"] = perplexities(model, quantized, tokenizer, text)
-    notes = read_json((path if path.is_dir() else path.parent) / "config.json").get("training")
+    notes = describe(path).fields.get("training")
     save(args.out, quantized, tokenizer, {**(notes if isinstance(notes, dict) else {}), "quantized": report})
     for name, value in report.items():
         print(f"{name:<11} {value}")

@@ -2,18 +2,13 @@
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lama.cli.out import check_folder
-from lama.errors import LamaError
-
-if TYPE_CHECKING:
-    from lama.tokenizers.training import Merge
+from lama.cli.live import progress
+from lama.cli.out import own_folder
 
 LONGEST = 10  # tokens shown
 
@@ -33,31 +28,36 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
     add("size", type=int, metavar="SIZE", help="entries in the vocabulary: 256 bytes, special tokens, and merges for the rest")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one of an earlier tokenizer, which is replaced")
     add("--special", action="append", metavar="TOKEN", help="a special token, may be repeated (default <|endoftext|>)")
-    add("-v", "--verbose", action="store_true", help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.data import open_corpus
-    from lama.tokenizers.training import END_OF_TEXT, base_symbols, check_vocabulary, spelled_out, train_bpe
+    from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 
     special = args.special or [END_OF_TEXT]
     check_vocabulary(args.size, special)
-    check_folder(args.out, ("base.json",), "a trained tokenizer")
+    with own_folder(args.out, None, "tokenizer", replace=True):
+        return train(args, special)
+
+
+def train(args: argparse.Namespace, special: list[str]) -> int:
+    from lama.data import encode_pieces, open_corpus
+    from lama.tokenizers.training import base_symbols, spelled_out, train_bpe
+
     corpus = open_corpus([] if args.corpus is None else [args.corpus])
     n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
-    began = time.perf_counter()
-    tokenizer = train_bpe(corpus.pieces(), args.size, special, lambda merges: watch(merges, args.size - 256 - len(special)))
+    began, total = time.perf_counter(), args.size - 256 - len(special)
+    tokenizer = train_bpe(corpus.pieces(), args.size, special, lambda merges: progress(merges, "merge", "merging", total))
     seconds = time.perf_counter() - began
 
-    ids = [i for piece in corpus.pieces() for i in tokenizer.encode(piece)]
+    ids = [i for document in corpus.documents for some in encode_pieces(tokenizer, document.pieces()) for i in some]
     files = {Path(name).name: content for name, content in tokenizer.files.items()}
     vocabulary: dict[str, int] = json.loads(files["vocab.json"])
     files["base.json"] = (json.dumps(base_symbols(corpus.pieces(), special), ensure_ascii=False) + "\n").encode()
     files["tokens.txt"] = spelled_out(ids, vocabulary).encode()
     write(args.out, files)
 
-    print(f"{args.size:,} entries in {seconds:.1f} s: 256 bytes, {args.size - 256 - len(special):,} merges, {len(special)} special")
+    print(f"{args.size:,} entries in {seconds:.1f} s: 256 bytes, {total:,} merges, {len(special)} special")
     longest = sorted((tokenizer.decode_bytes([i]) for i in range(args.size - len(special))), key=len, reverse=True)[:LONGEST]
     print(f"longest tokens: {', '.join(repr(token.decode(errors='replace')) for token in longest)}")
     print(f"the corpus is {len(ids):,} tokens, {n_bytes / len(ids):.2f} bytes per token")
@@ -65,24 +65,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def watch(merges: "Iterable[Merge]", total: int) -> "Iterable[Merge]":
-    """A progress bar with rate and time left."""
-    from tqdm import tqdm
-
-    bar: Iterable[Merge] = tqdm(merges, total=total, unit="merge", desc="merging", file=sys.stderr, dynamic_ncols=True)
-    return bar
-
-
 def write(out: Path, files: Mapping[str, bytes]) -> None:
     """All files or none: they take their names when every one is on the disk."""
-    from lama.checkpoints.atomic import atomic_write
+    from lama.checkpoints.atomic import atomic_folder, atomic_write
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LamaError(f"--out must be a folder that can be written; got {out} ({error.strerror})") from error
-    with ExitStack() as stack:
+    with atomic_folder(out) as folder:
         for name, content in files.items():
-            file = stack.enter_context(atomic_write(out / name))
-            file.write(content)
-            file.flush()
+            with atomic_write(folder / name) as file:
+                file.write(content)

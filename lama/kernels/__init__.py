@@ -8,7 +8,7 @@ from lama.kernels.embedding import embedding
 from lama.kernels.fusion import apart
 from lama.kernels.layernorm import layernorm
 from lama.kernels.matmul import matmul, products_in
-from lama.kernels.memory import stored_zeros, use_large_pages
+from lama.kernels.memory import host_numbers, stored_zeros, use_large_pages
 from lama.kernels.optimizer import adamw, sum_of_squares
 from lama.kernels.quantized import Quantized, quantize
 from lama.kernels.views import stored
@@ -26,6 +26,7 @@ __all__ = [
     "dropout",
     "embedding",
     "gelu",
+    "host_numbers",
     "layernorm",
     "matmul",
     "products_in",

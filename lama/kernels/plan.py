@@ -112,8 +112,8 @@ class Step:
         out = self._step(given, variable)
         if self._may_plan:
             self._may_plan = False
-            made = recipe_of(self._step.jit.captured.linear, given, out, self._given)
-            if made is not None:
+            captured = self._step.jit.captured  # None with JIT=0
+            if captured is not None and (made := recipe_of(captured.linear, given, out, self._given)) is not None:
                 self._plan, self._shape = Plan(made, self._given), tuple(map(int, out.shape))
                 diskcache_put(TABLE, self._key, (maker(), tuple(made), self._shape))
         return out.numpy()

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
 
@@ -24,8 +25,7 @@ from tinygrad.engine.realize import get_call_arg_uops
 from tinygrad.helpers import NUM_CPU_THREADS, getenv
 from tinygrad.uop.ops import Ops
 
-from lama.compiler import cores
-from lama.errors import UsageError
+from lama.compiler import asked_threads, cores
 
 SPIN = 100e-6  # seconds that a thread waits for the next kernel before it sleeps
 CHUNK = 32  # calls between two looks at the signals: Ctrl-C is not to wait for a whole step
@@ -35,10 +35,17 @@ FUNCTIONS = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", 
 
 def threads() -> int:
     """How many threads kernels run on. Raises UsageError."""
-    given = os.environ.get("LAMA_THREADS", "")
-    if given and not (given.isdecimal() and int(given) > 0):
-        raise UsageError(f"LAMA_THREADS must be a whole number above 0; got {given}")
-    return int(given) if given else min(cores(), NUM_CPU_THREADS.value)  # tinygrad's number knows a container's limit
+    return asked_threads() or max(1, min(cores(), NUM_CPU_THREADS.value))  # tinygrad's number knows a container's limit
+
+
+def on_threads(work: Callable[[Any], Any], items: Iterable[Any], most: int = 64) -> None:
+    """Do `work` for each item, on at most `most` threads, or on the caller's where the system has no more."""
+    items = list(items)
+    with ThreadPoolExecutor(min(most, threads())) as executor:
+        try:
+            list(executor.map(work, items))
+        except RuntimeError:  # can't start new thread
+            list(map(work, items))
 
 
 def use_all_cores(device: str) -> None:

@@ -5,14 +5,13 @@
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
-from lama.kernels.pool import threads
+from lama.kernels.pool import on_threads
 from lama.kernels.program import Kernel, is_fast, slices_for
 
 GROUP = 32  # weights that share a scale
@@ -121,8 +120,7 @@ def quantize_array(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
         integers = integers.reshape(len(chunk), -1)
         values[start : start + rows] = integers if bits == 8 else integers[:, ::2] + 8 | integers[:, 1::2] + 8 << 4
 
-    with ThreadPoolExecutor(threads()) as pool:
-        list(pool.map(part, range(0, d_out, rows)))
+    on_threads(part, range(0, d_out, rows))
     return values, scales
 
 

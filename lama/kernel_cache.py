@@ -1,0 +1,139 @@
+"""tinygrad's cache of compiled kernels, an SQLite file: its failures cost a note and speed, never the command."""
+
+import multiprocessing
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import tinygrad.helpers
+from tinygrad.engine import worker
+
+from lama.compiler import cache_folder
+from lama.errors import first_line, note
+from lama.files import quoted_path
+
+WAIT = 5  # seconds for another process that writes
+ADVICE = "Set CACHEDB to a file in a folder that can be written"
+helpers: Any = tinygrad.helpers
+_start_tinygrads_worker = worker._init_worker
+
+
+def guard_cache() -> None:
+    """Make tinygrad use a `Cache`, here and in the processes in which it compiles."""
+    if not isinstance(helpers._db_connection, Cache):
+        helpers._db_connection, worker._init_worker = Cache(), _start_worker
+        helpers._db_tables.clear()
+
+
+def _start_worker() -> None:
+    guard_cache()
+    _start_tinygrads_worker()
+
+
+def database() -> str:
+    """The path of the cache. Raises OSError for a relative one where the current folder was removed."""
+    return os.path.abspath(os.environ.get("CACHEDB") or cache_folder().parent / "tinygrad" / "cache.db")
+
+
+class Cache:
+    """Stands for tinygrad's connection."""
+
+    def __init__(self) -> None:
+        self._file: Any = None
+
+    def cursor(self) -> "Cursor":
+        return Cursor(self)
+
+    def commit(self) -> None:
+        self.attempt(sqlite3.Connection.commit)
+
+    def attempt(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """The result of `work`, again after a failure; None where it fails again."""
+        for _ in range(2):
+            try:
+                self._file = self._file or _open(database())
+                return work(self._file)
+            except (OSError, sqlite3.Error) as error:
+                if isinstance(error, sqlite3.ProgrammingError) or "no such table" in str(error):  # of a file that was replaced
+                    break
+                self._recover(error)
+        return None
+
+    def _recover(self, error: Exception) -> None:
+        """Rename a damaged file, so that the next attempt makes a new one. After another error, continue in memory."""
+        if self._file is not None:
+            with suppress(sqlite3.Error):
+                self._file.close()  # other processes may write again
+        self._file, path = None, "CACHEDB"
+        helpers._db_tables.clear()
+        try:
+            path = database()
+            # SQLite's errors other than damage have classes of their own; a file with another name may be of another program.
+            if type(error) is sqlite3.DatabaseError and path.endswith(".db") and os.path.isfile(path):
+                _set_aside(path)
+                return
+        except OSError as another:
+            error = another
+        why = getattr(error, "strerror", None) or first_line(error)
+        _say(f"compiled kernels are not kept for the next run: {quoted_path(path)} cannot be used ({why}). {ADVICE}")
+        self._file = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+class Cursor:
+    """Stands for tinygrad's cursor. What fails has no rows; a stored value that fails its checksum is none."""
+
+    def __init__(self, cache: Cache):
+        self._cache = cache
+        self._rows: Any = None
+        self._key: tuple[Any, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def execute(self, sql: str, values: tuple[Any, ...] = ()) -> "Cursor":
+        self._key = values
+        if sql.startswith("REPLACE"):
+            self._key, pickled = values[:-1], values[-1]
+            values = (*self._key, pickled + _checksum(self._key, pickled))
+        self._rows = self._cache.attempt(lambda file: file.execute(sql, values))
+        return self
+
+    def fetchone(self) -> Any:
+        row = self._cache.attempt(lambda _: self._rows and self._rows.fetchone())
+        stored = row[0] if row else None
+        return row if isinstance(stored, bytes) and stored[-8:] == _checksum(self._key, stored[:-8]) else None
+
+
+def _open(path: str) -> sqlite3.Connection:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    file = sqlite3.connect(path, timeout=WAIT, isolation_level="IMMEDIATE", check_same_thread=False)
+    file.text_factory = lambda text: text.decode(errors="replace")
+    with suppress(sqlite3.OperationalError):  # another process does the same just now
+        file.execute("PRAGMA journal_mode=WAL")
+    file.execute("PRAGMA synchronous=NORMAL")
+    return file
+
+
+def _set_aside(path: str) -> None:
+    aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    for end in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(path + end, aside + end)
+    _say(f"the cache of compiled kernels was damaged; it is now {quoted_path(aside)}, and a new one is made")
+
+
+def _checksum(key: tuple[Any, ...], pickled: bytes) -> bytes:
+    """Eight bytes to follow a key's pickled value. To read the value, tinygrad stops at the pickle's end."""
+    return b"lama" + zlib.crc32(pickled, zlib.crc32(repr(key).encode(errors="replace"))).to_bytes(4, "little")
+
+
+def _say(message: str) -> None:
+    if multiprocessing.parent_process() is None:  # once, not in every process that compiles
+        note(message)
