@@ -94,7 +94,7 @@ def test_block_without_bias_has_none():
     ("arguments", "message"),
     [
         ({"norm": "middle"}, "^norm must be one of pre, post, none; got 'middle'$"),
-        ({"activation": "tanh"}, "^activation must be one of gelu_new, gelu, relu; got 'tanh'$"),
+        ({"activation": "mish"}, "^activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'$"),
         ({"similarity": "cosine"}, "^similarity must be one of .*; got 'cosine'$"),
         ({"n_heads": 5}, "^d_model must be a multiple of n_heads; got d_model=12, n_heads=5$"),
     ],

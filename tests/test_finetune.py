@@ -162,9 +162,13 @@ def edited(source: Path, target: Path, **changes: Any) -> str:
 
 
 def test_vocabulary_that_does_not_fit_the_model_is_refused(train: Train, here: Path, tmp_path: Path):
-    message = f"a tokenizer's vocabulary must fit its model's; got {LAMA.vocab_size + 2} tokens for vocab_size={LAMA.vocab_size}"
     model = edited(here / "lama", tmp_path / "more", tokenizer=CharacterTokenizer("".join(sorted({*TEXT, "É", "é"}))).to_json())
-    assert_refused(train("--from", model), 1, message, tmp_path / "out")
+    (tmp_path / "other.txt").write_text(TEXT + "É")
+    sizes = f"vocab_size={LAMA.vocab_size}, and the tokenizer has {LAMA.vocab_size + 2} tokens"
+    message = f"the text must be made of the model's tokens; got 'É', id {LAMA.vocab_size} ({sizes})"
+    code, err = train("--from", model, corpus=str(tmp_path / "other.txt"))
+    assert code == 1 and err.splitlines()[-1] == f"lama: {message}" and not (tmp_path / "out" / "settings.toml").exists()
+    assert "is larger than the model" in err.splitlines()[0]
     model = edited(here / "gpt2", tmp_path / "fewer", vocab_size=VOCAB - 1)
     assert_refused(train("--from", model), 1, "wrong shape: wte.weight (283, 22) instead of (279, 22)", tmp_path / "out")
     model = edited(here / "gpt2", tmp_path / "none")

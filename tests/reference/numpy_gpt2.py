@@ -16,6 +16,9 @@ ACTIVATIONS = {
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
 }
 
 
@@ -30,7 +33,9 @@ def hidden(weights: Weights, config: Mapping[str, Any], tokens: np.ndarray) -> n
     x = weights["wte.weight"][tokens] + weights["wpe.weight"][: tokens.shape[1]]
     for i in range(config["n_layer"]):
         w = {name.removeprefix(f"h.{i}."): value for name, value in weights.items() if name.startswith(f"h.{i}.")}
-        x = x + attention(w, config["n_head"], norm(w, "ln_1", x, config))
+        scale = 1 / math.sqrt(config["n_embd"] // config["n_head"]) if config.get("scale_attn_weights", True) else 1.0
+        scale /= i + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1
+        x = x + attention(w, config["n_head"], norm(w, "ln_1", x, config), scale)
         x = x + mlp(w, config["activation_function"], norm(w, "ln_2", x, config))
     return norm(weights, "ln_f", x, config)
 
@@ -47,14 +52,14 @@ def conv1d(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
     return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
-def attention(w: Weights, n_head: int, x: np.ndarray) -> np.ndarray:
-    """Causal self-attention with `n_head` heads side by side."""
+def attention(w: Weights, n_head: int, x: np.ndarray, scale: float) -> np.ndarray:
+    """Causal self-attention with `n_head` heads side by side, their scores q · k times `scale`."""
     B, T, d = x.shape
     q, k, v = (
         part.reshape(B, T, n_head, d // n_head).transpose(0, 2, 1, 3)  # (B, n_head, T, d_head)
         for part in np.split(conv1d(w, "attn.c_attn", x), 3, axis=-1)
     )
-    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(d // n_head)  # (B, n_head, T, T)
+    scores = q @ k.transpose(0, 1, 3, 2) * scale  # (B, n_head, T, T)
     scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     z = weights / weights.sum(-1, keepdims=True) @ v  # (B, n_head, T, d_head)
