@@ -500,10 +500,15 @@ def test_verbs_serve_models_without_layers_or_mlps(run, tmp_path, options):
 # --- processes: signals and pipes
 
 
+def default_signals() -> None:
+    """A job in the background ignores SIGINT, one under `nohup` SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*argv: str, **options: Any) -> "subprocess.Popen[bytes]":
     """A new process of lama; Ctrl-C reaches it as it would in a terminal."""
     command = [sys.executable, "-m", "lama", *argv]
-    default_signals = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  (a job in the background ignores Ctrl-C)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals, **options)
 
 

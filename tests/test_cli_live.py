@@ -60,6 +60,7 @@ def test_closed_terminal_takes_what_is_written_and_a_file_keeps_it(tmp_path):
             os.dup2(os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT), 2)
             for handle in (read, write):
                 os.close(handle)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it
             with stopping(Session()):
                 os.kill(os.getpid(), signal.SIGHUP)
                 os.write(1, b"lost")

@@ -164,10 +164,15 @@ def test_corpus_comes_from_standard_input_or_a_pattern(run, cats, tmp_path, monk
 # --- stopped, gone on with
 
 
+def default_signals() -> None:
+    """A job in the background ignores SIGINT, one under `nohup` SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def begin(*argv: object) -> "subprocess.Popen[bytes]":
     """A new process; Ctrl-C reaches it as it would in a terminal."""
     command = [sys.executable, "-m", "lama", "train", *map(str, argv)]
-    default_signals = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  (a job in the background ignores Ctrl-C)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals)
 
 
@@ -222,6 +227,7 @@ def test_closed_terminal_does_as_ctrl_c(cats, out):
     """SIGHUP comes, and nothing can be written to the terminal any more."""
     child, terminal = pty.fork()
     if child == 0:
+        default_signals()
         os.execv(
             sys.executable, [sys.executable, "-m", "lama", "train", "--corpus", cats, "--out", str(out), "--steps", "1000000", *RUN_FLAGS]
         )

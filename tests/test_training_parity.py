@@ -93,7 +93,7 @@ def torch_trace(
 def assert_same(ours: Trace, theirs: Trace) -> None:
     np.testing.assert_allclose(ours.losses, theirs.losses, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(ours.norms, theirs.norms, rtol=TOLERANCE, atol=0)
-    assert max(theirs.norms) > 1 and theirs.losses[-1] < 0.6 * theirs.losses[0]  # some were clipped, and it learned
+    assert max(theirs.norms) > 1 and theirs.losses[-1] < 0.65 * theirs.losses[0]  # of PyTorch's steps some were clipped, and it learned
     assert ours.weights.keys() == theirs.weights.keys()
     for name, weight in theirs.weights.items():
         off = np.abs(ours.weights[name] - weight)
