@@ -86,7 +86,10 @@ def parse_json(content: bytes, source: object) -> Any:
 
 def parse_json_lines(lines: Iterable[bytes], source: object) -> list[dict[str, Any]]:
     """The objects of JSON lines, one a line. Raises LamaError as `parse_json` does, and for other values."""
-    found = parse_json(b"[" + b",\n".join(lines) + b"]", source)
+    lines = list(lines)
+    found = parse_json(b"[" + b",\n".join(lines) + b"]", source)  # all at once, which is twice as fast
+    if len(found) != len(lines):  # a line with several, or one over several lines
+        raise LamaError(f"{source} must have one object a line; got {len(found):,} in {len(lines):,} lines. {AGAIN}")
     return [checked(value, dict, f"line {n} of {source}") for n, value in enumerate(found, 1)]
 
 

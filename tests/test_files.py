@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lama.errors import LamaError, quoted
-from lama.files import DEEPEST, LARGEST, checked, field, parse_json, parse_toml, read_file, read_json, read_object
+from lama.files import DEEPEST, LARGEST, checked, field, parse_json, parse_json_lines, parse_toml, read_file, read_json, read_object
 
 
 def test_json_within_the_limits_is_read_as_it_is():
@@ -102,3 +102,13 @@ def test_a_value_in_a_message_is_short_and_on_one_line():
         deep = [deep]
     for value in ("a" * 10**7, b"\xff" * 10**6, ["x" * 1000] * 10, 10**5000, deep, {"k": deep}):
         assert len(quoted(value)) <= 203 and quoted(value).isprintable()
+
+
+def test_json_lines_are_one_object_each():
+    assert parse_json_lines([b'{"a": 1}', b'{"a": 2}'], "log") == [{"a": 1}, {"a": 2}]
+    for lines in ([b'{"a": 1}, {"a": 2}'], [b'{"a": 1', b'"b": 2}']):
+        with pytest.raises(LamaError, match="log must have one object a line; got"):
+            parse_json_lines(lines, "log")
+    for lines in ([b"{}", b""], [b"{}", b"5"]):
+        with pytest.raises(LamaError):
+            parse_json_lines(lines, "log")
