@@ -58,5 +58,5 @@ def quoted(value: object, most: int = 200, plain: bool = False) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line of at most 200 characters; its kind if it says nothing."""
+    """The first line of an error's message, at most 200 characters of it; its kind if the message is empty."""
     return quoted((str(error).splitlines() or [""])[0], plain=True) or type(error).__name__

@@ -115,12 +115,12 @@ def load_gpt(model: str | Path = "gpt2", **options: Any) -> tuple[GPT, Tokenizer
 
 @dataclass(frozen=True)
 class Description:
-    """A model on the disk: all that is known of it before its weights are opened."""
+    """A model on the disk: all that is known of it before its weights are read."""
 
     folder: Path
     weights: Path
     fields: Mapping[str, Any]
-    """What describes it: the content of config.json, or nanoGPT's arguments."""
+    """The content of config.json, or nanoGPT's arguments."""
     kind: str
     """A name of `lama.models.kinds`."""
     config: Any
@@ -132,6 +132,8 @@ class Description:
     """The file's name for one of lama's."""
     dtype: str | None = None
     """int8 or int4 for a model that was saved quantised."""
+    tensors: Mapping[str, StoredTensor] | None = None
+    """The file's tensors, where its description lies among them, as in nanoGPT's file."""
 
 
 def describe(path: str | Path) -> Description:
@@ -139,11 +141,11 @@ def describe(path: str | Path) -> Description:
     folder, weights = _places(Path(path))
     source, file = quoted_path(folder / "config.json"), quoted_path(weights)
     check_regular(weights)
-    arguments = read_torch(weights)[1] if weights.suffix in (".pt", ".pth") else None
+    tensors, arguments = read_torch(weights) if weights.suffix in (".pt", ".pth") else (None, None)
     if arguments is not None:
         config = config_from_nanogpt(arguments, file)
         translation = partial(translate, config=config, source=file, conv1d=False)
-        return Description(folder, weights, arguments, "gpt", config, partial(GPT, seed=None), translation, gpt2_name)
+        return Description(folder, weights, arguments, "gpt", config, partial(GPT, seed=None), translation, gpt2_name, tensors=tensors)
     fields = read_json(folder / "config.json")
     if fields.get("format") == FORMAT:
         make, own = described_by_lama(fields, source)
@@ -174,7 +176,7 @@ def load_described(found: Description, dtype: str = "float32", device: str | Non
     return filled(
         found.make,
         found.config,
-        found.translate(open_weights(found.weights)),
+        found.translate(open_weights(found.weights) if found.tensors is None else found.tensors),
         quoted_path(found.weights),
         dtype="float32" if found.dtype else dtype,
         device=device,

@@ -1,4 +1,4 @@
-"""What Hugging Face's formats share: configs read by a table of keys, names of wrapped models, heads for other tasks, tied tensors."""
+"""Code shared by Hugging Face's formats: configs by a table of keys, wrapped models, heads for other tasks, tied tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256

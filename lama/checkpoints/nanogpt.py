@@ -13,7 +13,6 @@ from lama.files import checked, field, quoted_path
 from lama.models.gpt import GPTConfig
 from lama.tokenizers import CharacterTokenizer
 
-FILE = "ckpt.pt"
 META = "meta.pkl"
 
 FIELDS = {

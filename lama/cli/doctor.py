@@ -136,7 +136,7 @@ def caches() -> Iterator[Line]:
 
 
 def cache(what: str, path: Path, advice: str = "") -> Line:
-    """Where a cache is, its size and whether it can be written; with `advice`, what is wrong with it as a database."""
+    """The place of a cache, its size, and whether it can be written; with `advice`, what is wrong with it as a database."""
     is_file = os.path.isfile(path)
     folder = path.parent if is_file or path.suffix else path
     while not os.path.isdir(folder) and folder != folder.parent:

@@ -47,13 +47,13 @@ def generate_tokens(
     Only tokens below `vocab_size` are drawn (default: all that the model has): models are often padded beyond their
     tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens
     kept. A prompt that is longer than the context is cut as if it had been read token by token.
-    Raises LamaError for an empty prompt, one that does not fit or has ids that are none, or logits that are not numbers.
+    Raises LamaError for an empty prompt, one that does not fit or has unknown ids, and for logits that are not finite.
     """
     context = model.config.context_length
     check_prompts(prompts, context, window)
     for prompt in prompts:
         check_ids(np.asarray(prompt), model.config.vocab_size)
-    ends_text = {end_of_text} if isinstance(end_of_text, int) else set(end_of_text or ())
+    end_tokens = {end_of_text} if isinstance(end_of_text, int) else set(end_of_text or ())
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens must be 0 or above; got {max_new_tokens}")
     if max_new_tokens == 0:
@@ -81,7 +81,7 @@ def generate_tokens(
                         raise LamaError(f"logits must be finite; got {scores.min()} to {scores.max()} at token {n}. Try --dtype float32")
                     token = next_token(scores, row, sampling, rngs[i])
                     row.append(token)
-                    done[i] = token in ends_text or len(row) == ends[i]
+                    done[i] = token in end_tokens or len(row) == ends[i]
                 elif n >= len(row):
                     row.append(0)  # the row has ended; the batch still needs a token in its place
                 step.append(token)

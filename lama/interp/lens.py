@@ -30,7 +30,7 @@ class Lens:
 def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
     """Give the stream of each stage to the final norm (where there is one) and the unembedding, as if no layers followed.
 
-    Without an answer, it is the token that the model finds likeliest after the last one. Raises LamaError for one that is none.
+    Without an answer, it is the token that the model finds likeliest after the last one. Raises LamaError for an unknown id.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     if answer is not None:

@@ -24,7 +24,7 @@ def special(content: str, number: int | None = None) -> Token:
 
 
 def check_id(token: object, number: Any, source: object) -> int:
-    """The id. Raises LamaError for one that is none."""
+    """The id. Raises LamaError for any other value."""
     if type(number) is not int or not 0 <= number < MOST_IDS:
         rule = f"an id from 0 to {MOST_IDS - 1:,}"
         raise LamaError(f"a vocabulary must give every token {rule}; got {quoted(token)}: {quoted(number)} in {source}")
