@@ -140,6 +140,7 @@ def use_devices(text: str) -> tuple[str, ...]:
     if text.isdecimal():
         if not 1 <= int(text) <= 64:
             raise UsageError(f"devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got {text}")
+        open_device()
         words = [f"{Device.DEFAULT}:{i}" for i in range(int(text))]
     names = tuple(Device.canonicalize(word) for word in words if word)
     if not names or len(set(names)) < len(words):

@@ -153,6 +153,23 @@ def test_two_devices_are_named(run, bare, cats, out, monkeypatch):
     assert "Training: 7 steps of 6 x 19 tokens, shared among CPU, CPU:1\n" in text, err
 
 
+@pytest.mark.parametrize("flags", [[], ["--devices", "2", "--accumulation", "1"]], ids=["one device", "two"])
+def test_lama_opens_the_device_before_tinygrad_looks_for_one(flags, cats, out):
+    """tinygrad on its own finds no device on a machine without clang on PATH."""
+    code = """
+import sys
+from tinygrad import Device
+def look(self): raise AssertionError("tinygrad looked for a device")
+type(Device)._select_device = property(look)
+from lama.cli import main
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, "train", "--corpus", cats, "--out", str(out), *RUN_FLAGS, "--steps", "2", *flags]
+    clean = {name: value for name, value in os.environ.items() if name != "DEV"}
+    done = subprocess.run(command, env=clean, capture_output=True, text=True)
+    assert "looked for a device" not in done.stderr and (out / "config.json").is_file(), done.stderr
+
+
 def test_corpus_comes_from_standard_input_or_a_pattern(run, cats, tmp_path, monkeypatch):
     monkeypatch.setattr(cli_train, "learn", lambda *_: 0)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CATS.encode())))

@@ -15,6 +15,7 @@ from tinygrad import Device
 from lama.checkpoints import load_gpt, named_tokenizer, save
 from lama.data import Corpus, TokenFiles, evaluation_windows, fingerprint, ngram_baselines, open_corpus, open_tokens, tokenize
 from lama.data.inputs import check_tokens
+from lama.device import open_device
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
 from lama.kernels.peak import peak_flops
@@ -417,6 +418,7 @@ def check_devices(config: RunConfig, devices: Sequence[str]) -> None:
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     """Refuse, where the CPU is to train, a model or a batch that the memory of this machine cannot hold. Raises UsageError."""
+    open_device()  # before tinygrad looks for one, which needs a compiler on PATH
     if not (str(Device.DEFAULT).startswith("CPU") and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names):
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
