@@ -4,7 +4,8 @@ import pytest
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # Imported here and not above: jaxtyping's import hook must be in place before anything of lama is imported.
-    from lama.compiler import ensure_compiler
+    # Imported here and not above: jaxtyping's import hook must be in place before anything of lama is
+    # imported.
+    from lama.runtime.compiler import ensure_compiler
 
     ensure_compiler()

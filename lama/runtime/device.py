@@ -1,5 +1,6 @@
 """Choosing the tinygrad device, and opening it without what a CPU has no need of."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,35 +10,60 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lama.compiler import ensure_compiler, explain
 from lama.errors import LamaError, UsageError, first_line, quoted
+from lama.runtime.compiler import ensure_compiler, explain
+from lama.runtime.internals import diskcache_get, diskcache_put
+from lama.runtime.release import is_tested
 
 TABLE = "lama_cpu_helpers"  # in tinygrad's cache
+FASTER = ("METAL", "AMD", "NV", "CUDA")
+"""tinygrad's devices that are known to be faster than lama's kernels on the CPU."""
+_reason = "named by DEV"
 STORAGE = ("DISK", "NPY", "TINYFS")  # devices of tinygrad's that hold files and arrays
 
 
 def open_device() -> None:
-    """Make sure of a compiler and open tinygrad's default device, once, before the first tensor. Raises LamaError."""
+    """Make sure of a compiler and open the default device, before the first tensor. Raises LamaError."""
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
     choose_device()
-    _open(lambda: Device.DEFAULT, f"DEV={DEV}")  # without one, tinygrad chooses
+    _open(lambda: Device.DEFAULT, f"DEV={DEV}")
 
 
 def choose_device() -> None:
-    """The CPU, where nothing here looks like another device; else tinygrad's choice.
+    """Set the default device where none is named: the first of `FASTER` that opens here, else the CPU.
 
-    tinygrad asks the drivers of every kind of GPU in turn, which takes half a second where there is none of them.
+    tinygrad's own choice also takes an OpenCL device, which may be the CPU itself or an integrated GPU, and
+    it asks the drivers of every kind of GPU in turn: half a second where there is none.
     """
+    from tinygrad import Device
     from tinygrad.helpers import DEV
 
-    if sys.platform == "linux" and not os.environ.get("DEV") and not any(map(repr, DEV.value)) and not _signs_of_others():
-        DEV.value = os.environ["DEV"] = "CPU"  # the environment too, as tinygrad does it, for processes that it starts
+    global _reason
+    if os.environ.get("DEV") or any(map(repr, DEV.value)):
+        return
+    if any(
+        os.environ.get(name) == "1"
+        for name in (*FASTER, "QCOM", "CL", "DSP", "WEBGPU", "NULL", "PYTHON", "CPU")
+    ):
+        return  # tinygrad says that this form is deprecated
+    chosen, _reason = "CPU", f"no {', '.join(FASTER[:-1])} or {FASTER[-1]} device is here"
+    for name in FASTER if _signs_of_faster() else ():
+        with contextlib.suppress(Exception):
+            Device[name]
+            chosen, _reason = name, "known to be faster than the CPU"
+            break
+    DEV.value = os.environ["DEV"] = chosen  # in the environment, as tinygrad does it, for child processes
 
 
-def _signs_of_others() -> bool:
-    """Whether a device other than the CPU may be here: device files, AMD's and NVIDIA's PCI devices, GPUs on USB, libraries."""
+def device_reason() -> str:
+    """Why the default device is what it is, in words for a person."""
+    return _reason
+
+
+def _signs_of_faster() -> bool:
+    """Whether one of `FASTER` may be here: macOS, device files, PCI and USB vendors, NVIDIA's library."""
     from tinygrad.runtime.support.c import DLL
 
     def holds(file: Path, values: tuple[str, ...]) -> bool:
@@ -46,23 +72,22 @@ def _signs_of_others() -> bool:
         except OSError:
             return False
 
-    files = ("/dev/kfd", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kgsl-3d0")
     return (
-        bool(os.environ.get("REMOTE"))
-        or any(
-            os.environ.get(name) == "1" for name in ("METAL", "AMD", "NV", "CUDA", "QCOM", "CL", "DSP", "WEBGPU", "NULL", "PYTHON", "CPU")
-        )
-        or any(map(os.path.exists, files))
+        sys.platform == "darwin"
+        or bool(os.environ.get("REMOTE"))
+        or any(map(os.path.exists, ("/dev/kfd", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")))
         or any(holds(file, ("0x1002", "0x10de")) for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
         or any(holds(file, ("add1", "3801")) for file in Path("/sys/bus/usb/devices").glob("*/idVendor"))
-        or any(DLL.findlib(name, [file]) for name, file in (("cuda", "cuda"), ("opencl", "OpenCL")))
+        or DLL.findlib("cuda", ["cuda"]) is not None
     )
 
 
 @contextmanager
 def _kept_helpers() -> Iterator[None]:
-    """Within it, what tinygrad's CPU device lowers when it is opened, four small programs for HCQ2, comes from its cache: 0.35 s."""
-    from tinygrad.helpers import diskcache_get, diskcache_put
+    """Within it, opening the CPU device takes its four helper programs from the cache: saves 0.35 s."""
+    if not is_tested():
+        yield
+        return
     from tinygrad.runtime import ops_cpu
 
     lower = ops_cpu.do_to_program
@@ -88,9 +113,11 @@ def use_device(name: str) -> None:
         DEV.value = name
         return Device.DEFAULT
 
+    global _reason
     previous = list(DEV.value)
     try:
         _open(choose, quoted(name))
+        _reason = "named by --device"
     except LamaError:
         DEV.value = previous
         raise
@@ -105,12 +132,16 @@ def check_device(name: object) -> None:
 
 
 def _open(choose: Callable[[], str], asked: str) -> None:
-    """Open the device that `choose` returns, where a compiler is ready for it. Raises LamaError, and UsageError that names `asked`."""
+    """Find a compiler and open the device that `choose` returns.
+
+    Raises LamaError, and UsageError that names `asked`.
+    """
     from tinygrad import Context, Device
 
-    from lama.kernel_cache import guard_cache
+    if is_tested():
+        from lama.runtime.kernel_cache import guard_cache
 
-    guard_cache()
+        guard_cache()
     try:
         name = choose()
         ensure_compiler()
@@ -126,12 +157,15 @@ def _open(choose: Callable[[], str], asked: str) -> None:
         with Context(DEV=""):
             here = ", ".join(Device.get_available_devices()) or "none"
         why = "unknown" if isinstance(error, ModuleNotFoundError) else first_line(error)
-        raise UsageError(f"device must be one that tinygrad can open here ({here}); got {asked} ({why})") from error
+        raise UsageError(
+            f"device must be one that tinygrad can open here ({here}); got {asked} ({why})"
+        ) from error
 
 
 def use_devices(text: str) -> tuple[str, ...]:
-    """`2` -> ("CPU", "CPU:1"), the default device's first two; `CUDA:0,CUDA:1` -> ("CUDA", "CUDA:1"), the first now the default.
+    """Open several devices; the first becomes the default.
 
+    `2` gives ("CPU", "CPU:1"), the default device's first two; `CUDA:0,CUDA:1` gives ("CUDA", "CUDA:1").
     Raises UsageError for devices that tinygrad cannot open here.
     """
     from tinygrad import Device
@@ -139,14 +173,18 @@ def use_devices(text: str) -> tuple[str, ...]:
     words = [word.strip() for word in text.split(",")]
     if text.isdecimal():
         if not 1 <= int(text) <= 64:
-            raise UsageError(f"devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got {text}")
+            raise UsageError(
+                f"devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got {text}"
+            )
         open_device()
         words = [f"{Device.DEFAULT}:{i}" for i in range(int(text))]
     names = tuple(Device.canonicalize(word) for word in words if word)
     if not names or len(set(names)) < len(words):
         raise UsageError(f"devices must be a number, or names such as CPU:0,CPU:1, each once; got {text!r}")
     if ":" in names[0]:
-        raise UsageError(f"devices must begin with the first of their kind, {names[0].split(':')[0]}; got {text!r}")
+        raise UsageError(
+            f"devices must begin with the first of their kind, {names[0].split(':')[0]}; got {text!r}"
+        )
     use_device(names[0])
     for name in names[1:]:
         check_device(name)

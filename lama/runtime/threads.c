@@ -1,38 +1,40 @@
-// A list of kernel calls, run one after the other, the slices of each shared out among threads: all that a step of training
-// or a token needs, in one call from Python. Included twice: WORKER 1 is what a waiting thread runs, WORKER 0 the caller.
+// Runs a list of kernel calls in order, the slices of each call shared out among threads: a whole training
+// step, or a token, in one call from Python. Included twice: WORKER 1 for waiting threads, 0 for the caller.
 //
-// A call's slices are cut into a range for each thread. A thread takes the next slice of its own range, so that it reads on
-// where it stopped, and when none is left there, of the others'. The caller works too, so it waits only for slices that
-// others are in the middle of. `inside` and `open` keep a late thread out of a call that is over: it enters, then looks; the
-// caller closes, then looks. Where other programs take the cores, a thread may lose its own in the middle of a slice: after
-// a wait that was much longer than the work, the next calls are the caller's alone, more of them each time that it happens again.
+// Each thread has a range of a call's slices. It takes the next slice of its own range, so that it reads on
+// where it stopped; when none is left, it takes slices of the others. The caller works too, so it only waits
+// for slices that others have started. `inside` and `open` keep a late thread out of a finished call: a
+// thread enters, then checks; the caller closes, then checks. Where other programs use the cores, a thread
+// may lose its core in the middle of a slice. After a wait that was much longer than the work, the caller
+// runs the next calls alone, and more of them each time.
 
 typedef unsigned long long word;
 
 #define RANGES 64  // at most: more threads share them
 
 struct pool {
-  // Filled in by pool.py: functions of the C library, the mutex and the condition, how long to spin.
+  // Filled in by threads.py: functions of the C library, the mutex and the condition, how long to spin.
   int (*lock)(void *), (*unlock)(void *), (*wait)(void *, void *), (*wake)(void *), (*yield)(void), (*clock)(int, long *);
   void *mutex, *condition;
   word clock_id, spin_ns, threads;
-  word alone, pause;          // calls that the caller runs alone from here on; how many it did after the last long wait
-  // The threads' own, on cache lines apart.
-  word busy, line1[7];        // somebody's calls are being run
-  word published, line2[7];   // calls so far: what threads wait for
-  word workers, line3[7];     // threads that have come
-  word open, line4[7];        // whether there are slices to be had
+  word alone, pause;  // calls that the caller runs alone from now on; their number after the last long wait
+  // Shared by the threads, on separate cache lines.
+  word busy, line1[7];        // whether calls are being run
+  word published, line2[7];   // the number of calls so far, which threads wait for
+  word workers, line3[7];     // the number of threads that have started
+  word open, line4[7];        // whether slices can be taken
   word inside, line5[7];      // threads that may be running a slice
   word sleeping, line6[7];
   const word *call;
-  struct { word next, line[7]; } ranges[RANGES];  // of each, the first slice that nobody has
+  struct { word next, line[7]; } ranges[RANGES];  // the first slice of each that is not taken
 };
 
-// A call: the kernel's address, how many slices, which argument is the slice's number, how many words of arguments.
+// A call: the kernel's address, the number of slices, the place of the slice's number, the words of arguments.
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
-#define SLACK_NS 20000  // a wait that is always forgiven
-#define LATE 2  // times the caller's own work: more than for a slice left over, or one on a core of half the speed
+#define SLACK_NS 20000  // a wait that is never late
+// Times the caller's own work: more than a last slice takes, or one on a core of half the speed.
+#define LATE 2
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
 #define ADD(x, value) __atomic_fetch_add(&(x), value, __ATOMIC_SEQ_CST)
@@ -85,7 +87,7 @@ PART word now(struct pool *p) {
 }
 
 #if WORKER
-// Until `published` is no longer `seen`: spin for a while, letting others have the core if it is wanted, then sleep.
+// Wait until `published` is no longer `seen`: spin for a while, yielding the core to others, then sleep.
 PART void await(struct pool *p, word seen) {
   for (word began = now(p); now(p) - began < p->spin_ns; p->yield())
     for (int i = 0; i < 64; i++) {

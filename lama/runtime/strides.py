@@ -1,61 +1,61 @@
-"""Where a tensor's elements lie in memory: kernels read views of a stored tensor in place, where tinygrad would copy them."""
+"""The layout of tensors in memory: kernels read views of a realised tensor in place, without a copy."""
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, UOp
-from tinygrad.uop.ops import Ops
+
+from lama.runtime.internals import Ops, is_tested
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Element (i, j, ...) of a view is at offset + i · strides[0] + j · strides[1] + ... of its base, all counted in elements."""
+    """A view's place in its base: element (i, j) is element offset + i · strides[0] + j · strides[1]."""
 
     shape: tuple[int, ...]
     offset: int
     strides: tuple[int, ...]
 
 
-def view(x: Tensor) -> tuple[Tensor, Layout]:
-    """x as a view of a stored tensor: that, which may have any shape, and where in it x lies. What is no view is stored first."""
-    found = _view(x)
-    if found is None:
-        return _copy(x), Layout(shape_of(x), 0, contiguous_strides(shape_of(x)))
-    return found
+def strided_view(x: Tensor) -> tuple[Tensor, Layout]:
+    """The realised tensor that x is a view of, and the layout of x in it. Other tensors are copied first."""
+    found = _strided_view(x)
+    return (_copy(x), _rows_of(x)) if found is None else found
 
 
-def stored(x: Tensor) -> Tensor:
-    """x where it is in memory as it stands, such as a kernel's result, else x made contiguous, once for all who ask.
+def materialise(x: Tensor) -> Tensor:
+    """x if it is already realised, otherwise a contiguous copy shared by all callers.
 
-    `Tensor.contiguous` copies what a kernel wrote.
+    `Tensor.contiguous` would also copy a kernel's result.
     """
+    if not is_tested():
+        return x.contiguous()
     base = without_reshapes(x.uop)
     if base.has_buffer_identity(after_ok=True):
         return x
-    found = _view(x)
-    if found is not None and found[0].numel() == x.numel() and found[1] == Layout(shape_of(x), 0, contiguous_strides(shape_of(x))):
+    found = _strided_view(x)
+    if found is not None and found[0].numel() == x.numel() and found[1] == _rows_of(x):
         return found[0].reshape(x.shape)
     return _copy(x)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of a tensor that is stored row by row; an axis of length 1 has none, 0."""
+    """The strides of a tensor whose rows follow one another; 0 for an axis of length 1."""
     return tuple(0 if n == 1 else math.prod(shape[i + 1 :]) for i, n in enumerate(shape))
 
 
 @functools.cache
-def covers(numel: int, layouts: tuple[Layout, ...]) -> bool:
-    """Whether each element of a base of `numel` belongs to exactly one of these views, each of which has an axis for the batch first."""
+def partitions(numel: int, layouts: tuple[Layout, ...]) -> bool:
+    """Whether each element of a base of `numel` belongs to exactly one view; the first axis is the batch."""
     batch = layouts[0].shape[0]
     if sum(math.prod(layout.shape) for layout in layouts) != numel or numel % batch:
         return False
-    # The same in each row of the batch, so that one tells.
-    if any(layout.shape[0] != batch or (batch > 1 and layout.strides[0] != numel // batch) for layout in layouts):
-        return False
+    # Every row of the batch is the same, so that one is enough.
+    for layout in layouts:
+        if layout.shape[0] != batch or (batch > 1 and layout.strides[0] != numel // batch):
+            return False
     hits = np.zeros(numel // batch, np.int8)
     for layout in layouts:
         places = np.full((1,) * len(layout.shape[1:]), layout.offset)
@@ -68,47 +68,50 @@ def covers(numel: int, layouts: tuple[Layout, ...]) -> bool:
 
 
 def shape_of(x: Tensor) -> tuple[int, ...]:
-    """x.shape where nothing in it is symbolic."""
+    """x.shape, if no size in it is symbolic."""
     return tuple(int(size) for size in x.shape)
 
 
 def without_reshapes(uop: UOp) -> UOp:
-    """What a tensor was before it was given other shapes."""
+    """The UOp of a tensor before it was reshaped."""
     while uop.op is Ops.RESHAPE:
         uop = uop.src[0]
     return uop
 
 
+def _rows_of(x: Tensor) -> Layout:
+    return Layout(shape_of(x), 0, contiguous_strides(shape_of(x)))
+
+
 def _copy(x: Tensor) -> Tensor:
-    """Not of x but of what it is a reshape of: other reshapes of that share the copy."""
+    """A copy of the tensor that x is a reshape of, which its other reshapes share."""
     return Tensor(without_reshapes(x.uop)).contiguous().reshape(x.shape)
 
 
-def _view(x: Tensor) -> tuple[Tensor, Layout] | None:
-    """As `view`, but None for what is no view of a stored tensor, or not one of plain numbers."""
+def _strided_view(x: Tensor) -> tuple[Tensor, Layout] | None:
+    """`strided_view`, or None for a tensor that is not a view of a realised one, or not of static shape."""
     steps: list[tuple[Ops, tuple]] = []
     base = x.uop
-    # Not down to what a stored tensor is a reshape of: that is no tensor that anyone asks the gradient of.
-    while base.op in (Ops.RESHAPE, Ops.PERMUTE, Ops.SHRINK, Ops.EXPAND) and not base.has_buffer_identity(after_ok=True):
+    # Not past a realised tensor to what it is a reshape of: gradients are asked of the former.
+    moves = (Ops.RESHAPE, Ops.PERMUTE, Ops.SHRINK, Ops.EXPAND)
+    while base.op in moves and not base.has_buffer_identity(after_ok=True):
         steps.append((base.op, base.marg))
         base = base.src[0]
-    if not base.has_buffer_identity(after_ok=True) or not all(isinstance(n, int) for n in _flat((base.shape, [step[1] for step in steps]))):
+    arguments = [argument for _, argument in steps]
+    if not base.has_buffer_identity(after_ok=True) or not _is_static((base.shape, *arguments)):
         return None
     layout = _layout(tuple(int(n) for n in base.shape), tuple(reversed(steps)))
     return None if layout is None else (Tensor(base), layout)
 
 
-def _flat(x: Any) -> Iterator[Any]:
-    if isinstance(x, (tuple, list)):
-        for part in x:
-            yield from _flat(part)
-    else:
-        yield x
+def _is_static(x: object) -> bool:
+    """Whether there are only plain numbers in nested tuples."""
+    return all(map(_is_static, x)) if isinstance(x, (tuple, list)) else isinstance(x, int)
 
 
 @functools.cache
 def _layout(shape: tuple[int, ...], steps: tuple[tuple[Ops, tuple], ...]) -> Layout | None:
-    """What these steps make of a tensor of this shape, stored row by row; None if the result is no view of it."""
+    """The layout after these steps on a contiguous tensor of this shape; None if the result is no view."""
     offset, strides = 0, contiguous_strides(shape)
     for op, argument in steps:
         if op is Ops.PERMUTE:
@@ -122,11 +125,14 @@ def _layout(shape: tuple[int, ...], steps: tuple[tuple[Ops, tuple], ...]) -> Lay
             shape, strides = argument, new
         else:
             return None
-    return Layout(shape, offset, tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True)))
+    strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
+    return Layout(shape, offset, strides)
 
 
-def _reshaped(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The strides of a view of another shape; None where there are none."""
+def _reshaped(
+    shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The strides of a view in another shape; None where it has none."""
     runs: list[tuple[int, int]] = []  # axes that follow one another in memory, as one: size and stride
     for size, stride in zip(shape, strides, strict=True):
         if size == 1:

@@ -4,21 +4,22 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from lama.jit import Input, capture_at_once, number
-from lama.kernels import matmul
+from lama.ops import matmul
+from lama.runtime.buffers import read_scalar
+from lama.runtime.capture import CapturedStep, InputBuffer
 
 
 @pytest.mark.parametrize("device", ["CPU", "PYTHON"])
 def test_input_gives_a_captured_step_its_new_numbers(device):
-    put = Input(device)
-    total = capture_at_once(lambda x: x.float().sum().realize())
+    put = InputBuffer(device)
+    total = CapturedStep(lambda x: x.float().sum().realize())
     for i in range(4):
         numbers = np.arange(i, i + 21, dtype=np.int32).reshape(3, 7)
-        assert number(total(put(numbers))) == numbers.sum()
+        assert read_scalar(total(put(numbers))) == numbers.sum()
 
 
 def test_input_keeps_its_tensor_while_shape_and_dtype_stay():
-    put = Input()
+    put = InputBuffer()
     first = put(np.zeros((2, 3), np.float32))
     assert put(np.ones((3, 2), np.float32).T) is first
     np.testing.assert_array_equal(first.numpy(), np.ones((2, 3)))
@@ -27,22 +28,22 @@ def test_input_keeps_its_tensor_while_shape_and_dtype_stay():
 
 
 def test_number_reads_what_a_tensor_holds():
-    assert number(Tensor([0.1]).realize()) == np.float32(0.1)
-    assert number((Tensor([1.0, 2.0]).realize().sum() + 0.5).realize()) == 3.5
+    assert read_scalar(Tensor([0.1]).realize()) == np.float32(0.1)
+    assert read_scalar((Tensor([1.0, 2.0]).realize().sum() + 0.5).realize()) == 3.5
 
 
 @pytest.mark.parametrize("device", ["CPU", "PYTHON"])
 def test_other_tensors_are_read_where_they_are(device):
     a, b = (Tensor(np.full((3, 7), n, np.float32), device=device).realize() for n in (1, 10))
     weight = Tensor(np.ones((7, 7), np.float32), device=device).realize()
-    step = capture_at_once(lambda x, y: (matmul(x, weight) + 2 * y).realize())
+    step = CapturedStep(lambda x, y: (matmul(x, weight) + 2 * y).realize())
     for x, y, expected in ((a, b, 27), (a, b, 27), (b, a, 72), (b, a, 72), (a, b, 27)):
         assert (step(x, y).numpy() == expected).all()
 
 
 def test_a_result_given_back_is_read_before_it_is_written():
     weight = Tensor(np.full((7, 7), 2, np.float32), device="CPU").realize()
-    step = capture_at_once(lambda x: (matmul(x, weight) + x).realize())
+    step = CapturedStep(lambda x: (matmul(x, weight) + x).realize())
     x, expected = Tensor(np.ones((3, 7), np.float32), device="CPU").realize(), 1
     for _ in range(4):
         x, expected = step(x), expected * 15
@@ -52,7 +53,7 @@ def test_a_result_given_back_is_read_before_it_is_written():
 def test_a_tensor_computed_anew_is_read_anew():
     weight = Tensor(np.ones((7, 7), np.float32), device="CPU").realize()
     x = Tensor(np.ones((3, 7), np.float32), device="CPU").realize()
-    step = capture_at_once(lambda x: (matmul(x, weight) + x).realize())
+    step = CapturedStep(lambda x: (matmul(x, weight) + x).realize())
     for i in range(1, 5):
         assert (step(x + 1).numpy() == 8 * (i + 1)).all()
         x.assign(x + 1).realize()
@@ -61,7 +62,7 @@ def test_a_tensor_computed_anew_is_read_anew():
 def test_an_interrupted_call_is_not_taken_for_the_last_one(monkeypatch):
     a, b = (Tensor(np.full((3, 7), n, np.float32), device="CPU").realize() for n in (1, 10))
     weight = Tensor(np.ones((7, 7), np.float32), device="CPU").realize()
-    step = capture_at_once(lambda x: (matmul(x, weight) + x).realize())
+    step = CapturedStep(lambda x: (matmul(x, weight) + x).realize())
     step(a)
     ask = type(step.jit).__call__
 

@@ -16,7 +16,7 @@ from tinygrad.engine import worker
 from tinygrad.helpers import CACHELEVEL, diskcache_get, diskcache_put
 
 import lama
-from lama import kernel_cache
+from lama.runtime import kernel_cache
 from lama.tokenizers import ByteTokenizer
 
 CODE = bytes(range(256)) * 40  # more than a page of the database
@@ -61,18 +61,28 @@ def notes(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return err.splitlines()
 
 
-def test_values_are_there_in_the_next_process_also_for_plain_tinygrad(path: Path, capsys: pytest.CaptureFixture[str]):
+def test_values_are_there_in_the_next_process_also_for_plain_tinygrad(
+    path: Path, capsys: pytest.CaptureFixture[str]
+):
     keep("a", "b")
     again()
     assert kept("a", "b", "c") == [True, True, False] and notes(capsys) == []
     again()
     with sqlite3.connect(path) as plain:
-        assert pickle.loads(plain.execute(f"SELECT val FROM code_{helpers.VERSION} WHERE key = 'a'").fetchone()[0]) == CODE + b"a"
+        assert (
+            pickle.loads(
+                plain.execute(f"SELECT val FROM code_{helpers.VERSION} WHERE key = 'a'").fetchone()[0]
+            )
+            == CODE + b"a"
+        )
     plain.close()
 
 
 def test_guard_reaches_the_processes_that_compile():
-    assert isinstance(helpers.db_connection(), kernel_cache.Cache) and worker._init_worker is kernel_cache._start_worker
+    assert (
+        isinstance(helpers.db_connection(), kernel_cache.Cache)
+        and worker._init_worker is kernel_cache._start_worker
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +105,7 @@ def test_cache_that_cannot_be_made_costs_one_note(variable, value, tmp_path, mon
     keep("a", "b")
     assert kept("b", "c") == [True, False]  # in memory
     (note,) = notes(capsys)
-    assert note.startswith("lama: compiled kernels are not kept for the next run: ") and "cannot be used" in note
+    assert note.startswith("lama: cannot save compiled kernels in ") and "they last for this run" in note
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
@@ -136,7 +146,9 @@ def test_damaged_cache_is_renamed_and_a_new_one_made(damage: Callable[[Path], An
     keep("a")
     (note,) = notes(capsys)
     (aside,) = path.parent.glob("cache.db.damaged-*[0-9]")
-    assert note == f"lama: the cache of compiled kernels was damaged; it is now {aside}, and a new one is made"
+    assert (
+        note == f"lama: the cache of compiled kernels was damaged; it is now {aside}, and a new one is made"
+    )
     assert aside.read_bytes() == before
     again()
     assert kept("a", "b") == [True, False] and notes(capsys) == []
@@ -149,7 +161,7 @@ def test_file_of_another_program_is_left_alone(name: str, tmp_path, monkeypatch,
     keep("a", "b")
     assert kept("b") == [True] and os.listdir(tmp_path) == [name]
     (note,) = notes(capsys)
-    assert "cannot be used (file is not a database)" in note
+    assert "(file is not a database): they last for this run" in note
 
 
 def test_threads_do_not_take_one_anothers_values():
@@ -185,7 +197,10 @@ def test_disk_that_fills_on_the_way_costs_one_note_and_holds_nobody_up(path, mon
     keep(*map(str, range(20)))
     assert kept("a", "19") == [False, True]  # in memory from there on
     (note,) = notes(capsys)
-    assert "cannot be used (database or disk is full). Set CACHEDB to a file in a folder that can be written" in note
+    assert (
+        "(database or disk is full): they last for this run. Set CACHEDB to a file in a folder that can "
+        "be written"
+    ) in note
     again()
     monkeypatch.setattr(kernel_cache, "WAIT", 0)
     keep("b")  # another process: nothing is locked
@@ -206,12 +221,28 @@ def test_locked_cache_costs_one_note(path, monkeypatch, capsys):
 
 def test_command_runs_the_same_with_a_damaged_cache(tmp_path):
     model, tokenizer = lama.GPT(lama.GPTConfig(256, 8, 4, 1, 1)), ByteTokenizer()
-    assert isinstance(helpers.db_connection(), kernel_cache.Cache)  # from Python, too: a model opens the device
+    # From Python, too: a model opens the device.
+    assert isinstance(helpers.db_connection(), kernel_cache.Cache)
     lama.save(tmp_path / "model", model, tokenizer)
     (tmp_path / "bad.db").write_bytes(b"not a database" * 100)
-    command = ["-m", "lama", "generate", "-m", str(tmp_path / "model"), "-p", "a", "-n", "3", "--temperature", "0"]
+    command = [
+        "-m",
+        "lama",
+        "generate",
+        "-m",
+        str(tmp_path / "model"),
+        "-p",
+        "a",
+        "-n",
+        "3",
+        "--temperature",
+        "0",
+    ]
     environment = os.environ | {"CACHEDB": str(tmp_path / "bad.db")}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"a{lama.generate(model, tokenizer, 'a', max_new_tokens=3, temperature=0)}\n"
-    assert done.stderr.startswith("lama: the cache of compiled kernels was damaged") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("lama: the cache of compiled kernels was damaged")
+        and done.stderr.count("\n") == 1
+    )

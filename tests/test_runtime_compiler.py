@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tinygrad.helpers import getenv
 
-import lama.compiler as compilers
-from lama.compiler import Compiler, ensure_compiler, explain, find_compiler
+import lama.runtime.compiler as compilers
 from lama.errors import LamaError
+from lama.runtime.compiler import Compiler, ensure_compiler, explain, find_compiler
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="fake compilers are shell scripts")
 
@@ -43,9 +43,20 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def python(code: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Python with an empty tinygrad cache and an empty PATH."""
-    base = {"PATH": str(tmp_path), "HOME": str(tmp_path), "CACHEDB": str(tmp_path / "tinygrad.db"), "XDG_CACHE_HOME": str(tmp_path / "xdg")}
-    root = str(Path(compilers.__file__).parent.parent)
-    return subprocess.run([sys.executable, "-c", code], env=base | {"PYTHONPATH": root} | env, cwd=tmp_path, capture_output=True, text=True)
+    base = {
+        "PATH": str(tmp_path),
+        "HOME": str(tmp_path),
+        "CACHEDB": str(tmp_path / "tinygrad.db"),
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
+    }
+    root = str(Path(compilers.__file__).parents[2])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=base | {"PYTHONPATH": root} | env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_cc_is_taken_first(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +73,9 @@ def test_cc_is_looked_up_on_path(bare: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("cc", ["nowhere", "/nowhere/clang", "clang -O3"])
-def test_cc_that_is_not_executable_is_one_clear_error(cc: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cc_that_is_not_executable_is_one_clear_error(
+    cc: str, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script(bare / "clang")
     monkeypatch.setenv("CC", cc)
     with pytest.raises(LamaError, match=f"CC must name one executable.*got CC={cc}"):
@@ -87,7 +100,9 @@ def test_newest_numbered_clang_is_taken(bare: Path, tmp_path: Path, monkeypatch:
 
 @needs_zig
 @needs_zig
-def test_clang_that_is_too_old_is_taken_only_where_there_is_no_other(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clang_that_is_too_old_is_taken_only_where_there_is_no_other(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "llvm-14" / "bin").mkdir(parents=True)
     (bare / "clang").symlink_to(script(tmp_path / "llvm-14" / "bin" / "clang"))  # as Debian has it
     assert find_compiler().kind == "ziglang"
@@ -135,7 +150,9 @@ def test_wrapper_goes_to_a_private_folder_where_the_cache_cannot_be_written(
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files in memory are Linux's")
-def test_wrapper_is_in_memory_where_nothing_can_be_written(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrapper_is_in_memory_where_nothing_can_be_written(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none_left(**_: str) -> str:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
@@ -166,9 +183,14 @@ def test_no_compiler_is_no_failure_on_another_device(bare: Path, monkeypatch: py
         ensure_compiler()
 
 
-@pytest.mark.parametrize(("device", "needs"), [("CPU", True), ("CPU:CLANG", True), ("CPU:LLVM", False), ("NULL", False), ("PYTHON", False)])
+@pytest.mark.parametrize(
+    ("device", "needs"),
+    [("CPU", True), ("CPU:CLANG", True), ("CPU:LLVM", False), ("NULL", False), ("PYTHON", False)],
+)
 def test_only_the_cpu_device_needs_a_compiler(device: str, needs: bool, tmp_path: Path) -> None:
-    done = python("from lama.compiler import needs_compiler; print(needs_compiler())", tmp_path, DEV=device)
+    done = python(
+        "from lama.runtime.compiler import needs_compiler; print(needs_compiler())", tmp_path, DEV=device
+    )
     assert (done.stdout.strip(), done.stderr) == (str(needs), "")
 
 
@@ -181,7 +203,9 @@ def test_ensure_compiler_sets_cc_and_is_idempotent(bare: Path) -> None:
 
 @needs_zig
 def test_fresh_process_computes_without_clang(tmp_path: Path) -> None:
-    done = python(f"from lama.compiler import ensure_compiler; ensure_compiler(); {ONE_PLUS_TWO}", tmp_path)
+    done = python(
+        f"from lama.runtime.compiler import ensure_compiler; ensure_compiler(); {ONE_PLUS_TWO}", tmp_path
+    )
     assert (done.stdout, done.stderr, done.returncode) == ("[3, 4, 5]\n", "", 0)
 
 
@@ -189,7 +213,7 @@ def test_fresh_process_computes_without_clang(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["", "CPU"])
 def test_compiler_is_seen_also_after_tinygrad_has_looked_for_one(device: str, tmp_path: Path) -> None:
     code = f"""
-from lama.compiler import ensure_compiler, explain
+from lama.runtime.compiler import ensure_compiler, explain
 try:
     {ONE_PLUS_TWO}
 except Exception as error:
@@ -197,15 +221,20 @@ except Exception as error:
 ensure_compiler()
 {ONE_PLUS_TWO}"""
     first, second = python(code, tmp_path, DEV=device).stdout.splitlines()
-    assert first == "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
+    assert first == (
+        "tinygrad was used before lama.runtime.compiler.ensure_compiler() and found no clang; call that first"
+    )
     assert second == "[3, 4, 5]"
 
 
 @pytest.mark.parametrize("device", ["", "CPU"])
 def test_compiler_that_is_not_clang_is_explained(device: str, tmp_path: Path) -> None:
-    gcc = script(tmp_path / "gcc", 'if [ "$1" = --version ]; then echo "gcc 12"; else echo "gcc: error: --target?" >&2; exit 1; fi')
+    gcc = script(
+        tmp_path / "gcc",
+        'if [ "$1" = --version ]; then echo "gcc 12"; else echo "gcc: error: --target?" >&2; exit 1; fi',
+    )
     code = f"""
-from lama.compiler import ensure_compiler, explain
+from lama.runtime.compiler import ensure_compiler, explain
 ensure_compiler()
 try:
     {ONE_PLUS_TWO}
@@ -213,7 +242,8 @@ except Exception as error:
     print(explain(error))"""
     done = python(code, tmp_path, CC=str(gcc), DEV=device)
     assert done.stdout == (
-        f"the C compiler must be a clang that works; got CC={gcc} (gcc 12): gcc: error: --target?. Unset CC and lama finds a clang itself\n"
+        f"the C compiler must be a clang that works; got CC={gcc} (gcc 12): gcc: error: --target?. "
+        f"Unset CC and lama finds a clang itself\n"
     )
 
 
@@ -224,7 +254,9 @@ def test_other_errors_are_not_explained(bare: Path) -> None:
     assert explain(FileNotFoundError(2, "No such file", "corpus.txt")) is None
 
 
-def test_variable_of_the_environment_that_tinygrad_cannot_read_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_of_the_environment_that_tinygrad_cannot_read_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LAMA_TEST", "x" * 5000)
     for default, kind in ((0, "a whole number"), (0.5, "a number")):
         with pytest.raises(ValueError) as caught:
@@ -234,7 +266,10 @@ def test_variable_of_the_environment_that_tinygrad_cannot_read_is_explained(monk
 
 
 def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
-    assert Compiler(str(script(tmp_path / "silent", "exit 0")), "PATH").probe() == "exit status 0, 0 bytes of output"
+    assert (
+        Compiler(str(script(tmp_path / "silent", "exit 0")), "PATH").probe()
+        == "exit status 0, 0 bytes of output"
+    )
     assert "does not run" in (Compiler(str(tmp_path / "gone"), "PATH").probe() or "")
     assert Compiler(str(tmp_path / "gone"), "PATH").version.startswith("unknown")
 
@@ -248,6 +283,8 @@ def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
     ],
 )
 def test_first_use_of_lama_finds_a_compiler_by_itself(tmp_path: Path, code: str) -> None:
-    env = {name: value for name, value in os.environ.items() if name not in ("CC", "DEV")} | {"CACHEDB": str(tmp_path / "cache.db")}
+    env = {name: value for name, value in os.environ.items() if name not in ("CC", "DEV")} | {
+        "CACHEDB": str(tmp_path / "cache.db")
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

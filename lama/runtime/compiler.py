@@ -1,8 +1,9 @@
 """The C compiler that tinygrad's CPU device needs: found, or taken from the PyPI package ziglang.
 
-tinygrad runs `$CC` (default `clang`) as one executable and needs clang's vector types. Machines with only Python have
-none; ziglang's wheel carries a complete clang as `zig clang`, which a two-line script in the user's cache folder turns
-into one executable. Tried on Linux x86-64. The macOS and Windows branches (a `.cmd` script) were not tried.
+tinygrad runs `$CC` (default `clang`) as one executable and needs clang's vector types. A machine with only
+Python has none; ziglang's wheel has a complete clang as `zig clang`, which a two-line script in the user's
+cache folder turns into one executable. Tested on Linux x86-64; the macOS and Windows branches (a `.cmd`
+script) are untested.
 """
 
 import atexit
@@ -22,54 +23,61 @@ from hashlib import sha256
 from pathlib import Path
 
 from lama.errors import LamaError, UsageError, quoted
+from lama.host import cache_folder, cores
+from lama.runtime.release import is_tested
 
 WINDOWS = sys.platform == "win32"
 INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
 OLDEST = 15  # the first clang with numbers of half precision on x86
-# What tinygrad's kernels and lama's own ask of a compiler.
+# The features that tinygrad's kernels and lama's own need.
 PROBE = """typedef float float4 __attribute__((aligned(16),ext_vector_type(4)));
-float4 most(float4 x, _Float16 y) { return __builtin_elementwise_max(x, __builtin_elementwise_floor(x + (float)y)); }
+float4 most(float4 x, _Float16 y) {
+  return __builtin_elementwise_max(x, __builtin_elementwise_floor(x + (float)y));
+}
 """
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A compiler that was found. Nothing has been run yet: `version` and `probe` do."""
+    """A compiler that was found. Only `version` and `probe` run it."""
 
     path: str
-    """What tinygrad will run: one executable."""
+    """The executable that tinygrad will run."""
     kind: str
-    """Where it came from: `$CC`, `PATH` or `ziglang`."""
+    """Its source: `$CC`, `PATH` or `ziglang`."""
 
     @cached_property
     def version(self) -> str:
-        """The first line of `--version`, or what went wrong."""
+        """The first line of `--version`, or the reason why there is none."""
+        command = [self.path, "--version"]
         try:
-            done = subprocess.run([self.path, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"unknown ({error})"
         return next(iter((done.stdout or done.stderr).splitlines()), "unknown")
 
     def probe(self) -> str | None:
-        """None if it compiles what tinygrad writes, else one line that says why not."""
+        """None if it compiles the sources that tinygrad writes, else one line that says why not."""
         machine = platform.machine().lower()
         arch = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
-        command = [self.path, "-c", "-x", "c", "-O2", "-ffreestanding", "-nostdlib", f"--target={arch}-none-unknown-elf", "-", "-o", "-"]
+        options = f"-c -x c -O2 -ffreestanding -nostdlib --target={arch}-none-unknown-elf - -o -"
+        command = [self.path, *options.split()]
         try:
             done = subprocess.run(command, input=PROBE.encode(), capture_output=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"it does not run ({error})"
         if done.returncode == 0 and done.stdout.startswith(b"\x7fELF"):
             return None
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        return next((line for line in said if "error" in line), f"exit status {done.returncode}, {len(done.stdout)} bytes of output")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        status = f"exit status {done.returncode}, {len(done.stdout)} bytes of output"
+        return next((line for line in lines if "error" in line), status)
 
 
 def ensure_compiler() -> None:
-    """Make sure that tinygrad's CPU device finds a compiler: sets `os.environ["CC"]`, once, without running anything.
+    """Set `os.environ["CC"]`, before the first kernel, so that tinygrad's CPU device finds a compiler.
 
-    Call before the first kernel. Does nothing where the default device is not the CPU and no compiler can be had.
-    Raises LamaError, saying what to install, where one is needed.
+    Nothing is run. Without a compiler it does nothing if the default device is not the CPU; else it raises
+    LamaError that says what to install.
     """
     try:
         compiler = find_compiler()
@@ -79,30 +87,28 @@ def ensure_compiler() -> None:
         return
     os.environ["CC"] = compiler.path
     compile_here()
-    # tinygrad remembers what it read; if it already read another CC, make it read again.
+    # tinygrad caches variables that it has read; if it already read another CC, it has to read it again.
     if (helpers := sys.modules.get("tinygrad.helpers")) and helpers.getenv("CC", "clang") != compiler.path:
         helpers.getenv.cache_clear()
 
 
 def compile_here() -> None:
-    """On up to four cores, compile in this process unless PARALLEL is set: tinygrad's workers cost more than they save.
+    """Compile in this process on up to four cores, unless PARALLEL is set: workers cost more than they save.
 
-    Measured on two cores, the first training step of transformer.py: 11 to 13 s so, 16 to 28 s with workers.
+    Measured on two cores, the first training step of transformer.py: 11 to 13 s, with workers 16 to 28 s.
     """
     if "PARALLEL" in os.environ or cores() > 4:
         return
     os.environ["PARALLEL"] = "0"
-    if helpers := sys.modules.get("tinygrad.helpers"):
+    if (helpers := sys.modules.get("tinygrad.helpers")) and is_tested():
         helpers.PARALLEL.value = 0
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def asked_threads(given: str | None = None) -> int | None:
-    """The number given, else LAMA_THREADS; None where that is not set. Raises UsageError above 64 or, with more cores, 4 for each."""
+    """The number given, else LAMA_THREADS; None where that is not set.
+
+    Raises UsageError above 64 or, with more than 16 cores, above 4 for each.
+    """
     given = os.environ.get("LAMA_THREADS", "").strip() if given is None else given
     if not given:
         return None
@@ -115,7 +121,7 @@ def asked_threads(given: str | None = None) -> int | None:
 
 
 def needs_compiler() -> bool:
-    """Whether tinygrad's default device compiles with clang. Opens devices: ask only where no compiler works."""
+    """Whether tinygrad's default device compiles with clang. Opens devices; for use without a compiler."""
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
@@ -126,11 +132,14 @@ def needs_compiler() -> bool:
 
 
 def find_compiler() -> Compiler:
-    """`$CC` if set, else clang (then the newest clang-NN) on PATH, else ziglang's. One on PATH that is known to be older than
-    OLDEST comes last. Raises LamaError if there is none."""
+    """`$CC` if set, else clang (then the newest clang-NN) on PATH, else ziglang's.
+
+    A clang on PATH whose name says it is older than OLDEST comes last. Raises LamaError if there is none.
+    """
     if given := os.environ.get("CC"):
         if not (path := shutil.which(given)):
-            raise LamaError(f"CC must name one executable, a clang; got CC={given}. Correct it, or unset it and lama finds a clang itself")
+            advice = "Correct it, or unset it and lama finds a clang itself"
+            raise LamaError(f"CC must name one executable, a clang; got CC={given}. {advice}")
         zig, path = _zig(), os.path.abspath(path)
         return Compiler(path, "ziglang" if zig and Path(path).name == _wrapper_name(zig) else "$CC")
     there = [os.path.abspath(path) for path in (shutil.which("clang"), _newest_clang()) if path]
@@ -144,13 +153,15 @@ def find_compiler() -> Compiler:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a failure of tinygrad's that comes from the compiler or the environment, None for any other."""
+    """One line for an error of tinygrad's that comes from the compiler or the environment, else None."""
     for link in _chain(error):
         if why := _wrong_variable(link):
             return why
         command = link.cmd if isinstance(link, subprocess.CalledProcessError) else None
-        failed = isinstance(command, list) and "-c" in command and any(str(word).startswith("--target=") for word in command)
-        missing = isinstance(link, OSError) and link.filename is not None and link.filename in ("clang", os.environ.get("CC"))
+        words = [str(word) for word in command] if isinstance(command, list) else []
+        failed = "-c" in words and any(word.startswith("--target=") for word in words)
+        file = link.filename if isinstance(link, OSError) else None
+        missing = file is not None and file in ("clang", os.environ.get("CC"))
         no_device = isinstance(link, RuntimeError) and "no usable devices" in str(link)
         if failed or missing or no_device:
             try:
@@ -160,24 +171,27 @@ def explain(error: BaseException) -> str | None:
             if why := compiler.probe():
                 return not_clang(compiler, why)
             if os.environ.get("CC") != compiler.path and not shutil.which("clang"):
-                return "tinygrad was used before lama.compiler.ensure_compiler() and found no clang; call that first"
-            return (
-                "tinygrad could not compile a kernel; run `lama doctor`" if failed else "tinygrad has no usable device; run `lama doctor`"
-            )
+                function = "lama.runtime.compiler.ensure_compiler()"
+                return f"tinygrad was used before {function} and found no clang; call that first"
+            what = "could not compile a kernel" if failed else "has no usable device"
+            return f"tinygrad {what}; run `lama doctor`"
     return None
 
 
 def _wrong_variable(error: BaseException) -> str | None:
-    """One line if tinygrad raised this as it read a variable of the environment: many when it is imported, others later."""
+    """One line if tinygrad raised this as it read an environment variable, at its import or later."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals.get("__name__") != "tinygrad.helpers" or isinstance(error, KeyboardInterrupt):
+    if trace is None or isinstance(error, KeyboardInterrupt):
+        return None
+    if trace.tb_frame.f_globals.get("__name__") != "tinygrad.helpers":
         return None
     function, known = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals
     if function == "getenv":
         kind = "a number" if isinstance(known["default"], float) else "a whole number"
-        return f"{known['key']} in the environment must be {kind}; got {quoted(os.environ.get(known['key']))}. Correct or unset it"
+        name, value = known["key"], quoted(os.environ.get(known["key"]))
+        return f"{name} in the environment must be {kind}; got {value}. Correct or unset it"
     if function == "parse":
         return f"DEV or --device must name a device, such as CPU or CUDA; got {quoted(known['s'])}"
     return None
@@ -190,21 +204,8 @@ def not_clang(compiler: Compiler, why: str) -> str:
     return f"the C compiler must be a clang that works; got {source} ({compiler.version}): {why}. {advice}"
 
 
-def cache_folder() -> Path:
-    """The folder of lama's own small files, not made here. It can never be made where there is no home folder."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "lama"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path(os.devnull)
-    if WINDOWS:
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "lama"
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"
-
-
 def _is_recent(path: str) -> bool:
-    """Judged by the name of the file that it stands for, such as /usr/lib/llvm-14/bin/clang: nothing is run."""
+    """Whether the name of its file, such as /usr/lib/llvm-14/bin/clang, does not say that it is old."""
     version = re.search(r"(?:clang|llvm)-(\d+)", os.path.realpath(path))
     return version is None or int(version[1]) >= OLDEST
 
@@ -217,7 +218,8 @@ def _newest_clang() -> str | None:
         except OSError:
             continue
         for name in names:
-            if (match := re.fullmatch(r"clang-(\d+)(\.exe)?", name)) and (path := shutil.which(name, path=folder)):
+            match = re.fullmatch(r"clang-(\d+)(\.exe)?", name)
+            if match and (path := shutil.which(name, path=folder)):
                 found.setdefault(int(match[1]), path)
     return found[max(found)] if found else None
 
@@ -235,8 +237,9 @@ def _wrapper_name(zig: Path) -> str:
 
 
 def _wrapper(zig: Path) -> Path:
-    """The script that runs `zig clang`: in lama's cache folder, else in a temporary folder, else in memory (Linux)."""
-    content = os.fsencode(f'@"{zig}" clang %*\r\n' if WINDOWS else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n')
+    """The script for `zig clang`: in lama's cache folder, else a temporary folder, else in memory (Linux)."""
+    unix = f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
+    content = os.fsencode(f'@"{zig}" clang %*\r\n' if WINDOWS else unix)
     for make_folder in (cache_folder, _temporary_folder):
         try:
             script = make_folder() / _wrapper_name(zig)
@@ -251,7 +254,8 @@ def _wrapper(zig: Path) -> Path:
         handle = os.memfd_create("clang", 0)
         os.write(handle, content)
         return Path(f"/proc/{os.getpid()}/fd/{handle}")
-    raise LamaError("no folder to put the compiler's script in; set XDG_CACHE_HOME to one that can be written to and run from")
+    advice = "set XDG_CACHE_HOME to one that can be written to and run from"
+    raise LamaError(f"no folder to put the compiler's script in; {advice}")
 
 
 def _temporary_folder() -> Path:
@@ -261,7 +265,7 @@ def _temporary_folder() -> Path:
 
 
 def _write_script(script: Path, content: bytes) -> None:
-    """Whole or not at all, also when two processes start at once."""
+    """Write it whole or not at all, even when two processes start at the same time."""
     handle, name = tempfile.mkstemp(dir=script.parent, prefix=script.stem)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -274,7 +278,7 @@ def _write_script(script: Path, content: bytes) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, then what it was raised from or during."""
+    """An exception and all that it was raised from or during."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:

@@ -1,4 +1,4 @@
-"""tinygrad's cache of compiled kernels, an SQLite file: its failures cost a note and speed, never the command."""
+"""tinygrad's cache of compiled kernels, an SQLite file: failures cost a note and speed, not the command."""
 
 import multiprocessing
 import os
@@ -10,28 +10,36 @@ from contextlib import suppress
 from typing import Any
 
 import tinygrad.helpers
-from tinygrad.engine import worker
 
-from lama.compiler import cache_folder
 from lama.errors import first_line, note
 from lama.files import quoted_path
+from lama.host import cache_folder
 
 WAIT = 5  # seconds for another process that writes
 ADVICE = "Set CACHEDB to a file in a folder that can be written"
 helpers: Any = tinygrad.helpers
-_start_tinygrads_worker = worker._init_worker
 
 
 def guard_cache() -> None:
     """Make tinygrad use a `Cache`, here and in the processes in which it compiles."""
+    from tinygrad.engine import worker
+
     if not isinstance(helpers._db_connection, Cache):
         helpers._db_connection, worker._init_worker = Cache(), _start_worker
         helpers._db_tables.clear()
 
 
 def _start_worker() -> None:
+    from tinygrad.engine import worker
+
+    start = worker._init_worker  # a new process, in which nothing was replaced yet
     guard_cache()
-    _start_tinygrads_worker()
+    start()
+
+
+def is_used() -> bool:
+    """Whether tinygrad keeps compiled kernels at all (CACHELEVEL)."""
+    return bool(helpers.CACHELEVEL >= 1)
 
 
 def database() -> str:
@@ -40,7 +48,7 @@ def database() -> str:
 
 
 class Cache:
-    """Stands for tinygrad's connection."""
+    """A stand-in for tinygrad's connection to its cache."""
 
     def __init__(self) -> None:
         self._file: Any = None
@@ -52,19 +60,20 @@ class Cache:
         self.attempt(sqlite3.Connection.commit)
 
     def attempt(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The result of `work`, again after a failure; None where it fails again."""
+        """The result of `work`, which is tried twice; None where it fails twice."""
         for _ in range(2):
             try:
                 self._file = self._file or _open(database())
                 return work(self._file)
             except (OSError, sqlite3.Error) as error:
-                if isinstance(error, sqlite3.ProgrammingError) or "no such table" in str(error):  # of a file that was replaced
+                # A cursor of a file that was replaced since.
+                if isinstance(error, sqlite3.ProgrammingError) or "no such table" in str(error):
                     break
                 self._recover(error)
         return None
 
     def _recover(self, error: Exception) -> None:
-        """Rename a damaged file, so that the next attempt makes a new one. After another error, continue in memory."""
+        """Rename a damaged file, so that the next attempt begins one; after other errors, use memory."""
         if self._file is not None:
             with suppress(sqlite3.Error):
                 self._file.close()  # other processes may write again
@@ -72,19 +81,19 @@ class Cache:
         helpers._db_tables.clear()
         try:
             path = database()
-            # SQLite's errors other than damage have classes of their own; a file with another name may be of another program.
+            # SQLite's errors other than damage have subclasses. Other file names may be another program's.
             if type(error) is sqlite3.DatabaseError and path.endswith(".db") and os.path.isfile(path):
                 _set_aside(path)
                 return
         except OSError as another:
             error = another
         why = getattr(error, "strerror", None) or first_line(error)
-        _say(f"compiled kernels are not kept for the next run: {quoted_path(path)} cannot be used ({why}). {ADVICE}")
+        _say(f"cannot save compiled kernels in {quoted_path(path)} ({why}): they last for this run. {ADVICE}")
         self._file = sqlite3.connect(":memory:", check_same_thread=False)
 
 
 class Cursor:
-    """Stands for tinygrad's cursor. What fails has no rows; a stored value that fails its checksum is none."""
+    """A stand-in for tinygrad's cursor: a failed query has no rows, nor has a value with a wrong checksum."""
 
     def __init__(self, cache: Cache):
         self._cache = cache
@@ -95,7 +104,7 @@ class Cursor:
         return getattr(self._rows, name)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no cursor stays open."""
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> "Cursor":
         self._key = values
@@ -115,7 +124,7 @@ def _open(path: str) -> sqlite3.Connection:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     file = sqlite3.connect(path, timeout=WAIT, isolation_level="IMMEDIATE", check_same_thread=False)
     file.text_factory = lambda text: text.decode(errors="replace")
-    with suppress(sqlite3.OperationalError):  # another process does the same just now
+    with suppress(sqlite3.OperationalError):  # another process is doing the same
         file.execute("PRAGMA journal_mode=WAL")
     file.execute("PRAGMA synchronous=NORMAL")
     return file

@@ -1,0 +1,23 @@
+"""Facts about this computer that do not depend on tinygrad: its cache folder, its cores."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """The folder for lama's own small files. It may not exist; without a home folder it never can."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "lama"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(os.devnull)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "lama"
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lama"

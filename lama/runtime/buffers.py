@@ -1,0 +1,156 @@
+"""The memory of realised tensors: read, written and filled without a kernel, in large pages on the CPU."""
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.dtype import DType
+
+from lama.runtime.internals import (
+    Buffer,
+    BufferSpec,
+    LRUAllocator,
+    Memory,
+    Ops,
+    capturing,
+    device_of,
+    is_tested,
+)
+from lama.shapes import Array
+
+HOST_DEVICES = ("CPU", "NPY", "PYTHON")
+LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
+
+
+def use_large_pages(device: str) -> None:
+    """Put this CPU device's large buffers in large pages from here on, where the system has them (Linux).
+
+    tinygrad's are in pages of 4 kB: a core that reads weights spends a tenth of its time looking up pages.
+    """
+    if not is_tested() or device.split(":")[0] != "CPU" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    allocator = device_of(device).allocator
+    if not isinstance(allocator._alloc, LargePages):
+        allocator._alloc = LargePages(allocator._alloc)
+
+
+class LargePages:
+    """A replacement for an allocator's `_alloc` that asks the system for memory itself."""
+
+    def __init__(self, alloc: "Callable[[int, BufferSpec], Memory]"):
+        self._alloc = alloc
+
+    def __call__(self, size: int, options: "BufferSpec") -> Memory:
+        if size < LARGE or options.external_ptr is not None:
+            return self._alloc(size, options)
+        # Shared memory, which tinygrad uses, gets no large pages.
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        buffer = self._alloc(size, replace(options, external_ptr=address))
+        buffer.meta = memory  # for as long as the buffer lives
+        return buffer
+
+
+def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
+    """A realised tensor of zeros. On the CPU without a kernel, which costs a new process 0.2 s."""
+    tensor = Tensor.empty(*shape, dtype=dtype, device=device)
+    if not is_on_host(tensor):
+        return Tensor.zeros(*shape, dtype=dtype, device=device).contiguous().realize()
+    ctypes.memset(address_of(buffer_of(tensor)), 0, tensor.nbytes())
+    return tensor
+
+
+def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
+    """A realised tensor with the numbers of `array`, which has bfloat16 as uint16 bits.
+
+    The bytes are copied into the tensor's buffer: `Tensor(array).realize()` takes 5 ms a tensor.
+    """
+    if not is_tested():
+        tensor = Tensor(array, device=device)
+        return (tensor.bitcast(dtype) if dtype == dtypes.bfloat16 else tensor).contiguous().realize()
+    return write(Tensor.empty(*array.shape, dtype=dtype, device=device), array)
+
+
+def write(tensor: Tensor, array: Array) -> Tensor:
+    """Overwrite the numbers of a realised tensor of as many bytes; returns it."""
+    memory = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if not is_tested():
+        there = Tensor(memory, device=tensor.device).bitcast(tensor.dtype).reshape(tensor.shape)
+        tensor.assign(there).realize()
+    elif (here := host_array(tensor)) is not None:
+        here.reshape(-1).view(np.uint8)[:] = memory
+    else:
+        buffer = buffer_of(tensor)
+        buffer.copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=memory.data))
+    return tensor
+
+
+def read(tensor: Tensor) -> NDArray[np.uint8]:
+    """The bytes of a realised tensor, one axis; on the CPU they are its memory, not a copy."""
+    if not is_tested():
+        return tensor.flatten().bitcast(dtypes.uint8).numpy()
+    return np.frombuffer(buffer_of(tensor).as_memoryview(), np.uint8)
+
+
+def read_scalar(tensor: Tensor) -> float:
+    """The number in a realised float32 tensor of one element. `Tensor.item` takes half a millisecond."""
+    if not is_tested():
+        return float(tensor.item())
+    return float(buffer_of(tensor).as_memoryview(allow_zero_copy=True).cast("B").cast("f")[0])
+
+
+def is_on_host(tensor: Tensor) -> bool:
+    """Whether the memory of a realised tensor is the host's."""
+    return is_tested() and str(tensor.device).startswith("CPU")
+
+
+def host_array(tensor: Tensor) -> Array | None:
+    """A realised tensor's memory, to be written in place, bfloat16 as uint16; None if not the host's."""
+    if not is_on_host(tensor):
+        return None
+    kind = np.uint16 if tensor.dtype == dtypes.bfloat16 else np.dtype(tensor.dtype.fmt)
+    memory = buffer_of(tensor).as_memoryview(force_zero_copy=True)
+    return np.frombuffer(memory, kind).reshape(tensor.shape)
+
+
+def host_numbers(tensor: Tensor) -> Array | None:
+    """The numbers of a tensor, in any order, if the host has them already and no step is being captured.
+
+    Otherwise None. Nothing is computed or copied from another device.
+    """
+    if not is_tested() or capturing:
+        return None
+    source = tensor.uop
+    while source.op in (Ops.COPY, Ops.CONTIGUOUS, Ops.EXPAND, Ops.PERMUTE, Ops.RESHAPE):
+        source = source.src[0]
+    buffer = source.buffer if source.op is Ops.BUFFER else None
+    if not isinstance(buffer, Buffer) or not buffer.is_allocated():
+        return None
+    if buffer.device.split(":")[0] not in HOST_DEVICES:
+        return None
+    return np.frombuffer(buffer.as_memoryview(allow_zero_copy=True), buffer.dtype.fmt)
+
+
+def buffer_of(tensor: Tensor) -> "Buffer":
+    """The allocated buffer of a realised tensor on one device."""
+    buffer = tensor.uop.base.buffer
+    assert isinstance(buffer, Buffer), "a tensor on several devices at once"
+    return buffer.ensure_allocated()
+
+
+def address_of(buffer: "Buffer") -> int:
+    """A buffer's address in this process's memory."""
+    return int(buffer.ensure_allocated().get_buf(buffer.device).va_addr)
+
+
+def release_unused(device: str | None) -> None:
+    """Give back the memory of freed tensors, which tinygrad reserves for others of their size."""
+    if is_tested() and isinstance(allocator := Device[device or Device.DEFAULT].allocator, LRUAllocator):
+        allocator.free_cache()

@@ -1,0 +1,100 @@
+"""Steps that tinygrad captures once and replays, and the tensors that are their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, UOp
+
+from lama.runtime.buffers import write
+from lama.runtime.internals import DEBUG, PROFILE, Ops, get_graph_runtime, is_tested
+from lama.shapes import Array
+
+if TYPE_CHECKING:
+    from lama.runtime.threads import CallGraph
+
+R = TypeVar("R")
+
+
+class CapturedStep(Generic[R]):
+    """A function of tensors, captured by its first call and replayed by the others.
+
+    TinyJit runs a function once without capturing it, to realise tensors that are not yet. Here every tensor
+    that the function reads must be realised before, which saves half of the start-up. Results are overwritten
+    by the next call.
+
+    TinyJit also looks up its inputs in every call: 1 ms of Python for a training step. That is skipped where
+    a call has the same tensors as the last one, as `InputBuffer` makes them, and nothing else can have
+    changed.
+    """
+
+    def __init__(self, step: Callable[..., R]):
+        self.jit = TinyJit(step)
+        if is_tested():
+            self.jit.cnt = 1
+        self._last: list[UOp] = []
+        self._graphs: list[tuple[CallGraph, int]] = []
+        self._result: list[R] = []
+
+    def __call__(self, *inputs: object) -> R:
+        """The step's result for these tensors, and other values that stay the same."""
+        if self._can_rerun(inputs):
+            for graph, _ in self._graphs:
+                graph.rerun()
+            return self._result[0]
+        self._last, self._graphs = [], []  # if this call is interrupted, the next one looks everything up
+        result: R = self.jit(*inputs)
+        self._result = [result]
+        uops = [x.uop for x in inputs if isinstance(x, Tensor)]
+        if len(uops) == len(inputs) and (graphs := self._repeatable(uops)):
+            self._last, self._graphs = uops, [(graph, graph.bindings) for graph in graphs]
+        return result
+
+    def _can_rerun(self, inputs: Sequence[object]) -> bool:
+        return (
+            len(self._graphs) > 0
+            and len(inputs) == len(self._last)
+            and all(
+                isinstance(x, Tensor) and x.uop is last for x, last in zip(inputs, self._last, strict=True)
+            )
+            and all(graph.bindings == n for graph, n in self._graphs)
+        )
+
+    def _repeatable(self, inputs: list[UOp]) -> list[CallGraph]:
+        """The graphs that are all that was captured; none if there is more, or DEBUG shows what runs."""
+        from lama.runtime.threads import CallGraph
+
+        captured = self.jit.captured
+        if not is_tested() or captured is None or DEBUG or PROFILE:
+            return []
+        parts = [call.src[0] for call in captured.linear.src]
+        if not all(part.op is Ops.CUSTOM_FUNCTION and part.arg == "graph" for part in parts):
+            return []
+        if any(uop.base in captured._written_uops for uop in inputs):
+            return []
+        graphs = [get_graph_runtime(part) for part in parts]
+        found = [graph for graph in graphs if isinstance(graph, CallGraph)]
+        return found if len(found) == len(graphs) else []
+
+
+class InputBuffer:
+    """One input of a captured step: a tensor that gets new numbers in place.
+
+    A new tensor would cost tinygrad milliseconds.
+    """
+
+    def __init__(self, device: str | None = None):
+        self.device = device
+        self._tensor: Tensor | None = None
+        self._kind: tuple[tuple[int, ...], str] | None = None
+
+    def __call__(self, array: Array) -> Tensor:
+        """These numbers as a realised tensor, the same one as before where shape and dtype are the same."""
+        array = np.ascontiguousarray(array)
+        kind = (array.shape, array.dtype.str)
+        if self._tensor is not None and self._kind == kind:
+            return write(self._tensor, array)
+        self._tensor, self._kind = Tensor(array, device=self.device).realize(), kind
+        return self._tensor

@@ -1,0 +1,222 @@
+"""A thread pool for tinygrad's single-threaded CPU device, and the replay of a captured step in one call.
+
+tinygrad runs a kernel's slices (`core_id`) one after the other, and calls every kernel from Python. Here a
+program's slices are shared out among LAMA_THREADS threads (default: the cores that this process may use), and
+a step that TinyJit has captured is a list of calls that threads.c runs. The thread that takes a slice does
+not change a result: slices write different places.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import TypeVar
+
+from tinygrad import UOp
+
+from lama.host import cores
+from lama.runtime.compiler import asked_threads
+from lama.runtime.internals import (
+    NUM_CPU_THREADS,
+    Buffer,
+    CallableProgram,
+    Compiled,
+    GraphRunner,
+    Memory,
+    Ops,
+    Program,
+    TinyELF,
+    device_of,
+    get_call_arg_uops,
+    getenv,
+    is_tested,
+    load_program,
+)
+
+SPIN = 100e-6  # seconds that a thread waits for the next kernel before it sleeps
+CHUNK = 32  # calls between two checks for signals: Ctrl-C should not wait for a whole step
+NO_PLACE = 64  # of the slice's number, in a kernel without one
+FUNCTIONS = (
+    "pthread_mutex_lock",
+    "pthread_mutex_unlock",
+    "pthread_cond_wait",
+    "pthread_cond_signal",
+    "sched_yield",
+    "clock_gettime",
+)
+
+
+T = TypeVar("T")
+
+
+def threads() -> int:
+    """The number of threads that kernels run on. Raises UsageError."""
+    # tinygrad's number knows a container's limit.
+    return asked_threads() or max(1, min(cores(), NUM_CPU_THREADS.value if is_tested() else cores()))
+
+
+def on_threads(work: Callable[[T], object], items: Iterable[T], most: int = 64) -> None:
+    """Do `work` for each item, on at most `most` threads, or on the caller's where the system has no more."""
+    items = list(items)
+    with ThreadPoolExecutor(min(most, threads())) as executor:
+        try:
+            list(executor.map(work, items))
+        except RuntimeError:  # can't start new thread
+            list(map(work, items))
+
+
+def use_all_cores(device: str) -> None:
+    """Let this CPU device run its programs on the pool, and its captured steps as call lists."""
+    cpu = device_of(device)
+    # Windows and HCQ2 have calls of their own.
+    if cpu.graph is None and sys.platform != "win32" and not getenv("HCQ2"):
+        cpu.runtime_t, cpu.graph = functools.partial(PooledProgram, cpu.runtime_t), CallGraph
+
+
+class ThreadPool:
+    """Native threads that sleep until there are slices to run; the caller is one of the `count`."""
+
+    def __init__(self, count: int):
+        self._memory = ctypes.create_string_buffer(16384)
+        words = (ctypes.c_uint64 * 2048).from_buffer(self._memory)
+        self._at = (ctypes.addressof(words) + 63) // 64 * 64
+        self._run, worker = _program("lama_run", 0), _program("lama_worker", 1)
+        state = (ctypes.c_uint64 * 11).from_address(self._at)
+        self._alone = (ctypes.c_uint64 * 2).from_address(self._at + 8 * len(state))
+        mutex, condition = self._at + 8192, self._at + 8704
+        # Without these functions, or with no more threads: go on with fewer.
+        with contextlib.suppress(AttributeError, OSError, RuntimeError):
+            library = ctypes.CDLL(None)
+            addresses = [
+                ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS
+            ]
+            library.pthread_mutex_init(ctypes.c_void_p(mutex), None)
+            library.pthread_cond_init(ctypes.c_void_p(condition), None)
+            state[:] = [*addresses, mutex, condition, time.CLOCK_MONOTONIC, int(SPIN * 1e9), count]
+            for _ in range(count - 1):
+                threading.Thread(target=self._wait_for_work, args=(worker,), daemon=True).start()
+
+    def _wait_for_work(self, worker: Program) -> None:
+        # Signals are for the threads that run Python.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        worker.fxn(ctypes.c_uint64(self._at))
+
+    def share_again(self) -> None:
+        """Forget that a thread was late: the next call is shared out among all."""
+        self._alone[:] = [0, 0]
+
+    def run(self, calls: int, count: int) -> None:
+        """Run `count` calls, which follow one another from address `calls` on."""
+        self._run.fxn(ctypes.c_uint64(self._at), ctypes.c_uint64(calls), ctypes.c_uint64(count))
+
+
+@functools.cache
+def pool() -> ThreadPool:
+    """The thread pool of this process."""
+    return ThreadPool(threads())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=pool.cache_clear)  # threads stay in the parent
+
+
+def run_calls(words: "ctypes.Array[ctypes.c_uint64]", starts: list[int]) -> None:
+    """Run the calls that start at these words, in order."""
+    run, at, n = pool().run, ctypes.addressof(words), len(starts)
+    for first in range(0, n, CHUNK):
+        run(at + 8 * starts[first], min(CHUNK, n - first))
+
+
+def _program(name: str, worker: int) -> Program:
+    """A function of threads.c, compiled and loaded as kernels are. A kernel's file holds one function."""
+    device, text = device_of("CPU"), resources.files("lama.runtime").joinpath("threads.c").read_text("utf-8")
+    code = device.compiler.compile_cached(f"#define WORKER {worker}\n{text}")
+    return load_program(TinyELF(code, name, device.renderer.target, ()))
+
+
+def call_words(program: Program, slices: int, arguments: list[int]) -> list[int]:
+    """A call in the numbers that threads.c reads; the arguments start at the fifth."""
+    words = next(n for n in (8, 16, 64) if len(arguments) <= n)
+    place = program.runtimevars.get("core_id", NO_PLACE)
+    return [program.addr, slices, place, words, *arguments, *[0] * (words - len(arguments))]
+
+
+class PooledProgram:
+    """A program of the CPU device whose slices run on all threads."""
+
+    def __init__(self, load: "Callable[[object, TinyELF], CallableProgram]", device: object, elf: "TinyELF"):
+        self.program = load(device, elf)
+
+    def __call__(
+        self,
+        *buffers: Memory,
+        global_size: tuple[int, int, int] = (1, 1, 1),
+        vals: tuple[int | None, ...] = (),
+        **how: object,
+    ) -> float | None:
+        if global_size[0] == 1:
+            return self.program(*buffers, global_size=global_size, vals=vals, **how)
+        began = time.perf_counter()
+        arguments = [*(b.va_addr for b in buffers), *(v or 0 for v in vals)]
+        words = call_words(self.program, global_size[0], arguments)
+        calls = (ctypes.c_uint64 * len(words))(*words)
+        pool().run(ctypes.addressof(calls), 1)
+        return time.perf_counter() - began if how.get("wait") else None
+
+
+class CallGraph(GraphRunner):
+    """A captured step's kernels as one list of calls, in which each replay writes only what changes."""
+
+    def __init__(self, linear: UOp, input_uops: tuple[UOp, ...] = ()):
+        super().__init__(linear, input_uops)
+        numbers: list[int] = []
+        self._starts: list[int] = []
+        for (_, program, buffers, device_vars), runtime in zip(self.calls, self.runtimes, strict=True):
+            # Programs that were loaded before `use_all_cores` are not pooled.
+            loaded = runtime.program if isinstance(runtime, PooledProgram) else runtime
+            assert loaded is not None, "a call that runs no program"
+            values = [device_vars.get(v.expr, 0) for v in program.arg.vars]
+            arguments = [*(b.get_buf(b.device).va_addr for b in buffers), *values]
+            self._starts.append(len(numbers))
+            numbers += call_words(loaded, int(program.arg.global_size[0]), arguments)
+        self._words = (ctypes.c_uint64 * len(numbers))(*numbers)
+        self.bindings = 0
+
+    def __call__(
+        self, input_uops: tuple[UOp, ...], var_vals: dict[str, int], wait: bool = False
+    ) -> float | None:
+        began = time.perf_counter()
+        self.bindings += 1
+        for start, replace in zip(self._starts, self.uop_replace, strict=True):
+            for place, i in replace:
+                buffer = input_uops[i].buffer
+                assert isinstance(buffer, Buffer), "a call list's buffers are on one device"
+                self._words[start + 4 + place] = buffer.get_buf(buffer.device).va_addr
+        for j, i, value in self.updated_vars(var_vals):
+            self._words[self._starts[j] + 4 + len(self.calls[j][2]) + i] = value
+        self.rerun()
+        return time.perf_counter() - began if wait else None
+
+    def rerun(self) -> None:
+        """Run the calls as the last replay left them."""
+        run_calls(self._words, self._starts)
+
+    @staticmethod
+    def supports_uop(batch_devs: "list[Compiled]", new_call: UOp) -> bool:
+        """Whether a call can be part of the list."""
+        arguments = get_call_arg_uops(new_call)
+        # A whole input can be replaced in the list, a part of one cannot.
+        whole = all(a.op is Ops.PARAM or not any(u.op is Ops.PARAM for u in a.toposort()) for a in arguments)
+        return (
+            GraphRunner.supports_uop(batch_devs, new_call)
+            and whole
+            and new_call.src[0].arg.globals == tuple(range(len(arguments)))
+            and all(isinstance(n, int) for n in new_call.src[0].arg.global_size)
+        )
