@@ -3,19 +3,20 @@
 from tinygrad import Tensor
 
 from lama.attention import KeysValues, MultiHeadAttention
-from lama.cache import KVCache
+from lama.cache import LayerCache
 from lama.dropout import Dropout, no_dropout
-from lama.kernels import add, stored
 from lama.layers import ACTIVATIONS, LayerNorm, Linear
 from lama.masks import Mask
-from lama.shapes import Float, Size
+from lama.ops import add
+from lama.runtime.strides import materialise
+from lama.shapes import Float
 from lama.taps import Tap, no_tap, scoped
 
 NORMS = ("pre", "post", "none")
 
 
 class MLP:
-    """down(activation(up(x))), the same for each position on its own. Source: Vaswani et al. 2017, section 3.3."""
+    """down(activation(up(x))), at each position alone. Source: Vaswani et al. 2017, section 3.3."""
 
     def __init__(self, d_model: int, d_mlp: int, bias: bool = True, activation: str = "gelu_new"):
         if activation not in ACTIVATIONS:
@@ -25,50 +26,50 @@ class MLP:
 
     def __call__(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
         hidden = self.activation(tap("pre", self.up(x)))  # (B, T, d_mlp)
-        # Stored, not left lazy: `down` would compute the activation again for each of its outputs.
-        return self.down(tap("post", stored(hidden)))
+        # Materialised: `down` would compute the activation again for each of its outputs.
+        return self.down(tap("post", materialise(hidden)))
+
+
+def make_norm(d_model: int, bias: bool = True, epsilon: float = 1e-5, order: str = "pre") -> LayerNorm | None:
+    """The norm of a sub-layer; None for order="none"."""
+    return None if order == "none" else LayerNorm(d_model, bias, epsilon)
+
+
+def make_mlp(d_model: int, d_mlp: int, bias: bool = True, activation: str = "gelu_new") -> MLP | None:
+    """The MLP of a block; None for d_mlp=0."""
+    return MLP(d_model, d_mlp, bias, activation) if d_mlp else None
 
 
 class Block:
-    """Attention, then an MLP, each added to the residual stream x; with `cross`, attention to `memory` between them.
+    """Attention, then an MLP, each added to the residual stream x.
 
-    norm="pre" (GPT-2):                x + f(norm(x))
-    norm="post" (Vaswani et al. 2017): norm(x + f(x))
-    norm="none":                       x + f(x)
-    With residual=False nothing is added: f alone, to see what the stream is for. With d_mlp=0 there is no MLP.
+    order="pre" (GPT-2):                 x + f(norm(x))
+    order="post" (Vaswani et al. 2017):  norm(x + f(x))
+    order="none":                        x + f(x)
+
+    With `cross_attn`, attention to `memory` comes between the two. With residual=False nothing is added, to
+    show the purpose of the stream. `attention_dropout`: whether training also drops entries of the attention
+    patterns, which the 2017 paper does not.
     """
 
     def __init__(
         self,
-        d_model: int,
-        n_heads: int,
-        d_mlp: int,
-        bias: bool = True,
-        activation: str = "gelu_new",
-        norm: str = "pre",
-        norm_epsilon: float = 1e-5,
-        similarity: str = "scaled_dot",
-        cross: bool = False,
+        attn: MultiHeadAttention,
+        mlp: MLP | None,
+        norm1: LayerNorm | None,
+        norm2: LayerNorm | None,
+        order: str = "pre",
+        cross_attn: MultiHeadAttention | None = None,
+        norm_cross: LayerNorm | None = None,
         attention_dropout: bool = True,
         residual: bool = True,
-        divisor: float = 1.0,
     ):
-        """`attention_dropout`: whether training drops entries of the attention patterns too, which the 2017 paper does not.
-
-        `divisor`: the scores of self-attention are divided by it, beside the similarity's own scale.
-        """
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
-        self.norm, self.residual, self.attention_dropout = norm, residual, attention_dropout
-
-        def layer_norm() -> LayerNorm | None:
-            return None if norm == "none" else LayerNorm(d_model, bias, norm_epsilon)
-
-        self.ln1, self.attn = layer_norm(), MultiHeadAttention(d_model, n_heads, bias, similarity, divisor)
-        self.ln_cross = layer_norm() if cross else None
-        self.cross_attn = MultiHeadAttention(d_model, n_heads, bias, similarity) if cross else None
-        self.ln2 = layer_norm() if d_mlp else None
-        self.mlp = MLP(d_model, d_mlp, bias, activation) if d_mlp else None
+        if order not in NORMS:
+            raise ValueError(f"order must be one of {', '.join(NORMS)}; got {order!r}")
+        self.order, self.residual, self.attention_dropout = order, residual, attention_dropout
+        self.ln1, self.attn = norm1, attn
+        self.ln_cross, self.cross_attn = norm_cross, cross_attn
+        self.ln2, self.mlp = norm2, mlp
 
     def __call__(
         self,
@@ -76,34 +77,54 @@ class Block:
         mask: Mask | None = None,
         memory: Float[Tensor, "B S d_model"] | KeysValues | None = None,
         memory_mask: Mask | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        position: Size = 0,
+        cache: LayerCache | None = None,
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
-        """`memory` is the encoder's output, or `cross_attn.keys_values` of it; a block made with `cross` needs it. Raises ValueError."""
-        if (memory is None) != (self.cross_attn is None):
-            raise ValueError(f"memory must be given exactly to blocks with cross-attention; got cross={self.cross_attn is not None}")
+        """`memory`: the encoder's output, or `cross_attn.keys_values` of it.
+
+        Raises ValueError if it is given to a block without `cross_attn`, or not to one with it.
+        """
+        has_cross = self.cross_attn is not None
+        if (memory is not None) != has_cross:
+            rule = "memory must be given exactly to blocks with cross-attention"
+            raise ValueError(f"{rule}; got cross={has_cross}")
+        pattern_dropout = dropout if self.attention_dropout else no_dropout
+
+        # The parts of the formula, each with its taps and dropout.
+        def plus(x: Tensor, h: Tensor) -> Tensor:
+            return add(x, h) if self.residual else h
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            layer: LayerNorm | None = getattr(self, name)
+            y = x if layer is None else layer(x)
+            return tap(f"{name}.normalized", y) if self.order == "pre" else y
+
+        def attn(x: Tensor) -> Tensor:
+            h = self.attn(x, mask, None, cache, scoped(tap, "attn"), pattern_dropout.scoped("attn"))
+            return dropout("attn_out", tap("attn_out", h))
+
+        def cross_attn(x: Tensor) -> Tensor:
+            assert self.cross_attn is not None
+            inner_tap, inner_dropout = scoped(tap, "cross_attn"), pattern_dropout.scoped("cross_attn")
+            h = self.cross_attn(x, memory_mask, memory, None, inner_tap, inner_dropout)
+            return dropout("cross_attn_out", tap("cross_attn_out", h))
+
+        def mlp(x: Tensor) -> Tensor:
+            assert self.mlp is not None
+            return dropout("mlp_out", tap("mlp_out", self.mlp(x, scoped(tap, "mlp"))))
+
         x = tap("resid_pre", x)
-        taps, drops = scoped(tap, "attn"), self._in_attention(dropout, "attn")
-        h = self.attn(self._norm_before(self.ln1, "ln1", x, tap), mask, None, cache, layer, position, taps, drops)
-        x = tap("resid_mid", self._add(self.ln1, x, dropout("attn_out", tap("attn_out", h))))
-        if self.cross_attn is not None:
-            taps, drops = scoped(tap, "cross_attn"), self._in_attention(dropout, "cross_attn")
-            h = self.cross_attn(self._norm_before(self.ln_cross, "ln_cross", x, tap), memory_mask, memory, tap=taps, dropout=drops)
-            x = tap("resid_cross", self._add(self.ln_cross, x, dropout("cross_attn_out", tap("cross_attn_out", h))))
-        if self.mlp is None:
-            return tap("resid_post", x)
-        h = self.mlp(self._norm_before(self.ln2, "ln2", x, tap), scoped(tap, "mlp"))
-        return tap("resid_post", self._add(self.ln2, x, dropout("mlp_out", tap("mlp_out", h))))
-
-    def _in_attention(self, dropout: Dropout, scope: str) -> Dropout:
-        return dropout.scoped(scope) if self.attention_dropout else no_dropout
-
-    def _norm_before(self, norm: LayerNorm | None, name: str, x: Tensor, tap: Tap) -> Tensor:
-        return tap(f"{name}.normalized", norm(x)) if norm is not None and self.norm == "pre" else x
-
-    def _add(self, norm: LayerNorm | None, x: Tensor, h: Tensor) -> Tensor:
-        x = add(x, h) if self.residual else h
-        return norm(x) if norm is not None and self.norm == "post" else x
+        if self.order == "pre":
+            x = tap("resid_mid", plus(x, attn(norm("ln1", x))))
+            if self.cross_attn is not None:
+                x = tap("resid_cross", plus(x, cross_attn(norm("ln_cross", x))))
+            if self.mlp is not None:
+                x = plus(x, mlp(norm("ln2", x)))
+        else:
+            x = tap("resid_mid", norm("ln1", plus(x, attn(x))))
+            if self.cross_attn is not None:
+                x = tap("resid_cross", norm("ln_cross", plus(x, cross_attn(x))))
+            if self.mlp is not None:
+                x = norm("ln2", plus(x, mlp(x)))
+        return tap("resid_post", x)

@@ -1,61 +1,96 @@
-"""The KV cache: keys and values of the tokens already seen, so that a new token costs one row and not the whole prompt."""
+"""The KV cache: keys and values of all tokens so far, so that a new token costs one row of the model."""
 
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 from tinygrad import Tensor, dtypes
-from tinygrad.dtype import DType
 
-from lama import kernels
-from lama.shapes import Float, Int, Size, as_tensor
+from lama import ops
+from lama.runtime import DType
+from lama.runtime.buffers import from_array, zeros
+from lama.shapes import Array, Bool, Float, Int
 
 
-class KVCache:
-    """Fixed buffers for one batch of sequences, made once and handed to the model with every call.
+@dataclass(frozen=True)
+class LayerCache:
+    """The part of a cache that one attention layer reads and writes."""
 
-    A fixed size keeps TinyJit's captured kernels valid for every later token. Memory: 2 · n_layers · B · length ·
-    d_model numbers; 72 MiB for GPT-2 124M at 1,024 tokens in float32.
-    """
-
-    def __init__(
-        self, n_layers: int, batch: int, n_heads: int, length: int, d_head: int, dtype: DType = dtypes.float32, device: str | None = None
-    ):
-        shape = (batch, n_heads, length, d_head)
-        self.length = length
-        self.keys, self.values = ([kernels.stored_zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)] for _ in "kv")
-
-    def stored_position(self, position: Size, n: int) -> Tensor | None:
-        """`position` as `attend` takes it; None where no kernel serves n tokens here. Raises ValueError if they do not fit."""
-        if not kernels.attends_in(self.keys[0], n):
-            return None
-        self._end(position, n)
-        return as_tensor(position).cast(dtypes.int32).reshape(1).clone(device=str(self.keys[0].device))
+    keys: Float[Tensor, "R H S d_head"]
+    values: Float[Tensor, "R H S d_head"]
+    positions: Int[Tensor, "B"]
+    """The tokens that each row of the batch already has here; its new ones are written behind them."""
+    rows: Int[Tensor, "B"] | None = None
+    """The row of the cache for each row of the batch; None: row b for row b."""
 
     def attend(
         self,
-        layer: int,
         q: Float[Tensor, "B H T d_head"],
         k: Float[Tensor, "B H T d_head"],
         v: Float[Tensor, "B H T d_head"],
-        position: Int[Tensor, "1"],
         scale: float,
     ) -> Float[Tensor, "B H T d_head"]:
-        """Store the keys and values of T tokens at `position`, and let their queries look at all up to their own: one kernel."""
-        return kernels.attention_in_cache(q, k, v, self.keys[layer], self.values[layer], position, scale)
+        """Write k and v; scaled dot-product attention of each query to all keys up to its own."""
+        return ops.attention_in_cache(q, k, v, self.keys, self.values, self.positions, self.rows, scale)
 
     def update(
-        self, layer: int, k: Float[Tensor, "B H T d_head"], v: Float[Tensor, "B H T d_head"], position: Size
-    ) -> tuple[Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
-        """Store the keys and values of T tokens at `position` and return those of all S = position + T tokens.
+        self, k: Float[Tensor, "B H T d_head"], v: Float[Tensor, "B H T d_head"]
+    ) -> tuple[Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"], Bool[Tensor, "B 1 T S"]]:
+        """Write k and v; all keys and values of the batch's rows, and which of them each new token sees."""
+        return ops.write_to_cache(k, v, self.keys, self.values, self.positions, self.rows)
 
-        Raises ValueError if they do not fit (a bound variable carries its own upper limit and is not checked).
-        """
-        end = self._end(position, int(k.shape[2]))
-        keys, values = self.keys[layer], self.values[layer]
-        # Realised here, so that every layer is one and the same schedule, which tinygrad works out once.
-        Tensor.realize(*(old[:, :, position:end].assign(new.cast(old.dtype)) for old, new in ((keys, k), (values, v))))
-        return keys[:, :, :end], values[:, :, :end]
 
-    def _end(self, position: Size, n: int) -> Size:
-        """Where n tokens at `position` end. Raises ValueError if that is behind the end of the cache."""
-        end = position + n
-        if isinstance(end, int) and end > self.length:
-            raise ValueError(f"the cache must hold every token; got {end} tokens for a cache of {self.length}. Make it longer")
-        return end
+class KVCache:
+    """Fixed buffers for the sequences of one batch, handed to the model with every call.
+
+    `positions` (B,) int32 counts the tokens that each row holds; the model writes new tokens behind them.
+    `advance` counts these too, and `at` gives other positions. The fixed size keeps captured kernels valid
+    for every later token. Memory: 2 · n_layers · B · length · n_heads · d_head numbers; 72 MiB for GPT-2 124M
+    at 1,024 tokens in float32.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch: int,
+        n_heads: int,
+        length: int,
+        d_head: int,
+        dtype: DType = dtypes.float32,
+        device: str | None = None,
+    ):
+        shape = (batch, n_heads, length, d_head)
+        self.length, self.batch = length, batch
+        self.keys = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.values = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.seek(np.zeros(batch, np.int32))
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """The part of each attention layer."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [LayerCache(keys, values, self.positions, self.rows) for keys, values in pairs]
+
+    def at(self, positions: Int[Tensor, "B"], rows: Int[Tensor, "B"] | None = None) -> "KVCache":
+        """The same buffers with other positions, and rows for a batch of fewer. Nothing is checked."""
+        other = object.__new__(KVCache)
+        other.length, other.batch, other.keys, other.values = self.length, self.batch, self.keys, self.values
+        other.positions, other.rows, other._held = positions, rows, None
+        return other
+
+    def seek(self, positions: Array) -> None:
+        """Set the number of tokens that each row holds, (B,)."""
+        self._held: NDArray[np.int32] | None = positions.astype(np.int32)
+        self.positions = from_array(self._held, dtypes.int32, str(self.keys[0].device) if self.keys else None)
+        self.rows: Tensor | None = None
+
+    def advance(self, n: int) -> None:
+        """Count n more tokens in each row, those of the model's last call."""
+        assert self._held is not None, "the positions of this cache are known on the device only"
+        self.seek(self._held + n)
+
+    def check(self, n: int) -> None:
+        """Raise ValueError if n more tokens do not fit. Positions known only on the device are unchecked."""
+        if self._held is not None and (end := int(self._held.max()) + n) > self.length:
+            got = f"got {end} tokens for a cache of {self.length}"
+            raise ValueError(f"the cache must hold every token; {got}. Make it longer")

@@ -1,7 +1,7 @@
-"""Dropout whose mask is a pure function of a key and a place: nothing is stored, and a resumed run drops what it would have dropped.
+"""Dropout whose mask is a pure function of a key and a site: a resumed run drops what it would have dropped.
 
-Source: Srivastava et al. 2014, scaled by 1 / (1 - rate) while training so that nothing changes afterwards. GPT-2 drops at four
-sites: the sum of the embeddings, the attention pattern, and what attention and the MLP add to the residual stream.
+Source: Srivastava et al. 2014, scaled by 1 / (1 - rate) in training so that nothing changes afterwards. GPT-2
+drops at four sites: the sum of the embeddings, the attention pattern, and the outputs of attention and MLP.
 """
 
 import zlib
@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 from tinygrad import Tensor
 
-from lama.kernels import dropout
+from lama.ops import dropout
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Drops entries of the activations that it is handed; `Dropout()` passes everything.
+    """A function that drops entries of activations; `Dropout()` passes everything.
 
-    `key`, uint32 of shape (2,): a number that is new for each step, and the first row of this batch within the step's
-    whole batch, so that parts of a batch drop together what the whole batch would have dropped. `scope` tells sites apart.
+    `key`, uint32 of shape (2,): a number that is new for each step, and the first row of this batch within
+    the step's whole batch, so that parts of a batch drop what the whole batch would. `scope` is the prefix of
+    a site's name.
     """
 
     rate: float = 0.0
@@ -25,15 +26,15 @@ class Dropout:
     scope: str = ""
 
     def scoped(self, scope: str) -> "Dropout":
-        """For a sub-layer: its site `out` is `scope.out` here."""
+        """The dropout of a sub-layer: its site `out` is `scope.out` here."""
         return self if self.rate == 0 else replace(self, scope=f"{self.scope}{scope}.")
 
     def site(self, name: str) -> int:
-        """The number of this scope's site `name`, for kernels that drop entries themselves."""
+        """The number of this scope's site `name`."""
         return zlib.crc32(f"{self.scope}{name}".encode())
 
     def __call__(self, site: str, x: Tensor) -> Tensor:
-        """x (B, ...) with about `rate` of its entries zero and the others 1 / (1 - rate) times as large."""
+        """x (B, ...), about `rate` of its entries zero and the others 1 / (1 - rate) times as large."""
         if self.rate == 0 or self.key is None:
             return x
         return dropout(x, self.rate, self.key, self.site(site))

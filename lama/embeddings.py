@@ -4,35 +4,37 @@ import functools
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from tinygrad import Tensor
 
 from lama.errors import LamaError
-from lama.kernels import Quantized, embedding, host_numbers
+from lama.kernels import Quantized
 from lama.layers import Linear, linear, parameter
-from lama.shapes import Float, Int, Size
+from lama.ops import embedding, position_rows
+from lama.runtime.buffers import host_numbers
+from lama.shapes import Array, Float, Int
 
 
 class TokenEmbedding:
-    """A row of `weight` for each token; `unembed` uses the same rows as the output layer (tied embeddings)."""
+    """A row of `weight` for each token; `unembed` uses the same rows as output layer (tied embeddings)."""
 
     def __init__(self, vocab_size: int, d_model: int):
         self.weight: Tensor | Quantized = parameter(vocab_size, d_model)
 
-    def __call__(
-        self, tokens: Int[Tensor, "B T"], positions: Float[Tensor, "n d_model"] | None = None, position: Size | Tensor = 0
-    ) -> Float[Tensor, "B T d_model"]:
-        """With `positions`, the T rows of it from `position` on are added. Raises LamaError for tokens on the host that are no rows."""
+    def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
+        """Raise LamaError for tokens without a row, where they are on the host."""
         if (ids := host_numbers(tokens)) is not None:
             check_ids(ids, int(self.weight.shape[0]))
-        return embedding(self.weight, tokens, positions, position)
+        return embedding(self.weight, tokens)
 
     def unembed(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """logits = x Eᵀ. Source: Press & Wolf 2017."""
         return linear(x, self.weight)
 
 
-def check_ids(ids: np.ndarray, rows: int) -> None:
-    """Raises LamaError for the first id that is not between 0 and rows − 1."""
+def check_ids(array: Array, rows: int) -> None:
+    """Raise LamaError for the first id that is not between 0 and rows − 1."""
+    ids = array.astype(np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         raise LamaError(f"ids must be from 0 to {rows - 1}; got {ids[(ids < 0) | (ids >= rows)][0]}")
 
@@ -48,47 +50,56 @@ class LearnedPositions:
     def __init__(self, context_length: int, d_model: int):
         self.weight = parameter(context_length, d_model)
 
-    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
-        return self.weight[position : position + n]
+    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "*B n d_model"]:
+        """Rows for n tokens: the first, or those from positions[b] on for each row b."""
+        return position_rows(self.weight, n, positions)
 
 
-def sinusoids(n_positions: int, d_model: int) -> np.ndarray:
+def sinusoids(n_positions: int, d_model: int) -> NDArray[np.float32]:
     """PE(p, 2i) = sin(p / 10000^(2i/d)), PE(p, 2i+1) = cos(the same); (n_positions, d_model), float32.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
     frequencies = np.exp(-math.log(10000.0) * np.arange(0, d_model, 2) / d_model)  # (ceil(d_model / 2),)
     angles = np.arange(n_positions)[:, None] * frequencies
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n_positions, -1)[:, :d_model].astype(np.float32)
+    pairs = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # (n_positions, ceil(d_model / 2), 2)
+    return pairs.reshape(n_positions, -1)[:, :d_model].astype(np.float32)
 
 
 class SinusoidalPositions:
-    """The fixed position encoding of the original paper: nothing to learn, nothing to save."""
+    """The fixed position encoding of the original paper, without parameters."""
 
-    def __init__(self, context_length: int, d_model: int):
-        self.shape = context_length, d_model
+    def __init__(self, context_length: int, d_model: int, scale: float = 1.0):
+        """The encoding is multiplied by `scale`."""
+        self.table = context_length, d_model, scale
 
-    @functools.cached_property
-    def table(self) -> np.ndarray:
-        """(context_length, d_model), computed at the first use; numpy, as a Tensor here would be a parameter."""
-        return sinusoids(*self.shape)
+    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "*B n d_model"]:
+        """Rows for n tokens: the first, or those from positions[b] on for each row b."""
+        device = None if positions is None else str(positions.device)
+        return position_rows(_sinusoid_table(*self.table, device), n, positions)
 
-    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
-        # Not computed on the device: every kernel that reads the sum would take the sines again.
-        return Tensor(self.table)[position : position + n]
+
+@functools.lru_cache(maxsize=4)
+def _sinusoid_table(context_length: int, d_model: int, scale: float, device: str | None) -> Tensor:
+    """A realised table: readers would compute the sines again. As an attribute it would be a parameter."""
+    return Tensor(sinusoids(context_length, d_model) * np.float32(scale), device=device).realize()
 
 
 class NoPositions:
-    """Nothing: only a causal mask then tells a model something of the order of its tokens."""
+    """No encoding: a model then sees the order of its tokens only through a causal mask."""
 
-    def __call__(self, n: int, position: Size = 0) -> Float[Tensor, "n d_model"]:
+    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "n 1"]:
+        """Zeros."""
         return Tensor.zeros(n, 1)
 
 
 POSITIONS = ("learned", "sinusoidal", "none")
 
 
-def make_positions(kind: str, context_length: int, d_model: int) -> LearnedPositions | SinusoidalPositions | NoPositions:
+Positions = LearnedPositions | SinusoidalPositions | NoPositions
+
+
+def make_positions(kind: str, context_length: int, d_model: int) -> Positions:
     """The position encoding called `kind`, one of POSITIONS. Raises ValueError."""
     match kind:
         case "learned":

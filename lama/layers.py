@@ -1,24 +1,25 @@
-"""The two parametrised layers that everything is made of, the activations, and how weights start."""
+"""The two parametrised layers of all models, the activations, and the initial weights."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.device import open_device
-from lama.kernels import Quantized, gelu, layernorm, matmul, use_large_pages
+from lama.kernels import Quantized
+from lama.ops import gelu, layernorm, matmul
+from lama.runtime.buffers import use_large_pages
+from lama.runtime.device import open_device
 from lama.shapes import Float
 
 _open_once, _use_large_pages_once = functools.cache(open_device), functools.cache(use_large_pages)
 
 
 def parameter(*shape: int) -> Tensor:
-    """A float32 parameter of this shape, allocated and not filled: `initialise` or a checkpoint does that."""
-    _open_once()  # the first tensor would open tinygrad's device
+    """A float32 parameter of this shape, not filled: `initialise` or a checkpoint does that."""
+    _open_once()  # before the first tensor opens tinygrad's device
     _use_large_pages_once(Device.DEFAULT)  # before the weights get their memory
     return Tensor.empty(*shape)
 
@@ -31,7 +32,7 @@ def linear(
 
 
 class Linear:
-    """y = x Wᵀ + b, with the weight stored as (d_out, d_in)."""
+    """y = x Wᵀ + b, with a weight of shape (d_out, d_in)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         self.weight: Tensor | Quantized = parameter(d_out, d_in)
@@ -42,7 +43,7 @@ class Linear:
 
 
 class LayerNorm:
-    """y = (x − mean(x)) / √(var(x) + ε) · w + b over the last axis. Source: Ba et al. 2016, eq. 4; biased variance."""
+    """y = (x − mean(x)) / √(var(x) + ε) · w + b over the last axis. Source: Ba et al. 2016, eq. 4."""
 
     def __init__(self, d_model: int, bias: bool = True, epsilon: float = 1e-5):
         self.weight = parameter(d_model)
@@ -59,7 +60,7 @@ def gelu_exact(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh approximation, the one that GPT-2 was trained with (`gelu_new` in Hugging Face configs)."""
+    """GELU's tanh approximation, as in GPT-2 (`gelu_new` in Hugging Face configs)."""
     return gelu(x)
 
 
@@ -78,12 +79,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> None:
-    """Fill all of a module's parameters in place as GPT-2 did: matrices N(0, std), biases 0, norm weights 1.
+def initialise(module: object, seed: int, n_layers: int = 0, std: float = 0.02) -> None:
+    """Fill a module's parameters in place as GPT-2 did: matrices N(0, std), biases 0, norm weights 1.
 
-    With `n_layers`, the projections that write into the residual stream (`out` and `down`) start √(2·n_layers) times
-    smaller, so that the stream's variance does not grow with depth. Source: GPT-2 paper, section 2.3.
-    Numbers come from numpy, one stream per `seed`, in the order of the state dict: the same on every device.
+    With `n_layers`, the projections that write into the residual stream (`out` and `down`) are √(2·n_layers)
+    times smaller, so that its variance does not grow with depth. Source: GPT-2 paper, section 2.3. The
+    numbers come from numpy, one stream per `seed`, in the order of the state dict, on every device.
     """
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)
@@ -94,7 +95,8 @@ def initialise(module: Any, seed: int, n_layers: int = 0, std: float = 0.02) -> 
         elif len(shape) == 1:
             value = np.ones(shape, np.float32)
         else:
-            residual = n_layers and name.endswith(("out.weight", "down.weight"))
-            value = rng.standard_normal(shape, np.float32) * np.float32(std / math.sqrt(2 * n_layers) if residual else std)
+            writes_residual = n_layers and name.endswith(("out.weight", "down.weight"))
+            scale = std / math.sqrt(2 * n_layers) if writes_residual else std
+            value = rng.standard_normal(shape, np.float32) * np.float32(scale)
         tensor.assign(Tensor(value, dtype=tensor.dtype, device=tensor.device))
     Tensor.realize(*parameters.values())

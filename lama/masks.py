@@ -1,7 +1,7 @@
 """Attention masks: boolean tensors that broadcast to (B, H, T, S); True where a query may look at a key.
 
-Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Causal() & padding_mask(tokens, pad)`, which says the
-same without a number for each query and key.
+Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Causal() & padding_mask(tokens,
+pad)`, which is the same without a number for each query and key.
 """
 
 from dataclasses import dataclass
@@ -9,24 +9,21 @@ from typing import TypeAlias
 
 from tinygrad import Tensor
 
-from lama.shapes import Bool, Int, Size, as_tensor
+from lama.shapes import Bool, Int
 
 
 @dataclass(frozen=True)
 class Causal:
-    """Query t stands at position `offset + t` and sees the keys at positions up to its own, but for those that `padding` hides.
+    """A mask that shows query t the keys up to its own place, `offset + t`, if `padding` shows them."""
 
-    An offset may be a stored int32 of shape (1,): of queries behind those in a cache, for kernels that read it when they run.
-    """
-
-    offset: Size | Tensor = 0
+    offset: int = 0
     padding: Tensor | None = None
 
     def __and__(self, padding: Bool[Tensor, "B 1 1 S"]) -> "Causal":
         return Causal(self.offset, padding if self.padding is None else self.padding & padding)
 
-    def as_tensor(self, n_queries: int, n_keys: Size) -> Bool[Tensor, "..."]:
-        assert not isinstance(self.offset, Tensor), "only known when it runs"
+    def as_tensor(self, n_queries: int, n_keys: int) -> Bool[Tensor, "..."]:
+        """The mask with a number for each query and key."""
         mask = causal_mask(n_queries, n_keys, self.offset)
         return mask if self.padding is None else mask & self.padding
 
@@ -34,12 +31,12 @@ class Causal:
 Mask: TypeAlias = Tensor | Causal
 
 
-def causal_mask(n_queries: int, n_keys: Size, offset: Size = 0) -> Bool[Tensor, "T S"]:
-    """Query t stands at position `offset + t` and sees the keys at positions up to its own.
+def causal_mask(n_queries: int, n_keys: int, offset: int = 0) -> Bool[Tensor, "T S"]:
+    """A mask that shows query t, at position `offset + t`, the keys at positions up to its own.
 
     `causal_mask(2, 3, offset=1)` is `[[True, True, False], [True, True, True]]`.
     """
-    queries = Tensor.arange(n_queries).reshape(n_queries, 1) + as_tensor(offset)
+    queries = Tensor.arange(n_queries).reshape(n_queries, 1) + offset
     return Tensor.arange(n_keys).reshape(1, n_keys) <= queries
 
 

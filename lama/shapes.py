@@ -1,27 +1,18 @@
 """Shape annotations for tinygrad tensors, and the glossary of axes.
 
-`x: Float[Tensor, "B T d_model"]` says: a floating-point tensor with three axes. One letter is always the same axis:
+`x: Float[Tensor, "B T d_model"]` is a floating-point tensor with three axes. A letter always has one meaning:
 
     B  batch                    T  query positions (the tokens being computed)
     H  attention heads          S  key positions (the tokens being looked at; S = T without a cache)
     d_model  residual stream    d_head  one head's width    d_mlp  hidden width of the MLP
 
-With jaxtyping installed the annotations can be checked at run time (the tests do, through jaxtyping's import hook);
-without it they mean the bare type and cost nothing.
+With jaxtyping installed the annotations can be checked at run time (the tests do, through jaxtyping's import
+hook); without it they mean the bare type and cost nothing. `Array` is a numpy array of any numbers.
 """
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tinygrad import Tensor, UOp
-
-Size: TypeAlias = int | UOp
-"""A length or a position: a plain number, or a bound variable inside TinyJit."""
-
-
-def as_tensor(size: Size) -> Tensor:
-    """A size as a scalar tensor, to compute with."""
-    return Tensor(size)
-
+import numpy as np
 
 if TYPE_CHECKING:
     from typing import Annotated as Bool
@@ -33,10 +24,10 @@ else:
     except ImportError:
 
         class AbstractDtype:
-            def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+            def __class_getitem__(cls, item: tuple[type, str]) -> type:
                 return item[0]
 
-    # jaxtyping compares the spelling of the dtype, and tinygrad spells float32 `float`, int32 `int`, int8 `char`.
+    # jaxtyping compares the spelling of the dtype; tinygrad spells float32 `float`, int32 `int`, int8 `char`.
     class Float(AbstractDtype):
         dtypes = ("float", "half", "bfloat16", "double")
 
@@ -47,4 +38,7 @@ else:
         dtypes = ("bool",)
 
 
-__all__ = ["Bool", "Float", "Int", "Size", "as_tensor"]
+Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[Any]]
+"""A NumPy array; its axes stand in the docstring."""
+
+__all__ = ["Array", "Bool", "Float", "Int"]

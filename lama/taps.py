@@ -1,10 +1,10 @@
 """Taps: look at, record or replace an activation by name while a model runs.
 
-A tap is any function `(name, value) -> value` that every layer calls on its activations. The default returns the value
-untouched. Names are TransformerLens's without `hook_` (and `scores` for its `attn_scores`): `embed`, `pos_embed`, `blocks.0.resid_pre`,
-`blocks.0.ln1.normalized`, `blocks.0.attn.q`, `.k`, `.v`, `.scores`, `.pattern`, `.z`, `blocks.0.attn_out`,
-`blocks.0.resid_mid`, `blocks.0.mlp.pre`, `blocks.0.mlp.post`, `blocks.0.mlp_out`, `blocks.0.resid_post`,
-`ln_final.normalized`, `logits`.
+A tap is any function `(name, value) -> value` that every layer calls on its activations. The default returns
+the value untouched. Names are TransformerLens's without `hook_` (and `scores` for its `attn_scores`):
+`embed`, `pos_embed`, `blocks.0.resid_pre`, `blocks.0.ln1.normalized`, `blocks.0.attn.q`, `.k`, `.v`,
+`.scores`, `.pattern`, `.z`, `blocks.0.attn_out`, `blocks.0.resid_mid`, `blocks.0.mlp.pre`,
+`blocks.0.mlp.post`, `blocks.0.mlp_out`, `blocks.0.resid_post`, `ln_final.normalized`, `logits`.
 
     record = Recorder()
     logits = model(tokens, tap=record)
@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 
 from tinygrad import Tensor
 
-from lama.kernels import apart
+from lama.runtime.fusion import no_fusion
 
 Tap = Callable[[str, Tensor], Tensor]
 
@@ -29,16 +29,17 @@ def no_tap(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def scoped(tap: Tap, scope: str) -> Tap:
-    """The tap that a sub-layer gets: its `q` arrives at `tap` as `scope.q`.
+def scoped(tap: Tap, scope: str = "") -> Tap:
+    """The tap that a sub-layer gets: its `q` arrives at `tap` as `scope.q`, or as `q` without a scope.
 
-    What a tap is shown is computed, and has a gradient, apart from what follows: no kernel does both.
+    Tapped activations are never fused with later operations, so each is realised and has its own gradient.
     """
-    return tap if tap is no_tap else lambda name, value: tap(f"{scope}.{name}", apart(value))
+    prefix = f"{scope}." if scope else ""
+    return tap if tap is no_tap else lambda name, value: tap(f"{prefix}{name}", no_fusion(value))
 
 
 def chain(*taps: Tap) -> Tap:
-    """Taps applied one after the other, each to what the one before returned."""
+    """Apply taps one after the other, each to the result of the one before."""
 
     def run(name: str, value: Tensor) -> Tensor:
         for tap in taps:
@@ -59,14 +60,15 @@ def replace(edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Tap:
             return value
         new = edits[name](value)
         if new.shape != value.shape:
-            raise ValueError(f"a replaced activation must keep its shape; got {new.shape} for {name} {value.shape}")
+            got = f"{new.shape} for {name} {value.shape}"
+            raise ValueError(f"a replaced activation must keep its shape; got {got}")
         return new
 
     return run
 
 
 class Recorder(dict[str, Tensor]):
-    """A tap that keeps every activation whose name matches one of `patterns` (shell wildcards), in a dict by name."""
+    """A tap that records, by name, the activations that match one of `patterns` (shell wildcards)."""
 
     def __init__(self, *patterns: str):
         super().__init__()

@@ -7,6 +7,9 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
+from lama.attention import MultiHeadAttention, make_similarity
+from lama.blocks import Block, make_mlp, make_norm
+
 Arrays = dict[str, np.ndarray]
 
 # One small model and one batch for all tests: every new shape costs a compilation.
@@ -36,7 +39,10 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def fill(module: Any, seed: int = 0) -> Arrays:
     """Draw every parameter from N(0, 0.25), biases and norm weights too, and return them by name."""
-    values = {name: normal(*p.shape, seed=seed + i) / 2 for i, (name, p) in enumerate(get_state_dict(module).items())}
+    values = {
+        name: normal(*p.shape, seed=seed + i) / 2
+        for i, (name, p) in enumerate(get_state_dict(module).items())
+    }
     for name, parameter in get_state_dict(module).items():
         parameter.assign(Tensor(values[name])).realize()
     return values
@@ -44,7 +50,11 @@ def fill(module: Any, seed: int = 0) -> Arrays:
 
 def under(prefix: str, parameters: Arrays) -> Arrays:
     """The parameters whose names start with `prefix.`, without it."""
-    return {name.removeprefix(prefix + "."): value for name, value in parameters.items() if name.startswith(prefix + ".")}
+    return {
+        name.removeprefix(prefix + "."): value
+        for name, value in parameters.items()
+        if name.startswith(prefix + ".")
+    }
 
 
 def linear(x: np.ndarray, p: Arrays) -> np.ndarray:
@@ -91,7 +101,9 @@ def multi_head(
     memory: np.ndarray | None = None,
     similarity: str = "scaled_dot",
 ) -> np.ndarray:
-    """(B, T, d_model) -> (B, T, d_model), row by row and head by head; mask (T, S), True where a query may look."""
+    """(B, T, d_model) -> (B, T, d_model), row by row and head by head; mask (T, S), True where a query may
+    look.
+    """
     memory = x if memory is None else memory
     d_model = x.shape[-1]
     d_head = d_model // n_heads
@@ -106,3 +118,34 @@ def multi_head(
             z.append(softmax(scores if mask is None else np.where(mask, scores, -np.inf)) @ v)
         rows.append(np.concatenate(z, -1))
     return linear(np.stack(rows), under("out", p))
+
+
+def block(
+    d_model: int,
+    n_heads: int,
+    d_mlp: int,
+    bias: bool = True,
+    activation: str = "gelu_new",
+    norm: str = "pre",
+    similarity: str = "scaled_dot",
+    cross: bool = False,
+    **options: Any,
+) -> Block:
+    """A block of parts of these sizes."""
+
+    def attention() -> MultiHeadAttention:
+        return MultiHeadAttention(
+            d_model, n_heads, bias, make_similarity(similarity, n_heads, d_model // n_heads)
+        )
+
+    norms = [make_norm(d_model, bias, order=norm) for _ in range(3)]
+    return Block(
+        attention(),
+        make_mlp(d_model, d_mlp, bias, activation),
+        norms[0],
+        norms[1] if d_mlp else None,
+        norm,
+        attention() if cross else None,
+        norms[2] if cross else None,
+        **options,
+    )

@@ -7,7 +7,14 @@ import pytest
 from helpers import fill, linear, multi_head, normal, score, softmax, under
 from tinygrad import Tensor
 
-from lama.attention import SIMILARITIES, Additive, MultiHeadAttention, SingleHeadAttention, attention, make_similarity
+from lama.attention import (
+    SIMILARITIES,
+    Additive,
+    MultiHeadAttention,
+    SingleHeadAttention,
+    attention,
+    make_similarity,
+)
 from lama.masks import causal_mask, padding_mask
 from lama.taps import Recorder
 
@@ -20,7 +27,8 @@ D_MODEL = H * D_HEAD
 
 def test_attention_equals_the_hand_computed_case():
     q, k, v = Tensor([[1.0, 2], [3, 4]]), Tensor([[5.0, 6], [7, 8]]), Tensor([[9.0, 10], [11, 12]])
-    second = 1 / (1 + math.exp(-(53 - 39) / math.sqrt(2)))  # query 1 scores 39/√2 and 53/√2; query 0 sees key 0 alone
+    # Query 1 scores 39/√2 and 53/√2; query 0 sees key 0 alone.
+    second = 1 / (1 + math.exp(-(53 - 39) / math.sqrt(2)))
     expected = [[9, 10], [9 + 2 * second, 10 + 2 * second]]
     np.testing.assert_allclose(attention(q, k, v, causal_mask(2, 2)).numpy(), expected, rtol=1e-6)
 
@@ -73,7 +81,11 @@ def test_additive_attention_teaches_its_keys_and_not_its_queries():
 
 
 def test_attention_gives_hidden_keys_no_weight():
-    q, k, v = Tensor(normal(B, H, T, D_HEAD)), Tensor(normal(B, H, S, D_HEAD)), Tensor(normal(B, H, S, D_HEAD + 1))
+    q, k, v = (
+        Tensor(normal(B, H, T, D_HEAD)),
+        Tensor(normal(B, H, S, D_HEAD)),
+        Tensor(normal(B, H, S, D_HEAD + 1)),
+    )
     mask, record = normal(T, S) > 0, Recorder("pattern")
     mask[:, 0] = True
     z = attention(q, k, v, Tensor(mask), tap=record)
@@ -86,7 +98,9 @@ def test_attention_gives_hidden_keys_no_weight():
 
 def test_attention_that_sees_nothing_is_the_mean_and_not_nan():
     v = normal(1, S, D_HEAD)
-    z = attention(Tensor(normal(1, T, D_HEAD)), Tensor(normal(1, S, D_HEAD)), Tensor(v), Tensor(np.zeros((T, S), bool)))
+    z = attention(
+        Tensor(normal(1, T, D_HEAD)), Tensor(normal(1, S, D_HEAD)), Tensor(v), Tensor(np.zeros((T, S), bool))
+    )
     np.testing.assert_allclose(z.numpy(), np.broadcast_to(v.mean(1, keepdims=True), z.shape), atol=1e-6)
 
 
@@ -105,7 +119,7 @@ def test_single_head_attention_equals_numpy():
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_multi_head_attention_equals_its_heads_one_by_one(similarity):
-    layer = MultiHeadAttention(D_MODEL, H, similarity=similarity)
+    layer = MultiHeadAttention(D_MODEL, H, similarity=make_similarity(similarity, H, D_MODEL // H))
     p, x = fill(layer), normal(B, T, D_MODEL)
     expected = multi_head(x, p, H, np.tril(np.ones((T, T), bool)), similarity=similarity)
     np.testing.assert_allclose(layer(Tensor(x), causal_mask(T, T)).numpy(), expected, atol=1e-4)
@@ -116,7 +130,9 @@ def test_multi_head_attention_without_bias_has_none():
 
 
 def test_multi_head_attention_refuses_heads_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"^d_model must be a multiple of n_heads; got d_model=30, n_heads=4$"):
+    with pytest.raises(
+        ValueError, match=r"^d_model must be a multiple of n_heads; got d_model=30, n_heads=4$"
+    ):
         MultiHeadAttention(30, 4)
 
 
@@ -124,7 +140,8 @@ def test_every_head_reads_every_feature():
     layer = MultiHeadAttention(D_MODEL, H)
     fill(layer)
     x = np.repeat(normal(1, T, D_MODEL), D_MODEL + 1, axis=0)
-    x[np.arange(D_MODEL), 0, np.arange(D_MODEL)] += 1  # row i: another value in feature i of token 0; last row: as it was
+    # Row i: another value in feature i of token 0; last row: as it was.
+    x[np.arange(D_MODEL), 0, np.arange(D_MODEL)] += 1
     record = Recorder("z")
     layer(Tensor(x), tap=record)
     z = record["z"].numpy()  # (D_MODEL + 1, H, T, D_HEAD)

@@ -1,12 +1,12 @@
 """The gradients of a block against those worked out by hand in numpy: see tests/reference/numpy_block.py."""
 
+import helpers
 import numpy as np
 from helpers import fill, normal
 from reference.numpy_block import block
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.blocks import Block
 from lama.masks import causal_mask
 
 B, T, D, HEADS = 2, 7, 6, 3
@@ -17,13 +17,15 @@ def double(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_block_and_all_its_gradients_equal_numpy():
-    own = Block(D, HEADS, d_mlp=17)
+    own = helpers.block(D, HEADS, d_mlp=17)
     weights, x, dy = fill(own), normal(B, T, D), normal(B, T, D, seed=1)
     stream = Tensor(x).realize()
     y = own(stream, causal_mask(T, T))
     parameters = get_state_dict(own)
     dx, *gradients = y.gradient(stream, *parameters.values(), gradient=Tensor(dy))
-    expected_y, expected_dx, expected = block(x.astype(np.float64), double(weights), HEADS, dy.astype(np.float64))
+    expected_y, expected_dx, expected = block(
+        x.astype(np.float64), double(weights), HEADS, dy.astype(np.float64)
+    )
     np.testing.assert_allclose(y.numpy(), expected_y, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dx.numpy(), expected_dx, rtol=1e-5, atol=1e-5)
     assert expected.keys() == parameters.keys()
@@ -33,7 +35,7 @@ def test_block_and_all_its_gradients_equal_numpy():
 
 def test_gradients_by_hand_are_the_slopes_of_the_loss():
     rng = np.random.default_rng(0)
-    w = double(fill(Block(D, HEADS, d_mlp=17)))
+    w = double(fill(helpers.block(D, HEADS, d_mlp=17)))
     x, dy = rng.standard_normal((2, B, T, D))
     _, dx, gradients = block(x, w, HEADS, dy)
     step = 1e-6
@@ -44,4 +46,6 @@ def test_gradients_by_hand_are_the_slopes_of_the_loss():
             moved = {name: (x if name == "x" else w[name]) + sign * step * direction}
             return float((block(moved.get("x", x), {**w, **moved}, HEADS, dy)[0] * dy).sum())
 
-        np.testing.assert_allclose((loss(1) - loss(-1)) / (2 * step), (gradient * direction).sum(), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            (loss(1) - loss(-1)) / (2 * step), (gradient * direction).sum(), rtol=1e-6, err_msg=name
+        )

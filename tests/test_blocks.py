@@ -1,12 +1,13 @@
 """The MLP and the block against numpy."""
 
+import helpers
 import numpy as np
 import pytest
 from helpers import ACTIVATIONS, fill, layer_norm, mlp, multi_head, normal, under
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.blocks import MLP, Block
+from lama.blocks import MLP
 from lama.layers import LayerNorm
 from lama.masks import causal_mask
 from lama.taps import Recorder
@@ -23,7 +24,7 @@ def test_mlp_equals_numpy(activation):
 
 
 def test_pre_norm_block_equals_numpy():
-    block = Block(D_MODEL, H, D_MLP, norm="pre")
+    block = helpers.block(D_MODEL, H, D_MLP, norm="pre")
     p, x = fill(block), normal(B, T, D_MODEL)
     mid = x + multi_head(layer_norm(x, under("ln1", p)), under("attn", p), H, CAUSAL)
     expected = mid + mlp(layer_norm(mid, under("ln2", p)), under("mlp", p))
@@ -31,7 +32,7 @@ def test_pre_norm_block_equals_numpy():
 
 
 def test_post_norm_block_equals_numpy():
-    block = Block(D_MODEL, H, D_MLP, norm="post")
+    block = helpers.block(D_MODEL, H, D_MLP, norm="post")
     p, x = fill(block), normal(B, T, D_MODEL)
     mid = layer_norm(x + multi_head(x, under("attn", p), H, CAUSAL), under("ln1", p))
     expected = layer_norm(mid + mlp(mid, under("mlp", p)), under("ln2", p))
@@ -40,7 +41,7 @@ def test_post_norm_block_equals_numpy():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_cross_attention_block_equals_numpy(norm):
-    block = Block(D_MODEL, H, D_MLP, norm=norm, cross=True)
+    block = helpers.block(D_MODEL, H, D_MLP, norm=norm, cross=True)
     p, x, memory = fill(block), normal(B, T, D_MODEL), normal(B, S, D_MODEL, seed=1)
     memory_mask = np.arange(S) < S - 2
 
@@ -55,7 +56,7 @@ def test_cross_attention_block_equals_numpy(norm):
 
 
 def test_block_adds_attention_and_mlp_to_the_stream(monkeypatch):
-    block = Block(D_MODEL, H, D_MLP)
+    block = helpers.block(D_MODEL, H, D_MLP)
     monkeypatch.setattr(LayerNorm, "__call__", lambda norm, x: x)
     block.attn = lambda x, *rest: Tensor.full(x.shape, 0.1)
     block.mlp = lambda x, *rest: Tensor.full(x.shape, 0.2)
@@ -64,7 +65,7 @@ def test_block_adds_attention_and_mlp_to_the_stream(monkeypatch):
 
 @pytest.mark.parametrize("norm", ["pre", "post", "none"])
 def test_block_without_an_mlp_is_attention_alone(norm):
-    block = Block(D_MODEL, H, d_mlp=0, norm=norm)
+    block = helpers.block(D_MODEL, H, d_mlp=0, norm=norm)
     p, x = fill(block), normal(B, T, D_MODEL)
     assert not [name for name in p if name.startswith(("mlp", "ln2"))]
     h = multi_head(layer_norm(x, under("ln1", p)) if norm == "pre" else x, under("attn", p), H, CAUSAL)
@@ -79,33 +80,36 @@ def test_block_without_stream_or_norms_is_what_is_left(monkeypatch):
         return x * 0.1
 
     for kind, expected in (({"residual": False, "norm": "none"}, 0.01), ({"norm": "none"}, 1.21)):
-        block = Block(D_MODEL, H, D_MLP, **kind)
+        block = helpers.block(D_MODEL, H, D_MLP, **kind)
         assert not [name for name in get_state_dict(block) if name.startswith("ln")]
         block.attn = block.mlp = tenth
         np.testing.assert_allclose(block(Tensor.ones(B, T, D_MODEL)).numpy(), expected, rtol=1e-6)
 
 
 def test_block_without_bias_has_none():
-    names = fill(Block(D_MODEL, H, D_MLP, bias=False, cross=True))
+    names = fill(helpers.block(D_MODEL, H, D_MLP, bias=False, cross=True))
     assert not [name for name in names if name.endswith("bias")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "middle"}, "^norm must be one of pre, post, none; got 'middle'$"),
-        ({"activation": "mish"}, "^activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'$"),
+        ({"norm": "middle"}, "^order must be one of pre, post, none; got 'middle'$"),
+        (
+            {"activation": "mish"},
+            "^activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'$",
+        ),
         ({"similarity": "cosine"}, "^similarity must be one of .*; got 'cosine'$"),
         ({"n_heads": 5}, "^d_model must be a multiple of n_heads; got d_model=12, n_heads=5$"),
     ],
 )
 def test_block_refuses_by_name_and_value(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Block(**{"d_model": D_MODEL, "n_heads": H, "d_mlp": D_MLP} | arguments)
+        helpers.block(**{"d_model": D_MODEL, "n_heads": H, "d_mlp": D_MLP} | arguments)
 
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_block_wants_memory_exactly_with_cross_attention(cross):
     x = Tensor.ones(B, T, D_MODEL)
     with pytest.raises(ValueError, match=rf"got cross={cross}"):
-        Block(D_MODEL, H, D_MLP, cross=cross)(x, memory=None if cross else x)
+        helpers.block(D_MODEL, H, D_MLP, cross=cross)(x, memory=None if cross else x)

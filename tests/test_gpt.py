@@ -11,6 +11,8 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.models.config import config_from_dict
 from lama.models.gpt import GPT, GPT2_CONFIGS, GPTConfig
+from lama.models.protocol import CausalLM, DecoderConfig
+from lama.models.registry import describe, n_parameters
 
 T, CONTEXT = 7, 13
 
@@ -27,7 +29,9 @@ def test_gpt_logits_equal_numpy(model):
     x = p["embed.weight"][TOKENS] + p["pos_embed.weight"][:T]
     for i in range(2):
         block = under(f"blocks.{i}", p)
-        x = x + multi_head(layer_norm(x, under("ln1", block)), under("attn", block), 3, np.tril(np.ones((T, T), bool)))
+        x = x + multi_head(
+            layer_norm(x, under("ln1", block)), under("attn", block), 3, np.tril(np.ones((T, T), bool))
+        )
         x = x + mlp(layer_norm(x, under("ln2", block)), under("mlp", block))
     expected = layer_norm(x, under("ln_final", p)) @ p["embed.weight"].T
     np.testing.assert_allclose(model(Tensor(TOKENS)).numpy(), expected, atol=1e-5 * np.abs(expected).max())
@@ -61,13 +65,16 @@ def test_gpt_runs_on_the_device_of_its_weights(positions):
 # --- the cache
 
 
-@pytest.mark.parametrize(("positions", "n_layers", "pieces"), [("learned", 2, [5, 1, 1]), ("sinusoidal", 1, [3, 4])])
+@pytest.mark.parametrize(
+    ("positions", "n_layers", "pieces"), [("learned", 2, [5, 1, 1]), ("sinusoidal", 1, [3, 4])]
+)
 def test_gpt_cached_decode_equals_the_full_forward(positions, n_layers, pieces):
     model = GPT(GPTConfig(**SMALL | {"positions": positions, "n_layers": n_layers}))
     fill(model)
     cache, logits, position = model.new_cache(batch=2), [], 0
     for n in pieces:
-        logits.append(model(Tensor(TOKENS[:, position : position + n].copy()), cache, position).numpy())
+        logits.append(model(Tensor(TOKENS[:, position : position + n].copy()), cache).numpy())
+        cache.advance(n)
         position += n
     np.testing.assert_allclose(np.concatenate(logits, 1), model(Tensor(TOKENS)).numpy(), atol=1e-5)
 
@@ -82,12 +89,17 @@ def test_gpt_new_cache_holds_the_context_unless_told(model):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
 )
 def test_gpt2_presets_have_the_published_parameter_counts(name, count):
     config = GPT2_CONFIGS[name]
     d = config.d_model
-    assert GPT(config, seed=None).n_parameters() == count
+    assert n_parameters(GPT(config, seed=None)) == count
     assert count == 50257 * d + 1024 * d + config.n_layers * (12 * d**2 + 13 * d) + 2 * d
 
 
@@ -100,8 +112,11 @@ def test_gpt_without_layers_looks_at_one_token_alone():
 
 
 def test_gpt_describe_says_the_shape(model):
-    count = model.n_parameters()
-    assert model.describe() == f"GPT, {count:,} parameters: 2 layers x 3 heads, d_model 6, d_mlp 17, context 13, vocabulary 11"
+    count = n_parameters(model)
+    assert (
+        describe(model)
+        == f"GPT, {count:,} parameters: 2 layers x 3 heads, d_model 6, d_mlp 17, context 13, vocabulary 11"
+    )
 
 
 def test_gpt_config_mlp_is_four_times_as_wide_by_default():
@@ -111,7 +126,7 @@ def test_gpt_config_mlp_is_four_times_as_wide_by_default():
 def test_gpt_without_mlps_is_attention_alone():
     model = GPT(GPTConfig(**SMALL | {"mlp": False, "d_mlp": 0, "bias": False, "norm": "none"}))
     d, V, T = 6, 11, 13
-    assert model.config.d_mlp == 0 and model.n_parameters() == V * d + T * d + 2 * 4 * d * d
+    assert model.config.d_mlp == 0 and n_parameters(model) == V * d + T * d + 2 * 4 * d * d
     assert config_from_dict(GPTConfig, asdict(model.config)) == model.config
     assert model(Tensor(TOKENS)).shape == (2, 7, V)
 
@@ -125,14 +140,20 @@ def test_gpt_without_mlps_is_attention_alone():
         ({"n_heads": 4}, "d_model must be a multiple of n_heads; got d_model=6, n_heads=4"),
         ({"n_layers": -1}, "n_layers must be at least 0; got n_layers=-1"),
         ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
-        ({"activation": "mish"}, "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'"),
+        (
+            {"activation": "mish"},
+            "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'",
+        ),
         ({"norm": "sandwich"}, "norm must be one of pre, post, none; got 'sandwich'"),
         ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none; got 'rotary'"),
         ({"mlp": False}, "d_mlp must be 0 with mlp=False; got d_mlp=17"),
         ({"n_heads": True}, "n_heads must be of type int; got n_heads=True"),
         ({"n_layers": 10**9}, "n_layers must be at most 10,000; got n_layers=1000000000"),
         ({"norm_epsilon": -1.0}, "norm_epsilon must be at least 0 and below 1; got norm_epsilon=-1.0"),
-        ({"similarity": "cosine"}, "similarity must be one of dot, scaled_dot, general, additive; got 'cosine'"),
+        (
+            {"similarity": "cosine"},
+            "similarity must be one of dot, scaled_dot, general, additive; got 'cosine'",
+        ),
     ],
 )
 def test_gpt_refuses_in_one_line(fields, message):
@@ -141,10 +162,14 @@ def test_gpt_refuses_in_one_line(fields, message):
 
 
 def test_gpt_refuses_tokens_past_the_context(model):
-    with pytest.raises(ValueError, match=r"^tokens must fit context_length; got 14 tokens, context_length=13$"):
+    with pytest.raises(
+        ValueError, match=r"^tokens must fit context_length; got 14 tokens, context_length=13$"
+    ):
         model(Tensor.zeros(1, 14, dtype="int"))
     with pytest.raises(ValueError, match=r"got 14 tokens"):
-        model(Tensor.zeros(1, 2, dtype="int"), model.new_cache(), 12)
+        cache = model.new_cache()
+        cache.advance(12)
+        model(Tensor.zeros(1, 2, dtype="int"), cache)
 
 
 def test_gpt_config_from_dict_names_unknown_fields():
@@ -162,7 +187,12 @@ def loss_of(model: GPT) -> Tensor:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"tied": False, "norm": "post", "similarity": "general"}, {"norm": "none", "positions": "none"}, {"residual": False}],
+    [
+        {},
+        {"tied": False, "norm": "post", "similarity": "general"},
+        {"norm": "none", "positions": "none"},
+        {"residual": False},
+    ],
 )
 def test_every_parameter_gets_the_slope_of_the_loss(fields):
     model = GPT(GPTConfig(**SMALL | {"n_layers": 1} | fields))
@@ -182,3 +212,10 @@ def test_every_parameter_gets_the_slope_of_the_loss(fields):
         losses.append(loss_of(model).item())
     expected = sum(np.linalg.norm(g.numpy()) for g in gradients)
     assert (losses[0] - losses[1]) / (2 * direction) == pytest.approx(expected, rel=0.02)
+
+
+def test_gpt_is_a_causal_language_model_with_causal_self_attention(model):
+    assert isinstance(model, CausalLM) and isinstance(model.config, DecoderConfig)
+    (site,) = model.attention_sites().values()
+    assert site.causal and site.modules == [block.attn for block in model.blocks]
+    assert site.names == [f"blocks.{i}.attn" for i in range(len(model.blocks))]

@@ -1,4 +1,6 @@
-"""Attention without a matrix of scores: against the formula in numpy and against its plain twin, wherever q, k and v lie."""
+"""Attention without a matrix of scores: against the formula in numpy and against its plain twin, wherever q,
+k and v lie.
+"""
 
 import math
 
@@ -6,17 +8,25 @@ import numpy as np
 import pytest
 from helpers import SMALL, normal
 from test_kernels import assert_all_close, both, needs_c, ran, results  # noqa: F401  (fixtures)
-from tinygrad import Tensor, UOp, dtypes
+from tinygrad import Tensor, dtypes
 
-from lama import kernels
+from lama import kernels, ops
 from lama.attention import attention, dot, scaled_dot
 from lama.dropout import Dropout, no_dropout
-from lama.kernels import program, views
 from lama.masks import Causal, causal_mask, padding_mask
 from lama.models.gpt import GPT, GPTConfig
+from lama.runtime import kernel as program
+from lama.runtime import strides as views
 
-# B, H, T, S, d, e: no two alike, and each kind of tail; blocks of keys and queries, and the first and the last of them alone
-SHAPES = [(2, 3, 5, 7, 4, 6), (1, 2, 61, 37, 16, 17), (3, 1, 131, 307, 33, 64), (2, 1, 50, 290, 128, 80), (1, 1, 1, 1, 1, 1)]
+# B, H, T, S, d, e: no two alike, and each kind of tail; blocks of keys and queries, and the first and the
+# last of them alone
+SHAPES = [
+    (2, 3, 5, 7, 4, 6),
+    (1, 2, 61, 37, 16, 17),
+    (3, 1, 131, 307, 33, 64),
+    (2, 1, 50, 290, 128, 80),
+    (1, 1, 1, 1, 1, 1),
+]
 
 
 def attention64(
@@ -40,7 +50,12 @@ def attention64(
 
 def four(B: int, H: int, T: int, S: int, d: int, e: int) -> list[np.ndarray]:
     """q, k, v and the gradient of z."""
-    return [normal(B, H, T, d), normal(B, H, S, d, seed=1), normal(B, H, S, e, seed=2), normal(B, H, T, e, seed=3)]
+    return [
+        normal(B, H, T, d),
+        normal(B, H, S, d, seed=1),
+        normal(B, H, S, e, seed=2),
+        normal(B, H, T, e, seed=3),
+    ]
 
 
 def key_of(number: int, row: int = 0) -> Tensor:
@@ -52,9 +67,14 @@ def key_of(number: int, row: int = 0) -> Tensor:
 def test_attention_and_its_gradients_equal_the_formula(both, shape, similarity):  # noqa: F811
     *inputs, dz = four(*shape)
     scale = 1.0 if similarity is dot else 1 / math.sqrt(shape[4])
-    inputs[0] /= np.float32(scale * math.sqrt(shape[4]))  # scores of unit variance, or float32 has few digits left of them
+    # Scores of unit variance, or float32 has few digits left of them.
+    inputs[0] /= np.float32(scale * math.sqrt(shape[4]))
     tensors = [Tensor(x) for x in inputs]
-    assert_all_close(results(attention(*tensors, similarity=similarity), dz, *tensors), attention64(*inputs, dz, scale), 3e-6)
+    assert_all_close(
+        results(attention(*tensors, similarity=similarity), dz, *tensors),
+        attention64(*inputs, dz, scale),
+        3e-6,
+    )
 
 
 @pytest.mark.parametrize("offset", [0, 3, 150])
@@ -83,7 +103,9 @@ def test_attention_hides_padding_and_a_query_that_sees_nothing_gets_the_mean(bot
     ours = results(attention(*tensors, mask), dz, *tensors)
     assert_all_close(ours, expected, 3e-6)
     if rows == 3:
-        np.testing.assert_allclose(ours[0][1], np.broadcast_to(inputs[2][1].mean(-2, keepdims=True), ours[0][1].shape), atol=1e-6)
+        np.testing.assert_allclose(
+            ours[0][1], np.broadcast_to(inputs[2][1].mean(-2, keepdims=True), ours[0][1].shape), atol=1e-6
+        )
 
 
 @needs_c
@@ -91,15 +113,20 @@ def test_attention_hides_padding_and_a_query_that_sees_nothing_gets_the_mean(bot
 def test_padding_of_any_numbers_hides_what_is_0(dtype):
     q, k, v, _ = (Tensor(x) for x in four(1, 2, 3, 5, 7, 7))
     padding = Tensor([[[[1, 3, 0, 255, 1]]]], dtype=dtype)
-    found, expected = (kernels.attention(q, k, v, 0.5, None, mask).numpy() for mask in (padding, padding != 0))
+    found, expected = (ops.attention(q, k, v, 0.5, None, mask).numpy() for mask in (padding, padding != 0))
     np.testing.assert_array_equal(found, expected)
 
 
 @needs_c
-@pytest.mark.parametrize(("k", "v"), [((5, 4), (5, 8)), ((4, 8), (7, 8))], ids=["keys' width", "as many values as keys"])
+@pytest.mark.parametrize(
+    ("k", "v"), [((5, 4), (5, 8)), ((4, 8), (7, 8))], ids=["keys' width", "as many values as keys"]
+)
 def test_sizes_that_disagree_are_not_the_kernel_s(k, v):
     tensors = [Tensor(normal(1, 1, *shape)) for shape in ((5, 8), k, v)]
-    assert kernels.attends(tensors[0], tensors[0], tensors[0]) and not kernels.attends(*tensors)
+    assert (
+        kernels.attention(tensors[0], tensors[0], tensors[0], 1.0) is not None
+        and kernels.attention(*tensors, 1.0) is None
+    )
 
 
 @needs_c
@@ -117,9 +144,17 @@ def test_attention_drops_what_dropout_of_the_pattern_drops(ran, shape, mask):  #
     assert_all_close(ours, attention64(*inputs, dz, 1 / math.sqrt(shape[4]), seen, kept), 3e-6)
 
 
-@pytest.mark.parametrize("layout", ["q k v of one product", "heads first", "keys and values of one product", "all the same", "overlapping"])
+@pytest.mark.parametrize(
+    "layout",
+    ["q k v of one product", "heads first", "keys and values of one product", "all the same", "overlapping"],
+)
 @pytest.mark.parametrize("dropout", [no_dropout, Dropout(0.25, key_of(3), "a.")], ids=["", "dropout"])
-def test_attention_reads_views_where_they_lie_and_its_gradients_come_back_there(both, layout, dropout, monkeypatch):  # noqa: F811
+def test_attention_reads_views_where_they_lie_and_its_gradients_come_back_there(
+    both,  # noqa: F811
+    layout,
+    dropout,
+    monkeypatch,
+):
     B, H, T, d = 2, 3, 19, 5
     if layout == "q k v of one product":
         leaves = [Tensor(normal(B, T, 3 * H * d))]
@@ -141,20 +176,31 @@ def test_attention_reads_views_where_they_lie_and_its_gradients_come_back_there(
     monkeypatch.setattr(program, "_reference", lambda: True)
     copies = [t.contiguous().realize() for t in (q, k, v)]
     kept = dropout("pattern", Tensor.ones(B, H, T, T).contiguous()).numpy()
-    expected = attention64(*(t.numpy() for t in copies), dz, 1 / math.sqrt(d), np.tril(np.ones((T, T), bool)), kept)
+    expected = attention64(
+        *(t.numpy() for t in copies), dz, 1 / math.sqrt(d), np.tril(np.ones((T, T), bool)), kept
+    )
     assert_all_close(ours[:1], expected[:1], 3e-6)
     # The gradients of the copies, carried through the views by tinygrad.
-    carried = Tensor.stack(*((view * Tensor(g.astype(np.float32))).sum() for view, g in zip((q, k, v), expected[1:], strict=True))).sum()
+    carried = Tensor.stack(
+        *(
+            (view * Tensor(g.astype(np.float32))).sum()
+            for view, g in zip((q, k, v), expected[1:], strict=True)
+        )
+    ).sum()
     assert_all_close(ours[1:], [g.numpy() for g in carried.gradient(*leaves)], 3e-6)
 
 
 @needs_c
 def test_attention_of_a_product_copies_nothing(ran):  # noqa: F811
     B, T, H, d = 2, 7, 3, 5
-    x, w, out, dy = (Tensor(normal(*shape)).realize() for shape in ((B, T, 11), (3 * H * d, 11), (11, H * d), (B, T, 11)))
-    q, k, v = (t.reshape(B, T, H, d).transpose(1, 2) for t in kernels.matmul(x, w, transpose_b=True).chunk(3, dim=-1))
+    x, w, out, dy = (
+        Tensor(normal(*shape)).realize() for shape in ((B, T, 11), (3 * H * d, 11), (11, H * d), (B, T, 11))
+    )
+    q, k, v = (
+        t.reshape(B, T, H, d).transpose(1, 2) for t in ops.matmul(x, w, transpose_b=True).chunk(3, dim=-1)
+    )
     z = attention(q, k, v, Causal()).transpose(1, 2).reshape(B, T, H * d)
-    y = kernels.matmul(kernels.stored(z), out, transpose_b=True)
+    y = ops.matmul(views.materialise(z), out, transpose_b=True)
     (dw,) = y.gradient(w, gradient=dy)
     linear, _ = Tensor.linear_with_vars(y, dw)
     names = [call.src[0].arg.name for call in linear.src if hasattr(call.src[0].arg, "name")]
@@ -168,7 +214,9 @@ def test_attention_of_three_axes_is_that_of_one_head(ran):  # noqa: F811
     one = attention(Tensor(q[:, 0]), Tensor(k[:, 0]), Tensor(v[:, 0]), Causal(2))
     assert one.shape == (3, 5, 6)
     np.testing.assert_allclose(
-        one.numpy(), attention64(q, k, v, normal(3, 1, 5, 6), 0.5, np.tril(np.ones((5, 7), bool), 2))[0][:, 0], atol=1e-6
+        one.numpy(),
+        attention64(q, k, v, normal(3, 1, 5, 6), 0.5, np.tril(np.ones((5, 7), bool), 2))[0][:, 0],
+        atol=1e-6,
     )
     assert len(ran) == 1
 
@@ -176,14 +224,18 @@ def test_attention_of_three_axes_is_that_of_one_head(ran):  # noqa: F811
 def test_causal_mask_with_padding_is_the_two_masks_combined():
     tokens = Tensor([[5, 0, 4], [1, 2, 3]])
     padding = padding_mask(tokens, pad=0)
-    np.testing.assert_array_equal(((Causal(1) & padding) & padding).as_tensor(2, 3).numpy(), (causal_mask(2, 3, 1) & padding).numpy())
+    np.testing.assert_array_equal(
+        ((Causal(1) & padding) & padding).as_tensor(2, 3).numpy(), (causal_mask(2, 3, 1) & padding).numpy()
+    )
 
 
 # --- with a cache
 
 
 @needs_c
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"]
+)
 @pytest.mark.parametrize(
     ("B", "H", "T", "S", "d", "position"),
     [
@@ -195,19 +247,45 @@ def test_causal_mask_with_padding_is_the_two_masks_combined():
         (1, 3, 2, 5, 16, 0),
     ],
 )
-def test_cached_attention_stores_its_keys_and_looks_at_all_before(ran, B, H, T, S, d, position, dtype):  # noqa: F811
+@pytest.mark.parametrize("in_rows", [False, True], ids=["row by row", "rows as data"])
+def test_cached_attention_stores_its_keys_and_looks_at_all_before(
+    ran,  # noqa: F811
+    B,
+    H,
+    T,
+    S,
+    d,
+    position,
+    dtype,
+    in_rows,
+):
     caches = [Tensor(normal(B, H, S, d, seed=seed)).cast(dtype).contiguous().realize() for seed in (1, 2)]
     before = [cache.float().numpy() for cache in caches]
-    q, k, v = (t.reshape(B, T, H, d).transpose(1, 2) for t in Tensor(normal(B, T, 3 * H * d)).realize().chunk(3, dim=-1))
+    q, k, v = (
+        t.reshape(B, T, H, d).transpose(1, 2)
+        for t in Tensor(normal(B, T, 3 * H * d)).realize().chunk(3, dim=-1)
+    )
     new = [t.contiguous().cast(dtype).contiguous().float().numpy() for t in (k, v)]
-    z = kernels.attention_in_cache(q, k, v, *caches, Tensor([position], dtype=dtypes.int32).realize(), 0.3).numpy()
-    for cache, old, added in zip(caches, before, new, strict=True):
-        old[:, :, position : position + T] = added
-        np.testing.assert_array_equal(cache.float().numpy(), old)
-    keys, values = (old[:, :, : position + T] for old in before)
-    seen = np.tril(np.ones((T, position + T), bool), position)
-    assert_all_close([z], attention64(q.contiguous().numpy(), keys, values, np.zeros((B, H, T, d)), 0.3, seen)[:1], 3e-6)
+    # Each row of the batch has its own.
+    starts = np.array([max(0, position - 2 * b) for b in range(B)], np.int32)
+    order = (
+        np.random.default_rng(B).permutation(B).astype(np.int32) if in_rows else np.arange(B, dtype=np.int32)
+    )
+    positions, rows = Tensor(starts).realize(), Tensor(order).realize() if in_rows else None
+    ran.clear()
+    z = kernels.attention_in_cache(q, k, v, *caches, positions, rows, 0.3).numpy()
     assert len(ran) == 1
+    for b, (start, row) in enumerate(zip(starts, order, strict=True)):
+        for old, added in zip(before, new, strict=True):
+            old[row, :, start : start + T] = added[b]
+        keys, values = (old[row : row + 1, :, : start + T] for old in before)
+        seen = np.tril(np.ones((T, start + T), bool), start)
+        expected = attention64(
+            q.contiguous().numpy()[b : b + 1], keys, values, np.zeros((1, H, T, d)), 0.3, seen
+        )[:1]
+        assert_all_close([z[b : b + 1]], expected, 3e-6)
+    for cache, old in zip(caches, before, strict=True):
+        np.testing.assert_array_equal(cache.float().numpy(), old)
 
 
 @needs_c
@@ -215,7 +293,9 @@ def test_cached_attention_stores_its_keys_and_looks_at_all_before(ran, B, H, T, 
 def test_cached_attention_stays_within_the_cache(position):
     caches = [Tensor.zeros(1, 1, 13, 5).contiguous().realize() for _ in range(2)]
     new = Tensor(normal(1, 1, 2, 5)).realize()
-    kernels.attention_in_cache(new, new, new, *caches, Tensor([position], dtype=dtypes.int32).realize(), 1.0).realize()
+    kernels.attention_in_cache(
+        new, new, new, *caches, Tensor([position], dtype=dtypes.int32).realize(), None, 1.0
+    ).realize()
     start = 0 if position < 0 else 11
     np.testing.assert_array_equal(caches[0].numpy()[:, :, start : start + 2], new.numpy())
     assert (np.delete(caches[1].numpy(), [start, start + 1], axis=2) == 0).all()
@@ -223,15 +303,14 @@ def test_cached_attention_stays_within_the_cache(position):
 
 @needs_c
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_decode_step_is_kernels_and_one_more(batch):
+def test_a_decode_step_is_kernels_and_nothing_else(batch):
     model = GPT(GPTConfig(**SMALL))
     cache, tokens = model.new_cache(batch), Tensor.ones(batch, 1, dtype=dtypes.int32).contiguous().realize()
-    for n in range(2):
-        position = UOp.variable("position", 0, 12).bind(n)
-        linear, _ = Tensor.linear_with_vars(model(tokens, cache, position))
+    for _ in range(2):
+        linear, _ = Tensor.linear_with_vars(model(tokens, cache))
         names = [call.src[0].arg.name for call in linear.src]
-    others = [name for name in names if not name.startswith("lama_")]
-    assert len(others) == 1, "only the position is written by tinygrad"
+        cache.advance(1)
+    assert [name for name in names if not name.startswith("lama_")] == []
     assert len([name for name in names if name.startswith("lama_attention_step_")]) == SMALL["n_layers"]
 
 
@@ -251,22 +330,25 @@ def test_a_decode_step_is_kernels_and_one_more(batch):
 )
 def test_views_lie_where_numpy_says(change, layout):
     x = Tensor(normal(4, 6, 10)).realize()
-    base, found = views.view(change(x))
+    base, found = views.strided_view(change(x))
     assert base.uop.base is x.uop.base and (found.shape, found.offset, found.strides) == layout
     flat = x.numpy().ravel()
     places = found.offset + sum(np.indices(found.shape)[i] * stride for i, stride in enumerate(found.strides))
     np.testing.assert_array_equal(flat[places], change(x).numpy())
 
 
-@pytest.mark.parametrize("change", [lambda x: x.transpose(0, 1).reshape(24, 10), lambda x: x[:, :, :4].reshape(6, 16), lambda x: x + 1])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.transpose(0, 1).reshape(24, 10), lambda x: x[:, :, :4].reshape(6, 16), lambda x: x + 1],
+)
 def test_what_is_no_view_is_copied(change):
     x = Tensor(normal(4, 6, 10)).realize()
-    base, found = views.view(change(x))
+    base, found = views.strided_view(change(x))
     assert found == views.Layout(tuple(base.shape), 0, views.contiguous_strides(tuple(base.shape)))
     np.testing.assert_array_equal(base.numpy(), change(x).numpy())
 
 
 def test_two_transpositions_need_no_copy():
     x = Tensor(normal(4, 6, 10)).realize()
-    assert views.stored(x.transpose(0, 1).transpose(0, 1).reshape(24, 10)).uop.base is x.uop.base
-    assert views.stored(x.transpose(0, 1)).uop.base is not x.uop.base
+    assert views.materialise(x.transpose(0, 1).transpose(0, 1).reshape(24, 10)).uop.base is x.uop.base
+    assert views.materialise(x.transpose(0, 1)).uop.base is not x.uop.base

@@ -6,7 +6,8 @@ from helpers import normal
 from test_kernels import both, needs_c, ran, results  # noqa: F401  (fixtures)
 from tinygrad import Tensor, TinyJit, dtypes
 
-from lama.kernels import dropout, program
+from lama.ops import dropout
+from lama.runtime import kernel as program
 
 
 def key_of(number: int, row: int = 0) -> Tensor:
@@ -26,7 +27,9 @@ def keeps(i: int, rate: float, key: int, site: int) -> bool:
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 16), (3,)])
-@pytest.mark.parametrize(("rate", "key", "site"), [(0.1, 0, 0), (0.25, 2**32 - 1, 2**32 - 1), (0.9, 123456789, 17)])
+@pytest.mark.parametrize(
+    ("rate", "key", "site"), [(0.1, 0, 0), (0.25, 2**32 - 1, 2**32 - 1), (0.9, 123456789, 17)]
+)
 def test_dropout_and_its_gradient_follow_the_formula(both, shape, rate, key, site):  # noqa: F811
     x, dy = Tensor(normal(*shape)), normal(*shape, seed=1)
     y, dx = results(dropout(x, rate, key_of(key), site), dy, x)
@@ -39,12 +42,19 @@ def test_dropout_and_its_gradient_follow_the_formula(both, shape, rate, key, sit
 def test_dropout_keeps_its_share_and_each_place_key_and_site_on_its_own(both):  # noqa: F811
     n, rate = 200_003, 0.2
     ones = Tensor.ones(n).contiguous().realize()
-    masks = np.array([dropout(ones, rate, key_of(key), site).numpy() > 0 for key, site in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))])
+    masks = np.array(
+        [
+            dropout(ones, rate, key_of(key), site).numpy() > 0
+            for key, site in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
+        ]
+    )
     deviation = np.sqrt(n * rate * (1 - rate))
     assert (np.abs(masks.sum(1) - n * (1 - rate)) < 4 * deviation).all()
     centred = masks - (1 - rate)
     for i, mask in enumerate(centred):
-        others = [centred[j] for j in range(len(centred)) if j != i] + [np.roll(mask, shift) for shift in (1, 2, 64, 4096)]
+        others = [centred[j] for j in range(len(centred)) if j != i] + [
+            np.roll(mask, shift) for shift in (1, 2, 64, 4096)
+        ]
         assert (np.abs(np.array(others) @ mask) < 5 * n * rate * (1 - rate) / np.sqrt(n)).all()
 
 
@@ -60,7 +70,9 @@ def test_dropout_kernel_equals_its_plain_twin_bit_for_bit(ran, monkeypatch):  # 
 def test_parts_of_a_batch_drop_what_the_whole_batch_drops(both):  # noqa: F811
     x = normal(7, 5, 11)
     whole = dropout(Tensor(x), 0.4, key_of(9), 2).numpy()
-    parts = [dropout(Tensor(x[start:end]), 0.4, key_of(9, start), 2).numpy() for start, end in ((0, 3), (3, 7))]
+    parts = [
+        dropout(Tensor(x[start:end]), 0.4, key_of(9, start), 2).numpy() for start, end in ((0, 3), (3, 7))
+    ]
     assert (np.concatenate(parts) == whole).all() and (whole == 0).any()
 
 

@@ -1,4 +1,6 @@
-"""What training is made of besides products: layer normalisation, cross-entropy, the optimizer's update and the gradient's norm."""
+"""What training is made of besides products: layer normalisation, cross-entropy, the optimizer's update and
+the gradient's norm.
+"""
 
 import numpy as np
 import pytest
@@ -6,12 +8,16 @@ from helpers import normal
 from test_kernels import assert_all_close, both, needs_c, ran, results  # noqa: F401  (fixtures)
 from tinygrad import Tensor, TinyJit, dtypes
 
-from lama.kernels import adamw, add, apart, cross_entropy, dropout, layernorm, program, sum_of_squares
+from lama.ops import adamw, add, cross_entropy, dropout, layernorm, sum_of_squares
+from lama.runtime import kernel as program
+from lama.runtime.fusion import no_fusion
 
 # --- layer normalisation
 
 
-def layernorm64(x: np.ndarray, w: np.ndarray, b: np.ndarray | float, dy: np.ndarray, epsilon: float) -> list[np.ndarray]:
+def layernorm64(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | float, dy: np.ndarray, epsilon: float
+) -> list[np.ndarray]:
     """y, dx, dw, db."""
     x, dy = x.astype(float), dy.astype(float)
     scale = 1 / np.sqrt(x.var(-1, keepdims=True) + epsilon)
@@ -22,9 +28,16 @@ def layernorm64(x: np.ndarray, w: np.ndarray, b: np.ndarray | float, dy: np.ndar
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("shape", "epsilon"), [((2, 3, 37), 1e-5), ((5, 16), 1e-2), ((7, 3), 1e-12), ((1543, 53), 1e-5)])
+@pytest.mark.parametrize(
+    ("shape", "epsilon"), [((2, 3, 37), 1e-5), ((5, 16), 1e-2), ((7, 3), 1e-12), ((1543, 53), 1e-5)]
+)
 def test_layernorm_and_its_gradients_equal_the_formula(both, shape, epsilon, bias):  # noqa: F811
-    x, w, b, dy = 3 * normal(*shape) + 2, normal(shape[-1], seed=1), normal(shape[-1], seed=2), normal(*shape, seed=3)
+    x, w, b, dy = (
+        3 * normal(*shape) + 2,
+        normal(shape[-1], seed=1),
+        normal(shape[-1], seed=2),
+        normal(*shape, seed=3),
+    )
     inputs = [Tensor(x), Tensor(w), *([Tensor(b)] if bias else [])]
     y = layernorm(inputs[0], inputs[1], inputs[2] if bias else None, epsilon)
     expected = layernorm64(x, w, b if bias else 0.0, dy, epsilon)
@@ -40,8 +53,12 @@ def test_layernorm_of_a_row_of_one_number_is_its_bias(both):  # noqa: F811
 # The residual stream: a sum, its norm, and another sum.
 
 
-def stream(x: Tensor, h: Tensor, w: Tensor, b: Tensor | None, key: Tensor, rate: float, keep: bool, epsilon: float) -> Tensor:
-    """norm(x + dropout(h)), and with `keep` the sum is added to a multiple of that once more, and normalised again."""
+def stream(
+    x: Tensor, h: Tensor, w: Tensor, b: Tensor | None, key: Tensor, rate: float, keep: bool, epsilon: float
+) -> Tensor:
+    """norm(x + dropout(h)), and with `keep` the sum is added to a multiple of that once more, and normalised
+    again.
+    """
     total = add(x, dropout(h, rate, key, 5) if rate else h)
     y = layernorm(total, w, b, epsilon)
     return layernorm(add(total, y * 2), w, b, epsilon) if keep else y
@@ -53,7 +70,12 @@ def stream(x: Tensor, h: Tensor, w: Tensor, b: Tensor | None, key: Tensor, rate:
 @pytest.mark.parametrize("shape", [(2, 3, 37), (5, 16), (7, 3), (3, 401, 53)])
 @needs_c
 def test_norm_of_a_sum_and_its_gradients_equal_those_one_by_one(ran, monkeypatch, shape, rate, keep, bias):  # noqa: F811
-    arrays = [normal(*shape), normal(*shape, seed=1), 1 + normal(shape[-1], seed=2), *([normal(shape[-1], seed=3)] if bias else [])]
+    arrays = [
+        normal(*shape),
+        normal(*shape, seed=1),
+        1 + normal(shape[-1], seed=2),
+        *([normal(shape[-1], seed=3)] if bias else []),
+    ]
     dy, key = normal(*shape, seed=4), Tensor([77, 3], dtype=dtypes.uint32).realize()
 
     def run() -> list[np.ndarray]:
@@ -62,7 +84,8 @@ def test_norm_of_a_sum_and_its_gradients_equal_those_one_by_one(ran, monkeypatch
         return results(stream(x, h, w, b[0] if b else None, key, rate, keep, 1e-2), dy, *inputs)
 
     fast = run()
-    assert sum("layernorm" in name for name in ran) == (4 if keep else 2)  # the sums in them, forward and back
+    # The sums in them, forward and back.
+    assert sum("layernorm" in name for name in ran) == (4 if keep else 2)
     monkeypatch.setattr(program, "_reference", lambda: True)
     assert_all_close(fast, run(), 3e-5 if keep else 5e-6)
 
@@ -93,7 +116,7 @@ def test_gradient_of_a_sum_whose_norm_is_unused_is_right(ran):  # noqa: F811
 @needs_c
 def test_sum_kept_apart_is_not_taken_up(ran):  # noqa: F811
     x, h, w = (Tensor(normal(*shape, seed=i)).realize() for i, shape in enumerate([(3, 37), (3, 37), (37,)]))
-    total = apart(add(x, h))
+    total = no_fusion(add(x, h))
     y = layernorm(total, w, None, 1e-5)
     assert len(y.schedule_linear().src) == 2
 
@@ -130,7 +153,9 @@ def test_cross_entropy_and_its_gradient_equal_the_formula(both, shape, smoothing
 
 
 def test_cross_entropy_is_exact_for_any_size_of_the_sum(both):  # noqa: F811
-    x = np.stack([np.full(101, -30.0), np.zeros(101), np.linspace(-8, 0, 101), np.linspace(0, 1e-3, 101)]).astype(np.float32)
+    x = np.stack(
+        [np.full(101, -30.0), np.zeros(101), np.linspace(-8, 0, 101), np.linspace(0, 1e-3, 101)]
+    ).astype(np.float32)
     x[0, 7] = 0  # a sum of almost exactly 1
     losses = cross_entropy(Tensor(x), Tensor([3, 3, 3, 3])).numpy()
     np.testing.assert_allclose(losses, cross_entropy64(x, np.full(4, 3), 0.0)[0], rtol=1e-6)
@@ -164,7 +189,10 @@ def test_adamw_updates_in_place_as_the_formula_says(both, shape):  # noqa: F811
         scalars = Tensor([rate, 1 - beta1**step, 1 - beta2**step]).realize()
         Tensor.realize(*adamw(*tensors, Tensor(g), scalars, Tensor([scale]), beta1, beta2, decay, epsilon))
         p64, m64, v64 = expected
-        m64, v64 = beta1 * m64 + (1 - beta1) * scale * g, beta2 * v64 + (1 - beta2) * (scale * g.astype(float)) ** 2
+        m64, v64 = (
+            beta1 * m64 + (1 - beta1) * scale * g,
+            beta2 * v64 + (1 - beta2) * (scale * g.astype(float)) ** 2,
+        )
         change = m64 / (1 - beta1**step) / (np.sqrt(v64 / (1 - beta2**step)) + epsilon)
         expected = [p64 - rate * (change + decay * p64), m64, v64]
         assert_all_close([t.numpy() for t in tensors], expected)
@@ -190,7 +218,8 @@ def test_sum_of_squares_is_that_of_all_numbers(both):  # noqa: F811
     arrays = [normal(3, 37), normal(1), normal(16), normal(523, 701)]
     found = sum_of_squares([Tensor(a) for a in arrays])
     assert found.shape == (1,)
-    np.testing.assert_allclose(found.numpy(), [sum((a.astype(float) ** 2).sum() for a in arrays)], rtol=1e-3)  # tinygrad adds up in a row
+    # Tinygrad adds up in a row.
+    np.testing.assert_allclose(found.numpy(), [sum((a.astype(float) ** 2).sum() for a in arrays)], rtol=1e-3)
 
 
 # --- which path is taken
@@ -203,7 +232,9 @@ def test_training_kernels_serve_plain_float32_on_the_cpu_and_nothing_else(ran, m
         "layernorm": lambda x: layernorm(x, w, None, 1e-5),
         "cross_entropy": lambda x: cross_entropy(x, targets),
         "squares": lambda x: sum_of_squares([x]),
-        "adamw": lambda x: adamw(*(Tensor.zeros(3, 37).contiguous().realize() for _ in range(3)), x, w[:3], w[:1], 0.9, 0.99, 0.1),
+        "adamw": lambda x: adamw(
+            *(Tensor.zeros(3, 37).contiguous().realize() for _ in range(3)), x, w[:3], w[:1], 0.9, 0.99, 0.1
+        ),
     }
     for name, use in uses.items():
         use(x.contiguous().realize())

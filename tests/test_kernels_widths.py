@@ -1,4 +1,6 @@
-"""Kernels as other machines compile them, vectors of 8 floats as with AVX2 and of 4 as with SSE and NEON: against this machine's."""
+"""Kernels as other machines compile them, vectors of 8 floats as with AVX2 and of 4 as with SSE and NEON:
+against this machine's.
+"""
 
 from collections.abc import Callable
 
@@ -8,9 +10,23 @@ from helpers import normal
 from test_kernels import assert_all_close, needs_c, ran, results  # noqa: F401  (a fixture)
 from tinygrad import Tensor, dtypes
 
-from lama import kernels
-from lama.kernels import add, cross_entropy, dropout, embedding, gelu, layernorm, matmul, program, softmax
-from lama.kernels.quantized import Quantized, dequantized, quantize, quantize_array
+from lama import kernels, ops
+from lama.kernels import Quantized
+from lama.ops import (
+    add,
+    cross_entropy,
+    dequantize,
+    dropout,
+    embedding,
+    gelu,
+    layernorm,
+    matmul,
+    position_rows,
+    quantize,
+    quantize_array,
+    softmax,
+)
+from lama.runtime import kernel as program
 
 pytestmark = needs_c
 KEY = np.array([7, 3], np.uint32)
@@ -20,12 +36,14 @@ HALVES = (dtypes.float16, dtypes.bfloat16)
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offset: int | None = None, rate: float = 0.0) -> Tensor:
     mask = Tensor(normal(1, 1, 1, k.shape[-2]) > -1) if offset is None else None
-    return kernels.attention(q, k, v, 0.3, offset, mask, rate, Tensor(KEY), 3)
+    return ops.attention(q, k, v, 0.3, offset, mask, rate, Tensor(KEY), 3)
 
 
 def in_cache(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     caches = [Tensor(x.numpy()).realize() for x in (keys, values)]  # they are written to
-    return kernels.attention_in_cache(q, k, v, *caches, Tensor([17], dtype=dtypes.int32).realize(), 0.3)
+    return kernels.attention_in_cache(
+        q, k, v, *caches, Tensor([17, 5], dtype=dtypes.int32).realize(), None, 0.3
+    )
 
 
 def few(x: Tensor, residual: Tensor, w: Tensor, bias: Tensor, norm: Tensor) -> Tensor:
@@ -34,8 +52,8 @@ def few(x: Tensor, residual: Tensor, w: Tensor, bias: Tensor, norm: Tensor) -> T
 
 def updated(p: Tensor, m: Tensor, v: Tensor, g: Tensor) -> Tensor:
     state = [Tensor(abs(x.numpy())).realize() for x in (p, m, v)]
-    scalars, scale = Tensor([0.1, 0.2, 0.3]).realize(), kernels.sum_of_squares([g]).realize()
-    return Tensor.stack(*kernels.adamw(*state, g.contiguous().realize(), scalars, scale, 0.9, 0.99, 0.1))
+    scalars, scale = Tensor([0.1, 0.2, 0.3]).realize(), ops.sum_of_squares([g]).realize()
+    return Tensor.stack(*ops.adamw(*state, g.contiguous().realize(), scalars, scale, 0.9, 0.99, 0.1))
 
 
 def rounded(w: Tensor, bits: int) -> Quantized:
@@ -47,22 +65,40 @@ def rounded(w: Tensor, bits: int) -> Quantized:
 TRAINED: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "a b": (matmul, [(53, 67), (67, 71)]),
     "a b of batches": (lambda a, b: matmul(a, b, transpose_a=True), [(3, 19, 37), (3, 19, 23)]),
-    "MLP": (lambda x, w, b, v: matmul(gelu(matmul(x, w, bias=b)), v), [(53, 67), (67, 141), (141,), (141, 11)]),
+    "MLP": (
+        lambda x, w, b, v: matmul(gelu(matmul(x, w, bias=b)), v),
+        [(53, 67), (67, 141), (141,), (141, 11)],
+    ),
     "few rows": (few, [(3, 67), (3, 29), (29, 67), (29,), (67,)]),
     "softmax": (softmax, [(11, 37)]),
     "gelu": (gelu, [(11, 37)]),
     "norm": (lambda x, w, b: layernorm(x, w, b, 1e-5), [(11, 37), (37,), (37,)]),
-    "norm of a sum": (lambda x, h, w: layernorm(add(x, dropout(h, 0.2, Tensor(KEY), 3)), w, None, 1e-5), [(11, 37), (11, 37), (37,)]),
+    "norm of a sum": (
+        lambda x, h, w: layernorm(add(x, dropout(h, 0.2, Tensor(KEY), 3)), w, None, 1e-5),
+        [(11, 37), (11, 37), (37,)],
+    ),
     "cross-entropy": (lambda x: cross_entropy(x, Tensor(TOKENS), 0.1), [(3, 13, 37)]),
-    "embedding": (lambda w, p: embedding(w, Tensor(TOKENS), p), [(37, 19), (17, 19)]),
+    "embedding": (lambda w, p: add(embedding(w, Tensor(TOKENS)), position_rows(p, 13)), [(37, 19), (17, 19)]),
     "attention": (attention, [(2, 3, 41, 21), (2, 3, 77, 21), (2, 3, 77, 9)]),
-    "causal attention": (lambda q, k, v: attention(q, k, v, 2, 0.2), [(2, 1, 61, 33), (2, 1, 75, 33), (2, 1, 75, 33)]),
-    "attention of narrow heads": (lambda q, k, v: attention(q, k, v, 0), [(1, 2, 131, 3), (1, 2, 1031, 3), (1, 2, 1031, 3)]),
+    "causal attention": (
+        lambda q, k, v: attention(q, k, v, 2, 0.2),
+        [(2, 1, 61, 33), (2, 1, 75, 33), (2, 1, 75, 33)],
+    ),
+    "attention of narrow heads": (
+        lambda q, k, v: attention(q, k, v, 0),
+        [(1, 2, 131, 3), (1, 2, 1031, 3), (1, 2, 1031, 3)],
+    ),
 }
 # Without.
 RUN: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
-    "one new token": (in_cache, [(2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 41, 21), (2, 3, 41, 21)]),
-    "many new tokens": (in_cache, [(2, 3, 19, 21), (2, 3, 19, 21), (2, 3, 19, 21), (2, 3, 41, 21), (2, 3, 41, 21)]),
+    "one new token": (
+        in_cache,
+        [(2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 41, 21), (2, 3, 41, 21)],
+    ),
+    "many new tokens": (
+        in_cache,
+        [(2, 3, 19, 21), (2, 3, 19, 21), (2, 3, 19, 21), (2, 3, 41, 21), (2, 3, 41, 21)],
+    ),
     "AdamW": (updated, [(7, 19)] * 4),
     **{
         f"{rows} rows of {dtype.name}": (
@@ -72,9 +108,18 @@ RUN: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         for dtype in HALVES
         for rows, shapes in ((2, [(2, 67), (29, 67)]), (23, [(23, 67), (29, 67)]))
     },
-    **{f"rounding to int{bits}": (lambda w, bits=bits: (dequantized(quantize(w, bits)) - w).square().sum(), [(29, 67)]) for bits in (8, 4)},
     **{
-        f"{rows} rows of int{bits}": (lambda a, w, bits=bits: matmul(a, rounded(w, bits), transpose_b=True), [(rows, 67), (29, 67)])
+        f"rounding to int{bits}": (
+            lambda w, bits=bits: (dequantize(quantize(w, bits)) - w).square().sum(),
+            [(29, 67)],
+        )
+        for bits in (8, 4)
+    },
+    **{
+        f"{rows} rows of int{bits}": (
+            lambda a, w, bits=bits: matmul(a, rounded(w, bits), transpose_b=True),
+            [(rows, 67), (29, 67)],
+        )
         for bits in (8, 4)
         for rows in (2, 23)
     },

@@ -78,7 +78,9 @@ def test_initialise_uses_the_stds_of_gpt2(start):
             assert (value == 1).all()
         else:
             residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
-            assert value.std() == pytest.approx(0.02 / math.sqrt(2 * N_LAYERS) if residual else 0.02, rel=0.05), name
+            assert value.std() == pytest.approx(
+                0.02 / math.sqrt(2 * N_LAYERS) if residual else 0.02, rel=0.05
+            ), name
             assert abs(value.mean()) < 0.001, name
 
 

@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tinygrad import Tensor, UOp, dtypes
+from tinygrad import Tensor, dtypes
 
 from lama.attention import attention
 from lama.embeddings import TokenEmbedding
 from lama.layers import LayerNorm, initialise
-from lama.shapes import as_tensor
 
 jaxtyping = pytest.importorskip("jaxtyping", reason="jaxtyping is not installed: shapes are not checked")
 
@@ -40,15 +39,12 @@ def test_float_means_every_floating_dtype(dtype):
     norm(Tensor.ones(2, 5, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", [dtypes.int8, dtypes.uint8, dtypes.int16, dtypes.uint16, dtypes.int32, dtypes.int64])
+@pytest.mark.parametrize(
+    "dtype", [dtypes.int8, dtypes.uint8, dtypes.int16, dtypes.uint16, dtypes.int32, dtypes.int64]
+)
 def test_int_means_every_integer_dtype(dtype):
     embedding = TokenEmbedding(7, 5)
     assert embedding(Tensor([[1, 2]], dtype=dtype)).shape == (1, 2, 5)
-
-
-def test_as_tensor_takes_numbers_and_bound_variables():
-    assert as_tensor(3).item() == 3
-    assert as_tensor(UOp.variable("position", 0, 10).bind(7)).item() == 7
 
 
 def test_annotations_mean_the_bare_type_without_jaxtyping():

@@ -20,8 +20,9 @@ def model() -> GPT:
 def test_recording_does_not_change_the_logits(model, monkeypatch):
     tokens = Tensor(TOKENS)
     looked_at = model(tokens, tap=Recorder()).numpy()
-    np.testing.assert_allclose(looked_at, model(tokens).numpy(), rtol=0, atol=1e-7)  # kernels without scores round differently
-    monkeypatch.setattr(attention, "_without_scores", lambda *args: None)
+    # Kernels without scores round differently.
+    np.testing.assert_allclose(looked_at, model(tokens).numpy(), rtol=0, atol=1e-7)
+    monkeypatch.setattr(attention, "scale_of", lambda *args: None)
     np.testing.assert_array_equal(looked_at, model(tokens).numpy())
 
 
@@ -76,12 +77,16 @@ def test_replace_removes_one_head(model):
     z, out = record["blocks.0.attn.z"].numpy(), record["blocks.0.attn_out"].numpy()
     assert (z[:, 0] == 0).all() and (z[:, 1:] != 0).all()
     weight, bias = model.blocks[0].attn.out.weight.numpy(), model.blocks[0].attn.out.bias.numpy()
-    np.testing.assert_allclose(out, z[:, 1:].transpose(0, 2, 1, 3).reshape(B, T, 4) @ weight[:, 2:].T + bias, atol=1e-6)
+    np.testing.assert_allclose(
+        out, z[:, 1:].transpose(0, 2, 1, 3).reshape(B, T, 4) @ weight[:, 2:].T + bias, atol=1e-6
+    )
 
 
 def test_replace_refuses_another_shape(model):
     tap = replace({"blocks.1.mlp.post": lambda x: x[:, :2]})
-    with pytest.raises(ValueError, match=r"keep its shape; got \(2, 2, 17\) for blocks.1.mlp.post \(2, 7, 17\)"):
+    with pytest.raises(
+        ValueError, match=r"keep its shape; got \(2, 2, 17\) for blocks.1.mlp.post \(2, 7, 17\)"
+    ):
         model(Tensor(TOKENS), tap=tap)
 
 

@@ -1,4 +1,6 @@
-"""The encoder-decoder against a numpy one, and a test for each fault that others' encoder-decoders had without knowing."""
+"""The encoder-decoder against a numpy one, and a test for each fault that others' encoder-decoders had
+without knowing.
+"""
 
 import dataclasses
 import math
@@ -10,16 +12,26 @@ from reference import numpy_transformer
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints import load, load_gpt, save
+from lama.checkpoints import load, load_causal, save
 from lama.dropout import Dropout
 from lama.embeddings import sinusoids
 from lama.errors import LamaError
-from lama.kernels import cross_entropy
-from lama.models.transformer import Transformer, TransformerConfig
+from lama.models.encoder_decoder import Transformer, TransformerConfig
+from lama.models.registry import MODELS, describe, kind_of, make_model, n_parameters
+from lama.ops import cross_entropy
 from lama.taps import Recorder, replace
 from lama.tokenizers import CharacterTokenizer, PairTokenizer
 
-SMALL = {"vocab_size": 13, "context_length": 17, "d_model": 6, "n_encoder_layers": 2, "n_decoder_layers": 3, "n_heads": 3, "d_mlp": 11}
+TOKENS = {"bert": {"mask": 3}, "classifier": {"mask": 3}}  # of a small vocabulary
+SMALL = {
+    "vocab_size": 13,
+    "context_length": 17,
+    "d_model": 6,
+    "n_encoder_layers": 2,
+    "n_decoder_layers": 3,
+    "n_heads": 3,
+    "d_mlp": 11,
+}
 PAD = 0
 SOURCE = np.array([[3, 4, 5, 6, 2], [7, 8, 2, PAD, PAD]], np.int32)
 TARGET = np.array([[1, 9, 4, 11, 12, 3, 5], [1, 10, 6, 7, PAD, PAD, PAD]], np.int32)
@@ -33,7 +45,9 @@ def model(request) -> Transformer:
     return model
 
 
-def run(model: Transformer, source: np.ndarray = SOURCE, target: np.ndarray = TARGET, **options) -> np.ndarray:
+def run(
+    model: Transformer, source: np.ndarray = SOURCE, target: np.ndarray = TARGET, **options
+) -> np.ndarray:
     return model(Tensor(source), Tensor(target), **options).numpy()
 
 
@@ -45,12 +59,16 @@ def test_equals_numpy(model):
 
 def test_base_model_has_the_published_size():
     base = Transformer(TransformerConfig(), seed=None)
-    assert base.n_parameters() == 44_138_496 + 37_000 * 512 == 63_082_496
-    assert base.describe().startswith("Transformer, 63,082,496 parameters: 6 + 6 layers x 8 heads, d_model 512, d_mlp 2048, post-norm")
+    assert n_parameters(base) == 44_138_496 + 37_000 * 512 == 63_082_496
+    assert describe(base).startswith(
+        "Transformer, 63,082,496 parameters: 6 + 6 layers x 8 heads, d_model 512, d_mlp 2048, post-norm"
+    )
 
 
 def test_state_dict_is_complete(model):
-    """All that the layers hold is named: the parts of a block times the blocks, though they lie in Python lists."""
+    """All that the layers hold is named: the parts of a block times the blocks, though they lie in Python
+    lists.
+    """
     c, names = model.config, set(get_state_dict(model))
     norm, linear = 2, 2  # weight and bias
     encoder_block = 2 * norm + 2 * linear + 2 * linear
@@ -66,7 +84,7 @@ def test_saved_model_comes_back(tmp_path, model):
     assert loaded.config == model.config and isinstance(tokenizer, PairTokenizer)
     np.testing.assert_array_equal(run(loaded), run(model))
     with pytest.raises(LamaError, match="the model must be a gpt here; got a transformer in"):
-        load_gpt(tmp_path)
+        load_causal(tmp_path)
 
 
 def test_no_target_sees_later_ones(model):
@@ -80,7 +98,9 @@ def test_no_target_sees_later_ones(model):
 
 
 def test_every_target_sees_the_whole_source(model):
-    """The look-ahead mask is for the targets' own attention: the first target reads the last of the source."""
+    """The look-ahead mask is for the targets' own attention: the first target reads the last of the
+    source.
+    """
     before = run(model)
     for s in range(SOURCE.shape[1]):
         changed = SOURCE.copy()
@@ -190,7 +210,8 @@ def test_dropout_is_where_the_paper_has_it():
 def test_first_loss_is_near_that_of_guessing():
     model = Transformer(TransformerConfig(**SMALL | {"d_model": 48, "vocab_size": 97}))
     losses = cross_entropy(model(Tensor(SOURCE), Tensor(TARGET)), Tensor(TARGET)).numpy()
-    assert abs(losses.mean() - math.log(97)) < 2  # unembedding by the embeddings: a token's own row has the largest product
+    # Unembedding by the embeddings: a token's own row has the largest product.
+    assert abs(losses.mean() - math.log(97)) < 2
 
 
 @pytest.mark.parametrize(
@@ -198,7 +219,10 @@ def test_first_loss_is_near_that_of_guessing():
     [
         ({"n_heads": 4}, "d_model must be a multiple of n_heads; got d_model=6, n_heads=4"),
         ({"n_decoder_layers": 0}, "n_decoder_layers must be at least 1; got n_decoder_layers=0"),
-        ({"end": 1}, r"pad, begin and end must be three tokens below vocab_size; got \(0, 1, 1\), vocab_size=13"),
+        (
+            {"end": 1},
+            r"pad, begin and end must be three tokens below vocab_size; got \(0, 1, 1\), vocab_size=13",
+        ),
         ({"pad": 13}, r"got \(13, 1, 2\), vocab_size=13"),
         ({"norm": "middle"}, "norm must be one of .*; got 'middle'"),
     ],
@@ -212,3 +236,13 @@ def test_source_or_target_past_the_context_is_refused():
     model = Transformer(TransformerConfig(**SMALL), seed=None)
     with pytest.raises(ValueError, match="tokens must fit context_length; got 18 tokens, context_length=17"):
         model.encode(Tensor.ones(1, 18, dtype="int"))
+
+
+def test_every_kind_of_model_is_made_from_its_config_and_found_by_its_name():
+    for kind, (model_class, config_class) in MODELS.items():
+        config = config_class(vocab_size=11, context_length=7, d_model=6, n_heads=2, **TOKENS.get(kind, {}))
+        model = make_model(config, seed=None)
+        assert type(model) is model_class and kind_of(model) == kind
+        assert describe(model).endswith("vocabulary 11")
+    with pytest.raises(ValueError, match="kinds gpt, transformer, bert, classifier; got int"):
+        kind_of(3)

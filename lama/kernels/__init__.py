@@ -1,39 +1,33 @@
-"""Fast paths for devices where tinygrad's own schedule is slow. Each does what its plain tinygrad twin does."""
+"""Kernels in C where tinygrad's own schedule is slow: each returns the result of its twin in ops, or None."""
 
-from lama.kernels.attention import attends, attends_in, attention, attention_in_cache
+from lama.kernels.attention import attention, attention_in_cache
 from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import add, gelu, softmax
-from lama.kernels.embedding import embedding
-from lama.kernels.fusion import apart
+from lama.kernels.embedding import embedding, fusible_rows
+from lama.kernels.integers import round_activations
 from lama.kernels.layernorm import layernorm
-from lama.kernels.matmul import matmul, products_in
-from lama.kernels.memory import host_numbers, stored_zeros, use_large_pages
+from lama.kernels.matmul import matmul, matmul_precision
 from lama.kernels.optimizer import adamw, sum_of_squares
-from lama.kernels.quantized import Quantized, quantize
-from lama.kernels.views import stored
+from lama.kernels.quantized import Quantized, dequantize, quantize
 
 __all__ = [
     "Quantized",
     "adamw",
     "add",
-    "apart",
-    "attends",
-    "attends_in",
     "attention",
     "attention_in_cache",
     "cross_entropy",
+    "dequantize",
     "dropout",
     "embedding",
+    "fusible_rows",
     "gelu",
-    "host_numbers",
     "layernorm",
     "matmul",
-    "products_in",
+    "matmul_precision",
     "quantize",
+    "round_activations",
     "softmax",
-    "stored",
-    "stored_zeros",
     "sum_of_squares",
-    "use_large_pages",
 ]

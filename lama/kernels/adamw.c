@@ -1,6 +1,8 @@
-// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; g is multiplied by scale[0] first.
+// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; g is multiplied by
+// scale[0] first.
 
-PART vec root(vec x) {  // number by number, which becomes one instruction: older compilers know no root of a vector
+// Number by number, which becomes one instruction: older compilers have no root of a vector.
+PART vec root(vec x) {
   UNROLL for (int i = 0; i < V; i++) x[i] = __builtin_sqrtf(x[i]);
   return x;
 }

@@ -1,18 +1,19 @@
-// For each of B x H heads, z = softmax(q kᵀ · SCALE) v, and its gradients, the scores and the pattern a block at a time: T
-// queries and S keys of D numbers each, and values of E. Where element (b, h, t, i) of q is: at q[Q_AT + b * QB + h * QH + t * QT + i];
-// k and v likewise. z is (B, T, H, E). `stats` (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
+// z = softmax(q kᵀ · SCALE) v for B x H heads, and its gradients, with the scores and the pattern a block at
+// a time: T queries and S keys of D numbers each, and values of E. Element (b, h, t, i) of q is q[Q_AT + b *
+// QB + h * QH + t * QT + i]; k and v likewise. z is (B, T, H, E). `stats` (B, H, T, 2) has the largest score
+// of each row and the sum of its exponentials.
 //
-// CAUSAL: query t sees the keys up to offset + t, offset >= 0; PADDING: and of these only the ones that `padding` (B, S) says.
-// A query that sees nothing gets the mean of all values. DROP: each number of the pattern is dropped if dropout.c would.
+// CAUSAL: query t sees the keys up to offset + t, offset >= 0. PADDING: a query sees only the keys where
+// `padding` (B, S) is true. A query that sees nothing gets the mean of all values. DROP: dropout of the
+// pattern, as in dropout.c.
 //
-// CACHED: the keys and values, of type KV, are those in two caches (B, H, S, D) that already hold *position of them for each
-// head; the T new ones, at k and v, are written behind these first. `offset` is *position.
+// CACHED: the keys and values, of type KV, are in two caches (., H, S, D) that already hold positions[b] of
+// them for each head in row b, or, with IN_ROWS, in row rows[b]. First the T new ones, at k and v, are
+// written behind these. `offset` is positions[b].
 //
-// Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are brought up to date.
+// Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are
+// brought up to date.
 
-#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
-#define PIECES(n, most) (((n) + (most)-1) / (most))
-#define MAX(x, y) ((x) > (y) ? (x) : (y))
 #if V == 16
 #define MOST_ROWS 12
 #elif V == 8
@@ -21,24 +22,26 @@
 #define MOST_ROWS 8
 #endif
 #define ALIGNED __attribute__((aligned(64)))
-#define HIDDEN -3.4e38f  // attention.py says why
-#define NOTHING -__builtin_inff()  // the score of a key that is not there
+#define HIDDEN -3.4e38f  // as in ops.py
+#define NOTHING -__builtin_inff()  // the score of a key that does not exist
 
 enum {
-  ROWS = PIECES(T, PIECES(T, MOST_ROWS)),  // queries of a tile: as many as the registers hold, or a few less for equal tiles
+  // Queries of a tile: as many as the registers hold, or a few less for equal tiles.
+  ROWS = PIECES(T, PIECES(T, MOST_ROWS)),
   COLUMNS = 2 * V,                         // keys, or numbers of a key, of a tile
   DP = UP(D, V), EP = UP(E, V),
-  IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),  // keys: the second cache holds them, the stack their scores
+  // Keys that the second cache holds, and the stack their scores.
+  IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),
   MOST_KEYS = MAX(COLUMNS, IN_CACHE / COLUMNS * COLUMNS),
   KEYS = UP(PIECES(S, PIECES(S, MOST_KEYS)), COLUMNS),  // of a block
   SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
 };
 
-// The V numbers at x of a row that has `left` more of them; zeros past its end.
+// The V numbers at x of a row that has `left` more; zeros after its end.
 PART vec load_row(const KV *x, const int left) { return left >= V ? load(x) : load_some(x, left, 0); }
 
-// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` products each. Element (i, k) of a is
-// a[i * a_row + k * a_step], row k of w is at w + k * w_step.
+// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` products each. Element (i, k) of a
+// is a[i * a_row + k * a_step], row k of w is at w + k * w_step.
 PART void tile(const int vectors, const int add, float *restrict c, const int c_row, const float *restrict a, const int a_row,
                const int a_step, const float *restrict w, const int w_step, int depth) {
   vec sums[ROWS][2];
@@ -61,8 +64,8 @@ PART void product(const int add, float *restrict c, const int c_row, const float
   if (columns) tile(1, add, c, c_row, a, a_row, a_step, w, w_step, depth);
 }
 
-// n rows of `width` numbers, `stride` apart, as columns: COLUMNS of them at a time, number by number; those after the last
-// are zeros, as far as a vector goes.
+// Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS at a time, number by number, with zeros
+// to the end of the last vector.
 PART void pack_columns(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
   for (int row = 0; row < n; row += V)
     for (int i = 0; i < width; i += V) {
@@ -78,7 +81,7 @@ PART void pack_columns(float *restrict to, const KV *restrict from, long stride,
     }
 }
 
-// n rows of `width` numbers, `stride` apart, as rows of whole vectors.
+// Pack n rows of `width` numbers, `stride` apart, as rows of whole vectors.
 PART void pack_rows(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
   for (int row = 0; row < n; row++)
     for (int i = 0; i < width; i += V) *(vec *)(to + row * UP(width, V) + i) = load_row(from + row * stride + i, width - i);
@@ -93,7 +96,8 @@ PART void pack_floats(float *restrict to, const float *restrict from, long strid
     }
 }
 
-// n rows of whole vectors to rows of `width` numbers, `stride` apart: what is there, if `add`, plus scale[row] times them.
+// Write n rows of whole vectors, times scale[row], as rows of `width` numbers, `stride` apart; or add them,
+// with `add`.
 PART void unpack(float *restrict to, long stride, const float *restrict from, int n, const int width, int add, const float *scale) {
   for (int row = 0; row < n; row++)
     for (int i = 0; i < width; i += V) {
@@ -106,19 +110,19 @@ PART void unpack(float *restrict to, long stride, const float *restrict from, in
     }
 }
 
-// Memory is asked for n rows of `width` numbers, `stride` apart, to read them later, or to write them.
+// Prefetch n rows of `width` numbers, `stride` apart, to be read later, or written.
 #define ASK_FOR(write, from, stride, n, width) \
   for (int row = 0; row < (n); row++) \
     UNROLL for (int i = 0; i < (width); i += 64 / (int)sizeof(*(from))) __builtin_prefetch((from) + row * (stride) + i, write, 2)
 
-// The keys that are there for query t among the n of a block from key k0 on.
+// The number of keys that query t sees among the n of a block from key k0 on.
 PART int seen_by(long t, long offset, long k0, int n) {
   long seen = SKIPS ? MIN(n, offset + t + 1 - k0) : n;
   return seen < 0 ? 0 : (int)seen;
 }
 
 #if PADDING
-// The V places from key k0 + j on of a row's padding that the query at `place` sees.
+// Which of the V keys from k0 + j on the query at `place` sees, by a row's padding.
 PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long place) {
   ints seen = 0;
   for (int i = 0; i < V && j + i < n; i++) seen[i] = padding[k0 + j + i] && (!CAUSAL || k0 + j + i <= place) ? -1 : 0;
@@ -134,8 +138,8 @@ PART ints each(void) {
 
 #if DROP
 #define DROP_ARGUMENTS , const unsigned int *restrict key
-// Which of the V numbers from column j on of row t of head `head` are kept.
-PART ints kept(uints seed, const unsigned int *key, long head, long t, long j) {
+// Which of the V numbers from column j on, in row t of head `head`, dropout leaves.
+PART ints survives(uints seed, const unsigned int *key, long head, long t, long j) {
   unsigned int first = key[1] * ((unsigned int)H * T * S) + (unsigned int)((head * T + t) * S + j);
   return (ints)(hash_of((uints)each() + first, seed) >= THRESHOLD);
 }
@@ -151,6 +155,13 @@ PART ints kept(uints seed, const unsigned int *key, long head, long t, long j) {
 
 #if !BACKWARD
 #if CACHED
+#if IN_ROWS
+#define ROWS_ARGUMENT , const int *restrict rows
+#define CACHE_ROW(b) (long)rows[b]
+#else
+#define ROWS_ARGUMENT
+#define CACHE_ROW(b) (b)
+#endif
 // Parts of one head write the same numbers to the same places.
 PART void add_rows(KV *restrict to, const float *restrict from, long stride, long n) {
   for (long row = 0; row < n; row++, to += D, from += stride) {
@@ -160,7 +171,7 @@ PART void add_rows(KV *restrict to, const float *restrict from, long stride, lon
   }
 }
 #define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, KV *key_cache, KV *value_cache, const float *restrict q, \
-  const float *restrict k, const float *restrict v, const int *restrict position, int slice
+  const float *restrict k, const float *restrict v, const int *restrict positions ROWS_ARGUMENT, int slice
 #else
 #define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, const float *restrict q, const KV *restrict k, \
   const KV *restrict v PADDING_ARGUMENTS DROP_ARGUMENTS, int slice
@@ -168,7 +179,7 @@ PART void add_rows(KV *restrict to, const float *restrict from, long stride, lon
 KERNEL NAME(FORWARD_ARGUMENTS) {
   float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
 #if CACHED
-  const long offset = MAX(0, MIN(position[0], S - T)), keys = offset + T, tiles = PIECES(T, ROWS), k_row = D, v_row = D;
+  const long tiles = PIECES(T, ROWS), k_row = D, v_row = D;
 #else
   const long offset = OFFSET, keys = S, tiles = PIECES(T, ROWS), k_row = KT, v_row = VT;
 #endif
@@ -179,9 +190,10 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
     long head = unit / PARTS, b = head / H, h = head % H, first = tiles * (unit % PARTS) / PARTS, last = tiles * (unit % PARTS + 1) / PARTS;
     const float *q_here = q + Q_AT + b * QB + h * QH;
 #if CACHED
-    const KV *k_here = key_cache + head * S * D, *v_here = value_cache + head * S * D;
-    add_rows(key_cache + (head * S + offset) * D, k + K_AT + b * KB + h * KH, KT, MIN(T, last * ROWS));
-    add_rows(value_cache + (head * S + offset) * D, v + V_AT + b * VB + h * VH, VT, MIN(T, last * ROWS));
+    const long offset = MAX(0, MIN(positions[b], S - T)), keys = offset + T, place = (CACHE_ROW(b) * H + h) * S;
+    const KV *k_here = key_cache + place * D, *v_here = value_cache + place * D;
+    add_rows(key_cache + (place + offset) * D, k + K_AT + b * KB + h * KH, KT, MIN(T, last * ROWS));
+    add_rows(value_cache + (place + offset) * D, v + V_AT + b * VB + h * VH, VT, MIN(T, last * ROWS));
 #else
     const KV *k_here = k + K_AT + b * KB + h * KH, *v_here = v + V_AT + b * VB + h * VH;
 #endif
@@ -232,7 +244,7 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
             vec e = exp_vec(*(const vec *)(row + j) - top);
             sums += e;
 #if DROP
-            e = kept(seed, key, head, t + r, k0 + j) ? e : (vec)0;
+            e = survives(seed, key, head, t + r, k0 + j) ? e : (vec)0;
 #endif
             *(vec *)(row + j) = e;
           }
@@ -255,7 +267,8 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
 }
 
 #else
-// With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq = ds k.
+// With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq =
+// ds k.
 #if OUTPUTS == 1
 #define OUTPUT_ARGUMENTS float *restrict d1
 #elif OUTPUTS == 2
@@ -290,11 +303,13 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
       pack_rows(ks, k + k_at + k0 * KT, KT, n, D);
       for (int i = 0; i < n * DP; i += V) *(vec *)(dks + i) = 0;
       for (int i = 0; i < n * EP; i += V) *(vec *)(dvs + i) = 0;
-      // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients will be written.
+      // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients
+      // will be written.
       long next = k0 + KEYS < keys ? head : MIN(head + 1, LAST(B * H) - 1), next_k0 = next == head ? k0 + KEYS : 0, asked = 0;
       const float *next_k = k + K_AT + next / H * KB + next % H * KH + next_k0 * KT, *next_v = v + V_AT + next / H * VB + next % H * VH + next_k0 * VT;
       long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
-      long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;  // queries before it see none of these keys
+      // Queries before it see none of these keys.
+      long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;
       for (long t0 = start; t0 < T; t0 += BLOCK) {
         int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
         const float *dz_here = dz + ((b * T + t0) * H + h) * E, *z_here = z + ((b * T + t0) * H + h) * E;
@@ -336,7 +351,7 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
               x = each() < seen - j ? x : (vec)NOTHING;
               vec pattern = exp_vec(x - top) * scale, dropped = pattern;
 #if DROP
-              ints keep = kept(seed, key, head, t0 + r, k0 + j);
+              ints keep = survives(seed, key, head, t0 + r, k0 + j);
               dropped = keep ? pattern * DROP_SCALE : (vec)0;
               dp = keep ? dp * DROP_SCALE : (vec)0;
 #endif

@@ -1,21 +1,26 @@
-// Attention of T new queries, a few, to all that a cache holds: each head's keys and values are read once, in order.
+// Attention of a few new queries, T, to all keys of a cache: each head's keys and values are read once, in
+// order.
 //
-// The caches (B, H, S, D), of type KV, hold *position keys and values of each head; the T new ones, at k and v, are written
-// behind these first, and query t sees the keys up to *position + t. z, q, k and v are as in attention.c.
+// The caches (ROWS, H, S, D), of type KV, hold positions[b] keys and values of each head in row b, or, with
+// IN_ROWS, in row rows[b]. The T new ones, at k and v, are written behind these first; query t sees the keys
+// up to positions[b] + t. z, q, k and v are as in attention.c.
 
-#define MAX(x, y) ((x) > (y) ? (x) : (y))
-#define PIECES ((D + V - 1) / V)  // vectors of a row
-#define LANES 4                   // rows at a time
+#if IN_ROWS
+#define ROWS_ARGUMENT , const int *restrict rows
+#define CACHE_ROW(b) (long)rows[b]
+#else
+#define ROWS_ARGUMENT
+#define CACHE_ROW(b) (b)
+#endif
+#define VECTORS PIECES(D, V)  // of a row
+#define LANES 4  // rows at a time
 #define AHEAD (4096 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
 
 PART void ask_for(const KV *row) {
   UNROLL for (int byte = 0; byte < D * (int)sizeof(KV); byte += 64) __builtin_prefetch((const char *)row + byte);
 }
 
-PART OVERLOADED vec piece(const float *row, int i) { return i + V <= D ? load(row + i) : load_some(row + i, D - i, 0); }
-#if !KV_IS_FLOAT
-PART OVERLOADED vec piece(const KV *row, int i) { return i + V <= D ? load(row + i) : load_some(row + i, D - i, 0); }
-#endif
+#define PIECE(row, i) get((row) + (i), MIN(V, D - (i)), 0)
 
 PART void add_rows(KV *restrict to, const float *restrict from, long stride) {
   for (long row = 0; row < T; row++, to += D, from += stride)
@@ -27,14 +32,14 @@ PART void add_rows(KV *restrict to, const float *restrict from, long stride) {
 }
 
 // scores[t][j] of `lanes` keys.
-PART void score(float *restrict scores, const vec (*q)[PIECES], const KV *keys, int lanes) {
+PART void score(float *restrict scores, const vec (*q)[VECTORS], const KV *keys, int lanes) {
   vec sums[T][LANES];
   UNROLL for (int t = 0; t < T; t++)
     UNROLL for (int j = 0; j < LANES; j++) sums[t][j] = 0;
-  UNROLL for (int i = 0; i < PIECES; i++)
+  UNROLL for (int i = 0; i < VECTORS; i++)
     UNROLL for (int j = 0; j < LANES; j++)
       if (j < lanes) {
-        vec key = piece(keys + j * D, i * V);
+        vec key = PIECE(keys + j * D, i * V);
         UNROLL for (int t = 0; t < T; t++) sums[t][j] += q[t][i] * key;
       }
   UNROLL for (int t = 0; t < T; t++)
@@ -63,18 +68,18 @@ PART float softmax(float *scores, int n) {
 }
 
 KERNEL NAME(float *restrict z, KV *key_cache, KV *value_cache, const float *restrict q, const float *restrict k, const float *restrict v,
-            const int *restrict position, int slice) {
+            const int *restrict positions ROWS_ARGUMENT, int slice) {
   float scores[T * S] __attribute__((aligned(64)));
-  const int old = MAX(0, MIN(position[0], S - T));
   for (long head = FIRST(B * H); head < LAST(B * H); head++) {
-    long b = head / H, h = head % H;
-    KV *keys = key_cache + head * S * D, *values = value_cache + head * S * D;
+    const long b = head / H, h = head % H, place = CACHE_ROW(b) * H + h;
+    const int old = MAX(0, MIN(positions[b], S - T));
+    KV *keys = key_cache + place * S * D, *values = value_cache + place * S * D;
     add_rows(keys + (long)old * D, k + K_AT + b * KB + h * KH, KT);
     add_rows(values + (long)old * D, v + V_AT + b * VB + h * VH, VT);
-    vec query[T][PIECES], sums[T][PIECES];
+    vec query[T][VECTORS], sums[T][VECTORS];
     UNROLL for (int t = 0; t < T; t++)
-      UNROLL for (int i = 0; i < PIECES; i++) {
-        query[t][i] = piece(q + Q_AT + b * QB + h * QH + t * QT, i * V) * SCALE;
+      UNROLL for (int i = 0; i < VECTORS; i++) {
+        query[t][i] = PIECE(q + Q_AT + b * QB + h * QH + t * QT, i * V) * SCALE;
         sums[t][i] = 0;
       }
     int j = 0;
@@ -90,18 +95,15 @@ KERNEL NAME(float *restrict z, KV *key_cache, KV *value_cache, const float *rest
     }
     for (j = 0; j < old + T; j++) {
       if (j + AHEAD < old + T) ask_for(values + (long)(j + AHEAD) * D);
-      UNROLL for (int i = 0; i < PIECES; i++) {
-        vec value = piece(values + (long)j * D, i * V);
+      UNROLL for (int i = 0; i < VECTORS; i++) {
+        vec value = PIECE(values + (long)j * D, i * V);
         UNROLL for (int t = 0; t < T; t++) sums[t][i] += scores[t * S + j] * value;
       }
     }
     UNROLL for (int t = 0; t < T; t++)
-      UNROLL for (int i = 0; i < PIECES; i++) {
+      UNROLL for (int i = 0; i < VECTORS; i++) {
         float *to = z + ((b * T + t) * H + h) * D + i * V;
-        if ((i + 1) * V <= D)
-          store(to, sums[t][i] * scales[t]);
-        else
-          store_some(to, sums[t][i] * scales[t], D - i * V);
+        put(to, sums[t][i] * scales[t], MIN(V, D - i * V));
       }
   }
 }

@@ -1,5 +1,5 @@
-// ROWS rows of N logits: -log softmax(x)[target], the target smoothed: (1 - SMOOTHING) of itself and SMOOTHING / N of every
-// number. A target that is none of the N counts as 0 everywhere.
+// -log softmax(x)[target] of ROWS rows of N logits. The target is smoothed: (1 - SMOOTHING) of itself and
+// SMOOTHING / N of every class. A target outside the N classes counts as 0 everywhere.
 
 PART float most_of(const float *x) {
   vec most = x[0];

@@ -1,6 +1,5 @@
-// y = x where an element is kept, times 1 / (1 - rate); 0 where it is dropped. The N elements of x begin at row key[1], of
-// ROW elements each, of a larger batch; its element i is kept if its hash, one of the numbers below 2^32, is at least
-// THRESHOLD.
+// y = x / (1 - rate), or 0 for the dropped elements. The N elements of x begin at row key[1], of ROW elements
+// each, of a larger batch, whose element i stays if its hash, below 2^32, is at least THRESHOLD.
 
 #define DROP(x, i) drop(x, key[1] * ROW + (unsigned int)(i), seed, THRESHOLD, SCALE)
 

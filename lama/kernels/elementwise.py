@@ -3,72 +3,76 @@
 import math
 from dataclasses import dataclass
 
-from tinygrad import Tensor, UOp, dtypes
+from tinygrad import Tensor, UOp
 
 from lama.kernels.dropout import Dropped
-from lama.kernels.fusion import Record, made, maker, then
-from lama.kernels.program import Kernel, inputs_of, is_fast, result_of, slices_for
-from lama.kernels.views import shape_of
+from lama.kernels.embedding import Embedded, PositionRows
+from lama.runtime.fusion import Producer, computed, producer_of, remember
+from lama.runtime.kernel import Gradients, are_fast_floats, inputs_of, make_kernel, result_of, slices_for
+from lama.runtime.strides import shape_of
 
 
-def softmax(x: Tensor) -> Tensor:
-    """exp(x) / Σ exp(x) over the last axis, in float32, any shape."""
-    if not (x.dtype == dtypes.float32 and is_fast(x)):
-        return x.float().softmax(-1)
-    return _softmax_kernel(x, backward=False)(shape_of(x), x, gradient=_softmax_gradient)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, any shape."""
-    if not (x.dtype == dtypes.float32 and is_fast(x)):
-        return x.gelu()
-    fused = then(x, "gelu")
-    return _gelu_kernel(x, backward=False)(shape_of(x), x, gradient=_gelu_gradient) if fused is None else fused
-
-
-def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """A gradient with respect to gelu(x), taken back to x."""
-    return _gelu_kernel(x, backward=True)(shape_of(x), x, grad)
-
-
-@dataclass
-class Sum(Record):
-    """x + y, y dropped on the way or not. A norm that follows computes the sum, too, and then `stored` is its sum."""
+@dataclass(frozen=True)
+class Sum(Producer):
+    """x + y, not computed yet: see `add_layernorm`."""
 
     x: UOp
     y: UOp
     dropped: Dropped | None
-    stored: UOp | None = None
+    """The producer of y, if that is dropout."""
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, stored: not computed again by each kernel that reads it. Two tensors of one shape."""
-    if not (x.shape == y.shape and x.dtype == y.dtype == dtypes.float32 and is_fast(x, y)):
-        return (x + y).contiguous()
-    earlier = maker(x, Sum)
-    if earlier is not None and earlier.stored is not None:
-        x = Tensor(earlier.stored).reshape(x.shape)
-    fused = then(y, "add", x)
-    return made((x + y).contiguous(), Sum(x.uop, y.uop, maker(y, Dropped))) if fused is None else fused
+def softmax(x: Tensor) -> Tensor | None:
+    """`ops.softmax` by a kernel; None where there is none for x."""
+    return _softmax(False, x) if are_fast_floats(x) else None
 
 
-def _softmax_kernel(x: Tensor, backward: bool) -> Kernel:
+def gelu(x: Tensor) -> Tensor | None:
+    """`ops.gelu` by a kernel, that of the product x where it can do both; None where there is none for x."""
+    if not are_fast_floats(x):
+        return None
+    producer = producer_of(x, Producer)
+    fused = None if producer is None else producer.with_gelu()
+    return _gelu(False, x) if fused is None else fused.reshape(x.shape)
+
+
+def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with respect to gelu(x), taken back to x."""
+    return _gelu(True, x, grad)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor | None:
+    """`ops.add` by the kernel that makes y, or else by that of the norm that follows; None otherwise."""
+    embedded, rows = producer_of(x, Embedded), producer_of(y, PositionRows)
+    if embedded is not None and rows is not None and (fused := embedded.with_rows(rows)) is not None:
+        return fused.reshape(x.shape)
+    if x.shape != y.shape or not are_fast_floats(x, y):
+        return None
+    x, producer = computed(x), producer_of(y, Producer)
+    if producer is not None and (fused := producer.with_residual(x)) is not None:
+        return fused.reshape(y.shape)
+    return remember((x + y).contiguous(), Sum(x.uop, y.uop, producer_of(y, Dropped)))
+
+
+def _softmax(backward: bool, x: Tensor, *inputs: Tensor) -> Tensor:
     *lead, n = shape_of(x)
     rows = math.prod(lead)
-    macros = (("ROWS", rows), ("N", n), ("BACKWARD", int(backward)))
-    return Kernel(f"lama_softmax_{rows}_{n}_{backward:d}", "softmax.c", macros, slices=min(rows, slices_for(1.0 * rows * n)))
+    macros = {"ROWS": rows, "N": n, "BACKWARD": backward}
+    kernel = make_kernel("softmax.c", macros, slices=min(rows, slices_for(rows * n)))
+    return kernel(shape_of(x), x, *inputs, gradient=None if backward else _softmax_gradient)
 
 
-def _gelu_kernel(x: Tensor, backward: bool) -> Kernel:
-    n = math.prod(shape_of(x))
-    return Kernel(f"lama_gelu_{n}_{backward:d}", "gelu.c", (("N", n), ("BACKWARD", int(backward))), slices=slices_for(1.0 * n))
-
-
-def _softmax_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+def _softmax_gradient(grad: UOp, call: UOp) -> Gradients:
     p = result_of(call)
-    return None, _softmax_kernel(p, backward=True)(shape_of(p), p, Tensor(grad)).uop
+    return None, _softmax(True, p, Tensor(grad)).uop
 
 
-def _gelu_gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+def _gelu(backward: bool, x: Tensor, *inputs: Tensor) -> Tensor:
+    n = math.prod(shape_of(x))
+    kernel = make_kernel("gelu.c", {"N": n, "BACKWARD": backward}, slices=slices_for(n))
+    return kernel(shape_of(x), x, *inputs, gradient=None if backward else _gelu_gradient)
+
+
+def _gelu_gradient(grad: UOp, call: UOp) -> Gradients:
     (x,) = inputs_of(call)
     return None, gelu_gradient(x, Tensor(grad)).uop

@@ -1,7 +1,8 @@
-// TOKENS rows of D numbers out of, or into, the ROWS rows of a table. A token that is not in the table is a row of zeros.
+// Read TOKENS rows of D numbers from the ROWS rows of a table, or add them to it. A token outside the table
+// is a row of zeros.
 //
-// POSITIONS: the rows of another table, as many, are added, LENGTH tokens at a time: its row *position and those after it,
-// where CACHED, else its first.
+// POSITIONS: rows of a second table are added, LENGTH tokens at a time: from its row positions[b] on for row
+// b of the batch, where CACHED, else from its first on.
 
 #if GRADIENT_OF_TOKENS
 // Row t of dw is the sum of the rows of dy whose token is t, in their order; a slice has some of the columns.
@@ -19,11 +20,8 @@ KERNEL NAME(float *restrict dp, const float *restrict dy, int slice) {
     for (int j = 0; j < D; j += V) {
       vec sum = 0;
       if (row < LENGTH)
-        for (long i = row; i < TOKENS; i += LENGTH) sum += j + V <= D ? load(dy + i * D + j) : load_some(dy + i * D + j, D - j, 0);
-      if (j + V <= D)
-        store(dp + row * D + j, sum);
-      else
-        store_some(dp + row * D + j, sum, D - j);
+        for (long i = row; i < TOKENS; i += LENGTH) sum += get(dy + i * D + j, MIN(V, D - j), 0);
+      put(dp + row * D + j, sum, MIN(V, D - j));
     }
 }
 #else
@@ -34,11 +32,9 @@ KERNEL NAME(float *restrict dp, const float *restrict dy, int slice) {
 #endif
 #if CACHED
 KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p,
-            const int *restrict position, int slice) {
-  const long last = POSITIONS - LENGTH, at = position[0] < 0 ? 0 : MIN(position[0], last);
+            const int *restrict positions, int slice) {
 #elif POSITIONS
 KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p, int slice) {
-  const long at = 0;
 #else
 KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, int slice) {
 #endif
@@ -51,16 +47,18 @@ KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, int slice) {
 #else
     const WEIGHT *row = w + token * D;
 #endif
-    for (int j = 0; j < D; j += V) {
-      vec x = !known ? (vec)0 : j + V <= D ? load(row + j) : load_some(row + j, D - j, 0);
-#if POSITIONS
-      const POSITION_WEIGHT *place = p + (at + i % LENGTH) * D + j;
-      x += j + V <= D ? load(place) : load_some(place, D - j, 0);
+#if CACHED
+    const long position = positions[i / LENGTH], at = position < 0 ? 0 : MIN(position, (long)POSITIONS - LENGTH);
+#else
+    const long at = 0;
 #endif
-      if (j + V <= D)
-        store(y + i * D + j, x);
-      else
-        store_some(y + i * D + j, x, D - j);
+    for (int j = 0; j < D; j += V) {
+      const int some = MIN(V, D - j);
+      vec x = known ? get(row + j, some, 0) : (vec)0;
+#if POSITIONS
+      x += get(p + (at + i % LENGTH) * D + j, some, 0);
+#endif
+      put(y + i * D + j, x, some);
     }
   }
 }

@@ -1,74 +1,103 @@
-"""The embeddings: tinygrad's gradient of the tokens' is a product with a one-hot matrix over the whole vocabulary."""
+"""The embeddings: tinygrad's gradient of a token's row multiplies by a one-hot matrix of the vocabulary."""
 
 import math
+from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.program import STORED_TYPES, Kernel, inputs_of, is_fast, slices_for
 from lama.kernels.quantized import Quantized
+from lama.runtime.fusion import Producer, remember
+from lama.runtime.kernel import C_TYPES, Gradients, Macros, inputs_of, is_fast, make_kernel, slices_for
 
 
-def embedding(weight: Tensor | Quantized, tokens: Tensor, positions: Tensor | None = None, position: int | UOp | Tensor = 0) -> Tensor:
-    """weight[tokens] in float32: (rows, d), (..., T) ints -> (..., T, d). A token that is no row gives zeros.
+@dataclass(frozen=True)
+class PositionRows(Producer):
+    """n rows of a table: the first ones, or those from each row's position on."""
 
-    With `positions` (length, d), its T rows from `position` on are added: a number, or a stored int32 of shape (1,).
-    """
-    quantized = isinstance(weight, Quantized)
-    parts = weight.tensors() if isinstance(weight, Quantized) else [weight]
-    tables = ([] if quantized else parts) + ([] if positions is None else [positions])
-    if positions is not None and isinstance(position, int) and position:
-        positions, position = positions[position:], 0
-    cached = isinstance(position, Tensor)
-    there = positions is None or (positions.shape[0] >= tokens.shape[-1] and positions.shape[1] == weight.shape[1])
-    fast = there and all(t.dtype in STORED_TYPES for t in tables) and is_fast(*parts, *tables, tokens)
-    if not fast or isinstance(position, UOp):
-        # Only negative tokens need the zeros: tinygrad counts them from the end, and gives zeros for those past it.
-        rows = (tokens < 0).unsqueeze(-1).where(0, weight[tokens].float() if isinstance(weight, Quantized) else weight.float()[tokens])
-        if positions is None:
-            return rows
-        n = tokens.shape[-1]
-        # A number of half precision is widened first: tinygrad gathers by adding up, which it cannot do with bfloat16 everywhere.
-        return rows + (
-            positions.float()[position + Tensor.arange(n)] if isinstance(position, Tensor) else positions[position : position + n]
-        )
-    shape = (*(int(size) for size in tokens.shape), int(weight.shape[1]))
-    inputs = [tokens.cast(dtypes.int32), *parts, *([] if positions is None else [positions])]
-    macros = [*_sizes(weight, tokens)]
+    table: UOp
+    positions: UOp | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Embedded(Producer):
+    """Rows of `weight`; with `scales`, `weight` is the values of a `Quantized` with rows of `d` numbers."""
+
+    weight: UOp
+    scales: UOp | None
+    d: int
+    tokens: UOp
+
+    def with_rows(self, rows: PositionRows) -> Tensor | None:
+        """The sum of both by one kernel; None where their sizes differ."""
+        table, n = Tensor(rows.table), Tensor(self.tokens).shape[-1]
+        if table.shape[1] != self.d or rows.n != n or rows.n > int(table.shape[0]):
+            return None
+        return self.tensor(table, None if rows.positions is None else Tensor(rows.positions))
+
+    def tensor(self, table: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """The rows by one kernel, plus those of `table` where there is one."""
+        tokens, values = Tensor(self.tokens), Tensor(self.weight)
+        shape = (*(int(size) for size in tokens.shape), self.d)
+        inputs = [tokens.cast(dtypes.int32), values]
+        macros = dict(_sizes(int(values.shape[0]), self.d, tokens))
+        headers: tuple[str, ...] = ()
+        if self.scales is None:
+            macros["WEIGHT"] = C_TYPES[values.dtype]
+        else:
+            weight = Quantized(values, Tensor(self.scales), self.d)
+            inputs.append(weight.scales)
+            macros |= {**weight.macros(), "K": self.d, "WEIGHT": "unsigned char"}
+            headers = ("quantized.h",)
+        if table is not None:
+            inputs.append(table)
+            macros |= {"POSITION_WEIGHT": C_TYPES[table.dtype], "POSITIONS": int(table.shape[0])}
+            macros["CACHED"] = positions is not None
+        if positions is not None:
+            inputs.append(positions)
+        slices = min(math.prod(shape[:-1]), _slices(math.prod(shape)))
+        kernel = make_kernel("embedding.c", macros, slices=slices, headers=headers)
+        y = kernel(shape, *inputs, gradient=_gradient if self.scales is None and positions is None else None)
+        return remember(y, self) if table is None else y
+
+
+def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor | None:
+    """`ops.embedding` by a kernel, which can also add `PositionRows`; None where there is none for these."""
     if isinstance(weight, Quantized):
-        macros += [*weight.macros(), ("K", weight.d_in), ("WEIGHT", "unsigned char")]
+        values, scales, readable = weight.values, weight.scales.uop, is_fast(*weight.tensors(), tokens)
     else:
-        macros.append(("WEIGHT", STORED_TYPES[weight.dtype]))
-    if positions is not None:
-        macros += [("POSITION_WEIGHT", STORED_TYPES[positions.dtype]), ("POSITIONS", int(positions.shape[0])), ("CACHED", int(cached))]
-    if isinstance(position, Tensor):
-        inputs.append(position)
-    kernel = _kernel("forward", macros, shape, math.prod(shape[:-1]), ("quantized.h",) * quantized)
-    return kernel(shape, *inputs, gradient=None if quantized else _gradient)
+        values, scales, readable = weight, None, weight.dtype in C_TYPES and is_fast(weight, tokens)
+    return Embedded(values.uop, scales, int(weight.shape[1]), tokens.uop).tensor() if readable else None
 
 
-def _sizes(weight: Tensor | Quantized, tokens: Tensor) -> list[tuple[str, str | int]]:
-    rows, d = (int(size) for size in weight.shape)
-    return [("ROWS", rows), ("D", d), ("TOKENS", int(tokens.numel())), ("LENGTH", int(tokens.shape[-1]))]
+def fusible_rows(rows: Tensor, table: Tensor, n: int, positions: Tensor | None) -> Tensor:
+    """`rows`, the result of `ops.position_rows`: the kernel of an embedding can read and add them itself."""
+    if table.dtype not in C_TYPES or not is_fast(table):
+        return rows
+    if positions is None:
+        return remember(rows.contiguous(), PositionRows(table.uop, None, n))
+    return remember(rows, PositionRows(table.uop, positions.uop, n)) if is_fast(table, positions) else rows
 
 
-def _kernel(kind: str, macros: list[tuple[str, str | int]], shape: tuple[int, ...], most: int, headers: tuple[str, ...] = ()) -> Kernel:
-    """`most`: slices; `shape`: of the numbers that are written, or read if these are more."""
-    name = "_".join(str(value).strip("_").replace(" ", "_") for _, value in macros)
-    slices = min(most, slices_for(0.5 * math.prod(shape)))
-    return Kernel(f"lama_embedding_{kind}_{name}", "embedding.c", tuple(macros), slices=slices, headers=headers)
+def _sizes(rows: int, d: int, tokens: Tensor) -> Macros:
+    return {"ROWS": rows, "D": d, "TOKENS": int(tokens.numel()), "LENGTH": int(tokens.shape[-1])}
 
 
-def _gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+def _slices(numbers: int) -> int:
+    """For so many numbers that are written, or read if these are more."""
+    return slices_for(0.5 * numbers)
+
+
+def _gradient(grad: UOp, call: UOp) -> Gradients:
     tokens, weight, *others = inputs_of(call)
-    dy, d = Tensor(grad), int(weight.shape[1])
-    macros = _sizes(weight, tokens)
+    dy, n, (rows, d) = Tensor(grad), int(tokens.numel()), (int(size) for size in weight.shape)
+    macros = {**_sizes(rows, d, tokens), "GRADIENT_OF_TOKENS": 1}
     # A slice's rows of the gradient are some cache lines long.
-    kernel = _kernel("of_tokens", [*macros, ("GRADIENT_OF_TOKENS", 1)], (int(weight.shape[0]) + int(tokens.numel()), d), max(1, d // 64))
-    gradients = [kernel((int(weight.shape[0]), d), tokens, dy).cast(weight.dtype).uop]
-    if len(others) == 1:
-        rows = int(others[0].shape[0])
-        kernel = _kernel(
-            "of_positions", [*macros, ("POSITIONS", rows), ("GRADIENT_OF_POSITIONS", 1)], (rows + int(tokens.numel()), d), rows
-        )
-        gradients.append(kernel((rows, d), dy).cast(others[0].dtype).uop)
-    return None, None, *gradients, *(None for _ in others[len(gradients) - 1 :])
+    kernel = make_kernel("embedding.c", macros, slices=min(max(1, d // 64), _slices((rows + n) * d)))
+    gradients = [kernel((rows, d), tokens, dy).cast(weight.dtype).uop]
+    for table in others:
+        length = int(table.shape[0])
+        macros = {**_sizes(rows, d, tokens), "POSITIONS": length, "GRADIENT_OF_POSITIONS": 1}
+        kernel = make_kernel("embedding.c", macros, slices=min(length, _slices((length + n) * d)))
+        gradients.append(kernel((length, d), dy).cast(table.dtype).uop)
+    return None, None, *gradients

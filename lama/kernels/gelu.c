@@ -1,4 +1,4 @@
-// N values of GELU, or of a gradient taken back through it.
+// GELU of N numbers, or the gradient of it.
 
 #if BACKWARD
 PART vec value(vec x, vec dy) {

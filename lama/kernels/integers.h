@@ -1,8 +1,8 @@
-// Bytes multiplied four at a time, and what must be known of them where they are rounded. A lane of `a` and one of `w` are
-// four signed bytes each; those of `a` are stored SHIFT larger, for an instruction that takes them unsigned.
+// Products of bytes, four at a time. A lane of `a` and one of `w` are four signed bytes each; the bytes of
+// `a` have SHIFT added, for an instruction that takes them unsigned.
 //
-// Such an instruction has four times the speed of float multiply-adds; without one, what follows has a quarter of it: see
-// `multiplies_integers`, which asks for DOT.
+// Such an instruction has four times the speed of float multiply-adds; the code without it has a quarter of
+// it. `multiplies_integers` looks for DOT.
 
 #if PORTABLE
 #elif defined(__AVX512VNNI__)
@@ -21,7 +21,7 @@
 
 typedef unsigned char bytes __attribute__((ext_vector_type(V), aligned(1)));
 
-// In each lane, sums + the four products.
+// sums + the four products, in each lane.
 #ifdef DOT
 PART ints dot4(ints sums, ints a, ints w) {
   __asm__(DOT : "+" PLACE(sums) : PLACE(a), PLACE(w));

@@ -1,16 +1,11 @@
 // ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b.
 //
-// With OF_SUM, what is normalised is a sum: s = x + h, or x + dropout(h) with DROPOUT (as in dropout.c), and s is stored, too.
+// With OF_SUM, the input is a sum: s = x + h, or x + dropout(h) with DROPOUT (as in dropout.c). s is written
+// too.
 
 #define EACH(i) for (int i = 0; i < N; i += V)
-#define COUNT(i) (N % V != 0 && (i) + V > N ? N - (i) : V)  // floats of a row in the vector that begins at its i-th
-PART vec get(const float *x, int count, float rest) { return count == V ? *(const vec *)x : load_some(x, count, rest); }
-PART void put(float *x, vec value, int count) {
-  if (count == V)
-    *(vec *)x = value;
-  else
-    store_some(x, value, count);
-}
+// The floats of a row in the vector that begins at float i of it.
+#define COUNT(i) (N % V != 0 && (i) + V > N ? N - (i) : V)
 
 #if DROPOUT
 #define KEY const unsigned int *restrict key, const unsigned int *restrict site,
@@ -23,9 +18,9 @@ PART void put(float *x, vec value, int count) {
 #endif
 
 #if BACKWARD
-// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale, plus ds with OF_SUM 2, the gradient of what
-// else reads the sum. dw and db are the sums over the rows of dy · z and dy: of a slice's rows here, (SLICES, 2, N). With
-// DROPOUT, dh is dropout(dx).
+// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale, plus ds with OF_SUM
+// 2, the gradient from the sum's other readers. dw and db are the sums of dy · z and dy over each slice's
+// rows, (SLICES, 2, N). With DROPOUT, dh is dropout(dx).
 #if DROPOUT
 #define TO float *restrict dx, float *restrict sums, float *restrict dh
 #else

@@ -1,22 +1,34 @@
-"""Layer normalisation with its gradients: two passes over each row where tinygrad's schedule makes six kernels."""
+"""Layer normalisation with its gradients: two passes over a row; tinygrad's schedule has six kernels."""
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.kernels.dropout import Dropped, dropout_macros, site_tensor
+from lama.kernels.dropout import Dropped
 from lama.kernels.elementwise import Sum
-from lama.kernels.fusion import Record, made, maker
-from lama.kernels.program import STORED_TYPES, Gradient, Kernel, inputs_of, is_fast, slices_for
-from lama.kernels.views import shape_of
+from lama.runtime.fusion import Producer, computed, producer_of, remember, remember_computed
+from lama.runtime.kernel import (
+    C_TYPES,
+    Gradient,
+    GradientOfTwo,
+    Gradients,
+    Kernel,
+    Macros,
+    c_float,
+    inputs_of,
+    is_fast,
+    make_kernel,
+    result_of,
+    slices_for,
+)
+from lama.runtime.strides import shape_of
 
 
 @dataclass(frozen=True)
-class Normalised(Record):
-    """What was normalised, with what."""
+class Normalised(Producer):
+    """Layer normalisation of x: a product of few rows normalises them itself."""
 
     x: UOp
     weight: UOp
@@ -24,105 +36,106 @@ class Normalised(Record):
     epsilon: float
 
 
-def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
-    """(x − mean) / √(variance + ε) · weight + bias over the last axis; weight and bias (d,), x of any shape (..., d).
-
-    Source: Ba et al. 2016, eq. 4; biased variance. The statistics are float32, the result has x's dtype.
-    """
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor | None:
+    """`ops.layernorm` by a kernel, which also computes x if that is a sum; None where there is none for x."""
     parameters = [weight] if bias is None else [weight, bias]
-    fits = all(t.dtype in STORED_TYPES and t.shape == x.shape[-1:] for t in parameters)
+    fits = all(t.dtype in C_TYPES and t.shape == x.shape[-1:] for t in parameters)
     if not (x.dtype == dtypes.float32 and fits and is_fast(x, *parameters)):
-        y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
-        # Stored, not left lazy: the product that follows would normalise again for each of its outputs.
-        return (y if bias is None else y + bias).contiguous()
-    summed = maker(x, Sum)
-    if summed is not None and summed.stored is not None:
-        x = Tensor(summed.stored).reshape(x.shape)
-    elif summed is not None and x.ndim > 1:
-        return _of_sum(summed, x, weight, bias, epsilon)
-    kernel = _kernel(x, epsilon, ("BIAS", len(parameters) - 1))
-    y = kernel(shape_of(x), x, *(t.cast(dtypes.float32) for t in parameters), gradient=_gradient_for(epsilon))
-    return made(y, Normalised(x.uop, weight.uop, None if bias is None else bias.uop, epsilon))
+        return None
+    parts = producer_of(x, Sum)
+    if parts is not None and x.ndim > 1:
+        total, y = add_layernorm(parts, shape_of(x), parameters, epsilon)
+        remember_computed(x, total)
+        return y
+    x = computed(x)
+    kernel = _kernel(x, epsilon, BIAS=len(parameters) - 1)
+    y = kernel(shape_of(x), x, *_widened(parameters), gradient=_gradient_for(epsilon))
+    return remember(y, Normalised(x.uop, weight.uop, None if bias is None else bias.uop, epsilon))
+
+
+def add_layernorm(
+    parts: Sum, shape: tuple[int, ...], parameters: list[Tensor], epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """The sum x + y, or x + dropout(h), and its norm, by one kernel; `parameters` are weight and bias."""
+    drop = parts.dropped
+    x, h = (Tensor(u).reshape(shape) for u in (parts.x, parts.y if drop is None else drop.x))
+    kernel = _kernel(x, epsilon, drop, BIAS=len(parameters) - 1, OF_SUM=1)
+    # The two results differ in shape, so that their gradients can be distinguished.
+    outputs = [Tensor.empty(math.prod(shape), device=x.device), Tensor.empty(*shape, device=x.device)]
+    inputs = [x, h, *([] if drop is None else drop.inputs()), *_widened(parameters)]
+    gradient = _sum_gradient_for(epsilon, None if drop is None else (drop.rate, drop.site))
+    y, total = kernel.into(outputs, *inputs, gradient=gradient)
+    return total, y.reshape(shape)
 
 
 def layernorm_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, others: Tensor | None = None, drop: Dropped | None = None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    others: Tensor | None = None,
+    drop: Dropped | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A gradient with respect to layernorm(x, weight, bias, epsilon), taken back to x, weight and bias; and dropout of that of x.
+    """The gradients of x, weight and bias from one of layernorm(x, ...), and that of x with dropout.
 
-    `others` is the gradient of what else reads x.
+    `others` is the gradient from all other readers of x.
     """
-    slices, d = _slices(x), x.shape[-1]
-    kernel = _kernel(x, epsilon, ("BACKWARD", 1), ("OF_SUM", 1 if others is None else 2), *_drop_macros(x, drop))
-    shapes = (x.shape, (slices, 2, d), *([] if drop is None else [x.shape]))
-    inputs = [x, weight.cast(dtypes.float32), grad, *([] if others is None else [others]), *_drop_inputs(x, drop)]
-    dx, sums, *dh = kernel.into([Tensor.empty(*shape, device=x.device) for shape in shapes], *inputs)
+    slices = _slices(x)
+    kernel = _kernel(x, epsilon, drop, BACKWARD=1, OF_SUM=1 if others is None else 2)
+    inputs = [x, *_widened([weight]), grad]
+    outputs = [Tensor.empty(*x.shape, device=x.device), Tensor.empty(slices, 2, x.shape[-1], device=x.device)]
+    if others is not None:
+        inputs.append(others)
+    if drop is not None:
+        inputs += drop.inputs()
+        outputs.append(Tensor.empty(*x.shape, device=x.device))
+    dx, sums, *dh = kernel.into(outputs, *inputs)
     return dx, sums[:, 0].sum(0), sums[:, 1].sum(0), dh[0] if dh else dx
 
 
 @functools.cache
 def _gradient_for(epsilon: float) -> Gradient:
-    def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    def gradient(grad: UOp, call: UOp) -> Gradients:
         x, weight, *bias = inputs_of(call)
         dx, dw, db, _ = layernorm_gradients(Tensor(grad), x, weight, epsilon)
-        return None, dx.uop, dw.uop, *([db.uop] if bias else [])
+        return None, dx.uop, dw.uop, *(db.uop for _ in bias)
 
     return gradient
-
-
-def _of_sum(summed: Sum, like: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
-    """The norm of a sum in the shape of `like`; its kernel computes the sum, which is the one that counts from here on."""
-    shape, drop = shape_of(like), summed.dropped
-    added = summed.y if drop is None else drop.x
-    parameters = [weight] if bias is None else [weight, bias]
-    kernel = _kernel(like, epsilon, ("BIAS", len(parameters) - 1), ("OF_SUM", 1), *_drop_macros(like, drop))
-    # The two results differ in shape: that is how their gradients are told apart.
-    outputs = [Tensor.empty(math.prod(shape), device=like.device), Tensor.empty(*shape, device=like.device)]
-    inputs = [*(Tensor(u).reshape(shape) for u in (summed.x, added)), *_drop_inputs(like, drop)]
-    inputs += [t.cast(dtypes.float32) for t in parameters]
-    gradient = _sum_gradient_for(epsilon, None if drop is None else (drop.rate, drop.site))
-    y, x = kernel.into(outputs, *inputs, gradient=gradient)
-    summed.stored = x.uop
-    return y.reshape(shape)
 
 
 @functools.cache
-def _sum_gradient_for(epsilon: float, dropping: tuple[float, int] | None) -> Callable[..., tuple[UOp | None, ...]]:
-    def gradient(*grads: UOp, call: UOp | None = None) -> tuple[UOp | None, ...]:
-        if call is None:  # tinygrad names it where there are two gradients
+def _sum_gradient_for(epsilon: float, dropping: tuple[float, int] | None) -> GradientOfTwo:
+    def gradient(*grads: UOp, call: UOp | None = None) -> Gradients:
+        if call is None:
             grads, call = grads[:-1], grads[-1]
-        x, (_, h, *inputs) = Tensor(call.src[2].after(call)), (Tensor(u) for u in call.src[3:])
-        drop = None if dropping is None else Dropped(h.uop, inputs[0].uop, *dropping)
-        weight, *bias = inputs if drop is None else inputs[2:]
+        x, (_, h, *inputs) = result_of(call, 1), inputs_of(call, 2)
+        drop = None
+        if dropping is not None:
+            drop = Dropped(h.uop, inputs[0].uop, *dropping)
+            inputs = inputs[2:]
+        weight, *bias = inputs
         of_y, of_x = (next((Tensor(g) for g in grads if g.shape == u.shape), None) for u in call.src[1:3])
         of_y = x.zeros_like().contiguous() if of_y is None else of_y
         dx, dw, db, dh = layernorm_gradients(of_y.reshape(x.shape), x, weight, epsilon, of_x, drop)
-        return None, None, dx.uop, dh.uop, *([] if drop is None else [None, None]), dw.uop, *([db.uop] if bias else [])
+        of_drop = [] if drop is None else [None, None]
+        return None, None, dx.uop, dh.uop, *of_drop, dw.uop, *(db.uop for _ in bias)
 
     return gradient
 
 
-def _kernel(x: Tensor, epsilon: float, *others: tuple[str, str | int]) -> Kernel:
-    """layernorm.c for x; `others` are the macros that are not 0."""
-    macros = {"BACKWARD": 0, "BIAS": 0, "OF_SUM": 0, "DROPOUT": 0, **dict(others)}
-    sizes = (("ROWS", _rows(x)), ("N", shape_of(x)[-1]), ("EPSILON", f"(float){epsilon!r}"))
-    number = epsilon.hex().strip("-").replace(".", "_").replace("+", "").replace("-", "m")
-    kind = "_".join(str(macros[name]) for name in ("BACKWARD", "BIAS", "OF_SUM", "DROPOUT"))
-    name = f"lama_layernorm_{_rows(x)}_{shape_of(x)[-1]}_{kind}_{number}"
-    return Kernel(name, "layernorm.c", (*sizes, *macros.items()), slices=_slices(x))
-
-
-def _drop_macros(x: Tensor, drop: Dropped | None) -> tuple[tuple[str, str | int], ...]:
-    return () if drop is None else (("DROPOUT", 1), *dropout_macros(shape_of(Tensor(drop.x)), drop.rate))
-
-
-def _drop_inputs(x: Tensor, drop: Dropped | None) -> list[Tensor]:
-    return [] if drop is None else [Tensor(drop.key), site_tensor(drop.site, str(x.device))]
-
-
-def _rows(x: Tensor) -> int:
-    return math.prod(shape_of(x)[:-1])
+def _kernel(x: Tensor, epsilon: float, drop: Dropped | None = None, **flags: int) -> Kernel:
+    """layernorm.c for x; `flags` are the macros that are not 0."""
+    *lead, n = shape_of(x)
+    flags = {"BACKWARD": 0, "BIAS": 0, "OF_SUM": 0, "DROPOUT": int(drop is not None)} | flags
+    dropping: Macros = {} if drop is None else drop.macros()
+    macros = {"ROWS": math.prod(lead), "N": n, "EPSILON": c_float(epsilon), **flags, **dropping}
+    return make_kernel("layernorm.c", macros, slices=_slices(x))
 
 
 def _slices(x: Tensor) -> int:
-    return min(_rows(x), slices_for(1.0 * math.prod(shape_of(x))))
+    *lead, n = shape_of(x)
+    return min(math.prod(lead), slices_for(math.prod(lead) * n))
+
+
+def _widened(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.cast(dtypes.float32) for t in tensors]

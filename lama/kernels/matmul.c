@@ -1,9 +1,11 @@
-// c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS + k * AKS],
-// element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are kept in float32 whatever the type of w.
-// With GELU, c is GELU of that, and `slopes`, (M, N) like c, GELU's slope there. With FACTOR, c is multiplied by `factors`, (M, N).
+// c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS +
+// k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
+// whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
+// FACTOR, c is multiplied by `factors`, (M, N).
 //
-// Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is copied into a
-// panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays in registers meanwhile.
+// Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
+// copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
+// in registers meanwhile.
 
 // With more rows than these some compilations keep sums in memory, at half the speed.
 #if V == 16
@@ -16,18 +18,19 @@
 #define VECTORS 2
 #define COLUMNS (V * VECTORS)
 
-#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
-#define PIECES(n, most) (((n) + (most)-1) / (most))
 #define COST(rows) (M / (rows) * (rows) + (M % (rows) == 0 ? 0 : M % (rows) > MOST_ROWS / 2 ? M % (rows) : MOST_ROWS / 2))
 #define BETTER(one, other) (COST(one) * 32 <= COST(other) * 33 ? (one) : (other))
 enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
-  MOST_DEPTH = AKS == 1 ? 192 : 128,               // what is copied k by k must fit the first cache beside the panel's rows
+  // A copy of a that is made k by k must fit the first cache beside the panel's rows.
+  MOST_DEPTH = AKS == 1 ? 192 : 128,
   DEPTH = UP(PIECES(K, PIECES(K, MOST_DEPTH)), V),  // the sum in equal pieces
-  PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,   // columns of w at a time: on the stack, and some threads have 512 kB
+  // Columns of w at a time: they are on the stack, and some threads have 512 kB.
+  PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,
   WIDTH = UP(PIECES(N, PIECES(N, PANEL)), COLUMNS),
-  HEIGHT = 1536 / ROWS * ROWS,  // rows of c at a time: between two pieces of the sum the third cache holds them, not the memory
+  // Rows of c at a time: the third cache holds them between two pieces of the sum.
+  HEIGHT = 1536 / ROWS * ROWS,
 };
 
 #if BIAS
@@ -50,8 +53,8 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 #define FACTORS_ARGUMENT
 #endif
 
-// Where a tile finds a and w. What is small stays where it is. What is stored row by row along the sum (a with AKS 1) does,
-// too, unless its rows are so far apart that they fall on one another in the cache: then they are copied closer.
+// The places where a tile reads a and w. Small matrices stay in place. So does an a whose rows run along the
+// sum (AKS 1), unless they are so far apart that they share cache lines: then they are copied closer.
 #define SMALL 8192  // floats that stay in the first cache
 #define SIZE(rows, columns) (1L * (rows) * (columns))
 #define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
@@ -74,8 +77,8 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 #define W_STEP COLUMNS
 #endif
 
-// The k-th product of each of a tile's sums. What comes from the second cache is asked for AHEAD of time: the panel's rows, and
-// a if it lies there k by k.
+// Product k of each of a tile's sums. Data from the second cache is prefetched AHEAD: the panel's rows, and a
+// if it is read there k by k.
 #define AHEAD 6
 PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a, const float *restrict w, int k) {
   vec row[VECTORS];
@@ -91,8 +94,8 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a,
     UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
 }
 
-// Complete sums become `rows` rows of c, `columns` of each. They are not in c yet: what is at equal distances from two pages'
-// beginnings, as rows of c and of slopes are, is slow to read and write in turn.
+// Turn complete sums into `rows` rows of c, `columns` of each. The sums are not in c: reading and writing in
+// turn is slow at equal offsets in two pages, as rows of c and of slopes have.
 PART void finish(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict sums, int rows,
                  int columns) {
   for (int i = 0; i < rows; i++, c += N, slopes += N, factors += N)
@@ -102,17 +105,17 @@ PART void finish(float *restrict c, float *restrict slopes, const float *restric
       vec x = *(const vec *)(sums + i * COLUMNS + j);
 #if GELU
       vec slope, y = gelu_and_slope(x, &slope);
-      if (n == V) *(vec *)(slopes + j) = slope; else store_some(slopes + j, slope, n);
+      put(slopes + j, slope, n);
 #else
-      vec y = x * (n == V ? *(const vec *)(factors + j) : load_some(factors + j, n, 0));
+      vec y = x * get(factors + j, n, 0);
 #endif
-      if (n == V) *(vec *)(c + j) = y; else store_some(c + j, y, n);
+      put(c + j, y, n);
     }
 }
 
-// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are stored. Its rows of c, and of what
-// `finish` will want beside it, are asked for one by one on the way, since all at once they would hold up the panel's; from far
-// away the next tile's are, over a whole tile's time.
+// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are written. The
+// rows of c and of the other inputs of `finish` are prefetched one by one, since all at once would delay the
+// panel's. Where c is large, those of the next tile are prefetched.
 #define STEPS 4
 #define EVERY (NEAR(SIZE(M, N)) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
 #define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
@@ -166,7 +169,7 @@ PART void tile(float *restrict c, float *restrict slopes, const float *restrict 
     tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
 
-// V columns of w, V long, to rows COLUMNS apart.
+// Transpose V columns of w, V long, to rows COLUMNS apart.
 PART void transpose(float *restrict to, const WEIGHT *restrict w) {
   vec x[V];
   UNROLL for (int i = 0; i < V; i++) x[i] = load(w + (long)i * WNS);
@@ -174,8 +177,8 @@ PART void transpose(float *restrict to, const WEIGHT *restrict w) {
   UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = x[i];
 }
 
-// `width` columns of w, COLUMNS at a time (those past the last are zeros), each k by k. Where memory has them k by k it is
-// read in that order: rows far apart are slow to come.
+// Pack `width` columns of w k by k, COLUMNS at a time, with zeros after the last. Where memory has them k by
+// k it is read in that order: rows that are far apart are slow.
 PART void pack_w(float *restrict to, const WEIGHT *restrict w, int depth, int width) {
 #if WNS == 1
   for (int k = 0; k < depth; k++)
@@ -198,7 +201,7 @@ PART void pack_w(float *restrict to, const WEIGHT *restrict w, int depth, int wi
 #endif
 }
 
-// `rows` rows of a: row by row if they are stored so, else k by k. The m-th of a is the first of them.
+// Pack `rows` rows of a, from row m on: row by row if memory has them so, else k by k.
 PART void pack_a(float *restrict to, const float *restrict a, int depth, int m, int rows) {
 #if AKS == 1
   for (int i = 0; i < rows; i++) {
@@ -209,13 +212,14 @@ PART void pack_a(float *restrict to, const float *restrict a, int depth, int m, 
 #else
   for (int k = 0; k < depth; k++)
     if (ROWS <= V && m + V <= M)
-      *(vec *)(to + k * ROWS) = *(const vec *)(a + (long)k * AKS);  // more than a tile's rows: the next k writes over the rest
+      // More than a tile's rows; the next k overwrites the rest.
+      *(vec *)(to + k * ROWS) = *(const vec *)(a + (long)k * AKS);
     else
       for (int i = 0; i < rows; i++) to[k * ROWS + i] = a[(long)k * AKS + i];
 #endif
 }
 
-// One of `shares` parts of a strip of a, asked for from memory before it is needed.
+// Prefetch one of `shares` parts of a strip of a.
 PART void prefetch_a(const float *a, int depth, int share, int shares) {
 #if AKS == 1
   for (int k = depth / 16 * share / shares * 16; k < depth / 16 * (share + 1) / shares * 16; k += 16)
@@ -256,7 +260,7 @@ PART void part(float *restrict c, float *restrict slopes, const float *restrict 
   }
 }
 
-// Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of all these.
+// Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them.
 KERNEL NAME(float *restrict c SLOPES_ARGUMENT, const float *restrict a, const WEIGHT *restrict w BIAS_ARGUMENT FACTORS_ARGUMENT, int slice) {
 #if !BIAS
   const float *bias = 0;

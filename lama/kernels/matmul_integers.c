@@ -1,14 +1,13 @@
-// c = finish(a · wᵀ): a, (M, K), has been rounded by round.c, and w, (N, K), is quantised: see quantized.h. Integers are multiplied,
-// and their sums over a group of 32 scaled: c = Σ scale of a · scale of w · Σ products. `finish` adds the bias, takes GELU and adds
-// the residual, (M, N).
+// c = finish(a · wᵀ): a, (M, K), has been rounded by round.c, and w, (N, K), is quantised: see quantized.h.
+// Integers are multiplied, and their sums over a group of 32 scaled: c = Σ scale of a · scale of w · Σ
+// products. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 //
-// Method: some columns of c have what they need of w in a panel that the first cache holds; all rows of a meet it, and a tile of c
-// has its sums in registers. Packing a panel costs as much as multiplying it with few rows: w stays as decoding wants it.
+// Method: the part of w for some columns of c is packed in a panel that the first cache holds. All rows of a
+// meet it, and the sums of a tile of c are in registers. Packing a panel costs as much as its product with
+// few rows.
 
 #define VECTORS 2
 #define COLUMNS (V * VECTORS)
-#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
-#define PIECES(n, most) (((n) + (most)-1) / (most))
 #define ALL ((K + 31) / 32)  // groups
 enum {
 #if V == 8
@@ -21,23 +20,24 @@ enum {
 
 struct panel {
   ints words[DEPTH * 8][VECTORS];  // four bytes of each column
-  ints start[DEPTH][VECTORS];      // what takes SHIFT out of a group's sums
+  ints start[DEPTH][VECTORS];      // removes SHIFT from a group's sums
   vec scales[DEPTH][VECTORS];
 } __attribute__((aligned(64)));
 
-// V words of a row of w, from the k-th on.
+// V words of a row of w, from word k on.
 PART ints words_of(const unsigned char *w, long k) {
 #if BITS == 8
   return *(const ints *)(w + 4 * k);
 #else
-  uints words = __builtin_convertvector(*(const shorts *)(w + 2 * k), uints);  // a weight w is stored as w + 8, in half a byte
+  // A weight w is w + 8 in half a byte.
+  uints words = __builtin_convertvector(*(const shorts *)(w + 2 * k), uints);
   words = (words | words << 8) & 0x00ff00ff;
   words = (words | words << 4) & 0x0f0f0f0f;
   return (ints)((words + 0x78787878) ^ 0x80808080);
 #endif
 }
 
-// `columns` rows of w, `depth` groups of each; what is past the last column is zero.
+// Pack `columns` rows of w, `depth` groups of each; zeros after the last column.
 PART void pack(struct panel *restrict to, const unsigned char *restrict w, const _Float16 *restrict scales, int depth, int columns) {
   for (int j = 0; j < VECTORS; j++) {
     const int some = MIN(V, columns - j * V);
@@ -69,7 +69,7 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
 #define RESIDUAL_ARGUMENT
 #endif
 
-// One tile of c, `columns` of it, from column n on: rows x COLUMNS sums of `depth` groups. The rows of c are asked for on the way.
+// One tile of c, `columns` of it: rows x COLUMNS sums of `depth` groups. Prefetches its rows of c.
 PART void tile_of(const int rows, float *restrict c, const unsigned char *restrict a, const float *restrict scales,
                   const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
   vec sums[ROWS][VECTORS];
@@ -99,21 +99,19 @@ PART void tile_of(const int rows, float *restrict c, const unsigned char *restri
     for (int j = 0, some; j < VECTORS && (some = MIN(V, columns - j * V)) > 0; j++) {
       float *to = c + (long)i * N + j * V;
       vec value = out[i][j];
-      if (!first) value += some == V ? load(to) : load_some(to, some, 0);
+      if (!first) value += get(to, some, 0);
       if (last) {
-        if (BIAS) value += some == V ? load(bias + j * V) : load_some(bias + j * V, some, 0);
+        if (BIAS) value += get(bias + j * V, some, 0);
         if (GELU) value = gelu(value);
         const float *from = residual + (long)i * N + j * V;
-        if (RESIDUAL) value += some == V ? load(from) : load_some(from, some, 0);
+        if (RESIDUAL) value += get(from, some, 0);
       }
-      if (some == V)
-        store(to, value);
-      else
-        store_some(to, value, some);
+      put(to, value, some);
     }
 }
 
-// c is PARTS_M x PARTS_N parts, of whole tiles each; a slice has some of them. `a` itself is here for its gradient only.
+// c is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them. `a` itself is an input for its
+// gradient only.
 KERNEL NAME(float *restrict c, const float *restrict a, const unsigned char *restrict w, const _Float16 *restrict scales,
             BIAS_ARGUMENT RESIDUAL_ARGUMENT const unsigned char *restrict rounded, const float *restrict rounded_scales, int slice) {
 #if !BIAS

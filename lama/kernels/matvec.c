@@ -1,7 +1,7 @@
-// y = finish(a · wᵀ) for a few rows of a, (M, K), and w stored row by row, (N, K), BATCH times: every weight is read once, in
-// order, as fast as memory gives it. The types BIAS, NORM_WEIGHT and NORM_BIAS are defined where there are such: with NORM_WEIGHT,
-// each row of a is normalised first, as layernorm.c does. With BITS, w is quantised: see quantized.h. `finish` adds the bias,
-// takes GELU and adds the residual, (M, N).
+// y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
+// order, at the speed of memory. BIAS, NORM_WEIGHT and NORM_BIAS are the types of these inputs, or undefined.
+// With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With BITS, w is quantised: see
+// quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
 #ifdef BITS
 #define LANES 1
@@ -10,8 +10,8 @@
 #else
 #define DOTS(n, lanes) dots(y + (n), a, w + (n) * K, lanes)
 #define SCALES_ARGUMENT
-// Rows of w at once, and vectors of each: one row, read in order, is best for memory; with many rows of a, these come from
-// the second cache, and are to serve more than one row of w. All sums stay in registers.
+// The rows of w at a time, and the vectors of each. One row, read in order, is best for memory; many rows of
+// a come from the second cache and should meet more than one row of w. All sums stay in registers.
 #define LANES (M <= 2 || (V < 16 && M > 4) ? 1 : 2)
 #define AT_ONCE (M <= 2 ? 4 : V == 16 && M <= 4 ? 2 : 1)
 #ifndef AHEAD
@@ -41,8 +41,8 @@
 #endif
 
 #ifndef BITS
-// Of `lanes` rows of w, the sums with all rows of a, N apart. The next rows are asked for from memory already: what the CPU
-// asks for by itself ends at a page's end, and a row is hardly longer.
+// The products of `lanes` rows of w with all rows of a, written N apart. Prefetches the next rows: the CPU's
+// own prefetching ends at the end of a page, and a row is hardly longer.
 PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restrict w, const int lanes) {
   vec sums[M][LANES][AT_ONCE];
   UNROLL for (int m = 0; m < M; m++)
@@ -61,9 +61,9 @@ PART void dots(float *restrict y, const float *restrict a, const WEIGHT *restric
   for (; k < K; k += V)
     UNROLL for (int i = 0; i < lanes; i++) {
       const int some = MIN(V, K - k);
-      vec weights = some == V ? load(w + i * K + k) : load_some(w + i * K + k, some, 0);
+      vec weights = get(w + i * K + k, some, 0);
       UNROLL for (int m = 0; m < M; m++) {
-        vec values = some == V ? load(a + m * K + k) : load_some(a + m * K + k, some, 0);
+        vec values = get(a + m * K + k, some, 0);
         sums[m][i][0] += values * weights;
       }
     }
@@ -84,15 +84,12 @@ KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w
     for (int k = 0; k < K; k += V) {
       const int some = MIN(V, K - k);
       const float *from = a + m * K + k;
-      vec weights = some == V ? load(norm_weight + k) : load_some(norm_weight + k, some, 0), biases = 0;
+      vec weights = get(norm_weight + k, some, 0), biases = 0;
 #ifdef NORM_BIAS
-      biases = some == V ? load(norm_bias + k) : load_some(norm_bias + k, some, 0);
+      biases = get(norm_bias + k, some, 0);
 #endif
-      vec values = ((some == V ? load(from) : load_some(from, some, 0)) - mean) * scale * weights + biases;
-      if (some == V)
-        *(vec *)(normalised + m * K + k) = values;
-      else
-        store_some(normalised + m * K + k, values, some);
+      vec values = (get(from, some, 0) - mean) * scale * weights + biases;
+      put(normalised + m * K + k, values, some);
     }
   }
   a = normalised;
@@ -109,18 +106,15 @@ KERNEL NAME(float *restrict y, const float *restrict a, const WEIGHT *restrict w
     for (int m = 0; m < M; m++)
       for (n = FIRST(N); n < LAST(N); n += V) {
         const int some = MIN(V, LAST(N) - n);
-        vec value = some == V ? load(y + m * N + n) : load_some(y + m * N + n, some, 0);
+        vec value = get(y + m * N + n, some, 0);
 #ifdef BIAS
-        value += some == V ? load(bias + n) : load_some(bias + n, some, 0);
+        value += get(bias + n, some, 0);
 #endif
         if (GELU) value = gelu(value);
 #if RESIDUAL
-        value += some == V ? load(residual + m * N + n) : load_some(residual + m * N + n, some, 0);
+        value += get(residual + m * N + n, some, 0);
 #endif
-        if (some == V)
-          *(vec *)(y + m * N + n) = value;
-        else
-          store_some(y + m * N + n, value, some);
+        put(y + m * N + n, value, some);
       }
   }
 }

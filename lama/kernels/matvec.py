@@ -4,54 +4,62 @@ import math
 
 from tinygrad import Tensor
 
-from lama.kernels.pool import threads
-from lama.kernels.program import STORED_TYPES, Gradient, Kernel, slices_for
 from lama.kernels.quantized import Quantized
+from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
+from lama.runtime.threads import threads
 
 FEW_ROWS = 8
-ON_STACK = 16384  # normalised numbers that a slice keeps on its stack: some threads have no more than 512 kB
+ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
 SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 
 
-def shares(nanoseconds: float) -> int:
-    """How many slices for a kernel that reads and does little else: as many for each thread, since all read at the same speed;
-    and a little work is shared out too, for in decoding no thread sleeps.
+def slices_of_reader(nanoseconds: float) -> int:
+    """The number of slices for a kernel that reads and does little else: as many for each thread.
+
+    All threads read at the same speed. Little work is shared out too: in decoding no thread sleeps.
     """
     count, slices = threads(), slices_for(nanoseconds)
     return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
 
 
-def matvec(inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, gradient: Gradient | None = None) -> Tensor:
+def matvec(
+    inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, gradient: Gradient | None = None
+) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
-    `inputs`: a and w, first; where there are such, scales, if w is the values of a `Quantized`, bias (N,), which is added,
-    residual, (..., M, N), which is added after GELU has been taken, norm_weight and norm_bias, (K,), with which a is
-    normalised first.
+    `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
+    which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
+    layer normalisation of a.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
-    types = {name: STORED_TYPES[t.dtype] for name, t in inputs.items() if name not in ("a", "w", "scales", "residual")}
-    quantized = Quantized(w, inputs["scales"], k) if "scales" in inputs else None
-    weight = STORED_TYPES[w.dtype] if quantized is None else "unsigned char"
-    macros: tuple[tuple[str, str | int], ...] = (
-        ("BATCH", batch),
-        ("M", m),
-        ("N", n),
-        ("K", k),
-        ("WEIGHT", weight),
-        *(quantized.macros() if quantized else ()),
-        ("GELU", int(gelu)),
-        ("RESIDUAL", int("residual" in inputs)),
-        ("EPSILON", f"(float){epsilon!r}"),
-        *((name.upper(), type_) for name, type_ in types.items()),
+    layout: Macros = {}
+    headers: tuple[str, ...] = ()
+    if "scales" in inputs:
+        layout, headers = Quantized(w, inputs["scales"], k).macros(), ("rounding.h", "quantized.h")
+    optional = [name for name in ("bias", "norm_weight", "norm_bias") if name in inputs]
+    macros = {
+        "BATCH": batch,
+        "M": m,
+        "N": n,
+        "K": k,
+        "WEIGHT": "unsigned char" if layout else C_TYPES[w.dtype],
+        **layout,
+        "GELU": gelu,
+        "RESIDUAL": "residual" in inputs,
+        "EPSILON": c_float(epsilon),
+        **{name.upper(): C_TYPES[inputs[name].dtype] for name in optional},
+    }
+    sizes = [batch, m, n, k, f"int{layout['BITS']}" if layout else C_TYPES[w.dtype], *optional]
+    label = "_".join(map(str, [*sizes, *(["gelu"] if gelu else [])]))
+    kernel = make_kernel(
+        "matvec.c",
+        macros,
+        label=label,
+        operations=2 * batch * m * n * k,
+        slices=min(n, slices_of_reader(w.nbytes() / BANDWIDTH)),
+        headers=headers,
     )
-    parts = [f"{name}_{type_}" for name, type_ in types.items()] + ["gelu"] * gelu + ["residual"] * ("residual" in inputs)
-    if epsilon:
-        parts.append(epsilon.hex())
-    name = "_".join(["lama_matvec", *map(str, (batch, m, n, k)), f"int{quantized.bits}" if quantized else weight, *parts])
-    name = "".join(c if c.isalnum() else "_" for c in name.replace("-", "m"))
-    slices = min(n, shares(w.nbytes() / BANDWIDTH))
-    kernel = Kernel(name, "matvec.c", macros, operations=2 * batch * m * n * k, slices=slices, headers=("quantized.h",) * bool(quantized))
     return kernel((*lead, m, n), *inputs.values(), gradient=gradient)

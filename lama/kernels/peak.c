@@ -1,5 +1,5 @@
-// REPEATS times some operations, of floats or with INTEGERS of bytes, that depend on nothing but registers: how fast this core
-// can multiply and add. The sums are stored so that no compiler leaves the work out, and behind them the operations of a round.
+// The peak speed of this core: multiply-adds in registers, REPEATS times, of floats or, with INTEGERS, of
+// bytes. The sums are written so that no compiler removes the work, followed by the operations of a round.
 
 #define SUMS 12
 

@@ -1,7 +1,8 @@
-// The ROWS x K matrix x as integers of BITS and a scale for each group of 32: see quantized.py, whose _round_8 and _round_4
-// these are. A slice has some of the rows.
+// The ROWS x K matrix x as integers of BITS and a scale for each group of 32: see ops.quantize. A slice has
+// some of the rows.
 
-PART vec nearest(vec x) { return x + 12582912.0f - 12582912.0f; }  // for |x| < 2^22: what is below 1 does not fit beside 1.5 · 2^23
+// For |x| < 2^22: fractions do not fit beside 1.5 · 2^23.
+PART vec nearest(vec x) { return x + 12582912.0f - 12582912.0f; }
 PART vec within(vec x, float least, float most) {
   return __builtin_elementwise_min(__builtin_elementwise_max(x, (vec)least), (vec)most);
 }

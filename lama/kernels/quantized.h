@@ -15,7 +15,7 @@ PART void unpack(float *restrict y, const unsigned char *restrict w, const _Floa
 #ifdef M  // what follows is for products with M rows
 #define FAR 4096  // bytes
 
-// A row's scales in float32: V at a time, the last V once more where V does not divide them.
+// A row's scales in float32, V at a time; the last V overlap those before where V does not divide them.
 PART void widen(float *restrict to, const _Float16 *restrict scales) {
   const int rest = GROUPS % V;
   for (int i = 0; i + V <= GROUPS; i += V) *(vec *)(to + i) = load(scales + i);
@@ -26,12 +26,12 @@ PART void widen(float *restrict to, const _Float16 *restrict scales) {
 }
 
 #if BITS == 8
-// A line is two groups; x stays as it is.
+// A line is two groups; x is rounded.
 typedef signed char bytes __attribute__((ext_vector_type(V), aligned(1)));
 #define X_LINE 64
 
 PART void arrange(float *restrict x, const float *restrict a) {
-  for (int k = 0; k < LINES * X_LINE; k++) x[k] = k < K ? a[k] : 0;
+  for (int k = 0; k < LINES * X_LINE; k += 32) rounded_group(x + k, a + k, K - k);
 }
 
 PART void add_line(vec sums[M], const unsigned char *restrict w, const float *restrict scales, const float *restrict x) {
@@ -48,22 +48,26 @@ PART void add_line(vec sums[M], const unsigned char *restrict w, const float *re
   }
 }
 #else
-// A line is 16 words of eight weights, four words a group. A weight w, stored as n = w + 8, is put into the upper bits of a
-// float's fraction, 1 + n / 16, and x is arranged for that: 16 times as large, first those for the first weights of the 16
-// words, and so on; before all these, 16 sums that take out the 1 and the 8.
+// A line is 16 words of eight weights, four words a group. A weight w, in memory n = w + 8, is put into the
+// upper bits of a float's fraction: 1 + n / 16. x is arranged for that: rounded, 16 times as large, first the
+// numbers for the first weights of the 16 words, and so on. Before all these are 16 sums that remove the 1
+// and the 8.
 #define X_LINE (9 * 16)
 
 PART void arrange(float *restrict x, const float *restrict a) {
   for (int k = 0; k < LINES * 128; k += 128, x += X_LINE)
-    for (int word = 0; word < 16; word++) {
-      float sum = 0;
-      for (int place = 0; place < 8; place++) {
-        int from = k + word * 8 + place;
-        float value = from < K ? a[from] * 16 : 0;
-        x[(1 + place) * 16 + word] = value;
-        sum += value;
+    for (int g = 0; g < 4; g++) {
+      float group[32];
+      rounded_group(group, a + k + 32 * g, K - k - 32 * g);
+      for (int word = 0; word < 4; word++) {
+        float sum = 0;
+        for (int place = 0; place < 8; place++) {
+          float value = group[word * 8 + place] * 16;
+          x[(1 + place) * 16 + 4 * g + word] = value;
+          sum += value;
+        }
+        x[4 * g + word] = -1.5f * sum;
       }
-      x[word] = -1.5f * sum;
     }
 }
 
@@ -92,7 +96,8 @@ PART void add_line(vec sums[M], const unsigned char *restrict w, const float *re
 }
 #endif
 
-// Of one row of w, the sums with all rows of x, which are arranged; N apart. The next rows are asked for from memory already.
+// The products of one row of w with all rows of x, which are arranged; written N apart. Prefetches the next
+// rows.
 PART void quantized_dots(float *restrict y, const float *restrict x, const unsigned char *restrict w, const _Float16 *restrict scales) {
   vec sums[M];
   float widened[GROUPS + 2] __attribute__((aligned(64)));

@@ -1,4 +1,4 @@
-// ROWS rows of N floats.
+// Softmax of ROWS rows of N floats.
 
 #if BACKWARD
 // With p = softmax(x): dx = p · (dp − Σ dp·p), the sum over the row.

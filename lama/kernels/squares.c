@@ -1,4 +1,5 @@
-// sums[i] = before[i] + the squares of the i-th of PARTS parts of the N numbers x: always the same parts, however many slices.
+// sums[i] = before[i] + the squares of part i of the N numbers x. The number of slices does not change the
+// PARTS parts.
 
 KERNEL NAME(float *restrict sums, const float *restrict before, const float *restrict x, int slice) {
   for (int part = FIRST(PARTS); part < LAST(PARTS); part++) {

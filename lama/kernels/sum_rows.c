@@ -1,4 +1,4 @@
-// y = the sum over the ROWS rows of x, N floats each, in their order; a slice has some of the columns.
+// y = the sum over the ROWS rows of x, N floats each, in order; a slice has some of the columns.
 #define UNIT (4 * V)
 
 KERNEL NAME(float *restrict y, const float *restrict x, int slice) {

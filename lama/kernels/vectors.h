@@ -1,8 +1,8 @@
-// What every kernel starts with: the vector of the machine that compiles (16, 8 or 4 floats), and exp for it.
+// The start of every kernel: the vector type of this machine (16, 8 or 4 floats), and functions of vectors.
 
 #pragma clang diagnostic ignored "-Wpass-failed"  // a loop that stays rolled is slower, not wrong
 
-#if defined(V)  // tests of narrower machines say so
+#if defined(V)  // set by tests of narrower machines
 #elif defined(__AVX512F__)
 #define V 16
 #elif defined(__AVX__)
@@ -11,24 +11,29 @@
 #define V 4
 #endif
 #define MIN(x, y) ((x) < (y) ? (x) : (y))
+#define MAX(x, y) ((x) > (y) ? (x) : (y))
+#define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
+#define PIECES(n, most) (((n) + (most)-1) / (most))
 #define UNROLL _Pragma("unroll")
 typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
 typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
 typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
 
-// The part of `units` equal things that is this slice's: from FIRST to before LAST. `slice` is every kernel's last argument.
+// This slice's part of `units` equal units: from FIRST to before LAST. `slice` is every kernel's last
+// argument.
 #define FIRST(units) ((long)(units) * slice / SLICES)
 #define LAST(units) ((long)(units) * (slice + 1) / SLICES)
 
-// Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin it may call
-// memset, which is not linked.
+// Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin
+// it may call memset, which is not linked.
 #define ATTRIBUTES no_builtin("memset", "memcpy"), min_vector_width(V * 32)
 #define PART static inline __attribute__((always_inline, ATTRIBUTES))
 #define KERNEL __attribute__((ATTRIBUTES)) void
 
-// e^x to 1.2 units in the last place, exactly 0 below -87, e^88 above 88, NaN for NaN: x = n ln 2 + r, e^r on |r| <= ln 2 / 2
-// by the polynomial 1 + r + ... of degree 6 with the least relative error (3e-9, found by Lawson's weighted least squares), and
-// 2^n put into the exponent's bits. Adding ROUNDER leaves n + 127 in the last bits of the sum, which has none for fractions.
+// e^x to 1.2 units in the last place, exactly 0 below -87, e^88 above 88, NaN for NaN: x = n ln 2 + r, e^r on
+// |r| <= ln 2 / 2 by the polynomial 1 + r + ... of degree 6 with the least relative error (3e-9, found by
+// Lawson's weighted least squares), and 2^n put into the exponent's bits. Adding ROUNDER leaves n + 127 in
+// the last bits of the sum, which has none for fractions.
 #define ROUNDER (12582912.0f + 127)  // 3 · 2^22
 PART vec exp_vec(vec any) {
   vec x = any < -87.0f ? (vec)-87.0f : any;  // not with min and max, which would drop a NaN
@@ -46,8 +51,9 @@ PART vec exp_vec(vec any) {
   return any < -87.0f ? (vec)0 : e;
 }
 
-// The natural logarithm of a normal positive number, to 2 units in the last place; NaN for NaN: x = m 2^n with m around 1,
-// and log m = 2 artanh((m - 1) / (m + 1)). Not libm's: code further from it than 2 GB, as with large models, cannot call it.
+// The natural logarithm of a normal positive number, to 2 units in the last place; NaN for NaN: x = m 2^n
+// with m around 1, and log m = 2 artanh((m - 1) / (m + 1)). Not libm's: code further from it than 2 GB, as
+// with large models, cannot call it.
 PART float log_of(float x) {
   union { float value; int bits; } u = {x};
   int n = (u.bits - 0x3f3504f3) >> 23;  // the bits of sqrt(1/2): m is between that and sqrt(2)
@@ -57,7 +63,7 @@ PART float log_of(float x) {
   return x == x ? n * 0.693359375f + (m - n * 2.12194440e-4f) : x;
 }
 
-// Half to half, until one is left.
+// Combine the halves of a vector until one number is left.
 #if V == 16
 #define FOLD(combine, x) combine(combine(combine(combine(x))))
 #elif V == 8
@@ -70,7 +76,7 @@ PART float log_of(float x) {
 PART float sum_vec(vec x) { return FOLD(SUM, x); }
 PART float max_vec(vec x) { return FOLD(MOST, x); }
 
-// V vectors as the rows of a square: x[i][j] and x[j][i] change places.
+// Transpose the square whose rows are V vectors.
 #if V == 16
 #define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y) ROUND(y, x)
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -95,8 +101,8 @@ PART void transpose_vecs(vec x[V]) {
   if (V == 8) UNROLL for (int i = 0; i < V; i++) x[i] = y[i];
 }
 
-// One of the numbers below 2^32 for each place i: what dropout is decided by. dropout.py says how; the two must agree in
-// every bit.
+// Hash of element index i, uniform in [0, 2^32): decides what dropout drops. The formula is in ops.dropout;
+// both must agree in every bit.
 PART uints mix(uints x) {
   x = (x ^ x >> 16) * 0x7feb352du;
   x = (x ^ x >> 15) * 0x846ca68bu;
@@ -105,17 +111,18 @@ PART uints mix(uints x) {
 PART uints seed_of(const unsigned int *key, unsigned int site) { return mix((uints)(key[0] + site * 0x9e3779b9u)); }
 PART uints hash_of(uints i, uints seed) { return mix(mix(i ^ seed) + seed); }
 
-// x times `scale` where an element is kept, 0 where it is dropped; the first of them is the i-th of its batch.
+// Dropout: x times `scale`, or 0 for the dropped elements. The first of x is element i of its batch.
 PART vec drop(vec x, unsigned int i, uints seed, unsigned int least, float scale) {
   uints place;
   UNROLL for (int j = 0; j < V; j++) place[j] = i + j;
   return hash_of(place, seed) >= least ? x * scale : (vec)0;
 }
 
-// Stored numbers of any type, as floats.
+// Read numbers of any type as floats.
 #define OVERLOADED __attribute__((overloadable))
 typedef _Float16 halves __attribute__((ext_vector_type(V), aligned(2)));
-typedef unsigned short shorts __attribute__((ext_vector_type(V), aligned(2)));  // bfloat16: a float's upper half
+// bfloat16: a float's upper half.
+typedef unsigned short shorts __attribute__((ext_vector_type(V), aligned(2)));
 PART OVERLOADED vec load(const float *x) { return *(const vec *)x; }
 PART OVERLOADED vec load(const _Float16 *x) { return __builtin_convertvector(*(const halves *)x, vec); }
 PART OVERLOADED vec load(const unsigned short *x) { return (vec)(__builtin_convertvector(*(const shorts *)x, uints) << 16); }
@@ -123,13 +130,15 @@ PART OVERLOADED float load1(const float *x) { return *x; }
 PART OVERLOADED float load1(const _Float16 *x) { return (float)*x; }
 PART OVERLOADED float load1(const unsigned short *x) { union { unsigned int bits; float value; } u = {(unsigned int)*x << 16}; return u.value; }
 
-// The first n < V numbers at x, and `rest` in the other places; and the other way.
+// Read the first n < V numbers at x, with `rest` in the other places; write the first n numbers. With `get` and
+// `put`, n may be V.
 #define LOAD_SOME(type) \
   PART OVERLOADED vec load_some(const type *x, int n, float rest) { \
     vec value = rest; \
     for (int i = 0; i < n; i++) value[i] = load1(x + i); \
     return value; \
-  }
+  } \
+  PART OVERLOADED vec get(const type *x, int n, float rest) { return n == V ? load(x) : load_some(x, n, rest); }
 LOAD_SOME(float)
 LOAD_SOME(_Float16)
 LOAD_SOME(unsigned short)
@@ -138,7 +147,7 @@ PART OVERLOADED void store_some(float *x, vec value, int n) {
   for (int i = 0; i < n; i++) x[i] = value[i];
 }
 
-// Floats as numbers of any stored type, rounded to the nearest.
+// Write floats as numbers of any type, rounded to nearest.
 PART uints bfloat16_bits(vec x) {
   uints bits = (uints)x;
   return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
@@ -154,8 +163,14 @@ PART OVERLOADED void store(unsigned short *x, vec value) { *(shorts *)x = __buil
   }
 STORE_SOME(_Float16)
 STORE_SOME(unsigned short)
+PART void put(float *x, vec value, int n) {
+  if (n == V)
+    store(x, value);
+  else
+    store_some(x, value, n);
+}
 
-// Of a row of n floats: the mean, and 1 / the standard deviation.
+// The mean of a row of n floats, and 1 / its standard deviation.
 PART float mean_of(const float *x, int n) {
   vec sums = 0;
   int i = 0;

@@ -1,8 +1,9 @@
-"""What all models' configs share: the checks of their fields, and how they are read from JSON."""
+"""The parts that all models' configs share: checks of their fields, and reading from JSON."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from lama.attention import SIMILARITIES
 from lama.blocks import NORMS
@@ -15,20 +16,37 @@ LAYERS = ("n_layers", "n_encoder_layers", "n_decoder_layers")
 SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "d_mlp", "n_classes")
 MOST = dict.fromkeys(LAYERS, 10_000) | {"context_length": 1 << 20}  # a config may come from a file
 LARGEST = (1 << 31) - 1  # of the other whole numbers: kernels count in 32 bits
-TABLE = 1 << 26  # numbers of a table of sinusoids, for which no tensor of a file vouches
+TABLE = 1 << 26  # numbers of a table of sinusoids, whose size no tensor of a file confirms
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A frozen dataclass with at least these sizes."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+
+
 Config = TypeVar("Config")
 
 
-def check_config(config: Any) -> None:
-    """For a config's `__post_init__`: fill in d_mlp=0, then check each field that is there by its name.
+def check_config(config: ModelConfig) -> None:
+    """Fill in d_mlp=0, then check each field of a known name: for a config's `__post_init__`.
 
     Types are those of the defaults. Raises ValueError that names the field and its value.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for field in dataclasses.fields(config):
-        value = fields[field.name]
-        if type(value) is not type(field.default) and not (type(value) is int and type(field.default) is float):
-            raise ValueError(f"{field.name} must be of type {type(field.default).__name__}; got {field.name}={quoted(value)}")
+        value, kind = fields[field.name], type(field.default)
+        if type(value) is not kind and not (type(value) is int and kind is float):
+            got = f"{field.name}={quoted(value)}"
+            raise ValueError(f"{field.name} must be of type {kind.__name__}; got {got}")
         if type(value) is int and value > (most := MOST.get(field.name, LARGEST)):
             raise ValueError(f"{field.name} must be at most {most:,}; got {field.name}={quoted(value)}")
     mlp = fields.get("mlp", True)
@@ -36,7 +54,8 @@ def check_config(config: Any) -> None:
         fields["d_mlp"] = 4 * config.d_model
         object.__setattr__(config, "d_mlp", fields["d_mlp"])
     for name in SIZES:
-        least = 0 if name in LAYERS or (name == "d_mlp" and not mlp) else 1  # without layers: what follows depends on one token alone
+        # Without layers, a prediction depends on one token alone.
+        least = 0 if name in LAYERS or (name == "d_mlp" and not mlp) else 1
         if fields.get(name, 1) < least:
             raise ValueError(f"{name} must be at least {least}; got {name}={fields[name]}")
     if not mlp and fields["d_mlp"]:
@@ -47,15 +66,26 @@ def check_config(config: Any) -> None:
     if fields.get("positions") == "sinusoidal" and config.context_length * config.d_model > TABLE:
         got = f"context_length={config.context_length}, d_model={config.d_model}"
         raise ValueError(f"sinusoidal positions must be at most {TABLE:,} numbers; got {got}")
-    if not 0 <= fields.get("norm_epsilon", 0) < 1:
-        raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={config.norm_epsilon}")
+    epsilon = fields.get("norm_epsilon", 0)
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={epsilon}")
     if config.d_model % config.n_heads:
-        raise ValueError(f"d_model must be a multiple of n_heads; got d_model={config.d_model}, n_heads={config.n_heads}")
+        got = f"d_model={config.d_model}, n_heads={config.n_heads}"
+        raise ValueError(f"d_model must be a multiple of n_heads; got {got}")
 
 
-def config_from_dict(kind: type[Config], fields: Mapping[str, Any]) -> Config:
-    """A config of this class from JSON. Raises ValueError that names the unknown fields, and as the class does."""
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {quoted(', '.join(unknown), plain=True)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})  # JSON has no tuples
+def check_length(n: int, config: ModelConfig) -> None:
+    """Raise ValueError if n tokens are more than the model can look at."""
+    if n > (most := config.context_length):
+        raise ValueError(f"tokens must fit context_length; got {n} tokens, context_length={most}")
+
+
+def config_from_dict(kind: type[Config], fields: Mapping[str, object]) -> Config:
+    """A config of this class from JSON. Raises ValueError for unknown fields, and as the class does."""
+    known = inspect.signature(kind).parameters
+    if unknown := sorted(set(fields) - set(known)):
+        got = quoted(", ".join(unknown), plain=True)
+        raise ValueError(f"config fields must be among {', '.join(sorted(known))}; got {got}")
+    # JSON has no tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return kind(**values)

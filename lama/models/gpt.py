@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 
 from tinygrad import Tensor
-from tinygrad.nn.state import get_state_dict
 
-from lama.blocks import Block
+from lama.attention import MultiHeadAttention, make_similarity
+from lama.blocks import Block, make_mlp, make_norm
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.embeddings import LearnedPositions, TokenEmbedding, make_positions, unembedding
+from lama.embeddings import TokenEmbedding, make_positions, unembedding
 from lama.errors import quoted
-from lama.kernels import Quantized
 from lama.layers import LayerNorm, initialise
-from lama.masks import Causal, Mask
-from lama.models.config import check_config
-from lama.shapes import Float, Int, Size
+from lama.masks import Causal
+from lama.models.config import check_config, check_length
+from lama.models.protocol import AttentionSite, attention_site
+from lama.ops import add
+from lama.shapes import Float, Int
 from lama.taps import Tap, no_tap, scoped
 
 
@@ -41,7 +42,7 @@ class GPTConfig:
     activation: str = "gelu_new"
     """gelu_new (tanh), gelu (exact), relu, silu, tanh or quick_gelu."""
     norm: str = "pre"
-    """Where the norms stand: pre (GPT-2), post (the 2017 paper) or none."""
+    """The place of the norms: pre (GPT-2), post (the 2017 paper) or none."""
     norm_epsilon: float = 1e-5
     """ε in the norms."""
     positions: str = "learned"
@@ -53,17 +54,18 @@ class GPTConfig:
     mlp: bool = True
     """Blocks have an MLP after their attention; without, d_mlp is 0."""
     scale_by_layer: bool = False
-    """Attention scores in block i, counted from 0, are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
+    """Attention scores of block i are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
     end_tokens: tuple[int, ...] = ()
-    """Tokens that end a text, as the model's files say; generation stops at these and at the tokenizer's own."""
+    """Tokens that end a text, beside the tokenizer's own: generation stops there."""
 
     def __post_init__(self) -> None:
-        check_config(self)
+        check_config(self)  # also gives d_mlp its value
         if self.scale_by_layer and self.similarity not in ("dot", "scaled_dot"):
             raise ValueError(f"scale_by_layer requires similarity dot or scaled_dot; got {self.similarity!r}")
         for token in self.end_tokens:
             if type(token) is not int or not 0 <= token < self.vocab_size:
-                raise ValueError(f"end_tokens must be tokens below vocab_size={self.vocab_size}; got {quoted(token)}")
+                rule = f"end_tokens must be tokens below vocab_size={self.vocab_size}"
+                raise ValueError(f"{rule}; got {quoted(token)}")
 
 
 GPT2_CONFIGS = {
@@ -72,6 +74,20 @@ GPT2_CONFIGS = {
     "gpt2-large": GPTConfig(d_model=1280, n_layers=36, n_heads=20),
     "gpt2-xl": GPTConfig(d_model=1600, n_layers=48, n_heads=25),
 }
+
+
+def make_block(c: GPTConfig, layer: int) -> Block:
+    """The block of a layer, counted from 0."""
+    divisor = layer + 1 if c.scale_by_layer else 1
+    similarity = make_similarity(c.similarity, c.n_heads, c.d_model // c.n_heads, divisor)
+    return Block(
+        attn=MultiHeadAttention(c.d_model, c.n_heads, c.bias, similarity),
+        mlp=make_mlp(c.d_model, c.d_mlp, c.bias, c.activation),
+        norm1=make_norm(c.d_model, c.bias, c.norm_epsilon, c.norm),
+        norm2=make_norm(c.d_model, c.bias, c.norm_epsilon, c.norm) if c.d_mlp else None,
+        order=c.norm,
+        residual=c.residual,
+    )
 
 
 class GPT:
@@ -84,89 +100,72 @@ class GPT:
         c = self.config = config
         self.embed = TokenEmbedding(c.vocab_size, c.d_model)
         self.pos_embed = make_positions(c.positions, c.context_length, c.d_model)
-        self.blocks = [
-            Block(
-                c.d_model,
-                c.n_heads,
-                c.d_mlp,
-                c.bias,
-                c.activation,
-                c.norm,
-                c.norm_epsilon,
-                c.similarity,
-                residual=c.residual,
-                divisor=i + 1 if c.scale_by_layer else 1,
-            )
-            for i in range(c.n_layers)
-        ]
+        self.blocks = [make_block(c, layer) for layer in range(c.n_layers)]
         self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
         self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size)
         if seed is not None:
             initialise(self, seed, c.n_layers)
 
     def hidden(
-        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
+        self,
+        tokens: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        tap: Tap = no_tap,
+        dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
-        """The residual stream after the last block and norm: what the unembedding reads.
+        """The residual stream after the last block and norm, which the unembedding reads.
 
-        `position` is where the first token stands; with a `cache`, the tokens before it are looked at there.
-        Raises ValueError if the tokens reach past `context_length`.
+        With a `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. Raises ValueError
+        for more than `context_length` tokens, or than the cache can hold.
         """
-        x, mask = self.embedded(tokens, cache, position, tap, dropout)
-        for i, block in enumerate(self.blocks):
-            site = f"blocks.{i}"
-            x = block(x, mask, cache=cache, layer=i, position=position, tap=scoped(tap, site), dropout=dropout.scoped(site))
+        x = self.embedded(tokens, cache, tap, dropout)  # (B, T, d_model)
+        caches = [None] * len(self.blocks) if cache is None else cache.layers
+        for i, (block, layer_cache) in enumerate(zip(self.blocks, caches, strict=True)):
+            name = f"blocks.{i}"
+            x = block(x, Causal(), cache=layer_cache, tap=scoped(tap, name), dropout=dropout.scoped(name))
         return self.normalised(x, tap)
 
     def embedded(
-        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
-    ) -> tuple[Float[Tensor, "B T d_model"], Mask | None]:
-        """What the first block reads, and the mask of all blocks. Raises ValueError as `hidden` does."""
-        tokens = tokens.to(self.embed.weight.device)
-        T = int(tokens.shape[1])
-        end = position + T
-        if isinstance(end, int) and end > self.config.context_length:
-            raise ValueError(f"tokens must fit context_length; got {end} tokens, context_length={self.config.context_length}")
-        at: Size | Tensor | None = None
-        if cache is not None and self.blocks and tap is no_tap and dropout.rate == 0 and self.blocks[0].attn.scale is not None:
-            at = cache.stored_position(position, T)
-        at = position if at is None else at
-        if tap is no_tap and isinstance(self.pos_embed, LearnedPositions):
-            x = dropout("embed", self.embed(tokens, self.pos_embed.weight, at))
-        else:
-            positions = self.pos_embed(T, position).to(self.embed.weight.device)  # sinusoids come from the host
-            x = dropout("embed", tap("embed", self.embed(tokens)) + tap("pos_embed", positions))  # (B, T, d_model)
-        # One token looks at all that is in the cache, itself included: nothing to hide.
-        mask = None if T == 1 and not isinstance(at, Tensor) else Causal(at if cache is not None else 0)
-        return x, mask
+        self,
+        tokens: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        tap: Tap = no_tap,
+        dropout: Dropout = no_dropout,
+    ) -> Float[Tensor, "B T d_model"]:
+        """The residual stream before the first block. Raises ValueError as `hidden` does."""
+        device, T, tap = self.embed.weight.device, int(tokens.shape[1]), scoped(tap)
+        check_length(T, self.config)
+        if cache is not None:
+            cache.check(T)
+        start = None if cache is None else cache.positions
+        x = tap("embed", self.embed(tokens.to(device)))  # (B, T, d_model)
+        positions = tap("pos_embed", self.pos_embed(T, start).to(device))  # (T, d_model), or (B, T, d_model)
+        return dropout("embed", add(x, positions))
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
         """The final norm, where the model has one."""
         return x if self.ln_final is None else scoped(tap, "ln_final")("normalized", self.ln_final(x))
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
-        """Unembed: a score for every token of the vocabulary."""
+        """The unembedding: a score for every token of the vocabulary."""
         return self.embed.unembed(x) if self.unembed is None else self.unembed(x)
 
     def __call__(
-        self, tokens: Int[Tensor, "B T"], cache: KVCache | None = None, position: Size = 0, tap: Tap = no_tap, dropout: Dropout = no_dropout
+        self,
+        tokens: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        tap: Tap = no_tap,
+        dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T vocab_size"]:
         """logits[b, t] scores the token that follows tokens[b, :t+1]."""
-        return tap("logits", self.logits(self.hidden(tokens, cache, position, tap, dropout)))
+        return tap("logits", self.logits(self.hidden(tokens, cache, tap, dropout)))
 
     def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
-        """An empty cache for `batch` sequences of up to `length` (default context_length) tokens."""
+        """An empty cache for `batch` sequences of up to `length` tokens, by default context_length."""
         c, weight = self.config, self.embed.weight
-        return KVCache(c.n_layers, batch, c.n_heads, length or c.context_length, c.d_model // c.n_heads, weight.dtype, str(weight.device))
+        length, d_head = length or c.context_length, c.d_model // c.n_heads
+        return KVCache(c.n_layers, batch, c.n_heads, length, d_head, weight.dtype, str(weight.device))
 
-    def n_parameters(self) -> int:
-        """All parameters, tied ones counted once."""
-        return sum(int(p.numel()) for p in get_state_dict(self, tensor_type=(Tensor, Quantized)).values())
-
-    def describe(self) -> str:
-        """One line: `GPT, 124,439,808 parameters: 12 layers x 12 heads, d_model 768, ...`."""
-        c = self.config
-        return (
-            f"GPT, {self.n_parameters():,} parameters: {c.n_layers} layers x {c.n_heads} heads, d_model {c.d_model}, "
-            f"d_mlp {c.d_mlp}, context {c.context_length}, vocabulary {c.vocab_size:,}"
-        )
+    def attention_sites(self) -> dict[str, AttentionSite]:
+        """The attention of the model, by kind: causal self-attention, if it has blocks."""
+        return attention_site("self", self.blocks, causal=True)

@@ -1,7 +1,4 @@
-"""A model whose matrices are of 8 or 4 bits: which of its parameters are, and what cannot be done with it."""
-
-from functools import reduce
-from typing import Any
+"""Models whose matrices have 8 or 4 bits: which parameters do, and where such models cannot be used."""
 
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
@@ -14,14 +11,14 @@ from lama.layers import Linear
 from lama.models.gpt import GPT
 
 BITS = {"int8": 8, "int4": 4}
-"""The dtypes of such a model, by name."""
+"""The dtypes of such models, by name."""
 
 
-def bits_of_weights(model: Any, dtype: str) -> dict[str, int]:
-    """The bits of each parameter that is quantised in a model of `dtype`, by name: all matrices of linear layers.
+def bits_of_weights(model: object, dtype: str) -> dict[str, int]:
+    """The bits of each quantised parameter in a model of `dtype`, by name: all matrices of linear layers.
 
-    The embedding of a tied model is one, and keeps 8 bits: it is read as often as it is the output layer, where an error goes
-    straight into the logits. Raises LamaError for a model that is no GPT.
+    A tied embedding is one too, with 8 bits: it is also the output layer, where an error goes straight into
+    the logits. Raises LamaError for a model other than a GPT.
     """
     if not isinstance(model, GPT):
         raise LamaError(f"a model must be a GPT to be held in {dtype}; got a {type(model).__name__}")
@@ -36,36 +33,40 @@ def bits_of_weights(model: Any, dtype: str) -> dict[str, int]:
     return bits
 
 
-def set_weight(model: Any, name: str, weight: Quantized) -> None:
-    """Put it in the place of the parameter of that name."""
+def set_weight(model: object, name: str, weight: Quantized) -> None:
+    """Replace the parameter of that name by a quantised one."""
     layer, _, parameter = name.rpartition(".")
     setattr(_at(model, layer), parameter, weight)
 
 
-def make_quantized(model: Any, dtype: str) -> None:
+def make_quantized(model: object, dtype: str) -> None:
     """Put unfilled quantised weights into an unfilled model. Raises LamaError."""
     for name, bits in bits_of_weights(model, dtype).items():
         d_out, d_in = (int(n) for n in get_state_dict(model)[name].shape)
         set_weight(model, name, empty(d_out, d_in, bits))
 
 
-def _at(model: Any, path: str) -> Any:
-    return reduce(lambda owner, part: owner[int(part)] if part.isdecimal() else getattr(owner, part), path.split("."), model)
+def _at(model: object, path: str) -> object:
+    """The part of a model that a path such as `blocks.0.attn` names."""
+    found = model
+    for part in path.split("."):
+        found = found[int(part)] if isinstance(found, list) else getattr(found, part)
+    return found
 
 
-def weights_of(model: Any) -> dict[str, Tensor | Quantized]:
+def weights_of(model: object) -> dict[str, Tensor | Quantized]:
     """All parameters by name; a quantised one is one of them, not two."""
-    weights: dict[str, Any] = get_state_dict(model, tensor_type=(Tensor, Quantized))
-    return weights
+    return {**get_state_dict(model, tensor_type=(Tensor, Quantized))}
 
 
-def dtype_of(model: Any) -> str | None:
+def dtype_of(model: object) -> str | None:
     """int8 or int4 if its matrices are such, else None."""
     found = {weight.bits for weight in weights_of(model).values() if isinstance(weight, Quantized)}
     return next((name for name, bits in BITS.items() if found and min(found) == bits), None)
 
 
-def refuse_quantized(model: Any, what: str) -> None:
-    """Raises LamaError if the model is quantised. `what` is to be done with it."""
+def refuse_quantized(model: object, what: str) -> None:
+    """Raise LamaError if the model is quantised, which `what`, such as "to be trained", rules out."""
     if (dtype := dtype_of(model)) is not None:
-        raise LamaError(f"a model must have weights of a float dtype {what}; got {dtype}. Take the one that it was made from")
+        rule = f"a model must have weights of a float dtype {what}; got {dtype}"
+        raise LamaError(f"{rule}. Take the one that it was made from")

@@ -13,7 +13,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """Serves `repositories[owner/name][file] = bytes`; `url` is what HF_ENDPOINT should be.
 
-    Large files (`.safetensors`, `.bin`) are declared as LFS files with their SHA-256, others with their git object id.
+    Large files (`.safetensors`, `.bin`) are declared as LFS files with their SHA-256, others with their git
+    object id.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,13 @@ class Hub:
 
     def downloads(self) -> list[str]:
         """The files that were fetched, in the order of their first request."""
-        return list(dict.fromkeys(path.rsplit("/", 1)[1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path))
+        return list(
+            dict.fromkeys(
+                path.rsplit("/", 1)[1]
+                for method, path, _ in self.requests
+                if method == "GET" and "/resolve/" in path
+            )
+        )
 
     @staticmethod
     def digest(name: str, content: bytes) -> str:
@@ -46,7 +53,10 @@ class Hub:
         """A file in a repository's listing, or in a tree's."""
         digest = self.digest(name, content)
         entry: dict[str, Any] = {"path": name, "type": "file"} if tree else {"rfilename": name}
-        entry |= {"size": len(content), "oid" if tree else "blobId": digest if len(digest) == 40 else "f" * 40}
+        entry |= {
+            "size": len(content),
+            "oid" if tree else "blobId": digest if len(digest) == 40 else "f" * 40,
+        }
         if len(digest) == 64:
             entry["lfs"] = {"oid" if tree else "sha256": digest, "size": len(content), "pointerSize": 134}
         return entry
@@ -58,9 +68,13 @@ class Hub:
             def log_message(self, *_: Any) -> None:
                 pass
 
-            def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
+            def answer(
+                self, code: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None
+            ) -> None:
                 self.send_response(code)
-                for key, value in ({"Content-Length": str(len(body) if length is None else length)} | (headers or {})).items():
+                for key, value in (
+                    {"Content-Length": str(len(body) if length is None else length)} | (headers or {})
+                ).items():
                     self.send_header(key, value)
                 self.end_headers()
                 if self.command == "GET":
@@ -82,14 +96,29 @@ class Hub:
                 if path.startswith("api/"):
                     tree = rest[:1] == ["tree"]
                     listing = [hub.describe(file, content, tree) for file, content in files.items()]
-                    info = {"_id": "1", "id": f"{owner}/{name}", "sha": COMMIT, "siblings": listing, "tags": [], "private": False}
-                    return self.answer(200, json.dumps(listing if tree else info).encode(), {"Content-Type": "application/json"})
+                    info = {
+                        "_id": "1",
+                        "id": f"{owner}/{name}",
+                        "sha": COMMIT,
+                        "siblings": listing,
+                        "tags": [],
+                        "private": False,
+                    }
+                    return self.answer(
+                        200,
+                        json.dumps(listing if tree else info).encode(),
+                        {"Content-Type": "application/json"},
+                    )
                 self.send_file(rest[2], files[rest[2]])
 
             do_HEAD = do_GET
 
             def send_file(self, name: str, content: bytes) -> None:
-                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hub.digest(name, content)}"', "Accept-Ranges": "bytes"}
+                headers = {
+                    "X-Repo-Commit": COMMIT,
+                    "ETag": f'"{hub.digest(name, content)}"',
+                    "Accept-Ranges": "bytes",
+                }
                 body = hub.damage.get(name, content)
                 code, start = 200, 0
                 if (asked := self.headers.get("Range")) and self.command == "GET":

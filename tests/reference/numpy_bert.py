@@ -1,6 +1,7 @@
 """BERT in plain numpy (float64), written from the paper and google-research/bert; shares no code with lama.
 
-Weights come by lama's names; `config` has the fields of lama's config. Source: Devlin et al. 2018; Vaswani et al. 2017.
+Weights come by lama's names; `config` has the fields of lama's config. Source: Devlin et al. 2018; Vaswani et
+al. 2017.
 """
 
 import math
@@ -37,7 +38,9 @@ def encoder(w: Weights, config: Any, tokens: np.ndarray, segments: np.ndarray | 
     return norm(w, "ln_final", x, config) if config.norm == "pre" else x
 
 
-def masked_logits(w: Weights, config: Any, tokens: np.ndarray, segments: np.ndarray | None = None) -> np.ndarray:
+def masked_logits(
+    w: Weights, config: Any, tokens: np.ndarray, segments: np.ndarray | None = None
+) -> np.ndarray:
     """(B, T) -> (B, T, vocab_size): a score for every token that may belong at each position."""
     h = ACTIVATIONS[config.activation](linear(w, "dense", encoder(w, config, tokens, segments)))
     return norm(w, "ln_head", h, config) @ w["encoder.embed.weight"].T + w["unembed_bias"]
@@ -59,14 +62,17 @@ def linear(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
 def norm(w: Weights, name: str, x: np.ndarray, config: Any) -> np.ndarray:
     """Mean 0 and variance 1 over the last axis, then scale and shift."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_epsilon) * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_epsilon) * w[
+        f"{name}.weight"
+    ] + w.get(f"{name}.bias", 0)
 
 
 def attention(w: Weights, name: str, config: Any, x: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Every position looks at all positions of its row that are there."""
     B, T, d = x.shape
     q, k, v = (
-        part.reshape(B, T, config.n_heads, d // config.n_heads).transpose(0, 2, 1, 3)  # (B, n_heads, T, d_head)
+        # (B, n_heads, T, d_head).
+        part.reshape(B, T, config.n_heads, d // config.n_heads).transpose(0, 2, 1, 3)
         for part in np.split(linear(w, f"{name}.qkv", x), 3, axis=-1)
     )
     scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(d // config.n_heads)  # (B, n_heads, T, T)

@@ -1,6 +1,7 @@
 """GPT-2 in plain numpy: the specification that lama's models are held against. It shares no code with lama.
 
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; names as in Hugging Face's files.
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; names as in Hugging Face's
+files.
 """
 
 import math
@@ -32,8 +33,16 @@ def hidden(weights: Weights, config: Mapping[str, Any], tokens: np.ndarray) -> n
     """(B, T) token ids -> (B, T, n_embd), the residual stream after the last norm."""
     x = weights["wte.weight"][tokens] + weights["wpe.weight"][: tokens.shape[1]]
     for i in range(config["n_layer"]):
-        w = {name.removeprefix(f"h.{i}."): value for name, value in weights.items() if name.startswith(f"h.{i}.")}
-        scale = 1 / math.sqrt(config["n_embd"] // config["n_head"]) if config.get("scale_attn_weights", True) else 1.0
+        w = {
+            name.removeprefix(f"h.{i}."): value
+            for name, value in weights.items()
+            if name.startswith(f"h.{i}.")
+        }
+        scale = (
+            1 / math.sqrt(config["n_embd"] // config["n_head"])
+            if config.get("scale_attn_weights", True)
+            else 1.0
+        )
         scale /= i + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1
         x = x + attention(w, config["n_head"], norm(w, "ln_1", x, config), scale)
         x = x + mlp(w, config["activation_function"], norm(w, "ln_2", x, config))

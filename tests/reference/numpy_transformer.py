@@ -1,7 +1,7 @@
-"""The encoder-decoder's forward pass in plain numpy: the specification that `lama.models.transformer` is held to.
+"""The encoder-decoder's forward pass in plain numpy: the reference for `lama.models.encoder_decoder`.
 
-Written from Vaswani et al. 2017 alone and sharing no code with lama. Parameters come under lama's names; their dtype is the
-precision of everything: float64 for exact answers.
+Written from Vaswani et al. 2017 alone and sharing no code with lama. Parameters come under lama's names;
+their dtype is the precision of everything: float64 for exact answers.
 """
 
 import math
@@ -24,7 +24,13 @@ def logits(w: Weights, config: Mapping[str, Any], source: np.ndarray, target: np
     for i in range(config["n_decoder_layers"]):
         b = block(w, f"decoder.blocks.{i}.")
         x = sublayer(x, b, "ln1", config, lambda h, b=b: attend(b, "attn", config, h, h, own))
-        x = sublayer(x, b, "ln_cross", config, lambda h, b=b: attend(b, "cross_attn", config, h, memory, seen[:, None, :]))
+        x = sublayer(
+            x,
+            b,
+            "ln_cross",
+            config,
+            lambda h, b=b: attend(b, "cross_attn", config, h, memory, seen[:, None, :]),
+        )
         x = sublayer(x, b, "ln2", config, lambda h, b=b: feed_forward(b, h))
     return last_norm(w, "decoder", config, x) @ w["embed.weight"].T
 
@@ -70,7 +76,9 @@ def layer_norm(b: Weights, name: str, config: Mapping[str, Any], x: np.ndarray) 
     return centred / np.sqrt(variance + config["norm_epsilon"]) * b[f"{name}.weight"] + b[f"{name}.bias"]
 
 
-def attend(b: Weights, name: str, config: Mapping[str, Any], x: np.ndarray, read: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def attend(
+    b: Weights, name: str, config: Mapping[str, Any], x: np.ndarray, read: np.ndarray, seen: np.ndarray
+) -> np.ndarray:
     """Queries from x (B, T, d), keys and values from `read` (B, S, d); seen (B, 1 or T, S)."""
     d, h = x.shape[-1], config["n_heads"]
     weight, bias = b[f"{name}.qkv.weight"], b[f"{name}.qkv.bias"]
@@ -88,4 +96,7 @@ def attend(b: Weights, name: str, config: Mapping[str, Any], x: np.ndarray, read
 
 def feed_forward(b: Weights, x: np.ndarray) -> np.ndarray:
     """max(0, x W₁ + b₁) W₂ + b₂."""
-    return np.maximum(x @ b["mlp.up.weight"].T + b["mlp.up.bias"], 0) @ b["mlp.down.weight"].T + b["mlp.down.bias"]
+    return (
+        np.maximum(x @ b["mlp.up.weight"].T + b["mlp.up.bias"], 0) @ b["mlp.down.weight"].T
+        + b["mlp.down.bias"]
+    )

@@ -1,7 +1,7 @@
 """Random GPT-2 checkpoints in Hugging Face's formats, written with numpy alone: no lama, no PyTorch.
 
-The initialisation is about four times GPT-2's 0.02, with biases and norms that differ, so that logits are far from flat
-and every tensor matters.
+The initialisation is about four times GPT-2's 0.02, with biases and norms that differ, so that logits are far
+from flat and every tensor matters.
 """
 
 import io
@@ -60,8 +60,12 @@ def make_weights(config: Mapping[str, Any], seed: int = 0, std: float = 0.08) ->
 
     weights = {"wte.weight": normal(config["vocab_size"], d), "wpe.weight": normal(config["n_positions"], d)}
     for i in range(config["n_layer"]):
-        weights |= norm(f"h.{i}.ln_1") | conv1d(f"h.{i}.attn.c_attn", d, 3 * d) | conv1d(f"h.{i}.attn.c_proj", d, d)
-        weights |= norm(f"h.{i}.ln_2") | conv1d(f"h.{i}.mlp.c_fc", d, inner) | conv1d(f"h.{i}.mlp.c_proj", inner, d)
+        weights |= (
+            norm(f"h.{i}.ln_1") | conv1d(f"h.{i}.attn.c_attn", d, 3 * d) | conv1d(f"h.{i}.attn.c_proj", d, d)
+        )
+        weights |= (
+            norm(f"h.{i}.ln_2") | conv1d(f"h.{i}.mlp.c_fc", d, inner) | conv1d(f"h.{i}.mlp.c_proj", inner, d)
+        )
     weights |= norm("ln_f")
     if not config["tie_word_embeddings"]:
         weights["lm_head.weight"] = normal(config["vocab_size"], d)
@@ -70,14 +74,23 @@ def make_weights(config: Mapping[str, Any], seed: int = 0, std: float = 0.08) ->
 
 def with_prefix(weights: Weights) -> Weights:
     """The names that GPT2LMHeadModel saves: all but the output layer under `transformer.`."""
-    return {name if name.startswith("lm_head") else f"transformer.{name}": value for name, value in weights.items()}
+    return {
+        name if name.startswith("lm_head") else f"transformer.{name}": value
+        for name, value in weights.items()
+    }
 
 
 def with_masks(weights: Weights, config: Mapping[str, Any]) -> Weights:
     """Plus the buffers that older files carry: each block's causal mask."""
     n = config["n_positions"]
-    masks = {f"h.{i}.attn.bias": np.tri(n, dtype=np.uint8).reshape(1, 1, n, n) for i in range(config["n_layer"])}
-    return weights | masks | {f"h.{i}.attn.masked_bias": np.array(-1e4, np.float32) for i in range(config["n_layer"])}
+    masks = {
+        f"h.{i}.attn.bias": np.tri(n, dtype=np.uint8).reshape(1, 1, n, n) for i in range(config["n_layer"])
+    }
+    return (
+        weights
+        | masks
+        | {f"h.{i}.attn.masked_bias": np.array(-1e4, np.float32) for i in range(config["n_layer"])}
+    )
 
 
 def to_bfloat16(weights: Weights) -> Weights:
@@ -94,8 +107,15 @@ def from_bfloat16(weights: Weights) -> Weights:
     return {name: (value.astype(np.uint32) << 16).view(np.float32) for name, value in weights.items()}
 
 
-def write_folder(folder: Path, config: Mapping[str, Any], weights: Weights, write: Callable[[Path, Weights], None] | None = None) -> Path:
-    """A model folder: config.json and the weights, as one safetensors file unless `write` does it otherwise."""
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Weights,
+    write: Callable[[Path, Weights], None] | None = None,
+) -> Path:
+    """A model folder: config.json and the weights, as one safetensors file unless `write` does it
+    otherwise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (write or write_safetensors)(folder, weights)
@@ -104,7 +124,15 @@ def write_folder(folder: Path, config: Mapping[str, Any], weights: Weights, writ
 
 # --- safetensors
 
-SAFE_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "uint16": "BF16", "uint8": "U8", "bool": "BOOL", "int64": "I64"}
+SAFE_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "uint16": "BF16",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "int64": "I64",
+}
 
 
 def write_safetensors(folder: Path, weights: Weights, name: str = "model.safetensors") -> None:
@@ -113,7 +141,11 @@ def write_safetensors(folder: Path, weights: Weights, name: str = "model.safeten
     end = 0
     for key, value in weights.items():
         start, end = end, end + value.nbytes
-        header[key] = {"dtype": SAFE_DTYPES[value.dtype.name], "shape": value.shape, "data_offsets": [start, end]}
+        header[key] = {
+            "dtype": SAFE_DTYPES[value.dtype.name],
+            "shape": value.shape,
+            "data_offsets": [start, end],
+        }
     write_raw_safetensors(folder / name, header, weights.values())
 
 
@@ -126,7 +158,9 @@ def write_raw_safetensors(path: Path, header: Any, values: Any) -> None:
             file.write(np.ascontiguousarray(value).tobytes())
 
 
-def write_shards(folder: Path, weights: Weights, n: int = 3, stem: str = "model", suffix: str = "safetensors") -> None:
+def write_shards(
+    folder: Path, weights: Weights, n: int = 3, stem: str = "model", suffix: str = "safetensors"
+) -> None:
     """`n` files and the index that says which tensor is where."""
     names, weight_map = list(weights), {}
     for i in range(n):
@@ -135,11 +169,13 @@ def write_shards(folder: Path, weights: Weights, n: int = 3, stem: str = "model"
         (write_safetensors if suffix == "safetensors" else write_torch)(folder, shard, file)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(value.nbytes for value in weights.values())
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    (folder / f"{stem}.{suffix}.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+    )
 
 
-# --- torch.save's two formats. Python's own pickler writes them: `_Global` makes it emit the name of something in torch
-# that need not exist here.
+# --- torch.save's two formats. Python's own pickler writes them: `_Global` makes it emit the name of
+# something in torch that need not exist here.
 
 TORCH_STORAGES = {
     "float64": "DoubleStorage",
@@ -201,13 +237,20 @@ class _LegacyPickler(_Pickler):
 
 def tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Call:
     """A tensor that looks at a part of a storage, as torch pickles it."""
-    return _Call(_Global("torch._utils", "_rebuild_tensor_v2"), storage, offset, shape, strides, False, OrderedDict())
+    return _Call(
+        _Global("torch._utils", "_rebuild_tensor_v2"), storage, offset, shape, strides, False, OrderedDict()
+    )
 
 
 def torch_state(weights: Weights) -> tuple[Any, list[_Storage]]:
     """Each tensor with a storage of its own."""
-    storages = [_Storage(str(i), np.ascontiguousarray(value).reshape(-1)) for i, value in enumerate(weights.values())]
-    strides = [tuple(stride // value.itemsize for stride in np.asarray(value, order="C").strides) for value in weights.values()]
+    storages = [
+        _Storage(str(i), np.ascontiguousarray(value).reshape(-1)) for i, value in enumerate(weights.values())
+    ]
+    strides = [
+        tuple(stride // value.itemsize for stride in np.asarray(value, order="C").strides)
+        for value in weights.values()
+    ]
     return OrderedDict(
         (name, tensor(storage, 0, value.shape, stride))
         for (name, value), storage, stride in zip(weights.items(), storages, strides, strict=True)
@@ -236,7 +279,11 @@ def write_torch_legacy(folder: Path, weights: Weights, name: str = "pytorch_mode
 
 
 def write_legacy(path: Path, state: Any, storages: list[_Storage]) -> None:
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     with open(path, "wb") as file:
         for value in (0x1950A86A20F9469CFC6C, 1001, system):
             pickle.dump(value, file, 2)

@@ -1,0 +1,31 @@
+// Activations rounded to 8 bits, like quantised weights: 32 numbers of a row, a group, share scale = the
+// largest magnitude / 127. Infinite numbers and NaN stay so, since their scale is not finite.
+
+// 1.5 · 2^23: for |x| < 2^22, the lowest bits of x + UNIT are the nearest whole number.
+#define UNIT 12582912.0f
+
+// Round a group, whose numbers after the first `left` are 0, to steps of its scale, plus UNIT; returns the
+// scale.
+PART float round_group(vec steps[32 / V], const float *restrict x, int left) {
+  uints most = 0;  // of the magnitudes' bits; those of NaN are largest
+  UNROLL for (int i = 0; i < 32 / V; i++) {
+    const int some = MIN(V, left - i * V);
+    steps[i] = some == V ? load(x + i * V) : some > 0 ? load_some(x + i * V, some, 0) : (vec)0;
+    most = __builtin_elementwise_max(most, (uints)steps[i] & 0x7fffffff);
+  }
+  union { unsigned int bits; float value; } largest = {FOLD(MOST, most)};
+  float scale = largest.value * (float)(1 / 127.0), inverse = scale > 1e-30f ? 1 / scale : 0;
+  UNROLL for (int i = 0; i < 32 / V; i++) {
+    // A statement of its own: in one with the sum, the product would not be rounded.
+    vec places = steps[i] * inverse;
+    steps[i] = places + UNIT;
+  }
+  return scale;
+}
+
+// The 32 numbers of a rounded group, as floats.
+PART void rounded_group(float *restrict to, const float *restrict x, int left) {
+  vec steps[32 / V];
+  float scale = round_group(steps, x, left);
+  UNROLL for (int i = 0; i < 32 / V; i++) store(to + i * V, (steps[i] - UNIT) * scale);
+}

@@ -1,0 +1,366 @@
+"""All of lama's maths in plain tinygrad: layers and models are made of these functions.
+
+Most functions first call their namesake in `lama.kernels`, which computes the same faster, or returns None
+where it does not support the case. The rest of the function is the reference that tests compare the kernel
+with. With LAMA_REFERENCE=1 no kernel is used. To materialise or realise a tensor is to write it to memory.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tinygrad import Tensor, dtypes
+
+from lama import kernels
+from lama.kernels.dropout import threshold
+from lama.kernels.matmul import reduced_precision
+from lama.kernels.quantized import CANDIDATES, GROUP, Quantized, row_sizes
+from lama.shapes import Array
+
+HIDDEN = -3.4e38  # the score of a hidden key; finite, so that a row of hidden keys is uniform and not NaN
+GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: consecutive sites of dropout start far apart
+FloatArray = NDArray[np.float32]
+
+
+def matmul(
+    a: Tensor,
+    b: Tensor | Quantized,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """a · b + bias over the last two axes: (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
+
+    a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
+    dtype; a b of half precision is widened as it is read. A quantised b has the axes (N, K) and needs
+    `transpose_b`; the rows of a are then rounded by `round_activations`. Raises ValueError for inner sizes
+    that differ.
+    """
+    inner = a.shape[-2 if transpose_a else -1], b.shape[-1 if transpose_b else -2]
+    if inner[0] != inner[1]:
+        raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
+    if isinstance(b, Quantized) and (transpose_a or not transpose_b):
+        raise ValueError("a quantised matrix must be the transposed second factor of a plain one")
+    if (y := kernels.matmul(a, b, transpose_a, transpose_b, bias)) is not None:
+        return y
+    if isinstance(b, Quantized):
+        return matmul(round_activations(a), dequantize(b), transpose_a, transpose_b, bias)
+    low = reduced_precision()  # bfloat16 in mixed precision, else None
+    a, b = a.cast(low or a.dtype), b.cast(low or a.dtype)
+    a = a.transpose(-2, -1) if transpose_a else a
+    b = b.transpose(-2, -1) if transpose_b else b
+    y = a.matmul(b, dtype=None if low is None else dtypes.float32)
+    # Materialised: else this output's gradient would be computed once for the bias, again for the weight.
+    return y if bias is None else (y + bias).contiguous_backward()
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, materialised, so that the operations that read it do not each compute it."""
+    if (total := kernels.add(x, y)) is not None:
+        return total
+    return (x + y).contiguous()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2. Source: Hendrycks & Gimpel 2016, section 2."""
+    if (y := kernels.gelu(x)) is not None:
+        return y
+    return x.gelu()
+
+
+def softmax(x: Tensor) -> Tensor:
+    """exp(x) / Σ exp(x) over the last axis, in float32."""
+    if (y := kernels.softmax(x)) is not None:
+        return y
+    return x.float().softmax(-1)
+
+
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """(x − mean) / √(variance + ε) · weight + bias over the last axis; weight and bias (d,), x (..., d).
+
+    Source: Ba et al. 2016, eq. 4; biased variance. The statistics are float32, the result has x's dtype.
+    """
+    if (y := kernels.layernorm(x, weight, bias, epsilon)) is not None:
+        return y
+    y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
+    # Materialised: the product that follows would normalise again for each of its outputs.
+    return (y if bias is None else y + bias).contiguous()
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    offset: int | None = None,
+    padding: Tensor | None = None,
+    rate: float = 0.0,
+    key: Tensor | None = None,
+    site: int = 0,
+) -> Tensor:
+    """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, H, S, d), (B, H, S, e) -> (B, H, T, e).
+
+    The axis H may be absent from all. With an `offset` of at least 0, attention is causal: query t sees the
+    keys up to offset + t. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without H (B or
+    1, 1, S). A query that
+    sees nothing gets the mean of all values. `rate`, `key` and `site` are those of `dropout`. Source: Vaswani
+    et al. 2017, eq. 1.
+    """
+    if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site)) is not None:
+        return z
+    T, S = int(q.shape[-2]), int(k.shape[-2])
+    seen = None if offset is None else Tensor.arange(S) <= Tensor.arange(T).reshape(T, 1) + offset
+    if padding is not None:
+        seen = padding if seen is None else seen & padding
+    pattern = softmax(hide(matmul(q, k, transpose_b=True) * scale, seen))
+    return matmul(pattern if key is None else dropout(pattern, rate, key, site), v)
+
+
+def hide(scores: Tensor, seen: Tensor | None) -> Tensor:
+    """Scores in float32, `HIDDEN` where `seen`, which broadcasts to their shape, is False."""
+    scores = scores.float()
+    return scores if seen is None else seen.where(scores, HIDDEN)
+
+
+def attention_in_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    rows: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Write k and v of new tokens into a cache; attention of q to all keys there. q, k, v: (B, H, T, d).
+
+    The other arguments are those of `write_to_cache`. Query t sees the keys up to positions[b] + t. The
+    result has no gradient.
+    """
+    z = kernels.attention_in_cache(q, k, v, keys, values, positions, rows, scale)
+    if z is not None:
+        return z
+    k, v, seen = write_to_cache(k, v, keys, values, positions, rows)
+    return matmul(softmax(hide(matmul(q, k, transpose_b=True) * scale, seen)), v)
+
+
+def write_to_cache(
+    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write k and v, (B, H, T, d), into the realised caches `keys` and `values`, (R rows, H, S, d), in place.
+
+    Row b is written to row rows[b] (b where `rows` is None) from place positions[b] on; both int32 (B,), and
+    positions[b] + T at most S. Returns all keys and values of these rows, and which of them each new token
+    sees, (B, 1, T, S).
+    """
+    write_rows(keys, k, positions, rows)
+    write_rows(values, v, positions, rows)
+    # Realised here, so that every layer has the same list of kernels, which tinygrad then works out once.
+    Tensor.realize(keys, values)
+    S, T = int(keys.shape[2]), int(k.shape[2])
+    last_seen = positions.reshape(-1, 1, 1, 1) + Tensor.arange(T).reshape(1, 1, T, 1)
+    seen = Tensor.arange(S).reshape(1, 1, 1, S) <= last_seen  # (B, 1, T, S)
+    return (keys, values, seen) if rows is None else (keys[rows], values[rows], seen)
+
+
+def write_rows(buffer: Tensor, new: Tensor, positions: Tensor, rows: Tensor | None) -> None:
+    """Assign `new` (B, H, T, d) to its places in `buffer` (R, H, S, d), as `write_to_cache` says.
+
+    tinygrad has no scatter: products with one-hot matrices move the tokens. `rows` must be distinct.
+    """
+    old = buffer if rows is None else buffer[rows]  # (B, H, S, d)
+    S, T = int(old.shape[2]), int(new.shape[2])
+    place = Tensor.arange(S) - positions.reshape(-1, 1)  # (B, S): which of the T tokens belongs there
+    is_new = ((place >= 0) & (place < T)).reshape(-1, 1, S, 1)
+    one_hot = (place.unsqueeze(-1) == Tensor.arange(T)).unsqueeze(1)  # (B, 1, S, T)
+    moved = one_hot.cast(new.dtype).matmul(new, dtype=dtypes.float32)  # (B, H, S, d)
+    written = is_new.where(moved.cast(buffer.dtype), old)
+    if rows is not None:
+        is_row = (rows.reshape(-1, 1) == Tensor.arange(buffer.shape[0])).float()  # (B, R)
+        spread = is_row.transpose().matmul(written.float().flatten(1)).reshape(buffer.shape)
+        is_written = (is_row.sum(0) > 0).reshape(-1, 1, 1, 1)
+        written = is_written.where(spread.cast(buffer.dtype), buffer)
+    buffer.assign(written)
+
+
+def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor:
+    """weight[tokens] in float32: (rows, d), (..., T) ints -> (..., T, d). Tokens without a row give zeros."""
+    if (y := kernels.embedding(weight, tokens)) is not None:
+        return y
+    rows = dequantize(weight[tokens]) if isinstance(weight, Quantized) else weight.float()[tokens]
+    # tinygrad gives zeros for tokens past the last row, and counts negative ones from the end.
+    return (tokens < 0).unsqueeze(-1).where(0, rows)
+
+
+def position_rows(table: Tensor, n: int, positions: Tensor | None = None) -> Tensor:
+    """n rows of `table` (length, d): the first, (n, d); or from positions (B,) on, (B, n, d) in float32."""
+    # Widened first: tinygrad gathers by adding up, which some devices cannot do in bfloat16.
+    rows = table[:n] if positions is None else table.float()[positions.reshape(-1, 1) + Tensor.arange(n)]
+    return kernels.fusible_rows(rows, table, n, positions)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """−log softmax(logits)[target] in float32: (..., V), (...) ints -> (...). Large logits are safe.
+
+    With `smoothing` ε, the target distribution is (1 − ε) · one-hot + ε · uniform. Source: Szegedy et al.
+    2016, section 7.
+    """
+    if (losses := kernels.cross_entropy(logits, targets, smoothing)) is not None:
+        return losses
+    logits = logits.float()
+    one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1])  # (..., V), never in memory
+    picked = one_hot.where(logits, 0).sum(-1)
+    expected = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
+    return logits.logsumexp(-1) - expected
+
+
+def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
+    """x / (1 − rate), with each element zero instead with probability `rate`; float32, at most 2³² elements.
+
+    The mask depends on `key`, uint32 of shape (2,), and on `site`, an int below 2³²: the same two drop the
+    same elements. key[0] is new for each step. key[1] is the row that the first of x has in the step's whole
+    batch, so that parts of a batch drop what the whole would. Element i of the flattened batch stays where
+    mix(mix(i ^ seed) + seed) >= rate · 2³², with seed = mix(key[0] + site · 2³²/φ), in 32 bits. Raises
+    ValueError for a rate out of its range. Source: Srivastava et al. 2014, scaled in training; mix is
+    Wellons's lowbias32, https://nullprogram.com/blog/2018/07/31/.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be at least 0 and below 1; got rate={rate}")
+    if rate == 0:
+        return x.float()
+    if (y := kernels.dropout(x, rate, key, site)) is not None:
+        return y
+
+    def mix(x: Tensor) -> Tensor:
+        x = (x ^ x >> 16) * 0x7FEB352D
+        x = (x ^ x >> 15) * 0x846CA68B
+        return x ^ x >> 16
+
+    n, row = math.prod(map(int, x.shape)), math.prod(map(int, x.shape[1:]))
+    seed = mix(key[0:1] + site * GOLDEN % 2**32)
+    i = key[1:2] * row + Tensor.arange(n, dtype=dtypes.uint32)
+    stays = (mix(mix(i ^ seed) + seed) >= threshold(rate)).reshape(x.shape)
+    return stays.where(x.float() * (1 / (1 - rate)), 0)
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Σ x² over all numbers of all tensors, float32 (1,): the square of their global norm."""
+    if (total := kernels.sum_of_squares(tensors)) is not None:
+        return total
+    return sum((t.float().square().sum() for t in tensors), Tensor.zeros(1, device=tensors[0].device))
+
+
+def adamw(
+    parameter: Tensor,
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    scalars: Tensor,
+    scale: Tensor,
+    beta1: float,
+    beta2: float,
+    decay: float,
+    epsilon: float = 1e-8,
+) -> list[Tensor]:
+    """Update one parameter and its moments m and v, of one shape, in place; returns them, to be realised.
+
+    g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r (decay · p + (m / c₁) /
+    (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and `scale` (1,).
+    Realise other readers of the parameter before: they would see its new values. Source: Loshchilov & Hutter
+    2019, algorithm 2.
+    """
+    changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon)
+    if changed is not None:
+        return changed
+    rate, correction1, correction2 = scalars[0:1], scalars[1:2], scalars[2:3]
+    g = gradient * scale
+    m.assign(beta1 * m + (1 - beta1) * g)
+    v.assign(beta2 * v + (1 - beta2) * g.square())
+    step = (m / correction1) / ((v / correction2).sqrt() + epsilon)
+    parameter.assign((parameter - rate * (step + decay * parameter)).cast(parameter.dtype))
+    return [parameter, m, v]
+
+
+# --- numbers of 8 and 4 bits: each group of 32 along a row shares a scale
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """x (..., K), each group rounded to multiples of its largest magnitude / 127: 8 bits.
+
+    A gradient passes unchanged (the straight-through estimator). Every product with quantised weights does
+    this, for any number of rows and on any processor. Groups with a scale below 1e-30 become zeros.
+    """
+    if (y := kernels.round_activations(x)) is not None:
+        return y
+    k = int(x.shape[-1])
+    groups = x.float().pad((*[None] * (x.ndim - 1), (0, -k % GROUP))).unflatten(-1, (-1, GROUP))
+    scales = groups.abs().max(-1, keepdim=True) * (1 / 127)
+    integers = (groups * (scales > 1e-30).where(1 / scales, 0)).contiguous().round()
+    return x + ((integers * scales).flatten(-2)[..., :k].cast(x.dtype) - x).contiguous().detach()
+
+
+def dequantize(weight: Quantized) -> Tensor:
+    """A quantised matrix in float32: values of (..., d_out, bytes) -> (..., d_out, d_in)."""
+    if (w := kernels.dequantize(weight)) is not None:
+        return w
+    values = weight.values
+    if weight.bits == 4:
+        values = Tensor.stack(values & 15, values >> 4, dim=-1).flatten(-2).cast(dtypes.int8) - 8
+    grouped = values.float().unflatten(-1, (-1, GROUP)) * weight.scales.float().unsqueeze(-1)
+    return grouped.flatten(-2)[..., : weight.d_in]
+
+
+def quantize(weight: Tensor, bits: int) -> Quantized:
+    """Round a realised float32 matrix (d_out, d_in) to nearest.
+
+    8 bits: the scale is the group's largest magnitude / 127. 4 bits: the best of some scales that map the
+    largest weight to -9 to -6.8, each refitted by least squares. A scale too large for
+    float16 becomes infinite; the caller has to refuse it.
+    """
+    if (quantized := kernels.quantize(weight, bits)) is not None:
+        return quantized
+    values, scales = quantize_array(weight.numpy(), bits)
+    device, d_in = weight.device, int(weight.shape[1])
+    return Quantized(Tensor(values, device=device), Tensor(scales, device=device), d_in)
+
+
+def quantize_array(weight: FloatArray, bits: int) -> tuple[Array, Array]:
+    """`quantize` in numpy: the values and scales of a `Quantized`."""
+    d_out, d_in = weight.shape
+    _, groups = row_sizes(d_in, bits)
+    padded = np.zeros((d_out, groups * GROUP), np.float32)
+    padded[:, :d_in] = weight
+    x = padded.reshape(d_out, groups, GROUP)
+    if bits == 8:
+        least, most, scales = -127, 127, np.abs(x).max(-1) / 127
+    else:
+        least, most, scales = -8, 7, _best_scales(x)
+    with np.errstate(over="ignore"):
+        scales = scales.astype(np.float16)
+    values = _nearest(x, _inverse(scales), least, most).reshape(d_out, -1).astype(np.int8)
+    if bits == 4:
+        values = (values[:, ::2] + 8 | values[:, 1::2] + 8 << 4).astype(np.uint8)
+    return values, scales
+
+
+def _best_scales(x: FloatArray) -> FloatArray:
+    """(..., GROUP) -> (...). For integers q the best scale is Σxq / Σq²; its error is Σx² - (Σxq)² / Σq²."""
+    extreme = np.where(x.max(-1) > -x.min(-1), x.max(-1), x.min(-1))
+    best, scales = np.full(extreme.shape, -1, np.float32), np.zeros_like(extreme)
+    for steps in CANDIDATES:
+        q = _nearest(x, np.float32(-steps) * _inverse(extreme), -8, 7)
+        xq, qq = (x * q).sum(-1), np.maximum((q * q).sum(-1), 1)
+        better = xq * xq / qq > best
+        best, scales = np.where(better, xq * xq / qq, best), np.where(better, xq / qq, scales)
+    return scales
+
+
+def _inverse(x: Array) -> FloatArray:
+    """1 / x in float32, and 0 for 0."""
+    floats = x.astype(np.float32)
+    return np.divide(1, floats, out=np.zeros_like(floats), where=floats != 0)
+
+
+def _nearest(x: FloatArray, inverse: FloatArray, least: int, most: int) -> FloatArray:
+    return np.clip(np.rint(x * inverse[..., None]), least, most)
