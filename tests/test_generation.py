@@ -15,8 +15,9 @@ from tinygrad.nn.state import get_parameters
 import lama
 from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
-from lama.generation import Decoder, Generation, Sampling, generate, generate_tokens, next_token, probabilities
+from lama.generation import Generation, Runner, Sampling, generate, generate_tokens, next_token, probabilities
 from lama.generation.decoder import bucket
+from lama.generation.engine import Event
 from lama.generation.sampling import penalised
 from lama.generation.text import split_at_stop
 from lama.models.gpt import GPT, GPTConfig
@@ -38,7 +39,9 @@ def model() -> GPT:
 
 @pytest.fixture(scope="module")
 def full_forward(model: GPT):
-    """Tokens to the logits after the last of them, without a cache: one padded shape, the padding hidden by the causal mask."""
+    """Tokens to the logits after the last of them, without a cache: one padded shape, the padding hidden by
+    the causal mask.
+    """
     run = TinyJit(lambda tokens: model(tokens).realize())
 
     def logits(tokens: Sequence[int]) -> np.ndarray:
@@ -72,7 +75,9 @@ def tokens(n: int, seed: int = 0) -> list[int]:
 @pytest.mark.parametrize("length", [1, 16, 17, 33])
 def test_cached_generation_equals_uncached(model, full_forward, length, sampling):
     prompt, n = tokens(length), CONTEXT + 1 - length
-    assert continued(model, prompt, n, sampling, seed=7) == uncached(full_forward, prompt, n, sampling, seed=7)
+    assert continued(model, prompt, n, sampling, seed=7) == uncached(
+        full_forward, prompt, n, sampling, seed=7
+    )
 
 
 def test_greedy_continuation_is_not_one_token_again_and_again(model):
@@ -114,10 +119,12 @@ def test_buckets_are_powers_of_two_within_the_context():
 def test_nothing_is_compiled_for_a_new_length_or_a_new_token(model, monkeypatch):
     steps: list[str] = []
     for name in ("_prefill_step", "_decode_step"):
-        step = getattr(Decoder, name)
-        monkeypatch.setattr(Decoder, name, lambda self, *args, name=name, step=step: (steps.append(name), step(self, *args))[1])
-    monkeypatch.setattr("lama.kernels.plan.diskcache_get", lambda *_: None)  # no step of an earlier run
-    decoder = Decoder(model)
+        step = getattr(Runner, name)
+        monkeypatch.setattr(
+            Runner, name, lambda self, *args, name=name, step=step: (steps.append(name), step(self, *args))[1]
+        )
+    monkeypatch.setattr("lama.runtime.replay.diskcache_get", lambda *_: None)  # no step of an earlier run
+    decoder = Runner(model)
     # The steps run once, to be captured; from then on they are replayed.
     for n in range(1, 17):
         decoder.prefill(np.array([tokens(n)]))
@@ -129,7 +136,7 @@ def test_nothing_is_compiled_for_a_new_length_or_a_new_token(model, monkeypatch)
         decoder.prefill(np.array([tokens(n)]))
         decoder.decode(np.array([n % VOCAB]))
     assert steps == ["_prefill_step", "_decode_step", "_prefill_step"]
-    assert sorted(decoder._steps) == [("decode", 1), ("prefill", 16), ("prefill", 32)]
+    assert sorted(decoder._steps) == [("decode", 1, 1), ("prefill", 1, 16), ("prefill", 1, 32)]
 
 
 def test_second_generation_compiles_nothing(model, monkeypatch):
@@ -139,8 +146,8 @@ def test_second_generation_compiles_nothing(model, monkeypatch):
     def fail(*args):
         raise AssertionError("a step that had been captured ran again")
 
-    monkeypatch.setattr(Decoder, "_prefill_step", fail)
-    monkeypatch.setattr(Decoder, "_decode_step", fail)
+    monkeypatch.setattr(Runner, "_prefill_step", fail)
+    monkeypatch.setattr(Runner, "_decode_step", fail)
     assert len(continued(model, PROMPT[:3], 20, DRAWN, seed=5)) == 20
 
 
@@ -241,7 +248,9 @@ def test_logits_that_are_not_numbers_are_an_error(model, bad):
     good = model.ln_final.bias.numpy()
     try:
         model.ln_final.bias.assign(Tensor(np.where(np.arange(10) == 3, np.float32(bad), good))).realize()
-        with pytest.raises(LamaError, match=r"logits must be finite; got .*(nan|inf).* at token 5\. Try --dtype float32"):
+        with pytest.raises(
+            LamaError, match=r"logits must be finite; got .*(nan|inf).* at token 5\. Try --dtype float32"
+        ):
             continued(model, PROMPT, 3)
     finally:
         model.ln_final.bias.assign(Tensor(good)).realize()
@@ -258,7 +267,10 @@ def test_logits_that_are_not_numbers_are_an_error(model, bad):
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1; got 1.5"),
         ({"min_p": -0.1}, "min_p must be between 0 and 1; got -0.1"),
         ({"min_p": 1.1}, "min_p must be between 0 and 1; got 1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be between 0.01 and 100; 1 changes nothing; got 0.0"),
+        (
+            {"repetition_penalty": 0.0},
+            "repetition_penalty must be between 0.01 and 100; 1 changes nothing; got 0.0",
+        ),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"seed": -1}, "seed must be 0 or above; got -1"),
         ({"stop": ("a", "")}, 'stop must be a non-empty string; got ""'),
@@ -300,7 +312,9 @@ def test_filters_leave_the_hand_computed_distribution(options, expected):
 
 
 def test_probabilities_do_not_overflow():
-    np.testing.assert_allclose(probabilities(np.array([1e4, 1e4, -1e4]), Sampling(temperature=0.01)), [0.5, 0.5, 0])
+    np.testing.assert_allclose(
+        probabilities(np.array([1e4, 1e4, -1e4]), Sampling(temperature=0.01)), [0.5, 0.5, 0]
+    )
 
 
 def test_top_k_keeps_k_of_equal_tokens():
@@ -320,12 +334,20 @@ def test_repetition_penalty_makes_seen_tokens_less_likely_once():
 
 def test_repetition_penalty_comes_before_the_other_filters():
     logits = np.log([0.5, 0.3, 0.2]) + 5  # the penalty halves the first logit, which puts it last
-    drawn = {next_token(logits, [0], Sampling(repetition_penalty=2.0, top_k=2), np.random.default_rng(seed)) for seed in range(50)}
+    drawn = {
+        next_token(logits, [0], Sampling(repetition_penalty=2.0, top_k=2), np.random.default_rng(seed))
+        for seed in range(50)
+    }
     assert drawn == {1, 2}
 
 
 def test_greedy_takes_the_first_of_the_largest():
-    assert next_token(np.array([1.0, 3.0, 3.0], np.float32), [], Sampling(temperature=0), np.random.default_rng(0)) == 1
+    assert (
+        next_token(
+            np.array([1.0, 3.0, 3.0], np.float32), [], Sampling(temperature=0), np.random.default_rng(0)
+        )
+        == 1
+    )
 
 
 def test_draws_follow_the_probabilities():
@@ -349,7 +371,9 @@ def test_draws_follow_the_probabilities():
 )
 def test_filters_equal_those_of_transformers(options):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    process = pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]").generation.logits_process
+    process = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    ).generation.logits_process
     makers = {
         "repetition_penalty": process.RepetitionPenaltyLogitsProcessor,
         "temperature": process.TemperatureLogitsWarper,
@@ -382,18 +406,28 @@ class Words(ByteTokenizer):
         return b"".join(self.words[i] for i in ids)
 
 
-def streamed(*words: bytes | str, stop: Sequence[str] = (), end: bool = False) -> tuple[list[str], Generation]:
+def streamed(
+    *words: bytes | str, stop: Sequence[str] = (), end: bool = False
+) -> tuple[list[str], Generation]:
     """The pieces that come out when a model gives these tokens one after the other."""
     tokenizer = Words(*words)
-    steps: list[list[int | None]] = [[i] for i in range(len(words) + end)]
-    generation = Generation([], iter(steps), tokenizer, stop)
+    events = [Event(1, i) for i in range(len(words))]
+    if end:
+        events.append(Event(1, len(words), "stop"))
+    else:
+        events[-1] = Event(1, len(words) - 1, "length")
+    generation = Generation([], iter(events), tokenizer, stop)
     return list(generation), generation
 
 
 def test_text_streams_token_by_token():
     pieces, generation = streamed("so", " it", " ends")
     assert pieces == ["so", " it", " ends"]
-    assert (generation.text, generation.tokens, generation.finish_reason) == ("so it ends", [0, 1, 2], "length")
+    assert (generation.text, generation.tokens, generation.finish_reason) == (
+        "so it ends",
+        [0, 1, 2],
+        "length",
+    )
     assert len(generation.token_times) == 3
 
 
@@ -488,7 +522,7 @@ def test_generate_can_be_left_and_taken_up_again(model):
 
 
 def test_generate_works_only_when_it_is_read(model, monkeypatch):
-    monkeypatch.setattr(Decoder, "prefill", lambda *args: pytest.fail("started too early"))
+    monkeypatch.setattr(Runner, "prefill", lambda *args: pytest.fail("started too early"))
     generate(model, CharacterTokenizer("abcdefghijklmnopqrstuvw"), "cab")
 
 
@@ -516,7 +550,9 @@ def test_generation_uses_the_weights_of_now(model):
 
 
 def test_tokens_beyond_the_tokenizer_are_not_drawn(model):
-    drawn = {step[0] for step in generate_tokens(model, [PROMPT], 20, Sampling(temperature=5.0), vocab_size=3)}
+    drawn = {
+        step[0] for step in generate_tokens(model, [PROMPT], 20, Sampling(temperature=5.0), vocab_size=3)
+    }
     assert drawn <= {0, 1, 2}
 
 
@@ -533,7 +569,10 @@ def plainly(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 7.0])  # the nucleus is most of the vocabulary, or a few tokens
-@pytest.mark.parametrize("options", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 700, "top_p": 0.8, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 700, "top_p": 0.8, "min_p": 0.01}],
+)
 def test_partial_sorts_find_the_distribution_of_whole_ones(spread: float, options: dict):
     logits = (np.random.default_rng(0).standard_normal(5003) * spread).astype(np.float32)
     sampling = Sampling(temperature=0.8, **options)
@@ -570,9 +609,15 @@ def test_text_stops_at_the_models_end_tokens(model: GPT):
     for ends in ((end,), (22, end, 21)):
         text = generate(with_ends(model, *ends), LETTERS, "abc", max_new_tokens=9, temperature=0)
         first = min(i for i, token in enumerate(whole.tokens) if token in ends)
-        assert (str(text), text.finish_reason) == (whole.text[:first], "stop") and text.tokens == whole.tokens[:first]
+        assert (str(text), text.finish_reason) == (
+            whole.text[:first],
+            "stop",
+        ) and text.tokens == whole.tokens[:first]
     for end_of_text in (end, [end], {22, end}):
-        assert continued(model, LETTERS.encode("abc"), 9, end_of_text=end_of_text)[: n + 1] == whole.tokens[: n + 1]
+        assert (
+            continued(model, LETTERS.encode("abc"), 9, end_of_text=end_of_text)[: n + 1]
+            == whole.tokens[: n + 1]
+        )
 
 
 def test_text_stops_at_the_tokenizers_own_end_too(model: GPT):
@@ -588,21 +633,32 @@ def test_text_stops_at_the_tokenizers_own_end_too(model: GPT):
 @pytest.mark.parametrize("in_generation_config", [True, False])
 def test_text_stops_where_transformers_does(tmp_path, in_generation_config: bool):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = random_gpt2.make_config(vocab_size=23, n_positions=37, n_embd=10, n_layer=2, n_head=2, eos_token_id=None)
+    config = random_gpt2.make_config(
+        vocab_size=23, n_positions=37, n_embd=10, n_layer=2, n_head=2, eos_token_id=None
+    )
     folder = random_gpt2.write_folder(tmp_path, config, random_gpt2.make_weights(config, std=0.4))
     greedy = continued(load_model(folder), [3, 1, 4], 20)
     ends = [22 if 22 not in greedy else greedy[0], greedy[7]]
-    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": greedy[0] if in_generation_config else ends}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"eos_token_id": greedy[0] if in_generation_config else ends})
+    )
     if in_generation_config:
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     prompt = torch.tensor([[3, 1, 4]])
     with torch.no_grad():
-        out = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, pad_token_id=0)
+        out = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, pad_token_id=0
+        )
     text = generate(load_model(folder), LETTERS, LETTERS.decode([3, 1, 4]), max_new_tokens=20, temperature=0)
     str(text)
     made = out[0, 3:].tolist()
-    assert made == greedy[: len(made)] and made[-1] in ends and text.finish_reason == "stop" and text.tokens == made[:-1]
+    assert (
+        made == greedy[: len(made)]
+        and made[-1] in ends
+        and text.finish_reason == "stop"
+        and text.tokens == made[:-1]
+    )
 
 
 def test_full_context_is_a_reason_of_its_own(model: GPT):
@@ -628,5 +684,11 @@ def test_prompts_with_ids_that_the_model_lacks_are_refused(model: GPT):
     for ids in ([1, 23], [-1], [1, 10**9]):
         with pytest.raises(LamaError, match="ids must be from 0 to 22; got "):
             next(generate_tokens(model, [[1], ids], 3))
-    with pytest.raises(LamaError, match=r"the text must be made of the model's tokens; got 'x', id 120 \(vocab_size=23, and the tokenizer"):
+    with pytest.raises(
+        LamaError,
+        match=(
+            r"the text must be made of the model's tokens; got 'x', id 120 \(vocab_size=23, and the "
+            r"tokenizer"
+        ),
+    ):
         generate(model, ByteTokenizer(), "\x01x")

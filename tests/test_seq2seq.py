@@ -10,10 +10,18 @@ from tinygrad import Tensor
 from lama.data.pairs import encode_pairs
 from lama.errors import LamaError, UsageError
 from lama.generation.seq2seq import Hypothesis, PairDecoder, Searcher, pair_score
-from lama.models.transformer import Transformer, TransformerConfig
+from lama.models.encoder_decoder import Transformer, TransformerConfig
 from lama.tokenizers import CharacterTokenizer, PairTokenizer
 
-SMALL = {"vocab_size": 13, "context_length": 64, "d_model": 6, "n_encoder_layers": 1, "n_decoder_layers": 2, "n_heads": 3, "d_mlp": 11}
+SMALL = {
+    "vocab_size": 13,
+    "context_length": 64,
+    "d_model": 6,
+    "n_encoder_layers": 1,
+    "n_decoder_layers": 2,
+    "n_heads": 3,
+    "d_mlp": 11,
+}
 SOURCES = [[3, 4, 5, 6, 2], [7, 8, 2], [9, 9, 9, 4, 11, 12, 2]]
 PAD, BEGIN, END = 0, 1, 2
 
@@ -46,7 +54,8 @@ def test_cached_steps_equal_the_whole_at_once(norm, jit):
     model = Transformer(TransformerConfig(**SMALL, norm=norm))
     fill(model)
     decoder = PairDecoder(model, 2, 1, 5, 9, jit)
-    for sources in ([[3, 4, 5, 6, 2], [7, 8, 2, PAD, PAD]], [[9, 2, PAD, PAD, PAD], [4, 4, 4, 4, 2]]):  # another after it
+    # Another after it.
+    for sources in ([[3, 4, 5, 6, 2], [7, 8, 2, PAD, PAD]], [[9, 2, PAD, PAD, PAD], [4, 4, 4, 4, 2]]):
         targets = np.array([[BEGIN, 9, 4, 11, 12], [BEGIN, 10, 6, 7, 3]])
         decoder.start(np.array(sources))
         steps = np.stack([decoder.step(targets[:, t]) for t in range(5)], 1)
@@ -94,7 +103,9 @@ def test_beams_scores_are_those_of_the_whole_target(model, searcher):
         for h in found:
             tokens = [*h.tokens, END] if h.ended else h.tokens
             log_p = uncached(model, source, h.tokens)
-            assert h.log_probability == pytest.approx(sum(log_p[t, token] for t, token in enumerate(tokens)), abs=1e-3)
+            assert h.log_probability == pytest.approx(
+                sum(log_p[t, token] for t, token in enumerate(tokens)), abs=1e-3
+            )
 
 
 def test_wide_beam_finds_the_best_of_all():
@@ -115,7 +126,9 @@ def test_wide_beam_finds_the_best_of_all():
 
 
 class Tree(PairDecoder):
-    """A decoder whose probabilities are read from a table: prefix -> {token: probability}; what is missing shares the rest."""
+    """A decoder whose probabilities are read from a table: prefix -> {token: probability}; what is missing
+    shares the rest.
+    """
 
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], rows: int):
         self.table, self.rows, self.length, self.position = table, rows, 20, 0
@@ -125,7 +138,9 @@ class Tree(PairDecoder):
         self.prefixes, self.position = [()] * self.rows, 0
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        self.prefixes = [p if t == BEGIN else (*p, int(t)) for p, t in zip(self.prefixes, tokens, strict=True)]
+        self.prefixes = [
+            p if t == BEGIN else (*p, int(t)) for p, t in zip(self.prefixes, tokens, strict=True)
+        ]
         self.position += 1
         p = np.full((self.rows, 13), 1e-9)
         for row, prefix in enumerate(self.prefixes):
@@ -162,7 +177,9 @@ def test_beam_finds_what_greedy_misses(model):
 
 
 def test_unlikely_ends_do_not_end_the_search(model):
-    """Where the model is sure, the second choice of every step is an end: after two of them the best is still to come."""
+    """Where the model is sure, the second choice of every step is an end: after two of them the best is still
+    to come.
+    """
     table = {(5,) * n: {5: 0.97, END: 0.03} for n in range(4)} | {(5,) * 4: {END: 0.97}}
     assert searching(table, model, 2).beam([[3, 4, 5, 6, 2]], beam=2)[0][0].tokens == [5] * 4
 
@@ -196,7 +213,9 @@ def test_beam_refuses(searcher, beam, alpha):
 
 
 def test_source_past_the_context_is_refused(searcher):
-    with pytest.raises(LamaError, match="sources must be there and fit context_length; got 65 tokens, context_length=64"):
+    with pytest.raises(
+        LamaError, match="sources must not be empty and fit context_length; got 65 tokens, context_length=64"
+    ):
         searcher.greedy([[3] * 65])
 
 

@@ -1,81 +1,128 @@
-"""Prefill and decode: a model, its cache, and the steps that TinyJit captures."""
+"""Prefill and decode: a model, its cache, and the captured steps that feed it."""
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.nn.state import get_parameters, get_state_dict
 
-from lama.kernels.plan import Step
-from lama.models.gpt import GPT
+from lama.models.protocol import CausalLM
+from lama.ops import embedding
+from lama.runtime.buffers import from_array
+from lama.runtime.replay import CachedStep
+from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
 
 
+@runtime_checkable
+class Step(Protocol):
+    """A step from arrays to logits (B, vocab_size), captured or not."""
+
+    def __call__(self, **inputs: Array) -> Array: ...
+
+
+@runtime_checkable
+class StepFunction(Protocol):
+    """The computation of a step on its input tensors."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor: ...
+
+
 def bucket(n: int, most: int) -> int:
-    """The length that n tokens are padded to: a power of two, so that few lengths are ever compiled."""
+    """The padded length of n tokens: a power of two up to `most`, so that few lengths are compiled."""
     return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))
 
 
-def buffers(model: GPT) -> list[UOp]:
-    """The buffers that the model's weights lie in; others once a parameter is replaced."""
+def buffers(model: CausalLM) -> list[UOp]:
+    """The buffers of the model's weights, which change when a parameter is replaced."""
     return [parameter.uop for parameter in get_parameters(model)]
 
 
-class Decoder:
-    """Feeds tokens to a model and returns the logits of the last one.
+class Runner:
+    """A model and its cache: takes tokens, returns the logits after the last one of each row.
 
-    All rows of the batch stand at the same `position`. Nothing is compiled for a new prompt length but once for each
-    bucket (a power of two), and nothing for a new token. Not for two threads at once.
+    Each row has its own position, and its numbers do not depend on the other rows. A step is compiled once
+    for each bucket of prompt lengths and once for decoding. Not thread-safe.
     """
 
-    def __init__(self, model: GPT, batch: int = 1, jit: bool = True):
-        self.model, self.batch, self.jit, self.position = model, batch, jit, 0
+    def __init__(self, model: CausalLM, batch: int = 1, jit: bool = True):
+        self.model, self.batch, self.jit = model, batch, jit
+        self.positions = np.zeros(batch, np.int32)
+        """Number of tokens that each row has been fed."""
         self._weights = buffers(model)
         self.cache = model.new_cache(batch)
-        self._steps: dict[tuple[str, int], Callable[[np.ndarray, UOp], np.ndarray]] = {}
+        self._steps: dict[tuple[str, int, int], Step] = {}
 
-    def fits(self, model: GPT, batch: int, jit: bool) -> bool:
-        """Whether this is a decoder for that: for these very weights too, since what was captured reads their buffers."""
-        return self.model is model and (self.batch, self.jit) == (batch, jit) and self._weights == buffers(model)
+    def fits(self, model: CausalLM, batch: int, jit: bool) -> bool:
+        """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
+        same = self.model is model and self.batch == batch and self.jit == jit
+        return same and self._weights == buffers(model)
 
-    def prefill(self, tokens: np.ndarray) -> np.ndarray:
-        """Start again with `tokens` (B, T), T at least 1; logits (B, vocab_size) after the last of them."""
+    def prefill(self, tokens: Array) -> Array:
+        """Restart all rows with `tokens` (B, T), T at least 1; returns the last logits (B, vocab_size)."""
+        self.positions[:] = 0
+        return self._feed(tokens, np.arange(self.batch))
+
+    def prefill_row(self, row: int, tokens: Array) -> Array:
+        """Restart one row with `tokens` (T,), T at least 1; returns the last logits (vocab_size,)."""
+        self.positions[row] = 0
+        return self._feed(tokens.reshape(1, -1), np.array([row]))[0]
+
+    def _feed(self, tokens: Array, rows: Array) -> Array:
         n = tokens.shape[1]
         size = bucket(n, self.model.config.context_length)
-        # The padding's keys and values land behind the prompt, where later tokens overwrite them before any are seen.
-        padded = np.zeros((self.batch, size), np.int32)
+        # Keys and values of the padding lie behind the prompt: later tokens overwrite them before a query
+        # sees them.
+        padded = np.zeros((len(rows), size), np.int32)
         padded[:, :n] = tokens
-        logits = self._step("prefill", size)(padded, self._variable("last", n - 1))
-        self.position = n
+        last = np.full(len(rows), n - 1)
+        step = self._step("prefill", len(rows), size)
+        logits = step(tokens=padded, positions=self.positions[rows], rows=rows, last=last)
+        self.positions[rows] = n
         return logits
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """One more token for each row, `tokens` (B,); logits (B, vocab_size) after it."""
-        logits = self._step("decode", 1)(tokens.reshape(-1, 1), self._variable("position", self.position))
-        self.position += 1
+    def decode(self, tokens: Array, rows: Array | None = None) -> Array:
+        """Feed each row one more token, `tokens` (B,); returns the logits (B, vocab_size) after it.
+
+        Only rows in the mask `rows` (B,) advance; the results of the others are to be ignored.
+        """
+        # A row that does not advance writes its key and value behind its tokens, where no query sees them.
+        logits = self._step("decode", self.batch, 1)(tokens=tokens.reshape(-1, 1), positions=self.positions)
+        self.positions += 1 if rows is None else rows.astype(np.int32)
         return logits
 
-    def _variable(self, name: str, value: int) -> UOp:
-        return UOp.variable(name, 0, self.model.config.context_length - 1).bind(value)
+    def _step(self, name: str, batch: int, size: int) -> Step:
+        """The prefill or decode step of tokens (batch, size), created once."""
+        if (name, batch, size) not in self._steps:
+            inputs: dict[str, tuple[int, ...]] = {"tokens": (batch, size), "positions": (batch,)}
+            if name == "prefill":
+                inputs |= {"rows": (batch,), "last": (batch,)}
+            function = self._prefill_step if name == "prefill" else self._decode_step
+            self._steps[name, batch, size] = self._new_step(name, function, inputs)
+        return self._steps[name, batch, size]
 
-    def _step(self, name: str, size: int) -> Callable[[np.ndarray, UOp], np.ndarray]:
-        """The prefill or decode step of tokens (B, size), made once."""
-        if (name, size) not in self._steps:
-            function: Callable[[Tensor, UOp], Tensor] = self._prefill_step if name == "prefill" else self._decode_step
-            if self.jit:
-                state = get_state_dict(self.model) | get_state_dict(self.cache, "cache")
-                self._steps[name, size] = Step(function, (self.batch, size), state, f"{name} {self.model.config}")
-            else:
-                self._steps[name, size] = lambda tokens, variable: function(self._tensor(tokens), variable).numpy()
-        return self._steps[name, size]
+    def _new_step(self, name: str, function: StepFunction, inputs: dict[str, tuple[int, ...]]) -> Step:
+        if self.jit:
+            state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
+            return CachedStep(function, inputs, state, f"{name} {self.model.config}")
+        device = str(self.model.embed.weight.device)
 
-    def _tensor(self, tokens: np.ndarray) -> Tensor:
-        return Tensor(tokens.astype(np.int32), device=str(self.model.embed.weight.device)).realize()
+        def run(**arrays: Array) -> Array:
+            tensors = [from_array(arrays[key].astype(np.int32), dtypes.int32, device) for key in inputs]
+            return function(*tensors).numpy()
 
-    def _prefill_step(self, tokens: Tensor, last: UOp) -> Tensor:
-        x = self.model.hidden(tokens, self.cache)[:, last : last + 1]  # (B, 1, d_model): only one row is unembedded
-        return self.model.logits(x.contiguous()).squeeze(1).cast(dtypes.float32).realize()
+        return run
 
-    def _decode_step(self, tokens: Tensor, position: UOp) -> Tensor:
-        return self.model.logits(self.model.hidden(tokens, self.cache, position)).squeeze(1).cast(dtypes.float32).realize()
+    def _prefill_step(self, *inputs: Tensor) -> Tensor:
+        tokens, positions, rows, last = inputs
+        B, T = (int(n) for n in tokens.shape)
+        x = self.model.hidden(tokens, self.cache.at(positions, rows if self.batch > B else None))
+        places = (Tensor.arange(B) * T + last).cast(dtypes.int32).contiguous()
+        x = embedding(x.reshape(B * T, -1), places)  # (B, d_model): one place of each row is unembedded
+        return self.model.logits(x.unsqueeze(1)).squeeze(1).cast(dtypes.float32).realize()
+
+    def _decode_step(self, *inputs: Tensor) -> Tensor:
+        tokens, positions = inputs
+        x = self.model.hidden(tokens, self.cache.at(positions))
+        return self.model.logits(x).squeeze(1).cast(dtypes.float32).realize()

@@ -1,4 +1,4 @@
-"""From one row of logits to the next token. On the host, in numpy: the same seed gives the same text on every device."""
+"""From one row of logits to the next token, in numpy: a seed gives the same text on every device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from lama.errors import UsageError
+from lama.shapes import Array
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The filters apply in the order of the fields, as in transformers. Raises UsageError."""
+    """How the next token is drawn. Filters apply in the order of the fields, as in transformers.
+
+    Raises UsageError for a value out of its range.
+    """
 
     repetition_penalty: float = 1.0
-    """Divide the positive logits of tokens already seen by this, multiply the negative ones. Source: Keskar et al. 2019."""
+    """Divide positive logits of tokens already seen by this, multiply negative ones. Source: Keskar 2019."""
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    """Divide the logits by this; 0 takes the most likely token (greedy)."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -24,8 +28,9 @@ class Sampling:
     """Keep tokens at least this share as likely as the most likely one. Source: Nguyen et al. 2024."""
 
     def __post_init__(self) -> None:
+        penalty = self.repetition_penalty
         rules = (
-            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100; 1 changes nothing"),
+            ("repetition_penalty", 0.01 <= penalty <= 100, "between 0.01 and 100; 1 changes nothing"),
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or above"),
             ("top_k", self.top_k >= 0, "0 (keep all) or above"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -39,8 +44,8 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
-    """Draw one token. `logits` is (vocab_size,); `seen` holds the tokens that the repetition penalty counts."""
+def next_token(logits: Array, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
+    """Draw one token from `logits` (vocab_size,); the repetition penalty applies to the tokens `seen`."""
     logits = penalised(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -50,8 +55,8 @@ def next_token(logits: np.ndarray, seen: Sequence[int], sampling: Sampling, rng:
     return drawn if tokens is None else int(tokens[drawn])
 
 
-def penalised(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
-    """The logits, those of tokens that were seen made less likely. Source: Keskar et al. 2019 (CTRL), section 4.1."""
+def penalised(logits: Array, seen: Sequence[int], penalty: float) -> Array:
+    """The logits, with tokens already seen made less likely. Source: Keskar et al. 2019, section 4.1."""
     if penalty == 1 or not len(seen):
         return logits
     logits, repeated = logits.astype(np.float64), np.unique(np.asarray(seen))
@@ -60,8 +65,8 @@ def penalised(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.nda
     return logits
 
 
-def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """The distribution that is drawn from: (vocab_size,) float64, sums to 1, zero for the tokens filtered out."""
+def probabilities(logits: Array, sampling: Sampling) -> Array:
+    """The distribution to draw from: (vocab_size,) float64, with zeros for the tokens filtered out."""
     tokens, p = _distribution(logits, sampling)
     if tokens is None:
         return p / p.sum()
@@ -70,8 +75,8 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     return all_tokens
 
 
-def _distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray | None, np.ndarray]:
-    """The tokens that are left, in order (None: all), and their probabilities times some number. Sorts no more than it must."""
+def _distribution(logits: Array, sampling: Sampling) -> tuple[Array | None, Array]:
+    """The remaining tokens in order (None: all), and their unnormalised probabilities."""
     tokens, best = None, float(logits.max())
     if 0 < sampling.top_k < len(logits):
         tokens = np.sort(np.argpartition(logits, -sampling.top_k)[-sampling.top_k :])
@@ -88,14 +93,14 @@ def _distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray | 
     return tokens, p
 
 
-def _nucleus(p: np.ndarray, share: float) -> np.ndarray:
-    """The fewest of the likeliest whose probabilities reach `share`, in order of their places; of equals, the first."""
-    likeliest = 64
+def _nucleus(p: Array, share: float) -> Array:
+    """Indices of the fewest most likely entries that sum to `share`, sorted; of equals, the first."""
+    count = 64
     while True:
-        likeliest = min(8 * likeliest, len(p))
-        least = np.partition(p, len(p) - likeliest)[len(p) - likeliest]
+        count = min(8 * count, len(p))
+        least = np.partition(p, len(p) - count)[len(p) - count]
         some = np.flatnonzero(p >= least)
         order = some[np.argsort(-p[some], kind="stable")]
         sums = np.cumsum(p[order])
-        if sums[-1] >= share or likeliest == len(p):
-            return np.sort(order[sums - p[order] < share])  # those before which the likelier do not reach it
+        if sums[-1] >= share or count == len(p):
+            return np.sort(order[sums - p[order] < share])  # entries whose predecessors do not reach it

@@ -1,47 +1,49 @@
-"""From source tokens to target tokens with an encoder-decoder: greedy, or the best that a beam finds."""
+"""From source tokens to target tokens with an encoder-decoder: greedy search and beam search."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tinygrad import Tensor, UOp, dtypes
-from tinygrad.device import Buffer
+from tinygrad import Tensor, dtypes
 
 from lama.data.pairs import PairData, pair_arrays
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import bucket
-from lama.jit import Input, capture_at_once
-from lama.kernels.plan import buffer_of
-from lama.models.transformer import Transformer
+from lama.models.encoder_decoder import Transformer
+from lama.runtime.buffers import read, write
+from lama.runtime.capture import CapturedStep, InputBuffer
+from lama.shapes import Array
 
 EXTRA = 50
-"""A target has at most so many tokens more than its source. Source: Vaswani et al. 2017, section 6.1."""
+"""Most tokens that a target has more than its source. Source: Vaswani et al. 2017, section 6.1."""
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A target as far as it has been written."""
+    """A target, or its beginning."""
 
     tokens: list[int]
-    """Without begin and end."""
+    """Tokens without begin and end."""
     log_probability: float
-    """Of the tokens, and of the end where it has come; nats."""
+    """Log-probability of the tokens, and of the end token if it has ended, in nats."""
     ended: bool
     """Whether it ends with the end token; otherwise there was no room for more."""
 
     def score(self, alpha: float) -> float:
-        """What a beam ranks by: log P / ((5 + n) / 6)^α, n tokens with the end's. Source: Wu et al. 2016, eq. 14."""
+        """log P / ((5 + n) / 6)^α for n tokens with the end's. Source: Wu et al. 2016, equation 14."""
         return self.log_probability / ((5 + len(self.tokens) + self.ended) / 6) ** alpha
 
 
 class PairDecoder:
-    """Encodes sources of one padded length, then takes their targets a token at a time.
+    """Encoder and decoder for sources of one padded length; targets are fed one token at a time.
 
-    Every source has `beam` rows, one after the other, which share its encoding. What cross-attention makes of the memory
-    is computed once for a batch of sources, what self-attention makes of a token once for that token.
+    Every source has `beam` consecutive rows, which share its encoding. Keys and values of cross-attention are
+    computed once for a batch of sources, those of self-attention once for each token.
     """
 
-    def __init__(self, model: Transformer, n_sources: int, beam: int, source_length: int, length: int, jit: bool = True):
+    def __init__(
+        self, model: Transformer, n_sources: int, beam: int, source_length: int, length: int, jit: bool = True
+    ):
         self.model, self.beam, self.length, self.position = model, beam, length, 0
         rows, c = n_sources * beam, model.config
         self.rows = rows
@@ -49,62 +51,72 @@ class PairDecoder:
         self.cache = model.new_cache(rows, length)
         shape = (rows, c.n_heads, source_length, c.d_model // c.n_heads)
         blank = Tensor.zeros(*shape, dtype=model.embed.weight.dtype, device=self._device)
-        self._memory = [(blank.contiguous().clone(), blank.contiguous().clone()) for _ in range(c.n_decoder_layers)]
-        self._mask = Tensor.zeros(rows, 1, 1, source_length, dtype=dtypes.bool, device=self._device).contiguous()
+        layers = range(c.n_decoder_layers)
+        self._memory = [(blank.contiguous().clone(), blank.contiguous().clone()) for _ in layers]
+        mask = Tensor.zeros(rows, 1, 1, source_length, dtype=dtypes.bool, device=self._device)
+        self._mask = mask.contiguous()
         Tensor.realize(self._mask, *(t for pair in self._memory for t in pair))
-        capture: Callable[..., Callable[..., Tensor]] = capture_at_once if jit else (lambda step: step)
-        self._encode, self._decode = capture(self._encode_step), capture(self._decode_step)
-        self._sources, self._tokens = Input(self._device), Input(self._device)
+        self._encode = CapturedStep(self._encode_step) if jit else self._encode_step
+        self._decode = CapturedStep(self._decode_step) if jit else self._decode_step
+        self._sources = InputBuffer(self._device)
+        self._tokens = InputBuffer(self._device)
+        self._positions = InputBuffer(self._device)
 
-    def start(self, sources: np.ndarray) -> None:
-        """Read sources (n_sources, source_length); the targets begin again."""
+    def start(self, sources: Array) -> None:
+        """Encode sources (n_sources, source_length) and restart the targets."""
         self._encode(self._sources(sources.astype(np.int32)))
         self.position = 0
 
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """One more token for each row, `tokens` (rows,); the log-probabilities (rows, vocab_size) of the token after it, float64.
+    def step(self, tokens: Array) -> Array:
+        """Feed each row one more token, `tokens` (rows,).
 
-        Raises LamaError for logits that are not numbers.
+        Returns the next log-probabilities (rows, vocab_size) in float64. Raises LamaError where they are not
+        finite.
         """
-        position = UOp.variable("position", 0, self.length - 1).bind(self.position)
-        logits = self._decode(self._tokens(tokens.astype(np.int32).reshape(-1, 1)), position).numpy().astype(np.float64)
+        positions = self._positions(np.full(self.rows, self.position, np.int32))
+        fed = self._tokens(tokens.astype(np.int32).reshape(-1, 1))
+        logits: Array = self._decode(fed, positions).numpy().astype(np.float64)
         if not np.isfinite(logits).all():
-            raise LamaError(f"logits must be finite; got {logits.min()} to {logits.max()} at token {self.position}")
+            got = f"{logits.min()} to {logits.max()} at token {self.position}"
+            raise LamaError(f"logits must be finite; got {got}")
         self.position += 1
         logits -= logits.max(-1, keepdims=True)
-        log_p: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        log_p: Array = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return log_p
 
-    def choose(self, rows: np.ndarray) -> None:
-        """Go on with the targets of `rows` (rows,) in place of those there: row i becomes what row rows[i] is."""
+    def choose(self, rows: Array) -> None:
+        """Continue with the targets of `rows` (rows,): row i becomes a copy of row rows[i]."""
         if (rows == np.arange(len(rows))).all():
             return
         for t in (*self.cache.keys, *self.cache.values):
-            buffer = buffer_of(t)
-            chosen = np.frombuffer(buffer.as_memoryview(), np.uint8).reshape(len(rows), -1)[rows]  # a copy: written over just now
-            buffer.copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=chosen.reshape(-1).data))
+            write(t, read(t).reshape(len(rows), -1)[rows])
 
     def _encode_step(self, sources: Tensor) -> Tensor:
         memory, mask = self.model.encode(sources)
         old = [self._mask, *(t for pair in self._memory for t in pair)]
         new = [mask, *(t for pair in self.model.keys_values(memory) for t in pair)]
-        Tensor.realize(*(a.assign(b.repeat_interleave(self.beam, 0).cast(a.dtype)) for a, b in zip(old, new, strict=True)))
+        for a, b in zip(old, new, strict=True):
+            a.assign(b.repeat_interleave(self.beam, 0).cast(a.dtype))
+        Tensor.realize(*old)
         return self._mask
 
-    def _decode_step(self, tokens: Tensor, position: UOp) -> Tensor:
-        x = self.model.decode(tokens, self._memory, self._mask, self.cache, position)
+    def _decode_step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.model.decode(tokens, self._memory, self._mask, self.cache.at(positions))
         return self.model.logits(x).squeeze(1).cast(dtypes.float32).realize()
 
 
 class Searcher:
-    """Finds targets for sources, each a list of token ids that ends in the model's end token; keeps what it has compiled."""
+    """Searches targets for sources, lists of token ids that end in the model's end token.
+
+    It keeps its compiled decoders.
+    """
 
     def __init__(self, model: Transformer, jit: bool = True):
         self.model, self.jit = model, jit
         self._decoders: dict[tuple[int, int, int], PairDecoder] = {}
 
     def greedy(self, sources: Sequence[Sequence[int]], extra: int = EXTRA) -> list[Hypothesis]:
-        """For each source the likeliest next token, again and again, up to the end token or `extra` tokens more than the source's."""
+        """Targets of the most likely tokens, to the end token or `extra` tokens more than the source has."""
         c, n = self.model.config, len(sources)
         decoder, limits = self.started(sources, 1, extra)
         rows = decoder.rows
@@ -125,11 +137,14 @@ class Searcher:
                 break
         return [Hypothesis(targets[i], float(log_p[i]), bool(ended[i])) for i in range(n)]
 
-    def beam(self, sources: Sequence[Sequence[int]], beam: int = 4, alpha: float = 0.6, extra: int = EXTRA) -> list[list[Hypothesis]]:
-        """For each source up to `beam` targets, the best score first.
+    def beam(
+        self, sources: Sequence[Sequence[int]], beam: int = 4, alpha: float = 0.6, extra: int = EXTRA
+    ) -> list[list[Hypothesis]]:
+        """Up to `beam` targets for each source, the best score first.
 
-        Every step keeps the `beam` likeliest continuations of a source; one that ends is put aside, and when none of the others
-        could score higher than the best of those, the source is done. A beam of 1 is greedy. Raises UsageError.
+        Each step keeps a source's `beam` most likely continuations and sets those that end aside. The source
+        is done when no other could score higher than the best of these. A beam of 1 is greedy. Raises
+        UsageError.
         """
         if beam < 1 or not 0 <= alpha < float("inf"):
             raise UsageError(f"beam must be at least 1 and alpha at least 0; got beam={beam}, alpha={alpha}")
@@ -147,7 +162,8 @@ class Searcher:
                 first = i * beam
                 if not alive[i]:
                     continue
-                alive[i], ended, parents = _extended(alive[i], scores[first : first + len(alive[i])], beam, c.end)
+                of_source = scores[first : first + len(alive[i])]
+                alive[i], ended, parents = _extended(alive[i], of_source, beam, c.end)
                 done[i] += ended
                 if alive[i] and len(alive[i][0].tokens) == limits[i]:
                     done[i] += alive[i]  # no room for the end
@@ -159,18 +175,26 @@ class Searcher:
             decoder.choose(origin)
         return [sorted(found, key=lambda h: -h.score(alpha))[:beam] for found in done]
 
-    def _scores(self, decoder: PairDecoder, last: np.ndarray) -> np.ndarray:
-        """The log-probabilities after these tokens; no target has a pad or a begin in it."""
+    def _scores(self, decoder: PairDecoder, last: Array) -> Array:
+        """Log-probabilities after these tokens; pad and begin are never chosen."""
         scores = decoder.step(last)
         scores[:, [self.model.config.pad, self.model.config.begin]] = -np.inf
         return scores
 
-    def started(self, sources: Sequence[Sequence[int]], beam: int, extra: int) -> tuple[PairDecoder, list[int]]:
-        """A decoder that has read the sources, and the most tokens of each target. Raises LamaError for a source that is too long."""
+    def started(
+        self, sources: Sequence[Sequence[int]], beam: int, extra: int
+    ) -> tuple[PairDecoder, list[int]]:
+        """A decoder that has encoded the sources, and the length limit of each target.
+
+        Raises LamaError for an empty source or one that is too long.
+        """
         c = self.model.config
         longest = max(map(len, sources), default=0)
         if not 0 < longest <= c.context_length:
-            raise LamaError(f"sources must be there and fit context_length; got {longest} tokens, context_length={c.context_length}")
+            limit = f"context_length={c.context_length}"
+            raise LamaError(
+                f"sources must not be empty and fit context_length; got {longest} tokens, {limit}"
+            )
         size, rows = bucket(longest, c.context_length), 1 << (len(sources) - 1).bit_length()
         if (key := (rows, beam, size)) not in self._decoders:
             length = min(c.context_length, size + EXTRA)
@@ -180,12 +204,17 @@ class Searcher:
         for i, source in enumerate(sources):
             padded[i, : len(source)] = source
         decoder.start(padded)
-        return decoder, [max(1, min(decoder.length, len(source) - 1 + min(extra, EXTRA))) for source in sources]
+        more = min(extra, EXTRA) - 1
+        return decoder, [max(1, min(decoder.length, len(source) + more)) for source in sources]
 
 
-def _extended(alive: list[Hypothesis], log_p: np.ndarray, beam: int, end: int) -> tuple[list[Hypothesis], list[Hypothesis], list[int]]:
-    """The `beam` likeliest continuations that have not ended, those among the `beam` likeliest of all that have, and which of
-    `alive` each of the first continues. log_p is (len(alive), vocab_size)."""
+def _extended(
+    alive: list[Hypothesis], log_p: Array, beam: int, end: int
+) -> tuple[list[Hypothesis], list[Hypothesis], list[int]]:
+    """The `beam` most likely open continuations, the ended ones among the `beam` most likely, and parents.
+
+    `log_p` is (len(alive), vocab_size); a parent is the index in `alive` that an open continuation extends.
+    """
     totals = np.array([h.log_probability for h in alive])[:, None] + log_p
     order = np.argsort(-totals, axis=None, kind="stable")[: 2 * beam]  # half of them may be ends
     going: list[Hypothesis] = []
@@ -204,9 +233,9 @@ def _extended(alive: list[Hypothesis], log_p: np.ndarray, beam: int, end: int) -
 
 
 def _finished(alive: list[Hypothesis], done: list[Hypothesis], beam: int, alpha: float, limit: int) -> bool:
-    """Whether none that is alive could score higher than the best that is done, even at its longest.
+    """Whether no open hypothesis could score higher than the best ended one, even at its longest.
 
-    That `beam` are done is not enough: where the model is sure, their second choices are ends, each of them unlikely.
+    `beam` ended ones are not enough: for a confident model, ends are second choices, each of them unlikely.
     """
     if not alive or (beam == 1 and done):
         return True
@@ -219,36 +248,43 @@ BATCH = 64  # sources at a time
 
 
 def answers(
-    model: Transformer, sources: Sequence[Sequence[int]], searcher: Searcher | None = None, progress: Progress = lambda batches: batches
+    model: Transformer,
+    sources: Sequence[Sequence[int]],
+    searcher: Searcher | None = None,
+    progress: Progress = lambda batches: batches,
 ) -> list[Hypothesis]:
-    """The greedy targets of any number of sources; `progress` goes round the numbers of the batches."""
+    """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
     searcher = searcher or Searcher(model)
-    return [found for i in progress(range(0, len(sources), BATCH)) for found in searcher.greedy(sources[i : i + BATCH])]
+    found: list[Hypothesis] = []
+    for i in progress(range(0, len(sources), BATCH)):
+        found += searcher.greedy(sources[i : i + BATCH])
+    return found
 
 
 def share_exact(found: Sequence[Hypothesis], targets: Sequence[Sequence[int]]) -> float:
-    """The share of hypotheses that end and are exactly their target."""
-    return sum(h.ended and h.tokens == list(target) for h, target in zip(found, targets, strict=True)) / len(found)
+    """The share of hypotheses that end and equal their target."""
+    right = [h.ended and h.tokens == list(target) for h, target in zip(found, targets, strict=True)]
+    return sum(right) / len(right)
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """How a model answers pairs; the last three are shares of exact targets, their end counted."""
+    """Scores of a model on pairs: the loss, and three shares of targets that are right to their end."""
 
     loss: float
-    """Nats per token, with the true target before it."""
+    """Nats per token, given the true target before it."""
     forced: float
-    """With the true target before it, in one pass."""
+    """Share right given the true target, in one pass (teacher forcing)."""
     prefixes: float
-    """Token by token through the caches, on the true target."""
+    """Share right given the true target, token by token through the caches."""
     own: float
-    """Token by token through the caches, on what it wrote itself."""
+    """Share right given the model's own tokens."""
     answers: list[Hypothesis]
-    """What it wrote itself."""
+    """The model's own targets."""
 
 
 def pair_score(model: Transformer, data: PairData, progress: Progress = lambda batches: batches) -> PairScore:
-    """Let `model` answer the pairs in three ways that agree where it has learned them."""
+    """Evaluate `model` on the pairs in three ways, which agree once it has learned them."""
     searcher = Searcher(model)
     losses: list[float] = []
     forced, prefixes = 0, 0
@@ -265,10 +301,10 @@ def pair_score(model: Transformer, data: PairData, progress: Progress = lambda b
         steps = [decoder.step(tokens[:, t]).argmax(-1) for t in range(tokens.shape[1])]
         prefixes += _exact_rows(np.stack(steps, -1)[: len(rows)], wanted[: len(rows)], counted[: len(rows)])
     found = answers(model, data.sources, searcher)
-    n = len(data.pairs)
-    return PairScore(float(np.mean(losses)), forced / n, prefixes / n, share_exact(found, data.targets), found)
+    n, own = len(data.pairs), share_exact(found, data.targets)
+    return PairScore(float(np.mean(losses)), forced / n, prefixes / n, own, found)
 
 
-def _exact_rows(predicted: np.ndarray, wanted: np.ndarray, counted: np.ndarray) -> int:
-    """How many rows are right at every place that counts; rows of nothing but padding are not among them."""
+def _exact_rows(predicted: Array, wanted: Array, counted: Array) -> int:
+    """The number of rows that are right wherever `counted`; rows of padding alone do not count."""
     return int(((predicted == wanted) | ~counted).all(-1)[counted.any(-1)].sum())

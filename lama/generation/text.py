@@ -1,43 +1,36 @@
 """Generation from text to text: a stream of pieces that is also a string."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lama.data.inputs import check_tokens
 from lama.errors import UsageError
+from lama.generation.engine import Event, Request
 from lama.generation.sampling import Sampling
-from lama.generation.tokens import check_prompts, generate_tokens
-from lama.models.gpt import GPT
+from lama.generation.tokens import check_prompts, generate_events
+from lama.models.protocol import CausalLM
 from lama.tokenizers import StreamDecoder, Tokenizer
 
 
 class Generation:
-    """One continuation of one prompt. Iterate over it for pieces of text as they are made; `str()` gives all of it.
+    """One continuation of one prompt: iterate for pieces of text as they come, or take `str()` of it.
 
-    After the last piece `finish_reason` says why it ended: "stop" (an end token, or a stop string), "length"
-    (max_new_tokens) or "context" (the context is full).
+    After the last piece `finish_reason` is "stop" (an end token or a stop string), "length" (max_new_tokens)
+    or "context" (the context is full).
     """
 
     def __init__(
-        self,
-        prompt_tokens: Sequence[int],
-        tokens: Iterator[list[int | None]],
-        tokenizer: Tokenizer,
-        stop: Sequence[str],
-        end_tokens: Collection[int] = (),
-        max_new_tokens: int | None = None,
+        self, prompt_tokens: Sequence[int], events: Iterator[Event], tokenizer: Tokenizer, stop: Sequence[str]
     ):
-        """`end_tokens` end the text as the tokenizer's own end of text does."""
         self.prompt_tokens = list(prompt_tokens)
         self.tokens: list[int] = []
-        """The tokens made so far, an end token not among them."""
+        """The new tokens so far, without an end token."""
         self.text = ""
-        """The text made so far, without the prompt."""
+        """The new text so far, without the prompt."""
         self.finish_reason: str | None = None
         self.token_times: list[float] = []
         """For each step, seconds since the iteration began."""
-        self._end_tokens, self._most = end_tokens, max_new_tokens
-        self._pieces = self._run(tokens, tokenizer, tuple(stop))
+        self._pieces = self._run(events, tokenizer, tuple(stop))
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -47,26 +40,22 @@ class Generation:
             pass
         return self.text
 
-    def _run(self, steps: Iterator[list[int | None]], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
-        start, decoder, pending = time.perf_counter(), StreamDecoder(tokenizer), ""
-        for step in steps:
+    def _run(self, events: Iterator[Event], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
+        start, decoder, pending, reason = time.perf_counter(), StreamDecoder(tokenizer), "", None
+        for event in events:
             self.token_times.append(time.perf_counter() - start)
-            token = step[0]
-            assert token is not None  # one row: never behind, and its end ends the steps
-            if token == tokenizer.end_of_text or token in self._end_tokens:
-                self.finish_reason = "stop"
+            reason = event.finish_reason
+            if reason == "stop":
                 break
-            self.tokens.append(token)
-            pending += decoder.push(token)
+            self.tokens.append(event.token)
+            pending += decoder.push(event.token)
             ready, pending, stopped = split_at_stop(pending, stop)
             yield from self._emit(ready)
             if stopped:
                 self.finish_reason = "stop"
                 return
         ready, _, stopped = split_at_stop(pending + decoder.flush(), stop, last=True)
-        if stopped:
-            self.finish_reason = "stop"
-        self.finish_reason = self.finish_reason or ("length" if self._most in (None, len(self.tokens)) else "context")
+        self.finish_reason = "stop" if stopped else reason
         yield from self._emit(ready)
 
     def _emit(self, piece: str) -> Iterator[str]:
@@ -76,9 +65,10 @@ class Generation:
 
 
 def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
-    """(what can be shown, what must wait because a stop string may begin there, whether one was found).
+    """(text to show, rest in which a stop string may begin, whether one was found).
 
-    `split_at_stop("so it ends.\\n", ("\\n\\n",))` is `("so it ends.", "\\n", False)`. With `last` nothing waits.
+    `split_at_stop("so it ends.\\n", ("\\n\\n",))` is `("so it ends.", "\\n", False)`. With `last` there is no
+    rest.
     """
     found = [i for s in stop if (i := text.find(s)) >= 0]
     if found:
@@ -91,7 +81,7 @@ def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple
 
 
 def generate(
-    model: GPT,
+    model: CausalLM,
     tokenizer: Tokenizer,
     prompt: str,
     *,
@@ -107,31 +97,32 @@ def generate(
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
 ) -> Generation:
-    """Continue `prompt`. The arguments are checked here; the work happens while the result is iterated or made a string.
+    """Continue `prompt`. Arguments are checked here; the work happens as the result is read.
 
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
-    `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and `on_slide`
-    those of `generate_tokens`. Text ends at the tokenizer's end of text, at the model's `end_tokens`, and before the first of the
-    `stop` strings, one or several. Raises LamaError.
+    `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and
+    `on_slide` those of `generate_tokens`. Text ends at the tokenizer's end of text, at the model's
+    `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt)
     check_prompts([prompt_tokens], model.config.context_length, window)
     check_tokens(tokenizer, prompt_tokens, model.config.vocab_size)
-    ends = {*model.config.end_tokens, *([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])}
-    steps = generate_tokens(model, [prompt_tokens], max_new_tokens, sampling, seed, ends, tokenizer.vocab_size, window, on_slide, jit)
-    return Generation(prompt_tokens, steps, tokenizer, stop_strings(stop), model.config.end_tokens, max_new_tokens)
+    end = {*model.config.end_tokens, *([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])}
+    request = Request(prompt_tokens, max_new_tokens, sampling, seed, end, window, on_slide)
+    events = generate_events(model, request, tokenizer.vocab_size, jit)
+    return Generation(prompt_tokens, events, tokenizer, stop_strings(stop))
 
 
 def stop_strings(stop: str | Sequence[str]) -> Sequence[str]:
-    """Several strings; a single one is one of them, not its letters."""
+    """A sequence of stop strings; a single string is one of them, not its letters."""
     return [stop] if isinstance(stop, str) else stop
 
 
 def check_options(max_new_tokens: int, seed: int, stop: str | Sequence[str]) -> None:
-    """What `generate` can refuse before there is a model. Raises UsageError."""
+    """Check the options of `generate` that need no model. Raises UsageError."""
     if "" in stop_strings(stop):
         raise UsageError('stop must be a non-empty string; got "". Leave it out to stop at max_new_tokens')
     if max_new_tokens < 1:

@@ -1,4 +1,4 @@
-"""The generation loop over token ids."""
+"""Generation over token ids: loops over the engine's steps."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,27 +6,37 @@ from contextlib import contextmanager
 import numpy as np
 
 from lama.embeddings import check_ids
-from lama.errors import LamaError, UsageError
-from lama.generation.decoder import Decoder
-from lama.generation.sampling import GREEDY, Sampling, next_token
-from lama.models.gpt import GPT
+from lama.errors import UsageError
+from lama.generation.decoder import Runner
+from lama.generation.engine import Engine, Event, Request, check_prompt
+from lama.generation.sampling import GREEDY, Sampling
+from lama.models.protocol import CausalLM
 
-WINDOW = "set window=True"  # the advice in an error; the command line says --window in its place
-_idle: list[Decoder] = []  # the decoder that the last generation left, if no other is using it
+_idle: list[Runner] = []  # the runner of the last generation, while none uses it
 
 
 @contextmanager
-def borrowed_decoder(model: GPT, batch: int, jit: bool) -> Iterator[Decoder]:
-    """A decoder for one generation alone; the one that the last generation left if it fits, so that nothing is compiled again."""
-    decoder = _idle.pop() if _idle and _idle[0].fits(model, batch, jit) else Decoder(model, batch, jit)
+def borrowed_engine(model: CausalLM, rows: int, vocab_size: int | None, jit: bool) -> Iterator[Engine]:
+    """An engine for one generation, on the last one's runner and its compiled steps where they fit."""
+    runner = _idle.pop() if _idle and _idle[0].fits(model, rows, jit) else Runner(model, rows, jit)
     try:
-        yield decoder
+        yield Engine(model, rows, vocab_size, runner=runner)
     finally:
-        _idle[:] = [decoder]
+        _idle[:] = [runner]
+
+
+def generate_events(
+    model: CausalLM, request: Request, vocab_size: int | None = None, jit: bool = True
+) -> Iterator[Event]:
+    """Yield the tokens of one request. Raises LamaError as `Engine` does."""
+    with borrowed_engine(model, 1, vocab_size, jit) as engine:
+        engine.submit(request)
+        while engine.is_busy:
+            yield from engine.step()
 
 
 def generate_tokens(
-    model: GPT,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
@@ -37,73 +47,41 @@ def generate_tokens(
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
 ) -> Iterator[list[int | None]]:
-    """Continue each prompt, a list of token ids; yields one list a step: a new token for each row, or None.
+    """Continue each prompt, a list of token ids. Yields a list a step: each row's token, None after its end.
 
-    A row yields None while the others catch up with its longer prompt, and after its end: `max_new_tokens`,
-    `end_of_text`, a token or several (it is yielded), or a full context. Every row gives the same tokens as it would alone: rows walk
-    in step from the shortest prompt's end, the longer ones fed from their prompt, each with its own stream of random
-    numbers from `seed`.
+    A row ends with `max_new_tokens`, `end_of_text` (one token or several, also yielded) or a full context.
+    Its tokens are those it would get alone: each row has its own stream of random numbers from `seed`.
 
-    Only tokens below `vocab_size` are drawn (default: all that the model has): models are often padded beyond their
-    tokenizer's. With `window`, a full context drops its older half and goes on; `on_slide` gets the number of tokens
-    kept. A prompt that is longer than the context is cut as if it had been read token by token.
-    Raises LamaError for an empty prompt, one that does not fit or has unknown ids, and for logits that are not finite.
+    Only tokens below `vocab_size` (default: the model's) are drawn, as models may have more rows than their
+    tokenizer has tokens. With `window`, a full context drops its older half and continues, and `on_slide`
+    gets the number of tokens kept. A longer prompt is cut as if it had been fed token by token. Raises
+    LamaError for an empty prompt, one that does not fit or has unknown ids, or logits that are not finite.
     """
-    context = model.config.context_length
-    check_prompts(prompts, context, window)
+    check_prompts(prompts, model.config.context_length, window)
     for prompt in prompts:
         check_ids(np.asarray(prompt), model.config.vocab_size)
-    end_tokens = {end_of_text} if isinstance(end_of_text, int) else set(end_of_text or ())
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens must be 0 or above; got {max_new_tokens}")
     if max_new_tokens == 0:
         return
-    rows = [list(prompt) for prompt in prompts]
-    ends = [len(prompt) + max_new_tokens for prompt in prompts]
-    done = [False] * len(rows)
-    rngs = [np.random.default_rng(seed) for _ in rows]
-
-    with borrowed_decoder(model, len(prompts), jit) as decoder:
-        n = min(map(len, rows))  # tokens of each row that have been fed
-        kept = max(1, context // 2)
-        dropped = context + 1 - kept  # by each slide: the new token needs a place too
-        first = max(0, -(-(n - context) // dropped) * dropped)
-        if first:
-            on_slide(n - first)
-        logits = decoder.prefill(np.array([row[first:n] for row in rows]))
-        while True:
-            step: list[int | None] = []
-            for i, row in enumerate(rows):
-                token = None
-                if n == len(row) and not done[i]:
-                    scores = logits[i, :vocab_size]
-                    if not np.isfinite(scores).all():
-                        raise LamaError(f"logits must be finite; got {scores.min()} to {scores.max()} at token {n}. Try --dtype float32")
-                    token = next_token(scores, row, sampling, rngs[i])
-                    row.append(token)
-                    done[i] = token in end_tokens or len(row) == ends[i]
-                elif n >= len(row):
-                    row.append(0)  # the row has ended; the batch still needs a token in its place
-                step.append(token)
+    end = {end_of_text} if isinstance(end_of_text, int) else set(end_of_text or ())
+    with borrowed_engine(model, len(prompts), vocab_size, jit) as engine:
+        rows = {
+            engine.submit(Request(prompt, max_new_tokens, sampling, seed, end, window, on_slide)): row
+            for row, prompt in enumerate(prompts)
+        }
+        events = [event for _ in prompts for event in engine.step()]  # each prompt's first token
+        while events:
+            step: list[int | None] = [None] * len(prompts)
+            for event in events:
+                step[rows[event.request]] = event.token
             yield step
-            n += 1
-            if all(done):
-                return
-            if decoder.position < context:
-                logits = decoder.decode(np.array([row[n - 1] for row in rows]))
-            elif window:
-                on_slide(kept)
-                logits = decoder.prefill(np.array([row[n - kept : n] for row in rows]))
-            else:
-                return
+            events = engine.step()
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) -> None:
-    """Raises LamaError for a prompt that cannot be continued."""
+    """Raises UsageError for prompts that cannot be continued."""
     if not prompts:
         raise UsageError("prompts must hold at least one prompt; got none")
     for prompt in prompts:
-        if not prompt:
-            raise UsageError("prompt must hold at least one token; got an empty prompt. Give some text")
-        if len(prompt) > context and not window:
-            raise UsageError(f"prompt has {len(prompt)} tokens but context_length is {context}; shorten it or {WINDOW}")
+        check_prompt(prompt, context, window)
