@@ -5,7 +5,7 @@
     for piece in lama.generate(model, tokenizer, "How can entropy be reversed?"):
         print(piece, end="", flush=True)
 
-Importing lama defines names and does nothing else; what a name needs is imported when it is first used.
+Importing lama only defines names. A name's module is imported when the name is first used.
 """
 
 TYPE_CHECKING = False  # as in typing, whose import takes most of the time that importing lama would

@@ -1,8 +1,9 @@
-"""Small files from elsewhere, which are not trusted: JSON and TOML within limits, and their values by type.
+"""Small files that are not trusted: JSON and TOML within limits, and their values by type.
 
-Every JSON and TOML file that lama reads goes through here, so that a damaged or hostile one gives one clear line.
+lama reads every JSON and TOML file here: a damaged or hostile one gives one clear error.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -10,63 +11,77 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar, overload
 
 from lama.errors import LamaError, quoted
 
-LARGEST = 64 << 20  # bytes; the largest tokenizer.json in use has 33 MB, and what is parsed takes up to 30 times as much
-DEEPEST = 100  # lists and objects inside one another
-DIGITS = 40  # of a whole number; transformers writes 10^30, 31 digits, for a length without limit
-LARGEST_TEXT = 1 << 30  # bytes of a file of a person's own texts
+Json: TypeAlias = str | int | float | list[object] | dict[str, object] | None
+T = TypeVar("T")
+Default = TypeVar("Default")
+
+# Bytes; the largest tokenizer.json in use has 33 MB, and a parsed file takes up to 30 times as much.
+LARGEST = 64 << 20
+DEEPEST = 100  # nesting of lists and objects
+DIGITS = 40  # of an integer; transformers writes 10^30, 31 digits, for a length without limit
+LARGEST_TEXT = 1 << 30  # bytes of a user's text file
 AGAIN = "Download or copy it again"
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
-_NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+_NAMES: dict[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
 _REQUIRED = object()
 
 
 def read_file(path: Path, most: int = LARGEST) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises LamaError: a pipe or a device could be without an end."""
+    """Read a regular file of at most `most` bytes. Raises LamaError, also for pipes and devices."""
+    where = quoted_path(path)
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
             state = os.fstat(handle)
             if not stat.S_ISREG(state.st_mode):
-                raise LamaError(f"{quoted_path(path)} must be a regular file; got a {_kind(state.st_mode)}")
+                raise LamaError(f"{where} must be a regular file; got a {_kind(state.st_mode)}")
             if state.st_size > most:
-                raise LamaError(f"{quoted_path(path)} must have at most {most:,} bytes; got {state.st_size:,}. {AGAIN}")
-            return file.read(min(max(state.st_size, 1 << 16), most) + 1)  # a file of /proc has no size
+                raise LamaError(f"{where} must have at most {most:,} bytes; got {state.st_size:,}. {AGAIN}")
+            return file.read(min(max(state.st_size, 1 << 16), most) + 1)  # a file in /proc has no size
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise LamaError(f"{quoted_path(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise LamaError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """The text of a UTF-8 file, its line ends as they are. Raises LamaError as `read_file` does, and for other bytes."""
+    """Read a UTF-8 file without changing its line ends. Raises LamaError as `read_file`, or if not UTF-8."""
     try:
         return read_file(path, most).decode()
     except UnicodeDecodeError as error:
-        byte = f"0x{error.object[error.start]:02x} at offset {error.start}"
-        raise LamaError(f"{quoted_path(path)} must be readable UTF-8 text; got byte {byte}. Convert it first") from None
+        got = f"got byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise LamaError(f"{quoted_path(path)} must be readable UTF-8 text; {got}. Convert it first") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """The value in a JSON file. Raises LamaError as `read_file` and `parse_json` do."""
     return parse_json(read_file(path), quoted_path(path))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises LamaError as `read_json` does, and for another value."""
+def read_object(path: Path) -> dict[str, object]:
+    """The object in a JSON file. Raises LamaError as `read_json` does, or for another value."""
     return checked(read_json(path), dict, quoted_path(path))
 
 
-def parse_json(content: bytes, source: object) -> Any:
-    """The value of a JSON text: valid Unicode, finite numbers, at most `DEEPEST` levels and `DIGITS` digits.
+def parse_json(content: bytes, source: object) -> Json:
+    """Parse JSON: valid Unicode, finite numbers, at most `DEEPEST` levels and `DIGITS` digits.
 
-    `source` names the text in messages. Raises LamaError.
+    `source` names the text in error messages. Raises LamaError.
     """
     try:
-        value = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_number)
+        value: Json = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_number)
         check_depth(value)
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
@@ -84,19 +99,21 @@ def parse_json(content: bytes, source: object) -> Any:
     raise LamaError(f"{source} must be valid JSON; got {wrong}. {AGAIN}")
 
 
-def parse_json_lines(lines: Iterable[bytes], source: object) -> list[dict[str, Any]]:
-    """The objects of JSON lines, one a line. Raises LamaError as `parse_json` does, and for other values."""
+def parse_json_lines(lines: Iterable[bytes], source: object) -> list[dict[str, object]]:
+    """Parse JSON lines, one object each. Raises LamaError as `parse_json` does, and for other values."""
     lines = list(lines)
-    found = parse_json(b"[" + b",\n".join(lines) + b"]", source)  # all at once, which is twice as fast
-    if len(found) != len(lines):  # a line with several, or one over several lines
-        raise LamaError(f"{source} must have one object a line; got {len(found):,} in {len(lines):,} lines. {AGAIN}")
+    # All at once, which is twice as fast.
+    found = checked(parse_json(b"[" + b",\n".join(lines) + b"]", source), list, source)
+    if len(found) != len(lines):  # a line with several objects, or an object over several lines
+        got = f"got {len(found):,} in {len(lines):,} lines"
+        raise LamaError(f"{source} must have one object a line; {got}. {AGAIN}")
     return [checked(value, dict, f"line {n} of {source}") for n, value in enumerate(found, 1)]
 
 
-def parse_toml(text: str, source: object) -> dict[str, Any]:
-    """The table of a TOML text, under the same limits as `parse_json`. Raises LamaError."""
+def parse_toml(text: str, source: object) -> dict[str, object]:
+    """Parse a TOML table under the same limits as `parse_json`. Raises LamaError."""
     try:
-        value = tomllib.loads(text, parse_float=_number)
+        value: dict[str, object] = tomllib.loads(text, parse_float=_number)
         check_depth(value)
         return value
     except RecursionError:
@@ -106,44 +123,53 @@ def parse_toml(text: str, source: object) -> dict[str, Any]:
     raise LamaError(f"{source} must be valid TOML; got: {wrong}")
 
 
-def field(fields: Mapping[str, Any], key: str, kind: type, source: object, default: Any = _REQUIRED) -> Any:
-    """The value of `key`, of this type; `default`, where there is one, for a key that is missing or null. Raises LamaError.
+@overload
+def field(fields: Mapping[str, object], key: str, kind: type[T], source: object) -> T: ...
+@overload
+def field(
+    fields: Mapping[str, object], key: str, kind: type[T], source: object, default: Default
+) -> T | Default: ...
+def field(
+    fields: Mapping[str, object], key: str, kind: type[T], source: object, default: object = _REQUIRED
+) -> object:
+    """The value of `key`, of type `kind`. Raises LamaError.
 
-    A float may be written as a whole number; true and false are no numbers.
+    A `default` replaces a missing or null value. A float may be written as an integer; a bool is no number.
     """
     value = fields.get(key)
     if value is None and default is not _REQUIRED:
         return default
     if key not in fields:
-        raise LamaError(f"{source} must have {key}; got {quoted(', '.join(map(str, fields)) or 'nothing', plain=True)}")
+        got = quoted(", ".join(map(str, fields)) or "nothing", plain=True)
+        raise LamaError(f"{source} must have {key}; got {got}")
     return checked(value, kind, f"{key} in {source}")
 
 
-def checked(value: Any, kind: type, what: object) -> Any:
-    """The value, if it is of this JSON type. Raises LamaError that names it `what`."""
+def checked(value: object, kind: type[T], what: object) -> T:
+    """The value, if it has this JSON type. Raises LamaError that names it `what`."""
+    converted = value
     if kind is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    if type(value) is not kind:
-        raise LamaError(f"{what} must be {_NAMES[kind]}; got {quoted(value)}")
-    return value
+        with contextlib.suppress(OverflowError):
+            converted = float(value)
+    if isinstance(converted, kind) and type(converted) is kind:
+        return converted
+    raise LamaError(f"{what} must be {_NAMES[kind]}; got {quoted(value)}")
 
 
-def check_depth(value: Any) -> None:
-    """Raises RecursionError for lists and objects over `DEEPEST` levels deep."""
+def check_depth(value: object) -> None:
+    """Raise RecursionError for lists and objects nested more than `DEEPEST` deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
         containers = [each for each in level if isinstance(each, dict | list)]
         if not containers:
             return
-        level = [item for each in containers for item in (each.values() if isinstance(each, dict) else each)]
+        parts = [each.values() if isinstance(each, dict) else each for each in containers]
+        level = list(chain.from_iterable(parts))
     raise RecursionError
 
 
 def quoted_path(path: object) -> str:
-    """A path in a message, cut in the middle where it is longer than a screen's line or two."""
+    """A path for a message, shortened in the middle if it is long."""
     text = str(path)
     text = text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
     return text if text.isprintable() else repr(text)[1:-1]

@@ -1,24 +1,23 @@
-"""Names of a package that are imported when they are first used, so that importing the package costs nothing."""
+"""Lazy names of a package, so that importing the package costs nothing."""
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`: each name of `homes` comes from the module beside it. Source: PEP 562.
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """A package's `__getattr__`: imports each name of `homes` from its module. Source: PEP 562.
 
-    It raises LamaError where tinygrad cannot be imported because of a variable in the environment.
+    It raises LamaError if tinygrad cannot be imported because of an environment variable.
     """
 
-    def find(name: str) -> Any:
+    def find(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
             return getattr(importlib.import_module(homes[name]), name)
         except (ValueError, RuntimeError) as error:
-            from lama.compiler import explain
             from lama.errors import LamaError
+            from lama.runtime.compiler import explain
 
             if why := explain(error):
                 raise LamaError(why) from error

@@ -14,7 +14,7 @@ import lama
 from lama.checkpoints import load_model
 from lama.checkpoints.bert import bert_name
 from lama.checkpoints.safetensors_files import write_safetensors
-from lama.checkpoints.stored import StoredTensor
+from lama.checkpoints.tensor import FileTensor
 from lama.cli import main
 from lama.errors import LamaError, LamaWarning
 from lama.models.bert import Bert, BertConfig
@@ -44,7 +44,10 @@ def write_folder(folder: Path, tensors: dict[str, np.ndarray], **changes: Any) -
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
     write_safetensors(
         folder / "model.safetensors",
-        {name: StoredTensor(name, "float32", value.shape, lambda value=value: value) for name, value in tensors.items()},
+        {
+            name: FileTensor(name, "float32", value.shape, lambda value=value: value)
+            for name, value in tensors.items()
+        },
     )
     return folder
 
@@ -52,7 +55,10 @@ def write_folder(folder: Path, tensors: dict[str, np.ndarray], **changes: Any) -
 def their_weights(std: float = 0.3) -> dict[str, np.ndarray]:
     """Random, under BERT's names, with the tensors that lama leaves out."""
     rng = np.random.default_rng(0)
-    shapes = {name: p.shape for name, p in get_state_dict(Bert(BertConfig(29, 17, 18, 2, 3, 31, mask=28), seed=None)).items()}
+    shapes = {
+        name: p.shape
+        for name, p in get_state_dict(Bert(BertConfig(29, 17, 18, 2, 3, 31, mask=28), seed=None)).items()
+    }
     found = {}
     for name, shape in shapes.items():
         value = (rng.standard_normal(shape) * std).astype(np.float32)
@@ -61,7 +67,10 @@ def their_weights(std: float = 0.3) -> dict[str, np.ndarray]:
                 found[bert_name(name).replace("query", which)] = part.copy()
         else:
             found[bert_name(name)] = value
-    return found | {"bert.pooler.dense.weight": np.zeros((18, 18), np.float32), "cls.predictions.decoder.bias": np.zeros(29, np.float32)}
+    return found | {
+        "bert.pooler.dense.weight": np.zeros((18, 18), np.float32),
+        "cls.predictions.decoder.bias": np.zeros(29, np.float32),
+    }
 
 
 def test_folder_is_loaded(tmp_path: Path):
@@ -73,7 +82,9 @@ def test_folder_is_loaded(tmp_path: Path):
     np.testing.assert_array_equal(mine["encoder.blocks.1.attn.qkv.weight"][:36], np.concatenate([q, k]))
     expected = numpy_bert.masked_logits(mine, model.config, TOKENS, SEGMENTS)
     there = TOKENS != 0
-    np.testing.assert_allclose(model(Tensor(TOKENS), Tensor(SEGMENTS)).numpy()[there], expected[there], atol=1e-4)
+    np.testing.assert_allclose(
+        model(Tensor(TOKENS), Tensor(SEGMENTS)).numpy()[there], expected[there], atol=1e-4
+    )
 
 
 def test_folder_with_its_vocabulary_fills_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -109,20 +120,31 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(LamaError, match=r"must have hidden_act among .*; got 'mish'"):
         load_model(write_folder(tmp_path / "c", weights, hidden_act="mish"))
     with pytest.raises(LamaError, match=r"unknown: bert.encoder.layer.0.adapter.weight"):
-        load_model(write_folder(tmp_path / "d", weights | {"bert.encoder.layer.0.adapter.weight": np.zeros(3, np.float32)}))
-    lacking = {name: value for name, value in weights.items() if "layer.1.attention.self.key.weight" not in name}
+        load_model(
+            write_folder(
+                tmp_path / "d", weights | {"bert.encoder.layer.0.adapter.weight": np.zeros(3, np.float32)}
+            )
+        )
+    lacking = {
+        name: value for name, value in weights.items() if "layer.1.attention.self.key.weight" not in name
+    }
     with pytest.raises(LamaError, match=r"missing: bert.encoder.layer.1.attention.self.query.weight"):
         load_model(write_folder(tmp_path / "e", lacking))
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "gelu_fast", "swish", "tanh", "quick_gelu"])
+@pytest.mark.parametrize(
+    "activation", ["gelu", "gelu_new", "relu", "gelu_fast", "swish", "tanh", "quick_gelu"]
+)
 def test_numbers_are_those_of_transformers(tmp_path: Path, activation: str):
     """The last hidden states and the masked-token logits of BertForMaskedLM, with padding and segments."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     theirs = transformers.BertForMaskedLM(
-        transformers.BertConfig(**{key: value for key, value in CONFIG.items() if key != "model_type"} | {"hidden_act": activation})
+        transformers.BertConfig(
+            **{key: value for key, value in CONFIG.items() if key != "model_type"}
+            | {"hidden_act": activation}
+        )
     ).eval()
     with torch.no_grad():
         for p in theirs.parameters():
@@ -132,7 +154,9 @@ def test_numbers_are_those_of_transformers(tmp_path: Path, activation: str):
     tokens, segments = torch.tensor(TOKENS).long(), torch.tensor(SEGMENTS).long()
     there = TOKENS != 0
     with torch.no_grad():
-        out = theirs(tokens, attention_mask=(tokens != 0).long(), token_type_ids=segments, output_hidden_states=True)
+        out = theirs(
+            tokens, attention_mask=(tokens != 0).long(), token_type_ids=segments, output_hidden_states=True
+        )
     for found, expected in (
         (mine.encoder(Tensor(TOKENS), Tensor(SEGMENTS)), out.hidden_states[-1]),
         (mine(Tensor(TOKENS), Tensor(SEGMENTS)), out.logits),
@@ -154,13 +178,19 @@ def test_tied_tensors_are_read_under_either_name_and_behind_wrappers(tmp_path: P
     assert plain.keys() == other.keys()
     for name, parameter in plain.items():
         np.testing.assert_array_equal(parameter.numpy(), other[name].numpy(), name)
-    different = weights | {"cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"] + 1}
-    with pytest.raises(LamaError, match=r"must have cls\.predictions\.decoder\.weight equal to bert\.embeddings\.word_embeddings\.weight"):
+    different = weights | {
+        "cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"] + 1
+    }
+    names = r"cls\.predictions\.decoder\.weight equal to bert\.embeddings\.word_embeddings\.weight"
+    with pytest.raises(LamaError, match=f"must have {names}"):
         load_model(write_folder(tmp_path / "different", different))
 
 
 def test_heads_for_other_tasks_are_left_out_with_a_warning(tmp_path: Path):
     heads = {"bert.pooler.dense.bias", "cls.seq_relationship.weight", "classifier.weight", "qa_outputs.bias"}
     weights = their_weights() | dict.fromkeys(heads, np.zeros(3, np.float32))
-    with pytest.warns(LamaWarning, match=r"left out bert\.pooler\.dense\.weight, .* and 1 more, which belong to heads for other tasks"):
+    with pytest.warns(
+        LamaWarning,
+        match=r"left out bert\.pooler\.dense\.weight, .* and 1 more, which belong to heads for other tasks",
+    ):
         assert isinstance(load_model(write_folder(tmp_path / "bert", weights)), Bert)

@@ -11,11 +11,19 @@ from lama.checkpoints import export, export_huggingface, load, save
 from lama.cli import main
 from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
-from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, huggingface_files, load_huggingface_tokenizer
+from lama.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    gpt2_tokenizer,
+    huggingface_files,
+    load_huggingface_tokenizer,
+)
 
 SHAPE = {"context_length": 13, "d_model": 10, "n_layers": 2, "n_heads": 2, "d_mlp": 17}
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], np.int32)
-kinds = pytest.mark.parametrize("fields", [{}, {"bias": False, "tied": False, "activation": "relu"}], ids=["gpt2", "no biases, untied"])
+kinds = pytest.mark.parametrize(
+    "fields", [{}, {"bias": False, "tied": False, "activation": "relu"}], ids=["gpt2", "no biases, untied"]
+)
 
 
 def model_of(**fields) -> GPT:
@@ -28,7 +36,14 @@ def model_of(**fields) -> GPT:
 def test_exported_model_comes_back_with_equal_logits(tmp_path: Path, fields):
     model = model_of(**fields)
     names = export_huggingface(tmp_path / "hf", model, ByteTokenizer())
-    assert names == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    assert names == [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     again, tokenizer = load(tmp_path / "hf")
     assert again.config.bias and again.config.tied is model.config.tied
     assert np.array_equal(again(Tensor(TOKENS)).numpy(), model(Tensor(TOKENS)).numpy())
@@ -39,7 +54,9 @@ def test_exported_model_comes_back_with_equal_logits(tmp_path: Path, fields):
 @kinds
 def test_exported_model_gives_transformers_equal_logits(tmp_path: Path, fields):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
     model = model_of(**fields)
     export_huggingface(tmp_path, model, ByteTokenizer())
     peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
@@ -78,7 +95,9 @@ def test_export_that_fails_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch
     model, tokenizer = model_of(), ByteTokenizer()
     with monkeypatch.context() as patch:
         patch.setattr(export, "atomic_write", full)
-        with pytest.raises(LamaError, match="must be a folder that can be written; got No space left on device"):
+        with pytest.raises(
+            LamaError, match="must be a folder that can be written; got No space left on device"
+        ):
             export_huggingface(tmp_path / "out", model, tokenizer)
     assert not (tmp_path / "out").exists()
     names = export_huggingface(tmp_path / "out", model, tokenizer)
@@ -87,24 +106,31 @@ def test_export_that_fails_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch
 
 def test_export_command_writes_a_folder_and_replaces_none(tmp_path: Path, capsys):
     save(tmp_path / "model", model_of(), ByteTokenizer())
-    command = ["export", str(tmp_path / "model"), str(tmp_path / "hf")]
+    command = ["export", "-m", str(tmp_path / "model"), str(tmp_path / "hf")]
     assert main(command) == 0 and "model.safetensors" in capsys.readouterr().out
     assert main(command) == 2
     assert capsys.readouterr().err == f"lama: DIR must be a new or empty folder; got {tmp_path / 'hf'}\n"
 
 
-@pytest.mark.parametrize("words", ["{model} --to hf {out}", "{model} {out} --to hf", "--to hf {model} {out}"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-m {model} --to hf {out}",
+        "{out} -m {model}",
+        "--model={model} {out} --to hf",
+        "--to hf {model} {out}",
+    ],
+)
 def test_export_command_takes_the_format_wherever_it_stands(tmp_path: Path, capsys, words: str):
     save(tmp_path / "model", model_of(), ByteTokenizer())
     command = words.format(model=tmp_path / "model", out=tmp_path / "hf").split()
     assert main(["export", *command]) == 0
     assert (tmp_path / "hf" / "model.safetensors").exists()
-    assert capsys.readouterr().out == (
-        f"saved in {tmp_path / 'hf'}: config.json, merges.txt, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.json\n"
-    )
+    names = "config.json, merges.txt, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.json"
+    assert capsys.readouterr().out == f"saved in {tmp_path / 'hf'}: {names}\n"
 
 
 def test_export_help_shows_the_format_before_the_folder(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    assert capsys.readouterr().out.startswith("usage: lama export MODEL [--to hf] DIR ")
+    assert capsys.readouterr().out.startswith("usage: lama export -m MODEL [--to hf] DIR ")

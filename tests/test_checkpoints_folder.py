@@ -23,12 +23,19 @@ TINY = GPTConfig(vocab_size=256, context_length=7, d_model=6, n_layers=2, n_head
 
 def same(a: GPT, b: GPT) -> bool:
     ours, theirs = get_state_dict(a), get_state_dict(b)
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name].numpy(), theirs[name].numpy()) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(ours[name].numpy(), theirs[name].numpy()) for name in ours
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tied": False, "bias": False}, {"positions": "sinusoidal", "norm": "post"}, {"similarity": "general", "activation": "relu"}],
+    [
+        {},
+        {"tied": False, "bias": False},
+        {"positions": "sinusoidal", "norm": "post"},
+        {"similarity": "general", "activation": "relu"},
+    ],
 )
 def test_saved_model_comes_back(tmp_path: Path, changes: dict):
     model = GPT(GPTConfig(**(vars(TINY) | changes)), seed=3)
@@ -66,7 +73,9 @@ def test_saved_half_precision_comes_back_bit_for_bit(tmp_path: Path, dtype):
         assert np.array_equal(loaded[key].float().numpy(), parameter.float().numpy())
 
 
-@pytest.mark.parametrize("tokenizer", [CharacterTokenizer("abc \n"), gpt2_tokenizer()], ids=["character", "gpt2"])
+@pytest.mark.parametrize(
+    "tokenizer", [CharacterTokenizer("abc \n"), gpt2_tokenizer()], ids=["character", "gpt2"]
+)
 def test_saved_tokenizer_comes_back(tmp_path: Path, tokenizer):
     model = GPT(GPTConfig(**(vars(TINY) | {"vocab_size": tokenizer.vocab_size})), seed=0)
     save(tmp_path, model, tokenizer)
@@ -116,7 +125,12 @@ def test_save_takes_in_nothing_that_a_killed_process_left(tmp_path: Path):
         (tmp_path / "m" / name).mkdir(parents=True)
         (tmp_path / "m" / name / "added_tokens.json").write_text("{}")
     save(tmp_path / "m", GPT(TINY, seed=1), ByteTokenizer())
-    assert sorted(os.listdir(tmp_path / "m")) == [".lama-0123456789ab", f".saving-{os.getpid()}", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "m")) == [
+        ".lama-0123456789ab",
+        f".saving-{os.getpid()}",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_save_that_fails_names_the_folder_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,9 +139,8 @@ def test_save_that_fails_names_the_folder_and_leaves_none(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "fsync", full_disk)
     folder = tmp_path / "a" / "b"
-    with pytest.raises(
-        LamaError, match=rf"^{folder}/model.safetensors must be writable; got No space left on device\. Nothing was changed"
-    ):
+    got = r"got No space left on device\. Nothing was changed"
+    with pytest.raises(LamaError, match=rf"^{folder}/model.safetensors must be writable; {got}"):
         save(folder, GPT(TINY, seed=2), ByteTokenizer())
     assert list(tmp_path.iterdir()) == []
 
@@ -138,7 +151,9 @@ def test_save_replaces_links_and_not_what_they_lead_to(tmp_path: Path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.safetensors").symlink_to(tmp_path / "blob")
     save(tmp_path / "m", GPT(TINY, seed=1), ByteTokenizer())
-    assert (tmp_path / "blob").read_text() == "mine" and not (tmp_path / "m" / "model.safetensors").is_symlink()
+    assert (tmp_path / "blob").read_text() == "mine" and not (
+        tmp_path / "m" / "model.safetensors"
+    ).is_symlink()
 
 
 def test_save_onto_a_file_says_so(tmp_path: Path):
@@ -167,11 +182,19 @@ def test_lama_config_that_is_wrong_is_refused(tmp_path: Path, change: dict, mess
 
 def test_tokenizer_larger_than_its_model_is_a_warning_and_such_a_token_an_error(tmp_path: Path):
     save(tmp_path, GPT(GPTConfig(**(vars(TINY) | {"vocab_size": 98})), seed=1), ByteTokenizer())
-    with pytest.warns(LamaWarning, match="is larger than the model, 256 tokens for vocab_size=98: text with a token from id 98 on will"):
+    with pytest.warns(
+        LamaWarning,
+        match="is larger than the model, 256 tokens for vocab_size=98: text with a token from id 98 on will",
+    ):
         model, tokenizer = load(tmp_path)
     assert len(generate(model, tokenizer, "a", max_new_tokens=3).prompt_tokens) == 1
-    message = "the text must be made of the model's tokens; got 'b', id 98 (vocab_size=98, and the tokenizer has 256 tokens)"
-    for attempt in (lambda: generate(model, tokenizer, "ab"), lambda: perplexity(model, tokenizer, "abc"), lambda: read(model, tokenizer)):
+    got = "got 'b', id 98 (vocab_size=98, and the tokenizer has 256 tokens)"
+    message = f"the text must be made of the model's tokens; {got}"
+    for attempt in (
+        lambda: generate(model, tokenizer, "ab"),
+        lambda: perplexity(model, tokenizer, "abc"),
+        lambda: read(model, tokenizer),
+    ):
         with pytest.raises(LamaError) as caught:
             attempt()
         assert str(caught.value) == message

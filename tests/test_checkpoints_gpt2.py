@@ -58,8 +58,14 @@ def test_config_that_says_nothing_is_the_124m_model():
 
 
 def test_config_reads_synonyms():
-    fields = {"hidden_size": 10, "num_hidden_layers": 3, "num_attention_heads": 5, "max_position_embeddings": 13}
-    for others in ({}, {"n_embd": 20, "n_layer": 4, "n_head": 2, "n_positions": 7}):  # a synonym counts first, as in transformers
+    fields = {
+        "hidden_size": 10,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 5,
+        "max_position_embeddings": 13,
+    }
+    # a synonym counts first, as in transformers.
+    for others in ({}, {"n_embd": 20, "n_layer": 4, "n_head": 2, "n_positions": 7}):
         config = config_from_huggingface(others | fields)
         assert (config.d_model, config.n_layers, config.n_heads, config.context_length) == (10, 3, 5, 13)
 
@@ -92,7 +98,11 @@ def test_config_reads_activations(name: str, ours: str):
     ("key", "value", "message"),
     [
         ("model_type", "llama", "must have model_type='gpt2'; got 'llama', which lama does not support"),
-        ("scale_attn_by_inverse_layer_idx", 1, "scale_attn_by_inverse_layer_idx in config.json must be true or false; got 1"),
+        (
+            "scale_attn_by_inverse_layer_idx",
+            1,
+            "scale_attn_by_inverse_layer_idx in config.json must be true or false; got 1",
+        ),
         ("scale_attn_weights", None, "scale_attn_weights in config.json must be true or false; got None"),
         ("add_cross_attention", True, "must have add_cross_attention=False; got True"),
         ("quantization_config", {"bits": 4}, "must have quantization_config=None; got {'bits': 4}"),
@@ -134,7 +144,9 @@ def test_names_are_translated_both_ways(prefix: str):
     assert [gpt2_name(name) for name in ours if name] == names
 
 
-@pytest.mark.parametrize("name", ["score.weight", "h.x.ln_1.weight", "h.0.ln_3.weight", "wte", "h.0.1.ln_1.weight", ""])
+@pytest.mark.parametrize(
+    "name", ["score.weight", "h.x.ln_1.weight", "h.0.ln_3.weight", "wte", "h.0.1.ln_1.weight", ""]
+)
 def test_names_that_gpt2_does_not_have_are_not_translated(name: str):
     assert lama_name(name) is None
 
@@ -152,8 +164,14 @@ FORMATS = {
     "with masks": (lambda weights: random_gpt2.with_masks(weights, CONFIG), None),
     "sharded": (random_gpt2.with_prefix, random_gpt2.write_shards),
     "torch": (lambda weights: random_gpt2.with_masks(weights, CONFIG), random_gpt2.write_torch),
-    "torch before 1.6": (lambda weights: random_gpt2.with_masks(weights, CONFIG), random_gpt2.write_torch_legacy),
-    "torch sharded": (random_gpt2.with_prefix, lambda folder, w: random_gpt2.write_shards(folder, w, 2, "pytorch_model", "bin")),
+    "torch before 1.6": (
+        lambda weights: random_gpt2.with_masks(weights, CONFIG),
+        random_gpt2.write_torch_legacy,
+    ),
+    "torch sharded": (
+        random_gpt2.with_prefix,
+        lambda folder, w: random_gpt2.write_shards(folder, w, 2, "pytorch_model", "bin"),
+    ),
 }
 
 
@@ -161,19 +179,27 @@ FORMATS = {
 def test_load_gives_the_same_weights_from_every_format(tmp_path: Path, form: str):
     change, write = FORMATS[form]
     plain = parameters(load_model(folder_with(tmp_path / "plain")))
-    other = parameters(load_model(random_gpt2.write_folder(tmp_path / "other", CONFIG, change(dict(WEIGHTS)), write)))
+    other = parameters(
+        load_model(random_gpt2.write_folder(tmp_path / "other", CONFIG, change(dict(WEIGHTS)), write))
+    )
     assert all(np.array_equal(plain[name], other[name]) for name in plain)
 
 
 def test_load_reads_half_precision_files(tmp_path: Path):
     half = {name: value.astype(np.float16) for name, value in WEIGHTS.items()}
     brain = random_gpt2.to_bfloat16(WEIGHTS)
-    assert np.array_equal(parameters(load_model(folder_with(tmp_path / "h", lambda _: half)))["embed.weight"], half["wte.weight"])
+    assert np.array_equal(
+        parameters(load_model(folder_with(tmp_path / "h", lambda _: half)))["embed.weight"],
+        half["wte.weight"],
+    )
     loaded = parameters(load_model(folder_with(tmp_path / "b", lambda _: brain)))
     assert np.array_equal(loaded["embed.weight"], random_gpt2.from_bfloat16(brain)["wte.weight"])
 
 
-@pytest.mark.parametrize(("dtype", "held"), [("float32", dtypes.float32), ("float16", dtypes.float16), ("bfloat16", dtypes.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "held"),
+    [("float32", dtypes.float32), ("float16", dtypes.float16), ("bfloat16", dtypes.bfloat16)],
+)
 def test_load_holds_weights_in_the_dtype_asked_for(tmp_path: Path, dtype: str, held: object):
     model = load_model(folder_with(tmp_path), dtype=dtype)
     assert {tensor.dtype for tensor in get_state_dict(model).values()} == {held}
@@ -186,7 +212,9 @@ def test_load_holds_weights_in_the_dtype_asked_for(tmp_path: Path, dtype: str, h
 
 
 def test_load_refuses_an_unknown_dtype(tmp_path: Path):
-    with pytest.raises(UsageError, match="dtype must be one of float32, float16, bfloat16, int8, int4; got 'int2'"):
+    with pytest.raises(
+        UsageError, match="dtype must be one of float32, float16, bfloat16, int8, int4; got 'int2'"
+    ):
         load(folder_with(tmp_path), dtype="int2")
 
 
@@ -197,14 +225,20 @@ def test_load_accepts_a_tied_output_layer_that_equals_the_embedding(tmp_path: Pa
 
 def test_load_refuses_a_tied_output_layer_that_differs(tmp_path: Path):
     folder = folder_with(tmp_path, lambda w: w | {"lm_head.weight": w["wte.weight"] + 1})
-    with pytest.raises(LamaError, match=r"must have lm_head\.weight equal to wte\.weight in a tied model; got different numbers"):
+    with pytest.raises(
+        LamaError,
+        match=r"must have lm_head\.weight equal to wte\.weight in a tied model; got different numbers",
+    ):
         load_model(folder)
 
 
 def test_load_names_missing_unknown_and_misshapen_tensors_in_one_message(tmp_path: Path):
     def damage(weights):
         del weights["h.1.attn.c_proj.bias"], weights["ln_f.weight"]
-        return weights | {"value.weight": np.zeros((2, 2), np.float32), "wpe.weight": np.zeros((12, 10), np.float32)}
+        return weights | {
+            "value.weight": np.zeros((2, 2), np.float32),
+            "wpe.weight": np.zeros((12, 10), np.float32),
+        }
 
     with pytest.raises(LamaError) as caught:
         load_model(folder_with(tmp_path, damage))
@@ -216,18 +250,24 @@ def test_load_names_missing_unknown_and_misshapen_tensors_in_one_message(tmp_pat
 
 
 def test_load_abbreviates_long_lists(tmp_path: Path):
-    with pytest.raises(LamaError, match=r"missing: h\.2\.ln_1\.weight, h\.2\.ln_1\.bias, [^,]*, [^,]* and 8 more\. Is"):
+    with pytest.raises(
+        LamaError, match=r"missing: h\.2\.ln_1\.weight, h\.2\.ln_1\.bias, [^,]*, [^,]* and 8 more\. Is"
+    ):
         load_model(folder_with(tmp_path, n_layer=3))
 
 
 def test_load_names_shapes_as_they_are_in_the_file(tmp_path: Path):
-    with pytest.raises(LamaError, match=r"wrong shape: h\.0\.mlp\.c_fc\.weight \(10, 40\) instead of \(10, 17\)"):
+    with pytest.raises(
+        LamaError, match=r"wrong shape: h\.0\.mlp\.c_fc\.weight \(10, 40\) instead of \(10, 17\)"
+    ):
         load_model(folder_with(tmp_path, n_inner=17))
 
 
 def test_load_refuses_a_tensor_that_is_there_with_and_without_prefix(tmp_path: Path):
     folder = folder_with(tmp_path, lambda w: w | {"transformer.ln_f.bias": w["ln_f.bias"]})
-    with pytest.raises(LamaError, match=r"must hold each tensor once; got ln_f\.bias and transformer\.ln_f\.bias"):
+    with pytest.raises(
+        LamaError, match=r"must hold each tensor once; got ln_f\.bias and transformer\.ln_f\.bias"
+    ):
         load_model(folder)
 
 
@@ -236,7 +276,9 @@ def test_load_names_a_tensor_with_nan(tmp_path: Path):
         weights["h.1.mlp.c_fc.bias"] = np.full(40, np.nan, np.float32)
         return weights
 
-    with pytest.raises(LamaError, match=r"weights must be finite; got NaN or infinity in h\.1\.mlp\.c_fc\.bias"):
+    with pytest.raises(
+        LamaError, match=r"weights must be finite; got NaN or infinity in h\.1\.mlp\.c_fc\.bias"
+    ):
         load_model(folder_with(tmp_path, damage))
 
 
@@ -253,7 +295,8 @@ def test_load_without_config_says_so(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "must be valid JSON; got "), ("[1]", r"must be an object; got \[1\]"), ("\xff", "JSON")]
+    ("content", "message"),
+    [("{", "must be valid JSON; got "), ("[1]", r"must be an object; got \[1\]"), ("\xff", "JSON")],
 )
 def test_load_refuses_a_config_that_is_not_json(tmp_path: Path, content: str, message: str):
     folder_with(tmp_path)
@@ -264,7 +307,10 @@ def test_load_refuses_a_config_that_is_not_json(tmp_path: Path, content: str, me
 
 def test_load_without_weights_says_so(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(LamaError, match=r"a model's folder must hold model\.safetensors or pytorch_model\.bin; got neither in"):
+    with pytest.raises(
+        LamaError,
+        match=r"a model's folder must hold model\.safetensors or pytorch_model\.bin; got neither in",
+    ):
         load(tmp_path)
 
 
@@ -275,17 +321,22 @@ def test_load_takes_a_weight_file(tmp_path: Path):
 
 
 def test_load_needs_a_tokenizer(tmp_path: Path):
-    with pytest.raises(
-        LamaError,
-        match=r"a model must have its tokenizer beside it; got no tokenizer\.json, nor vocab\.json and merges\.txt, nor vocab\.txt",
-    ):
+    got = r"got no tokenizer\.json, nor vocab\.json and merges\.txt, nor vocab\.txt"
+    with pytest.raises(LamaError, match=f"a model must have its tokenizer beside it; {got}"):
         load(folder_with(tmp_path))
 
 
 def test_load_gives_gpt2s_tokenizer_to_a_model_of_its_vocabulary(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(random_gpt2.make_config()))
     (tmp_path / "model.safetensors").touch()
-    assert load_tokenizer(tmp_path).encode("How can entropy be reversed?") == [2437, 460, 40709, 307, 17687, 30]
+    assert load_tokenizer(tmp_path).encode("How can entropy be reversed?") == [
+        2437,
+        460,
+        40709,
+        307,
+        17687,
+        30,
+    ]
 
 
 def test_load_leaves_no_parameter_unfilled(tmp_path: Path):
@@ -304,8 +355,16 @@ def test_load_puts_weights_on_the_device_asked_for(tmp_path: Path, dtype: str):
 # --- what transformers' and its users' files have
 
 
-PREFIXES = ("module.", "_orig_mod.", "_module.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module.")
-SQUARE = random_gpt2.make_config(**random_gpt2.TINY | {"n_inner": 10})  # a matrix that is not transposed has the right shape all the same
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "_module.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "_fsdp_wrapped_module.",
+)
+# a matrix that is not transposed has the right shape all the same.
+SQUARE = random_gpt2.make_config(**random_gpt2.TINY | {"n_inner": 10})
 
 
 def test_tied_pair_is_read_under_either_name(tmp_path: Path):
@@ -320,14 +379,21 @@ def test_tied_pair_is_read_under_either_name(tmp_path: Path):
 
 def wrap_inside(name: str) -> str:
     """As torch.compile and FSDP name the parts of a model that each are wrapped."""
-    return name.replace("h.1.", "h.1._orig_mod.").replace("c_proj.", "c_proj._fsdp_wrapped_module.").replace("c_fc.", "c_fc.module.")
+    return (
+        name.replace("h.1.", "h.1._orig_mod.")
+        .replace("c_proj.", "c_proj._fsdp_wrapped_module.")
+        .replace("c_fc.", "c_fc.module.")
+    )
 
 
 @pytest.mark.parametrize("rename", [*PREFIXES, wrap_inside], ids=[*PREFIXES, "inside"])
 @pytest.mark.parametrize("start", ["", "transformer."])
 def test_names_of_wrapped_models_are_read(tmp_path: Path, rename, start: str):
     weights = random_gpt2.make_weights(SQUARE)
-    wrapped = {rename(start + name) if callable(rename) else rename + start + name: value for name, value in weights.items()}
+    wrapped = {
+        rename(start + name) if callable(rename) else rename + start + name: value
+        for name, value in weights.items()
+    }
     wrapped |= {"module.h.0.attn.bias": np.ones((1, 1, 13, 13), np.uint8)}
     plain = parameters(load_model(random_gpt2.write_folder(tmp_path / "plain", SQUARE, weights)))
     other = parameters(load_model(random_gpt2.write_folder(tmp_path / "wrapped", SQUARE, wrapped)))
@@ -360,7 +426,9 @@ def test_heads_for_other_tasks_are_left_out_with_a_warning(tmp_path: Path, names
     assert np.array_equal(loaded["embed.weight"], WEIGHTS["wte.weight"])
 
 
-@pytest.mark.parametrize("name", ["scores.weight", "head.weight", "h.0.score.weight", "adapter.classifier.weight"])
+@pytest.mark.parametrize(
+    "name", ["scores.weight", "head.weight", "h.0.score.weight", "adapter.classifier.weight"]
+)
 def test_a_tensor_that_is_no_known_head_stays_an_error(tmp_path: Path, name: str):
     with pytest.raises(LamaError, match=rf"got unknown: {name}\."):
         load_model(folder_with(tmp_path, lambda w: w | {name: np.ones((2, 10), np.float32)}))
@@ -380,7 +448,9 @@ def test_a_tensor_that_is_no_known_head_stays_an_error(tmp_path: Path, name: str
         (None, {"eos_token_id": [50256, 4, -1]}, (4,)),  # transformers' default, for a vocabulary of 23
     ],
 )
-def test_end_tokens_are_those_of_generation_config_first(tmp_path: Path, generation, config: dict, expected: tuple[int, ...]):
+def test_end_tokens_are_those_of_generation_config_first(
+    tmp_path: Path, generation, config: dict, expected: tuple[int, ...]
+):
     folder = folder_with(tmp_path, **config)
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
@@ -390,16 +460,23 @@ def test_end_tokens_are_those_of_generation_config_first(tmp_path: Path, generat
 def test_end_tokens_that_are_none_are_refused_with_their_file(tmp_path: Path):
     folder = folder_with(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "7"}')
-    with pytest.raises(LamaError, match=r"eos_token_id in generation_config\.json must be a whole number; got '7'"):
+    with pytest.raises(
+        LamaError, match=r"eos_token_id in generation_config\.json must be a whole number; got '7'"
+    ):
         load_model(folder)
 
 
 def test_end_tokens_outlive_saving_quantising_and_exporting(tmp_path: Path):
-    model, tokenizer = load_model(folder_with(tmp_path / "hf", eos_token_id=[7, 2])), CharacterTokenizer("abcdefghijklmnopqrstuvw")
+    model, tokenizer = (
+        load_model(folder_with(tmp_path / "hf", eos_token_id=[7, 2])),
+        CharacterTokenizer("abcdefghijklmnopqrstuvw"),
+    )
     save(tmp_path / "own", model, tokenizer)
     save(tmp_path / "int8", load_model(tmp_path / "hf", dtype="int8"), tokenizer)
     export_huggingface(tmp_path / "exported", load_model(tmp_path / "own"), tokenizer)
-    assert [load_model(tmp_path / name).config.end_tokens for name in ("own", "int8", "exported")] == [(7, 2)] * 3
+    assert [load_model(tmp_path / name).config.end_tokens for name in ("own", "int8", "exported")] == [
+        (7, 2)
+    ] * 3
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["eos_token_id"] == [7, 2]
     assert huggingface_config(model.config, end_of_text=9)["eos_token_id"] == [9, 7, 2]
     assert huggingface_config(GPTConfig(), end_of_text=9)["eos_token_id"] == 9
@@ -411,27 +488,41 @@ def test_end_tokens_outlive_saving_quantising_and_exporting(tmp_path: Path):
     [
         {"scale_attn_by_inverse_layer_idx": True},
         {"scale_attn_weights": False, "activation_function": "silu"},
-        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "activation_function": "quick_gelu"},
+        {
+            "scale_attn_weights": False,
+            "scale_attn_by_inverse_layer_idx": True,
+            "activation_function": "quick_gelu",
+        },
         {"activation_function": "tanh"},
     ],
     ids=str,
 )
 def test_exported_options_give_transformers_the_same_logits(tmp_path: Path, changes: dict):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    model = load_model(random_gpt2.write_folder(tmp_path / "a", CONFIG | changes, random_gpt2.make_weights(CONFIG, std=0.3)))
+    model = load_model(
+        random_gpt2.write_folder(tmp_path / "a", CONFIG | changes, random_gpt2.make_weights(CONFIG, std=0.3))
+    )
     export_huggingface(tmp_path / "b", model, CharacterTokenizer("abcdefghijklmnopqrstuvw"))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "b").eval()
     tokens = np.random.default_rng(0).integers(0, 23, (2, 13))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
-    assert np.abs(model(Tensor(tokens.astype(np.int32))).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+    assert (
+        np.abs(model(Tensor(tokens.astype(np.int32))).numpy() - expected).max()
+        < 1e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("task", ["DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize(
+    "task",
+    ["DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"],
+)
 def test_models_for_other_tasks_have_the_logits_of_their_body(tmp_path: Path, task: str):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=23, n_positions=13, n_embd=10, n_layer=2, n_head=2, num_labels=1)
+    config = transformers.GPT2Config(
+        vocab_size=23, n_positions=13, n_embd=10, n_layer=2, n_head=2, num_labels=1
+    )
     theirs = getattr(transformers, f"GPT2{task}")(config)
     with torch.no_grad():
         for p in theirs.parameters():
@@ -441,5 +532,12 @@ def test_models_for_other_tasks_have_the_logits_of_their_body(tmp_path: Path, ta
         model = load_model(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 23, (2, 13))
     with torch.no_grad():
-        expected = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()(torch.from_numpy(tokens)).logits.numpy()
-    assert np.abs(model(Tensor(tokens.astype(np.int32))).numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+        expected = (
+            transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+            .eval()(torch.from_numpy(tokens))
+            .logits.numpy()
+        )
+    assert (
+        np.abs(model(Tensor(tokens.astype(np.int32))).numpy() - expected).max()
+        < 1e-5 * np.abs(expected).max()
+    )

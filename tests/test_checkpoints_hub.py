@@ -1,4 +1,6 @@
-"""Finding models: paths, `weights/`, the cache, and a hub that sometimes misbehaves (a server on 127.0.0.1)."""
+"""Finding models: paths, `weights/`, the cache, and a hub that sometimes misbehaves (a server on
+127.0.0.1).
+"""
 
 import json
 import os
@@ -39,7 +41,9 @@ def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 @pytest.fixture
@@ -82,7 +86,8 @@ def test_find_downloads_only_what_is_needed(server: Hub, capfd: pytest.CaptureFi
     assert np.array_equal(load_model(found.path).embed.weight.numpy(), WEIGHTS["wte.weight"])
     output = capfd.readouterr()
     assert output.out == ""
-    assert "model.safetensors" in output.err or "Downloading" in output.err or "Fetching" in output.err  # the progress bar
+    # The progress bar.
+    assert "model.safetensors" in output.err or "Downloading" in output.err or "Fetching" in output.err
 
 
 def test_find_uses_the_cache_without_asking_the_hub(server: Hub):
@@ -128,16 +133,25 @@ def test_broken_download_is_resumed_where_it_stopped(server: Hub, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)
     server.breaks["model.safetensors"] = 1000
     found = find("gpt2")
-    ranges = [asked for method, path, asked in server.requests if method == "GET" and path.endswith("model.safetensors")]
+    ranges = [
+        asked
+        for method, path, asked in server.requests
+        if method == "GET" and path.endswith("model.safetensors")
+    ]
     assert ranges == [None, "bytes=1000-"]
-    assert (found.path / "model.safetensors").read_bytes() == server.repositories[REPOSITORY]["model.safetensors"]
+    assert (found.path / "model.safetensors").read_bytes() == server.repositories[REPOSITORY][
+        "model.safetensors"
+    ]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_download_with_a_wrong_hash_is_refused_and_removed(server: Hub, name: str):
     content = server.repositories[REPOSITORY][name]
     server.damage[name] = content[:-1] + bytes([content[-1] ^ 1])
-    with pytest.raises(LamaError, match=rf"{name} must have the hash that the hub declares, .*; got .*: it is damaged\. It was removed"):
+    with pytest.raises(
+        LamaError,
+        match=rf"{name} must have the hash that the hub declares, .*; got .*: it is damaged\. It was removed",
+    ):
         find("gpt2")
     server.damage.clear()
     assert find("gpt2").origin == "download"
@@ -145,7 +159,9 @@ def test_download_with_a_wrong_hash_is_refused_and_removed(server: Hub, name: st
 
 def test_download_that_is_too_short_is_refused(server: Hub):
     server.damage["model.safetensors"] = server.repositories[REPOSITORY]["model.safetensors"][:-7]
-    with pytest.raises(LamaError, match=r"must have the size that the hub declares, \d+ bytes; got \d+\. It was removed"):
+    with pytest.raises(
+        LamaError, match=r"must have the size that the hub declares, \d+ bytes; got \d+\. It was removed"
+    ):
         find("gpt2")
 
 
@@ -154,7 +170,10 @@ def test_cached_file_that_was_damaged_later_is_reported(server: Hub):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.resolve().write_bytes(content)
-    with pytest.raises(LamaError, match=r"model\.safetensors must have the hash that the hub declares.* Delete .*blobs.* and run again"):
+    with pytest.raises(
+        LamaError,
+        match=r"model\.safetensors must have the hash that the hub declares.* Delete .*blobs.* and run again",
+    ):
         find("gpt2")
 
 
@@ -183,19 +202,25 @@ def test_revision_skips_the_weights_folders(server: Hub, tmp_path: Path):
 
 
 def test_repository_that_the_hub_does_not_have_is_named(server: Hub):
-    with pytest.raises(NotFound, match=r"model must be one that the hub has; got 'nobody/nothing'\..* Looked in: .*http://127") as caught:
+    with pytest.raises(
+        NotFound,
+        match=r"model must be one that the hub has; got 'nobody/nothing'\..* Looked in: .*http://127",
+    ) as caught:
         find("nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
 def test_repository_without_weights_is_named(server: Hub):
     server.repositories["somebody/empty"] = {"README.md": b"hello"}
-    with pytest.raises(NotFound, match=r"model somebody/empty must have model\.safetensors or .* on the hub; got README\.md"):
+    with pytest.raises(
+        NotFound, match=r"model somebody/empty must have model\.safetensors or .* on the hub; got README\.md"
+    ):
         find("somebody/empty")
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("gtp2", "gpt2"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl"), ("lama-bp", "lama-bpe")]
+    ("name", "near"),
+    [("gtp2", "gpt2"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl"), ("lama-bp", "lama-bpe")],
 )
 def test_unknown_name_suggests_near_ones_and_tells_where_it_looked(tmp_path: Path, name: str, near: str):
     (tmp_path / "repository" / "weights" / "lama-bpe").mkdir(parents=True)
@@ -203,14 +228,15 @@ def test_unknown_name_suggests_near_ones_and_tells_where_it_looked(tmp_path: Pat
     with pytest.raises(NotFound) as caught:
         find(name)
     message = str(caught.value)
-    assert message.startswith(
-        f"model must be a path, owner/name on the hub, or a name that is known here; got '{name}'. Did you mean {near}"
-    )
+    rule = "model must be a path, owner/name on the hub, or a name that is known here"
+    assert message.startswith(f"{rule}; got '{name}'. Did you mean {near}")
     assert str(tmp_path / "cwd" / "weights" / name) in message and "\n" not in message
 
 
 def test_unknown_name_like_no_other_lists_the_names():
-    with pytest.raises(NotFound, match=r"got 'zzzzz'\. Names known here: gpt2, gpt2-large, gpt2-medium, gpt2-xl\."):
+    with pytest.raises(
+        NotFound, match=r"got 'zzzzz'\. Names known here: gpt2, gpt2-large, gpt2-medium, gpt2-xl\."
+    ):
         find("zzzzz")
 
 
@@ -226,12 +252,13 @@ def test_folder_without_a_model_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
-def test_offline_asks_nobody_and_says_how_to_get_the_weights(server: Hub, monkeypatch: pytest.MonkeyPatch, how: str):
+def test_offline_asks_nobody_and_says_how_to_get_the_weights(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, how: str
+):
     if how == "environment":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        NotFound, match=r"model gpt2 must be here when offline; got nothing in .*Put config\.json and model\.safetensors into weights/gpt2/"
-    ):
+    got = r"got nothing in .*Put config\.json and model\.safetensors into weights/gpt2/"
+    with pytest.raises(NotFound, match=f"model gpt2 must be here when offline; {got}"):
         find("gpt2", offline=how == "option")
     assert server.requests == []
 
@@ -242,7 +269,10 @@ def test_network_failure_is_one_line_with_a_way_out():
     message = str(caught.value)
     assert message.startswith("model gpt2 must be here or downloadable; got: ")
     assert "Looked in: " in message and "http://127.0.0.1:9/openai-community/gpt2" in message
-    assert message.endswith("Put config.json and model.safetensors into weights/gpt2/ by hand.") and "\n" not in message
+    assert (
+        message.endswith("Put config.json and model.safetensors into weights/gpt2/ by hand.")
+        and "\n" not in message
+    )
 
 
 def test_environment_variables_of_the_hub_are_respected(server: Hub, tmp_path: Path):
@@ -254,7 +284,9 @@ def test_environment_variables_of_the_hub_are_respected(server: Hub, tmp_path: P
     }
 
     def run(**more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-c", code], env=environment | more, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment | more, capture_output=True, text=True
+        )
 
     assert "must be here when offline" in run(HF_HUB_OFFLINE="1").stderr
     assert server.requests == []
@@ -262,7 +294,9 @@ def test_environment_variables_of_the_hub_are_respected(server: Hub, tmp_path: P
     assert run(HF_HUB_OFFLINE="1").stdout == "cache\n"
 
 
-def test_file_of_another_kind_and_folder_without_a_model_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_file_of_another_kind_and_folder_without_a_model_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     for name in ("m.txt", "x.gguf", "sub/m.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -270,7 +304,11 @@ def test_file_of_another_kind_and_folder_without_a_model_say_so(tmp_path: Path, 
     (tmp_path / "ggufs").mkdir()
     (tmp_path / "ggufs" / "q4.GGUF").touch()
     for name, message in (
-        ("m.txt", r"^cannot read m\.txt: not a weight file; lama reads safetensors, PyTorch's \.bin and nanoGPT's ckpt\.pt$"),
+        (
+            "m.txt",
+            r"^cannot read m\.txt: not a weight file; "
+            r"lama reads safetensors, PyTorch's \.bin and nanoGPT's ckpt\.pt$",
+        ),
         ("sub/m.txt", r"^cannot read sub/m\.txt: not a weight file"),
         ("x.gguf", r"^cannot read x\.gguf: GGUF is not supported yet\. Use the model that it was made from"),
         ("gone.gguf", r"^cannot read gone\.gguf: GGUF is not supported yet"),
@@ -290,15 +328,20 @@ def test_file_called_like_a_known_model_does_not_hide_it(tmp_path: Path, monkeyp
     assert find("mine", offline=True).origin == "weights"
 
 
-def test_model_without_config_in_the_current_folder_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_model_without_config_in_the_current_folder_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.safetensors").touch()
     for name in (".", "model.safetensors"):
-        with pytest.raises(LamaError, match=r"must have config\.json beside its weights; got none in the current folder\. Copy it there$"):
+        got = r"got none in the current folder\. Copy it there$"
+        with pytest.raises(LamaError, match=rf"must have config\.json beside its weights; {got}"):
             load(name)
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a/" + "b" * 300, "a" * 100_000, "x" * 300 + ".safetensors", "a\0b", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "a/" + "b" * 300, "a" * 100_000, "x" * 300 + ".safetensors", "a\0b", "~nobody-here/x"]
+)
 def test_name_that_no_file_can_have_is_one_line(name: str):
     with pytest.raises(NotFound) as caught:
         find(name, offline=True)

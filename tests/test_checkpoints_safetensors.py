@@ -11,7 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from lama.checkpoints.files import open_weights
 from lama.checkpoints.safetensors_files import open_safetensors, write_safetensors
-from lama.checkpoints.stored import NUMPY, StoredTensor, bfloat16_to_float32, float32_to_bfloat16, read_weights
+from lama.checkpoints.tensor import (
+    NUMPY,
+    FileTensor,
+    bfloat16_to_float32,
+    float32_to_bfloat16,
+    read_weights,
+)
 from lama.errors import LamaError
 
 RNG = np.random.default_rng(0)
@@ -26,8 +32,8 @@ ARRAYS = {
 }
 
 
-def stored(name: str, array: np.ndarray, dtype: str = "float32") -> StoredTensor:
-    return StoredTensor(name, dtype, array.shape, lambda: array)
+def stored(name: str, array: np.ndarray, dtype: str = "float32") -> FileTensor:
+    return FileTensor(name, dtype, array.shape, lambda: array)
 
 
 def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict:
@@ -46,7 +52,10 @@ def test_safetensors_reads_what_the_library_wrote(tmp_path: Path):
 
 
 def test_safetensors_library_reads_what_lama_wrote(tmp_path: Path):
-    write_safetensors(tmp_path / "a.safetensors", {name: stored(name, array, array.dtype.name) for name, array in ARRAYS.items()})
+    write_safetensors(
+        tmp_path / "a.safetensors",
+        {name: stored(name, array, array.dtype.name) for name, array in ARRAYS.items()},
+    )
     read = load_file(tmp_path / "a.safetensors")
     assert read.keys() == ARRAYS.keys()
     assert all(np.array_equal(read[name], array) for name, array in ARRAYS.items())
@@ -71,7 +80,10 @@ def test_safetensors_refuses_a_truncated_file(tmp_path: Path, keep: int):
     path = tmp_path / "model.safetensors"
     save_file(ARRAYS, path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(LamaError, match=r"model\.safetensors must be a complete safetensors file; got: .*\. Download or copy it again"):
+    with pytest.raises(
+        LamaError,
+        match=r"model\.safetensors must be a complete safetensors file; got: .*\. Download or copy it again",
+    ):
         open_safetensors(path)
 
 
@@ -109,14 +121,18 @@ def test_safetensors_refuses_a_name_twice(tmp_path: Path):
     one = json.dumps(entry([2], 0, 8))
     two = json.dumps(entry([2], 8, 16))
     path = tmp_path / "model.safetensors"
-    random_gpt2.write_raw_safetensors(path, f'{{"a": {one}, "b": {one}, "b": {two}}}'.encode(), [np.zeros(4, np.float32)])
+    random_gpt2.write_raw_safetensors(
+        path, f'{{"a": {one}, "b": {one}, "b": {two}}}'.encode(), [np.zeros(4, np.float32)]
+    )
     with pytest.raises(LamaError, match="must be a complete safetensors file"):
         open_safetensors(path)
 
 
 def test_safetensors_names_a_dtype_it_cannot_read(tmp_path: Path):
     path = tmp_path / "model.safetensors"
-    random_gpt2.write_raw_safetensors(path, {"a": entry([4], 0, 4, dtype="F8_E4M3")}, [np.zeros(1, np.float32)])
+    random_gpt2.write_raw_safetensors(
+        path, {"a": entry([4], 0, 4, dtype="F8_E4M3")}, [np.zeros(1, np.float32)]
+    )
     tensor = open_safetensors(path)["a"]
     with pytest.raises(LamaError, match="got F8_E4M3 for a in"):
         tensor.read()
@@ -125,7 +141,9 @@ def test_safetensors_names_a_dtype_it_cannot_read(tmp_path: Path):
 
 
 def test_safetensors_missing_file_is_one_line():
-    with pytest.raises(LamaError, match=r"^/nowhere/model\.safetensors must be a readable file; got No such file"):
+    with pytest.raises(
+        LamaError, match=r"^/nowhere/model\.safetensors must be a readable file; got No such file"
+    ):
         open_safetensors(Path("/nowhere/model.safetensors"))
 
 
@@ -137,8 +155,13 @@ def test_write_keeps_the_old_file_after_an_error(tmp_path: Path):
     def fail() -> np.ndarray:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(LamaError, match=r"model\.safetensors must be writable; got No space left on device\. Nothing was changed"):
-        write_safetensors(path, {"x": stored("x", np.zeros(3, np.float32)), "y": StoredTensor("y", "float32", (3,), fail)})
+    with pytest.raises(
+        LamaError,
+        match=r"model\.safetensors must be writable; got No space left on device\. Nothing was changed",
+    ):
+        write_safetensors(
+            path, {"x": stored("x", np.zeros(3, np.float32)), "y": FileTensor("y", "float32", (3,), fail)}
+        )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
@@ -150,7 +173,9 @@ def test_write_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
         with pytest.raises(LamaError, match="must be writable; got No space left on device"):
-            write_safetensors(tmp_path / "model.safetensors", {"x": stored("x", np.zeros(1 << 16, np.float32))})
+            write_safetensors(
+                tmp_path / "model.safetensors", {"x": stored("x", np.zeros(1 << 16, np.float32))}
+            )
 
 
 def test_write_takes_a_name_of_255_bytes(tmp_path: Path):
@@ -186,20 +211,27 @@ def shard_folder(folder: Path) -> Path:
 
 def test_shards_are_read_as_one(tmp_path: Path):
     tensors = open_weights(shard_folder(tmp_path))
-    assert {name: tensor.read().tolist() for name, tensor in tensors.items()} == {f"t{i}": [i] * (i + 1) for i in range(5)}
+    assert {name: tensor.read().tolist() for name, tensor in tensors.items()} == {
+        f"t{i}": [i] * (i + 1) for i in range(5)
+    }
 
 
 def test_shards_that_are_missing_are_named(tmp_path: Path):
     index = shard_folder(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(LamaError, match=r"every shard .* must be there; got no model-00002-of-00002\.safetensors in"):
+    with pytest.raises(
+        LamaError, match=r"every shard .* must be there; got no model-00002-of-00002\.safetensors in"
+    ):
         open_weights(index)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"t9": "model-00001-of-00002.safetensors"}, "got t9, which model-00001-of-00002.safetensors has not"),
+        (
+            {"t9": "model-00001-of-00002.safetensors"},
+            "got t9, which is not in model-00001-of-00002.safetensors",
+        ),
         ({"t9": "../secret.safetensors"}, "shards must lie beside .*; got '../secret.safetensors'"),
         ({"t9": 7}, "must have a weight_map of tensors to files"),
     ],
@@ -215,6 +247,8 @@ def test_shard_index_that_is_wrong_is_refused(tmp_path: Path, change: dict, mess
 
 def test_shards_with_the_same_tensor_are_refused(tmp_path: Path):
     index = shard_folder(tmp_path)
-    random_gpt2.write_safetensors(tmp_path, {"t0": np.ones(1, np.float32)}, "model-00002-of-00002.safetensors")
+    random_gpt2.write_safetensors(
+        tmp_path, {"t0": np.ones(1, np.float32)}, "model-00002-of-00002.safetensors"
+    )
     with pytest.raises(LamaError, match="a tensor must be in one shard only; got t0"):
         open_weights(index)

@@ -10,7 +10,8 @@ import pytest
 from reference import random_gpt2
 from reference.random_gpt2 import _Call, _Global, _Storage, tensor, write_legacy, write_torch_zip
 
-from lama.checkpoints.torch_files import open_torch
+from lama.checkpoints.tensor import FileTensor
+from lama.checkpoints.torch_files import read_torch
 from lama.errors import LamaError
 
 WRITERS = {"zip": write_torch_zip, "legacy": write_legacy}
@@ -27,6 +28,10 @@ WEIGHTS = {
     "no axes": np.array(-1e4, np.float32),
     "empty": np.zeros((0, 3), np.float32),
 }
+
+
+def open_torch(path: Path) -> dict[str, FileTensor]:
+    return read_torch(path)[0]
 
 
 @both_formats
@@ -66,7 +71,9 @@ def test_torch_file_gives_views_of_a_shared_storage(tmp_path: Path, write):
 @both_formats
 def test_torch_file_unwraps_parameters(tmp_path: Path, write):
     storage = _Storage("0", np.arange(3, dtype=np.float32))
-    parameter = _Call(_Global("torch._utils", "_rebuild_parameter"), tensor(storage, 0, (3,), (1,)), True, None)
+    parameter = _Call(
+        _Global("torch._utils", "_rebuild_parameter"), tensor(storage, 0, (3,), (1,)), True, None
+    )
     write(tmp_path / "a.bin", {"p": parameter}, [storage])
     assert open_torch(tmp_path / "a.bin")["p"].read().tolist() == [0, 1, 2]
 
@@ -74,12 +81,21 @@ def test_torch_file_unwraps_parameters(tmp_path: Path, write):
 @both_formats
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("os", "system"), ("builtins", "eval"), ("torch.storage", "_load_from_bytes"), ("torch", "load"), ("torch._utils", "exec")],
+    [
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch", "load"),
+        ("torch._utils", "exec"),
+    ],
 )
 def test_torch_file_that_would_run_code_is_refused(tmp_path: Path, write, module: str, name: str):
     attack = _Call(_Global(module, name), f"touch {tmp_path / 'ran'}")
     write(tmp_path / "a.bin", {"x": attack}, [])
-    with pytest.raises(LamaError, match=rf"a\.bin must hold tensors only; got {module}\.{name} in its pickle, which could run code"):
+    with pytest.raises(
+        LamaError,
+        match=rf"a\.bin must hold tensors only; got {module}\.{name} in its pickle, which could run code",
+    ):
         open_torch(tmp_path / "a.bin")
     assert not (tmp_path / "ran").exists()
 
@@ -99,7 +115,10 @@ def test_plain_pickle_that_would_run_code_is_refused(tmp_path: Path):
 @both_formats
 def test_torch_file_cut_anywhere_is_refused(tmp_path: Path, write):
     path = tmp_path / "a.bin"
-    write(path, *random_gpt2.torch_state({"a": np.arange(11, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}))
+    write(
+        path,
+        *random_gpt2.torch_state({"a": np.arange(11, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}),
+    )
     whole = path.read_bytes()
     for keep in range(0, len(whole), 13):
         path.write_bytes(whole[:keep])
@@ -119,7 +138,15 @@ def test_torch_archive_with_changed_numbers_fails_its_checksum(tmp_path: Path):
 @both_formats
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
-    [(58, (3,), (1,)), (0, (61,), (1,)), (0, (2, 2), (59, 2)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 3), (1,)), (0, (2.0,), (1,))],
+    [
+        (58, (3,), (1,)),
+        (0, (61,), (1,)),
+        (0, (2, 2), (59, 2)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2, 3), (1,)),
+        (0, (2.0,), (1,)),
+    ],
 )
 def test_torch_file_whose_tensor_leaves_its_storage_is_refused(tmp_path: Path, write, offset, shape, strides):
     storage = _Storage("0", np.zeros(60, np.float32))
@@ -129,7 +156,9 @@ def test_torch_file_whose_tensor_leaves_its_storage_is_refused(tmp_path: Path, w
 
 
 @both_formats
-@pytest.mark.parametrize(("state", "kind"), [([1, 2], "list"), (7, "int"), ({"x": 7}, "int for 'x'"), ({3: 4}, "int for 3")])
+@pytest.mark.parametrize(
+    ("state", "kind"), [([1, 2], "list"), (7, "int"), ({"x": 7}, "int for 'x'"), ({3: 4}, "int for 3")]
+)
 def test_torch_file_without_a_state_dict_is_refused(tmp_path: Path, write, state, kind: str):
     write(tmp_path / "a.bin", state, [])
     with pytest.raises(LamaError, match=f"must hold a state dict, tensors by name; got {kind}"):
@@ -143,17 +172,25 @@ def test_torch_archive_that_is_compressed_is_refused(tmp_path: Path):
         open_torch(tmp_path / "a.bin")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"],
+)
 def test_something_else_called_bin_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "a.bin").write_bytes(content)
-    with pytest.raises(LamaError, match=r"a\.bin must be a complete PyTorch checkpoint; got: .*\. Download it again"):
+    with pytest.raises(
+        LamaError, match=r"a\.bin must be a complete PyTorch checkpoint; got: .*\. Download or copy it again"
+    ):
         open_torch(tmp_path / "a.bin")
 
 
 @both_formats
 def test_torch_file_that_would_fill_the_memory_is_refused(tmp_path: Path, write):
     storage = _Storage("0", np.zeros(60, np.float32))
-    for state in ({"x": tensor(storage, 0, (10**6, 10**6), (0, 0))}, {f"x{i}": tensor(storage, 0, (60,), (1,)) for i in range(100)}):
+    for state in (
+        {"x": tensor(storage, 0, (10**6, 10**6), (0, 0))},
+        {f"x{i}": tensor(storage, 0, (60,), (1,)) for i in range(100)},
+    ):
         write(tmp_path / "a.bin", state, [storage])
         with pytest.raises(LamaError, match="got: tensors that repeat the numbers of their storages"):
             open_torch(tmp_path / "a.bin")
@@ -196,6 +233,11 @@ def test_torch_file_of_pytorch_itself_is_read(tmp_path: Path, zipped: bool):
 @both_formats
 def test_pytorch_reads_what_the_generator_writes(tmp_path: Path, write):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    write(tmp_path / "a.bin", *random_gpt2.torch_state({name: value for name, value in WEIGHTS.items() if name != "bfloat16"}))
+    write(
+        tmp_path / "a.bin",
+        *random_gpt2.torch_state({name: value for name, value in WEIGHTS.items() if name != "bfloat16"}),
+    )
     state = torch.load(tmp_path / "a.bin", weights_only=True)
-    assert all(np.array_equal(state[name].numpy(), value) for name, value in WEIGHTS.items() if name != "bfloat16")
+    assert all(
+        np.array_equal(state[name].numpy(), value) for name, value in WEIGHTS.items() if name != "bfloat16"
+    )

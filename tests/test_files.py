@@ -5,11 +5,24 @@ import os
 import pytest
 
 from lama.errors import LamaError, quoted
-from lama.files import DEEPEST, LARGEST, checked, field, parse_json, parse_json_lines, parse_toml, read_file, read_json, read_object
+from lama.files import (
+    DEEPEST,
+    LARGEST,
+    checked,
+    field,
+    parse_json,
+    parse_json_lines,
+    parse_toml,
+    read_file,
+    read_json,
+    read_object,
+)
 
 
 def test_json_within_the_limits_is_read_as_it_is():
-    assert parse_json(b'{"a": [1, -2.5, 1e3, true, null, "\\ud83d\\ude42"]}', "x") == {"a": [1, -2.5, 1000.0, True, None, "\U0001f642"]}
+    assert parse_json(b'{"a": [1, -2.5, 1e3, true, null, "\\ud83d\\ude42"]}', "x") == {
+        "a": [1, -2.5, 1000.0, True, None, "\U0001f642"]
+    }
     assert parse_json(b"[" * DEEPEST + b"]" * DEEPEST, "x") is not None
     assert parse_json(b"1" * 40, "x") == int("1" * 40)
 
@@ -41,7 +54,11 @@ def test_json_beyond_the_limits_is_one_line(content, wrong):
     assert len(message) < 300 and "\n" not in message
 
 
-@pytest.mark.parametrize("text", ["a = ", "a = " + "[" * 2000 + "]" * 2000, "a = " + "9" * 5000, "a = inf", "a = 1\na = 2"], ids=range(5))
+@pytest.mark.parametrize(
+    "text",
+    ["a = ", "a = " + "[" * 2000 + "]" * 2000, "a = " + "9" * 5000, "a = inf", "a = 1\na = 2"],
+    ids=range(5),
+)
 def test_toml_beyond_the_limits_is_one_line(text):
     assert parse_toml("a = [1.5, 'x']", "x") == {"a": [1.5, "x"]}
     with pytest.raises(LamaError, match=r"^x.toml must be valid TOML; got: .{1,250}$"):
@@ -64,7 +81,9 @@ def test_files_are_regular_small_and_there(tmp_path, monkeypatch):
             read_file(tmp_path / name)
         assert wrong in str(error.value)
         assert len(str(error.value)) < 400
-    with pytest.raises(LamaError, match=r"cannot be read: Is a directory|must be a regular file; got a folder"):
+    with pytest.raises(
+        LamaError, match=r"cannot be read: Is a directory|must be a regular file; got a folder"
+    ):
         read_file(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
     assert read_json(tmp_path / "list.json") == [1]

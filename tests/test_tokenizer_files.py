@@ -1,6 +1,8 @@
-"""Tokenizer files as they are found: what names a token, what frames a text, what is damaged. Each value by hand.
+"""Tokenizer files as they are found: what names a token, what frames a text, what is damaged. Each value by
+hand.
 
-Vocabulary: the 256 bytes in GPT-2's order ("!" is 0, "a" 64, the space 220), then th, he, the, ab, and END as 260.
+Vocabulary: the 256 bytes in GPT-2's order ("!" is 0, "a" 64, the space 220), then th, he, the, ab, and END as
+260.
 """
 
 import json
@@ -32,6 +34,7 @@ from lama.tokenizers import (
     tokenizer_from_json,
     train_bpe,
 )
+from lama.tokenizers.base import Common
 from lama.tokenizers.special import LONGEST
 from lama.tokenizers.training import learn_merges
 
@@ -47,13 +50,23 @@ def spec_of(*added: dict[str, Any], **parts: Any) -> dict[str, Any]:
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "vocab": VOCABULARY, "merges": MERGES}
     tokens = [token(END, 260, special=True), *added]
-    return {"version": "1.0", "added_tokens": tokens, "pre_tokenizer": level, "decoder": level, "model": model} | parts
+    return {
+        "version": "1.0",
+        "added_tokens": tokens,
+        "pre_tokenizer": level,
+        "decoder": level,
+        "model": model,
+    } | parts
 
 
 def folder_of(folder: Path, files: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
-        data = content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode()
+        data = (
+            content
+            if isinstance(content, bytes)
+            else (content if isinstance(content, str) else json.dumps(content)).encode()
+        )
         (folder / name).write_bytes(data)
     return folder
 
@@ -75,14 +88,26 @@ def config(**fields: Any) -> dict[str, Any]:
         ("a <s1>b", config(image_token="<s1>"), [64, 220, 261, 65]),
         ("<usr>a", config(added_tokens_decoder={"261": token("<usr>")}), [261, 64]),
         ("a  <mask>", config(mask_token={"__type": "AddedToken"} | token("<mask>", lstrip=True)), [64, 261]),
-        ("a  <m>", OLD | {"special_tokens_map.json": {"mask_token": {"content": "<m>", "lstrip": True}}}, [64, 261]),
+        (
+            "a  <m>",
+            OLD | {"special_tokens_map.json": {"mask_token": {"content": "<m>", "lstrip": True}}},
+            [64, 261],
+        ),
         ("<n>a", OLD | {"added_tokens.json": {"<n>": 261}}, [261, 64]),
         ("the", config(add_bos_token=True), [260, 258]),
         ("the", config(add_bos_token=True, bos_token="<s>", add_eos_token=True), [261, 258, 260]),
         ("the", config(add_bos_token=True, bos_token=None), [258]),
         ("the", OLD | {"merges.txt": LINES.replace("\n", "\r\n")}, [258]),
-        ("abc", {"vocab.json": BYTES | {"ab": 256, "bc": 257, "abc": 258}, "merges.txt": "a b\nb c\na bc\n"}, [256, 66]),
-        ("the", {"tokenizer.json": spec_of(token("<s>", 261), post_processor=template("s", "A", "s", s=261))}, [261, 258, 261]),
+        (
+            "abc",
+            {"vocab.json": BYTES | {"ab": 256, "bc": 257, "abc": 258}, "merges.txt": "a b\nb c\na bc\n"},
+            [256, 66],
+        ),
+        (
+            "the",
+            {"tokenizer.json": spec_of(token("<s>", 261), post_processor=template("s", "A", "s", s=261))},
+            [261, 258, 261],
+        ),
         ("thee", {"tokenizer.json": spec_of(token("the", 261, single_word=True))}, [258, 68]),
     ],
 )
@@ -102,9 +127,16 @@ def test_bert_options_of_its_files_are_obeyed(tmp_path):
     assert spelled(lines | {"tokenizer_config.json": {"tokenize_chinese_chars": False}}) == ["uber", "[UNK]"]
     (tmp_path / "vocab.txt").unlink()
     options = {"strip_accents": False, "handle_chinese_chars": False}
-    assert spelled({"tokenizer.json": wordpiece_spec(normalizer=bert_normalizer(**options))}) == ["über", "[UNK]"]
-    with pytest.raises(LamaError, match=r"do_lower_case in .*tokenizer_config.json must be true or false; got 'false'"):
-        spelled(lines | {"tokenizer_config.json": {"do_lower_case": "false", "tokenizer_class": "BertTokenizer"}})
+    assert spelled({"tokenizer.json": wordpiece_spec(normalizer=bert_normalizer(**options))}) == [
+        "über",
+        "[UNK]",
+    ]
+    with pytest.raises(
+        LamaError, match=r"do_lower_case in .*tokenizer_config.json must be true or false; got 'false'"
+    ):
+        spelled(
+            lines | {"tokenizer_config.json": {"do_lower_case": "false", "tokenizer_class": "BertTokenizer"}}
+        )
 
 
 def test_bert_ids_are_those_of_the_file_where_they_have_gaps(tmp_path):
@@ -116,7 +148,11 @@ def test_bert_ids_are_those_of_the_file_where_they_have_gaps(tmp_path):
 
 def test_ids_of_added_tokens_are_those_of_the_file_where_they_are_free(tmp_path):
     spec = spec_of(token("<a>", 70_000), token("<b>", 5), normalizer={"type": "NFC"})
-    assert load_huggingface_tokenizer(folder_of(tmp_path, {"tokenizer.json": spec})).encode("<a>a<b>") == [70_000, 64, 70_001]
+    assert load_huggingface_tokenizer(folder_of(tmp_path, {"tokenizer.json": spec})).encode("<a>a<b>") == [
+        70_000,
+        64,
+        70_001,
+    ]
 
 
 def test_a_frame_stands_around_a_whole_text_only(tmp_path):
@@ -132,13 +168,22 @@ def test_corpus_keeps_an_added_token_over_the_end_of_a_piece(tmp_path):
     n = 1 << 20
     text = "word " * ((n - 10) // 5)
     text += "x" * (n - 3 - len(text) - 13) + " special token and more " * 3
-    tokenizer = load_huggingface_tokenizer(folder_of(tmp_path, {"tokenizer.json": spec_of(token("special token", 261))}))
+    tokenizer = load_huggingface_tokenizer(
+        folder_of(tmp_path, {"tokenizer.json": spec_of(token("special token", 261))})
+    )
     files = tokenize(text_corpus(text, "some"), tokenizer, tmp_path / "data")
     assert np.concatenate([files.train, files.validation]).tolist() == tokenizer.encode(text)
     assert np.count_nonzero(files.validation == 261) == 3
 
 
-@pytest.mark.parametrize("text", ["東京は日本の首都" * 20_000, "ab" * 80_000, "a" * 70_000 + " " * 70_000 + "<mask>" + "\n" * 70_000 + "b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "東京は日本の首都" * 20_000,
+        "ab" * 80_000,
+        "a" * 70_000 + " " * 70_000 + "<mask>" + "\n" * 70_000 + "b",
+    ],
+)
 def test_corpus_without_spaces_has_the_tokens_of_the_whole(tmp_path, text):
     spec = spec_of(token("<mask>", 261, lstrip=True, rstrip=True))
     tokenizer = load_huggingface_tokenizer(folder_of(tmp_path, {"tokenizer.json": spec}))
@@ -151,7 +196,10 @@ def test_gpt2_with_bert_vocabulary_loads_and_is_exported(tmp_path):
     export_huggingface(tmp_path / "1", model, CharacterTokenizer("ab"))
     fields = json.loads((tmp_path / "1" / "config.json").read_text()) | {"tokenizer_class": "BertTokenizer"}
     folder_of(tmp_path / "1", {"vocab.txt": "\n".join(ENTRIES), "config.json": fields})
-    ids = [[ENTRIES.index(entry) for entry in entries] for entries in (["low", "##er", "中"], ["[CLS]", "low", "##er", "中", "[SEP]"])]
+    ids = [
+        [ENTRIES.index(entry) for entry in entries]
+        for entries in (["low", "##er", "中"], ["[CLS]", "low", "##er", "中", "[SEP]"])
+    ]
     model, tokenizer = load(tmp_path / "1")
     export_huggingface(tmp_path / "2", model, tokenizer)
     save(tmp_path / "3", model, tokenizer)
@@ -162,7 +210,9 @@ def test_gpt2_with_bert_vocabulary_loads_and_is_exported(tmp_path):
 
 @pytest.mark.peers
 def test_exported_bytes_give_transformers_the_same_ids(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
     model = GPT(GPTConfig(256, context_length=8, d_model=4, n_layers=1, n_heads=1), seed=0)
     export_huggingface(tmp_path / "hf", model, ByteTokenizer())
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -173,10 +223,16 @@ def test_exported_bytes_give_transformers_the_same_ids(tmp_path):
 
 @pytest.mark.peers
 def test_exported_tokenizers_give_transformers_the_same_ids(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
-    nfc = load_huggingface_tokenizer(folder_of(tmp_path / "nfc", {"tokenizer.json": spec_of(normalizer={"type": "NFC"})}))
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
+    nfc = load_huggingface_tokenizer(
+        folder_of(tmp_path / "nfc", {"tokenizer.json": spec_of(normalizer={"type": "NFC"})})
+    )
     text = f"the[PAD]{END} cafe\u0301 [MASK]ab"
-    for i, tokenizer in enumerate([nfc, train_bpe("the ab the ab", 259, ["[PAD]", "[MASK]"]), train_bpe("the ab", 257, [])]):
+    for i, tokenizer in enumerate(
+        [nfc, train_bpe("the ab the ab", 259, ["[PAD]", "[MASK]"]), train_bpe("the ab", 257, [])]
+    ):
         files = huggingface_files(tokenizer) | {"config.json": b'{"model_type": "gpt2"}'}
         theirs = transformers.AutoTokenizer.from_pretrained(folder_of(tmp_path / str(i), files))
         assert theirs(text).input_ids == tokenizer.encode(text) and len(theirs) == tokenizer.vocab_size
@@ -207,16 +263,21 @@ def test_merges_of_one_training_give_the_ids_of_the_library_on_tiktokens_engine(
             continue
         found += 1
         vocabulary = BYTES | {merge.replace(" ", ""): 256 + i for i, merge in enumerate(merges)}
-        theirs = hf.Tokenizer(hf.models.BPE(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges]))
+        theirs = hf.Tokenizer(
+            hf.models.BPE(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges])
+        )
         ranks = bpe.ranks_of(merges)
-        mine = BytePairTokenizer(ranks, [], None)
+        mine = BytePairTokenizer(ranks, [], Common())
         for _ in range(20):
             text = "".join(rng.choices("abc", k=rng.randint(1, 14)))
             assert mine.encode(text) == theirs.encode(text).ids, (merges, text)
     assert found > 200
     for seed in range(100):
         rng = random.Random(seed)
-        counts = {"".join(rng.choices("abc"[: rng.randint(1, 3)], k=rng.randint(1, 30))): rng.randint(1, 9) for _ in range(9)}
+        counts = {
+            "".join(rng.choices("abc"[: rng.randint(1, 3)], k=rng.randint(1, 30))): rng.randint(1, 9)
+            for _ in range(9)
+        }
         assert bpe.is_one_training([" ".join(merge) for merge in learn_merges(counts)])
 
 
@@ -237,7 +298,7 @@ def test_check_of_merges_runs_once_a_file(tmp_path, monkeypatch):
 
 
 def test_gpt2_merges_are_known_and_of_one_training():
-    merges = bpe._gpt2_merges(bpe.GPT2_VOCABULARY).decode().split("\n")[1:-1]
+    merges = bpe._gpt2_merges().decode().split("\n")[1:-1]
     assert bpe._is_one_training(merges)
     assert bpe.hashlib.sha256("\n".join(merges).encode()).hexdigest() == bpe.GPT2_MERGES_SHA256
 
@@ -245,7 +306,8 @@ def test_gpt2_merges_are_known_and_of_one_training():
 def test_embedded_model_reads_its_tokenizer_without_the_library():
     code = (
         "import sys; from pathlib import Path; from lama.tokenizers import tokenizer_from_json as f; "
-        "t = f({'kind': 'huggingface'}, Path('weights/lama-bpe')); assert t.vocab_size == 4096 and 'tokenizers' not in sys.modules"
+        "t = f({'kind': 'huggingface'}, Path('weights/lama-bpe')); "
+        "assert t.vocab_size == 4096 and 'tokenizers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
@@ -256,27 +318,91 @@ def test_embedded_model_reads_its_tokenizer_without_the_library():
 def damaged() -> list[tuple[str, dict[str, Any]]]:
     """Files of which each part in turn is something else."""
     fast = {"tokenizer_config.json": AS_IT_STANDS}
-    values: list[Any] = [7, "x", "false", [], {}, [1], [None], {"type": [1]}, {"content": 5}, {"content": "z" * 20_000}, {"0": "x"}]
-    values += [{"type": "Sequence", "normalizers": 5, "pretokenizers": 5, "processors": 5}, [{"content": "a", "id": -1}]]
-    values += [{"type": "Sequence", "normalizers": [None], "pretokenizers": [5], "processors": [[]]}, [{"content": "a", "id": None}]]
-    values += [{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}], "special_tokens": {"a": {"ids": 5}}}]
-    values += [{"type": "BertProcessing", "cls": ["x", []], "sep": ["y", 10**8]}, {"99999999999999999999": {"content": "<q>"}}]
+    values: list[Any] = [
+        7,
+        "x",
+        "false",
+        [],
+        {},
+        [1],
+        [None],
+        {"type": [1]},
+        {"content": 5},
+        {"content": "z" * 20_000},
+        {"0": "x"},
+    ]
+    values += [
+        {"type": "Sequence", "normalizers": 5, "pretokenizers": 5, "processors": 5},
+        [{"content": "a", "id": -1}],
+    ]
+    values += [
+        {"type": "Sequence", "normalizers": [None], "pretokenizers": [5], "processors": [[]]},
+        [{"content": "a", "id": None}],
+    ]
+    values += [
+        {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "a"}}],
+            "special_tokens": {"a": {"ids": 5}},
+        }
+    ]
+    values += [
+        {"type": "BertProcessing", "cls": ["x", []], "sep": ["y", 10**8]},
+        {"99999999999999999999": {"content": "<q>"}},
+    ]
     values += [{"type": "Metaspace"}, {"a": 10**9}, {"a": None}, "z" * 20_000, True, None]
-    roles = ("eos_token", "unk_token", "image_token", "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder")
-    options = ("add_prefix_space", "add_bos_token", "do_lower_case", "strip_accents", "split_special_tokens", "tokenizer_class")
-    of_model = ("vocab", "merges", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "type", "fuse_unk", "dropout")
-    parts = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "decoder", "model", "truncation")
+    roles = (
+        "eos_token",
+        "unk_token",
+        "image_token",
+        "extra_special_tokens",
+        "additional_special_tokens",
+        "added_tokens_decoder",
+    )
+    options = (
+        "add_prefix_space",
+        "add_bos_token",
+        "do_lower_case",
+        "strip_accents",
+        "split_special_tokens",
+        "tokenizer_class",
+    )
+    of_model = (
+        "vocab",
+        "merges",
+        "unk_token",
+        "continuing_subword_prefix",
+        "max_input_chars_per_word",
+        "type",
+        "fuse_unk",
+        "dropout",
+    )
+    parts = (
+        "normalizer",
+        "pre_tokenizer",
+        "post_processor",
+        "added_tokens",
+        "decoder",
+        "model",
+        "truncation",
+    )
     older = {"vocab.txt": "\n".join(ENTRIES), "added_tokens.json": {"<n>": len(ENTRIES)}}
     cases: list[tuple[str, dict[str, Any]]] = []
     for value in values:
         for key in parts:
-            cases += [(key, fast | {"tokenizer.json": spec | {key: value}}) for spec in (spec_of(), wordpiece_spec())]
+            cases += [
+                (key, fast | {"tokenizer.json": spec | {key: value}})
+                for spec in (spec_of(), wordpiece_spec())
+            ]
         for key in of_model:
             specs = spec_of(model=spec_of()["model"] | {key: value}), wordpiece_spec(**{key: value})
             cases += [(key, fast | {"tokenizer.json": spec}) for spec in specs]
         for key in (*roles, *options):
             cases += [(key, config(**{key: value})), (key, older | {"special_tokens_map.json": {key: value}})]
-        cases += [(name, OLD | {name: value}) for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json", "config.json")]
+        cases += [
+            (name, OLD | {name: value})
+            for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json", "config.json")
+        ]
     return cases
 
 
@@ -300,22 +426,43 @@ def test_damaged_files_load_or_are_one_clear_line(tmp_path, every):
     ("files", "message"),
     [
         ({"tokenizer.json": "[" * 100_000}, "over 100 levels"),
-        (OLD | {"added_tokens.json": "[" * 100_000}, r"added_tokens.json must be valid JSON; got over 100 levels"),
+        (
+            OLD | {"added_tokens.json": "[" * 100_000},
+            r"added_tokens.json must be valid JSON; got over 100 levels",
+        ),
         (OLD | {"tokenizer_config.json": '{"x": ' + "9" * 5000 + "}"}, "a whole number of 5,000 digits"),
         ({"vocab.json": '{"\\ud800": 5}', "merges.txt": ""}, r"half of a character, '\\ud800'"),
-        ({"tokenizer.json": json.dumps(spec_of(token("Q", 261))).replace('"Q"', '"\\ud800"')}, "half of a character"),
-        (OLD | {"merges.txt": "a" * 100_000}, r"a merge must be two tokens; got '?a{190,200}'?\.\.\., merge 0"),
+        (
+            {"tokenizer.json": json.dumps(spec_of(token("Q", 261))).replace('"Q"', '"\\ud800"')},
+            "half of a character",
+        ),
+        (
+            OLD | {"merges.txt": "a" * 100_000},
+            r"a merge must be two tokens; got '?a{190,200}'?\.\.\., merge 0",
+        ),
         (OLD | {"merges.txt": b"\xff\xfe a"}, r"merges.txt must be UTF-8; got byte 0xff at offset 0"),
-        ({"vocab.json": VOCABULARY | {"zz": 10**9}, "merges.txt": LINES}, "an id from 0 to 16,777,215; got 'zz': 1000000000"),
+        (
+            {"vocab.json": VOCABULARY | {"zz": 10**9}, "merges.txt": LINES},
+            "an id from 0 to 16,777,215; got 'zz': 1000000000",
+        ),
         ({"vocab.txt": "a\nb\n"}, r"must have its unk_token; got '\[UNK\]'"),
         ({"vocab.txt": b"\xff"}, "vocab.txt must be UTF-8"),
-        ({"tokenizer.json": spec_of(model={"type": "Unigram", "vocab": []})}, "model.type must be BPE or WordPiece; got Unigram"),
-        ({"tokenizer.json": spec_of(pre_tokenizer={"type": "Metaspace"})}, "pre_tokenizer must be ByteLevel; got Metaspace"),
+        (
+            {"tokenizer.json": spec_of(model={"type": "Unigram", "vocab": []})},
+            "model.type must be BPE or WordPiece; got Unigram",
+        ),
+        (
+            {"tokenizer.json": spec_of(pre_tokenizer={"type": "Metaspace"})},
+            "pre_tokenizer must be ByteLevel; got Metaspace",
+        ),
         (
             {"tokenizer.json": spec_of(normalizer={"type": "Foo"})},
             "normalizer must be one that the library tokenizers knows",
         ),
-        ({"tokenizer.json": spec_of(token("z" * 20_000, 261))}, "an added token must have 1 to 10,000 characters; got 'zzz"),
+        (
+            {"tokenizer.json": spec_of(token("z" * 20_000, 261))},
+            "an added token must have 1 to 10,000 characters; got 'zzz",
+        ),
         ({}, "got none of them in"),
     ],
 )

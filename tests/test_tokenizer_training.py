@@ -17,23 +17,29 @@ from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import ByteTokenizer, load_huggingface_tokenizer, tokenizer_from_json, train_bpe
 from lama.tokenizers.bpe import GPT2_PATTERN, byte_alphabet
-from lama.tokenizers.training import base_symbols, count_words, huggingface_files, learn_merges, spelled_out
+from lama.tokenizers.training import base_symbols, count_words, learn_merges, spelled_out, trained_files
 
 END = "<|endoftext|>"
 SOURCE = Path(__file__).read_text(encoding="utf-8")
 CORPORA = {
     "words": "low low low low low lower lower newest newest newest newest newest newest widest widest widest",
     "runs": "aaaaaaa aaa aaaa aa aaaaab baaaab ababab babababa aabaab\n\n\n\n\n\n   \n",
-    "unicode": "naïve Ærøskøbing, 東京東京都, Ω\u0301, \U0001f468\u200d\U0001f469\u200d\U0001f467 عربى عربى \U0010ffff\x01",
+    "unicode": "naïve Ærøskøbing, 東京東京都, Ω\u0301, \U0001f468\u200d\U0001f469\u200d\U0001f467 "
+    "عربى عربى \U0010ffff\x01",
     "numbers": " ".join(str(i * i) for i in range(300)),
     "source": SOURCE[:6000],
 }
 
 
 def random_text(seed: int, length: int = 300) -> str:
-    """Characters from everywhere in Unicode, many from a small alphabet, so that there is something to merge."""
+    """Characters from everywhere in Unicode, many from a small alphabet, so that there is something to
+    merge.
+    """
     rng = random.Random(seed)
-    few = [chr(rng.choice((rng.randrange(1, 0x80), rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(9)]
+    few = [
+        chr(rng.choice((rng.randrange(1, 0x80), rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000))))
+        for _ in range(9)
+    ]
     anywhere = [chr(rng.randrange(1, 0xD800)) for _ in range(length // 5)]
     return "".join(rng.choices(few, k=length) + anywhere + rng.choices(" \n'sté", k=length // 3))
 
@@ -156,7 +162,10 @@ def test_train_bpe_encodes_the_corpus_as_its_merges_left_it():
                 if (names[i], names[i + 1]) == ranks[token]:
                     names[i : i + 2] = [token]
                 i += 1
-        assert spelled_out(tokenizer.encode(word), json.loads(tokenizer.files["tokenizer/vocab.json"])).split() == names
+        assert (
+            spelled_out(tokenizer.encode(word), json.loads(tokenizer.files["tokenizer/vocab.json"])).split()
+            == names
+        )
 
 
 def test_train_bpe_learns_nothing_from_special_tokens():
@@ -187,8 +196,20 @@ def test_train_bpe_shows_its_merges_as_they_come():
 @pytest.mark.parametrize(
     ("text", "size", "special", "error", "message"),
     [
-        ("low", 300, [END], LamaError, r"must yield 43 merges for a vocabulary of 300; got 2\. .* at most 259 entries"),
-        ("low", 256, [END], UsageError, r"must have 257 entries \(256 bytes, 1 special\) to 1114112; got 256"),
+        (
+            "low",
+            300,
+            [END],
+            LamaError,
+            r"must yield 43 merges for a vocabulary of 300; got 2\. .* at most 259 entries",
+        ),
+        (
+            "low",
+            256,
+            [END],
+            UsageError,
+            r"must have 257 entries \(256 bytes, 1 special\) to 1114112; got 256",
+        ),
         ("low", -1, [], UsageError, "got -1"),
         ("low", 10**9, [], UsageError, "got 1000000000"),
         ("low", 300, [""], UsageError, "special token must be printable.*; got ''"),
@@ -196,7 +217,13 @@ def test_train_bpe_shows_its_merges_as_they_come():
         ("low", 300, ["\udcff"], UsageError, r"special token must .*; got '\\udcff'"),
         ("low", 300, ["Ġ"], UsageError, "special token must .*; got 'Ġ'"),
         ("low", 300, ["<a>", "<b>", "<a>"], UsageError, "must differ from each other; got <a>, <b>, <a>"),
-        ("low low", 260, ["Ġlow"], UsageError, "must not be what the vocabulary calls another token; got 'Ġlow'"),
+        (
+            "low low",
+            260,
+            ["Ġlow"],
+            UsageError,
+            "must not be what the vocabulary calls another token; got 'Ġlow'",
+        ),
         ("low\udcff", 260, [], LamaError, r"valid Unicode; got '\\udcff' at character 3"),
     ],
 )
@@ -223,7 +250,15 @@ def test_command_writes_the_folder_and_says_what_it_learned(tmp_path, capsys):
     assert "400 entries" in out and "256 bytes, 143 merges, 1 special" in out
     assert "longest tokens: '" in out and " bytes per token" in out and "merge/s" in err
     files = contents(tmp_path / "out")
-    assert sorted(files) == ["base.json", "lama.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "tokens.txt", "vocab.json"]
+    assert sorted(files) == [
+        "base.json",
+        "lama.json",
+        "merges.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokens.txt",
+        "vocab.json",
+    ]
     assert len(json.loads(files["vocab.json"])) == 400
     assert len(files["merges.txt"].splitlines()) == 1 + 143
     tokenizer = load_huggingface_tokenizer(tmp_path / "out")
@@ -256,8 +291,21 @@ def test_command_reads_the_parts_without_tokenizer_json_alike(tmp_path):
 def test_command_writes_the_same_bytes_again(tmp_path):
     (tmp_path / "corpus.txt").write_text(SOURCE, encoding="utf-8")
     for seed in ("1", "2"):  # of Python's hashes, which decide the order of sets of strings
-        words = ["tokenizer", str(tmp_path / "corpus.txt"), "500", "--special", "<pad>", "--out", str(tmp_path / seed)]
-        subprocess.run([sys.executable, "-m", "lama", *words], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True)
+        words = [
+            "tokenizer",
+            str(tmp_path / "corpus.txt"),
+            "500",
+            "--special",
+            "<pad>",
+            "--out",
+            str(tmp_path / seed),
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "lama", *words],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        )
     first = contents(tmp_path / "1")
     assert first == contents(tmp_path / "2")
     assert run(tmp_path, "500", "--special", "<pad>", out="1") == 0  # over itself
@@ -283,7 +331,7 @@ def test_command_refuses_in_one_line_and_writes_nothing(tmp_path, capsys):
         (("300",), {"text": "a\x00b"}, 1, "binary file"),
         (("300",), {"out": "corpus.txt"}, 2, "--out must be a folder; got the file"),
         (("300",), {"out": "corpus.txt/below"}, 1, "--out must be a folder that can be written"),
-        (("300",), {"out": "other"}, 2, "--out must be a new folder"),
+        (("300",), {"out": "other"}, 2, "--out must be a new or empty folder"),
     ]
     for words, options, code, message in cases:
         assert run(tmp_path, *words, **options) == code
@@ -293,7 +341,9 @@ def test_command_refuses_in_one_line_and_writes_nothing(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["corpus.txt", "notes.txt", "other"]
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 1)]
+)
 def test_command_that_is_stopped_leaves_the_old_files(tmp_path, monkeypatch, capsys, error, code):
     assert run(tmp_path, "300") == 0
     before = contents(tmp_path / "out")
@@ -327,7 +377,13 @@ def test_trained_folder_gives_the_ids_of_tokenizers(tmp_path):
     tokenizer = load_huggingface_tokenizer(tmp_path / "out")
     assert reference.get_vocab_size() == 500
     assert (reference.token_to_id(END), reference.token_to_id("<pad>")) == (498, 499)
-    for text in [SOURCE, *CORPORA.values(), *map(random_text, range(30)), f"a{END} b<pad>c<|endoftext", " two  \n\n three "]:
+    for text in [
+        SOURCE,
+        *CORPORA.values(),
+        *map(random_text, range(30)),
+        f"a{END} b<pad>c<|endoftext",
+        " two  \n\n three ",
+    ]:
         ids = reference.encode(text).ids
         assert tokenizer.encode(text) == ids
         assert reference.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids) == text
@@ -339,18 +395,24 @@ def test_learn_merges_equals_those_of_tokenizers():
     reference = hf.Tokenizer(hf.models.BPE())
     reference.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
-    reference.train_from_iterator([SOURCE], hf.trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False))
+    reference.train_from_iterator(
+        [SOURCE], hf.trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    )
     theirs = [tuple(merge) for merge in json.loads(reference.to_str())["model"]["merges"]]
     assert theirs == list(islice(learn_merges(count_words(SOURCE)), 900 - 256))
-    assert json.loads(huggingface_files(theirs, [])["vocab.json"]) == reference.get_vocab()
+    assert json.loads(trained_files(theirs, [])["vocab.json"]) == reference.get_vocab()
 
 
 @pytest.mark.peers
 def test_trained_folder_loads_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the package transformers (extra `peers`) is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the package transformers (extra `peers`) is not installed"
+    )
     assert run(tmp_path, "400") == 0
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert reference(SOURCE + END).input_ids == load_huggingface_tokenizer(tmp_path / "out").encode(SOURCE + END)
+    assert reference(SOURCE + END).input_ids == load_huggingface_tokenizer(tmp_path / "out").encode(
+        SOURCE + END
+    )
     assert (reference.eos_token_id, len(reference)) == (399, 400)
 
 

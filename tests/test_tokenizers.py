@@ -52,7 +52,9 @@ def test_tokenizers_refuse_lone_surrogates_by_place(tokenizer: Tokenizer):
         tokenizer.encode("ab\udcff")
 
 
-@pytest.mark.parametrize(("tokenizer", "bad"), [(ByteTokenizer(), 256), (CharacterTokenizer("abc"), -1), (gpt2_tokenizer(), 50257)])
+@pytest.mark.parametrize(
+    ("tokenizer", "bad"), [(ByteTokenizer(), 256), (CharacterTokenizer("abc"), -1), (gpt2_tokenizer(), 50257)]
+)
 def test_tokenizers_name_an_unknown_id(tokenizer: Tokenizer, bad: int):
     with pytest.raises(LamaError, match=rf"got id={bad}, vocab_size={tokenizer.vocab_size}"):
         tokenizer.decode([0, bad])
@@ -112,7 +114,11 @@ def test_gpt2_refuses_what_would_make_tiktoken_panic():
 def test_gpt2_pattern_and_hash_are_tiktokens_own():
     found = importlib.util.find_spec("tiktoken_ext.openai_public")
     assert found is not None and found.origin is not None
-    strings = {node.value for node in ast.walk(ast.parse(Path(found.origin).read_text())) if isinstance(node, ast.Constant)}
+    strings = {
+        node.value
+        for node in ast.walk(ast.parse(Path(found.origin).read_text()))
+        if isinstance(node, ast.Constant)
+    }
     assert bpe.GPT2_VOCABULARY_SHA256 in strings
     assert bpe.GPT2_PATTERN in strings
 
@@ -130,24 +136,32 @@ def test_importing_tokenizers_leaves_tiktoken_and_tinygrad_alone():
         (gzip.compress(bytes(range(256)) * 9, mtime=0)[:-20], "must be readable"),
     ],
 )
-def test_gpt2_refuses_an_altered_vocabulary(tmp_path, content, message):
-    (tmp_path / "vocab.bpe.gz").write_bytes(content)
+def test_gpt2_refuses_an_altered_vocabulary(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(bpe, "GPT2_VOCABULARY", tmp_path / "vocab.bpe.gz")
+    bpe.GPT2_VOCABULARY.write_bytes(content)
     with pytest.raises(LamaError, match=message):
-        bpe._gpt2_ranks(tmp_path / "vocab.bpe.gz")
+        bpe._gpt2_ranks()
 
 
-# --- Hugging Face folders. Vocabulary: the 256 bytes in GPT-2's order, then " t", "th", "he", "the" made of th + e.
+# --- Hugging Face folders. Vocabulary: the 256 bytes in GPT-2's order, then " t", "th", "he", "the" made of
+# th + e.
 
 MERGES = ["Ġ t", "t h", "h e", "th e"]
 
 
 def small_tokenizer(shuffled: bool = False) -> dict:
     tokens = list(bpe.byte_alphabet()) + [merge.replace(" ", "") for merge in MERGES]
-    ids = [(7 * i) % 263 for i in range(260)] if shuffled else list(range(260))  # 263 is prime: all different, with gaps
+    # 263 is prime: all different, with gaps.
+    ids = [(7 * i) % 263 for i in range(260)] if shuffled else list(range(260))
     return {
         "added_tokens": [{"content": "<|endoftext|>", "id": 300, "special": True}],
         "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "post_processor": {"type": "ByteLevel"},
         "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": dict(zip(tokens, ids, strict=True)), "merges": MERGES},
@@ -234,10 +248,18 @@ def edited(path: str, value: object) -> dict:
     ("path", "value", "message"),
     [
         ("model.type", "Unigram", "model.type must be BPE or WordPiece; got Unigram"),
-        ("normalizer", {"type": "Foo"}, "normalizer must be one that the library tokenizers knows; got {'type': 'Foo'}"),
+        (
+            "normalizer",
+            {"type": "Foo"},
+            "normalizer must be one that the library tokenizers knows; got {'type': 'Foo'}",
+        ),
         ("pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer must be ByteLevel; got Metaspace"),
         ("pre_tokenizer", None, "pre_tokenizer must be ByteLevel; got null"),
-        ("post_processor", {"type": "TemplateProcessing"}, "post_processor must put known ids around one text; got {'type': 'Temp"),
+        (
+            "post_processor",
+            {"type": "TemplateProcessing"},
+            "post_processor must put known ids around one text; got {'type': 'Temp",
+        ),
         ("model.dropout", 0.1, r"model.dropout must be off; got 0\.1"),
         ("model.end_of_word_suffix", "</w>", "model.end_of_word_suffix must be off; got </w>"),
         ("model.merges", ["Ġ t", "th"], "a merge must be two tokens; got 'th', merge 1"),
@@ -262,7 +284,10 @@ def test_huggingface_refuses_what_is_not_json(tmp_path):
 
 def test_huggingface_names_the_missing_files(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(LamaError, match=r"must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt; got vocab.json in"):
+    with pytest.raises(
+        LamaError,
+        match=r"must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt; got vocab.json in",
+    ):
         load_huggingface_tokenizer(tmp_path)
     with pytest.raises(LamaError, match=r"must be a folder; got .*nowhere"):
         load_huggingface_tokenizer(tmp_path / "nowhere")
@@ -309,7 +334,9 @@ def test_tokenizers_come_back_from_a_folder(tmp_path, kind):
     assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
 
 
-@pytest.mark.parametrize("spec", [{}, {"kind": "wordpiece"}, {"kind": "character"}, {"kind": "character", "characters": "ba"}])
+@pytest.mark.parametrize(
+    "spec", [{}, {"kind": "wordpiece"}, {"kind": "character"}, {"kind": "character", "characters": "ba"}]
+)
 def test_tokenizer_from_json_refuses_other_specs(tmp_path, spec):
     with pytest.raises(LamaError, match="a tokenizer's"):
         tokenizer_from_json(spec, tmp_path)

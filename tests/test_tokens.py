@@ -1,4 +1,6 @@
-"""A corpus as token ids on the disk: what is written, how it is split, what is refused, how much memory it takes."""
+"""A corpus as token ids on the disk: what is written, how it is split, what is refused, how much memory it
+takes.
+"""
 
 import json
 import os
@@ -21,7 +23,7 @@ from lama.data import (
     open_corpus,
     open_tokens,
     read_corpus,
-    split,
+    split_tail,
     text_corpus,
     tokenize,
 )
@@ -44,13 +46,15 @@ def books(tmp_path):
 # --- what is written
 
 
-@pytest.mark.parametrize("make", [ByteTokenizer, lambda: CharacterTokenizer(TEXT), lambda: train_bpe(TEXT, 280), gpt2_tokenizer])
+@pytest.mark.parametrize(
+    "make", [ByteTokenizer, lambda: CharacterTokenizer(TEXT), lambda: train_bpe(TEXT, 280), gpt2_tokenizer]
+)
 def test_tokens_of_one_text_are_split_as_arrays_are(tmp_path, monkeypatch, make):
     monkeypatch.setattr(corpora.Document.pieces, "__defaults__", (101,))
     monkeypatch.setattr("lama.data.tokens.BLOCK", 7)
     tokenizer, corpus = make(), text_corpus(TEXT, "Times", "a book", "public")
     files = tokenize(corpus, tokenizer, tmp_path / "data")
-    train, validation = split(encode_corpus(tokenizer, TEXT))
+    train, validation = split_tail(encode_corpus(tokenizer, TEXT))
     np.testing.assert_array_equal(files.train, train)
     np.testing.assert_array_equal(files.validation, validation)
     assert files.train.dtype == train.dtype
@@ -59,10 +63,16 @@ def test_tokens_of_one_text_are_split_as_arrays_are(tmp_path, monkeypatch, make)
     assert files.vocab_size == tokenizer.vocab_size
     assert files.corpus == {"name": "Times", "provenance": "a book", "licence": "public"}
     assert (files.text_digest, files.tokenizer_digest) == (corpus.digest(), fingerprint(tokenizer))
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["meta.json", "train.bin", "validation.bin"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "meta.json",
+        "train.bin",
+        "validation.bin",
+    ]
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(256, "|u1"), (257, "<u2"), (65536, "<u2"), (65537, "<u4")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(256, "|u1"), (257, "<u2"), (65536, "<u2"), (65537, "<u4")]
+)
 def test_tokens_take_the_smallest_little_endian_numbers(tmp_path, vocab_size, dtype):
     tokenizer = CharacterTokenizer("".join(map(chr, [*range(0xD800), *range(0xE000, 0xE000 + vocab_size)])))
     tokenizer = CharacterTokenizer(tokenizer.characters[:vocab_size])
@@ -77,7 +87,10 @@ def test_every_document_gives_its_last_part_to_validation(tmp_path, books):
     assert bytes(files.train) == b"abcdefghijklmnopqrstuvwxyz" + b"ABCDEFGHIJK"
     assert bytes(files.validation) == b"012" + b"LM"
     assert (files.train_bytes, files.validation_bytes) == (37, 5)
-    assert bytes(tokenize(books, ByteTokenizer(), tmp_path / "data", validation=0.5).validation) == b"opqrstuvwxyz012" + b"GHIJKLM"
+    assert (
+        bytes(tokenize(books, ByteTokenizer(), tmp_path / "data", validation=0.5).validation)
+        == b"opqrstuvwxyz012" + b"GHIJKLM"
+    )
 
 
 def test_documents_are_joined_by_the_end_of_text(tmp_path, books):
@@ -100,7 +113,12 @@ def test_tokens_of_tinyshakespeare_are_split_as_nanogpt_does(tmp_path):
 
 def test_tokenize_shows_its_pieces_as_they_come(tmp_path, books):
     seen = []
-    tokenize(books, ByteTokenizer(), tmp_path / "data", progress=lambda pieces: (seen.append(piece) or piece for piece in pieces))
+    tokenize(
+        books,
+        ByteTokenizer(),
+        tmp_path / "data",
+        progress=lambda pieces: (seen.append(piece) or piece for piece in pieces),
+    )
     assert [text for _, text in seen] == ["abcdefghijklmnopqrstuvwxyz012", "ABCDEFGHIJKLM"]
 
 
@@ -156,7 +174,9 @@ def test_tokenize_that_is_ended_between_renames_leaves_no_meta(tmp_path, books, 
     monkeypatch.setattr("lama.data.tokens.os.replace", replace)
     with pytest.raises(KeyboardInterrupt):
         tokenize(books, ByteTokenizer(), tmp_path / "data", 0.5)
-    with pytest.raises(LamaError, match=r"must hold train.bin, validation.bin and meta.json; got .*meta.json: No such file"):
+    with pytest.raises(
+        LamaError, match=r"must hold train.bin, validation.bin and meta.json; got .*meta.json: No such file"
+    ):
         open_tokens(tmp_path / "data")
 
 
@@ -175,7 +195,9 @@ def cut(folder: Path) -> None:
 def edit(**changes: object):
     def change(folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_bytes()) | changes
-        (folder / "meta.json").write_text(json.dumps({name: value for name, value in meta.items() if value is not None}))
+        (folder / "meta.json").write_text(
+            json.dumps({name: value for name, value in meta.items() if value is not None})
+        )
 
     return change
 
@@ -184,11 +206,23 @@ def edit(**changes: object):
     ("damage", "message"),
     [
         (cut, r"train\.bin must have 37 bytes, as meta\.json says; got 36\. Tokenise the corpus again"),
-        (lambda folder: (folder / "validation.bin").unlink(), r"got .*validation\.bin: No such file or directory\. Tokenise"),
-        (lambda folder: (folder / "meta.json").write_text("{"), r"meta\.json must be valid JSON; got Expecting property name"),
+        (
+            lambda folder: (folder / "validation.bin").unlink(),
+            r"got .*validation\.bin: No such file or directory\. Tokenise",
+        ),
+        (
+            lambda folder: (folder / "meta.json").write_text("{"),
+            r"meta\.json must be valid JSON; got Expecting property name",
+        ),
         (lambda folder: (folder / "meta.json").write_text("[]"), r"meta\.json must be an object; got \[\]"),
-        (lambda folder: (folder / "meta.json").write_bytes(b"\xff"), r"meta\.json must be valid JSON; got byte 0xff at offset 0"),
-        (lambda folder: (folder / "meta.json").write_text("[" * 100_000), r"must be valid JSON; got over 100 levels of lists"),
+        (
+            lambda folder: (folder / "meta.json").write_bytes(b"\xff"),
+            r"meta\.json must be valid JSON; got byte 0xff at offset 0",
+        ),
+        (
+            lambda folder: (folder / "meta.json").write_text("[" * 100_000),
+            r"must be valid JSON; got over 100 levels of lists",
+        ),
         (edit(dtype="float64"), r"must be as lama writes it; got ValueError: dtype 'float64'"),
         (edit(dtype="uint16"), r"train\.bin must have 74 bytes, as meta\.json says; got 37"),
         (edit(sha256=None), r"must be as lama writes it; got KeyError: 'sha256'"),
@@ -208,7 +242,10 @@ def test_open_tokens_verifies_when_asked_to(tmp_path, books):
     content = (tmp_path / "train.bin").read_bytes()
     (tmp_path / "train.bin").write_bytes(content[::-1])
     open_tokens(tmp_path)
-    with pytest.raises(LamaError, match=r"train\.bin must have SHA-256 [0-9a-f]{64}, as meta\.json says; got [0-9a-f]{64}\. Tokenise"):
+    with pytest.raises(
+        LamaError,
+        match=r"train\.bin must have SHA-256 [0-9a-f]{64}, as meta\.json says; got [0-9a-f]{64}\. Tokenise",
+    ):
         open_tokens(tmp_path, verify=True)
 
 

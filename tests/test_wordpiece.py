@@ -9,7 +9,24 @@ from lama.errors import LamaError
 from lama.tokenizers import WordPieceTokenizer, load_wordpiece_tokenizer, tokenizer_from_json
 from lama.tokenizers.wordpiece import SPECIAL
 
-WORDS = ["un", "##aff", "##able", "run", "##ning", "the", "cafe", "Café", "café", ".", ",", "'", "中", "##s", "$", "10"]
+WORDS = [
+    "un",
+    "##aff",
+    "##able",
+    "run",
+    "##ning",
+    "the",
+    "cafe",
+    "Café",
+    "café",
+    ".",
+    ",",
+    "'",
+    "中",
+    "##s",
+    "$",
+    "10",
+]
 LETTERS = [mark + chr(i) for i in range(33, 127) if chr(i) not in ".,'$" for mark in ("", "##")]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *WORDS, *LETTERS]))
 TEXTS = [
@@ -30,7 +47,16 @@ def spelled(tokenizer: WordPieceTokenizer, text: str) -> list[str]:
 
 def test_longest_pieces_first():
     tokenizer = WordPieceTokenizer(VOCABULARY)
-    assert spelled(tokenizer, "Unaffable, the Café's") == ["un", "##aff", "##able", ",", "the", "cafe", "'", "s"]
+    assert spelled(tokenizer, "Unaffable, the Café's") == [
+        "un",
+        "##aff",
+        "##able",
+        ",",
+        "the",
+        "cafe",
+        "'",
+        "s",
+    ]
     assert spelled(tokenizer, "un[MASK]able") == ["un", "[MASK]", "a", "##b", "##l", "##e"]
     assert spelled(tokenizer, "é中") == ["e", "中"] and spelled(tokenizer, "ж") == ["[UNK]"]
     assert spelled(WordPieceTokenizer(VOCABULARY, lower_case=False), "Café the") == ["Café", "the"]
@@ -46,7 +72,10 @@ def test_saved_and_loaded_from_every_form(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert load_wordpiece_tokenizer(tmp_path).encode("Café un") == tokenizer.encode("Café un")
     (tmp_path / "vocab.txt").unlink()
-    spec = {"model": {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(VOCABULARY)}}, "normalizer": {"lowercase": True}}
+    spec = {
+        "model": {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(VOCABULARY)}},
+        "normalizer": {"lowercase": True},
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     assert spelled(load_wordpiece_tokenizer(tmp_path), "Café") == ["cafe"]
     (tmp_path / "tokenizer.json").unlink()

@@ -1,4 +1,4 @@
-"""Writing a file, or a model's folder, so that a reader finds the old one or the new one, never half of one."""
+"""Atomic writing: a reader finds the old file or model's folder, or the new one, never a part of one."""
 
 import os
 import re
@@ -18,15 +18,15 @@ LEFTOVER = re.compile(r"\.lama-[0-9a-f]{12}|\.(saving|data|step-\d+)-\d+|\..+\.\
 
 
 def temporary(folder: Path) -> Path:
-    """A name in `folder` that nothing has, and that no file of the user's will have."""
+    """An unused name in `folder`, which no file of the user will have."""
     return folder / f".lama-{secrets.token_hex(6)}"
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` when the block ends well; after an error the old file is still there.
+    """Open a file that gets the name `path` when the block ends. After an error the old file is unchanged.
 
-    A link of that name is replaced, not followed. Raises LamaError if the disk is full or the folder cannot be written.
+    A link of that name is replaced, not followed. Raises LamaError if the file cannot be written.
     """
     place = temporary(path.parent)
     try:
@@ -36,21 +36,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(place, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise LamaError(f"{quoted_path(path)} must be writable; got {reason}. Nothing was changed there") from error
+        got = f"got {error.strerror or error}. Nothing was changed there"
+        raise LamaError(f"{quoted_path(path)} must be writable; {got}") from error
     finally:
         place.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A place for a model's files, which take their names in `folder` when the block ends well, config.json last.
+    """A temporary folder whose files move to `folder` when the block ends, config.json last.
 
-    After an error all is as it was: a folder that had to be made is gone again. Raises LamaError if it cannot be written.
+    After an error nothing has changed, and a new folder is removed. Raises LamaError if it cannot be written.
     """
     place = temporary(folder)
     try:
-        with made(folder):
+        with created(folder):
             try:
                 place.mkdir()
                 with naming(place, folder):
@@ -64,11 +64,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make a folder, and those above it, where they are missing; the new ones are gone in the end if they are empty.
-
-    Raises OSError.
-    """
+def created(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; remove new ones that are still empty at the end. Raises OSError."""
     folder = Path(os.path.realpath(folder))
     new = list(takewhile(lambda each: not os.path.lexists(each), (folder, *folder.parents)))
     try:
@@ -82,7 +79,7 @@ def made(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(place: Path, folder: Path) -> Iterator[None]:
-    """Make errors name `folder`, which the user knows, for a temporary `place`."""
+    """Replace a temporary `place` in error messages by `folder`, which the user knows."""
     try:
         yield
     except LamaError as error:
@@ -92,11 +89,12 @@ def naming(place: Path, folder: Path) -> Iterator[None]:
 
 
 def unwritable(folder: Path, error: OSError) -> LamaError:
-    return LamaError(f"{quoted_path(folder)} must be a folder that can be written; got {error.strerror or error}")
+    got = error.strerror or error
+    return LamaError(f"{quoted_path(folder)} must be a folder that can be written; got {got}")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all in it. What a link leads to stays."""
+    """Remove a file, a link (not its target), or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -104,7 +102,7 @@ def remove(path: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder of lama's. No other process may be writing there."""
+    """Remove the incomplete files of killed processes. No other process may be writing in the folder."""
     if folder.is_dir():
         for path in folder.iterdir():
             if LEFTOVER.fullmatch(path.name):
@@ -112,7 +110,7 @@ def clean(folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Take `target`'s place; a folder replaces a folder, unless that is the same already: the two cannot change places at once."""
+    """Rename to `target`. A folder with the same content is left alone: two folders cannot be exchanged."""
     if source.is_dir() and target.is_dir():
         if _content(source) == _content(target):
             return

@@ -1,41 +1,39 @@
 """lama's own format: a folder with model.safetensors, config.json and the tokenizer's files.
 
-config.json: `{"format": "lama", "model": KIND, "config": {its config's fields}, "tokenizer": {...}, "training": {notes}}`,
-with a KIND of `lama.models.kinds`: gpt, ...; and `"dtype": "int8"` or `"int4"` if its matrices are quantised, each of them then two
-tensors, NAME.values and NAME.scales.
+config.json: `{"format": "lama", "model": KIND, "config": {its config's fields}, "tokenizer": {...},
+"training": {notes}}`, with a KIND of `lama.models.registry`: gpt, ... With `"dtype": "int8"` or `"int4"` each
+matrix is two tensors, NAME.values and NAME.scales.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.atomic import atomic_folder
-from lama.checkpoints.files import read_json
-from lama.checkpoints.fill import DTYPE_NAMES
+from lama.checkpoints.checkpoint import ModelFiles
+from lama.checkpoints.fill import DTYPE_NAMES, check_tensors, parameters_of
 from lama.checkpoints.safetensors_files import write_safetensors
-from lama.checkpoints.stored import StoredTensor
-from lama.errors import LamaError, quoted
-from lama.files import field, quoted_path
-from lama.models.config import config_from_dict
-from lama.models.kinds import KINDS, kind_of
-from lama.models.quantized import BITS, dtype_of, make_quantized
-from lama.tokenizers import Tokenizer, tokenizer_from_json
+from lama.checkpoints.tensor import FileTensor
+from lama.kernels import Quantized
+from lama.models.quantized import dtype_of
+from lama.models.registry import Config, Model, kind_of
+from lama.shapes import Array
+from lama.tokenizers import Tokenizer
 
 FORMAT = "lama"
 
 
-def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[str, Any] | None = None) -> None:
-    """Write a model that `load` reads back bit for bit; `notes` (JSON) say how it came to be.
+def save(
+    folder: str | Path, model: Model, tokenizer: Tokenizer, notes: Mapping[str, object] | None = None
+) -> None:
+    """Write a model that `load` reads back bit for bit; `notes` are JSON, such as the training's settings.
 
-    All is written under other names first, then renamed, config.json last. Raises LamaError if the folder cannot be
-    written; a model that was there before is then still there.
+    Raises LamaError if the folder cannot be written; a model that was there before is then unchanged.
     """
     spec = {
         "format": FORMAT,
@@ -52,53 +50,37 @@ def save(folder: str | Path, model: Any, tokenizer: Tokenizer, notes: Mapping[st
         (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
 
 
-def is_own_folder(folder: Path) -> bool:
-    """Whether `save` has written there."""
-    try:
-        return read_json(folder / "config.json").get("format") == FORMAT
-    except LamaError:
-        return False
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file of them, under its name when all of it is on the disk. Raises LamaError."""
-    write_safetensors(path, stored(tensors))
+    """Write a safetensors file, which gets its name when it is complete. Raises LamaError."""
+    write_safetensors(path, file_tensors(tensors))
 
 
-def stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Tensors to be written, each fetched from the device when its turn comes."""
-    return {name: StoredTensor(name, DTYPE_NAMES[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t)) for name, t in tensors.items()}
+def file_tensors(tensors: Mapping[str, Tensor]) -> dict[str, FileTensor]:
+    """Tensors to write. `read` copies each from its device."""
+    return {
+        name: FileTensor(name, DTYPE_NAMES[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t))
+        for name, t in tensors.items()
+    }
 
 
-def _fetch(parameter: Tensor) -> np.ndarray:
+def _fetch(parameter: Tensor) -> Array:
     return (parameter.bitcast(dtypes.uint16) if parameter.dtype == dtypes.bfloat16 else parameter).numpy()
 
 
-def described_by_lama(fields: Mapping[str, Any], source: object) -> tuple[Callable[[Any], Any], Any]:
-    """(make, config) of the model that a lama `config.json` describes: `make(config)` is it, unfilled. Raises LamaError."""
-    kind, config = field(fields, "model", str, source), field(fields, "config", dict, source)
-    if kind not in KINDS:
-        raise LamaError(f"{source} must have a model among {', '.join(KINDS)} and its config; got model={quoted(kind)}")
-    of_model, of_config = KINDS[kind]
-    dtype = fields.get("dtype")
-    if dtype is not None and dtype not in tuple(BITS):
-        raise LamaError(f"{source} must have a dtype among {', '.join(BITS)}, or none; got {quoted(dtype)}")
-
-    def make(config: Any) -> Any:
-        model = of_model(config, seed=None)
-        if dtype is not None:
-            make_quantized(model, dtype)
-        return model
-
-    try:
-        return make, config_from_dict(of_config, config)
-    except (ValueError, TypeError) as error:
-        raise LamaError(f"{source}: {error}") from error
-
-
-def tokenizer_from_lama(fields: Mapping[str, Any], folder: Path) -> Tokenizer:
-    """The tokenizer that was saved with a model. Raises LamaError."""
-    spec = fields.get("tokenizer")
-    if not isinstance(spec, dict):
-        raise LamaError(f"{quoted_path(folder / 'config.json')} must name its tokenizer; got {quoted(spec)}")
-    return tokenizer_from_json(spec, folder)
+def quantized_tensors(files: ModelFiles, config: Config, dtype: str) -> dict[str, FileTensor]:
+    """A quantised model's tensors; values and scales of a matrix are one tensor. Raises LamaError."""
+    found = files.tensors()
+    shapes: dict[str, tuple[int, ...]] = {}
+    parameters = parameters_of(config, dtype)
+    for name, parameter in parameters.items():
+        parts = {name: parameter}
+        if isinstance(parameter, Quantized):
+            parts = {f"{name}.values": parameter.values, f"{name}.scales": parameter.scales}
+        shapes |= {part: tuple(map(int, tensor.shape)) for part, tensor in parts.items()}
+    check_tensors(shapes, found, files.weights_source)
+    for name, parameter in parameters.items():
+        if isinstance(parameter, Quantized):
+            values, scales = found.pop(f"{name}.values"), found.pop(f"{name}.scales")
+            bits, shape = f"int{parameter.bits}", parameter.shape
+            found[name] = FileTensor(name, bits, shape, values.read, quantized=(values, scales))
+    return found

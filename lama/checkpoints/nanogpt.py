@@ -1,20 +1,22 @@
-"""nanoGPT's checkpoints: the `model_args` of a ckpt.pt, and the characters of a meta.pkl. Its tensors have GPT-2's names.
+"""nanoGPT's checkpoints: the `model_args` of a ckpt.pt, whose tensors have GPT-2's names, and meta.pkl.
 
 Source: github.com/karpathy/nanoGPT, model.py, train.py and data/shakespeare_char/prepare.py.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from lama.checkpoints.huggingface import checked_config
 from lama.checkpoints.torch_files import read_pickle
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, quoted_path
 from lama.models.gpt import GPTConfig
-from lama.tokenizers import CharacterTokenizer
+from lama.tokenizers import CharacterTokenizer, Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
 META = "meta.pkl"
-
+# GPT-2's vocabulary, and the next multiple of 64, as in nanoGPT and llm.c.
+GPT2_ROWS = (50257, 50304)
 FIELDS = {
     "vocab_size": "vocab_size",
     "block_size": "context_length",
@@ -24,21 +26,35 @@ FIELDS = {
 }
 
 
-def config_from_nanogpt(arguments: Mapping[str, Any], source: object) -> GPTConfig:
+def config_from_nanogpt(arguments: Mapping[str, object], source: object) -> GPTConfig:
     """The model that `model_args` describe. GELU is exact, as in nanoGPT since May 2023. Raises LamaError."""
     what = f"model_args in {source}"
-    ours = {name: field(arguments, key, int, what) for key, name in FIELDS.items()}
-    try:
-        return GPTConfig(**ours, bias=field(arguments, "bias", bool, what, True), activation="gelu")
-    except ValueError as error:
-        raise LamaError(f"{source}: {error}") from error
+    ours: dict[str, object] = {name: field(arguments, key, int, what) for key, name in FIELDS.items()}
+    bias = field(arguments, "bias", bool, what, True)
+    return checked_config(GPTConfig, {**ours, "bias": bias, "activation": "gelu"}, source)
+
+
+def gpt_tokenizer(folder: Path, vocab_size: int, config: Mapping[str, object] | None) -> Tokenizer:
+    """The tokenizer in a model's folder; without one, GPT-2's for a model of its size. Raises LamaError."""
+    if any(os.path.exists(folder / name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        return load_huggingface_tokenizer(folder, config)
+    if vocab_size in GPT2_ROWS:
+        return gpt2_tokenizer()
+    if os.path.exists(folder / META):
+        return tokenizer_from_meta(folder / META)
+    files = f"tokenizer.json, nor vocab.json and merges.txt, nor vocab.txt, nor {META}"
+    got = f"got no {files}, in {quoted_path(folder)}"
+    advice = "copy it there or give another as tokenizer"
+    raise LamaError(f"a model must have its tokenizer beside it; {got}; {advice}")
 
 
 def tokenizer_from_meta(path: Path) -> CharacterTokenizer:
     """The characters of a corpus, as nanoGPT's prepare.py numbers them. Raises LamaError."""
     source = quoted_path(path)
     itos = field(checked(read_pickle(path), dict, source), "itos", dict, source)
-    characters = [itos.get(i) for i in range(len(itos))]
-    if not all(isinstance(each, str) and len(each) == 1 for each in characters) or sorted(set(characters)) != characters:
-        raise LamaError(f"itos in {source} must number distinct characters from 0 in code point order; got {quoted(itos)}")
+    found = [itos.get(i) for i in range(len(itos))]
+    characters = [each for each in found if isinstance(each, str) and len(each) == 1]
+    if len(characters) < len(found) or sorted(set(characters)) != characters:
+        rule = "number distinct characters from 0 in code point order"
+        raise LamaError(f"itos in {source} must {rule}; got {quoted(itos)}")
     return CharacterTokenizer("".join(characters))

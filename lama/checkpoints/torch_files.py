@@ -1,11 +1,11 @@
-"""pytorch_model.bin and nanoGPT's ckpt.pt without PyTorch: a pickle that may name tensors, and storages read on demand.
+"""pytorch_model.bin and nanoGPT's ckpt.pt without PyTorch: a pickle that may name tensors, and storages.
 
-Two formats exist. Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl holds the state dict, NAME/data/KEY one
-storage each. Before, four pickles in a row (a magic number, the protocol, system information, the state dict), a fifth
-with the order of the storages, and then for each its length and its bytes. In both, the state dict's pickle refers to a
-storage by a persistent id: ("storage", class, key, device, length, ...). nanoGPT's file holds a dict with the state dict under
-"model", the model's arguments under "model_args", and an optimizer's state, whose storages nobody reads.
-Source: torch/serialization.py and torch/_utils.py (described there; written anew here).
+Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl holds the state dict, each NAME/data/KEY a storage.
+Before, it was four pickles (a magic number, the protocol, system information, the state dict), a fifth with
+the order of the storages, then each storage's length and bytes. The pickle refers to a storage by a
+persistent id: ("storage", class, key, device, length, ...). nanoGPT's file is a dict with the state dict
+under "model", "model_args", and an optimizer's state, which is never read. Source: torch/serialization.py
+and torch/_utils.py (the code here is new).
 """
 
 import io
@@ -15,22 +15,22 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TypeAlias
 
 import numpy as np
 
-from lama.checkpoints.stored import NUMPY, StoredTensor, itemsize, read_bytes
-from lama.errors import LamaError, first_line, quoted
+from lama.checkpoints.tensor import NUMPY, FileTensor, explained, itemsize, read_bytes
+from lama.errors import LamaError, quoted
 from lama.files import LARGEST, quoted_path, read_file
+from lama.shapes import Array
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-MEMO = 1 << 20  # objects that a pickle may keep to refer to; Python allocates a table for the highest number at once
+MEMO = 1 << 20  # objects that a pickle may refer to; Python allocates a table for all at once
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -43,13 +43,15 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-SHARING = 8  # times as many numbers as there are in their storages that the tensors of a file may have together
-ReadSpan = Callable[[int, int], np.ndarray]  # first byte, number of bytes -> uint8
+SHARING = 8  # the tensors of a file may have at most this many times the elements of their storages
+WRONG_VIEW = "a tensor whose storage, offset, shape and strides are not whole numbers that fit together"
+Readable: TypeAlias = io.BytesIO | io.BufferedReader
+ReadSpan: TypeAlias = Callable[[int, int], Array]  # first byte, number of bytes -> uint8
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """One block of numbers of one dtype; several tensors may look at it."""
+    """A block of elements of one dtype. Several tensors may be views of it."""
 
     key: str
     dtype: str
@@ -58,7 +60,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor as the pickle describes it: where in a storage it starts and how far apart its numbers lie."""
+    """A tensor as the pickle describes it: the offset of its first element in a storage, and its strides."""
 
     storage: _Storage
     offset: int
@@ -67,32 +69,29 @@ class _View:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors' descriptions, and refuses every name that such a file does not need: it can run no code."""
+    """Builds descriptions of tensors. It refuses all other names, so that no code can run."""
 
-    def __init__(self, file: io.BufferedIOBase, path: Path):
+    def __init__(self, file: Readable, path: Path):
         super().__init__(file, encoding="utf-8")
         self.path = path
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        # What is returned here is all that the pickle can call. Closures made for this one file: whatever a hostile
-        # pickle sets on them is gone with it.
-        def view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
+    def find_class(self, module: str, name: str) -> object:
+        # The pickle can call only these results. They are new for each file: attributes that a hostile pickle
+        # sets on them vanish with it.
+        def view(storage: object, offset: object, shape: object, strides: object, *_: object) -> _View:
             return _view(storage, offset, shape, strides)
 
-        def parameter(data: Any, *_: Any) -> Any:
+        def parameter(data: object, *_: object) -> object:
             return data
 
-        def size(shape: Any = ()) -> tuple[int, ...]:
-            return tuple(shape)
-
         class LeftOut:
-            """A NumPy number, such as a loss: nothing that a model needs."""
+            """A NumPy number, such as a loss, which no model needs."""
 
-            def __init__(self, *_: Any):
+            def __init__(self, *_: object):
                 pass
 
-            def __setstate__(self, state: Any) -> None:
+            def __setstate__(self, state: object) -> None:
                 pass
 
         match module, name:
@@ -103,106 +102,106 @@ class _TensorUnpickler(pickle.Unpickler):
             case "torch._utils", "_rebuild_parameter":
                 return parameter
             case "torch", "Size":
-                return size
-            case ("numpy", "dtype") | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") | ("_codecs", "encode"):
+                return tuple
+            case (
+                ("numpy", "dtype")
+                | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
+                | ("_codecs", "encode")
+            ):
                 return LeftOut
             case "torch", _ if name in STORAGES:
                 return STORAGES[name]
-        raise LamaError(
-            f"{quoted_path(self.path)} must hold tensors only; got {quoted(f'{module}.{name}', plain=True)} in its pickle, which could "
-            "run code when it is loaded. "
-            "Do not load it with other tools either unless you trust its author"
+        got = (
+            f"{quoted(f'{module}.{name}', plain=True)} in its pickle, which could run code when it is loaded"
+        )
+        advice = "Do not load it with other tools either unless you trust its author"
+        raise LamaError(f"{quoted_path(self.path)} must hold tensors only; got {got}. {advice}")
+
+    def persistent_load(self, pid: object) -> _Storage:
+        match pid:
+            case ("storage", str(dtype), str(key), _, int(length), *rest) if dtype in NUMPY and length >= 0:
+                if rest and rest[0] is not None:
+                    raise ValueError(f"storage {key} is a view of another storage")
+                storage = _Storage(key, dtype, length)
+                if self.storages.setdefault(key, storage) != storage:
+                    raise ValueError(f"storage {key} has two descriptions")
+                return storage
+        raise ValueError(
+            f"a storage that is not described by its kind, {', '.join(STORAGES)}, key and length"
         )
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, length, *rest = pid
-        if kind != "storage" or dtype not in NUMPY or not isinstance(key, str) or not isinstance(length, int) or length < 0:
-            raise ValueError(f"a storage that is not described by its kind, {', '.join(STORAGES)}, key and length")
-        if rest and rest[0] is not None:
-            raise ValueError(f"storage {key} is a view of another storage")
-        storage = _Storage(key, dtype, length)
-        if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"storage {key} has two descriptions")
-        return storage
 
-
-def _view(storage: Any, offset: Any, shape: Any, strides: Any) -> _View:
-    """A checked view: every number lies inside the storage. Raises ValueError."""
-    numbers = [offset, *shape, *strides]
-    if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers) or len(shape) != len(strides):
-        raise ValueError("a tensor whose storage, offset, shape and strides are not whole numbers that fit together")
-    view = _View(storage, offset, tuple(shape), tuple(strides))
-    if offset + _extent(view) > storage.length:
-        raise ValueError(f"a tensor of shape {view.shape} reaches past the end of its storage {storage.key}")
+def _view(storage: object, offset: object, shape: object, strides: object) -> _View:
+    """A checked view: every element lies inside the storage. Raises ValueError."""
+    start, sizes, steps = _naturals([offset]), _naturals(shape), _naturals(strides)
+    if not isinstance(storage, _Storage) or len(sizes) != len(steps):
+        raise ValueError(WRONG_VIEW)
+    view = _View(storage, start[0], sizes, steps)
+    if view.offset + _extent(view) > storage.length:
+        raise ValueError(f"a tensor of shape {sizes} reaches past the end of its storage {storage.key}")
     return view
 
 
+def _naturals(values: object) -> tuple[int, ...]:
+    if isinstance(values, list | tuple):
+        found = tuple(n for n in values if isinstance(n, int) and n >= 0)
+        if len(found) == len(values):
+            return found
+    raise ValueError(WRONG_VIEW)
+
+
 def _extent(view: _View) -> int:
-    """How many numbers of the storage lie between the tensor's first and last, both included."""
-    return 0 if 0 in view.shape else 1 + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
-
-
-def _read(view: _View, span: ReadSpan) -> np.ndarray:
-    size = itemsize(view.storage.dtype)
-    numbers = span(view.offset * size, _extent(view) * size).view(NUMPY[view.storage.dtype])
+    """The number of elements of the storage from the tensor's first to its last."""
     if 0 in view.shape:
-        return numbers.reshape(view.shape)
-    return np.lib.stride_tricks.as_strided(numbers, view.shape, [stride * size for stride in view.strides], writeable=False)
+        return 0
+    return 1 + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
 
 
-def open_torch(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file that torch.save wrote, by name; numbers are read later, one tensor at a time.
+def _read(view: _View, span: ReadSpan) -> Array:
+    size = itemsize(view.storage.dtype)
+    elements: Array = span(view.offset * size, _extent(view) * size).view(NUMPY[view.storage.dtype])
+    if 0 in view.shape:
+        return elements.reshape(view.shape)
+    strides = [stride * size for stride in view.strides]
+    return np.lib.stride_tricks.as_strided(elements, view.shape, strides, writeable=False)
 
-    Raises LamaError if the file is truncated or damaged, or its pickle names anything that is not part of a tensor.
+
+def read_torch(path: Path) -> tuple[dict[str, FileTensor], dict[str, object] | None]:
+    """The tensors of a file that torch.save wrote, to be read later, and nanoGPT's `model_args` if any.
+
+    Raises LamaError for a damaged file, and for a pickle that names more than tensors.
     """
-    return read_torch(path)[0]
-
-
-def read_torch(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any] | None]:
-    """`open_torch`, and the `model_args` of nanoGPT's checkpoints; None of a file that is only a state dict. Raises LamaError."""
-    with _explained(path):
+    arguments = None
+    with explained(path, "PyTorch checkpoint"):
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\3\4"
             file.seek(0)
             value, spans = (_open_zip if is_zip else _open_legacy)(path, file)
-        arguments = value.get("model_args") if isinstance(value, dict) else None
-        if isinstance(arguments, dict):
-            value = value.get("model")
+        if isinstance(value, dict) and isinstance(value.get("model_args"), dict):
+            arguments, value = value["model_args"], value.get("model")
         views = _state_dict(path, value)
         storages = {view.storage.key: view.storage for view in views.values()}
-        # Two tensors may share a storage, as tied ones do; thousands that do are a way to fill the memory from a small file.
-        if sum(math.prod(view.shape) for view in views.values()) > SHARING * sum(storage.length for storage in storages.values()):
+        # Tied tensors share a storage. Thousands of tensors would fill the memory from a small file.
+        elements = sum(storage.length for storage in storages.values())
+        if sum(math.prod(view.shape) for view in views.values()) > SHARING * elements:
             raise ValueError("tensors that repeat the numbers of their storages")
-    tensors = {
-        name: StoredTensor(name, view.storage.dtype, view.shape, partial(_read, view, spans[view.storage.key]))
-        for name, view in views.items()
-    }
-    return tensors, arguments if isinstance(arguments, dict) else None
+    tensors: dict[str, FileTensor] = {}
+    for name, view in views.items():
+        read = partial(_read, view, spans[view.storage.key])
+        tensors[name] = FileTensor(name, view.storage.dtype, view.shape, read)
+    return tensors, arguments
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> object:
     """The value in a pickle of plain objects, such as nanoGPT's meta.pkl. Raises LamaError."""
-    with _explained(path, "pickle"):
+    with explained(path, "pickle"):
         return _unpickled(io.BytesIO(read_file(path)), path)[0]
 
 
-@contextmanager
-def _explained(path: Path, what: str = "PyTorch checkpoint") -> Iterator[None]:
-    """Within it, whatever a damaged file raises is one LamaError."""
-    try:
-        yield
-    except LamaError:
-        raise
-    except OSError as error:
-        raise LamaError(f"{quoted_path(path)} must be a readable file; got {error.strerror or first_line(error)}") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything, and zipfile has many words for damaged
-        raise LamaError(f"{quoted_path(path)} must be a complete {what}; got: {first_line(error)}. Download it again") from error
-
-
-def _unpickled(file: io.BufferedIOBase, path: Path) -> tuple[Any, _TensorUnpickler]:
-    """The value of the pickle that begins where `file` stands. Raises nearly anything."""
+def _unpickled(file: Readable, path: Path) -> tuple[object, _TensorUnpickler]:
+    """Read a pickle at the current position of `file`. Raises nearly anything."""
     start = file.tell()
-    for opcode, argument, _ in pickletools.genops(cast(BinaryIO, file)):
+    for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MEMO:
             raise ValueError(f"a pickle of over {MEMO:,} objects")
     file.seek(start)
@@ -210,19 +209,25 @@ def _unpickled(file: io.BufferedIOBase, path: Path) -> tuple[Any, _TensorUnpickl
     return unpickler.load(), unpickler
 
 
-def _state_dict(path: Path, value: Any) -> dict[str, _View]:
+def _state_dict(path: Path, value: object) -> dict[str, _View]:
+    must = f"{quoted_path(path)} must hold a state dict, tensors by name"
     if not isinstance(value, dict):
-        raise LamaError(f"{quoted_path(path)} must hold a state dict, tensors by name; got {type(value).__name__.lstrip('_').lower()}")
+        raise LamaError(f"{must}; got {_kind(value)}")
     for name, view in value.items():
         if not isinstance(name, str) or not isinstance(view, _View):
-            got = f"{type(view).__name__.lstrip('_').lower()} for {quoted(name) if isinstance(name, str | int) else type(name).__name__}"
-            raise LamaError(f"{quoted_path(path)} must hold a state dict, tensors by name; got {got}")
+            key = quoted(name) if isinstance(name, str | int) else type(name).__name__
+            raise LamaError(f"{must}; got {_kind(view)} for {key}")
     return value
 
 
-def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, ReadSpan]]:
+def _kind(value: object) -> str:
+    return type(value).__name__.lstrip("_").lower()
+
+
+def _open_zip(path: Path, file: Readable) -> tuple[object, dict[str, ReadSpan]]:
     with zipfile.ZipFile(file) as archive:
-        if compressed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+        members = archive.infolist()
+        if compressed := [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"{compressed[0]} compressed, which torch.save never does")
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -234,16 +239,17 @@ def _open_zip(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, ReadS
             raise ValueError(f"a pickle of {size:,} bytes")
         value, unpickler = _unpickled(io.BytesIO(archive.read(pickles[0])), path)
         for storage in unpickler.storages.values():
-            found, needed = archive.getinfo(f"{root}data/{storage.key}").file_size, storage.length * itemsize(storage.dtype)
+            found = archive.getinfo(f"{root}data/{storage.key}").file_size
+            needed = storage.length * itemsize(storage.dtype)
             if found != needed:
                 raise ValueError(f"{found} bytes instead of {needed} in storage {storage.key}")
     return value, {key: partial(_read_zip, path, f"{root}data/{key}") for key in unpickler.storages}
 
 
-def _read_zip(path: Path, member: str, start: int, count: int) -> np.ndarray:
-    """A span of an archive's member; one that is read from its start to its end is held against its checksum."""
+def _read_zip(path: Path, member: str, start: int, count: int) -> Array:
+    """Read a span of an archive's member. A whole member is checked against its checksum."""
     out, done = np.empty(count, np.uint8), 0
-    with _explained(path):
+    with explained(path, "PyTorch checkpoint"):
         with zipfile.ZipFile(path) as archive, archive.open(member) as data:
             data.seek(start)
             while done < count and (block := data.read(min(1 << 20, count - done))):
@@ -254,17 +260,19 @@ def _read_zip(path: Path, member: str, start: int, count: int) -> np.ndarray:
     return out
 
 
-def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, ReadSpan]]:
-    def load() -> Any:
+def _open_legacy(path: Path, file: Readable) -> tuple[object, dict[str, ReadSpan]]:
+    def load() -> object:
         return _unpickled(file, path)[0]
 
     if load() != MAGIC or load() != PROTOCOL:
         raise ValueError("a pickle that torch.save did not write")
-    if not load()["little_endian"]:
+    system = load()
+    if not isinstance(system, dict) or not system["little_endian"]:
         raise ValueError("numbers in big-endian order")
     value, unpickler = _unpickled(file, path)
     spans: dict[str, ReadSpan] = {}
-    for key in load():
+    order = load()
+    for key in order if isinstance(order, list) else []:
         storage = unpickler.storages[key]
         if (length := int.from_bytes(file.read(8), "little")) != storage.length:
             raise ValueError(f"{length} numbers instead of {storage.length} in storage {key}")
@@ -278,5 +286,5 @@ def _open_legacy(path: Path, file: io.BufferedIOBase) -> tuple[Any, dict[str, Re
     return value, spans
 
 
-def _read_legacy(path: Path, start: int, first: int, count: int) -> np.ndarray:
+def _read_legacy(path: Path, start: int, first: int, count: int) -> Array:
     return read_bytes(path, start + first, count)

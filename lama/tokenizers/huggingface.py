@@ -1,24 +1,25 @@
-"""Tokenizers in Hugging Face's files, old and new: byte-level BPE and WordPiece, with the ids that transformers gives.
+"""Tokenizers in Hugging Face's files: byte-level BPE and WordPiece, with the same ids as transformers.
 
-Source: transformers 5, tokenization_utils_base.py and tokenization_utils_tokenizers.py: which file names a token, and
-which file counts. `GPT2Tokenizer` and `BertTokenizer` take from tokenizer.json only the vocabulary, the merges and the
-tokens that frame a text; their other steps are fixed, or options of tokenizer_config.json.
+Source: transformers 5, tokenization_utils_base.py and tokenization_utils_tokenizers.py. `GPT2Tokenizer` and
+`BertTokenizer` use only the vocabulary, the merges and the frame of tokenizer.json; their other steps are
+fixed, or options of tokenizer_config.json.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lama.errors import LamaError, quoted
-from lama.files import checked, field, parse_json, quoted_path, read_file, read_object
-from lama.tokenizers.base import Frame, TableTokenizer
-from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, byte_alphabet, is_one_training, ranks_of, spell
-from lama.tokenizers.library import LibraryTokenizer, Pipeline
-from lama.tokenizers.special import MOST_IDS, ROLES, check_id, number_tokens, special_tokens
-from lama.tokenizers.wordpiece import BERT_SPLIT, WordPieceTokenizer, bert_normalizer, text_lines, wordpiece_model
+from lama.files import Json, checked, field, parse_json, quoted_path, read_file, read_object
+from lama.tokenizers.base import Common, Frame, TableTokenizer
+from lama.tokenizers.bpe import BytePairTokenizer, byte_alphabet, is_one_training, ranks_of, spell
+from lama.tokenizers.library import LibraryTokenizer, Pipeline, TokenModel
+from lama.tokenizers.special import MOST_IDS, NO_ID, ROLES, check_id, number_tokens, special_tokens
+from lama.tokenizers.wordpiece import BERT_SPLIT, OPTIONS, WordPieceTokenizer, bert_normalizer, text_lines
 
 SAVED_IN = "tokenizer"  # the sub-folder of a lama checkpoint that holds the files
+CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -26,11 +27,12 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "tokenizer_config.json",
+    CONFIG,
 )
+FIELDS = ("type", "vocab", "unk_token")  # of a WordPiece model; other fields are options
 END_OF_TEXT = "<|endoftext|>"
 GPT2, BERT = "GPT2Tokenizer", "BertTokenizer"
-# The classes of transformers that lama knows: the model of each, and its special tokens where no file names others.
+# The classes of transformers that lama knows: the model of each, and its special tokens unless files differ.
 MODELS = {GPT2: "BPE", BERT: "WordPiece"}
 OWN_TOKENS: dict[str, dict[str, str]] = {
     GPT2: dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
@@ -38,196 +40,232 @@ OWN_TOKENS: dict[str, dict[str, str]] = {
 }
 
 
-def load_huggingface_tokenizer(folder: Path) -> TableTokenizer:
-    """The tokenizer in `folder`, byte-level BPE or WordPiece; gives the ids that transformers gives.
+def load_huggingface_tokenizer(folder: Path, model: Mapping[str, object] | None = None) -> TableTokenizer:
+    """Load the byte-level BPE or WordPiece tokenizer in a folder, with the same ids as transformers.
 
-    Reads `tokenizer.json`; else `vocab.json` and `merges.txt`, or `vocab.txt`. tokenizer_config.json or config.json names
-    the class of transformers. Added and special tokens are those of every file that names some. Raises LamaError for
-    files that are missing or broken, and for what lama does not do.
+    It reads tokenizer.json; else vocab.json and merges.txt, or vocab.txt. The class of transformers is in
+    tokenizer_config.json or `model`, the content of config.json. Added tokens come from every file. Raises
+    LamaError for missing and damaged files, and for steps that lama does not support.
     """
     folder = Path(folder)
-    files = _files(folder)
-    model = read_object(folder / "config.json") if os.path.exists(folder / "config.json") else {}
-    classes = [{"gpt2": GPT2, "bert": BERT}.get(str(model.get("model_type")), "")]
-    for name, fields in (("config.json", model), ("tokenizer_config.json", _object(files, folder, "tokenizer_config.json"))):
-        classes.append(field(fields, "tokenizer_class", str, quoted_path(folder / name), classes[-1]))
-    return tokenizer_of_files(files, folder, classes[-1])
+    files = tokenizer_files(folder)
+    if model is None:
+        model = read_object(folder / "config.json") if os.path.exists(folder / "config.json") else {}
+    config = _object(files, folder, CONFIG)
+    of_class = {"gpt2": GPT2, "bert": BERT}.get(str(model.get("model_type")), "")
+    for name, fields in (("config.json", model), (CONFIG, config)):
+        of_class = field(fields, "tokenizer_class", str, quoted_path(folder / name), of_class)
+    return tokenizer_of_files(files, folder, of_class)
 
 
-def load_wordpiece_tokenizer(folder: Path) -> WordPieceTokenizer:
-    """The tokenizer in a BERT's folder. Raises LamaError as `load_huggingface_tokenizer` does, and for another kind."""
+def load_wordpiece_tokenizer(folder: Path, model: Mapping[str, object] | None = None) -> WordPieceTokenizer:
+    """Load a BERT's tokenizer. Raises LamaError as `load_huggingface_tokenizer`, and for another kind."""
     if os.path.exists(folder / "vocab.txt") or os.path.exists(folder / "tokenizer.json"):
-        tokenizer = load_huggingface_tokenizer(folder)
+        tokenizer = load_huggingface_tokenizer(folder, model)
         if isinstance(tokenizer, WordPieceTokenizer):
             return tokenizer
-    raise LamaError(f"a BERT must have its vocab.txt, or a WordPiece tokenizer.json, beside it; got neither in {quoted_path(folder)}")
+    rule = "have its vocab.txt, or a WordPiece tokenizer.json, beside it"
+    raise LamaError(f"a BERT must {rule}; got neither in {quoted_path(folder)}")
 
 
-def load_saved_tokenizer(folder: Path, of_class: str | None) -> TableTokenizer:
-    """The tokenizer whose `save` wrote into `folder`; None is the class of one that an earlier version wrote."""
-    return tokenizer_of_files(_files(folder), folder, of_class)
-
-
-def _files(folder: Path) -> dict[str, bytes]:
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The content of Hugging Face's files in a folder. Raises LamaError."""
     if not os.path.isdir(folder):
         raise LamaError(f"a tokenizer must be a folder; got {quoted_path(folder)}")
     return {name: read_file(folder / name) for name in TOKENIZER_FILES if os.path.exists(folder / name)}
 
 
-def _object(files: Mapping[str, bytes], folder: Path, name: str) -> dict[str, Any]:
-    """The object in a file; an empty one where there is no such file."""
+def _object(files: Mapping[str, bytes], folder: Path, name: str) -> dict[str, object]:
+    """The object in a file; an empty one without the file."""
     source = quoted_path(folder / name)
     return checked(parse_json(files[name], source), dict, source) if name in files else {}
 
 
-def tokenizer_of_files(files: Mapping[str, bytes], folder: Path, of_class: str | None = GPT2) -> TableTokenizer:
-    """`load_huggingface_tokenizer` once the files are read; `folder` is for the error messages.
+def tokenizer_of_files(
+    files: Mapping[str, bytes], folder: Path, of_class: str | None = GPT2
+) -> TableTokenizer:
+    """`load_huggingface_tokenizer` for the content of the files; `folder` is for the error messages.
 
-    `of_class` is a class of transformers; "" takes tokenizer.json as it stands. None reads the files as earlier versions
-    of lama did: tokens of tokenizer_config.json only where they are in the vocabulary, and without their flags.
+    `of_class` is a class of transformers; "" takes tokenizer.json unchanged. None reads the files as earlier
+    versions of lama did: tokens of tokenizer_config.json only if they are in the vocabulary, without flags.
     """
-    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
-    config, older, added, spec = (_object(files, folder, name) for name in names)
+    names = (CONFIG, "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+    config, older, added, spec = [_object(files, folder, name) for name in names]
     grow, source = of_class is not None, quoted_path(folder)
     if not grow:
-        config, older = ({k: _text(v) for k, v in fields.items() if v and k in (*ROLES, "add_prefix_space")} for fields in (config, older))
+        config, older = _without_flags(config), _without_flags(older)
     of_class, model = _model(files, folder, spec, str(of_class or "").removesuffix("Fast"))
     named, found = special_tokens(OWN_TOKENS.get(of_class, {}), config, older, added, spec, source)
-    tokens = number_tokens(found, model["vocab"], grow)
-    ids = model["vocab"] | {token["content"]: token["id"] for token in tokens}
+    tokens = number_tokens(found, model.vocab, grow)
+    ids = model.vocab | {token.content: token.id for token in tokens}
 
-    def option(name: str, default: bool | None = False) -> Any:
-        return field(config, name, bool, quoted_path(folder / names[0]), default)
+    def option(name: str, default: bool = False) -> bool:
+        return field(config, name, bool, quoted_path(folder / CONFIG), default)
 
     def of_role(role: str) -> list[int]:
         token = named[f"{role}_token"]
-        return [ids[token["content"]]] if token and token["content"] in ids else []
+        return [ids[token.content]] if token and token.content in ids else []
 
-    normalizer, split = _only(spec.get("normalizer"), "normalizers"), _only(spec.get("pre_tokenizer"), "pretokenizers")
+    normalizer = _only(spec.get("normalizer"), "normalizers")
+    split = _only(spec.get("pre_tokenizer"), "pretokenizers")
     frame: Frame = ([], []) if of_class == BERT else _frame(spec.get("post_processor"), ids, source)
-    chosen, unknown = config.keys() | older.keys(), (named["unk_token"] or {}).get("content")
+    chosen = config.keys() | older.keys()
+    unknown = named["unk_token"].content if named["unk_token"] else None
     if of_class == GPT2:
-        normalizer, split = None, {"type": "ByteLevel", "add_prefix_space": option("add_prefix_space"), "trim_offsets": True}
+        normalizer = None
+        split = {"type": "ByteLevel", "add_prefix_space": option("add_prefix_space"), "trim_offsets": True}
         if not spec:
-            frame = of_role("bos") if option("add_bos_token") else [], of_role("eos") if option("add_eos_token") else []
-            model["unk_token"] = unknown if "unk_token" in chosen else None
+            begin = of_role("bos") if option("add_bos_token") else []
+            frame = begin, of_role("eos") if option("add_eos_token") else []
+            model = replace(model, unk_token=unknown if "unk_token" in chosen else None)
     elif of_class == BERT:
-        switches = {"lowercase": option("do_lower_case", True), "handle_chinese_chars": option("tokenize_chinese_chars", True)}
-        normalizer, split = bert_normalizer(**switches, strip_accents=option("strip_accents", None)), BERT_SPLIT
-        model = wordpiece_model(model["vocab"], unk_token=unknown)
+        normalizer = bert_normalizer(
+            lowercase=option("do_lower_case", True),
+            handle_chinese_chars=option("tokenize_chinese_chars", True),
+            strip_accents=field(config, "strip_accents", bool, quoted_path(folder / CONFIG), None),
+        )
+        split = BERT_SPLIT
+        model = replace(model, unk_token=unknown, options=OPTIONS)
         frame = of_role("cls"), of_role("sep")
-    elif model["type"] == "WordPiece" and isinstance(normalizer, dict) and normalizer.get("type") in (None, "BertNormalizer"):
-        normalizer = bert_normalizer() | normalizer
-    if model["type"] == "WordPiece" and model["unk_token"] not in model["vocab"]:
-        raise LamaError(f"a WordPiece vocabulary must have its unk_token; got {quoted(model['unk_token'])} in {source}")
+    elif model.type == "WordPiece" and isinstance(normalizer, dict):
+        is_bert = normalizer.get("type") in (None, "BertNormalizer")
+        normalizer = bert_normalizer() | normalizer if is_bert else normalizer
+    if model.type == "WordPiece" and model.unk_token not in model.vocab:
+        got = f"got {quoted(model.unk_token)} in {source}"
+        raise LamaError(f"a WordPiece vocabulary must have its unk_token; {got}")
 
-    written = model["vocab"].keys() | {token["content"] for token in found if token["id"] is not None}
-    end = of_role("eos") if "eos_token" in chosen else [ids[END_OF_TEXT]] if END_OF_TEXT in written & ids.keys() else []
+    written = model.vocab.keys() | {token.content for token in found if token.id != NO_ID}
+    end = ids[END_OF_TEXT] if END_OF_TEXT in written & ids.keys() else None
+    if "eos_token" in chosen:
+        end = next(iter(of_role("eos")), None)
     pipeline = Pipeline(model, normalizer, split, tokens, option("split_special_tokens"), source)
     saved = {f"{SAVED_IN}/{name}": content for name, content in files.items()}
-    make = WordPieceTokenizer.of if model["type"] == "WordPiece" else _byte_pairs
-    return make(pipeline, end[0] if end else None, frame, {"kind": "huggingface"} | ({"class": of_class} if grow else {}), saved)
+    own_spec = {"kind": "huggingface"} | ({"class": of_class} if grow else {})
+    common = Common(end, frame, own_spec, saved)
+    if model.type == "WordPiece":
+        return WordPieceTokenizer.of(pipeline, common)
+    return _byte_pairs(pipeline, common)
 
 
-def _model(files: Mapping[str, bytes], folder: Path, spec: Mapping[str, Any], of_class: str) -> tuple[str, dict[str, Any]]:
-    """The class that builds the tokenizer, "" for none, and its model as tokenizer.json writes it."""
+def _without_flags(fields: Mapping[str, object]) -> dict[str, object]:
+    """The special tokens and add_prefix_space of a file, with tokens as texts."""
+    used = {key: value for key, value in fields.items() if value and key in (*ROLES, "add_prefix_space")}
+    return {key: value.get("content") if isinstance(value, dict) else value for key, value in used.items()}
+
+
+def _model(
+    files: Mapping[str, bytes], folder: Path, spec: Mapping[str, object], of_class: str
+) -> tuple[str, TokenModel]:
+    """The class that builds the tokenizer, "" for none, and its model. Raises LamaError."""
     source = quoted_path(folder)
+    model: dict[str, object]
     if "tokenizer.json" in files:
         model = dict(field(spec, "model", dict, source))
-        model.setdefault("type", "BPE" if "merges" in model else "WordPiece")  # the first versions did not write it
-        if model["type"] not in MODELS.values():
-            raise _refused("model.type", "be BPE or WordPiece", model["type"], source)
-        of_class = of_class if MODELS.get(of_class) == model["type"] else ""
-        for name, kind in (("unk_token", str), ("continuing_subword_prefix", str), ("fuse_unk", bool), ("ignore_merges", bool)):
-            field(model, name, kind, source, None)
+        kind = model.setdefault("type", "BPE" if "merges" in model else "WordPiece")  # missing in old files
+        if kind not in MODELS.values():
+            raise _refused("model.type", "be BPE or WordPiece", kind, source)
+        of_class = of_class if MODELS.get(of_class) == kind else ""
     elif files.keys() >= {"vocab.json", "merges.txt"} and not (of_class == BERT and "vocab.txt" in files):
-        lines = text_lines(files["merges.txt"], quoted_path(folder / "merges.txt"))
-        merges = [line for line in lines if line and not line.startswith("#version")]
-        of_class, model = GPT2, {"type": "BPE", "vocab": _object(files, folder, "vocab.json"), "merges": merges}
+        merges = text_lines(files["merges.txt"], quoted_path(folder / "merges.txt"))
+        merges = [line for line in merges if line and not line.startswith("#version")]
+        model = {"type": "BPE", "vocab": _object(files, folder, "vocab.json"), "merges": merges}
+        of_class = GPT2
     elif "vocab.txt" in files:
         lines = text_lines(files["vocab.txt"], quoted_path(folder / "vocab.txt"))
-        of_class, model = BERT, {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(lines)}}
+        model = {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(lines)}}
+        of_class = BERT
     else:
-        found = f"{', '.join(sorted(files)) or 'none of them'} in {source}"
-        raise LamaError(f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt; got {found}")
+        rule = "hold tokenizer.json, or vocab.json and merges.txt, or vocab.txt"
+        found = ", ".join(sorted(files)) or "none of them"
+        raise LamaError(f"a tokenizer folder must {rule}; got {found} in {source}")
 
-    if not field(model, "vocab", dict, source):
+    unknown = field(model, "unk_token", str, source, None)
+    field(model, "continuing_subword_prefix", str, source, None)
+    switches = {name: field(model, name, bool, source, False) for name in ("fuse_unk", "ignore_merges")}
+    vocab: dict[str, int] = field(model, "vocab", dict, source)
+    if not vocab:
         raise LamaError(f"a vocabulary must not be empty; got none in {source}")
-    for token, number in model["vocab"].items():
+    for token, number in vocab.items():
         if type(number) is not int or not 0 <= number < MOST_IDS:
             check_id(token, number, source)
     if model["type"] == "WordPiece":
-        return of_class, wordpiece_model({}) | {name: value for name, value in model.items() if value is not None}
+        others = {name: value for name, value in model.items() if value is not None and name not in FIELDS}
+        unknown = "[UNK]" if unknown is None else unknown
+        return of_class, TokenModel("WordPiece", vocab, unknown, options={**OPTIONS, **others})
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name) and not of_class:
             raise _refused(f"model.{name}", "be off", model[name], source)
-    kept = {name: model.get(name) for name in ("type", "vocab", "unk_token")} | {"merges": list(_merges(model, source))}
-    return of_class, kept | ({} if of_class else {name: bool(model.get(name)) for name in ("fuse_unk", "ignore_merges")})
+    merges = list(_merges(field(model, "merges", list, source), vocab, source))
+    return of_class, TokenModel("BPE", vocab, unknown, merges, {} if of_class else switches)
 
 
-def _byte_pairs(
-    pipeline: Pipeline, end_of_text: int | None, frame: Frame, spec: Mapping[str, Any], files: Mapping[str, bytes]
-) -> BytePairTokenizer | LibraryTokenizer:
-    """A tokenizer on tiktoken's engine where that gives the same ids, else on the library's."""
-    model, split = pipeline.model, pipeline.pre_tokenizer
-    vocabulary, merges = model["vocab"], model["merges"]
-    if "ByteLevel" not in (*_types(split), *_types(pipeline.normalizer)):
-        raise _refused("pre_tokenizer", "be ByteLevel", ", ".join(_types(split)) or "null", pipeline.source)
-    last = {token["content"]: token for token in pipeline.added}
+def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | LibraryTokenizer:
+    """A tokenizer on tiktoken's engine if that gives the same ids, else on the library's."""
+    model, steps = pipeline.model, pipeline.pre_tokenizer
+    vocabulary, merges = model.vocab, model.merges
+    if "ByteLevel" not in (*_types(steps), *_types(pipeline.normalizer)):
+        raise _refused("pre_tokenizer", "be ByteLevel", ", ".join(_types(steps)) or "null", pipeline.source)
+    split = steps if isinstance(steps, dict) else {}
+    last = {token.content: token for token in pipeline.added}
     spelled = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
     ids = [vocabulary.get(token, -1) for token in spelled]
     unmerged = {vocabulary[token]: spell(token) for token in vocabulary.keys() - spelled - last.keys()}
-    flags = {(t["content"], t["lstrip"], t["rstrip"], t["normalized"]) for t in pipeline.added}
+    flags = {(token.content, token.lstrip, token.rstrip, token.normalized) for token in pipeline.added}
     if (
         len(flags) > len(last)
-        or any(token["single_word"] for token in pipeline.added)
+        or any(token.single_word for token in pipeline.added)
         or pipeline.normalizer is not None
         or pipeline.split_special
-        or split["type"] != "ByteLevel"
+        or split.get("type") != "ByteLevel"
         or split.get("use_regex", True) is not True
-        or (-1 in ids and model["unk_token"] in vocabulary)
-        or (unmerged and model.get("ignore_merges"))
+        or (-1 in ids and model.unk_token in vocabulary)
+        or (unmerged and model.options.get("ignore_merges"))
         or not is_one_training(merges)
     ):
-        return LibraryTokenizer(pipeline, end_of_text, frame, spec, files)
-    own_ids = None if ids == list(range(len(ids))) else ids  # a rank often is the id; that saves looking it up
-    added = [AddedToken(t["content"], t["id"], t["lstrip"], t["rstrip"], t["normalized"]) for t in last.values()]
-    prefix = bool(split.get("add_prefix_space", True))
-    return BytePairTokenizer(ranks_of(merges), added, end_of_text, own_ids, unmerged, prefix, spec, files, frame)
+        return LibraryTokenizer(pipeline, common)
+    own_ids = None if ids == list(range(len(ids))) else ids  # often the ranks: then nothing is looked up
+    prefix, added = bool(split.get("add_prefix_space", True)), list(last.values())
+    return BytePairTokenizer(ranks_of(merges), added, common, own_ids, unmerged, prefix)
 
 
-def _merges(model: Mapping[str, Any], source: str) -> Iterable[str]:
-    """Each merge as "first second". Raises LamaError for one that is not two parts, or whose tokens are not there."""
-    vocabulary, letters = model["vocab"], set(byte_alphabet())
-    for i, merge in enumerate(field(model, "merges", list, source)):
+def _merges(merges: Iterable[object], vocabulary: Mapping[str, int], source: str) -> Iterator[str]:
+    """Each merge as "first second". Raises LamaError unless its parts and its token are in the vocabulary."""
+    letters = set(byte_alphabet())
+    for i, merge in enumerate(merges):
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(parts, list) and len(parts) == 2 and type(parts[0]) is type(parts[1]) is str and all(parts)):
-            raise LamaError(f"a merge must be two tokens; got {quoted(merge)}, merge {i} of {source}")
-        first, second = parts
+        pair = parts if isinstance(parts, list) else []
+        if len(pair) != 2 or not type(pair[0]) is type(pair[1]) is str or not all(pair):
+            raise _wrong_merge("a merge must be two tokens", merge, i, source)
+        first, second = pair
         token = first + second
         if first not in vocabulary or second not in vocabulary or token not in vocabulary:
             without = next(part for part in (first, second, token) if part not in vocabulary)
-            where = f"merge {i} of {source}, without {quoted(without)}"
-            raise LamaError(f"a merge's tokens must be in the vocabulary; got {quoted(merge)}, {where}")
+            got = f"{source}, without {quoted(without)}"
+            raise _wrong_merge("a merge's tokens must be in the vocabulary", merge, i, got)
         if not letters.issuperset(token):
-            raise LamaError(f"a merge must be spelled in GPT-2's byte alphabet; got {quoted(merge)}, merge {i} of {source}")
+            raise _wrong_merge("a merge must be spelled in GPT-2's byte alphabet", merge, i, source)
         yield f"{first} {second}"
 
 
-def _frame(processor: Any, ids: Mapping[str, int], source: str) -> tuple[list[int], list[int]]:
+def _wrong_merge(rule: str, merge: object, i: int, source: str) -> LamaError:
+    return LamaError(f"{rule}; got {quoted(merge)}, merge {i} of {source}")
+
+
+def _frame(processor: object, ids: Mapping[str, int], source: str) -> tuple[list[int], list[int]]:
     """The ids before and after a text. Raises LamaError for a post-processor that does something else."""
+    parts: list[list[object]] = []
     match processor:
         case None | {"type": "ByteLevel"}:
             return [], []
         case {"type": "Sequence", "processors": [*inner]}:
             before: list[int] = []
             after: list[int] = []
-            for part in inner:
-                first, last = _frame(part, ids, source)
+            for each in inner:
+                first, last = _frame(each, ids, source)
                 before, after = first + before, after + last
             return before, after
-        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, first], "sep": [_, last]}:
-            parts = [[first], [last]]
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, start], "sep": [_, end]}:
+            parts = [[start], [end]]
         case {"type": "TemplateProcessing", "single": [*pieces], "special_tokens": dict(tokens)}:
             parts = [[]]
             for piece in pieces:
@@ -235,36 +273,38 @@ def _frame(processor: Any, ids: Mapping[str, int], source: str) -> tuple[list[in
                     case {"Sequence": {"id": "A"}}:
                         parts.append([])
                     case {"SpecialToken": {"id": name}} if isinstance(tokens.get(name), dict):
-                        ids_there = tokens[name].get("ids")
-                        parts[-1] += ids_there if isinstance(ids_there, list) else [None]
+                        found = tokens[name].get("ids")
+                        parts[-1] += found if isinstance(found, list) else [None]
                     case _:
                         parts.append([None])
-        case _:
-            parts = []
     known = set(ids.values())
-    if len(parts) != 2 or not all(type(number) is int and number in known for part in parts for number in part):
-        raise LamaError(f"post_processor must put known ids around one text; got {quoted(processor)} in {source}")
-    return parts[0], parts[1]
+    frame = [[i for i in part if type(i) is int and i in known] for part in parts]
+    if len(parts) != 2 or frame != parts:
+        got = f"got {quoted(processor)} in {source}"
+        raise LamaError(f"post_processor must put known ids around one text; {got}")
+    return frame[0], frame[1]
 
 
-def _only(part: Any, key: str) -> Any:
-    """The step of a Sequence of one; None for a Sequence of none."""
-    while isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(key), list) and len(part[key]) < 2:
-        part = part[key][0] if part[key] else None
-    return part
+def _only(part: object, key: str) -> Json:
+    """The step of a Sequence of one step; None for a Sequence of none; another part unchanged."""
+    while isinstance(part, dict) and part.get("type") == "Sequence":
+        steps = part.get(key)
+        if not isinstance(steps, list) or len(steps) > 1:
+            break
+        part = steps[0] if steps else None
+    return part if isinstance(part, dict | list | str | int | float) else None
 
 
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _types(part: Any) -> list[str]:
+def _types(part: object) -> list[str]:
     """The types of the steps of a part of tokenizer.json."""
     if not isinstance(part, dict):
         return []
     inner = part.get("pretokenizers") or part.get("normalizers")
-    return [kind for each in inner for kind in _types(each)] if isinstance(inner, list) else [quoted(part.get("type"), plain=True)]
+    if isinstance(inner, list):
+        return [kind for each in inner for kind in _types(each)]
+    return [quoted(part.get("type"), plain=True)]
 
 
 def _refused(what: str, rule: str, value: object, source: str) -> LamaError:
-    return LamaError(f"{what} must {rule}; got {quoted(value, plain=True)} in {source}. lama reads byte-level BPE and WordPiece")
+    got = f"got {quoted(value, plain=True)} in {source}. lama reads byte-level BPE and WordPiece"
+    return LamaError(f"{what} must {rule}; {got}")

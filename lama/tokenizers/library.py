@@ -1,27 +1,47 @@
-"""Tokenizers on the engine of Hugging Face's library `tokenizers`, for what tiktoken's engine does not do."""
+"""Tokenizers on the engine of Hugging Face's library `tokenizers`, for what tiktoken's engine cannot do."""
 
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lama.errors import LamaError, first_line, quoted
-from lama.tokenizers.base import Frame, TableTokenizer
+from lama.files import Json
+from lama.tokenizers.base import Common, TableTokenizer
 from lama.tokenizers.bpe import byte_alphabet, missing_byte, spell
+from lama.tokenizers.special import AddedToken
+
+
+@dataclass(frozen=True)
+class TokenModel:
+    """The model of a tokenizer.json."""
+
+    type: str
+    """BPE or WordPiece."""
+    vocab: dict[str, int]
+    unk_token: str | None = None
+    merges: list[str] = field(default_factory=list)
+    """BPE: each merge as "first second"."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The other fields."""
+
+    def to_json(self) -> dict[str, object]:
+        fields = {"type": self.type, "vocab": self.vocab, "unk_token": self.unk_token, **self.options}
+        return fields | {"merges": self.merges} if self.type == "BPE" else fields
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """The steps from a text to ids, as tokenizer.json writes them; `added` are in the order of adding.
 
-    With `split_special` the special ones among the added tokens are read as text. `source` names the file in messages.
+    `split_special`: special tokens are only text. `source` names the file in error messages.
     """
 
-    model: Mapping[str, Any]
-    normalizer: Any
-    pre_tokenizer: Any
-    added: Sequence[Mapping[str, Any]]
+    model: TokenModel
+    normalizer: Json
+    pre_tokenizer: Json
+    added: Sequence[AddedToken]
     split_special: bool = False
     source: str = "the tokenizer"
 
@@ -29,42 +49,53 @@ class Pipeline:
 class LibraryTokenizer(TableTokenizer):
     """Byte-level BPE or WordPiece with any normalizer and pre-tokenizer that the library knows."""
 
-    def __init__(self, pipeline: Pipeline, end_of_text: int | None = None, frame: Frame = ((), ()), *saved: Any):
-        """`saved`: `spec` and `files` of TableTokenizer. Raises LamaError for a pipeline that the library refuses."""
+    def __init__(self, pipeline: Pipeline, common: Common):
+        """Raises LamaError for a pipeline that the library refuses."""
         model = pipeline.model
-        added = {token["id"]: token["content"] for token in pipeline.added}
-        self.vocabulary = {i: token for token, i in model["vocab"].items()} | added
+        added = {token.id: token.content for token in pipeline.added}
+        self.vocabulary = {i: token for token, i in model.vocab.items()} | added
         """Each id's token, as the files write it."""
-        if model["type"] == "BPE":
-            table = {i: spell(token) for i, token in self.vocabulary.items()} | {i: token.encode() for i, token in added.items()}
+        table: dict[int, bytes] = {}
+        if model.type == "BPE":
+            table = {i: spell(token) for i, token in self.vocabulary.items()}
+            table |= {i: token.encode() for i, token in added.items()}
         else:
-            prefix = model["continuing_subword_prefix"]
-            table = {i: (t[len(prefix) :] if t.startswith(prefix) else f" {t}").encode() for i, t in self.vocabulary.items()}
-        super().__init__(table, end_of_text, frame, *saved)
+            prefix = str(model.options["continuing_subword_prefix"])
+            for i, token in self.vocabulary.items():
+                table[i] = (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
+        super().__init__(table, common)
         self._missing = -1
-        if model["type"] == "BPE" and model["unk_token"] not in model["vocab"] and not model["vocab"].keys() >= byte_alphabet().keys():
-            # The library leaves out what it cannot spell. A token that no merge makes tells where that is.
+        letters = byte_alphabet().keys()
+        if model.type == "BPE" and model.unk_token not in model.vocab and not model.vocab.keys() >= letters:
+            # The library leaves out what it cannot spell. A token that no merge makes takes its place.
             self._missing = self.vocab_size
-            model = {**model, "vocab": {**model["vocab"], "\0": self.vocab_size}, "unk_token": "\0", "fuse_unk": False}
-        self._pipeline, self._model = pipeline, model
+            vocab = {**model.vocab, "\0": self.vocab_size}
+            model = replace(model, vocab=vocab, unk_token="\0", options={**model.options, "fuse_unk": False})
+        self._pipeline = pipeline
+        self._model = model
         self._engine = self._build(pipeline.added)
         self._engine.encode_special_tokens = pipeline.split_special
-        self._plain: Any = None  # without added tokens; made when it is asked for
+        self._plain: Any = None  # without added tokens
 
-    def _build(self, added: Sequence[Mapping[str, Any]]) -> Any:
-        from tokenizers import Tokenizer  # here, so that importing lama stays light
+    def _build(self, added: Sequence[AddedToken]) -> Any:
+        from tokenizers import Tokenizer  # late: importing lama stays light
 
-        vocabulary = self._model["vocab"]
-        new = {token["content"]: token["id"] for token in added if token["content"] not in vocabulary}
-        following = list(range(len(vocabulary), len(vocabulary) + len(new)))
-        if max(vocabulary.values()) >= len(vocabulary) or list(new.values()) != following:
-            vocabulary = vocabulary | new  # or else the library would number them itself
-        steps = {name: getattr(self._pipeline, name) for name in ("normalizer", "pre_tokenizer")}
-        for name, step in steps.items():  # each alone, so that the message can name it
-            with _refusing(f"{name} must be one that the library tokenizers knows; got {quoted(step)} in {self._pipeline.source}"):
-                Tokenizer.from_str(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, name: step}))
-        with _refusing(f"{self._pipeline.source} cannot be read"):
-            return Tokenizer.from_str(json.dumps({"model": {**self._model, "vocab": vocabulary}, "added_tokens": added, **steps}))
+        vocab, source = self._model.vocab, self._pipeline.source
+        new = {token.content: token.id for token in added if token.content not in vocab}
+        following = list(range(len(vocab), len(vocab) + len(new)))
+        if max(vocab.values()) >= len(vocab) or list(new.values()) != following:
+            vocab = vocab | new  # else the library would number them itself
+        steps = {"normalizer": self._pipeline.normalizer, "pre_tokenizer": self._pipeline.pre_tokenizer}
+        for name, step in steps.items():  # each alone, to name it in the message
+            rule = "be one that the library tokenizers knows"
+            with _refusing(f"{name} must {rule}; got {quoted(step)} in {source}"):
+                nothing = {"type": "BPE", "vocab": {}, "merges": []}
+                Tokenizer.from_str(json.dumps({"model": nothing, name: step}))
+        model = replace(self._model, vocab=vocab).to_json()
+        with _refusing(f"{source} cannot be read"):
+            return Tokenizer.from_str(
+                json.dumps({"model": model, "added_tokens": [vars(token) for token in added], **steps})
+            )
 
     def _ids(self, text: str, added: bool) -> list[int]:
         if not added and self._plain is None:
@@ -74,8 +105,9 @@ class LibraryTokenizer(TableTokenizer):
         ids: list[int] = encoding.ids
         if self._missing in ids:
             start, end = encoding.offsets[ids.index(self._missing)]
-            known = {byte for character, byte in byte_alphabet().items() if character in self._model["vocab"]}
-            raise missing_byte(bytes([byte for byte in text[start:end].encode() if byte not in known][:1]), text)
+            known = {byte for character, byte in byte_alphabet().items() if character in self._model.vocab}
+            unknown = bytes([byte for byte in text[start:end].encode() if byte not in known])
+            raise missing_byte(unknown[:1], text)
         return ids
 
 

@@ -1,7 +1,7 @@
-"""Byte-level byte-pair encoding, learned from a text, and the files it is kept in.
+"""Train byte-level byte-pair encoding on a text, and write its files.
 
-Source: Sennrich et al. 2016, section 3.2: the most frequent pair of neighbours becomes one symbol, again and again.
-Radford et al. 2019, section 2.2: symbols start as bytes, and none reaches across words, numbers and punctuation.
+Source: Sennrich et al. 2016, section 3.2: the most frequent pair of neighbours becomes one symbol, and so on.
+Radford et al. 2019, section 2.2: symbols start as bytes, and none crosses words, numbers and punctuation.
 """
 
 import json
@@ -16,6 +16,7 @@ from lama.errors import LamaError, UsageError
 from lama.tokenizers.base import to_utf8
 from lama.tokenizers.bpe import GPT2_PATTERN, BytePairTokenizer, byte_alphabet, splitter
 from lama.tokenizers.huggingface import END_OF_TEXT, tokenizer_of_files
+from lama.tokenizers.special import AddedToken
 
 MAX_VOCAB_SIZE = 0x110000  # `learn_merges` writes an id as the character with that code point
 
@@ -29,12 +30,12 @@ def train_bpe(
     progress: Callable[[Iterable[Merge]], Iterable[Merge]] = iter,
     at_most: bool = False,
 ) -> BytePairTokenizer:
-    """A tokenizer with ids for the 256 bytes in GPT-2's order, for merges as they were learned, and for special tokens.
+    """Train a tokenizer: ids for the 256 bytes in GPT-2's order, the learned merges and the special tokens.
 
-    Together they are exactly `vocab_size`; with `at_most`, fewer where the text yields too few merges. A text may come in
-    pieces, such as those of `Corpus.pieces`. It is split at special tokens, and no merge is learned from them; `<|endoftext|>`,
-    or else the first of them, ends a text. `progress` may watch the merges as they come. Raises UsageError for a size or special
-    tokens that cannot be, LamaError for a text that yields too few merges.
+    They are exactly `vocab_size` entries; with `at_most`, fewer if the text yields too few merges. A text may
+    come in pieces, such as those of `Corpus.pieces`. It is split at special tokens; `<|endoftext|>`, or else
+    the first of them, ends a text. `progress` may watch the merges. Raises UsageError for an impossible size
+    or special token, LamaError for a text that yields too few merges.
     """
     check_vocabulary(vocab_size, special_tokens)
     wanted = vocab_size - 256 - len(special_tokens)
@@ -44,27 +45,27 @@ def train_bpe(
             f"the corpus must yield {wanted} merges for a vocabulary of {vocab_size}; got {len(merges)}. "
             f"Give it more text, or ask for at most {vocab_size - wanted + len(merges)} entries"
         )
-    tokenizer = tokenizer_of_files(huggingface_files(merges, special_tokens), Path("the trained tokenizer"))
+    tokenizer = tokenizer_of_files(trained_files(merges, special_tokens), Path("the trained tokenizer"))
     assert isinstance(tokenizer, BytePairTokenizer)
     return tokenizer
 
 
 def check_vocabulary(vocab_size: int, special_tokens: Sequence[str]) -> None:
-    """Raises UsageError for a vocabulary that no text could give."""
+    """Raise UsageError for a vocabulary that no text could yield."""
     for token in special_tokens:
         if not token or token.split() != [token] or not token.isprintable() or token in byte_alphabet():
-            raise UsageError(f"a special token must be printable, without white space, and no single byte's name; got {token!r}")
+            rule = "be printable, without white space, and no single byte's name"
+            raise UsageError(f"a special token must {rule}; got {token!r}")
     if len(set(special_tokens)) < len(special_tokens):
         raise UsageError(f"special tokens must differ from each other; got {', '.join(special_tokens)}")
     least = 256 + len(special_tokens)
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
-        raise UsageError(
-            f"a vocabulary must have {least} entries (256 bytes, {len(special_tokens)} special) to {MAX_VOCAB_SIZE}; got {vocab_size}"
-        )
+        entries = f"{least} entries (256 bytes, {len(special_tokens)} special) to {MAX_VOCAB_SIZE}"
+        raise UsageError(f"a vocabulary must have {entries}; got {vocab_size}")
 
 
 def between_special_tokens(text: str | Iterable[str], special_tokens: Sequence[str]) -> Iterator[str]:
-    """`"a<|endoftext|>b"` gives `"a"`, then `"b"`. Raises LamaError for lone surrogates."""
+    """Split at special tokens: `"a<|b|>c"` gives "a", then "c". Raises LamaError for lone surrogates."""
     special = splitter(special_tokens) if special_tokens else None
     for piece in [text] if isinstance(text, str) else text:
         to_utf8(piece)
@@ -72,22 +73,26 @@ def between_special_tokens(text: str | Iterable[str], special_tokens: Sequence[s
 
 
 def count_words(text: str | Iterable[str], special_tokens: Sequence[str] = ()) -> Counter[str]:
-    """How often each pre-token of GPT-2's pattern occurs: `"the cat, the"` gives `{"the": 1, " cat": 1, ",": 1, " the": 1}`."""
-    import regex  # type: ignore[import-untyped]  # tiktoken's; here, so that importing lama stays light
+    """Count the pre-tokens of GPT-2's pattern: `"the cat"` gives `{"the": 1, " cat": 1}`."""
+    import regex  # type: ignore[import-untyped]  # tiktoken's; late: importing lama stays light
 
     pattern = regex.compile(GPT2_PATTERN)
-    return Counter(word.group() for part in between_special_tokens(text, special_tokens) for word in pattern.finditer(part))
+    return Counter(
+        word.group()
+        for part in between_special_tokens(text, special_tokens)
+        for word in pattern.finditer(part)
+    )
 
 
 def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
-    """Every merge there is in these words, in the order in which they are learned.
+    """Learn every merge of these words, in order. The rule is that of Hugging Face's `tokenizers`.
 
-    Next is always the pair of neighbours with the highest count over all words; of equal counts, the pair with the lowest
-    first id; then the lowest second id (ids: the 256 bytes in GPT-2's order, then merges). In "aaa" the pair "aa" counts
-    twice, and the left one is merged. The rule is that of Hugging Face's `tokenizers`.
+    The next merge is the pair of neighbours with the highest count over all words; of equal counts, with the
+    lowest first id, then the lowest second id (ids: the 256 bytes in GPT-2's order, then merges). In "aaa"
+    the pair "aa" counts twice, and the left one is merged.
 
-    Only the words that hold a pair are visited for it, and only the counts beside a merge change. A word is a string with
-    one character a token, the one whose code point is the id: so a pair is a string of two, and strings compare as ids do.
+    Only the words that hold a pair are visited for it, and only the counts beside a merge change. A word is a
+    string with one character per token, whose code point is the id: strings compare as ids do.
     """
     spelled = list(byte_alphabet())
     to_id = {byte: i for i, byte in enumerate(byte_alphabet().values())}
@@ -99,7 +104,8 @@ def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
         for pair in map(add, word, word[1:]):
             totals[pair] += times[i]
             places[pair].add(i)
-    queue = [(-total, pair) for pair, total in totals.items()]  # each pair once; its total there may be out of date: too high
+    # Each pair once; its total in the queue may be outdated, then it is too high.
+    queue = [(-total, pair) for pair, total in totals.items()]
     heapify(queue)
     while queue:
         total, pair = heappop(queue)
@@ -134,44 +140,53 @@ def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
         yield spelled[ord(first)], spelled[ord(second)]
 
 
-def huggingface_files(merges: Sequence[Merge], special_tokens: Sequence[str]) -> dict[str, bytes]:
-    """The folder that `tokenizers` and transformers load, and `load_huggingface_tokenizer`: file name -> content."""
+def trained_files(merges: Sequence[Merge], special_tokens: Sequence[str]) -> dict[str, bytes]:
+    """The files that `tokenizers`, transformers and lama load, with ids in the order of training."""
     tokens = [*byte_alphabet(), *(first + second for first, second in merges), *special_tokens]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
         clash = next(token for token in special_tokens if tokens.count(token) > 1)
-        raise UsageError(f"a special token must not be what the vocabulary calls another token; got {clash!r}")
-    return files_of(vocabulary, merges, special_tokens)
+        rule = "not be what the vocabulary calls another token"
+        raise UsageError(f"a special token must {rule}; got {clash!r}")
+    return vocabulary_files(vocabulary, merges, special_tokens)
 
 
-def files_of(vocabulary: Mapping[str, int], merges: Sequence[Merge], special_tokens: Sequence[str]) -> dict[str, bytes]:
-    """The same of a vocabulary with ids in any order."""
+def vocabulary_files(
+    vocabulary: Mapping[str, int], merges: Sequence[Merge], special_tokens: Sequence[str]
+) -> dict[str, bytes]:
+    """`trained_files` for a vocabulary with ids in any order."""
+    added = [AddedToken(token, vocabulary[token]) for token in special_tokens]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    exact = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": vocabulary,
+        "merges": [" ".join(merge) for merge in merges],
+    }
     spec = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": vocabulary[token], "content": token} | exact for token in special_tokens],
+        "added_tokens": [{"id": token.id} | vars(token) for token in added],
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": byte_level,
         "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": vocabulary,
-            "merges": [" ".join(merge) for merge in merges],
-        },
+        "model": model,
     }
-    end = END_OF_TEXT if END_OF_TEXT in special_tokens else None  # null, or else transformers adds it
-    config: dict[str, object] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "bos_token": end, "unk_token": end}
-    config["eos_token"] = end or (special_tokens[0] if special_tokens else None)
+    end = END_OF_TEXT if END_OF_TEXT in special_tokens else None  # null, else transformers adds it
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "bos_token": end,
+        "unk_token": end,
+        "eos_token": end or (special_tokens[0] if special_tokens else None),
+    }
     return {
         "tokenizer.json": _json(spec),
         "tokenizer_config.json": _json(config),
@@ -187,10 +202,7 @@ def base_symbols(text: str | Iterable[str], special_tokens: Sequence[str] = ()) 
 
 
 def spelled_out(ids: Sequence[int], vocabulary: Mapping[str, int]) -> str:
-    """The tokens as `vocab.json` spells them, with a space between two, or a line end after a token that holds one.
-
-    `"In Ġthe Ġbeginning Ċ"`, for "In the beginning" and a line end.
-    """
+    """The tokens as `vocab.json` spells them: `"In Ġthe Ġbeginning Ċ"`. A line ends after a line end."""
     spelled = {i: token + ("\n" if "Ċ" in token else " ") for token, i in vocabulary.items()}
     return "".join([spelled[i] for i in ids]).rstrip() + "\n"
 

@@ -1,22 +1,21 @@
-"""Two tokenizers for pairs of sentences: the words of a corpus, and special tokens put before another's vocabulary."""
+"""Tokenizers for pairs of sentences: the words of a corpus, and special tokens before a vocabulary."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lama.errors import LamaError, quoted
-from lama.tokenizers.base import Tokenizer, to_utf8, unknown_id
+from lama.tokenizers.base import PlainTokenizer, Tokenizer, joined, to_utf8, unknown_id
 
-# A word with the space before it, a digit, any other single character: joined, they are the text.
+# A word with the space before it, a digit, or another single character: joined, they are the text.
 PIECES = re.compile(r" ?[^\W\d_]+|\s|\d|[^\w\s]|_")
 
 
-class WordTokenizer:
-    """One token for each of `entries`, words or characters; a word that is not among them is spelled in characters.
+class WordTokenizer(PlainTokenizer):
+    """One token for each of `entries`, words or characters; other words are spelled in characters.
 
-    `WordTokenizer.of(["two hundred", "two"])` knows "two", " hundred" and every single character of them.
+    `WordTokenizer.of(["two hundred", "two"])` knows "two", " hundred" and every character of them.
     """
 
     end_of_text = None
@@ -26,50 +25,44 @@ class WordTokenizer:
         self.vocab_size = len(self.entries)
         self._ids = {entry: i for i, entry in enumerate(self.entries)}
         if not self.entries or len(self._ids) < len(self.entries):
-            raise LamaError(f"a word tokenizer's entries must be at least one, each once; got {quoted(self.entries)}")
+            got = f"got {quoted(self.entries)}"
+            raise LamaError(f"a word tokenizer's entries must be at least one, each once; {got}")
         to_utf8("".join(self.entries))
 
     @classmethod
     def of(cls, texts: Iterable[str], least: int = 2, most: int = 8000) -> "WordTokenizer":
-        """All characters of `texts`, then the words that occur at least `least` times, the commonest first, up to `most` of them."""
+        """Learn the characters of `texts`, and up to `most` words that occur at least `least` times."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(PIECES.findall(text))
         characters = sorted({character for piece in counts for character in piece})
-        words = sorted((piece for piece, n in counts.items() if n >= least and len(piece) > 1), key=lambda piece: (-counts[piece], piece))
+        words = [piece for piece, n in counts.items() if n >= least and len(piece) > 1]
+        words.sort(key=lambda piece: (-counts[piece], piece))
         return cls(characters + words[:most])
 
     def encode(self, text: str) -> list[int]:
         to_utf8(text)
         ids: list[int] = []
         for piece in PIECES.findall(text):
-            if piece in self._ids:
-                ids.append(self._ids[piece])
-                continue
-            for character in piece:
-                if character not in self._ids:
-                    raise LamaError(f"text must be made of characters that the model has seen; got {character!r} in {text[:60]!r}")
-                ids.append(self._ids[character])
+            for entry in [piece] if piece in self._ids else piece:
+                if entry not in self._ids:
+                    got = f"got {entry!r} in {text[:60]!r}"
+                    raise LamaError(f"text must be made of characters that the model has seen; {got}")
+                ids.append(self._ids[entry])
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return self.decode(ids).encode()
+        return joined(self.entries, ids)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        ids = list(ids)
-        if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise unknown_id(unknown[0], self.vocab_size)
-        return "".join(self.entries[i] for i in ids)
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"kind": "words", "entries": self.entries}
 
-    def save(self, folder: Path) -> None:
-        """Nothing to write."""
 
+class PairTokenizer(PlainTokenizer):
+    """Another tokenizer's ids, with three special tokens before them.
 
-class PairTokenizer:
-    """Another tokenizer's ids, moved up to make room for three: 0 fills rows up, 1 begins a target, 2 ends a source and a target."""
+    0 pads rows, 1 begins a target, 2 ends a source and a target.
+    """
 
     pad, begin, end = 0, 1, 2
     first = 3
@@ -95,10 +88,7 @@ class PairTokenizer:
                 raise unknown_id(token, self.vocab_size)
         return self.inner.decode_bytes(inner)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.decode_bytes(ids).decode(errors="replace")
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"kind": "pairs", "tokenizer": self.inner.to_json()}
 
     def save(self, folder: Path) -> None:

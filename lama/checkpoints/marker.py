@@ -1,4 +1,4 @@
-"""The marker of a folder, lama.json: names the command that made the folder, and is its lock while a command works there."""
+"""lama.json, the marker of a folder: it names the command that wrote the folder, and locks the folder."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lama import __version__
-from lama.checkpoints.atomic import LEFTOVER, clean, made, unwritable
+from lama.checkpoints.atomic import LEFTOVER, clean, created, unwritable
 from lama.errors import LamaError, note
 from lama.files import field, quoted_path, read_object
 
@@ -15,7 +15,7 @@ MARKER = "lama.json"
 
 
 def made_by(folder: Path) -> str | None:
-    """The command that made a folder, such as `train`; None where no marker says so."""
+    """The command that wrote a folder, such as `train`; None without a marker."""
     try:
         return field(read_object(folder / MARKER), "made_by", str, MARKER)
     except LamaError:
@@ -23,7 +23,7 @@ def made_by(folder: Path) -> str | None:
 
 
 def contents(folder: Path) -> list[str]:
-    """The names in a folder, without lama's marker and, beside that, what killed processes left half-written. Raises OSError."""
+    """The names in a folder without lama's marker and the incomplete files beside it. Raises OSError."""
     names = sorted(os.listdir(folder))
     if made_by(folder) is None and _size(folder / MARKER) != 0:
         return names
@@ -32,14 +32,14 @@ def contents(folder: Path) -> list[str]:
 
 @contextmanager
 def claimed(folder: Path, command: str) -> Iterator[None]:
-    """No other process may be in such a block for the same folder, which is made and marked where it is new or empty.
+    """Lock a folder for this process; create and mark it if it is new or empty.
 
-    What is still empty in the end is gone again, if it was made here. Raises LamaError if another process is at work there,
-    and if the folder cannot be written.
+    New folders that are still empty at the end are removed. Raises LamaError if another process has the lock
+    or the folder cannot be written.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(made(folder))
+            stack.enter_context(created(folder))
             marker = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             stack.callback(os.close, marker)
             _lock(marker, folder)
@@ -55,23 +55,26 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Raises LamaError if another process has the lock; where nothing can be locked, only says so."""
+    """Lock, or print a note where that is impossible. Raises LamaError if another process has the lock."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = os.path.samestat(os.fstat(file), os.stat(folder / MARKER))  # or else the other has just removed it
+        # False if the other process has just removed the file.
+        alone = os.path.samestat(os.fstat(file), os.stat(folder / MARKER))
     except (BlockingIOError, FileNotFoundError):
         alone = False
     except (ImportError, OSError) as error:
-        note(f"{quoted_path(folder)} cannot be locked ({error}): let no other command write there until this one ends")
+        advice = "let no other command write there until this one ends"
+        note(f"{quoted_path(folder)} cannot be locked ({error}): {advice}")
         return
     if not alone:
-        raise LamaError(f"another process is working in {quoted_path(folder)}. Wait until it ends, or choose another folder")
+        advice = "Wait until it ends, or choose another folder"
+        raise LamaError(f"another process is working in {quoted_path(folder)}. {advice}")
 
 
 def _unmark(folder: Path) -> None:
-    """Remove a marker beside which there is nothing, and one that was only the lock."""
+    """Remove a marker without other files beside it, and one that was only the lock."""
     with suppress(OSError):
         if _size(folder / MARKER) == 0 or (made_by(folder) is not None and os.listdir(folder) == [MARKER]):
             (folder / MARKER).unlink()

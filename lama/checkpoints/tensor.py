@@ -1,0 +1,162 @@
+"""A tensor in a file: its name, type and shape, and how to read it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lama.errors import LamaError, first_line, quoted
+from lama.files import AGAIN, quoted_path
+from lama.shapes import Array
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+NUMPY: dict[str, type] = {name: np.dtype(name).type for name in (*FLOATS[:3], *INTEGERS, "bool")}
+NUMPY["bfloat16"] = np.uint16  # numpy has no bfloat16: its 16 bits are held as an unsigned integer
+CHUNK = 1 << 18  # elements read and converted at a time, which fit into the cache
+TRANSPOSED_ROWS = 64  # rows transposed at a time: twice as fast as numpy's own copy of `matrix.T`
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A named tensor in a file; `read` caches nothing."""
+
+    name: str
+    """Its name in the file."""
+    dtype: str
+    """A key of NUMPY, or the file's own word for a dtype that lama cannot read; int8 or int4 if quantised."""
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+    """Returns an array of this shape and of the numpy type NUMPY[dtype]. Raises LamaError."""
+    transposed: bool = False
+    """The file holds the matrix with its axes exchanged."""
+    read_into: Callable[[int, Array], None] | None = None
+    """Fills an array with elements from an index on, in the file's order; None if not contiguous there."""
+    quantized: "tuple[FileTensor, FileTensor] | None" = None
+    """The values and scales of a quantised matrix, in the layout of `lama.kernels.Quantized`."""
+
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape of this tensor with its axes in the file's order."""
+        return shape[::-1] if self.transposed else shape
+
+    def parts(self, whole: Array) -> Iterator[tuple[Array, Array]]:
+        """Read the tensor in parts: pairs of a part and its view in `whole`, an array of this shape.
+
+        Only one part is in memory. It is read directly into the view where layout and type allow that.
+        """
+        if self.read_into is None:
+            elements = np.asarray(self.read(), order="C").reshape(-1)
+            for start in range(0, whole.size, CHUNK):
+                yield elements[start : start + CHUNK], whole.reshape(-1)[start : start + CHUNK]
+            return
+        rows = whole.T if self.transposed else whole.reshape(-1, whole.shape[-1] if whole.ndim else 1)
+        columns = rows.shape[1]
+        at_once = TRANSPOSED_ROWS if self.transposed else max(1, CHUNK // max(1, columns))
+        in_place = not self.transposed and whole.dtype == NUMPY[self.dtype]
+        buffer: Array = np.empty((0 if in_place else min(at_once, len(rows)), columns), NUMPY[self.dtype])
+        for row in range(0, len(rows), at_once):
+            view = rows[row : row + at_once]
+            part = view if in_place else buffer[: len(view)]
+            self.read_into(row * columns, part)
+            yield part, view
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return np.dtype(NUMPY[dtype]).itemsize
+
+
+def read_bytes(path: Path, start: int, count: int) -> Array:
+    """Read `count` bytes of a file from `start` on, as uint8. Raises LamaError if the file is shorter."""
+    out = np.empty(count, np.uint8)
+    fill_from(path, start, out)
+    return out
+
+
+def fill_from(path: Path, start: int, out: Array) -> None:
+    """Fill a contiguous array with a file's bytes from `start` on. Raises LamaError if the file is shorter.
+
+    A memory map would count as memory in use.
+    """
+    data, done = out.reshape(-1).view(np.uint8).data, 0
+    with explained(path, "file"), open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while done < len(data) and (n := file.readinto(data[done:])):
+            done += n
+    if done < len(data):
+        sizes = f"{start + done} bytes where {start + len(data)} were declared"
+        raise LamaError(f"{quoted_path(path)} must be complete; got {sizes}. {AGAIN}")
+
+
+@contextmanager
+def explained(path: Path, what: str) -> Iterator[None]:
+    """Turn every error that a damaged file causes into a LamaError. `what` is its format."""
+    try:
+        yield
+    except LamaError:
+        raise
+    except OSError as error:
+        got = error.strerror or first_line(error)
+        raise LamaError(f"{quoted_path(path)} must be a readable file; got {got}") from error
+    except Exception as error:  # a damaged pickle or archive can raise nearly anything
+        got = f"got: {first_line(error)}. {AGAIN}"
+        raise LamaError(f"{quoted_path(path)} must be a complete {what}; {got}") from error
+
+
+def bfloat16_to_float32(bits: Array) -> Array:
+    """Convert bfloat16, the upper half of a float32."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def float32_to_bfloat16(values: Array) -> Array:
+    """The nearest bfloat16, ties to even, as uint16 bits. Not for NaN."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def is_finite(values: Array, dtype: str) -> bool:
+    """Whether the values contain neither NaN nor infinity."""
+    if dtype == "bfloat16":
+        return bool((np.bitwise_and(values, 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(values).all())
+
+
+def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Array:
+    """Read a tensor as another float dtype, contiguous, into `out` if given; bfloat16 as uint16 bits.
+
+    An integer `dtype`, of quantised weights, is read unchanged. Raises LamaError for another dtype, NaN,
+    infinity, and numbers too large for `dtype`.
+    """
+    name = quoted(tensor.name, plain=True)
+    if dtype not in FLOATS and tensor.dtype != dtype:
+        got = f"got {tensor.dtype} for {name}. The checkpoint is damaged"
+        raise LamaError(f"quantised weights must be of dtype {dtype}; {got}")
+    if dtype in FLOATS and tensor.dtype not in FLOATS:
+        dtypes = ", ".join(FLOATS)
+        raise LamaError(f"weights must be of a float dtype ({dtypes}); got {tensor.dtype} for {name}")
+    if out is None:
+        out = np.empty(tensor.shape, NUMPY[dtype])
+    for values, view in tensor.parts(out):
+        if dtype in FLOATS and not is_finite(values, tensor.dtype):
+            got = f"got NaN or infinity in {name}. The checkpoint is damaged"
+            raise LamaError(f"weights must be finite; {got}")
+        if tensor.dtype == dtype:
+            if values is not view:
+                view[:] = values
+            continue
+        if tensor.dtype == "bfloat16":
+            values = bfloat16_to_float32(values)
+        with np.errstate(over="ignore"):
+            if dtype == "bfloat16":
+                new = float32_to_bfloat16(values.astype(np.float32))
+            else:
+                new = values.astype(NUMPY[dtype])
+        if not is_finite(new, dtype):
+            got = f"got {np.abs(values).max():.3g} in {name}. Load it as float32 or bfloat16"
+            raise LamaError(f"weights must fit {dtype}; {got}")
+        view[:] = new
+    return out
