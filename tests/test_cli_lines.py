@@ -79,7 +79,9 @@ def test_lines_that_are_all_answered_exit_with_0(monkeypatch, capsys):
 
 def test_line_is_answered_before_the_next_one_comes():
     code = "from lama.cli.lines import answer_lines; answer_lines(lambda texts: texts, 16)"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdin and process.stdout
         for text in ("one\n", "two\n"):
             process.stdin.write(text)

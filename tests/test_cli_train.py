@@ -20,11 +20,16 @@ from helpers import CATS, RUN_FLAGS
 import lama
 from lama.cli import main, make_parser
 from lama.cli import train as cli_train
+from lama.cli import training as cli_training
 from lama.cli.live import LiveLine
-from lama.cli.train import command_line, opening, table
-from lama.training.config import SETTINGS, presets
+from lama.cli.train import losses_table, opening
+from lama.cli.training import command_line
 from lama.training.folder import RunFolder, step_of
+from lama.training.settings import RunConfig, presets
+from lama.training.settings.base import fields_of
 from lama.training.trackers import Tracker
+
+SETTINGS = fields_of(RunConfig)
 
 Result = tuple[int, str, str]
 Command = Callable[..., Result]
@@ -57,7 +62,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Command:
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """No samples and no picture: each costs as much as a short run."""
     monkeypatch.setattr(cli_train, "sample", lambda *_: "")
-    monkeypatch.setattr(cli_train, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(cli_training, "draw_curve", lambda *_: None)
 
 
 def assert_refused(result: Result, code: int, *parts: str) -> None:
@@ -73,29 +78,47 @@ def assert_refused(result: Result, code: int, *parts: str) -> None:
 
 
 def test_train_writes_a_model_that_runs_and_beats_counting(run, cats, out, capfd):
-    code, text, err = run("--corpus", cats, "--out", out, "--steps", 160, "--evaluate-every", 100, *RUN_FLAGS, "-v")
+    code, text, err = run(
+        "--corpus", cats, "--out", out, "--steps", 160, "--evaluate-every", 100, *RUN_FLAGS, "-v"
+    )
     assert code == 0, err
-    for part in ("The corpus: cats.txt", "A window of it", "pattern: what is left after mask and softmax", "What there is to learn"):
+    for part in (
+        "The corpus: cats.txt",
+        "A window of it",
+        "softmax of the scores: each row sums to 1",
+        "What there is to learn",
+    ):
         assert part in text
-    for part in ("step 40: loss ", "step 120: loss ", "step 100: held-out loss ", "metric", "n-gram (2)", f"lama generate -m {out}"):
+    for part in (
+        "step 40: loss ",
+        "step 120: loss ",
+        "step 100: held-out loss ",
+        "metric",
+        "n-gram (2)",
+        f"lama generate -m {out}",
+    ):
         assert part in text
     notes = json.loads((out / "config.json").read_text())["training"]
     losses = notes["heldout_loss_nats_per_token"]
     assert losses["trained"] < losses["bigram"] < losses["untrained"]
     assert notes["command"].startswith(
-        f"lama train --steps 160 --batch-size 6 --accumulation 2 --learning-rate 0.01 --dropout 0.1 --corpus {cats}"
+        "lama train --steps 160 --batch-size 6 --accumulation 2 --learning-rate 0.01 --dropout 0.1 "
+        "--d-model 22 "
     )
     assert main(["generate", "-m", str(out), "-p", "the cat", "-n", "12", "--temperature", "0"]) == 0
     continued = capfd.readouterr().out
     assert continued.startswith("the cat") and set(continued) <= set(CATS)
     # All is there, so there is nothing to go on with, and the folder may be used again.
     code, text, err = run("--resume", out)
-    assert (code, err, text.count("\n")) == (0, "", 1) and text.startswith(f"{out} is finished: 160 steps, held-out loss ")
+    assert (code, err, text.count("\n")) == (0, "", 1) and text.startswith(
+        f"{out} is finished: 160 steps, held-out loss "
+    )
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert_refused(
         run("--corpus", cats, "--out", out),
         2,
-        f"lama: --out holds what lama train wrote before, {out}. Replace it with --restart, or choose another --out",
+        f"lama: --out has earlier output of lama train, {out}. Replace it with --restart, or choose "
+        f"another --out",
     )
     assert run("--corpus", "none", "--out", out, "--restart")[2].startswith(
         f"lama: replacing the run in {out}, which is at step 160 of 160\nlama: a corpus must"
@@ -114,7 +137,8 @@ def test_standard_error_has_plain_lines_where_it_is_no_terminal(run, bare, cats,
     _, text, err = run("--corpus", cats, "--out", out, "--steps", 5, *RUN_FLAGS)
     assert "\r" not in text + err and "\x1b" not in text + err
     lines = [line for line in err.splitlines() if line.startswith("step ")]
-    assert re.fullmatch(r"step 1 of 5: loss \d.\d{3}, rate [\d.e-]+, gradient [\d.]+", lines[0])  # the speed of compiling says nothing
+    # The speed of compiling says nothing.
+    assert re.fullmatch(r"step 1 of 5: loss \d.\d{3}, rate [\d.e-]+, gradient [\d.]+", lines[0])
     assert re.fullmatch(r"step 5 of 5: .*, [\d,]+ tokens/s,( MFU \d+%,)? 00:00 left", lines[-1])
     assert len(lines) == 2  # one in ten seconds, and the last
 
@@ -136,20 +160,28 @@ def test_live_line_in_a_terminal_is_rewritten_now_and_then(monkeypatch):
 
 def test_size_says_what_it_chose_and_flags_come_before_it_and_presets_after(run, cats, out, monkeypatch):
     monkeypatch.setattr("lama.training.run.Run.measure_start", lambda run: None)
-    monkeypatch.setattr(cli_train, "learn", lambda *_: 0)
-    code, text, err = run("shakespeare-char-cpu", "--size", "100K", "--corpus", cats, "--out", out, "--batch-size", 5)
+    monkeypatch.setattr(cli_training, "learn", lambda *_: 0)
+    code, text, err = run(
+        "shakespeare-char-cpu", "--size", "100K", "--corpus", cats, "--out", out, "--batch-size", 5
+    )
     assert code == 0, err
     assert re.search(
-        r"chosen for 100K parameters: --n-layers \d+ --d-model \d+ --n-heads \d+ --learning-rate 0.0016 --batch-size 5\n", text
+        r"chosen for 100K parameters: --n-layers \d+ --d-model \d+ --n-heads \d+ --learning-rate "
+        r"0.0016 --batch-size 5\n",
+        text,
     )
     settings = RunFolder(out).settings()
-    assert settings["d_model"] != 128 and settings["min_learning_rate"] == pytest.approx(0.00016)  # not the preset's
-    assert (settings["tokenizer"], settings["beta2"], settings["warmup"]) == ("character", 0.99, 100)  # the preset's
+    # Not the preset's.
+    assert settings["d_model"] != 128 and settings["min_learning_rate"] == pytest.approx(0.00016)
+    # The preset's.
+    assert (settings["tokenizer"], settings["beta2"], settings["warmup"]) == ("character", 0.99, 100)
 
 
 def test_two_devices_are_named(run, bare, cats, out, monkeypatch):
-    monkeypatch.setattr(cli_train, "watch", lambda *_: None)
-    _, text, err = run("--corpus", cats, "--out", out, "--steps", 7, *RUN_FLAGS, "--accumulation", 1, "--devices", 2)
+    monkeypatch.setattr(cli_training, "watch", lambda *_: None)
+    _, text, err = run(
+        "--corpus", cats, "--out", out, "--steps", 7, *RUN_FLAGS, "--accumulation", 1, "--devices", 2
+    )
     assert "Training: 7 steps of 6 x 19 tokens, shared among CPU, CPU:1\n" in text, err
 
 
@@ -164,14 +196,27 @@ type(Device)._select_device = property(look)
 from lama.cli import main
 main(sys.argv[1:])
 """
-    command = [sys.executable, "-c", code, "train", "--corpus", cats, "--out", str(out), *RUN_FLAGS, "--steps", "2", *flags]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        "--corpus",
+        cats,
+        "--out",
+        str(out),
+        *RUN_FLAGS,
+        "--steps",
+        "2",
+        *flags,
+    ]
     clean = {name: value for name, value in os.environ.items() if name != "DEV"}
     done = subprocess.run(command, env=clean, capture_output=True, text=True)
     assert "looked for a device" not in done.stderr and (out / "config.json").is_file(), done.stderr
 
 
 def test_corpus_comes_from_standard_input_or_a_pattern(run, cats, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_train, "learn", lambda *_: 0)
+    monkeypatch.setattr(cli_training, "learn", lambda *_: 0)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CATS.encode())))
     for i, corpus in enumerate(("-", f"{tmp_path}/*.txt")):
         code, text, err = run("--corpus", corpus, "--out", tmp_path / str(i), *RUN_FLAGS)
@@ -190,7 +235,9 @@ def default_signals() -> None:
 def begin(*argv: object) -> "subprocess.Popen[bytes]":
     """A new process; Ctrl-C reaches it as it would in a terminal."""
     command = [sys.executable, "-m", "lama", "train", *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals
+    )
 
 
 def wait_for(process: "subprocess.Popen[bytes]", words: bytes) -> None:
@@ -205,7 +252,11 @@ def wait_for(process: "subprocess.Popen[bytes]", words: bytes) -> None:
 def assert_stopped(code: int, err: str, number: signal.Signals, steps: int, out: Path) -> int:
     """After which step."""
     (line,) = [line for line in err.splitlines() if line.startswith("lama: ")]
-    found = re.fullmatch(rf"lama: stopped by {number.name} after step (\d+) of {steps}; go on with: lama train --resume {out}", line)
+    found = re.fullmatch(
+        rf"lama: stopped by {number.name} after step (\d+) of {steps}; resume with: lama train "
+        rf"--resume {out}",
+        line,
+    )
     assert found, line
     assert code == 128 + number and "Traceback" not in err
     assert "stopping after this step; once more to stop at once\n" in err
@@ -223,21 +274,30 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(run, cats, out):
     assert_refused(
         run("--corpus", cats, "--out", out),
         2,
-        f"lama: --out holds an unfinished run, {out}, at step {step} of 1000000: go on with it, lama train --resume {out}, "
-        "lose it with --restart, or choose another --out",
+        f"lama: --out holds an unfinished run, {out}, at step {step} of 1000000: resume it with lama "
+        f"train --resume {out}, "
+        "replace it with --restart, or choose another --out",
     )
 
 
 def test_sigterm_does_as_ctrl_c_and_resume_goes_on_to_the_end(run, bare, cats, out, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)
+        patch.setattr(
+            LiveLine,
+            "step",
+            lambda line, step, text: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None,
+        )
         code, _, err = run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS)
     assert assert_stopped(code, err, signal.SIGTERM, 3, out) == 2
     code, text, err = run("--resume", out)
-    assert code == 1 and err.splitlines()[-1].startswith("lama: the trained model must beat the bigram baseline")
+    assert code == 1 and err.splitlines()[-1].startswith(
+        "lama: the trained model must beat the bigram baseline"
+    )
     assert f"Resumed after step 2 of 3: {out}\n" in text and "step 3: held-out loss" in text
     assert [record["step"] for record in RunFolder(out).read_log() if "loss" in record] == [1, 2, 3]
-    assert json.loads((out / "config.json").read_text())["training"]["command"].startswith("lama train --steps 3 ")
+    assert json.loads((out / "config.json").read_text())["training"]["command"].startswith(
+        "lama train --steps 3 "
+    )
 
 
 def test_closed_terminal_does_as_ctrl_c(cats, out):
@@ -246,7 +306,20 @@ def test_closed_terminal_does_as_ctrl_c(cats, out):
     if child == 0:
         default_signals()
         os.execv(
-            sys.executable, [sys.executable, "-m", "lama", "train", "--corpus", cats, "--out", str(out), "--steps", "1000000", *RUN_FLAGS]
+            sys.executable,
+            [
+                sys.executable,
+                "-m",
+                "lama",
+                "train",
+                "--corpus",
+                cats,
+                "--out",
+                str(out),
+                "--steps",
+                "1000000",
+                *RUN_FLAGS,
+            ],
         )
     said = b""
     while b"compiling the training step" not in said:  # from then on a signal lets the step end
@@ -259,7 +332,9 @@ def test_closed_terminal_does_as_ctrl_c(cats, out):
 
 
 def test_training_under_nohup_does_not_end_with_its_terminal(run, bare, cats, out, monkeypatch):
-    monkeypatch.setattr(LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGHUP) if step == 2 else None)
+    monkeypatch.setattr(
+        LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGHUP) if step == 2 else None
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS)
@@ -275,11 +350,14 @@ def test_closed_pipe_loses_no_step(cats, out):
     process.wait(timeout=120)
     assert process.returncode == 141
     (checkpoint,) = RunFolder(out).checkpoints()
-    assert step_of(checkpoint) >= 50 and f"go on with: lama train --resume {out}\n" in process.stderr.read().decode()
+    assert (
+        step_of(checkpoint) >= 50
+        and f"resume with: lama train --resume {out}\n" in process.stderr.read().decode()
+    )
 
 
 def test_sigterm_before_the_training_leaves_no_folder(run, cats, out, monkeypatch):
-    monkeypatch.setattr(cli_train, "tokenizing", lambda pieces: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(cli_training, "tokenizing", lambda pieces: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
     assert_refused(run("--corpus", cats, "--out", out), 128 + signal.SIGTERM, "lama: terminated")
     assert not out.exists() and signal.getsignal(signal.SIGTERM) is handler
@@ -290,9 +368,15 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lama.training.trackers.import_tracker", lambda kind: None)
-    monkeypatch.setattr("lama.training.trackers.open_tracker", lambda *_: Tracker(full, lambda: pytest.fail("closed, though it failed")))
+    monkeypatch.setattr(
+        "lama.training.trackers.open_tracker",
+        lambda *_: Tracker(full, lambda: pytest.fail("closed, though it failed")),
+    )
     _, _, err = run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS, "--track", "wandb")
-    assert err.count("lama: wandb takes no more, and the run goes on without it: [Errno 28] No space left on device\n") == 1
+    assert (
+        err.count("lama: wandb logging failed; continuing without it: [Errno 28] No space left on device\n")
+        == 1
+    )
     assert [record["step"] for record in RunFolder(out).read_log() if "loss" in record] == [1, 2, 3]
 
 
@@ -308,27 +392,60 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--d-model", "30"], "d_model must be a multiple of n_heads; got d_model=30, n_heads=4"),
         (["--learning-rate", "0"], "learning_rate must be above 0; got 0.0"),
         (["--seed", "-1"], "seed must be at least 0; got -1"),
-        (["--tokenizer", "words"], "tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'"),
+        (
+            ["--tokenizer", "words"],
+            "tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'",
+        ),
         (["--schedule", "cosin"], "argument --schedule: invalid choice: 'cosin'"),
-        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate. Did you mean --learning-rate? See lama train --help"),
-        (["--lerning-rate=1"], "unrecognized arguments: --lerning-rate=1. Did you mean --learning-rate? See lama train --help"),
-        (["--step", "3"], "unrecognized arguments: --step. Did you mean --steps? See lama train --help"),  # nothing is abbreviated
-        (["gpt3"], "a preset must be gpt2, shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, or a .toml file; got 'gpt3'. Did you"),
+        (
+            ["--lerning-rate", "1"],
+            "unrecognized arguments: --lerning-rate. Did you mean --learning-rate? See lama train --help",
+        ),
+        (
+            ["--lerning-rate=1"],
+            "unrecognized arguments: --lerning-rate=1. Did you mean --learning-rate? See lama train --help",
+        ),
+        # Nothing is abbreviated.
+        (["--step", "3"], "unrecognized arguments: --step. Did you mean --steps? See lama train --help"),
+        (
+            ["gpt3"],
+            "a preset must be gpt2, shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, or a "
+            ".toml file; got 'gpt3'. Did you",
+        ),
         (["--size", "big"], "size must be a number of parameters such as 800K, 10M or 1.5B; got 'big'"),
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),
-        (["--size", "1M", "--from", "gpt2"], "size and from must not be given together; got --size 1M and --from gpt2"),
+        (
+            ["--size", "1M", "--from", "gpt2"],
+            "size and from must not be given together; got --size 1M and --from gpt2",
+        ),
         (["--devices", "CPU,ABACUS"], "got 'ABACUS' (unknown)"),
         (["--devices", "0"], "devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got 0"),
-        (["--devices", "CPU,CPU:0"], "devices must be a number, or names such as CPU:0,CPU:1, each once; got 'CPU,CPU:0'"),
-        (["--devices", "CPU:1,CPU:2"], "devices must begin with the first of their kind, CPU; got 'CPU:1,CPU:2'"),
-        (["--devices", "5"], "batch_size must be a multiple of devices x accumulation; got batch_size=12, 5 devices, accumulation=1"),
+        (
+            ["--devices", "CPU,CPU:0"],
+            "devices must be a number, or names such as CPU:0,CPU:1, each once; got 'CPU,CPU:0'",
+        ),
+        (
+            ["--devices", "CPU:1,CPU:2"],
+            "devices must begin with the first of their kind, CPU; got 'CPU:1,CPU:2'",
+        ),
+        (
+            ["--devices", "5"],
+            "batch_size must be a multiple of devices x accumulation; got batch_size=12, 5 devices, "
+            "accumulation=1",
+        ),
         (["--device", "ABACUS"], "device must be one that tinygrad can open here"),
         (["--record", ""], "--record must not be empty; give some text, or leave it out"),
         (["--from", ""], "--from must not be empty; give some text, or leave it out"),
-        (["--record", "a", "--record-heads", ""], "--record-heads must not be empty; give some text, or leave it out"),
+        (
+            ["--record", "a", "--record-heads", ""],
+            "--record-heads must not be empty; give some text, or leave it out",
+        ),
         (["--size", ""], "size must be a number of parameters such as 800K, 10M or 1.5B; got ''"),
         (["--devices", ""], "devices must be a number, or names such as CPU:0,CPU:1, each once; got ''"),
-        (["--min-learning-rate", "0.1"], "min_learning_rate must be at most learning_rate; got min_learning_rate=0.1, learning_rate=0.002"),
+        (
+            ["--min-learning-rate", "0.1"],
+            "min_learning_rate must be at most learning_rate; got min_learning_rate=0.1, learning_rate=0.002",
+        ),
     ],
 )
 def test_wrong_usage_exits_2_and_leaves_no_folder(run, cats, out, argv, message):
@@ -339,13 +456,20 @@ def test_wrong_usage_exits_2_and_leaves_no_folder(run, cats, out, argv, message)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got {path}: No such file or directory"),
+        (
+            None,
+            "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got "
+            "{path}: No such file or directory",
+        ),
         (b"", "a corpus must hold some text; got an empty file, {path}"),
         (b" \n\n ", "a corpus must hold some text; got an empty file, {path}"),
         (b"text\x00text", "a corpus must be text; got byte 0x00 at offset 4 of {path}"),
         (b"caf\xe9 text", "a corpus must be UTF-8 text; got byte 0xe9 at offset 3 of {path}"),
         (b"too short", "the training part of the corpus must be longer than context_length; got 8 tokens"),
-        (b"too short. " * 20, "the held-out part of the corpus must be longer than context_length; got 22 tokens"),
+        (
+            b"too short. " * 20,
+            "the held-out part of the corpus must be longer than context_length; got 22 tokens",
+        ),
     ],
 )
 def test_corpus_that_cannot_be_used_is_refused_and_leaves_no_folder(run, out, tmp_path, content, message):
@@ -358,30 +482,45 @@ def test_corpus_that_cannot_be_used_is_refused_and_leaves_no_folder(run, out, tm
 
 def test_out_that_would_lose_something_is_refused(run, cats, tmp_path):
     assert_refused(run("--corpus", cats, "--out", cats), 2, f"--out must be a folder; got the file {cats}")
-    assert_refused(run("--corpus", cats, "--out", tmp_path), 2, "--out must be a new folder", "holds other things: cats.txt")
+    assert_refused(
+        run("--corpus", cats, "--out", tmp_path),
+        2,
+        "--out must be a new or empty folder",
+        "has other files: cats.txt",
+    )
     (tmp_path / "config.json").touch()  # some model's
-    assert_refused(run("--corpus", cats, "--out", tmp_path), 2, "holds other things: cats.txt, config.json")
+    assert_refused(run("--corpus", cats, "--out", tmp_path), 2, "has other files: cats.txt, config.json")
     below = Path(cats) / "below"
-    assert_refused(run("--corpus", cats, "--out", below), 1, f"--out must be a folder that can be written; got {below}")
+    assert_refused(
+        run("--corpus", cats, "--out", below), 1, f"--out must be a folder that can be written; got {below}"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_out_that_is_read_only_is_refused(run, cats, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
-    assert_refused(run("--corpus", cats, "--out", tmp_path / "closed" / "out"), 1, "--out must be a folder that can be written")
+    assert_refused(
+        run("--corpus", cats, "--out", tmp_path / "closed" / "out"),
+        1,
+        "--out must be a folder that can be written",
+    )
 
 
 @pytest.mark.parametrize("argv", [["gpt2"], ["--out", "x"], ["--size", "1M"], ["--restart"]])
 def test_resume_takes_all_from_its_folder(run, out, argv):
-    assert_refused(run(*argv, "--resume", out), 2, f"--resume must stand without {argv[0]}: all is taken from the run's own folder")
+    assert_refused(
+        run(*argv, "--resume", out),
+        2,
+        f"--resume must stand without {argv[0]}: all is taken from the run's own folder",
+    )
 
 
 def test_default_folder_of_a_finished_run_stays_and_another_is_said(run, bare, cats, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_train, "watch", lambda *_: None)
+    monkeypatch.setattr(cli_training, "watch", lambda *_: None)
     for out in ("gpt", "gpt-2"):
         _, _, err = run("--corpus", cats, "--steps", 3, *RUN_FLAGS)
-        assert ("lama: out/gpt stays as it is: writing to out/gpt-2\n" in err) == (out == "gpt-2")
+        assert ("lama: out/gpt is not changed: writing to out/gpt-2\n" in err) == (out == "gpt-2")
         (tmp_path / "out" / out / "config.json").write_text("{}")  # a model
     before = (tmp_path / "out" / "gpt" / "settings.toml").read_bytes()
     assert "seed = 5 " not in before.decode()
@@ -390,15 +529,27 @@ def test_default_folder_of_a_finished_run_stays_and_another_is_said(run, bare, c
 
 
 def test_restart_of_an_unfinished_run_with_damaged_settings(run, bare, cats, out, monkeypatch):
-    monkeypatch.setattr(LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None)
+    monkeypatch.setattr(
+        LiveLine, "step", lambda line, step, text: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None
+    )
     run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS)
     (out / "settings.toml").write_text('steps = "abc"')
-    assert_refused(run("--corpus", cats, "--out", out), 2, f"--out holds what lama train wrote before, {out}. Replace it with --restart")
+    assert_refused(
+        run("--corpus", cats, "--out", out),
+        2,
+        f"--out has earlier output of lama train, {out}. Replace it with --restart",
+    )
     assert run("--corpus", cats, "--out", out, "--steps", 3, *RUN_FLAGS, "--restart")[0] == 130
     (out / "lama.json").unlink()  # of an earlier version
-    assert_refused(run("--corpus", cats, "--out", out), 2, f"--out holds an unfinished run, {out}, at step 2 of 3")
+    assert_refused(
+        run("--corpus", cats, "--out", out), 2, f"--out holds an unfinished run, {out}, at step 2 of 3"
+    )
     (out / "settings.toml").write_text('steps = "abc"')
-    assert_refused(run("--corpus", cats, "--out", out, "--restart"), 2, "which holds other things: checkpoints, config.json")
+    assert_refused(
+        run("--corpus", cats, "--out", out, "--restart"),
+        2,
+        "which has other files: checkpoints, config.json",
+    )
 
 
 def test_resume_of_another_folder_leaves_it_as_it_was(run, tmp_path):
@@ -409,29 +560,52 @@ def test_resume_of_another_folder_leaves_it_as_it_was(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["{}"], ["--tokenizer", "{}"], ["--resume", "{}"], ["--from", "{}"], ["--out", "{}"], ["--corpus", "{}"]]
+    "words",
+    [
+        ["{}"],
+        ["--tokenizer", "{}"],
+        ["--resume", "{}"],
+        ["--from", "{}"],
+        ["--out", "{}"],
+        ["--corpus", "{}"],
+    ],
 )
 def test_name_that_is_too_long_is_one_short_line(run, cats, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     code, text, err = run("--corpus", cats, *(word.format("a sentence " * 50) for word in words))
-    assert code in (1, 2) and text == "" and err.startswith("lama: ") and err.count("\n") == 1 and len(err) < 400
+    assert (
+        code in (1, 2) and text == "" and err.startswith("lama: ") and err.count("\n") == 1 and len(err) < 400
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["cats.txt"]
 
 
 def test_tracker_that_is_not_installed_is_refused_before_the_work(run, cats, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    assert_refused(run("--corpus", cats, "--out", out, "--track", "trackio"), 1, "needs the package trackio", "Run: pip install trackio")
+    assert_refused(
+        run("--corpus", cats, "--out", out, "--track", "trackio"),
+        1,
+        "needs the package trackio",
+        "Run: pip install trackio",
+    )
     assert not out.exists()
 
 
 def test_resume_without_a_run_is_refused(run, out):
-    assert_refused(run("--resume", out), 1, f"a run to resume must have settings.toml; got none in {out}. Is it the --out of a lama train?")
+    assert_refused(
+        run("--resume", out),
+        1,
+        f"a run to resume must have settings.toml; got none in {out}. Is it the --out of a lama train?",
+    )
 
 
 def test_resume_without_a_checkpoint_is_refused(run, cats, out, monkeypatch):
-    monkeypatch.setattr(cli_train, "learn", lambda *_: 0)
+    monkeypatch.setattr(cli_training, "learn", lambda *_: 0)
     assert run("--corpus", cats, "--out", out, *RUN_FLAGS)[0] == 0
-    assert_refused(run("--resume", out), 1, f"must have a checkpoint; got none in {out}. Start it again: lama train {out}/settings.toml")
+    assert_refused(
+        run("--resume", out),
+        1,
+        f"must have a checkpoint; got none in {out}. Start it again: lama train {out}/settings.toml",
+    )
 
 
 # --- the parts
@@ -445,7 +619,17 @@ def test_help_names_every_setting_and_preset(capsys):
     text = re.sub(r"-\n\s+", "-", text)  # a name that was broken at the end of a line
     for name in SETTINGS:
         assert (f"--{name.replace('_', '-')} " if name != "initial" else "--from ") in text.replace(",", " ")
-    for word in (*presets(), "--out", "--resume", "--restart", "--size", "--device", "--devices", "--track", "--verbose"):
+    for word in (
+        *presets(),
+        "--out",
+        "--resume",
+        "--restart",
+        "--size",
+        "--device",
+        "--devices",
+        "--track",
+        "--verbose",
+    ):
         assert word in text
     assert err == ""
 
@@ -458,7 +642,8 @@ def test_opening_is_a_prompt_that_the_corpus_can_spell():
 
 
 def test_table_gives_loss_bits_and_perplexity():
-    lines = [[cell.strip() for cell in line.split("|")] for line in table(math.log(256), 2.5, 0.6931, 0.5).splitlines()]
+    losses = {"untrained": math.log(256), "n-gram (2)": 2.5, "trained": 0.6931}
+    lines = [[cell.strip() for cell in line.split("|")] for line in losses_table(losses, 0.5).splitlines()]
     assert lines == [
         ["metric", "untrained", "n-gram (2)", "trained"],
         ["loss, nats per token", "5.545", "2.500", "0.693"],
@@ -470,7 +655,19 @@ def test_table_gives_loss_bits_and_perplexity():
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--steps", "7", "--seed", "3", "--corpus", "a b.txt", "*.md", "--bias", "--no-tied", "--learning-rate", "1e-05"],
+        [
+            "--steps",
+            "7",
+            "--seed",
+            "3",
+            "--corpus",
+            "a b.txt",
+            "*.md",
+            "--bias",
+            "--no-tied",
+            "--learning-rate",
+            "1e-05",
+        ],
         ["gpt2", "--size", "10M", "--devices", "2", "--from", "lama-bytes", "--recompute"],
     ],
 )

@@ -16,6 +16,7 @@ from lama.data import corpora, default_corpus, open_corpus, packages, read_corpu
 from lama.data.corpora import last_boundary
 from lama.errors import LamaError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, train_bpe
+from lama.tokenizers.base import Common
 from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, ranks_of
 
 SOURCE = Path(__file__).read_text(encoding="utf-8")
@@ -50,7 +51,9 @@ def library(tmp_path):
 
 def test_default_corpus_is_the_whole_king_james_bible():
     corpus = default_corpus()
-    assert corpus.text.startswith("Genesis 1\n\nIn the beginning God created the heaven and the earth.\nAnd the earth was")
+    assert corpus.text.startswith(
+        "Genesis 1\n\nIn the beginning God created the heaven and the earth.\nAnd the earth was"
+    )
     assert corpus.text.endswith("The grace of our Lord Jesus Christ be with you all. Amen.\n\n")
     assert corpus.n_characters == corpus.n_bytes == len(corpus.text) == 4_152_810
     assert corpus.text.isascii()
@@ -73,7 +76,9 @@ def test_open_corpus_without_sources_is_the_default_one():
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """The URL of tinyshakespeare leads to this machine; `served["text"]` is what is sent, `served["requests"]` how often."""
+    """The URL of tinyshakespeare leads to this machine; `served["text"]` is what is sent,
+    `served["requests"]` how often.
+    """
     state = {"text": b"First Citizen:\nSpeak.\n", "requests": 0}
 
     class Handler(BaseHTTPRequestHandler):
@@ -110,7 +115,10 @@ def test_tinyshakespeare_is_downloaded_once(served, tmp_path, capfd):
 
 def test_tinyshakespeare_that_was_changed_is_refused_and_not_kept(served, tmp_path):
     served["text"] += b"More."
-    with pytest.raises(LamaError, match=r"got another text from http://127\S+/input.txt\. If you have the file, give its path"):
+    with pytest.raises(
+        LamaError,
+        match=r"got another text from http://127\S+/input.txt\. If you have the file, give its path",
+    ):
         open_corpus(["tinyshakespeare"])
     assert list((tmp_path / "cache" / "lama" / "corpora").iterdir()) == []
 
@@ -118,7 +126,9 @@ def test_tinyshakespeare_that_was_changed_is_refused_and_not_kept(served, tmp_pa
 def test_tinyshakespeare_offline_says_to_give_the_file(served, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     with pytest.raises(
-        LamaError, match=r"^tinyshakespeare must be in \S+corpora or downloadable; got ConnectionError from http.* its path"
+        LamaError,
+        match=r"^tinyshakespeare must be in \S+corpora or downloadable; got ConnectionError from "
+        r"http.* its path",
     ):
         open_corpus(["tinyshakespeare"])
 
@@ -133,7 +143,11 @@ def test_tinyshakespeare_is_pinned_to_the_known_text():
     if not path.exists():
         pytest.skip("tinyshakespeare.txt is not on this machine")
     corpus = read_corpus(path)
-    assert (corpus.digest(), corpus.n_characters, len(corpus.characters())) == (corpora.SHAKESPEARE_SHA256, 1_115_394, 65)
+    assert (corpus.digest(), corpus.n_characters, len(corpus.characters())) == (
+        corpora.SHAKESPEARE_SHA256,
+        1_115_394,
+        65,
+    )
 
 
 # --- files
@@ -208,7 +222,11 @@ def test_a_file_whose_name_looks_like_a_pattern_is_taken(tmp_path):
 
 def test_open_corpus_joins_its_sources_in_order(library):
     corpus = open_corpus([str(library / "c.md"), "kjv", str(library / "*.txt")])
-    assert [document.name for document in corpus.documents] == [str(library / "c.md"), "King James Bible", str(library / "a.txt")]
+    assert [document.name for document in corpus.documents] == [
+        str(library / "c.md"),
+        "King James Bible",
+        str(library / "a.txt"),
+    ]
     assert corpus.name == f"c.md and King James Bible, {library / '*.txt'}"
     assert corpus.licence.startswith("unknown; text in the public domain")
     assert corpus.n_characters == len("third") + 4_152_810 + len("first")
@@ -262,7 +280,9 @@ def test_standard_input_that_is_empty_is_named(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_read_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen([sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'w').write('through a pipe')"]):
+    with subprocess.Popen(
+        [sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'w').write('through a pipe')"]
+    ):
         corpus = open_corpus([str(tmp_path / "pipe")])
     assert corpus.text == corpus.text == "through a pipe"
 
@@ -273,7 +293,8 @@ def test_a_pipe_is_read_once(tmp_path):
 def test_last_boundary_is_before_a_space_after_a_letter():
     assert last_boundary("one two, three") == 3
     assert last_boundary("one two three ") == len("one two three")
-    assert last_boundary("one  two") == 3  # the second space begins a word, but the first ends none of the second's
+    # The second space begins a word, but the first ends none of the second's.
+    assert last_boundary("one  two") == 3
 
 
 def test_last_boundary_is_else_before_other_white_space():
@@ -289,7 +310,23 @@ def test_last_boundary_is_else_the_end():
 
 def random_text(seed: int) -> str:
     rng = random.Random(seed)
-    words = ["the", "it's", "'ll", "12", "3.5", "東京", "naïve", "...", "{", "};", "\u0301", "\x1c", "\u00a0", "<|endoftext|>", "<mask>"]
+    words = [
+        "the",
+        "it's",
+        "'ll",
+        "12",
+        "3.5",
+        "東京",
+        "naïve",
+        "...",
+        "{",
+        "};",
+        "\u0301",
+        "\x1c",
+        "\u00a0",
+        "<|endoftext|>",
+        "<mask>",
+    ]
     spaces = [" ", " ", " ", "\n", "\n\n", "  ", "\t", "\r\n", " \n ", "\u3000", "", "\x85", "   \n\n\n"]
     return "".join(rng.choice(words) + rng.choice(spaces) for _ in range(400))
 
@@ -301,8 +338,8 @@ def tokenizers() -> dict[str, object]:
         "characters": CharacterTokenizer("".join(random_text(seed) for seed in range(20)) + SOURCE),
         "gpt2": gpt2_tokenizer(),
         "trained": train_bpe(SOURCE, 500),
-        "strips": BytePairTokenizer(ranks_of([]), added, 257),
-        "prefix": BytePairTokenizer(ranks_of([]), added, 257, add_prefix_space=True),
+        "strips": BytePairTokenizer(ranks_of([]), added, Common(257)),
+        "prefix": BytePairTokenizer(ranks_of([]), added, Common(257), add_prefix_space=True),
     }
 
 
@@ -317,7 +354,8 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole(kind):
         for size in (1, 64, 100, 257, 1000, 10**6):
             pieces = list(document.pieces(size))
             assert "".join(pieces) == text and all(pieces)
-            if size >= (257 if kind == "strips" else 100):  # more than SOURCE has without white space, for "strips" after a letter
+            # More than SOURCE has without white space, for "strips" after a letter.
+            if size >= (257 if kind == "strips" else 100):
                 assert [i for piece in pieces for i in tokenizer.encode(piece)] == whole
         assert len(list(document.pieces(64))) > 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lama.data import batch, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, split
+from lama.data import batch, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, split_tail
 from lama.errors import LamaError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer
 
@@ -19,10 +19,10 @@ def test_encode_corpus_uses_the_smallest_numbers():
 
 
 def test_split_keeps_the_end_for_validation():
-    train, validation = split(np.arange(29))
+    train, validation = split_tail(np.arange(29))
     assert (train.tolist(), validation.tolist()) == (list(range(26)), [26, 27, 28])
     with pytest.raises(ValueError, match=r"validation=1\.0"):
-        split(np.arange(29), 1.0)
+        split_tail(np.arange(29), 1.0)
 
 
 def test_batch_targets_are_the_next_tokens():
@@ -63,7 +63,9 @@ def test_evaluation_windows_are_spread_when_limited():
     assert len(evaluation_windows(np.arange(31), context_length=3, limit=99)[0]) == 10
 
 
-@pytest.mark.parametrize("cut", [lambda data: batch(data, 0, 0, 2, 7), lambda data: evaluation_windows(data, 7)])
+@pytest.mark.parametrize(
+    "cut", [lambda data: batch(data, 0, 0, 2, 7), lambda data: evaluation_windows(data, 7)]
+)
 def test_windows_refuse_a_corpus_shorter_than_one(cut):
     cut(np.arange(8))
     with pytest.raises(LamaError, match=r"got 7 tokens .*context_length=7"):
@@ -81,7 +83,8 @@ def test_unigram_loss_equals_the_hand_computed_one():
 
 
 def test_bigram_loss_equals_the_hand_computed_one():
-    expected = -(math.log(2.1 / 3.3) + math.log(0.1 / 2.3)) / 2  # 0 is followed three times, by 1 twice; 1 twice, never by 2
+    # 0 is followed three times, by 1 twice; 1 twice, never by 2.
+    expected = -(math.log(2.1 / 3.3) + math.log(0.1 / 2.3)) / 2
     assert ngram_loss(TRAIN, HELD_OUT, 2, 3) == pytest.approx(expected)
 
 
@@ -124,6 +127,6 @@ def test_ngram_losses_of_tinyshakespeare_are_the_known_ones():
     if not path.exists():
         pytest.skip("tinyshakespeare.txt is not on this machine")
     text = path.read_text(encoding="utf-8")
-    train, held_out = split(encode_corpus(CharacterTokenizer(text), text))
+    train, held_out = split_tail(encode_corpus(CharacterTokenizer(text), text))
     losses = [ngram_loss(train, held_out, n, 65) for n in range(5)]
     np.testing.assert_allclose(losses, [4.174, 3.347, 2.484, 2.046, 1.784], atol=5e-4)

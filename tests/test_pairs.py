@@ -1,4 +1,6 @@
-"""Pairs: the tasks, their splits, their tokenizers, the arrays that a model learns from, and that it does learn."""
+"""Pairs: the tasks, their splits, their tokenizers, the arrays that a model learns from, and that it does
+learn.
+"""
 
 import math
 import re
@@ -9,19 +11,31 @@ import pytest
 from tinygrad import Tensor
 
 from lama.checkpoints import load_tokenizer, save
-from lama.data.pairs import encode_pairs, pair_arrays, pair_baselines, pair_batches, read_pairs, split_pairs, unigram_loss
+from lama.data.pairs import (
+    encode_pairs,
+    pair_arrays,
+    pair_baselines,
+    pair_batches,
+    read_pairs,
+    split_pairs,
+    unigram_loss,
+)
 from lama.data.tasks import TASKS, in_digits, in_words
 from lama.errors import LamaError, UsageError
 from lama.interp.attention import draw_pattern
 from lama.interp.cross_attention import cross_patterns, focus
-from lama.kernels import cross_entropy
-from lama.models.transformer import Transformer, TransformerConfig
+from lama.models.encoder_decoder import Transformer, TransformerConfig
+from lama.ops import cross_entropy
 from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer, tokenizer_from_json
-from lama.training.config import TrainingConfig
+from lama.training.folder import RunFolder
+from lama.training.loop import Step
 from lama.training.loss import Evaluator, pair_loss
-from lama.training.pair_settings import TASK_SETTINGS, PairSettings
-from lama.training.pairs import PairTrainer, pair_model
+from lama.training.pairs import PairSession, pair_model
+from lama.training.rows import Rows
 from lama.training.schedule import learning_rate
+from lama.training.session import Parts
+from lama.training.settings.base import TrainingConfig
+from lama.training.settings.pairs import PRESETS, PairSettings
 
 PAIRS = [("abc", "cba"), ("ab", "ba"), ("a", "a"), ("abcd", "dcba"), ("bd", "db")]
 TOKENIZER = PairTokenizer(CharacterTokenizer("abcd"))
@@ -42,8 +56,8 @@ def test_task_has_distinct_sources_and_disjoint_parts(name):
 
 
 def test_tasks_are_those_that_have_settings():
-    assert TASKS.keys() == TASK_SETTINGS.keys()
-    for settings in TASK_SETTINGS.values():
+    assert TASKS.keys() == PRESETS.keys()
+    for settings in PRESETS.values():
         PairSettings(**settings)
 
 
@@ -60,8 +74,15 @@ def test_tasks_are_right():
     for source, target in TASKS["dates"].make():
         year, month, day = source.split("-")
         found = re.fullmatch(r"(\d\d)/(...)/(\d\d)(\d\d)", target)
-        assert found and (found[1], found[4]) == (day, year) and found[3] == ("19" if int(year) >= 74 else "20")
-        assert found[2] == ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][int(month) - 1]
+        assert (
+            found and (found[1], found[4]) == (day, year) and found[3] == ("19" if int(year) >= 74 else "20")
+        )
+        assert (
+            found[2]
+            == ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][
+                int(month) - 1
+            ]
+        )
 
 
 @pytest.mark.parametrize(
@@ -120,10 +141,22 @@ def test_file_of_pairs_is_refused(tmp_path: Path, text: bytes, message: str):
 
 def test_words_are_tokens_and_others_are_spelled():
     tokenizer = WordTokenizer.of(["two hundred", "two hundred 42", "Ümlaut, so-so: 42"])
-    assert [tokenizer.entries[i] for i in tokenizer.encode("two hundred tow 42")] == ["two", " hundred", " ", "t", "o", "w", " ", "4", "2"]
+    assert [tokenizer.entries[i] for i in tokenizer.encode("two hundred tow 42")] == [
+        "two",
+        " hundred",
+        " ",
+        "t",
+        "o",
+        "w",
+        " ",
+        "4",
+        "2",
+    ]
     for text in ("two hundred", "42 Ümlaut, so-so", "", "  two"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    with pytest.raises(LamaError, match="text must be made of characters that the model has seen; got 'f' in 'fox'"):
+    with pytest.raises(
+        LamaError, match="text must be made of characters that the model has seen; got 'f' in 'fox'"
+    ):
         tokenizer.encode("fox")
     with pytest.raises(LamaError, match="token ids must be in the tokenizer's vocabulary"):
         tokenizer.decode([tokenizer.vocab_size])
@@ -137,7 +170,11 @@ def test_pair_tokenizer_makes_room_for_three():
 @pytest.mark.parametrize("inner", [CharacterTokenizer("abc"), WordTokenizer.of(["ab cd", "ab"])])
 def test_pair_tokenizer_comes_back(tmp_path: Path, inner):
     tokenizer = PairTokenizer(inner)
-    save(tmp_path, Transformer(TransformerConfig(tokenizer.vocab_size, d_model=4, n_heads=1, n_encoder_layers=1)), tokenizer)
+    save(
+        tmp_path,
+        Transformer(TransformerConfig(tokenizer.vocab_size, d_model=4, n_heads=1, n_encoder_layers=1)),
+        tokenizer,
+    )
     assert load_tokenizer(tmp_path).encode("ab") == tokenizer.encode("ab")
 
 
@@ -183,14 +220,24 @@ def test_batches_go_through_all_pairs_in_each_epoch():
 
 def test_baselines_by_hand():
     learned = [("a", "x"), ("b", "x"), ("c", "y")]
-    assert pair_baselines(learned, [("d", "d"), ("e", "x"), ("f", "z"), ("g", "g")]) == {"copying": 0.5, "commonest target": 0.25}
+    assert pair_baselines(learned, [("d", "d"), ("e", "x"), ("f", "z"), ("g", "g")]) == {
+        "copying": 0.5,
+        "commonest target": 0.25,
+    }
     assert pair_baselines(learned, [("d", "d")]) == {"commonest target": 0.0}  # copying is the task itself
     tokenizer = PairTokenizer(CharacterTokenizer("xyabc"))
     data = encode_pairs(learned, tokenizer)
     counts = np.full(tokenizer.vocab_size, 0.1)
     counts[[tokenizer.end, *tokenizer.encode("xy")]] += 3, 2, 1
     p = counts / counts.sum()
-    expected = -(3 * math.log(p[2]) + 2 * math.log(p[tokenizer.encode("x")[0]]) + math.log(p[tokenizer.encode("y")[0]])) / 6
+    expected = (
+        -(
+            3 * math.log(p[2])
+            + 2 * math.log(p[tokenizer.encode("x")[0]])
+            + math.log(p[tokenizer.encode("y")[0]])
+        )
+        / 6
+    )
     assert unigram_loss(data, data, tokenizer.vocab_size) == pytest.approx(expected)
 
 
@@ -200,12 +247,18 @@ def test_label_smoothings_floor_is_the_entropy_of_the_smoothed_target():
         q[4] += 1 - epsilon
         logits = Tensor(np.log(q)[None].astype(np.float32))
         loss = cross_entropy(logits, Tensor([4]), epsilon).mean()
-        assert loss.item() == pytest.approx(floor, abs=1e-3) == pytest.approx(-(q * np.log(q)).sum(), abs=1e-3)
+        assert (
+            loss.item() == pytest.approx(floor, abs=1e-3) == pytest.approx(-(q * np.log(q)).sum(), abs=1e-3)
+        )
         assert np.abs(loss.gradient(logits)[0].numpy()).max() < 1e-5  # and it cannot be lowered
     surer = q.copy()
     surer[4] = 1 - 1e-9 * v
     assert (
-        cross_entropy(Tensor(np.log(np.full(v, 1e-9) + (np.arange(v) == 4) * surer)[None].astype(np.float32)), Tensor([4]), 0.1).item()
+        cross_entropy(
+            Tensor(np.log(np.full(v, 1e-9) + (np.arange(v) == 4) * surer)[None].astype(np.float32)),
+            Tensor([4]),
+            0.1,
+        ).item()
         > 1.5
     )
 
@@ -222,62 +275,68 @@ def test_noam_schedule_has_the_papers_values():
 # --- learning
 
 
-SETTINGS = {"steps": 150, "batch_size": 5, "learning_rate": 5e-3, "warmup": 10, "d_model": 24, "n_layers": 1, "n_heads": 2}
+SETTINGS = {
+    "steps": 150,
+    "batch_size": 5,
+    "learning_rate": 5e-3,
+    "warmup": 10,
+    "d_model": 24,
+    "n_layers": 1,
+    "n_heads": 2,
+}
 
 
-def trained(**changes) -> tuple[Transformer, PairTrainer, list[float]]:
-    settings = PairSettings(**{**SETTINGS, **changes})
-    data = encode_pairs(PAIRS, TOKENIZER)
+def session(folder: Path, **changes) -> PairSession:
+    settings, data = PairSettings(**{**SETTINGS, **changes}), encode_pairs(PAIRS, TOKENIZER)
     model = pair_model(settings, TOKENIZER, data.lengths)
-    trainer = PairTrainer(model, settings, data, data)
-    return model, trainer, [step.loss for step in trainer]
+    parts = Parts(RunFolder(folder), settings, model=model, tokenizer=TOKENIZER)
+    return PairSession(parts, Rows(PAIRS, PAIRS, ""))
 
 
-def test_pairs_are_learned_by_heart_and_every_parameter_moves():
-    settings = PairSettings(**SETTINGS)
-    before = {
-        n: p.numpy().copy()
-        for n, p in PairTrainer(
-            pair_model(settings, TOKENIZER, (5, 5)), settings, *[encode_pairs(PAIRS, TOKENIZER)] * 2
-        ).trainer.parameters.items()
-    }
-    _, trainer, losses = trained()
-    assert losses[0] > 1 and losses[-1] < 0.02 and trainer.loss() < 0.02
-    for name, p in trainer.trainer.parameters.items():
-        assert (p.numpy() != before[name]).any(), name
+def losses(training: PairSession) -> list[float]:
+    return [event.loss for event in training if isinstance(event, Step)]
 
 
-def test_paper_recipe_runs():
+def weights(training: PairSession) -> dict[str, np.ndarray]:
+    return {name: p.numpy().copy() for name, p in training.trainer.parameters.items()}
+
+
+def test_pairs_are_learned_by_heart_and_every_parameter_moves(tmp_path):
+    training = session(tmp_path)
+    before = weights(training)
+    found = losses(training)
+    assert found[0] > 1 and found[-1] < 0.02 and training.evaluator() < 0.02
+    for name, array in weights(training).items():
+        assert (array != before[name]).any(), name
+
+
+def test_paper_recipe_runs(tmp_path):
     """Warm-up and decay, dropout and label smoothing, in parts, pre-norm."""
-    _, _, losses = trained(
-        steps=12, batch_size=4, accumulation=2, schedule="noam", dropout=0.1, label_smoothing=0.1, norm="pre", average=3, warmup=4
-    )
-    assert losses[-1] < losses[0]
+    changes = {"schedule": "noam", "dropout": 0.1, "label_smoothing": 0.1, "norm": "pre", "average": 3}
+    found = losses(session(tmp_path, steps=12, batch_size=4, accumulation=2, warmup=4, **changes))
+    assert found[-1] < found[0]
 
 
-def test_average_is_the_mean_of_the_last():
-    _, trainer, _ = trained(steps=20, average=2)
-    last = {name: p.numpy().copy() for name, p in trainer.trainer.parameters.items()}
-    kept = [dict(state) for state in trainer._latest]
-    assert len(kept) == 2 and not np.array_equal(kept[0]["embed.weight"], kept[1]["embed.weight"])
-    trainer.finish()
-    for name, p in trainer.trainer.parameters.items():
-        np.testing.assert_allclose(p.numpy(), (kept[0][name] + kept[1][name]) / 2, atol=1e-6)
-        np.testing.assert_array_equal(kept[1][name], last[name])
+def test_average_is_the_mean_of_the_last(tmp_path):
+    training = session(tmp_path, steps=20, average=2, evaluate_every=20)
+    found = {e.step: weights(training) for e in training if isinstance(e, Step) and e.step in (19, 20)}
+    assert training.averaged == {19, 20}
+    assert not np.array_equal(found[19]["embed.weight"], found[20]["embed.weight"])
+    for name, mean in weights(training).items():
+        np.testing.assert_array_equal(mean, np.mean([found[19][name], found[20][name]], axis=0))
 
 
-def test_trainer_stops_after_the_step_under_way():
-    settings, data = PairSettings(**SETTINGS), encode_pairs(PAIRS, TOKENIZER)
-    trainer = PairTrainer(pair_model(settings, TOKENIZER, data.lengths), settings, data, data)
+def test_trainer_stops_after_the_step_under_way(tmp_path):
+    training = session(tmp_path)
     steps = []
-    for step in trainer:
+    for step in training:
         steps.append(step.step)
-        trainer.stop()
+        training.stop()
     assert steps == [1]
 
 
 def test_recompute_is_refused():
-    with pytest.raises(UsageError, match="recompute must be off for an encoder-decoder; got recompute=True"):
+    with pytest.raises(UsageError, match="recompute must be off for --model seq2seq; got recompute=True"):
         PairSettings(recompute=True)
 
 

@@ -1,4 +1,6 @@
-"""`lama train --record`: what heads look at is kept moment by moment, and the training is the same as without."""
+"""`lama train --record`: what heads look at is kept moment by moment, and the training is the same as
+without.
+"""
 
 import importlib.util
 import re
@@ -15,8 +17,9 @@ from lama.errors import LamaError, UsageError
 from lama.interp.attention import attention_of, moment_panels
 from lama.training import Step
 from lama.training.folder import RunFolder
+from lama.training.prepare import new_run, resumed_run
 from lama.training.recording import read_recording
-from lama.training.run import Run, new_run, resumed_run
+from lama.training.run import Run
 
 SENTENCE = "the cat sat."
 RECORD = {"record": SENTENCE, "record_every": 3, "record_heads": ("0.1", "0.0")}
@@ -73,7 +76,8 @@ def test_resumed_recording_is_the_one_that_never_ended(whole, cats, tmp_path):
         if isinstance(event, Step) and event.step == 5:
             run.stop()
     with open(run.folder.recording_file, "a") as file:
-        file.write('{"step": 6, "loss": 9, "weights": "AA"}\n{"step": 7, "lo')  # of a process that was killed later
+        # Of a process that was killed later.
+        file.write('{"step": 6, "loss": 9, "weights": "AA"}\n{"step": 7, "lo')
     list(resumed_run(run.folder, {}))
     assert run.folder.recording_file.read_bytes() == whole.recording_file.read_bytes()
 
@@ -91,14 +95,23 @@ def test_recording_that_was_deleted_goes_on_from_there(cats, tmp_path):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"record": "the cat sat on the mat"}, LamaError, "the text must fit context_length; got 22 tokens, context_length=19. Shorten it"),
+        (
+            {"record": "the cat sat on the mat"},
+            LamaError,
+            "the text must fit context_length; got 22 tokens, context_length=19. Shorten it",
+        ),
         (
             {"record_heads": ["0.2"]},
             UsageError,
-            "record_heads must be LAYER.HEAD of the model's 1 x 2, counted from 0; got '0.2'. Choose 0.0 to 0.1",
+            "record_heads must be LAYER.HEAD of the model's 1 x 2, counted from 0; got '0.2'. Choose "
+            "0.0 to 0.1",
         ),
         ({"record_heads": ["first"]}, UsageError, "counted from 0; got 'first'. Choose 0.0 to 0.1"),
-        ({"record": ""}, UsageError, "record_heads and record_every must be given with record; got no sentence. Add --record TEXT"),
+        (
+            {"record": ""},
+            UsageError,
+            "record_heads and record_every must be given with record; got no sentence. Add --record TEXT",
+        ),
     ],
 )
 def test_recording_that_cannot_be_is_refused_and_leaves_no_folder(cats, tmp_path, changes, error, message):
@@ -118,22 +131,40 @@ def test_moments_of_a_recording_are_a_row_for_each_head_from_the_first_step_to_t
 
 def test_train_writes_the_page_and_attention_writes_it_again(cats, tmp_path, capfd):
     out, page = tmp_path / "out", tmp_path / "page.html"
-    words = ["--corpus", str(cats), "--steps", "4", "--record", SENTENCE, "--record-heads", "0.1", "0.0", *RUN_FLAGS]
+    words = [
+        "--corpus",
+        str(cats),
+        "--steps",
+        "4",
+        "--record",
+        SENTENCE,
+        "--record-heads",
+        "0.1",
+        "0.0",
+        *RUN_FLAGS,
+    ]
     main(["train", *words, "--out", str(out)])  # too short a run to beat the bigrams
     assert f"5 moments of 2 heads are in {out / 'attention.html'}" in capfd.readouterr().out
-    assert main(["attention", str(out), "--recorded", "--out", str(page)]) == 0
+    assert main(["attention", "-m", str(out), "--recorded", "--out", str(page)]) == 0
     assert page.read_bytes() == (out / "attention.html").read_bytes()
     if importlib.util.find_spec("matplotlib") is not None:
-        assert main(["attention", str(out), "--recorded", "--out", str(tmp_path / "moments.png")]) == 0
+        assert main(["attention", "-m", str(out), "--recorded", "--out", str(tmp_path / "moments.png")]) == 0
         assert (tmp_path / "moments.png").read_bytes().startswith(b"\x89PNG")
     for arguments, message in (
-        (["--recorded"], "--recorded must be given with --out FILE, and without a text or what to choose of it"),
-        (["a text", "--recorded", "--out", str(page)], "--recorded must be given with --out FILE, and without a text"),
+        (
+            ["--recorded"],
+            "--recorded must be given with --out FILE, and without TEXT, --target, --kind, --layer and "
+            "--head",
+        ),
+        (
+            ["a text", "--recorded", "--out", str(page)],
+            "--recorded must be given with --out FILE, and without TEXT",
+        ),
         (["--recorded", "--out", "page.gif"], "--out must end in .html or .png or .svg; got page.gif"),
     ):
-        assert main(["attention", str(out), *arguments]) == 2
+        assert main(["attention", "-m", str(out), *arguments]) == 2
         assert message in capfd.readouterr().err
-    assert main(["attention", str(tmp_path), "--recorded", "--out", str(page)]) == 1
+    assert main(["attention", "-m", str(tmp_path), "--recorded", "--out", str(page)]) == 1
     assert "a recording must be in the folder of a lama train --record; got no" in capfd.readouterr().err
     if CHROMIUM is None:
         pytest.skip("no chromium on PATH: the page is not looked at in a browser")
@@ -145,5 +176,8 @@ def test_train_writes_the_page_and_attention_writes_it_again(cats, tmp_path, cap
         browser.key("ArrowLeft")
         assert browser.text(".player b").startswith("step 3, loss ")
         assert browser.run("return document.querySelectorAll('.frames canvas').length") == 2
-        assert browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+        assert (
+            browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            == 0
+        )
         assert browser.complaints == []

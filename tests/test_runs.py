@@ -29,7 +29,9 @@ from lama.errors import LamaError, UsageError
 from lama.tokenizers import CharacterTokenizer
 from lama.training import Step
 from lama.training.folder import RunFolder
-from lama.training.run import Evaluation, Run, new_run, resumed_run
+from lama.training.prepare import new_run, resumed_run
+from lama.training.run import Run
+from lama.training.session import Evaluation
 
 Outcome = tuple[list[Any], dict[str, bytes]]
 
@@ -64,7 +66,9 @@ def until(run: Run, step: int) -> None:
 def outcome(folder: RunFolder) -> Outcome:
     """All that a run's weights and reports are, without its timings."""
     timed = ("tokens_per_second", "mfu", "seconds", "peak_flops", "config", "corpus", "command")
-    log = [{name: value for name, value in record.items() if name not in timed} for record in folder.read_log()]
+    log = [
+        {name: value for name, value in record.items() if name not in timed} for record in folder.read_log()
+    ]
     files = [folder.path / "model.safetensors", *folder.path.glob("checkpoints/*/*.safetensors")]
     return log, {str(path.relative_to(folder.path)): path.read_bytes() for path in sorted(files)}
 
@@ -82,7 +86,11 @@ def leftovers(folder: RunFolder) -> list[str]:
 def whole(cats: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of `start`, from its beginning to its end."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "out")
-    run, _ = new_run(folder, {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN}, "lama train ...")
+    run, _ = new_run(
+        folder,
+        {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN},
+        "lama train ...",
+    )
     run.measure_start()
     list(run)
     return folder
@@ -117,17 +125,22 @@ def ended(child: int) -> int:
 
 
 def test_run_logs_every_step_and_evaluation_once_as_json(whole):
-    first, *log = [json.loads(line, parse_constant=pytest.fail) for line in whole.log_file.read_text().splitlines()]
+    first, *log = [
+        json.loads(line, parse_constant=pytest.fail) for line in whole.log_file.read_text().splitlines()
+    ]
     assert list(first["baselines"]) == ["uniform", "unigram", "bigram", "trigram"] and first["untrained"] > 5
     assert (first["command"], first["config"]["steps"], first["devices"]) == ("lama train ...", 12, 1)
     assert [record["step"] for record in log] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12, 12]
     for record in log:
         rest = ["step", "seconds"]
         if "loss" in record:
-            assert sorted(record) == sorted([*rest, "loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu"])
+            assert sorted(record) == sorted(
+                [*rest, "loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu"]
+            )
         else:
             assert sorted(record) == sorted([*rest, "validation_loss", "bits_per_byte", "best"])
-            assert record["bits_per_byte"] == pytest.approx(record["validation_loss"] / np.log(2))  # a byte is a token
+            # a byte is a token.
+            assert record["bits_per_byte"] == pytest.approx(record["validation_loss"] / np.log(2))
 
 
 def test_run_keeps_the_best_model_and_the_last_checkpoints(whole):
@@ -145,8 +158,14 @@ def test_run_keeps_the_best_model_and_the_last_checkpoints(whole):
     for path in whole.checkpoints():
         assert lama.load(path)[0].config == model.config
     notes = json.loads((whole.path / "config.json").read_text())["training"]
-    best = min((record for record in whole.read_log() if "validation_loss" in record), key=lambda record: record["validation_loss"])
-    assert notes["steps"] == best["step"] and notes["heldout_loss_nats_per_token"]["trained"] == best["validation_loss"]
+    best = min(
+        (record for record in whole.read_log() if "validation_loss" in record),
+        key=lambda record: record["validation_loss"],
+    )
+    assert (
+        notes["steps"] == best["step"]
+        and notes["heldout_loss_nats_per_token"]["trained"] == best["validation_loss"]
+    )
 
 
 def test_model_of_the_lowest_held_out_loss_stays_on_top(start):
@@ -170,7 +189,9 @@ def test_saved_settings_train_the_same_model_again(whole, tmp_path):
 
 
 def test_resumed_run_equals_one_that_never_ended(start, whole):
-    """Stopped in the middle, gone on with in another process, stopped right at an evaluation, gone on with in a third."""
+    """Stopped in the middle, gone on with in another process, stopped right at an evaluation, gone on with in
+    a third.
+    """
     run = start()
     until(run, 4)
     assert [path.name for path in run.folder.checkpoints()] == ["step-000003", "step-000004"]
@@ -179,14 +200,18 @@ def test_resumed_run_equals_one_that_never_ended(start, whole):
         assert steps_in(run.folder) == list(range(1, step + 1))
     (log, files), (expected_log, expected_files) = outcome(run.folder), outcome(whole)
     assert log == expected_log
-    for name in ("model.safetensors", "checkpoints/step-000012/model.safetensors", "checkpoints/step-000012/training.safetensors"):
+    for name in (
+        "model.safetensors",
+        "checkpoints/step-000012/model.safetensors",
+        "checkpoints/step-000012/training.safetensors",
+    ):
         assert files[name] == expected_files[name], name
 
 
 GO_ON = """
 import sys
 from lama.training.folder import RunFolder
-from lama.training.run import resumed_run
+from lama.training.prepare import resumed_run
 list(resumed_run(RunFolder(sys.argv[1]), {}))
 """
 
@@ -235,9 +260,11 @@ def test_stopped_run_has_a_model_to_try_before_its_first_evaluation(start):
 
 
 def kill_often(run: Run, kills: int, begin: Callable[[str], Run]) -> tuple[int, list[RunFolder]]:
-    """Go on with `run` in processes that are killed, `kills` times at random moments; with another one when it is finished.
+    """Go on with `run` in processes that are killed, `kills` times at random moments; with another one when
+    it is finished.
 
-    After each kill, all that has the name of a checkpoint must load. How many steps were taken again, and the finished runs.
+    After each kill, all that has the name of a checkpoint must load. How many steps were taken again, and the
+    finished runs.
     """
     rng, done, again = random.Random(0), [], 0
     while kills:
@@ -322,11 +349,22 @@ def one_more(content: bytes) -> Callable[[Path], None]:
         (one_more(b"[" * 100_000 + b"\n"), "got over 100 levels"),
         (one_more(b"\0\0\n"), "log.jsonl must be valid JSON; got "),
         (first_line('{"devices": "many"}'), "must have baselines; got devices"),
-        (first_line('{"baselines": {"bigram": "low"}, "untrained": 5}'), "bigram in line 1 of .*log.jsonl must be a number; got 'low'"),
-        (lambda log: os.mkfifo(log.rename(log.with_name("moved")).with_name("log.jsonl")), "must be a regular file; got a pipe"),
+        (
+            first_line('{"baselines": {"bigram": "low"}, "untrained": 5}'),
+            "bigram in line 1 of .*log.jsonl must be a number; got 'low'",
+        ),
+        (
+            lambda log: os.mkfifo(log.rename(log.with_name("moved")).with_name("log.jsonl")),
+            "must be a regular file; got a pipe",
+        ),
         (lambda log: log.write_bytes(b""), None),
         (lambda log: log.unlink(), None),
-        (lambda log: log.write_text("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[:1])), None),
+        (
+            lambda log: log.write_text(
+                "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[:1])
+            ),
+            None,
+        ),
     ],
 )
 def test_damaged_log_costs_the_curve_only(start, whole, capsys, damage, said):
@@ -338,12 +376,25 @@ def test_damaged_log_costs_the_curve_only(start, whole, capsys, damage, said):
     err = capsys.readouterr().err
     assert (again.baselines, again.untrained, again.best) == (run.baselines, run.untrained, run.best)
     list(again)
-    assert outcome(run.folder)[1] == outcome(whole)[1] and steps_in(run.folder)[-7:] == [6, 7, 8, 9, 10, 11, 12]
+    assert outcome(run.folder)[1] == outcome(whole)[1] and steps_in(run.folder)[-7:] == [
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+    ]
     damaged = run.folder.path / "log.jsonl.damaged"
     if said is None:
         assert err == "" and not damaged.exists()
     else:
-        assert re.fullmatch(rf"lama: .*{said}.*\. log.jsonl is now log.jsonl.damaged, and a new one begins\n", err) and damaged.exists()
+        assert (
+            re.fullmatch(
+                rf"lama: .*{said}.*\. log.jsonl is now log.jsonl.damaged, and a new one begins\n", err
+            )
+            and damaged.exists()
+        )
 
 
 def test_log_that_cannot_be_written_is_not_taken_for_a_damaged_one(start, monkeypatch):
@@ -388,15 +439,22 @@ def test_settings_about_reports_may_change_on_the_way(start, whole):
 
 
 def test_resume_with_other_settings_is_refused_and_names_them(finished):
-    message = "a resumed run must have the settings it began with; got learning_rate was 0.01 and is 0.02; seed was 0 and is 3. For another"
+    message = (
+        "a resumed run must have the settings it began with; got learning_rate was 0.01 and is "
+        "0.02; seed was 0 and is 3. For another"
+    )
     with pytest.raises(UsageError, match=re.escape(message)):
         resumed_run(finished, {"seed": 3, "learning_rate": 0.02, "keep": 9})
 
 
 def test_resume_with_edited_settings_is_refused_and_names_them(finished):
     text = finished.settings_file.read_text()
-    finished.settings_file.write_text(text.replace("dropout = 0.1", "dropout = 0.5").replace("keep = 2", "keep = 3"))
-    with pytest.raises(UsageError, match=re.escape("the settings it began with; got dropout was 0.1 and is 0.5. For")):
+    finished.settings_file.write_text(
+        text.replace("dropout = 0.1", "dropout = 0.5").replace("keep = 2", "keep = 3")
+    )
+    with pytest.raises(
+        UsageError, match=re.escape("the settings it began with; got dropout was 0.1 and is 0.5. For")
+    ):
         resumed_run(finished, {})
     assert resumed_run(finished, {"dropout": 0.1}).config.keep == 3
 
@@ -405,7 +463,10 @@ def test_resume_with_edited_settings_is_refused_and_names_them(finished):
 def test_checkpoint_without_the_settings_of_its_run_is_refused(finished, config):
     path = finished.checkpoints()[-1] / "training.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
-    with pytest.raises(LamaError, match=r"training.json must hold (the run's config; got|only settings of lama train; got 'dropping')"):
+    with pytest.raises(
+        LamaError,
+        match=r"training.json must hold (the run's config; got|only settings of lama train; got 'dropping')",
+    ):
         resumed_run(finished, {})
 
 
@@ -430,7 +491,9 @@ def test_checkpoint_with_other_notes_is_refused(finished, changes, message):
 def test_optimizer_state_of_another_dtype_is_refused(finished, dtype):
     path = finished.checkpoints()[-1] / "training.safetensors"
     save_file({name: array.astype(dtype) for name, array in load_file(path).items()}, path)
-    with pytest.raises(LamaError, match=rf"training.safetensors must hold float32; got {np.dtype(dtype).name} for m\."):
+    with pytest.raises(
+        LamaError, match=rf"training.safetensors must hold float32; got {np.dtype(dtype).name} for m\."
+    ):
         resumed_run(finished, {})
 
 
@@ -471,7 +534,9 @@ def test_resume_with_a_changed_corpus_is_refused(start, cats, tmp_path):
     until(run, 1)
     with open(corpus, "a") as file:
         file.write("the end")
-    with pytest.raises(LamaError, match=r"must read the text it began with; got corpus.txt, which has changed"):
+    with pytest.raises(
+        LamaError, match=r"must read the text it began with; got corpus.txt, which has changed"
+    ):
         resumed_run(run.folder, {})
     corpus.unlink()  # the tokens are there: the text is not needed
     assert resumed_run(run.folder, {}).trainer.step == 1
@@ -489,7 +554,9 @@ def test_resume_with_changed_tokens_is_refused(finished):
 def test_resume_with_the_tokens_of_another_run_is_refused(finished, cats, start):
     shutil.rmtree(finished.data)
     shutil.copytree(start("other", validation=0.2).folder.data, finished.data)
-    with pytest.raises(LamaError, match=r"must read the data it began with; got other tokens in .*data than at step-000012"):
+    with pytest.raises(
+        LamaError, match=r"must read the data it began with; got other data in .*data than at step-000012"
+    ):
         resumed_run(finished, {})
 
 
@@ -497,7 +564,10 @@ def test_resume_with_another_vocabulary_is_refused(finished):
     checkpoint = finished.checkpoints()[-1]
     model, _ = lama.load(checkpoint)
     lama.save(checkpoint, model, CharacterTokenizer("abc"))
-    with pytest.raises(LamaError, match=r"must have the tokenizer that its data was made with; got 3 tokens in .*step-000012, 256 in "):
+    with pytest.raises(
+        LamaError,
+        match=r"must have the tokenizer that its data was made with; got 3 tokens in .*step-000012, 256 in ",
+    ):
         resumed_run(finished, {})
 
 
@@ -507,10 +577,17 @@ def test_resume_on_another_number_of_devices_is_refused(finished):
 
 
 def test_resume_where_there_is_nothing_to_go_on_with_is_refused(start, tmp_path):
-    with pytest.raises(LamaError, match=r"a run to resume must have settings.toml; got none in .*none. Is it the --out of a lama train\?"):
+    with pytest.raises(
+        LamaError,
+        match=r"a run to resume must have settings.toml; got none in .*none. Is it the --out of a lama "
+        r"train\?",
+    ):
         resumed_run(RunFolder(tmp_path / "none"), {})
     run = start()
-    with pytest.raises(LamaError, match=r"a run to resume must have a checkpoint; got none in .*out. Start it again: lama train .*toml"):
+    with pytest.raises(
+        LamaError,
+        match=r"a run to resume must have a checkpoint; got none in .*out. Start it again: lama train .*toml",
+    ):
         resumed_run(run.folder, {})
 
 
@@ -526,24 +603,32 @@ def test_finished_run_has_nothing_left_to_do(finished):
 def test_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(start):
     run = start()
     message = (
-        r"the loss must stay a number; got loss=nan, gradient norm=nan at step 5. Lower the learning rate. The last good checkpoint "
-        r"is (.*step-000003): go on from there with (lama train .*settings.toml --from \1 --out .*out-2 --learning-rate 0.003)$"
+        r"the loss must stay a number; got loss=nan, gradient norm=nan at step 5. Lower the learning "
+        r"rate. The last good checkpoint "
+        r"is (.*step-000003): continue with (lama train .*settings.toml --from \1 --out .*out-2 "
+        r"--learning-rate 0.003)$"
     )
     with pytest.raises(LamaError, match=message) as error:
         for event in run:
             if isinstance(event, Step) and event.step == 4:
                 weight = get_state_dict(run.model)["ln_final.weight"]
                 weight.assign(weight * float("nan")).realize()
-    assert all(np.isfinite(p.numpy()).all() for p in get_state_dict(lama.load(run.folder.checkpoints()[-1])[0]).values())
+    assert all(
+        np.isfinite(p.numpy()).all()
+        for p in get_state_dict(lama.load(run.folder.checkpoints()[-1])[0]).values()
+    )
     assert steps_in(run.folder) == [1, 2, 3, 4]
     found = re.search(message, str(error.value))
-    assert found and main([*shlex.split(found[2])[1:], "--steps", "1"]) in (0, 1)  # as said, and one step teaches little
+    # As said, and one step teaches little.
+    assert found and main([*shlex.split(found[2])[1:], "--steps", "1"]) in (0, 1)
     assert steps_in(RunFolder(run.folder.path.with_name("out-2"))) == [1]
 
 
 def test_learning_rate_beyond_reason_ends_with_one_message_and_no_bad_checkpoint(start):
     run = start(evaluate_every=1, learning_rate=1e30, warmup=0)
-    with pytest.raises(LamaError, match=r"must stay .* Lower the learning rate\. (The last good|There is no) checkpoint"):
+    with pytest.raises(
+        LamaError, match=r"must stay .* Lower the learning rate\. (The last good|There is no) checkpoint"
+    ):
         list(run)
     for path in run.folder.checkpoints():
         assert all(np.isfinite(p.numpy()).all() for p in get_state_dict(lama.load(path)[0]).values())
@@ -551,11 +636,14 @@ def test_learning_rate_beyond_reason_ends_with_one_message_and_no_bad_checkpoint
 
 
 def full_disk_after(folder: RunFolder, n_bytes: int, message: str) -> None:
-    """Go on with a run in a process that may write no file longer than `n_bytes`: it fails with one message."""
+    """Go on with a run in a process that may write no file longer than `n_bytes`: it fails with one
+    message.
+    """
 
     def work() -> None:
         run = resumed_run(folder, {})
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))  # as Python has it, the signal is ignored: EFBIG comes
+        # As Python has it, the signal is ignored: EFBIG comes.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
         with pytest.raises(LamaError) as error:
             list(run)
         assert re.search(message, str(error.value)) and "\n" not in str(error.value), error.value
@@ -564,7 +652,10 @@ def full_disk_after(folder: RunFolder, n_bytes: int, message: str) -> None:
 
 
 def test_one_folder_is_one_process_s_at_a_time(tmp_path):
-    code = "import sys; from lama.training.folder import RunFolder\nwith RunFolder(sys.argv[1]).alone(): print('in'); sys.stdin.read()"
+    code = (
+        "import sys; from lama.training.folder import RunFolder\nwith "
+        "RunFolder(sys.argv[1]).alone(): print('in'); sys.stdin.read()"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "in\n"
@@ -577,15 +668,19 @@ def test_one_folder_is_one_process_s_at_a_time(tmp_path):
             pass
         other.kill()
     with RunFolder(tmp_path / "run").alone():
-        assert [path.name for path in (tmp_path / "run").iterdir()] == ["lama.json"]  # the lock lies beside what it locks
+        # The lock lies beside what it locks.
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["lama.json"]
     assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start, whole):
     run = start()
     until(run, 4)
-    good = "The last good checkpoint is .*step-000004: go on from there with lama train --resume "
-    log, sizes = run.folder.log_file.stat().st_size, [path.stat().st_size for path in run.folder.checkpoints()[-1].glob("*.safetensors")]
+    good = "The last good checkpoint is .*step-000004: continue with lama train --resume "
+    log, sizes = (
+        run.folder.log_file.stat().st_size,
+        [path.stat().st_size for path in run.folder.checkpoints()[-1].glob("*.safetensors")],
+    )
     assert log + 1000 < min(sizes) < max(sizes) - 1000
     for n_bytes, file in (
         (min(sizes) - 100, "step-000006.*model.safetensors must be writable"),
@@ -616,24 +711,54 @@ def test_full_disk_at_the_start_leaves_no_folder(start, tmp_path):
 @pytest.mark.parametrize(
     ("content", "changes", "message"),
     [
-        (None, {}, "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got .*corpus.txt: No such file"),
+        (
+            None,
+            {},
+            "a corpus must be a file, a folder, a pattern, - or one of kjv, tinyshakespeare; got "
+            ".*corpus.txt: No such file",
+        ),
         (b"", {}, "a corpus must hold some text; got an empty file"),
-        (b"text\x00text", {}, "a corpus must be text; got byte 0x00 at offset 4 of .*corpus.txt, which looks like a binary file"),
+        (
+            b"text\x00text",
+            {},
+            "a corpus must be text; got byte 0x00 at offset 4 of .*corpus.txt, which looks like a "
+            "binary file",
+        ),
         (
             b"x" * 21,
             {},
-            "the training part of the corpus must be longer than context_length; got 18 tokens, context_length=19. Use a longer",
+            "the training part of the corpus must be longer than context_length; got 18 tokens, "
+            "context_length=19. Use a longer",
         ),
-        (b"x" * 150, {}, "the held-out part of the corpus must be longer than context_length; got 15 tokens, context_length=19"),
+        (
+            b"x" * 150,
+            {},
+            "the held-out part of the corpus must be longer than context_length; got 15 tokens, "
+            "context_length=19",
+        ),
         (b"x" * 500, {"d_model": 23}, "d_model must be a multiple of n_heads; got d_model=23, n_heads=2"),
         (
             b"x" * 500,
             {"batch_size": 2**40},
-            "a batch must fit the memory; got batch_size=1099511627776 in accumulation=2 parts of .* Raise",
+            "training needs over .* GB for the model and a batch; .* Raise accumulation=2: "
+            "batch_size=1099511627776 is in",
         ),
-        (b"x" * 500, {"d_model": 2**21}, "a model in training must fit the memory; got n_layers=1, d_model=2097152, which need over"),
-        (b"x" * 500, {"tokenizer": "words"}, r"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'"),
-        (b"x" * 500, {"tokenizer": "bpe:many"}, r"tokenizer must be bpe:SIZE, such as bpe:2000; got 'bpe:many'"),
+        (
+            b"x" * 500,
+            {"d_model": 2**21},
+            "training needs over .* GB for weights, .*; this machine has .*Reduce n_layers=1 or "
+            "d_model=2097152",
+        ),
+        (
+            b"x" * 500,
+            {"tokenizer": "words"},
+            r"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got 'words'",
+        ),
+        (
+            b"x" * 500,
+            {"tokenizer": "bpe:many"},
+            r"tokenizer must be bpe:SIZE, such as bpe:2000; got 'bpe:many'",
+        ),
         (b"x" * 500, {"initial": "./none"}, "model must be"),
     ],
 )
@@ -670,7 +795,9 @@ def test_text_that_the_model_cannot_spell_is_refused_and_leaves_no_folder(tmp_pa
 
 @pytest.mark.parametrize("initial", [".", "checkpoints/step-000009"])
 def test_run_must_not_write_over_the_model_it_starts_from(finished, cats, initial):
-    with pytest.raises(UsageError, match="--out must be another folder than that of the model to start from; got "):
+    with pytest.raises(
+        UsageError, match="--out must be another folder than that of the model to start from; got "
+    ):
         new_run(finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ...")
 
 
@@ -691,7 +818,11 @@ def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
     """Also behind links, and in the folders that it empties."""
     there = tmp_path / "there"
     shutil.copytree(finished.path / "checkpoints", there)
-    for path in (finished.path / "checkpoints" / "mine.txt", finished.data / "mine.txt", finished.path / ".mine.tmp"):
+    for path in (
+        finished.path / "checkpoints" / "mine.txt",
+        finished.data / "mine.txt",
+        finished.path / ".mine.tmp",
+    ):
         path.write_text("mine")
     (finished.path / "loss.png").symlink_to(there / "photo.png")
     (there / "photo.png").write_text("mine")
@@ -706,7 +837,10 @@ def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
     shutil.rmtree(finished.path / "checkpoints")
     (finished.path / "checkpoints").symlink_to(there)
     new_run(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
-    assert sorted(there.rglob("*")) == before and (there / "photo.png").read_text() == (there / "log.jsonl").read_text() == "mine"
+    assert (
+        sorted(there.rglob("*")) == before
+        and (there / "photo.png").read_text() == (there / "log.jsonl").read_text() == "mine"
+    )
 
 
 def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
@@ -715,16 +849,26 @@ def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
     shared.measure_start()
     assert [replica.device for replica in shared.trainer.replicas] == ["CPU", "CPU:1"]
     assert shared.folder.read_log()[0]["devices"] == 2
-    with pytest.raises(LamaError, match=r"Start it again: lama train .*settings.toml --out .*two --devices 2$"):
+    with pytest.raises(
+        LamaError, match=r"Start it again: lama train .*settings.toml --out .*two --devices 2$"
+    ):
         resumed_run(shared.folder, {})
     until(shared, 1)
     with pytest.raises(UsageError, match=r"as many devices as it began with; got 1. Give --devices 2"):
         resumed_run(shared.folder, {})
-    assert shared.again == f"lama train --resume {shared.folder.path} --devices CPU,CPU:1"
+    assert shared.resume_command == f"lama train --resume {shared.folder.path} --devices CPU,CPU:1"
     assert resumed_run(shared.folder, {}, ("CPU", "CPU:1")).trainer.step == 1
 
 
 def test_batch_that_devices_cannot_share_is_refused(start, tmp_path):
-    with pytest.raises(UsageError, match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices"):
-        new_run(RunFolder(tmp_path / "out"), start("other").folder.settings(), "lama train ...", devices=("CPU", "CPU:1"))
+    with pytest.raises(
+        UsageError,
+        match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices",
+    ):
+        new_run(
+            RunFolder(tmp_path / "out"),
+            start("other").folder.settings(),
+            "lama train ...",
+            devices=("CPU", "CPU:1"),
+        )
     assert not (tmp_path / "out").exists()

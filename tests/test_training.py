@@ -14,11 +14,11 @@ from lama.generation import generate
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, train_bpe
 from lama.training import Evaluator, TrainingConfig, cross_entropy
-from lama.training.config import read_settings, run_config
-from lama.training.loop import Trainer, clipping, windows
-from lama.training.optimizer import AdamW
-from lama.training.run import model_config
+from lama.training.loop import Trainer, clipping, language_model_batches
+from lama.training.optimizers.adamw import AdamW
+from lama.training.prepare import model_config
 from lama.training.schedule import learning_rate
+from lama.training.settings import read_settings, run_config
 
 TEXT = "to be or not to be: "
 TOKENIZER = CharacterTokenizer(TEXT)
@@ -30,7 +30,7 @@ CONFIG = TrainingConfig(steps=3, batch_size=5, learning_rate=1e-2, min_learning_
 
 
 def train(model: GPT, data: np.ndarray, config: TrainingConfig) -> Trainer:
-    return Trainer(model, windows(data, config, CONTEXT), config)
+    return Trainer(model, language_model_batches(data, config, CONTEXT), config)
 
 
 def parameters(model: GPT) -> dict[str, np.ndarray]:
@@ -86,24 +86,31 @@ def test_evaluate_is_the_mean_over_all_rows():
     windows = np.random.default_rng(0).integers(0, VOCAB, (2, 7, CONTEXT)).astype(np.int32)
     logits = model(Tensor(windows[0])).numpy().astype(float)
     expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, windows[1][..., None], -1)[..., 0]
-    evaluator = Evaluator(model, (windows[0], windows[1]), batch_size=3)  # the seventh window is a batch of its own
+    # The seventh window is a batch of its own.
+    evaluator = Evaluator(model, (windows[0], windows[1]), batch_size=3)
     assert [evaluator() for _ in range(3)] == [pytest.approx(expected.mean(), rel=1e-5)] * 3
     fill(model, seed=1)
     assert abs(evaluator() - expected.mean()) > 1e-3  # captured, and yet it sees the new weights
     fill(model)
-    assert Evaluator(model, (windows[0][:3], windows[1][:3]), batch_size=100)() == pytest.approx(expected[:3].mean(), rel=1e-5)
+    assert Evaluator(model, (windows[0][:3], windows[1][:3]), batch_size=100)() == pytest.approx(
+        expected[:3].mean(), rel=1e-5
+    )
 
 
 # --- the schedule
 
 
 def rates(steps: int, warmup: int, peak: float, floor: float, schedule: str = "cosine") -> list[float]:
-    config = TrainingConfig(steps=steps, warmup=warmup, learning_rate=peak, min_learning_rate=floor, schedule=schedule)
+    config = TrainingConfig(
+        steps=steps, warmup=warmup, learning_rate=peak, min_learning_rate=floor, schedule=schedule
+    )
     return [learning_rate(step, config) for step in range(steps)]
 
 
 def test_cosine_rises_linearly_and_falls_along_half_a_cosine():
-    assert rates(9, 4, 8.0, 2.0) == pytest.approx([2, 4, 6, 8, 8, 5 + 3 * math.sqrt(0.5), 5, 5 - 3 * math.sqrt(0.5), 2])
+    assert rates(9, 4, 8.0, 2.0) == pytest.approx(
+        [2, 4, 6, 8, 8, 5 + 3 * math.sqrt(0.5), 5, 5 - 3 * math.sqrt(0.5), 2]
+    )
 
 
 def test_cosine_without_warmup_starts_at_the_peak():
@@ -159,7 +166,11 @@ def test_optimizer_step_equals_the_textbook_formula():
     optimizer = AdamW(named, config)
     for t in (1, 2, 3):
         gradients = {name: normal(*p.shape, seed=t) for name, p in named.items()}
-        Tensor.realize(*optimizer.update({n: Tensor(g) for n, g in gradients.items()}, optimizer.scalars(t, rate), Tensor([0.5])))
+        Tensor.realize(
+            *optimizer.update(
+                {n: Tensor(g) for n, g in gradients.items()}, optimizer.scalars(t, rate), Tensor([0.5])
+            )
+        )
         for name, p in named.items():
             g = gradients[name] / 2
             m[name] = 0.8 * m[name] + 0.2 * g
@@ -184,15 +195,23 @@ def test_loss_starts_near_that_of_guessing_and_every_parameter_moves():
         assert np.isfinite(after).all(), name
         assert (after != before[name]).any(), name
         # AdamW's first step is at most its rate, whatever the gradient; then comes the decay.
-        assert np.abs(after - before[name]).max() <= step.learning_rate * (1.001 + 0.1 * np.abs(before[name]).max()), name
+        assert np.abs(after - before[name]).max() <= step.learning_rate * (
+            1.001 + 0.1 * np.abs(before[name]).max()
+        ), name
 
 
 @pytest.mark.parametrize("preset", ["shakespeare-char-cpu", "shakespeare-bpe"])
 def test_first_batch_of_a_preset_has_the_loss_of_guessing(preset):
     text = default_corpus().text[:20_000]
     config = run_config(read_settings(preset))
-    tokenizer = CharacterTokenizer("".join(sorted(set(text)))) if config.tokenizer == "character" else train_bpe(text, 1024)
-    inputs, targets = batch(encode_corpus(tokenizer, text), 0, config.seed, config.batch_size, config.context_length)
+    tokenizer = (
+        CharacterTokenizer("".join(sorted(set(text))))
+        if config.tokenizer == "character"
+        else train_bpe(text, 1024)
+    )
+    inputs, targets = batch(
+        encode_corpus(tokenizer, text), 0, config.seed, config.batch_size, config.context_length
+    )
     model = GPT(model_config(config, tokenizer.vocab_size), config.seed)
     loss, guess = cross_entropy(model(Tensor(inputs)), Tensor(targets)).item(), math.log(tokenizer.vocab_size)
     assert abs(loss - guess) < min(0.05, 0.03 * guess)
@@ -203,7 +222,12 @@ def test_one_batch_of_a_preset_is_learned_by_heart():
     config = run_config(read_settings("shakespeare-char-cpu") | {"steps": 250, "min_learning_rate": 3e-4})
     tokenizer = CharacterTokenizer("".join(sorted(set(text))))
     rows = batch(encode_corpus(tokenizer, text), 0, config.seed, config.batch_size, config.context_length)
-    losses = [step.loss for step in Trainer(GPT(model_config(config, tokenizer.vocab_size), config.seed), lambda _: rows, config)]
+    losses = [
+        step.loss
+        for step in Trainer(
+            GPT(model_config(config, tokenizer.vocab_size), config.seed), lambda _: rows, config
+        )
+    ]
     assert losses[0] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.03)
     assert losses[-1] < 0.05
 
@@ -232,9 +256,11 @@ def test_same_seed_gives_the_same_losses():
 def losses_and_weights(**options: object) -> tuple[list[float], dict[str, np.ndarray]]:
     """Of four steps on six windows a batch."""
     devices = options.pop("devices", ())
-    config = TrainingConfig(**{"steps": 4, "batch_size": 6, "learning_rate": 1e-2, "warmup": 2, "dropout": 0.3, **options})
+    config = TrainingConfig(
+        **{"steps": 4, "batch_size": 6, "learning_rate": 1e-2, "warmup": 2, "dropout": 0.3, **options}
+    )
     model, data = GPT(SHAPE), np.random.default_rng(0).integers(0, VOCAB, 211)
-    trainer = Trainer(model, windows(data, config, CONTEXT), config, devices=devices)
+    trainer = Trainer(model, language_model_batches(data, config, CONTEXT), config, devices=devices)
     return [step.loss for step in trainer], parameters(model)
 
 
@@ -255,7 +281,9 @@ def plain() -> tuple[list[float], dict[str, np.ndarray]]:
     ids=str,
 )
 def test_work_in_parts_gives_what_the_whole_batch_gives(options, plain):
-    """With dropout on: which entries are dropped depends on the row of the batch, not on the part it comes in."""
+    """With dropout on: which entries are dropped depends on the row of the batch, not on the part it comes
+    in.
+    """
     losses, weights = losses_and_weights(**options)
     np.testing.assert_allclose(losses, plain[0], atol=1e-5)
     for name, value in weights.items():
@@ -269,7 +297,7 @@ def test_dropout_changes_the_losses_and_depends_on_the_seed(plain):
     assert losses_and_weights()[0] == plain[0]
 
 
-def test_products_in_bfloat16_change_little_and_something(plain):
+def test_matmul_precision_bfloat16_change_little_and_something(plain):
     losses, _ = losses_and_weights(precision="bfloat16")
     np.testing.assert_allclose(losses, plain[0], atol=1e-2)
     assert losses != plain[0]
@@ -278,9 +306,11 @@ def test_products_in_bfloat16_change_little_and_something(plain):
 def test_batch_that_devices_cannot_share_is_refused():
     config = TrainingConfig(steps=1, batch_size=6, accumulation=2)
     with pytest.raises(
-        UsageError, match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices, accumulation=2"
+        UsageError,
+        match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices, "
+        "accumulation=2",
     ):
-        Trainer(GPT(SHAPE), windows(DATA, config, CONTEXT), config, devices=("CPU", "CPU:1"))
+        Trainer(GPT(SHAPE), language_model_batches(DATA, config, CONTEXT), config, devices=("CPU", "CPU:1"))
 
 
 def test_one_window_is_learned_by_heart():
@@ -294,7 +324,9 @@ def test_one_window_is_learned_by_heart():
 def test_loss_that_is_no_number_stops_the_training():
     config = TrainingConfig(steps=9, batch_size=5, learning_rate=1e30, warmup=0)
     with pytest.raises(
-        LamaError, match=r"the loss must stay a number; got loss=.*, gradient norm=.* at step [23]\. Lower the learning rate"
+        LamaError,
+        match=r"the loss must stay a number; got loss=.*, gradient norm=.* at step [23]\. Lower the "
+        r"learning rate",
     ):
         list(train(GPT(SHAPE), DATA, config))
 
@@ -304,9 +336,15 @@ def test_loss_that_is_no_number_stops_the_training():
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"batch_size": -3}, "batch_size must be at least 1; got -3"),
-        ({"batch_size": 6, "accumulation": 4}, "batch_size must be a multiple of accumulation; got batch_size=6, accumulation=4"),
+        (
+            {"batch_size": 6, "accumulation": 4},
+            "batch_size must be a multiple of accumulation; got batch_size=6, accumulation=4",
+        ),
         ({"dropout": 1.0}, "dropout must be below 1; got 1.0"),
-        ({"schedule": "cosin"}, r"schedule must be one of cosine, constant, noam; got 'cosin'\. Did you mean cosine\?"),
+        (
+            {"schedule": "cosin"},
+            r"schedule must be one of cosine, constant, noam; got 'cosin'\. Did you mean cosine\?",
+        ),
         ({"learning_rate": 0.0}, "learning_rate must be above 0; got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number; got nan"),
         ({"seed": -1}, "seed must be at least 0; got -1"),
@@ -318,5 +356,7 @@ def test_training_config_refuses_what_is_out_of_range(options, message):
 
 
 def test_corpus_shorter_than_a_window_is_named():
-    with pytest.raises(LamaError, match=f"longer than context_length; got 7 tokens .*context_length={CONTEXT}"):
+    with pytest.raises(
+        LamaError, match=f"longer than context_length; got 7 tokens .*context_length={CONTEXT}"
+    ):
         next(iter(train(GPT(SHAPE), DATA[:7], CONFIG)))

@@ -14,9 +14,20 @@ BASELINES = {"uniform": 5.545, "unigram": 3.1, "bigram": 2.33, "trigram": 2.32}
 
 
 def records(steps: int, every: int = 5, untrained: float = 5.6) -> list[dict[str, object]]:
-    log: list[dict[str, object]] = [{"config": {"steps": steps}, "baselines": BASELINES, "untrained": untrained}]
+    log: list[dict[str, object]] = [
+        {"config": {"steps": steps}, "baselines": BASELINES, "untrained": untrained}
+    ]
     for step in range(1, steps + 1):
-        log.append({"step": step, "loss": 1 + 4 / step, "learning_rate": step / 1000, "gradient_norm": 1.0, "mfu": None, "seconds": step})
+        log.append(
+            {
+                "step": step,
+                "loss": 1 + 4 / step,
+                "learning_rate": step / 1000,
+                "gradient_norm": 1.0,
+                "mfu": None,
+                "seconds": step,
+            }
+        )
         if step % every == 0:
             log.append({"step": step, "validation_loss": 1.1 + 4 / step, "bits_per_byte": 2.0})
     return log
@@ -60,7 +71,14 @@ def test_curve_shows_baselines_dashed_and_named_without_overlap(figure):
 
 def test_loss_curve_is_a_png_of_its_size_whatever_the_length():
     pytest.importorskip("matplotlib", reason="the package matplotlib (extra `plots`) is not installed")
-    for log in ([], records(0), records(1), records(20), records(5000, 250), [{"step": 3, "loss": 2.0, "learning_rate": 1e-3}]):
+    for log in (
+        [],
+        records(0),
+        records(1),
+        records(20),
+        records(5000, 250),
+        [{"step": 3, "loss": 2.0, "learning_rate": 1e-3}],
+    ):
         png = loss_curve(log)
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         assert [int.from_bytes(png[at : at + 4]) for at in (16, 20)] == [1200, 825]
@@ -68,7 +86,11 @@ def test_loss_curve_is_a_png_of_its_size_whatever_the_length():
 
 def test_curve_leaves_out_what_is_not_finite():
     pytest.importorskip("matplotlib", reason="the package matplotlib (extra `plots`) is not installed")
-    log = [*records(4, untrained=math.nan), {"step": 5, "loss": math.nan, "learning_rate": 0.1}, {"step": 5, "validation_loss": math.inf}]
+    log = [
+        *records(4, untrained=math.nan),
+        {"step": 5, "loss": math.nan, "learning_rate": 0.1},
+        {"step": 5, "validation_loss": math.inf},
+    ]
     raw, _, heldout = draw(log).axes[0].get_lines()[:3]
     assert raw.get_xdata().tolist() == [1, 2, 3, 4]
     assert heldout.get_xdata().tolist() == []
@@ -93,5 +115,8 @@ assert not {"matplotlib.pyplot", "tinygrad"} & set(sys.modules)"""
 
 def test_curve_without_matplotlib_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(LamaError, match=r"^a loss curve must be drawn by matplotlib; got no such package\. Run: pip install matplotlib$"):
+    with pytest.raises(
+        LamaError,
+        match=r"^matplotlib, which draws a loss curve, is not installed\. Run: pip install matplotlib$",
+    ):
         loss_curve([])

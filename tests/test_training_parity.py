@@ -1,4 +1,6 @@
-"""Ten training steps of lama's from a GPT-2 checkpoint are PyTorch's: losses, gradient norms, and the weights in the end."""
+"""Ten training steps of lama's from a GPT-2 checkpoint are PyTorch's: losses, gradient norms, and the weights
+in the end.
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from lama.checkpoints.gpt2 import TRANSPOSED, gpt2_name
 from lama.training import Trainer, TrainingConfig
 
 TOLERANCE = 1e-4  # of losses in nats, of norms in shares; measured: 2e-6 and 1e-6 at most
-OF_WEIGHTS = 1e-3  # at most; 1e-6 in the mean. Measured: 8e-5, where AdamW divides a gradient of next to nothing by its size, and 2e-7
+# At most; 1e-6 in the mean. Measured: 8e-5, where AdamW divides a gradient of next to nothing by its size,
+# and 2e-7.
+OF_WEIGHTS = 1e-3
 STEPS, WARMUP, PEAK, FLOOR = 10, 3, 1e-2, 1e-3
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -33,18 +37,30 @@ class Trace:
 def transformers() -> Any:
     """transformers, with PyTorch below it."""
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    return pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
 
 
 def one_batch(shape: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Six windows: inputs and the tokens that follow them."""
-    windows = np.random.default_rng(7).integers(0, shape["vocab_size"], (6, shape["n_positions"] + 1)).astype(np.int32)
+    windows = (
+        np.random.default_rng(7)
+        .integers(0, shape["vocab_size"], (6, shape["n_positions"] + 1))
+        .astype(np.int32)
+    )
     return windows[:, :-1], windows[:, 1:]
 
 
 def lama_trace(folder: Path, inputs: np.ndarray, targets: np.ndarray, **options: Any) -> Trace:
     config = TrainingConfig(
-        steps=STEPS, batch_size=len(inputs), warmup=WARMUP, learning_rate=PEAK, min_learning_rate=FLOOR, beta2=0.95, **options
+        steps=STEPS,
+        batch_size=len(inputs),
+        warmup=WARMUP,
+        learning_rate=PEAK,
+        min_learning_rate=FLOOR,
+        beta2=0.95,
+        **options,
     )
     model = load_model(folder)
     steps = list(Trainer(model, lambda step: (inputs, targets), config))
@@ -54,7 +70,12 @@ def lama_trace(folder: Path, inputs: np.ndarray, targets: np.ndarray, **options:
 
 
 def torch_trace(
-    transformers: Any, folder: Path, inputs: np.ndarray, targets: np.ndarray, label_smoothing: float = 0.0, accumulation: int = 1
+    transformers: Any,
+    folder: Path,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    label_smoothing: float = 0.0,
+    accumulation: int = 1,
 ) -> Trace:
     """The same in the usual lines of PyTorch."""
     import torch
@@ -78,7 +99,9 @@ def torch_trace(
         parts = []
         for x, y in zip(np.split(inputs, accumulation), np.split(targets, accumulation), strict=True):
             logits = model(torch.from_numpy(x).long()).logits
-            loss = cross_entropy(logits.flatten(0, 1), torch.from_numpy(y).long().flatten(), label_smoothing=label_smoothing)
+            loss = cross_entropy(
+                logits.flatten(0, 1), torch.from_numpy(y).long().flatten(), label_smoothing=label_smoothing
+            )
             (loss / accumulation).backward()
             parts.append(loss.item())
         trace.losses.append(float(np.mean(parts)))
@@ -86,20 +109,23 @@ def torch_trace(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    trace.weights = {name.removeprefix("transformer."): p.detach().numpy() for name, p in model.named_parameters()}
+    trace.weights = {
+        name.removeprefix("transformer."): p.detach().numpy() for name, p in model.named_parameters()
+    }
     return trace
 
 
 def assert_same(ours: Trace, theirs: Trace) -> None:
     np.testing.assert_allclose(ours.losses, theirs.losses, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(ours.norms, theirs.norms, rtol=TOLERANCE, atol=0)
-    assert max(theirs.norms) > 1 and theirs.losses[-1] < 0.65 * theirs.losses[0]  # of PyTorch's steps some were clipped, and it learned
+    # Of PyTorch's steps some were clipped, and it learned.
+    assert max(theirs.norms) > 1 and theirs.losses[-1] < 0.65 * theirs.losses[0]
     assert ours.weights.keys() == theirs.weights.keys()
     for name, weight in theirs.weights.items():
         off = np.abs(ours.weights[name] - weight)
         if name.endswith("c_attn.bias"):
-            # The same number on all keys changes no softmax: their bias has no gradient but rounding, and of that AdamW makes
-            # steps of a whole rate, here and there in other directions.
+            # The same number on all keys changes no softmax: their bias has no gradient but rounding, and of
+            # that AdamW makes steps of a whole rate, here and there in other directions.
             off = np.delete(off, np.s_[len(weight) // 3 : 2 * len(weight) // 3])
         assert off.max() < OF_WEIGHTS and off.mean() < OF_WEIGHTS / 1000, name
 
@@ -126,10 +152,15 @@ def test_ten_training_steps_match_pytorch(shape: dict[str, Any], tmp_path: Path,
     [
         ({"label_smoothing": 0.1}, {"label_smoothing": 0.1}),
         ({"accumulation": 3}, {"accumulation": 3}),
-        ({"accumulation": 2, "recompute": True, "label_smoothing": 0.2}, {"accumulation": 2, "label_smoothing": 0.2}),
+        (
+            {"accumulation": 2, "recompute": True, "label_smoothing": 0.2},
+            {"accumulation": 2, "label_smoothing": 0.2},
+        ),
     ],
     ids=str,
 )
-def test_ten_training_steps_with_options_match_pytorch(ours: dict[str, Any], theirs: dict[str, Any], tmp_path: Path, transformers: Any):
+def test_ten_training_steps_with_options_match_pytorch(
+    ours: dict[str, Any], theirs: dict[str, Any], tmp_path: Path, transformers: Any
+):
     folder, batch = checkpoint(tmp_path, SHAPES["gelu_new"]), one_batch(SHAPES["gelu_new"])
     assert_same(lama_trace(folder, *batch, **ours), torch_trace(transformers, folder, *batch, **theirs))

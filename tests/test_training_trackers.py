@@ -30,7 +30,10 @@ def stand_in(monkeypatch):
     def install(name: str) -> list[tuple[object, ...]]:
         calls: list[tuple[object, ...]] = []
         module = ModuleType(name)
-        run = SimpleNamespace(log=lambda numbers, step: calls.append(("log", numbers, step)), finish=lambda: calls.append(("finish",)))
+        run = SimpleNamespace(
+            log=lambda numbers, step: calls.append(("log", numbers, step)),
+            finish=lambda: calls.append(("finish",)),
+        )
 
         def init(**options):
             calls.append(("init", options))
@@ -43,7 +46,12 @@ def stand_in(monkeypatch):
     return install
 
 
-LOGGED = [("log", {"loss": 4.5}, 1), ("log", {"loss": 3.25, "mfu": 0.5}, 2), ("log", {"validation_loss": 3.5}, 2), ("finish",)]
+LOGGED = [
+    ("log", {"loss": 4.5}, 1),
+    ("log", {"loss": 3.25, "mfu": 0.5}, 2),
+    ("log", {"validation_loss": 3.5}, 2),
+    ("finish",),
+]
 
 
 def test_wandb_gets_a_run_with_settings_and_its_numbers(stand_in, tmp_path):
@@ -71,14 +79,18 @@ def records(path: Path) -> list[bytes]:
 
 
 def test_tensorboard_finds_settings_and_numbers_in_the_event_file(tmp_path):
-    pytest.importorskip("tensorboardX", reason="the package tensorboardX (extra `tensorboard`) is not installed")
+    pytest.importorskip(
+        "tensorboardX", reason="the package tensorboardX (extra `tensorboard`) is not installed"
+    )
     from tensorboardX.proto.event_pb2 import Event
 
     track("tensorboard", tmp_path)
     (file,) = (tmp_path / "tensorboard").iterdir()
     events = [Event.FromString(record) for record in records(file)]
     values = [(event.step, value) for event in events for value in event.summary.value]
-    scalars = [(step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")]
+    scalars = [
+        (step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")
+    ]
     assert scalars == [(1, "loss", 4.5), (2, "loss", 3.25), (2, "mfu", 0.5), (2, "validation_loss", 3.5)]
     (text,) = [value.tensor.string_val[0].decode() for _, value in values if value.HasField("tensor")]
     assert '\n     "learning_rate": 0.002\n' in text
@@ -87,7 +99,10 @@ def test_tensorboard_finds_settings_and_numbers_in_the_event_file(tmp_path):
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
     for kind, package in PACKAGES.items():
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(LamaError, match=rf"^tracking with {kind} needs the package {package}; got .*\. Run: pip install {package}$"):
+        with pytest.raises(
+            LamaError,
+            match=rf"^tracking with {kind} needs the package {package}; got .*\. Run: pip install {package}$",
+        ):
             open_tracker(kind, tmp_path, "run", {})
 
 
@@ -99,7 +114,9 @@ def test_a_tracker_that_does_not_begin_says_why_in_one_line(tmp_path, monkeypatc
 
     module.init = init
     monkeypatch.setitem(sys.modules, "wandb", module)
-    with pytest.raises(LamaError, match=r"^wandb must begin to track; got No key\. See to that, or leave --track out$"):
+    with pytest.raises(
+        LamaError, match=r"^wandb must begin to track; got No key\. See to that, or leave --track out$"
+    ):
         open_tracker("wandb", tmp_path, "run", {})
 
 
@@ -109,5 +126,8 @@ def test_an_unknown_tracker_is_refused_by_name(tmp_path):
 
 
 def test_trackers_import_neither_their_libraries_nor_tinygrad_before_they_are_asked_for():
-    code = f"import sys, lama.training.trackers; assert not {{'tinygrad', *{list(PACKAGES.values())}}} & set(sys.modules)"
+    code = (
+        f"import sys, lama.training.trackers; assert not {{'tinygrad', *{list(PACKAGES.values())}}} "
+        f"& set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

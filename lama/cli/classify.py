@@ -1,172 +1,123 @@
-"""`lama classify`: train a text classifier, judge it, and let it tell what a text is."""
+"""`lama classify`: train a text classifier, evaluate it, and let it classify texts."""
 
 import argparse
 import json
 import os
 import shlex
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lama.cli import machine
 from lama.cli.lines import answer_lines, at_once, in_batches
-from lama.cli.live import LiveLine, heading, state, stopped_by, stopping
-from lama.cli.out import own_folder
-from lama.cli.settings import add_settings, given
+from lama.cli.live import heading
+from lama.cli.settings import Verbs, add_settings
+from lama.cli.training import add_options
 from lama.errors import LamaError, UsageError, quoted
 from lama.files import quoted_path, read_object
-from lama.training.encoders import PRESETS, ClassifierSettings
+from lama.tables import metric_table
+from lama.training.settings import presets
 
 if TYPE_CHECKING:
-    from lama.data.labelled import Labelled
-    from lama.training.classify import ClassifierTraining, Judgement, Predictor
+    from lama.data.labelled import LabelledText
+    from lama.training.classify import ClassifierSession, Predictor
+    from lama.training.loop import Step
+    from lama.training.session import Evaluation
 
-DATA = "testament, names, shakespeare-milton, or a file: lines of label, tab, text; or .csv with the columns text and label"
+FILE = "lines of label, tab, text; or .csv with the columns text and label"
+MODEL = "a folder that lama classify train has written"
 AT_ONCE = 64  # lines of a pipe
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "classify",
-        help="train a text classifier, judge it, use it",
-        description="A transformer encoder that tells which class a text is of.",
+        help="train a text classifier, evaluate it, use it",
+        description="A transformer encoder that tells the class of a text.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(parser))
 
     train = actions.add_parser(
         "train",
         help="train a classifier",
-        description="Train a classifier on four fifths of the texts, the encoder first guessing masked tokens in them, and judge it by the "
-        "last fifth beside the most frequent class and naive Bayes. Settings have defaults that suit the data set. Ctrl-C ends the step "
-        "and saves the best so far. Exits with 1 if the model is no better than the untrained one or the most frequent class.",
+        description="Train a classifier, as `lama train DATA --model classifier` does: on four fifths of the "
+        "texts, after a pretraining of its encoder on masked tokens. It is evaluated on the last fifth "
+        "beside the most frequent class and naive Bayes.",
     )
-    train.set_defaults(run=run_train)
-    train.add_argument("data", metavar="DATA", help=DATA)
-    train.add_argument("--out", type=Path, metavar="DIR", help="the model's folder (default out/ and the data's name, or NAME-2)")
-    train.add_argument("--restart", action="store_true", help="replace the model of an earlier lama classify train in --out, which is lost")
-    add_settings(train, ClassifierSettings, leave_out=("recompute",))
+    train.set_defaults(model="classifier")
+    data = f"{', '.join(presets('classifier'))}, or a file: {FILE}"
+    train.add_argument("settings", nargs="?", metavar="DATA", help=data)
+    add_options(train, "out/ and the data's name")
+    add_settings(train, "classifier")
 
-    judge = actions.add_parser(
+    evaluate = actions.add_parser(
         "eval",
-        help="judge a classifier",
-        description="Accuracy and confusion matrix: on the fifth of its own data set that it has not learned from, or on all of a FILE.",
+        help="evaluate a classifier",
+        description="Accuracy and confusion matrix: on the held-out fifth of its own data set, or on a FILE.",
     )
-    judge.set_defaults(run=run_eval)
-    judge.add_argument("model", metavar="DIR", help="a folder that lama classify train has written")
-    judge.add_argument("file", nargs="?", metavar="FILE", help="lines of label, tab, text; or .csv with the columns text and label")
+    evaluate.set_defaults(run=run_eval)
+    evaluate.add_model(MODEL)
+    evaluate.add_argument("file", nargs="?", metavar="FILE", help=FILE)
 
     predict = actions.add_parser(
         "predict",
         help="classify texts",
-        description="Print the class of each text, its probability and the text, separated by tabs. With -, print one line for each "
-        "line of standard input: an empty one where it is empty or cannot be answered, which exits with 1 at the end.",
+        description="Print the class of each text, its probability and the text, separated by tabs. With -, "
+        "print one line for each line of standard input: an empty one where it is empty or cannot be "
+        "answered, which exits with 1 at the end.",
     )
     predict.set_defaults(run=run_predict)
-    predict.add_argument("model", metavar="DIR", help="a folder that lama classify train has written")
-    predict.add_argument("text", nargs="+", metavar="TEXT", help="one or more texts; - for the lines of standard input")
-    predict.add_argument("--json", action="store_true", help="a JSON object for each text, with the probability of every class")
+    predict.add_model(MODEL)
+    texts = "one or more texts; - for the lines of standard input"
+    predict.add_argument("text", nargs="+", metavar="TEXT", help=texts)
+    each = "a JSON object for each text, with the probability of every class"
+    predict.add_argument("--json", action="store_true", help=each)
     parser.verbs = actions.choices
-    for each in (train, judge, predict):
-        machine.add_options(each)
+    for command in (evaluate, predict):
+        machine.add_options(command)
 
 
-def run_train(args: argparse.Namespace) -> int:
-    settings = ClassifierSettings(**PRESETS.get(args.data, {}) | given(args, ClassifierSettings))
-    machine.use(args)
-    from lama.data.labelled import open_labelled
+def introduce(session: "ClassifierSession", args: argparse.Namespace) -> None:
+    from lama.models.registry import describe
 
-    data = open_labelled(args.data)
-    default = Path("out") / (Path(args.data).stem or "classifier")
-    with own_folder(args.out, default, "classify train", replace=args.restart) as out:
-        return train_classifier(args, data, settings, out)
+    heading(f"The data: {session.config.data}")
+    examples = [*session.train, *session.test]
+    for label in session.model.config.labels:
+        texts = [example.text for example in examples if example.label == label]
+        print(f"{len(texts):>8,} {label}, such as {texts[0][:60]!r}")
+    print(f"{len(session.train):,} to learn from, {len(session.test):,} held out")
+    print(describe(session.model))
+    session.measure_start()
+    if bayes := session.bayes:
+        print(f"naive Bayes: {bayes.features}, α = {bayes.alpha:g}, chosen on a tenth of the training texts")
 
 
-def train_classifier(args: argparse.Namespace, data: "Labelled", settings: ClassifierSettings, out: Path) -> int:
-    from lama.checkpoints import save
-    from lama.data.labelled import split_labelled
-    from lama.data.naive_bayes import best_naive_bayes
-    from lama.training.classify import ClassifierTraining, judge, judged
+def remark(session: "ClassifierSession", step: "Step") -> str | None:
+    """The end of the pretraining."""
+    n = session.config.pretraining
+    return f"pretrained for {n} steps: loss {step.loss:.3f} nats per masked token" if step.step == n else None
 
-    learned, kept = split_labelled(data.examples)
-    missing = set(data.labels) - {example.label for example in learned}
-    if missing:
-        none = quoted(", ".join(sorted(missing)), plain=True)
-        raise LamaError(f"each label must be among the texts to learn from; got none for {none}. Give more examples")
-    heading(f"The data: {data.name}")
-    for label in data.labels:
-        print(f"{sum(example.label == label for example in data.examples):>8,} {label}, such as {_first(data.examples, label)!r}")
-    print(f"{len(learned):,} to learn from, {len(kept):,} held out to judge by")
-    began = time.perf_counter()
-    bayes = best_naive_bayes(learned)
-    training = ClassifierTraining(settings, learned, data.labels)
-    print(training.model.describe())
-    majority = max(data.labels, key=lambda label: sum(example.label == label for example in learned))
-    results = {
-        "untrained": judged(training.predictor, kept),
-        "majority": judge(data.labels, kept, [majority] * len(kept)),
-        "naive Bayes": judge(data.labels, kept, bayes([example.text for example in kept])),
-    }
-    heading(f"Training: {settings.pretraining} steps of guessing masked tokens, {settings.steps} of classifying")
-    with stopping(training) as received:
-        watch(training)
-    results["trained"] = judged(training.predictor, kept)
-    seconds = time.perf_counter() - began
-    source = os.path.abspath(args.data) if data.provenance == args.data else args.data  # a file is found from another folder, too
-    about = {"data": source, "provenance": data.provenance, "licence": data.licence, "seed": settings.seed, "seconds": round(seconds, 1)}
-    accuracies = {name: result.accuracy for name, result in results.items()}
-    confusion = results["trained"].confusion.tolist()
-    save(out, training.model, training.tokenizer, {**about, "heldout_accuracy": accuracies, "heldout_confusion": confusion})
-    if received:
-        return stopped_by(received, f"; the model so far is in {out}")
 
-    heading(f"What it makes of the {len(kept):,} texts that it has not seen")
-    print(f"{results['trained'].table()}\n\n{table(results)}")
-    print(f"(naive Bayes: {bayes.features}, α = {bayes.alpha:g}, chosen on a tenth of the texts to learn from)")
-    print(f"\n{seconds:.0f} s in all; saved in {out}. Ask it:")
-    print(f"  {shlex.join(['lama', 'classify', 'predict', str(out), kept[0].text[:60]])}")
-    best = max("untrained", "majority", key=accuracies.__getitem__)
-    if accuracies["trained"] <= accuracies[best]:
+def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
+    """Print the accuracies. Raises LamaError for a model that is no better than before or one class."""
+    from lama.training.classify import evaluate
+
+    session.load_best()
+    result, out = evaluate(session.predictor, session.test), session.folder.path
+    shares = session.shares | {"trained": result.accuracy}
+    session.add_notes({"heldout_accuracy": shares, "heldout_confusion": result.confusion.tolist()})
+    heading(f"The {len(session.test):,} held-out texts")
+    accuracies = [f"{share:.2%}" for share in shares.values()]
+    print(f"{result.table()}\n\n{metric_table('held-out texts', list(shares), [('accuracy', accuracies)])}")
+    text = session.test[0].text[:60]
+    print(f"\n{session.seconds:.0f} s in all; saved in {out}. Ask it:")
+    print(f"  {shlex.join(['lama', 'classify', 'predict', '-m', str(out), text])}")
+    best = max("untrained", "majority", key=shares.__getitem__)
+    if shares["trained"] <= shares[best]:
         raise LamaError(
-            f"the trained model must beat the {best} one; got {accuracies['trained']:.1%}, and {accuracies[best]:.1%}. Raise --steps"
+            f"the trained model must beat the {best} one; got {shares['trained']:.1%}, and "
+            f"{shares[best]:.1%}. Raise --steps"
         )
-    return 0
-
-
-def _first(examples: Any, label: str) -> str:
-    return str(next(example.text for example in examples if example.label == label))[:60]
-
-
-def watch(training: "ClassifierTraining") -> None:
-    """Train with a live line for each of the two parts."""
-    from lama.training.loop import Step
-
-    print("compiling the training step, once", file=sys.stderr)
-    s = training.settings
-    line, loss = LiveLine(s.pretraining or s.steps, 0), 0.0
-    pretraining = training.pretraining
-    try:
-        for event in training:
-            if isinstance(event, Step):
-                if pretraining and not training.pretraining:
-                    line.say(f"pretrained for {s.pretraining} steps: loss {loss:.3f} nats per masked token")
-                    line.close()
-                    line, pretraining = LiveLine(s.steps, 0), False
-                loss = event.loss
-                line.step(event.step, state(event, None, compiled=event.step > 1))
-            else:
-                line.say(
-                    f"step {event.step}: {event.accuracy:.1%} of the texts kept back are right{', the best so far' if event.best else ''}"
-                )
-    finally:
-        line.close()
-
-
-def table(results: "dict[str, Judgement]") -> str:
-    """The accuracies side by side."""
-    head = f"{'held-out texts':<16}" + "".join(f"| {name:>11} " for name in results)
-    return f"{head.rstrip()}\n" + (f"{'accuracy':<16}" + "".join(f"| {result.accuracy:>11.2%} " for result in results.values())).rstrip()
 
 
 def load_predictor(folder: str, batch_size: int) -> "Predictor":
@@ -180,27 +131,33 @@ def load_predictor(folder: str, batch_size: int) -> "Predictor":
 
 def run_eval(args: argparse.Namespace) -> int:
     machine.use(args)
-    from lama.data.labelled import DATASETS, open_labelled, split_labelled
-    from lama.training.classify import judged
+    from lama.data.labelled import open_labelled
+    from lama.training.classify import evaluate
 
     predictor = load_predictor(args.model, AT_ONCE)
-    if args.file:
-        examples = list(open_labelled(args.file).examples)
-    else:
-        source = read_object(Path(args.model) / "config.json").get("training")
-        source = source.get("data") if isinstance(source, dict) else None
-        if not isinstance(source, str):
-            raise LamaError(f"{quoted_path(args.model)} must name the data it was trained on; got none. Give a FILE")
-        if source not in DATASETS and not os.path.isfile(source):
-            raise LamaError(f"the data that {quoted_path(args.model)} was trained on is not here: {quoted_path(source)}. Give a FILE")
-        _, examples = split_labelled(open_labelled(source).examples)
+    examples = list(open_labelled(args.file).examples) if args.file else own_examples(Path(args.model))
     known = predictor.model.config.labels
     if unknown := sorted({example.label for example in examples} - set(known)):
-        names, others = (quoted(", ".join(labels), plain=True) for labels in (known, unknown[:5]))
+        names, others = quoted(", ".join(known), plain=True), quoted(", ".join(unknown[:5]), plain=True)
         raise LamaError(f"labels must be the model's, {names}; got {others}")
-    result = judged(predictor, examples)
+    result = evaluate(predictor, examples)
     print(f"{result.table()}\n\naccuracy {result.accuracy:.2%} of {len(examples):,} texts")
     return 0
+
+
+def own_examples(model: Path) -> "list[LabelledText]":
+    """The held-out examples of a model's own data set. Raises LamaError."""
+    from lama.data.labelled import DATASETS, open_labelled, split_labelled
+
+    notes = read_object(model / "config.json").get("training")
+    source, where = notes.get("data") if isinstance(notes, dict) else None, quoted_path(model)
+    if not isinstance(source, str):
+        raise LamaError(f"{where} must name the data it was trained on; got none. Give a FILE")
+    if source not in DATASETS and not os.path.isfile(source):
+        shown = quoted_path(source)
+        raise LamaError(f"the data that {where} was trained on is not here: {shown}. Give a FILE")
+    _, examples = split_labelled(open_labelled(source).examples)
+    return examples
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -218,8 +175,12 @@ def run_predict(args: argparse.Namespace) -> int:
         for text, chances in zip(texts, predictor(texts), strict=True):
             best = int(chances.argmax())
             if args.json:
-                found = {label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)}
-                yield json.dumps({"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False)
+                found = {
+                    label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)
+                }
+                yield json.dumps(
+                    {"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False
+                )
             else:
                 yield f"{labels[best]}\t{chances[best]:.3f}\t{text}"
 

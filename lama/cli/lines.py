@@ -8,7 +8,9 @@ from lama.errors import LamaError, UsageError, note
 
 LONGEST = 1 << 20  # bytes of a line that is answered
 BLOCK = 1 << 16  # bytes read at a time
-BREAKS = {ord(c): repr(c)[1:-1] if c in "\n\r" else f"\\u{ord(c):04x}" for c in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
+# What would break a line, as escapes.
+BREAKS = {ord(c): repr(c)[1:-1] for c in "\n\r"}
+BREAKS |= {ord(c): f"\\u{ord(c):04x}" for c in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
 
 
 def input_lines() -> Iterator[str]:
@@ -18,7 +20,8 @@ def input_lines() -> Iterator[str]:
         for line in sys.stdin:
             yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise LamaError(f"standard input must be UTF-8 text; got byte 0x{error.object[error.start]:02x}") from error
+        byte = error.object[error.start]
+        raise LamaError(f"standard input must be UTF-8 text; got byte 0x{byte:02x}") from error
 
 
 def check_open() -> None:
@@ -28,10 +31,11 @@ def check_open() -> None:
 
 
 def answer_lines(answers: Callable[[list[str]], Iterable[str]], most: int) -> int:
-    """Print one line for each line of standard input, in their order and as soon as it is there. Returns the exit code.
+    """Print one line for each line of standard input, in order and without delay. Returns the exit code.
 
-    `answers` maps up to `most` texts, as many as have come, to a line each. An empty line is answered by an empty one. So is
-    a line that it raises LamaError for, with a message that gives the line's number; the exit code is then 1.
+    `answers` maps up to `most` texts, as many as have come, to a line each. The answer to an empty line is an
+    empty line, as to a line for which it raises LamaError: the message has the line's number, and the exit
+    code is 1.
     """
     check_open()
     number = code = 0
@@ -47,14 +51,16 @@ def answer_lines(answers: Callable[[list[str]], Iterable[str]], most: int) -> in
 
 
 def _answers(answers: Callable[[list[str]], Iterable[str]], lines: list[bytes]) -> list[str | LamaError]:
-    """The answers to all lines at once or, where one of them cannot be answered, to each alone."""
+    """The answers to all lines at once or, where that fails, to each alone."""
     try:
         texts = [_text(line) for line in lines]
         wanted = [text for text in texts if text.strip()]
         found = iter(answers(wanted) if wanted else ())
         return [next(found) if text.strip() else "" for text in texts]
     except LamaError as error:
-        return [error] if len(lines) == 1 else [answer for line in lines for answer in _answers(answers, [line])]
+        if len(lines) == 1:
+            return [error]
+        return [answer for line in lines for answer in _answers(answers, [line])]
 
 
 def _text(line: bytes) -> str:
@@ -67,7 +73,7 @@ def _text(line: bytes) -> str:
 
 
 def _batches(most: int) -> Iterator[list[bytes]]:
-    """The lines of standard input that have come, up to `most` at a time: nobody waits for an answer until more are there."""
+    """The lines of standard input that have come, up to `most` at a time; it never waits for more."""
     file = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
     rest, mark = b"", b"\xef\xbb\xbf"
     while block := file.read1(BLOCK):
@@ -79,10 +85,10 @@ def _batches(most: int) -> Iterator[list[bytes]]:
 
 
 def in_batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
-    """`size` texts at a time, the last time maybe fewer."""
+    """The texts, `size` at a time; the last batch may be smaller."""
     return (list(texts[i : i + size]) for i in range(0, len(texts), size))
 
 
 def at_once(most: int) -> int:
-    """How many lines of standard input to answer at a time: each for itself where a person types."""
+    """The number of lines of standard input in a batch: one on a terminal."""
     return 1 if sys.stdin is not None and sys.stdin.isatty() else most

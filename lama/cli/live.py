@@ -1,4 +1,4 @@
-"""Progress of a training on the screen, and the signals that stop it: for every command that trains."""
+"""Progress of a training on the screen, and the signals that stop it."""
 
 import os
 import signal
@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from lama.errors import note
 
 if TYPE_CHECKING:
     from lama.training.loop import Step
 
+T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # the terminal was closed
 
@@ -28,12 +29,18 @@ def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def progress(items: Iterable[Any], unit: str, label: str = "", total: int | None = None) -> Iterator[Any]:
-    """Show on standard error how many of the items are done: a bar in a terminal, elsewhere a line now and then, and the last."""
+def say(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], unit: str, label: str = "", total: int | None = None) -> Iterator[T]:
+    """Show on standard error how many items are done: a bar in a terminal, else a line now and then."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, unit=unit, desc=label or None, file=sys.stderr, dynamic_ncols=True, leave=False, delay=1)
+        options = {"total": total, "unit": unit, "desc": label or None, "leave": False, "delay": 1}
+        yield from tqdm(items, file=sys.stderr, dynamic_ncols=True, **options)
         return
     began = following = time.monotonic()
     for n, item in enumerate(items, 1):
@@ -42,44 +49,39 @@ def progress(items: Iterable[Any], unit: str, label: str = "", total: int | None
         if now >= following + SECONDS_BETWEEN_LINES or n == total:
             following = now
             of = "" if total is None else f"/{total:,}, {n / total:.0%}"
-            print(f"{label or unit}: {n:,}{of}, {n / max(now - began, 1e-3):,.1f} {unit}/s", file=sys.stderr, flush=True)
+            say(f"{label or unit}: {n:,}{of}, {n / max(now - began, 1e-3):,.1f} {unit}/s")
 
 
-def tokenizing(pieces: Iterable[Any]) -> Iterator[Any]:
-    """The pieces of a corpus, watched."""
+def tokenizing(pieces: Iterable[T]) -> Iterator[T]:
+    """The pieces of a corpus, with progress."""
     return progress(pieces, "piece", "tokenizing")
 
 
 def state(step: "Step", mfu: float | None, compiled: bool) -> str:
-    """Text of the live line: loss, rate, gradient, speed. The first step compiles, so its speed says nothing."""
+    """Text of the live line. The first step compiles, so its speed is left out."""
     from tqdm import tqdm
 
-    parts = [
-        f"loss {step.loss:.4g}",
-        f"rate {step.learning_rate:.1e}",
-        f"gradient {step.gradient_norm:.2f}",
-    ]
+    text = f"loss {step.loss:.4g}, rate {step.learning_rate:.1e}, gradient {step.gradient_norm:.2f}"
     if compiled:
-        parts.append(f"{step.tokens_per_second:,.0f} tokens/s")
-        parts += [] if mfu is None else [f"MFU {mfu:.0%}"]
-        parts.append(f"{tqdm.format_interval(step.seconds_left)} left")
-    return ", ".join(parts)
+        use = "" if mfu is None else f"MFU {mfu:.0%}, "
+        text += (
+            f", {step.tokens_per_second:,.0f} tokens/s, {use}{tqdm.format_interval(step.seconds_left)} left"
+        )
+    return text
 
 
 class LiveLine:
-    """Progress of the training on standard error: in a terminal a line that is rewritten, elsewhere a new one now and then."""
+    """Progress of the training on standard error: a line that is rewritten in a terminal, else new lines."""
 
     def __init__(self, steps: int, done: int, label: str = ""):
         from tqdm import tqdm
 
-        # The time left is the loop's own: tqdm's would count the compilation into every step.
-        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.steps, self.next, self.label = steps, 0.0, label
-        self.bar = (
-            tqdm(desc=label or None, total=steps, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=layout, mininterval=0.2)
-            if sys.stderr.isatty()
-            else None
-        )
+        self.steps, self.next, self.label, self.bar = steps, 0.0, label, None
+        if sys.stderr.isatty():
+            # The time left is the loop's own: tqdm's would count the compilation into every step.
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            options = {"total": steps, "initial": done, "bar_format": layout, "mininterval": 0.2}
+            self.bar = tqdm(desc=label or None, file=sys.stderr, dynamic_ncols=True, **options)
 
     def step(self, step: int, text: str) -> None:
         if self.bar is not None:
@@ -87,7 +89,7 @@ class LiveLine:
             self.bar.update(step - self.bar.n)
         elif (now := time.monotonic()) >= self.next or step == self.steps:
             self.next = now + SECONDS_BETWEEN_LINES
-            print(f"{self.label and f'{self.label}, '}step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
+            say(f"{self.label and f'{self.label}, '}step {step} of {self.steps}: {text}")
 
     def say(self, text: str) -> None:
         """A line on standard output."""
@@ -103,9 +105,9 @@ class LiveLine:
 
 @contextmanager
 def stopping(session: Stoppable) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP call `session.stop()`, which lets the step under way end; a second one ends the program.
+    """SIGINT, SIGTERM and SIGHUP call `session.stop()`, which lets the current step end.
 
-    After `nohup`, SIGHUP stays ignored. Yields the signals that came.
+    A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals that came.
     """
     received: list[int] = []
 
@@ -133,7 +135,7 @@ def stopping(session: Stoppable) -> Iterator[list[int]]:
 
 
 def _forget_terminal() -> None:
-    """Send standard output and error nowhere, unless they go to a file: who read them has gone."""
+    """Discard standard output and error, unless they go to a file: the terminal is closed."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         with suppress(OSError):
@@ -143,6 +145,6 @@ def _forget_terminal() -> None:
 
 
 def stopped_by(received: list[int], what: str) -> int:
-    """Say which signal ended a training, and `what` comes of it; the exit code."""
+    """Print which signal ended a training, and `what` follows; return the exit code."""
     note(f"stopped by {signal.Signals(received[0]).name}{what}")
     return 128 + received[0]

@@ -1,9 +1,9 @@
-"""Corpora, their tokens on the disk, the windows that models train on, and the n-gram baselines they are measured against."""
+"""Corpora, their tokens on the disk, training windows and n-gram baselines."""
 
 from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
 from lama.data.tokens import TokenFiles, encode_pieces, fingerprint, open_tokens, tokenize
-from lama.data.windows import batch, encode_corpus, evaluation_windows, split
+from lama.data.windows import batch, encode_corpus, evaluation_windows, split_tail
 
 __all__ = [
     "Corpus",
@@ -20,7 +20,7 @@ __all__ = [
     "open_corpus",
     "open_tokens",
     "read_corpus",
-    "split",
+    "split_tail",
     "text_corpus",
     "tokenize",
 ]

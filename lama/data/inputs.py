@@ -1,4 +1,4 @@
-"""What a model reads of a text, whatever its kind."""
+"""The token ids that a model reads for a text, whatever its kind."""
 
 import re
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 from lama.data.masked import MASK
 from lama.data.pairs import encode_source
 from lama.errors import LamaError, quoted
-from lama.models.kinds import kind_of
+from lama.models.registry import kind_of
 from lama.tokenizers import BytePairTokenizer, Tokenizer, WordPieceTokenizer
 
 
 def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """The ids that the model is given for a text; of an encoder-decoder, for a source.
+    """The ids that the model reads for a text; for an encoder-decoder, for a source.
 
-    Raises LamaError for text that cannot be spelled, for none, for tokens that the model lacks, and for more than its context.
+    Raises LamaError for an empty text, for text that cannot be spelled, for tokens that the model lacks, and
+    for more tokens than its context.
     """
     if not text:
         raise LamaError("the text must not be empty; got nothing. Give some text")
@@ -30,28 +31,36 @@ def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
 
 
 def check_tokens(tokenizer: Tokenizer, ids: list[int], vocab_size: int) -> list[int]:
-    """The ids, if a model of `vocab_size` rows has them all: a tokenizer may be larger. Raises LamaError that names the first other."""
+    """The ids, if a model of `vocab_size` rows has them all; a tokenizer may be larger.
+
+    Raises LamaError that names the first other.
+    """
     if max(ids, default=0) >= vocab_size:
         token = next(i for i in ids if i >= vocab_size)
         sizes = f"vocab_size={vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens"
-        raise LamaError(f"the text must be made of the model's tokens; got {quoted(tokenizer.decode([token]))}, id {token} ({sizes})")
+        shown = quoted(tokenizer.decode([token]))
+        raise LamaError(f"the text must be made of the model's tokens; got {shown}, id {token} ({sizes})")
     return ids
 
 
 def check_length(ids: list[int], context_length: int) -> list[int]:
-    """The ids, if a model of that context can read them. Raises LamaError."""
+    """The ids, if they fit the context. Raises LamaError."""
     if len(ids) > context_length:
-        raise LamaError(f"the text must fit context_length; got {len(ids)} tokens, context_length={context_length}. Shorten it")
+        sizes = f"{len(ids)} tokens, context_length={context_length}"
+        raise LamaError(f"the text must fit context_length; got {sizes}. Shorten it")
     return ids
 
 
 def masked_input(tokenizer: BytePairTokenizer | WordPieceTokenizer, text: str) -> list[int]:
-    """A text for BERT, [MASK] being the token; the space before one is the hidden token's own, as it is of a word."""
+    """The ids of a text for BERT; the space before a [MASK] belongs to the hidden token."""
     if isinstance(tokenizer, WordPieceTokenizer):
         return tokenizer.framed(text)
     return tokenizer.encode(re.sub(r"\s+" + re.escape(MASK), MASK, text))
 
 
 def classifier_input(tokenizer: BytePairTokenizer, text: str) -> list[int]:
-    """A text for a classifier; what it says of [MASK] is read as text. A word at its start is the token that it is elsewhere."""
+    """The ids of a text for a classifier, in which [MASK] is plain text.
+
+    The first word has the token that it has elsewhere.
+    """
     return tokenizer.encode_ordinary(f" {text.strip()}")

@@ -1,24 +1,46 @@
-"""Masked language modelling: which tokens are to be guessed, and what the model sees in their place."""
+"""Masked language modelling: the tokens to be predicted, and the tokens that the model sees instead."""
 
 import numpy as np
 
+from lama.errors import LamaError
+from lama.shapes import Array
+from lama.tokenizers import BytePairTokenizer, WordPieceTokenizer
+
 PAD, MASK = "[PAD]", "[MASK]"
-CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1  # of all tokens; of those chosen
+CHOSEN = 0.15  # share of all tokens
+MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens
+
+MaskTokenizer = BytePairTokenizer | WordPieceTokenizer
+
+
+def special_ids(tokenizer: MaskTokenizer) -> tuple[int, int]:
+    """The ids of [PAD] and [MASK]. Raises LamaError for a tokenizer without them."""
+    pad, mask = tokenizer.encode(PAD), tokenizer.encode(MASK)
+    if len(pad) != 1 or len(mask) != 1:
+        raise LamaError(f"a tokenizer for BERT must have the tokens {PAD} and {MASK}; got one without")
+    return pad[0], mask[0]
 
 
 def mask_tokens(
-    rows: np.ndarray, rng: np.random.Generator, mask: int, vocab_size: int, special: tuple[int, ...] = (), share: float = CHOSEN
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(B, T) token ids -> what the model sees (B, T), the positions it is asked for (B, n), and what belongs there (B, n); int32.
+    rows: Array,
+    rng: np.random.Generator,
+    mask: int,
+    vocab_size: int,
+    special: tuple[int, ...] = (),
+    share: float = CHOSEN,
+) -> tuple[Array, Array, Array]:
+    """Inputs (B, T), positions and targets (B, n) for masked token ids (B, T); int32.
 
-    Of each row, `share` of the tokens that are not special are chosen, at least one; n is `share` of T, and where a row has fewer,
-    the rest are position 0 with the target -1. Of the chosen 80 % become `mask`, 10 % any token but the `special` ones, 10 % stay,
-    so that the model cannot tell which of the tokens it sees to trust. Source: Devlin et al. 2018, section 3.1 and appendix A.1.
+    `share` of the ordinary tokens of each row are chosen, at least one; n is `share` of T, and where a row
+    has fewer, the rest are position 0 with the target -1. In the inputs 80 % of the chosen become `mask`,
+    10 % any token but the `special` ones, 10 % stay, so that the model cannot tell which tokens to trust.
+    Source: Devlin et al. 2018, section 3.1 and appendix A.1.
     """
     B, T = rows.shape
     n = max(1, round(share * T))
     free = ~np.isin(rows, [mask, *special])
-    order = np.argsort(np.where(free, rng.random((B, T)), 2.0), axis=1)[:, :n]  # a random n of those that are free, then others
+    # A random n of the free ones, followed by others.
+    order = np.argsort(np.where(free, rng.random((B, T)), 2.0), axis=1)[:, :n]
     wanted = np.clip(np.round(share * free.sum(1)), 1, free.sum(1))
     real = np.arange(n) < wanted[:, None]
     positions = np.where(real, order, 0)

@@ -1,4 +1,4 @@
-"""Naive Bayes: what counting words alone makes of labelled texts; the baseline that a trained classifier has to beat."""
+"""Naive Bayes: the baseline that a trained classifier has to beat."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from lama.data.labelled import Example, split_labelled
+from lama.data.labelled import LabelledText, split_labelled
+from lama.shapes import Array
 
 ALPHAS = (1.0, 0.3, 0.1, 0.03)
 
@@ -18,7 +19,7 @@ def words(text: str) -> list[str]:
 
 
 def characters(text: str) -> list[str]:
-    """Runs of one to four characters, with the ends marked: for names and other single words."""
+    """Sequences of one to four characters, with marked ends: for names and other single words."""
     marked = f"^{text.lower()}$"
     return [marked[i : i + n] for n in range(1, 5) for i in range(len(marked) - n + 1)]
 
@@ -27,25 +28,27 @@ FEATURES: dict[str, Callable[[str], list[str]]] = {"words": words, "characters":
 
 
 class NaiveBayes:
-    """p(label | text) ∝ p(label) ∏ p(feature | label), with p(feature | label) = (count + α) / (all of the label's + α · features).
+    """p(label | text) ∝ p(label) ∏ p(feature | label), add-α smoothed: (count + α) / (n + α · features).
 
-    Features that were not seen with any label count for none. Source: Manning, Raghavan & Schütze 2008, section 13.2.
+    Unknown features are ignored. Source: Manning, Raghavan & Schütze 2008, section 13.2.
     """
 
-    def __init__(self, examples: Sequence[Example], features: str, alpha: float):
+    def __init__(self, examples: Sequence[LabelledText], features: str, alpha: float):
         self.features, self.alpha = features, alpha
         self.labels = sorted({example.label for example in examples})
         self.index: dict[str, int] = {}
         label_of = {label: i for i, label in enumerate(self.labels)}
         rows = np.array([label_of[example.label] for example in examples])
         row, feature = self._numbered([example.text for example in examples], learn=True)
-        counts = np.bincount(rows[row] * len(self.index) + feature, minlength=len(self.labels) * len(self.index))
+        counts = np.bincount(
+            rows[row] * len(self.index) + feature, minlength=len(self.labels) * len(self.index)
+        )
         smooth = counts.reshape(len(self.labels), -1) + alpha  # (labels, features)
         self.log_likelihood = np.log(smooth / smooth.sum(1, keepdims=True)).T  # (features, labels)
         self.log_prior = np.log(np.bincount(rows, minlength=len(self.labels)) / len(rows))
 
-    def _numbered(self, texts: Sequence[str], learn: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The texts' features, one number each, and the row of the text that each is from."""
+    def _numbered(self, texts: Sequence[str], learn: bool = False) -> tuple[Array, Array]:
+        """The row of each feature's text, and the feature's number."""
         extract, index = FEATURES[self.features], self.index
         pairs = [
             (row, index.setdefault(feature, len(index)) if learn else index.get(feature, -1))
@@ -53,7 +56,8 @@ class NaiveBayes:
             for feature in extract(text)
         ]
         found = np.array(pairs, np.int64).reshape(-1, 2)
-        return tuple(found[found[:, 1] >= 0].T)  # type: ignore[return-value]
+        found = found[found[:, 1] >= 0]
+        return found[:, 0], found[:, 1]
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
         """The most likely label of each text."""
@@ -62,14 +66,15 @@ class NaiveBayes:
         np.add.at(scores, row, self.log_likelihood[feature])
         return [self.labels[i] for i in scores.argmax(1)]
 
-    def accuracy(self, examples: Sequence[Example]) -> float:
-        found = self([example.text for example in examples])
-        return float(np.mean([label == example.label for label, example in zip(found, examples, strict=True)]))
+    def accuracy(self, examples: Sequence[LabelledText]) -> float:
+        """The share of right labels."""
+        found = np.array(self([example.text for example in examples]))
+        return float(np.mean(found == np.array([example.label for example in examples])))
 
 
-def best_naive_bayes(examples: Sequence[Example]) -> NaiveBayes:
-    """With the α that does best on a tenth of these examples, counted on all of them; characters where most texts are single words."""
+def best_naive_bayes(examples: Sequence[LabelledText]) -> NaiveBayes:
+    """A model with the α that is best on a tenth; of characters, where most texts are single words."""
     features = "characters" if np.median([len(example.text.split()) for example in examples]) < 2 else "words"
-    learn, judge = split_labelled(examples, 0.1, seed=1)
-    best = max(ALPHAS, key=lambda alpha: NaiveBayes(learn, features, alpha).accuracy(judge))
+    learned, held_out = split_labelled(examples, 0.1, seed=1)
+    best = max(ALPHAS, key=lambda alpha: NaiveBayes(learned, features, alpha).accuracy(held_out))
     return NaiveBayes(examples, features, best)

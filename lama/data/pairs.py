@@ -1,4 +1,4 @@
-"""Pairs of texts, a source and its target: where they come from, how they are split, and the arrays that a model learns from."""
+"""Pairs of texts, a source and its target: their files, their split, and the arrays of a training."""
 
 import zlib
 from collections import Counter
@@ -8,40 +8,42 @@ from pathlib import Path
 
 import numpy as np
 
-from lama.data.windows import shuffled
+from lama.data.windows import epoch_order
 from lama.errors import LamaError, quoted
 from lama.files import quoted_path, read_text
+from lama.shapes import Array
 from lama.tokenizers import PairTokenizer
 
 Pair = tuple[str, str]
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Arrays = tuple[Array, Array, Array, Array]
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a UTF-8 file, one a line, source and target with a tab between; empty lines don't count. Raises LamaError."""
+    """The pairs of a UTF-8 file, one a line: source, tab, target. Raises LamaError."""
     pairs, shown = [], quoted_path(path)
     for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
         source, *rest = line.removesuffix("\r").split("\t")
         if not line.strip():
             continue
         if len(rest) != 1 or not source or not rest[0]:
-            raise LamaError(f"each line must be a source, one tab and a target; got {quoted(line[:60])} in line {number} of {shown}")
+            found = f"{quoted(line[:60])} in line {number} of {shown}"
+            raise LamaError(f"each line must be a source, one tab and a target; got {found}")
         pairs.append((source, rest[0]))
     if not pairs:
         raise LamaError(f"a file of pairs must have at least one; got none in {shown}")
     return pairs
 
 
-def split_pairs(pairs: Sequence[Pair], held_out: float, key: Callable[[Pair], str] = lambda pair: pair[0]) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and about a share `held_out` to judge by; pairs of the same `key` are on the same side.
+def split_pairs(
+    pairs: Sequence[Pair], held_out: float, key: Callable[[Pair], str] = lambda pair: pair[0]
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and a share of about `held_out`.
 
-    Which side depends on the key alone, so that other pairs, seeds or machines change nothing.
+    The side depends only on the key, so that other pairs, seeds or machines change nothing.
     """
-    train: list[Pair] = []
-    judge: list[Pair] = []
-    for pair in pairs:
-        (judge if zlib.crc32(key(pair).encode()) / 2**32 < held_out else train).append(pair)
-    return train, judge
+    is_train = [zlib.crc32(key(pair).encode()) / 2**32 >= held_out for pair in pairs]
+    train = [pair for pair, side in zip(pairs, is_train, strict=True) if side]
+    return train, [pair for pair, side in zip(pairs, is_train, strict=True) if not side]
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,23 @@ class PairData:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Tokens of the longest source, and of the longest target with the token before or after it."""
+        """The longest source, and the longest target with one special token, in tokens."""
         return max(map(len, self.sources)), max(map(len, self.targets)) + 1
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> PairData:
-    """Raises LamaError for text that the tokenizer cannot spell."""
+    """The pairs as token ids. Raises LamaError for text that the tokenizer cannot spell."""
     sources = [encode_source(source, tokenizer) for source, _ in pairs]
     return PairData(list(pairs), sources, [tokenizer.encode(target) for _, target in pairs])
 
 
 def encode_source(text: str, tokenizer: PairTokenizer) -> list[int]:
-    """Tokens that the encoder reads."""
+    """The tokens that the encoder reads."""
     return [*tokenizer.encode(text), tokenizer.end]
 
 
-def padded(rows: Sequence[Sequence[int]], length: int, pad: int = PairTokenizer.pad) -> np.ndarray:
-    """(rows, length) int32, each row filled up at its end."""
+def padded(rows: Sequence[Sequence[int]], length: int, pad: int = PairTokenizer.pad) -> Array:
+    """The rows with padding at their ends: (rows, length) int32."""
     array = np.full((len(rows), length), pad, np.int32)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
@@ -78,31 +80,34 @@ def padded(rows: Sequence[Sequence[int]], length: int, pad: int = PairTokenizer.
 
 
 def pair_arrays(data: PairData, rows: Sequence[int], lengths: tuple[int, int], n_rows: int = 0) -> Arrays:
-    """What the loss of these rows of `data` needs: sources (B, S), inputs and targets (B, T), weights (B, T).
+    """The arrays for the loss of these rows: sources (B, S), inputs, targets and weights (B, T).
 
-    The mean of loss x weight over all places is the mean loss of a token, the padding not counted; so it is over parts of the
-    rows too, on average. B is `n_rows` where there are fewer rows: the rest is padding.
+    The mean of loss x weight over all positions is the mean loss of a token without the padding; so it is
+    over parts of the rows too, on average. B is at least `n_rows`: further rows are padding.
     """
     sources, targets = [data.sources[i] for i in rows], [data.targets[i] for i in rows]
-    empty: list[list[int]] = [[]] * (n_rows - len(rows))
+    empty: list[list[int]] = [[] for _ in range(n_rows - len(rows))]
     inputs = padded([[PairTokenizer.begin, *target] for target in targets] + empty, lengths[1])
     wanted = padded([[*target, PairTokenizer.end] for target in targets] + empty, lengths[1])
     counted = wanted != PairTokenizer.pad
-    return padded(sources + empty, lengths[0]), inputs, wanted, (counted * (counted.size / counted.sum())).astype(np.float32)
+    weights = (counted * (counted.size / counted.sum())).astype(np.float32)
+    return padded(sources + empty, lengths[0]), inputs, wanted, weights
 
 
 def pair_batches(data: PairData, batch_size: int, seed: int) -> Callable[[int], Arrays]:
-    """The batches of a training, a function of seed and step alone: each epoch goes through all pairs once, in an order of its own.
+    """The batches of a training, a function of seed and step, as `epoch_order` has them.
 
     Every batch is padded to the longest pair of all, so that one captured step serves them all.
     """
-    lengths, places = data.lengths, shuffled(len(data.pairs), batch_size, seed)
+    lengths, places = data.lengths, epoch_order(len(data.pairs), batch_size, seed)
     return lambda step: pair_arrays(data, places(step).tolist(), lengths)
 
 
 def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, float]:
-    """The shares of `held_out` that need no model: those whose target is the source, where that is not the task itself, and the
-    commonest target of `train`."""
+    """The shares of `held_out` that need no model.
+
+    `copying`: the target is the source, unless that is the task; `commonest target`: that of `train`.
+    """
     commonest = Counter(target for _, target in train).most_common(1)[0][0]
     shares = {
         "copying": sum(source == target for source, target in held_out) / len(held_out),
@@ -112,7 +117,7 @@ def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str,
 
 
 def unigram_loss(train: PairData, held_out: PairData, vocab_size: int) -> float:
-    """Nats per token of the targets of `held_out`, their ends counted, under the tokens' shares in the targets of `train`."""
+    """Nats per token of `held_out`'s targets and their ends, under the tokens' shares in `train`."""
     counts = np.full(vocab_size, 0.1)
     for target in train.targets:
         np.add.at(counts, [*target, PairTokenizer.end], 1)

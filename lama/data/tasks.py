@@ -1,36 +1,39 @@
-"""The tasks that an encoder-decoder is tried on: small, made here, with an answer that is right or wrong.
+"""Small generated tasks for an encoder-decoder, whose answers are right or wrong.
 
-What learns them is in `lama.training.pair_settings`.
+Their training settings are in `lama.training.settings.pairs`.
 """
 
 import datetime
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from lama.data.pairs import Pair
+from lama.data.pairs import Pair, read_pairs
+from lama.errors import UsageError, did_you_mean, quoted
 
 
 @dataclass(frozen=True)
 class PairTask:
-    """Pairs, what they show, and the settings that learn them."""
+    """Pairs, their split, and the scores that a trained model reaches."""
 
     about: str
     make: Callable[[], list[Pair]]
     """All pairs, the same at every call."""
     tokenizer: str = "characters"
-    """characters or words."""
+    """`characters` or `words`."""
     held_out: float = 0.1
-    """Share of the pairs that is judged by and not trained on; 0 judges by heart what was trained on."""
+    """Held-out share of the pairs; 0 evaluates on the training pairs."""
     key: Callable[[Pair], str] = lambda pair: pair[0]
-    """What pairs share that must not be on both sides."""
+    """Pairs with the same key are on the same side of the split."""
     exact: float = 0.99
-    """The share of held-out pairs that a model learns to answer exactly."""
+    """The share of held-out pairs that a trained model answers exactly."""
     fields: Callable[[Pair], list[tuple[range, range]]] | None = None
-    """Which places of the target say what which places of the source say: (target's, source's) characters."""
+    """Corresponding ranges of characters: (target's, source's)."""
     focus: float = 0.0
-    """The share of cross-attention from those places of the target to those of the source that one of its heads reaches."""
+    """The share of cross-attention between those ranges that the best head reaches."""
 
 
 def copies() -> list[Pair]:
@@ -58,7 +61,7 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def dates() -> list[Pair]:
-    """4,000 days of 1974 to 2034: `98-03-21` -> `21/Mar/1998`. Source: M. Zhou's NLP tutorials, in the form they have there."""
+    """4,000 days of 1974 to 2034: `98-03-21` -> `21/Mar/1998`. Source: M. Zhou's NLP tutorials."""
     first, last = datetime.date(1974, 1, 1).toordinal(), datetime.date(2034, 12, 31).toordinal()
     days = np.random.default_rng(0).permutation(np.arange(first, last + 1))[:4000]
     found = (datetime.date.fromordinal(int(day)) for day in days)
@@ -66,21 +69,39 @@ def dates() -> list[Pair]:
 
 
 def date_fields(pair: Pair) -> list[tuple[range, range]]:
-    """Day, month and year: where they stand in the target and in the source."""
+    """The positions of day, month and year in the target and in the source."""
     return [(range(0, 2), range(6, 8)), (range(3, 6), range(3, 5)), (range(7, 11), range(0, 2))]
 
 
 def backwards(pair: Pair) -> list[tuple[range, range]]:
-    """Each place of the target: the source's, counted from its end."""
+    """Each position of the target, and the source's counted from its end."""
     n = len(pair[0])
     return [(range(i, i + 1), range(n - 1 - i, n - i)) for i in range(n)]
 
 
-ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
-    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ["", "", *["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]]
 
 
 def in_words(n: int) -> str:
@@ -97,7 +118,7 @@ def in_words(n: int) -> str:
 
 
 def numbers() -> list[Pair]:
-    """0 to 9999 in digits and in English words, each way."""
+    """The numbers 0 to 9999 in digits and in English words, each way."""
     return [pair for n in range(10_000) for pair in ((str(n), in_words(n)), (in_words(n), str(n)))]
 
 
@@ -107,7 +128,7 @@ def in_digits(pair: Pair) -> str:
 
 
 def sentences() -> list[Pair]:
-    """Seven sentences in English and in German, to be learned by heart."""
+    """Seven sentences in English and in German, to be memorised."""
     return [
         ("Good morning, how did you sleep?", "Guten Morgen, wie hast du geschlafen?"),
         ("The cat lies on the warm stove.", "Die Katze liegt auf dem warmen Ofen."),
@@ -124,6 +145,21 @@ TASKS: dict[str, PairTask] = {
     "reverse": PairTask("sixteen letters, backwards", reversals, held_out=0.02, fields=backwards, focus=0.8),
     "sort": PairTask("six digits of 0, 1 and 2, in order", sortings, held_out=0.25, exact=0.995),
     "dates": PairTask("98-03-21 -> 21/Mar/1998", dates, held_out=0.2, fields=date_fields, focus=0.6),
-    "numbers": PairTask("7241 <-> seven thousand two hundred and forty-one", numbers, "words", 0.2, key=in_digits, exact=0.98),
-    "tiny": PairTask("seven English sentences in German, by heart", sentences, "words", held_out=0.0, exact=1.0),
+    "numbers": PairTask(
+        "7241 <-> seven thousand two hundred and forty-one", numbers, "words", 0.2, key=in_digits, exact=0.98
+    ),
+    "tiny": PairTask(
+        "seven English sentences in German, memorised", sentences, "words", held_out=0.0, exact=1.0
+    ),
 }
+
+
+def find_task(name: str, tokenizer: str = "words", held_out: float = 0.1) -> PairTask:
+    """The task of that name, or of that file of pairs, with these settings. Raises LamaError."""
+    if name in TASKS:
+        return TASKS[name]
+    if not os.path.isfile(name):
+        hint = did_you_mean(name, TASKS)
+        raise UsageError(f"a task must be {', '.join(TASKS)}, or a file of pairs; got {quoted(name)}{hint}")
+    pairs = read_pairs(Path(name))
+    return PairTask(f"the pairs of {name}", lambda: pairs, tokenizer, held_out)

@@ -1,11 +1,11 @@
-"""A corpus as token ids on the disk: made once, then read through memory maps, so its size does not matter."""
+"""A corpus as token ids on the disk, written once and read through memory maps, so it may be large."""
 
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,36 +18,40 @@ import numpy as np
 from lama.data.corpora import Corpus, last_boundary
 from lama.errors import LamaError, UsageError
 from lama.files import read_object
+from lama.shapes import Array
 from lama.tokenizers import Tokenizer, encode_inside
 from lama.tokenizers.base import WHITE, TableTokenizer
 
 TYPES = ("uint8", "uint16", "uint32")
 PARTS = ("train", "validation")
 META = "meta.json"
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""A function around the pieces of a text, which may watch them."""
 BLOCK = 1 << 18  # tokens copied at a time
-AHEAD = 1 << 15  # characters after a cut that must show that no token depends on both sides; no added token is as long
-CUTS = 64  # places tried before more text is read
+# Characters after a cut on which the tokens are compared; no added token is as long.
+AHEAD = 1 << 15
+CUTS = 64  # positions tried before more text is read
 
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The two parts of a corpus as token ids, and what they came from. The arrays are memory maps: reading them reads the disk."""
+    """The two parts of a corpus as token ids, memory-mapped, and their origin."""
 
     folder: Path
-    train: np.ndarray
-    validation: np.ndarray
+    train: Array
+    validation: Array
     vocab_size: int
     train_bytes: int
     validation_bytes: int
-    """UTF-8 bytes of the text of each part, for losses per byte; the tokens between documents count as none."""
+    """UTF-8 bytes of each part's text, for losses per byte, without the tokens between documents."""
     corpus: Mapping[str, str]
-    """Its name, provenance and licence."""
+    """The corpus's name, provenance and licence."""
     text_digest: str
     """`Corpus.digest()` of the text."""
     tokenizer_digest: str
     """`fingerprint` of the tokenizer."""
     digest: str
-    """SHA-256 over those of the two files: other tokens, another digest."""
+    """SHA-256 of the two files' SHA-256."""
 
 
 def tokenize(
@@ -55,13 +59,13 @@ def tokenize(
     tokenizer: Tokenizer,
     folder: Path,
     validation: float = 0.1,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = iter,
 ) -> TokenFiles:
-    """Write the corpus into `folder`: train.bin, validation.bin (little-endian, 1, 2 or 4 bytes a token), meta.json.
+    """Write train.bin and validation.bin (little-endian, 1, 2 or 4 bytes a token) and meta.json in `folder`.
 
-    Of every document the last `validation` of its tokens are held out. Between two documents stands the tokenizer's
-    end_of_text, if it has one. The text is read, encoded and written in pieces; `progress` may watch them as they come.
-    Files of that name are replaced once all is written, meta.json last. Raises UsageError for a share that is none,
+    The last `validation` of each document's tokens are held out. The tokenizer's end_of_text, if it has one,
+    separates documents. `progress` may watch the pieces in which the text is read, encoded and written. Old
+    files are replaced when all is written, meta.json last. Raises UsageError for a share out of range,
     LamaError for text that the tokenizer cannot spell and for a folder that cannot be written.
     """
     if not 0 < validation < 1:
@@ -71,9 +75,9 @@ def tokenize(
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (*paths, folder / META)]
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     with _writing(folder, temporary):
-        with ExitStack() as stack:
-            train, heldout = (stack.enter_context(open(path, "w+b")) for path in temporary[:2])
-            heldout_bytes = _write(corpus, tokenizer, train, heldout, validation, dtype.newbyteorder("<"), progress)
+        with open(temporary[0], "w+b") as train, open(temporary[1], "w+b") as heldout:
+            small = dtype.newbyteorder("<")
+            heldout_bytes = _write(corpus, tokenizer, train, heldout, validation, small, progress)
         counts = [path.stat().st_size // dtype.itemsize for path in temporary[:2]]
         meta = {
             "dtype": dtype.name,
@@ -89,22 +93,23 @@ def tokenize(
         for path in temporary:
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
-        (folder / META).unlink(missing_ok=True)  # or else it would speak of other files, if this were to end here
+        # If this ended here, it would describe other files.
+        (folder / META).unlink(missing_ok=True)
         for path, target in zip(temporary, (*paths, folder / META), strict=True):
             os.replace(path, target)
     return open_tokens(folder)
 
 
 def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
-    """The files that `tokenize` wrote, mapped read-only. With `verify` they are read through and held against their hashes.
+    """Map the files that `tokenize` wrote; with `verify`, compare their hashes first.
 
-    Raises LamaError for files that are missing, cut short, or not what meta.json says.
+    Raises LamaError for files that are missing, cut short, or different from what meta.json says.
     """
     folder = Path(folder)
     again = "Tokenise the corpus again"
     try:
         os.stat(folder / META)  # one that is missing is named beside the others
-        meta = read_object(folder / META)
+        meta: dict[str, Any] = read_object(folder / META)
         if meta["dtype"] not in TYPES:
             raise ValueError(f"dtype {meta['dtype']!r}")
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -113,7 +118,8 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
             if (size := path.stat().st_size) != wanted:
                 raise LamaError(f"{path} must have {wanted} bytes, as {META} says; got {size}. {again}")
             if verify and (found := _sha256(path)) != meta["sha256"][part]:
-                raise LamaError(f"{path} must have SHA-256 {meta['sha256'][part]}, as {META} says; got {found}. {again}")
+                hash_ = meta["sha256"][part]
+                raise LamaError(f"{path} must have SHA-256 {hash_}, as {META} says; got {found}. {again}")
         return TokenFiles(
             folder,
             train=_map(folder / "train.bin", dtype),
@@ -127,15 +133,17 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
             digest=hashlib.sha256("".join(meta["sha256"][part] for part in PARTS).encode()).hexdigest(),
         )
     except OSError as error:
+        found = f"{error.filename}: {error.strerror}"
         raise LamaError(
-            f"{folder} must hold train.bin, validation.bin and {META}; got {error.filename}: {error.strerror}. {again}"
+            f"{folder} must hold train.bin, validation.bin and {META}; got {found}. {again}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise LamaError(f"{folder / META} must be as lama writes it; got {type(error).__name__}: {error}. {again}") from None
+        found = f"{type(error).__name__}: {error}"
+        raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of all that a checkpoint keeps of a tokenizer: equal ones give equal ids."""
+    """SHA-256 of all that a checkpoint has of a tokenizer; equal ones give equal ids."""
     digest = hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -146,7 +154,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 @contextmanager
 def _writing(folder: Path, temporary: Iterable[Path]) -> Iterator[None]:
-    """The folder is there, and in the end the temporary files are gone. Raises LamaError where it cannot be written."""
+    """Create the folder, and remove the temporary files at the end. Raises LamaError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -155,7 +163,8 @@ def _writing(folder: Path, temporary: Iterable[Path]) -> Iterator[None]:
             for path in temporary:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise LamaError(f"{folder} must be a folder that can be written; got {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from error
 
 
 def _write(
@@ -165,9 +174,9 @@ def _write(
     heldout: BinaryIO,
     validation: float,
     dtype: np.dtype,
-    progress: Callable[[Iterable[Any]], Iterable[Any]],
+    progress: Progress,
 ) -> int:
-    """All of each document goes to `train`, then its last part from there to `heldout`. Returns the bytes of text there."""
+    """Write each document to `train`, and move its last part to `heldout`; return the bytes of that text."""
     separator = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     heldout_bytes = 0
     pieces = ((i, piece) for i, document in enumerate(corpus.documents) for piece in document.pieces())
@@ -176,8 +185,10 @@ def _write(
             train.write(np.array(separator, dtype).tobytes())
             heldout.write(np.array(separator, dtype).tobytes())
         start = train.tell()
-        for some in map(partial(np.array, dtype=dtype), encode_pieces(tokenizer, (piece for _, piece in numbered))):
-            train.write(some.tobytes())  # by now the list is gone, which is eight times as large
+        for some in map(
+            partial(np.array, dtype=dtype), encode_pieces(tokenizer, (piece for _, piece in numbered))
+        ):
+            train.write(some.tobytes())  # the list, eight times as large, has been freed
         n = (train.tell() - start) // dtype.itemsize
         end = start + int(n * (1 - validation)) * dtype.itemsize
         train.seek(end)
@@ -186,14 +197,15 @@ def _write(
             heldout_bytes += len(tokenizer.decode_bytes(np.frombuffer(block, dtype).tolist()))
         train.seek(end)
         train.truncate()
-    return min(heldout_bytes, corpus.n_bytes)  # decoding may give more than was read: a frame, spaces between words
+    # Decoding may add text: a frame, spaces between words.
+    return min(heldout_bytes, corpus.n_bytes)
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
-    """The ids of a text that comes in pieces, some at a time; together those of `tokenizer.encode` of the whole.
+    """The ids of `tokenizer.encode` for a text that comes in pieces, some at a time.
 
-    Wherever a piece ends, ids are given only up to a cut after which the text has the same ids alone as it has with the
-    text before, for `AHEAD` characters. Raises LamaError for text that cannot be spelled.
+    Ids are given up to a cut after which the text has the same ids without the text before it, for `AHEAD`
+    characters. Raises LamaError for text that cannot be spelled.
     """
     whole = tokenizer if isinstance(tokenizer, TableTokenizer) else None
     before, after = whole.frame if whole else ((), ())
@@ -210,9 +222,9 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[
 
 
 def _encode_to_cut(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """The ids before a cut, and the text after it; none and all of the text where no cut is found.
+    """The ids before a cut, and the text after it; no ids and all text where no cut is found.
 
-    A cut never follows white space: an added token may take in any amount of it.
+    A cut never follows white space, since an added token may include any amount of it.
     """
     ids, end = encode_inside(tokenizer, text), len(text) - AHEAD
     for place in (last_boundary(text[:end]), *range(end, max(0, end - CUTS), -1)):
@@ -225,8 +237,9 @@ def _encode_to_cut(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
     return [], text
 
 
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)  # nothing cannot be mapped
+def _map(path: Path, dtype: np.dtype) -> Array:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _sha256(path: Path) -> str:

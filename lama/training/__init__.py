@@ -1,13 +1,14 @@
-"""Training: settings, loss, schedule, optimizer, the loop, checkpoints, and a whole run. Names are imported when they are used."""
+"""Training: settings, losses, schedule, optimizers, the loop and sessions. Names are imported lazily."""
 
 from typing import TYPE_CHECKING
 
 from lama.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lama.training.config import RunConfig, TrainingConfig
     from lama.training.loop import Step, Trainer
     from lama.training.loss import Evaluator, cross_entropy
+    from lama.training.settings import RunConfig
+    from lama.training.settings.base import TrainingConfig
 
 __all__ = ["Evaluator", "RunConfig", "Step", "Trainer", "TrainingConfig", "cross_entropy"]
 
@@ -15,10 +16,10 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Evaluator": "lama.training.loss",
-        "RunConfig": "lama.training.config",
+        "RunConfig": "lama.training.settings",
         "Step": "lama.training.loop",
         "Trainer": "lama.training.loop",
-        "TrainingConfig": "lama.training.config",
+        "TrainingConfig": "lama.training.settings.base",
         "cross_entropy": "lama.training.loss",
     },
 )

@@ -1,65 +1,55 @@
-"""Training a classifier on labelled texts: its tokens, its settings, its batches, and its judgement."""
+"""Training a classifier on labelled texts, and its evaluation."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.nn.state import get_state_dict
 
-from lama import kernels
+from lama import ops
 from lama.data.inputs import classifier_input
-from lama.data.labelled import Example, split_labelled
+from lama.data.labelled import LabelledText, open_labelled, split_labelled
 from lama.data.masked import MASK, PAD, mask_tokens
-from lama.data.windows import shuffled
+from lama.data.naive_bayes import NaiveBayes, best_naive_bayes
+from lama.data.windows import epoch_order
 from lama.dropout import Dropout, no_dropout
-from lama.errors import UsageError
-from lama.jit import capture_at_once
+from lama.errors import LamaError, quoted
 from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
+from lama.runtime.capture import CapturedStep
+from lama.shapes import Array
 from lama.tokenizers import BytePairTokenizer, train_bpe
-from lama.training.encoders import ClassifierSettings
-from lama.training.loop import Step, Trainer
-from lama.training.masked import masked_loss, special_ids
+from lama.training.loop import Trainer
+from lama.training.masked import encoder_shape, masked_loss
+from lama.training.rows import Row, Rows, read_rows, write_rows
+from lama.training.session import Parts, Session
+from lama.training.settings.classifier import ClassifierSettings
 
-JUDGED_AT_ONCE = 128  # rows
+BATCH = 128  # texts of an evaluation
 
 
-def make_classifier(settings: ClassifierSettings, texts: Sequence[str], labels: tuple[str, ...]) -> tuple[Classifier, BytePairTokenizer]:
-    """A tokenizer trained on these texts, and an untrained model for it. Raises UsageError for a shape that cannot be."""
+def make_classifier(
+    settings: ClassifierSettings, texts: Sequence[str], labels: tuple[str, ...]
+) -> tuple[Classifier, BytePairTokenizer]:
+    """A tokenizer trained on these texts, and an untrained model. Raises UsageError for an invalid shape."""
     spaced = [f" {text}\n" for text in texts]
     tokenizer = train_bpe(spaced, settings.vocabulary, (PAD, MASK), at_most=True)
-    pad, mask = special_ids(tokenizer)
     length = settings.context_length or _length([len(classifier_input(tokenizer, text)) for text in texts])
-    try:
-        config = ClassifierConfig(
-            tokenizer.vocab_size,
-            length,
-            d_model=settings.d_model,
-            n_layers=settings.n_layers,
-            n_heads=settings.n_heads,
-            activation="gelu_new",
-            norm="pre",
-            norm_epsilon=1e-5,
-            segments=0,
-            pad=pad,
-            mask=mask,
-            labels=labels,
-            pooling=settings.pooling,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    shape = encoder_shape(settings, tokenizer, length)
+    config = ClassifierConfig(**dataclasses.asdict(shape), labels=labels, pooling=settings.pooling)
     return Classifier(config, settings.seed), tokenizer
 
 
 def _length(lengths: Sequence[int]) -> int:
-    """What 99 of 100 texts need, a multiple of 8 of at most 256."""
+    """The length of 99 in 100 texts, rounded up to a multiple of 8, at most 256."""
     return int(min(256, -(-max(1, np.quantile(lengths, 0.99)) // 8) * 8))
 
 
-def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConfig) -> np.ndarray:
-    """(texts, context_length) int32, cut or padded."""
+def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConfig) -> Array:
+    """The texts' token ids, cut or padded: (texts, context_length) int32."""
     rows = np.full((len(texts), config.context_length), config.pad, np.int32)
     for row, text in zip(rows, texts, strict=True):
         ids = classifier_input(tokenizer, text)[: config.context_length]
@@ -67,158 +57,215 @@ def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConf
     return rows
 
 
-def class_loss(model: Classifier, rows: Tensor, labels: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout) -> Tensor:
-    """The mean cross-entropy of the classes: rows (B, T), labels (B,)."""
-    return kernels.cross_entropy(model(rows, dropout=dropout), labels, smoothing).mean()
+def class_loss(
+    model: Classifier, rows: Tensor, labels: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
+) -> Tensor:
+    """The mean cross-entropy of the classes, for rows (B, T) and labels (B,)."""
+    return ops.cross_entropy(model(rows, dropout=dropout), labels, smoothing).mean()
 
 
 class Predictor:
     """The classes' probabilities for texts, `batch_size` at a time, compiled once."""
 
-    def __init__(self, model: Classifier, tokenizer: BytePairTokenizer, batch_size: int = JUDGED_AT_ONCE):
+    def __init__(self, model: Classifier, tokenizer: BytePairTokenizer, batch_size: int = BATCH):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self._logits = capture_at_once(lambda rows: model(rows).realize())
+        self._logits = CapturedStep(lambda rows: model(rows).realize())
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, labels), rows that sum to 1."""
+    def __call__(self, texts: Sequence[str]) -> Array:
+        """The probabilities of the classes: (texts, labels)."""
         return self.of_rows(rows_of(self.tokenizer, texts, self.model.config))
 
-    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+    def of_rows(self, rows: Array) -> Array:
         config, n = self.model.config, self.batch_size
         found = []
         for i in range(0, len(rows), n):
-            part = np.full((n, config.context_length), config.pad, np.int32)
-            part[: len(rows[i : i + n])] = rows[i : i + n]
-            found.append(self._logits(Tensor(part).realize()).numpy().copy()[: len(rows[i : i + n])])
+            some, part = rows[i : i + n], np.full((n, config.context_length), config.pad, np.int32)
+            part[: len(some)] = some
+            found.append(self._logits(Tensor(part).realize()).numpy().copy()[: len(some)])
         logits = np.concatenate(found) if found else np.zeros((0, len(config.labels)), np.float32)
         e = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(e / e.sum(-1, keepdims=True))
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """How the texts of each class were classified."""
+class Confusion:
+    """The result of classifying labelled texts."""
 
     labels: tuple[str, ...]
-    confusion: np.ndarray
-    """(labels, labels) counts: row, what it is; column, what it was taken for."""
+    confusion: Array
+    """Counts (labels, labels): rows are the true classes, columns the predicted ones."""
 
     @property
     def accuracy(self) -> float:
         return float(np.trace(self.confusion) / self.confusion.sum())
 
     def table(self) -> str:
-        """The counts, and for each class how many of its texts were found (recall) and of those found were right (precision)."""
+        """The counts with each class's recall and precision."""
         width = max(8, *(len(label) for label in self.labels)) + 2
-        lines = ["".join(f"{cell:>{width}}" for cell in ("is \\ found", *self.labels, "recall"))]
+        rows = [("is \\ found", *self.labels, "recall")]
         for i, label in enumerate(self.labels):
-            cells = (label, *(f"{n:,}" for n in self.confusion[i]), share(self.confusion[i], i))
-            lines.append("".join(f"{cell:>{width}}" for cell in cells))
-        precision = (share(self.confusion[:, i], i) for i in range(len(self.labels)))
-        lines.append("".join(f"{cell:>{width}}" for cell in ("precision", *precision)))
-        return "\n".join(lines)
+            rows.append((label, *(f"{n:,}" for n in self.confusion[i]), share(self.confusion[i], i)))
+        rows.append(("precision", *(share(self.confusion[:, i], i) for i in range(len(self.labels)))))
+        return "\n".join("".join(f"{cell:>{width}}" for cell in row) for row in rows)
 
 
-def share(counts: np.ndarray, i: int) -> str:
-    """How much of all counts are those of class i."""
+def share(counts: Array, i: int) -> str:
+    """The share of class i in the counts."""
     return f"{counts[i] / counts.sum():.1%}" if counts.sum() else "-"
 
 
-def judge(labels: tuple[str, ...], examples: Sequence[Example], found: Sequence[str]) -> Judgement:
-    """What was `found` for the texts of `examples`, beside what they are."""
+def confusion_of(
+    labels: tuple[str, ...], examples: Sequence[LabelledText], found: Sequence[str]
+) -> Confusion:
+    """Compare the classes that were `found` with those of the examples."""
     number = {label: i for i, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, ([number[e.label] for e in examples], [number[label] for label in found]), 1)
-    return Judgement(labels, confusion)
+    return Confusion(labels, confusion)
 
 
-def judged(predictor: Predictor, examples: Sequence[Example]) -> Judgement:
+def evaluate(predictor: Predictor, examples: Sequence[LabelledText]) -> Confusion:
     labels = predictor.model.config.labels
-    return judge(labels, examples, [labels[i] for i in predictor([e.text for e in examples]).argmax(-1)])
+    return confusion_of(labels, examples, [labels[i] for i in predictor(texts_of(examples)).argmax(-1)])
 
 
-@dataclass(frozen=True)
-class Check:
-    """How the model does on the tenth of its training texts that it does not learn from."""
+class ClassifierSession(Session):
+    """The training of a classifier, after a pretraining of its encoder on masked tokens of the same texts.
 
-    step: int
-    accuracy: float
-    best: bool
-
-
-class ClassifierTraining:
-    """Iterate over it to train a new classifier on `examples`: Steps of the pretraining, then Steps and Checks of the training.
-
-    A tenth of the examples is kept back to tell which weights are best; at the end `model` has those. `stop()` ends it early.
+    A tenth of the training texts is not learned from: it tells which model is best.
     """
 
-    def __init__(self, settings: ClassifierSettings, examples: Sequence[Example], labels: tuple[str, ...]):
-        self.settings = settings
-        learned, checked = split_labelled(examples, 0.1, seed=1)
-        self.model, self.tokenizer = make_classifier(settings, [e.text for e in learned], labels)
-        config = self.model.config
-        self.rows = rows_of(self.tokenizer, [e.text for e in learned], config)
-        self.places = shuffled(len(self.rows), settings.batch_size, settings.seed)
-        self.labels = np.array([labels.index(e.label) for e in learned], np.int32)
-        self.checked = rows_of(self.tokenizer, [e.text for e in checked], config)
-        self.right = np.array([labels.index(e.label) for e in checked])
-        self.predictor = Predictor(self.model, self.tokenizer)
-        self.best, self.stopped, self.pretraining = 0.0, False, settings.pretraining > 0
-        self._best_weights: dict[str, np.ndarray] = {}
+    config: ClassifierSettings
+    model: Classifier
+    tokenizer: BytePairTokenizer
+    bayes: NaiveBayes | None = None
 
-    def stop(self) -> None:
-        self.stopped = True
+    def __init__(self, parts: Parts, rows: Rows):
+        super().__init__(parts, rows.digest)
+        config, model, tokenizer, shape = self.config, self.model, self.tokenizer, self.model.config
+        self.train, self.test = labelled(rows.train), labelled(rows.held_out)
+        learned, checked = split_labelled(self.train, 0.1, seed=1)
+        self.rows, self.labels = rows_of(tokenizer, texts_of(learned), shape), labels_of(learned, shape)
+        self.checked, self.right = rows_of(tokenizer, texts_of(checked), shape), labels_of(checked, shape)
+        self.order = epoch_order(len(self.rows), config.batch_size, config.seed)
+        if config.pretraining:
+            bert = Bert(bert_config(shape), config.seed)
+            bert.encoder = model.encoder
+            first = pretraining_of(config)
+            self.trainers.append(Trainer(bert, self._masked_batch, first, masked_loss, self.devices))
+        self.trainers.append(Trainer(model, self._batch, config, class_loss, self.devices))
+        self.predictor = Predictor(model, tokenizer)
 
-    def __iter__(self) -> Iterator[Step | Check]:
-        """Raises LamaError if the loss is no longer a number."""
-        if self.settings.pretraining:
-            yield from self._pretrain()
-        if self.stopped:
-            return
-        self.pretraining = False
-        every = max(1, self.settings.steps // 10)
-        for step in Trainer(self.model, self._batch, self.settings, class_loss):
-            yield step
-            if self.stopped:
-                break
-            if step.step % every == 0 or step.step == self.settings.steps:
-                yield self._check(step.step)
-        for name, p in get_state_dict(self.model).items():
-            if name in self._best_weights:
-                p.assign(Tensor(self._best_weights[name])).realize()
+    @classmethod
+    def reopen(cls, parts: Parts, checkpoint: Path) -> "ClassifierSession":
+        return cls(parts, read_rows(parts.folder.data))
 
-    def _pretrain(self) -> Iterator[Step]:
-        s, config = self.settings, self.model.config
-        bert = Bert(bert_config(config), s.seed)
-        bert.encoder = self.model.encoder
+    @property
+    def plan(self) -> str:
+        c = self.config
+        return f"{c.pretraining} steps of masked-token prediction, {c.steps} of classification"
 
-        def batches(step: int) -> tuple[np.ndarray, ...]:
-            rng = np.random.default_rng((s.seed, step, 1))
-            return mask_tokens(self.rows[self.places(step)], rng, config.mask, config.vocab_size, (config.pad,))
+    def _masked_batch(self, step: int) -> tuple[Array, ...]:
+        shape, rng = self.model.config, np.random.default_rng((self.config.seed, step, 1))
+        return mask_tokens(self.rows[self.order(step)], rng, shape.mask, shape.vocab_size, (shape.pad,))
 
-        changes: dict[str, Any] = {"steps": s.pretraining, "learning_rate": s.pretraining_rate, "min_learning_rate": -1.0}
-        changes |= {"warmup": min(200, s.pretraining // 10), "dropout": min(s.dropout, 0.1), "label_smoothing": 0.0}
-        for step in Trainer(bert, batches, dataclasses.replace(s, **changes), masked_loss):
-            yield step
-            if self.stopped:
-                return
+    def _batch(self, step: int) -> tuple[Array, ...]:
+        shape, places = self.model.config, self.order(step)
+        rows, rng = self.rows[places], np.random.default_rng((self.config.seed, step, 2))
+        hidden = (rng.random(rows.shape) < self.config.word_dropout) & (rows != shape.pad)
+        return np.where(hidden, shape.mask, rows).astype(np.int32), self.labels[places]
 
-    def _batch(self, step: int) -> tuple[np.ndarray, ...]:
-        s, config = self.settings, self.model.config
-        places = self.places(step)
-        rows = self.rows[places]
-        hidden = np.random.default_rng((s.seed, step, 2)).random(rows.shape) < s.word_dropout
-        return np.where(hidden & (rows != config.pad), config.mask, rows).astype(np.int32), self.labels[places]
+    def state(self) -> dict[str, Tensor]:
+        state = super().state()
+        if self.trainer is not self.trainers[-1]:  # the pretraining's own head
+            parameters = self.trainer.parameters.items()
+            state |= {f"bert.{name}": p for name, p in parameters if not name.startswith("encoder.")}
+        return state
 
-    def _check(self, step: int) -> Check:
-        accuracy = float((self.predictor.of_rows(self.checked).argmax(-1) == self.right).mean())
-        best = accuracy > self.best
-        if best:
-            self.best = accuracy
-            self._best_weights = {name: p.numpy().copy() for name, p in get_state_dict(self.model).items()}
-        return Check(step, accuracy, best)
+    def measure(self) -> dict[str, float]:
+        """Evaluate the model on the training texts that it does not learn from."""
+        chances = self.predictor.of_rows(self.checked)
+        loss = -np.log(np.maximum(chances[np.arange(len(chances)), self.right], 1e-30)).mean()
+        return {"validation_loss": float(loss), "accuracy": float((chances.argmax(-1) == self.right).mean())}
+
+    def rank(self, metrics: Mapping[str, float]) -> float:
+        """The share of wrong answers."""
+        return 1 - metrics["accuracy"]
+
+    @property
+    def result(self) -> str:
+        return f"{1 - self.best:.1%} of the validation texts right"
+
+    def measure_baselines(self) -> None:
+        """Measure the untrained model, the most frequent class and naive Bayes on the held-out texts."""
+        labels, texts = self.model.config.labels, texts_of(self.test)
+        self.bayes = best_naive_bayes(self.train)
+        found = {"majority": [majority(self.train)] * len(texts), "naive Bayes": self.bayes(texts)}
+        self.shares = {"untrained": evaluate(self.predictor, self.test).accuracy}
+        self.shares |= {name: confusion_of(labels, self.test, each).accuracy for name, each in found.items()}
+
+
+def majority(examples: Sequence[LabelledText]) -> str:
+    """The most frequent label; of several, the first in order."""
+    counts = Counter(example.label for example in examples)
+    return max(sorted(counts), key=lambda label: counts[label])
+
+
+def pretraining_of(config: ClassifierSettings) -> ClassifierSettings:
+    """The settings of the pretraining."""
+    steps = config.pretraining
+    return dataclasses.replace(
+        config,
+        steps=steps,
+        learning_rate=config.pretraining_rate,
+        min_learning_rate=-1.0,
+        warmup=min(200, steps // 10),
+        dropout=min(config.dropout, 0.1),
+        label_smoothing=0.0,
+    )
 
 
 def bert_config(config: ClassifierConfig) -> BertConfig:
     """The same encoder without classes."""
     return BertConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(BertConfig)})
+
+
+def labels_of(examples: Sequence[LabelledText], config: ClassifierConfig) -> Array:
+    """The number of each text's class: (texts,) int32."""
+    return np.array([config.labels.index(example.label) for example in examples], np.int32)
+
+
+def labelled(rows: Sequence[Row]) -> list[LabelledText]:
+    """The labelled texts of a run's rows."""
+    return [LabelledText(label, text) for label, text in rows]
+
+
+def texts_of(examples: Sequence[LabelledText]) -> list[str]:
+    """The texts alone."""
+    return [example.text for example in examples]
+
+
+def new_classifier(parts: Parts) -> ClassifierSession:
+    """Prepare a training on labelled texts. Raises LamaError; the folder is then unchanged."""
+    config = parts.config
+    data = open_labelled(config.data)
+    train, test = split_labelled(data.examples)
+    missing = set(data.labels) - {example.label for example in train}
+    if missing:
+        none = quoted(", ".join(sorted(missing)), plain=True)
+        raise LamaError(
+            f"each label must be among the texts to learn from; got none for {none}. Give more examples"
+        )
+    learned, _ = split_labelled(train, 0.1, seed=1)
+    parts.model, parts.tokenizer = make_classifier(config, texts_of(learned), data.labels)
+    with parts.folder.beginning(config, str(parts.about["command"])) as place:
+        rows = write_rows(place, train, test)
+    is_file = data.provenance == config.data
+    parts.about = {
+        "data": os.path.abspath(config.data) if is_file else config.data,  # found from another folder, too
+        "provenance": data.provenance,
+        "licence": data.licence,
+        "seed": config.seed,
+        **parts.about,
+    }
+    return ClassifierSession(parts, rows)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lama.figures import make_figure, render
+from lama.shapes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,16 +18,16 @@ GAP = 0.045  # between two labels, as a share of the height
 TRAIN, VALIDATION, BASELINE = "#3b6fb6", "#c8452d", "#777777"
 
 
-def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG, 1200 x 825: training loss, each step's and smoothed, held-out loss, n-gram baselines; below, the learning rate.
+def loss_curve(log: Sequence[Mapping[str, object]]) -> bytes:
+    """A PNG, 1200 x 825: training loss, held-out loss, baselines, and below the learning rate.
 
-    `log` is the records of a run's log.jsonl; with none of a kind, that line is missing. Raises LamaError where matplotlib
-    is not installed.
+    `log` is the records of a run's log.jsonl; lines without records are left out. Raises LamaError where
+    matplotlib is not installed.
     """
     return render(draw(log))
 
 
-def draw(log: Sequence[Mapping[str, Any]]) -> "Figure":
+def draw(log: Sequence[Mapping[str, object]]) -> "Figure":
     """The figure of `loss_curve`."""
     figure = make_figure("a loss curve", figsize=(8, 5.5), dpi=150, layout="constrained")
     from matplotlib.ticker import MaxNLocator
@@ -43,14 +44,19 @@ def draw(log: Sequence[Mapping[str, Any]]) -> "Figure":
 
     start = next((record for record in log if "baselines" in record), {})
     heldout = [{"step": 0, "validation_loss": start["untrained"]}] if "untrained" in start else []
-    judged, validation = series([*heldout, *log], "validation_loss")
-    losses.plot(judged, validation, color=VALIDATION, marker="o", markersize=4, linewidth=1.2, label="held out", zorder=3)
-    last = max([1, *steps[-1:], *judged[-1:]])
+    evaluated, validation = series([*heldout, *log], "validation_loss")
+    style = {"color": VALIDATION, "marker": "o", "markersize": 4, "linewidth": 1.2, "zorder": 3}
+    losses.plot(evaluated, validation, label="held out", **style)
+    last = max([1, *steps[-1:], *evaluated[-1:]])
     losses.set_xlim(0, last * 1.01)
-    lines = {f"{name} {value:.3f}": value for name, value in start.get("baselines", {}).items()}
+    baselines = start.get("baselines")
+    lines = {}
+    if isinstance(baselines, dict):
+        lines = {f"{name} {value:.3f}": value for name, value in baselines.items()}
     if len(validation):
         best = int(np.argmin(validation))
-        losses.set_title(f"best held-out loss {validation[best]:.3f} nats per token at step {judged[best]:,}", fontsize=10, loc="left")
+        title = f"best held-out loss {validation[best]:.3f} nats per token at step {evaluated[best]:,}"
+        losses.set_title(title, fontsize=10, loc="left")
     for value in lines.values():
         losses.axhline(value, color=BASELINE, linestyle="--", linewidth=0.9, zorder=1)
     label(losses, lines)
@@ -68,16 +74,21 @@ def draw(log: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that have a finite value of that name: two arrays of equal length."""
-    found = [(record["step"], record[name]) for record in log if isinstance(record.get(name), int | float) and math.isfinite(record[name])]
+def series(log: Sequence[Mapping[str, object]], name: str) -> tuple[Array, Array]:
+    """The steps and values of the records that have a finite value of that name."""
+    found = []
+    for record in log:
+        step, value = record.get("step"), record.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            found.append((step, value))
     return np.array([step for step, _ in found], int), np.array([value for _, value in found], float)
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and its neighbours: to each side a hundredth of all values, at the ends only what is there.
+def smoothed(values: Array) -> Array:
+    """The mean of each value and its neighbours, a hundredth of all values on each side.
 
-    The same number to each side, so that nothing comes late: `[3, 0, 6]` gives `[3, 3, 6]`.
+    Near the ends there are fewer, as many on each side, so that the curve has no delay: `[3, 0, 6]` gives
+    `[3, 3, 6]`.
     """
     n = len(values)
     reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), math.ceil(n / 100))
@@ -86,7 +97,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def label(axes: "Axes", lines: Mapping[str, float]) -> None:
-    """Write each line's name to the right of it, moved up where the one below is in its way."""
+    """Write each line's name to the right of it, moved up where it would overlap the one below."""
     bottom, top = axes.get_ylim()
     lowest = -math.inf
     for text, value in sorted(lines.items(), key=lambda line: line[1]):

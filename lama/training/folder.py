@@ -1,12 +1,13 @@
-"""The folder of a run: settings, log, checkpoints. Whenever the process dies, the newest checkpoint in it is whole.
+"""The folder of a run: settings, log, checkpoints. The newest checkpoint is intact whenever the process ends.
 
-lama.json                 says that lama train made it, and is locked while one works there
+lama.json                 names the command that made the folder, and is its lock while one works there
 settings.toml             every setting, in a form that `lama train FILE` reads
-recording.jsonl           with --record: what heads looked at, moment by moment
-log.jsonl                 one JSON object a line: first what is trained, then each step and each evaluation
-data/                     the corpus as token ids
+log.jsonl                 one JSON object a line: first the model, then each step and each evaluation
+recording.jsonl           with --record: attention patterns during the training
+data/                     the training and held-out data, as token ids or as rows.json
 model.safetensors, ...    the best model so far, for `lama generate -m`
-checkpoints/step-000250/  a model's folder, with training.safetensors (AdamW's m and v) and training.json beside it
+checkpoints/step-000250/  a model's folder, with training.safetensors (the optimizer's state) and
+                          training.json beside it
 """
 
 import json
@@ -20,24 +21,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints import open_weights, save, write_tensors
+from lama.checkpoints import Model, open_weights, save, write_tensors
 from lama.checkpoints.atomic import atomic_write, clean, naming, remove, temporary, unwritable
-from lama.checkpoints.fill import check_tensors, to_device
-from lama.checkpoints.made import claimed
-from lama.checkpoints.stored import read_weights
+from lama.checkpoints.fill import check_tensors
+from lama.checkpoints.marker import claimed
+from lama.checkpoints.tensor import read_weights
 from lama.data.tokens import META
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, parse_json_lines, quoted_path, read_file, read_object
+from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
-from lama.training.config import RunConfig, read_settings, run_config, to_toml
-from lama.training.loop import Trainer
+from lama.training import rows
+from lama.training.settings import read_settings, settings_of
+from lama.training.settings.base import RunSettings, to_toml
 
 LARGEST_LOG = 4 << 30  # bytes; a step takes 200
-# The types of what is read from the log and from training.json.
-KINDS = {"step": int, "devices": int, "command": str, "config": dict, "baselines": dict} | dict.fromkeys(
-    ("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "validation_loss", "best_loss", "seconds"), float
+NUMBERS = (
+    *("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"),
+    *("validation_loss", "accuracy", "best_loss", "seconds"),
 )
+TYPES: dict[str, type] = {"step": int, "devices": int, "command": str, "config": dict}
+TYPES |= {"baselines": dict, "shares": dict, "about": dict} | dict.fromkeys(NUMBERS, float)
+"""Types of the values in log.jsonl and training.json."""
+DATA_FILES = (META, "train.bin", "validation.bin", rows.FILE)
+REPORTS = ("loss.png", "attention.html", "held-out.tsv")
+
+Record = dict[str, Any]
 
 
 class Diverged(LamaError):
@@ -45,52 +57,59 @@ class Diverged(LamaError):
 
 
 class RunFolder:
-    """Reads and writes one run's folder. What it writes appears under its name when all of it is on the disk."""
+    """Reads and writes one run's folder. A file appears under its name when all of it is on the disk."""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.data, self.log_file, self.settings_file = self.path / "data", self.path / "log.jsonl", self.path / "settings.toml"
-        self.recording_file, self._checkpoints = self.path / "recording.jsonl", self.path / "checkpoints"
-        self._alone = False
+    def __init__(self, path: Path, command: str = "train"):
+        """`command` is the name that a new folder's marker gets."""
+        self.path, self.command = Path(path), command
+        self.data = self.path / "data"
+        self.log_file = self.path / "log.jsonl"
+        self.settings_file = self.path / "settings.toml"
+        self.recording_file = self.path / "recording.jsonl"
+        self._checkpoints = self.path / "checkpoints"
+        self._locked = False
 
     def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        found = [path for path in self._checkpoints.glob("step-*") if re.fullmatch(r"step-[0-9]{6,18}", path.name) and path.is_dir()]
-        return sorted(found, key=step_of)
+        """The checkpoints, oldest first."""
+        named = (
+            path for path in self._checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,18}", path.name)
+        )
+        return sorted((path for path in named if path.is_dir()), key=step_of)
 
     def is_older_run(self) -> bool:
         """Whether the folder, which has no marker, is that of a run of an earlier version."""
         try:
-            run_config(self.settings())
+            settings_of(self.settings())
             return bool(self.checkpoints() and read_training(self.checkpoints()[-1])) or bool(self.read_log())
         except LamaError:
             return False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process may be in such a block for the same folder. Raises LamaError as `claimed` does."""
-        if self._alone:
+        """Lock the folder against other processes. Raises LamaError as `claimed` does."""
+        if self._locked:
             yield
             return
-        with claimed(self.path, "train"):
-            self._alone = True
+        with claimed(self.path, self.command):
+            self._locked = True
             try:
                 yield
             finally:
-                self._alone = False
+                self._locked = False
 
     @contextmanager
-    def beginning(self, config: RunConfig, about: str) -> Iterator[Path]:
-        """The place for a new run's tokens. When the block ends well, the folder is that run's, and log, data and checkpoints of
-        an earlier one are gone; its model stays until the new one is judged. After an error all is as it was.
+    def beginning(self, config: RunSettings, about: str) -> Iterator[Path]:
+        """A place for a new run's data, which replaces an earlier run when the block ends well.
 
-        Raises LamaError if the folder cannot be written.
+        The earlier model stays until the new one is evaluated. After an error nothing has changed. Raises
+        LamaError if the folder cannot be written.
         """
         with self.alone():
             data = temporary(self.path)
             try:
                 with self._writing():
                     self.clean()
+                    data.mkdir()
                 with naming(data, self.data):
                     yield data
                 with self._writing():
@@ -104,17 +123,17 @@ class RunFolder:
                 remove(data)
 
     def _empty(self) -> None:
-        """Remove what is an earlier run's, but for its model and settings. What links lead to stays, and what else lies there."""
-        for folder in (self._checkpoints, self.data):
+        """Remove an earlier run, but for its model and settings. Targets of links and other files stay."""
+        folders = (self._checkpoints, self.data)
+        for folder in folders:
             if folder.is_symlink():
                 folder.unlink()
         self.drop(self.checkpoints())
-        names = (META, "train.bin", "validation.bin")
-        for old in (*(self.data / name for name in names), *(self.path / name for name in ("loss.png", "attention.html"))):
+        for old in (self.log_file, self.recording_file, *(self.path / name for name in REPORTS)):
             old.unlink(missing_ok=True)
-        for old in (self.log_file, self.recording_file):
-            old.unlink(missing_ok=True)
-        for folder in (self._checkpoints, self.data):
+        for name in DATA_FILES:
+            (self.data / name).unlink(missing_ok=True)
+        for folder in folders:
             with suppress(OSError):
                 folder.rmdir()
 
@@ -125,34 +144,36 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def settings(self) -> dict[str, Any]:
-        """The settings of the run that is there. Raises LamaError where there is none."""
+    def settings(self) -> dict[str, object]:
+        """The settings of the run in this folder. Raises LamaError where there is none."""
         if not os.path.lexists(self.settings_file):
-            where = quoted_path(self.path)
-            raise LamaError(f"a run to resume must have settings.toml; got none in {where}. Is it the --out of a lama train?")
+            found = f"none in {quoted_path(self.path)}. Is it the --out of a lama train?"
+            raise LamaError(f"a run to resume must have settings.toml; got {found}")
         return read_settings(str(self.settings_file))
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one line. Raises LamaError if it cannot be written."""
         try:
             with open(self.log_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise LamaError(f"{quoted_path(self.log_file)} must be writable; got {error.strerror or error}") from error
+            where, reason = quoted_path(self.log_file), error.strerror or error
+            raise LamaError(f"{where} must be writable; got {reason}") from error
 
-    def read_log(self) -> list[dict[str, Any]]:
-        """All records but a last one that the end of the process cut short. Raises LamaError for a damaged log."""
+    def read_log(self) -> list[Record]:
+        """All records; a last line that was cut short is ignored. Raises LamaError for a damaged log."""
         if not os.path.lexists(self.log_file):
             return []
         *lines, _ = read_file(self.log_file, LARGEST_LOG).split(b"\n")
         source = quoted_path(self.log_file)
         records = parse_json_lines(lines, source)
         for n, record in enumerate(records, 1):
-            check_kinds(record, f"line {n} of {source}", ("step",) if n > 1 or "step" in record else ("baselines", "untrained"))
+            needed = ("step",) if n > 1 or "step" in record else ("baselines", "untrained")
+            check_types(record, f"line {n} of {source}", needed)
         return records
 
     def set_aside(self, file: Path) -> Path:
-        """Give a damaged file of the run another name, and return that. Raises LamaError."""
+        """Rename a damaged file of the run, and return its new path. Raises LamaError."""
         names = (file.with_name(f"{file.name}.damaged{n if n > 1 else ''}") for n in count(1))
         place = next(path for path in names if not os.path.lexists(path))
         with self._writing():
@@ -160,7 +181,7 @@ class RunFolder:
         return place
 
     def devices(self) -> int:
-        """How many the run began with."""
+        """The number of devices that the run began with."""
         with suppress(LamaError):
             if found := self.checkpoints():
                 return field(read_training(found[-1]), "devices", int, "training.json")
@@ -168,41 +189,51 @@ class RunFolder:
             return field(next(iter(self.read_log()), {}), "devices", int, "log.jsonl")
         return 1
 
-    def cut_log(self, step: int) -> list[dict[str, Any]]:
-        """Forget what was logged after `step`, as a resumed run does it again; returns the rest. Raises LamaError."""
-        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
+    def cut_log(self, step: int) -> list[Record]:
+        """Remove the records after `step`, which a resumed run repeats; return the rest. Raises LamaError."""
+        rest = [record for record in self.read_log() if record.get("step", 0) <= step]
         with atomic_write(self.log_file) as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
-        return kept
+            file.write("".join(json.dumps(record) + "\n" for record in rest).encode())
+        return rest
 
-    def save_checkpoint(self, trainer: Trainer, tokenizer: Tokenizer, notes: Mapping[str, Any]) -> Path:
-        """All that the run needs to go on from `trainer.step`.
+    def save_checkpoint(
+        self,
+        step: int,
+        model: Model,
+        tokenizer: Tokenizer,
+        state: Mapping[str, Tensor],
+        notes: Mapping[str, object],
+    ) -> Path:
+        """Write all that the run needs to resume at `step`.
 
-        Raises LamaError if it cannot be written, and for weights that are no longer numbers; earlier ones are then untouched.
+        Raises LamaError if it cannot be written, and for weights that are not finite; earlier checkpoints are
+        then intact.
         """
-        place = self._checkpoints / f"step-{trainer.step:06d}"
+        place = self._checkpoints / f"step-{step:06d}"
         if place.exists():
-            return place  # a run is a function of its settings: it would be the same again
-        for name, p in trainer.parameters.items():
+            return place  # a run is a function of its settings: it would be the same
+        for name, p in get_state_dict(model).items():
             if not np.isfinite(p.float().numpy()).all():
-                raise Diverged(f"weights must stay numbers; got {name} with others after step {trainer.step}. Lower the learning rate")
+                raise Diverged(
+                    f"weights are no longer finite after step {step} (first: {name}). Lower the learning rate"
+                )
         new = temporary(self._checkpoints)
         try:
             with self._writing(), naming(new, place):
-                save(new, trainer.model, tokenizer, {"steps": trainer.step})
-                write_tensors(new / "training.safetensors", trainer.optimizer.state())
+                save(new, model, tokenizer, {"steps": step})
+                write_tensors(new / "training.safetensors", state)
                 with atomic_write(new / "training.json") as file:
-                    file.write(json.dumps({"step": trainer.step, **notes}, indent=1).encode())
+                    file.write(json.dumps({"step": step, **notes}, indent=1).encode())
                 if self.log_file.exists():
                     with open(self.log_file, "r+b") as log:
-                        os.fsync(log.fileno())  # the steps up to here are not to be lost with the power
+                        os.fsync(log.fileno())  # so that a power cut does not lose the steps up to here
                 os.rename(new, place)
         finally:
             remove(new)
         return place
 
     def drop(self, checkpoints: Iterable[Path]) -> None:
-        """Remove them; never is half of one there under its own name."""
+        """Remove checkpoints; none is ever half removed under its own name."""
         with self._writing():
             for checkpoint in checkpoints:
                 trash = temporary(checkpoint.parent)
@@ -210,58 +241,62 @@ class RunFolder:
                 remove(trash)
 
     def last_checkpoint(self) -> Path:
-        """Raises LamaError where there is none yet."""
+        """The newest checkpoint. Raises LamaError where there is none yet."""
         if not (found := self.checkpoints()):
-            again = ["lama", "train", self.settings_file, "--out", self.path]
-            again += ["--restart"] if (self.path / "config.json").exists() else []  # an earlier run's model is there
+            again = ["lama", "train", str(self.settings_file), "--out", str(self.path)]
+            if (self.path / "config.json").exists():  # an earlier run's model
+                again.append("--restart")
             if (devices := self.devices()) > 1:
-                again += ["--devices", devices]
+                again += ["--devices", str(devices)]
             raise LamaError(
                 f"a run to resume must have a checkpoint; got none in {quoted_path(self.path)}. "
-                f"Start it again: {shlex.join(map(str, again))}"
+                f"Start it again: {shlex.join(again)}"
             )
         return found[-1]
 
     def clean(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove files that a killed process left half-written."""
         for folder in (self.path, self._checkpoints, self.data):
             clean(folder)
 
 
 def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def read_training(checkpoint: Path) -> dict[str, Any]:
+def read_training(checkpoint: Path) -> Record:
     """The notes of a checkpoint on its run: step, config, data, ... Raises LamaError."""
     path = checkpoint / "training.json"
     notes, source = read_object(path), quoted_path(path)
-    if (step := field(notes, "step", int, source)) != step_of(checkpoint):
-        raise LamaError(f"{source} must be of step {step_of(checkpoint)}, as its folder is called; got step {quoted(step)}")
+    if (step := field(notes, "step", int, source)) != (wanted := step_of(checkpoint)):
+        raise LamaError(
+            f"{source} must be of step {wanted}, as its folder is called; got step {quoted(step)}"
+        )
     if not isinstance(notes.get("config"), dict):
         raise LamaError(f"{source} must hold the run's config; got {quoted(notes.get('config'))}")
-    check_kinds(notes, source, ("step",))
+    check_types(notes, source, ("step",))
     return notes
 
 
-def check_kinds(record: dict[str, Any], source: str, needed: Iterable[str]) -> None:
-    """Give what is read its types. Raises LamaError for a value of another type, and where one of `needed` is missing."""
+def check_types(record: Record, source: str, needed: Iterable[str]) -> None:
+    """Convert values to their types. Raises LamaError for another type or a missing one of `needed`."""
     for name in needed:
-        field(record, name, KINDS[name], source)
+        field(record, name, TYPES[name], source)
     for name, value in record.items():
-        if type(value) is not (kind := KINDS.get(name, type(value))):
-            record[name] = checked(value, kind, f"{name} in {source}")
-    for name, value in record.get("baselines", {}).items():
-        checked(value, float, f"{quoted(name, plain=True)} in {source}")
+        if name in TYPES and type(value) is not TYPES[name]:
+            record[name] = checked(value, TYPES[name], f"{name} in {source}")
+    for table in ("baselines", "shares"):
+        for name, value in record.get(table, {}).items():
+            checked(value, float, f"{quoted(name, plain=True)} in {source}")
 
 
-def restore(trainer: Trainer, checkpoint: Path) -> None:
-    """Bring a trainer whose model was loaded from `checkpoint` to the step it was saved at. Raises LamaError."""
+def restore(tensors: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Fill tensors with those of a checkpoint's training.safetensors. Raises LamaError."""
     path = checkpoint / "training.safetensors"
-    state, stored = trainer.optimizer.state(), open_weights(path)
-    check_tensors({name: tuple(map(int, t.shape)) for name, t in state.items()}, stored, path, str)
-    for name, tensor in state.items():
-        if stored[name].dtype != "float32":
-            raise LamaError(f"{quoted_path(path)} must hold float32; got {stored[name].dtype} for {name}")
-        tensor.replace(to_device(read_weights(stored[name], "float32"), "float32", str(tensor.device)))
-    trainer.step = step_of(checkpoint)
+    saved = open_weights(path)
+    check_tensors({name: tuple(map(int, t.shape)) for name, t in tensors.items()}, saved, path, str)
+    for name, tensor in tensors.items():
+        if saved[name].dtype != "float32":
+            raise LamaError(f"{quoted_path(path)} must hold float32; got {saved[name].dtype} for {name}")
+        tensor.replace(from_array(read_weights(saved[name], "float32"), dtypes.float32, str(tensor.device)))

@@ -1,4 +1,4 @@
-"""The training loop: draw a batch, step, report; an iterator, so that whoever runs it can watch, save or stop."""
+"""The training loop: an iterator over its steps, so that the caller can watch, save or stop."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,46 +7,54 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tinygrad import Context, Tensor
+from tinygrad import Tensor
 
 from lama.data import batch
 from lama.errors import LamaError, UsageError
-from lama.jit import capture_at_once, number
-from lama.kernels import sum_of_squares
-from lama.training.config import TrainingConfig
+from lama.ops import sum_of_squares
+from lama.runtime.buffers import read_scalar
+from lama.runtime.capture import CapturedStep
+from lama.shapes import Array
 from lama.training.loss import language_model_loss
-from lama.training.optimizer import AdamW
+from lama.training.optimizers import OPTIMIZERS
 from lama.training.replica import Replica, copy_to
 from lama.training.schedule import learning_rate
+from lama.training.settings.base import TrainingConfig
 
-Batches = Callable[[int], tuple[np.ndarray, ...]]
+Batches = Callable[[int], tuple[Array, ...]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One update, as it is reported."""
+    """Report of one update."""
 
     step: int
-    """From 1."""
+    """The number of the update, from 1."""
     loss: float
-    """Of this step's batch before the update, nats per token."""
+    """The batch's loss before the update, nats per token."""
     learning_rate: float
     gradient_norm: float
-    """Before clipping."""
+    """The gradient's global norm before clipping."""
     tokens_per_second: float
-    """Over the last 20 steps; the first, which compiles, counts only for itself."""
+    """The mean of the last 20 steps, without the first, which compiles."""
     seconds_left: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers for a log or a tracker."""
+        return {"loss": self.loss, "learning_rate": self.learning_rate, "gradient_norm": self.gradient_norm}
 
 
 class Trainer:
     """Iterate over it to train `model`: it yields after each step, and ends after `config.steps`.
 
-    `batches(step)` gives the arrays of one update, each (batch_size, ...); `loss(model, *arrays, smoothing, dropout)` the mean
-    loss over them. `step` counts the updates done. What a run needs to go on exactly is the model's parameters,
-    `optimizer.state()` and `step`: everything else, data and dropout too, is a function of the settings and the step.
+    `batches(step)` gives the arrays of one update, each (batch_size, ...); `loss(model, *arrays, smoothing,
+    dropout)` the mean loss over them. `step` counts the updates done. The model's parameters,
+    `optimizer.state()` and `step` are the state of the training; data and dropout are functions of the
+    settings and the step.
 
-    With `devices`, a copy of the model on each works through its share of the batch, all at once; the first device, where
-    `model` is, sums their gradients and updates, and the others copy its weights.
+    With `devices`, a copy of the model on each computes its share of the batch in parallel; the first device,
+    which has `model`, sums the gradients and updates, and the others copy its weights.
     """
 
     def __init__(
@@ -56,43 +64,41 @@ class Trainer:
         config: TrainingConfig,
         loss: Callable[..., Tensor] = language_model_loss,
         devices: Sequence[str] = (),
+        optimizer: str = "adamw",
     ):
+        check_devices(config, devices)
         shares = config.accumulation * max(1, len(devices))
-        if config.batch_size % shares:
-            raise UsageError(
-                f"batch_size must be a multiple of devices x accumulation; got batch_size={config.batch_size}, {len(devices)} devices, "
-                f"accumulation={config.accumulation}"
-            )
         self.model, self.batches, self.config, self.shares = model, batches, config, shares
         self.step = 0
         models = [model, *(copy_to(model, device) for device in devices[1:])]
         self.replicas = [Replica(each, config, loss, shares) for each in models]
         self.parameters = self.replicas[0].parameters
-        self.optimizer = AdamW(self.parameters, config)
-        self._update = capture_at_once(self._change_weights)
+        self.optimizer = OPTIMIZERS[optimizer](self.parameters, config)
+        self._update = CapturedStep(self._change_weights)
         self.gain: float | None = None
-        """How many times as fast the devices found the gradients together as one after the other, once that is known."""
+        """The speed-up of the gradients by computing in parallel, once it is known."""
         self._one_by_one = 0.0
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
-        """Raises LamaError if the loss is no longer a number: the step is named, the weights of that step are lost."""
+        """Raises LamaError, which names the step, if the loss is not finite; the weights are then lost."""
         durations: list[float] = []
         first = self.step
+        self._share_weights()  # an earlier stage or a checkpoint may have changed them
         while self.step < self.config.steps:
             began = time.perf_counter()
             rate = learning_rate(self.step, self.config)
             arrays = self.batches(self.step)
-            with Context(TRAINING=1):
-                loss = self._learn_from(arrays, at_once=self.step > first + 2)
-                learned = time.perf_counter() - began
-                norm = number(self._update(self.optimizer.scalars(self.step + 1, rate)))
+            loss = self._learn_from(arrays, at_once=self.step > first + 2)
+            learned = time.perf_counter() - began
+            norm = read_scalar(self._update(self.optimizer.scalars(self.step + 1, rate)))
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
                 raise LamaError(
-                    f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step {self.step}. Lower the learning rate"
+                    f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step "
+                    f"{self.step}. Lower the learning rate"
                 )
-            if self.step == first + 3:  # the first captured, the second was the first to be replayed
+            if self.step == first + 3:  # the first step is captured, the second first replayed
                 self._one_by_one = learned
             elif self.step == first + 5 and self._workers:
                 self.gain = self._one_by_one / learned
@@ -100,10 +106,11 @@ class Trainer:
             if self.step == first + 2:  # the first step compiled
                 durations = durations[-1:]
             mean = sum(durations) / len(durations)
-            yield Step(self.step, loss, rate, norm, arrays[0].size / mean, mean * (self.config.steps - self.step))
+            left = mean * (self.config.steps - self.step)
+            yield Step(self.step, loss, rate, norm, arrays[0].size / mean, left)
 
-    def _learn_from(self, arrays: tuple[np.ndarray, ...], at_once: bool) -> float:
-        """The gradients of a whole batch, part by part, on each device its share; returns the batch's mean loss."""
+    def _learn_from(self, arrays: tuple[Array, ...], at_once: bool) -> float:
+        """Compute the gradients of a batch, part by part, on all devices; return its mean loss."""
         seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
         rows = len(arrays[0]) // self.shares
 
@@ -112,10 +119,11 @@ class Trainer:
             for i in range(self.config.accumulation):
                 start = (device * self.config.accumulation + i) * rows
                 key = np.array([seed, start], np.uint32)
-                losses.append(self.replicas[device].add(i == 0, key, [array[start : start + rows] for array in arrays]))
+                part = [array[start : start + rows] for array in arrays]
+                losses.append(self.replicas[device].add(i == 0, key, part))
             return losses
 
-        # Capturing is one at a time: tinygrad notes what it captures in one place. Two steps more show what the devices gain.
+        # tinygrad can capture only one step at a time; two more steps measure the gain.
         run = self._workers.map if self._workers and at_once else map
         return float(np.mean([loss for losses in run(work, range(len(self.replicas))) for loss in losses]))
 
@@ -124,23 +132,39 @@ class Trainer:
         main, *others = self.replicas
         gradients = main.gradients
         if others:
-            gradients = {
-                name: sum((other.gradients[name].to(main.device) for other in others), total).contiguous()
-                for name, total in gradients.items()
-            }
+            gradients = {name: self._sum(name) for name in gradients}
         norm, scale = clipping(list(gradients.values()), self.config.gradient_clip)
         Tensor.realize(norm, *self.optimizer.update(gradients, scalars, scale))
-        for other in others:
-            Tensor.realize(*(p.assign(self.parameters[name].to(other.device)) for name, p in other.parameters.items()))
+        self._share_weights()
         return norm
+
+    def _sum(self, name: str) -> Tensor:
+        """A parameter's gradient, summed over the devices."""
+        main, *others = self.replicas
+        copies = (other.gradients[name].to(main.device) for other in others)
+        return sum(copies, main.gradients[name]).contiguous()
+
+    def _share_weights(self) -> None:
+        """Copy the first device's weights to the others."""
+        for other in self.replicas[1:]:
+            copies = {name: p.to(other.device) for name, p in self.parameters.items()}
+            Tensor.realize(*(p.assign(copies[name]) for name, p in other.parameters.items()))
+
+
+def check_devices(config: TrainingConfig, devices: Sequence[str]) -> None:
+    """Raises UsageError if the batch cannot be divided equally."""
+    batch, parts, n = config.batch_size, config.accumulation, len(devices)
+    if batch % (parts * max(1, n)):
+        sizes = f"batch_size={batch}, {n} devices, accumulation={parts}"
+        raise UsageError(f"batch_size must be a multiple of devices x accumulation; got {sizes}")
 
 
 def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
-    """The gradients' global norm, and the factor that brings it to at most `limit` (0: any), each of shape (1,)."""
+    """The gradients' global norm and the factor that clips it to `limit`, unless 0; each of shape (1,)."""
     norm = sum_of_squares(gradients).sqrt().contiguous()
     return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
 
 
-def windows(data: np.ndarray, config: TrainingConfig, context_length: int) -> Batches:
-    """The batches of a language model: random windows of `data`, token ids (n,), a function of seed and step alone."""
+def language_model_batches(data: Array, config: TrainingConfig, context_length: int) -> Batches:
+    """Random windows of `data`, token ids (n,): a function of seed and step alone."""
     return lambda step: batch(data, step, config.seed, config.batch_size, context_length)

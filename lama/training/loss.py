@@ -1,27 +1,29 @@
-"""What training makes smaller."""
+"""Training losses."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
 from tinygrad import Tensor
 
-from lama import kernels
+from lama import ops
 from lama.dropout import Dropout, no_dropout
-from lama.jit import capture_at_once
+from lama.models.encoder_decoder import Transformer
 from lama.models.gpt import GPT
-from lama.models.transformer import Transformer
-from lama.shapes import Float, Int
+from lama.runtime.capture import CapturedStep
+from lama.shapes import Array, Float, Int
 
 
-def cross_entropy(logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats per token; `smoothing` as in `lama.kernels.cross_entropy`."""
-    return kernels.cross_entropy(logits, targets, smoothing).mean()
+def cross_entropy(
+    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """The mean of −log softmax(logits)[target], in nats; `smoothing` as in `lama.ops.cross_entropy`."""
+    return ops.cross_entropy(logits, targets, smoothing).mean()
 
 
-def language_model_loss(model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout) -> Tensor:
-    """The cross-entropy of each next token: inputs and targets (B, T)."""
+def language_model_loss(
+    model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
+) -> Tensor:
+    """The mean cross-entropy of the next tokens: inputs and targets (B, T)."""
     return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
 
 
@@ -34,27 +36,36 @@ def pair_loss(
     smoothing: float = 0.0,
     dropout: Dropout = no_dropout,
 ) -> Tensor:
-    """The cross-entropy of each next token of the targets, given their sources: the arrays of `lama.data.pair_arrays`.
+    """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`.
 
-    `weights` is 0 for padding, and such that the mean over all places is the mean over what is not.
+    `weights` is 0 for padding; with them, the mean over all positions is the mean without the padding.
     """
-    return (kernels.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
+    return (ops.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
 
 
 class Evaluator:
-    """The mean loss over arrays with N rows each, such as (inputs, targets); again and again while a model trains, compiled once,
-    and once more for a last batch that is smaller than the others."""
+    """The mean loss over arrays with N rows each, such as (inputs, targets), while a model trains.
 
-    def __init__(self, model: Any, arrays: Sequence[np.ndarray], batch_size: int, loss: Callable[..., Tensor] = language_model_loss):
+    It is compiled once, and a second time for a last batch that is smaller than the others.
+    """
+
+    def __init__(
+        self,
+        model: object,
+        arrays: Sequence[Array],
+        batch_size: int,
+        loss: Callable[..., Tensor] = language_model_loss,
+    ):
         self.arrays, self.rows = arrays, len(arrays[0])
         self.batch_size = min(batch_size, self.rows)
-        self._losses = [capture_at_once(lambda *batch: loss(model, *batch).realize()) for _ in range(2)]
+        self._losses = [CapturedStep(lambda *batch: loss(model, *batch).realize()) for _ in range(2)]
 
     def __call__(self) -> float:
-        starts = range(0, self.rows, self.batch_size)
-        return math.fsum(self._sum([part[i : i + self.batch_size] for part in self.arrays]) for i in starts) / self.rows
+        starts, n = range(0, self.rows, self.batch_size), self.batch_size
+        return math.fsum(self._sum([part[i : i + n] for part in self.arrays]) for i in starts) / self.rows
 
-    def _sum(self, batch: Sequence[np.ndarray]) -> float:
-        """Of the losses of the batch's rows."""
+    def _sum(self, batch: Sequence[Array]) -> float:
+        """The sum of the losses of the batch's rows."""
         rows = len(batch[0])
-        return rows * float(self._losses[rows < self.batch_size](*(Tensor(part).realize() for part in batch)).item())
+        loss = self._losses[rows < self.batch_size](*(Tensor(part).realize() for part in batch))
+        return rows * float(loss.item())

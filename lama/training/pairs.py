@@ -1,26 +1,33 @@
-"""Training an encoder-decoder on pairs, judged by held-out ones, its last states averaged."""
+"""Training an encoder-decoder on pairs, evaluated on held-out ones."""
 
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.nn.state import get_state_dict
 
-from lama.data.pairs import PairData, pair_arrays, pair_batches
-from lama.errors import UsageError
-from lama.models.transformer import Transformer, TransformerConfig
-from lama.tokenizers import PairTokenizer
+from lama.checkpoints.atomic import atomic_write
+from lama.data.pairs import Pair, encode_pairs, pair_arrays, pair_batches, split_pairs, unigram_loss
+from lama.data.tasks import find_task
+from lama.errors import LamaError, UsageError
+from lama.models.encoder_decoder import Transformer, TransformerConfig
+from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer
 from lama.training.loop import Step, Trainer
 from lama.training.loss import Evaluator, pair_loss
-from lama.training.pair_settings import PairSettings
+from lama.training.optimizers.adamw import zeros_like_all
+from lama.training.rows import Rows, read_rows, write_rows
+from lama.training.session import Evaluation, Parts, Session
+from lama.training.settings.pairs import PairSettings
 
 ROOM = 50  # tokens that a generated target may have more than its source
+HELD_OUT = "held-out.tsv"
+MOST_HELD_OUT = 1000  # pairs
 
 
 def pair_model(config: PairSettings, tokenizer: PairTokenizer, lengths: Sequence[int]) -> Transformer:
-    """An untrained model for sources and targets up to `lengths`, and longer ones of their kind. Raises UsageError."""
+    """An untrained model for texts up to `lengths`, and longer generated targets. Raises UsageError."""
     context = max(256, 1 << (max(lengths) + ROOM - 1).bit_length())
     try:
         shape = TransformerConfig(
@@ -41,37 +48,96 @@ def pair_model(config: PairSettings, tokenizer: PairTokenizer, lengths: Sequence
     return Transformer(shape, config.seed)
 
 
-class PairTrainer:
-    """Iterate over it for a `Step` after each update; `finish` once it is over."""
+class PairSession(Session):
+    """The training of an encoder-decoder. With `average`, the result is the mean of the last models."""
 
-    def __init__(self, model: Transformer, config: PairSettings, train: PairData, held_out: PairData, most: int = 1000):
-        """`most`: held-out pairs whose loss is taken, those at the beginning."""
-        self.model, self.config = model, config
-        self.trainer = Trainer(model, pair_batches(train, config.batch_size, config.seed), config, pair_loss)
-        n = min(most, len(held_out.pairs))
-        rows = min(config.batch_size, n)
-        self.loss = Evaluator(model, pair_arrays(held_out, range(n), held_out.lengths, math.ceil(n / rows) * rows), rows, pair_loss)
-        """Call it for the held-out loss, nats per token."""
-        self.stopped = False
-        self._latest: deque[dict[str, np.ndarray]] = deque(maxlen=config.average)
+    keeps_best = False
+    config: PairSettings
+    model: Transformer
 
-    def stop(self) -> None:
-        """End the iteration after the step under way."""
-        self.stopped = True
+    def __init__(self, parts: Parts, rows: Rows):
+        super().__init__(parts, rows.digest)
+        config, model = self.config, self.model
+        self.about |= {"task": config.task, "settings": asdict(config)}
+        self.data = encode_pairs(rows.train, self.tokenizer)
+        self.held_out = held_out = encode_pairs(rows.held_out, self.tokenizer)
+        batches = pair_batches(self.data, config.batch_size, config.seed)
+        trainer = Trainer(model, batches, config, pair_loss, self.devices)
+        self.trainers.append(trainer)
+        n = len(held_out.pairs)
+        batch = min(config.batch_size, n)
+        arrays = pair_arrays(held_out, range(n), held_out.lengths, math.ceil(n / batch) * batch)
+        self.evaluator = Evaluator(model, arrays, batch, pair_loss)
+        average = config.average if config.average > 1 else 0
+        steps = {config.steps - i * max(1, config.steps // 10) // average for i in range(average)}
+        self.averaged = {step for step in steps if step > 0}
+        """The steps after which a model is added to `sums`."""
+        self.sums = zeros_like_all(trainer.parameters) if average else {}
 
-    def __iter__(self) -> Iterator[Step]:
-        steps, average = self.config.steps, self.config.average
-        last = {steps - i * max(1, steps // 10) // average for i in range(average)} if average > 1 else set()
-        for step in self.trainer:
-            if step.step in last:
-                self._latest.append({name: p.numpy() for name, p in self.trainer.parameters.items()})
-            yield step
-            if self.stopped:
-                return
+    @classmethod
+    def reopen(cls, parts: Parts, checkpoint: Path) -> "PairSession":
+        return cls(parts, read_rows(parts.folder.data))
 
-    def finish(self) -> None:
-        """The mean of the last models takes the last one's place. Source: Vaswani et al. 2017, section 6.1."""
-        if self._latest:
-            means = {name: np.mean([model[name] for model in self._latest], axis=0) for name in self._latest[0]}
-            parameters = get_state_dict(self.model)
-            Tensor.realize(*(p.assign(Tensor(means[name], device=p.device)) for name, p in parameters.items()))
+    @property
+    def plan(self) -> str:
+        return f"{super().plan} pairs"
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate the model on the held-out pairs."""
+        return {"validation_loss": self.evaluator()}
+
+    def measure_baselines(self) -> None:
+        """Measure the tokens' shares in the training targets."""
+        vocab_size = self.model.config.vocab_size
+        self.baselines = {"unigram": unigram_loss(self.data, self.held_out, vocab_size)}
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"sum.{name}": total for name, total in self.sums.items()}
+
+    def after_step(self, step: Step) -> None:
+        if step.step in self.averaged:
+            parameters = self.trainer.parameters
+            Tensor.realize(*(total.assign(total + parameters[name]) for name, total in self.sums.items()))
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate; at the end, the mean of the last models. Source: Vaswani et al. 2017, section 6.1."""
+        if self.sums and self.step == self.config.steps:
+            n, parameters = np.float32(len(self.averaged)), self.trainer.parameters
+            means = {name: Tensor(total.numpy() / n) for name, total in self.sums.items()}
+            Tensor.realize(*(p.assign(means[name].to(p.device)) for name, p in parameters.items()))
+        return super().evaluate()
+
+
+def new_pairs(parts: Parts) -> PairSession:
+    """Prepare a training on pairs. Raises LamaError; the folder is then unchanged."""
+    config, folder = parts.config, parts.folder
+    task = find_task(config.task, config.tokenizer, config.held_out)
+    parts.config = config = replace(config, tokenizer=task.tokenizer, held_out=task.held_out)
+    train, held_out = split_pairs(task.make(), task.held_out, task.key)
+    if not train or (task.held_out and not held_out):
+        raise LamaError(
+            "there must be pairs to train on and held-out pairs; "
+            f"got {len(train)} and {len(held_out)}. Change --held-out"
+        )
+    held_out = sample(held_out or train, MOST_HELD_OUT)
+    parts.tokenizer = tokenizer = pair_tokenizer(task.tokenizer, train)
+    lengths = [encode_pairs(pairs, tokenizer).lengths for pairs in (train, held_out)]
+    parts.model = pair_model(config, tokenizer, [max(each) for each in zip(*lengths, strict=True)])
+    with folder.beginning(config, str(parts.about["command"])) as data:
+        rows = write_rows(data, train, held_out)
+    with atomic_write(folder.path / HELD_OUT) as file:
+        file.write("".join(f"{source}\t{target}\n" for source, target in held_out).encode())
+    return PairSession(parts, rows)
+
+
+def pair_tokenizer(kind: str, pairs: Sequence[Pair]) -> PairTokenizer:
+    """A tokenizer of the characters or words of these pairs."""
+    texts = [text for pair in pairs for text in pair]
+    if kind == "words":
+        return PairTokenizer(WordTokenizer.of(texts))
+    return PairTokenizer(CharacterTokenizer("".join(sorted(set("".join(texts))))))
+
+
+def sample(pairs: Sequence[Pair], n: int) -> list[Pair]:
+    """Up to n pairs, evenly spaced."""
+    return [pairs[i * len(pairs) // n] for i in range(n)] if len(pairs) > n else list(pairs)

@@ -1,12 +1,14 @@
-"""Gradients block by block: between the blocks only the residual stream is kept, and each block is computed again on the way back.
+"""Gradients block by block: only the residual stream is stored, and each block is recomputed backwards.
 
-A third more arithmetic for a model whose activations would not fit. Source: Chen et al. 2016, section 4, with one segment a block.
+This is a third more arithmetic, for a model whose activations would not fit in memory. Source: Chen et al.
+2016, section 4, with one segment a block.
 """
 
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters
 
 from lama.dropout import Dropout
+from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.training.loss import cross_entropy
 
@@ -14,11 +16,11 @@ from lama.training.loss import cross_entropy
 def blockwise_gradients(
     model: GPT, inputs: Tensor, targets: Tensor, smoothing: float, dropout: Dropout, weight: float
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss, as `language_model_loss` has it, and `weight` times its gradients by the `id` of their parameters; all realised."""
+    """The loss of `language_model_loss` and `weight` times its gradients, by their parameters' `id`."""
     found: dict[int, Tensor] = {}
 
     def back(y: Tensor, dy: Tensor | None, x: Tensor | None, parameters: list[Tensor]) -> Tensor | None:
-        """Add the gradients of `parameters`, and return that of x, the input that y was computed from."""
+        """Add the gradients of `parameters`, and return that of y's input x."""
         gradients = y.gradient(*([] if x is None else [x]), *parameters, gradient=dy)
         dx = None if x is None else gradients.pop(0)
         for p, gradient in zip(parameters, gradients, strict=True):
@@ -27,19 +29,20 @@ def blockwise_gradients(
         return dx
 
     def through(i: int, x: Tensor) -> Tensor:
-        return model.blocks[i](x, mask, dropout=dropout.scoped(f"blocks.{i}"))
+        return model.blocks[i](x, Causal(), dropout=dropout.scoped(f"blocks.{i}"))
 
-    # Realised, the stream between two blocks is a leaf: what is computed from it again is not what was computed before.
-    x, mask = model.embedded(inputs, dropout=dropout)
+    # A realised stream between two blocks is a leaf: recomputing from it does not reuse what was computed.
+    x = model.embedded(inputs, dropout=dropout)
     stream = [x.realize()]
     for i in range(len(model.blocks)):
         stream.append(through(i, stream[-1]).contiguous().realize())
 
     loss = cross_entropy(model.logits(model.normalised(stream[-1])), targets, smoothing)
-    top = [*(get_parameters(model.ln_final) if model.ln_final else []), *get_parameters(model.unembed or model.embed)]
+    top = get_parameters(model.ln_final) if model.ln_final else []
+    top = top + get_parameters(model.unembed or model.embed)
     dx = back(loss * weight, None, stream[-1], top)
     for i in reversed(range(len(model.blocks))):
         dx = back(through(i, stream[i]), dx, stream[i], get_parameters(model.blocks[i]))
-    x, _ = model.embedded(inputs, dropout=dropout)
+    x = model.embedded(inputs, dropout=dropout)
     back(x, dx, None, [*get_parameters(model.embed), *get_parameters(model.pos_embed)])
     return loss.realize(), found

@@ -1,7 +1,8 @@
-"""Attention of some heads on one sentence, kept at intervals while a model learns: recording.jsonl in the run's folder.
+"""Attention patterns of some heads on one sentence during a training: recording.jsonl in the run's folder.
 
-Its first line says of what: {"text", "tokens", "heads"}; each line after it is a moment: {"step", "loss", "weights"}, the weights as whole
-numbers of 1/65535, head by head and row by row without what is ahead, little-endian, deflated and in base64.
+Its first line describes it: {"text", "tokens", "heads"}. Each other line is a moment: {"step", "loss",
+"weights"}; the weights are whole numbers of 1/65535, head by head and row by row up to the diagonal,
+little-endian, deflated and in base64.
 """
 
 import base64
@@ -10,7 +11,6 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
@@ -19,25 +19,27 @@ from lama.checkpoints.atomic import atomic_write
 from lama.data.inputs import check_length
 from lama.errors import LamaError, UsageError, quoted
 from lama.files import checked, field, parse_json_lines, quoted_path, read_file
-from lama.jit import capture_at_once
 from lama.models.gpt import GPT, GPTConfig
+from lama.runtime.capture import CapturedStep
+from lama.shapes import Array
 from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
-from lama.training.config import RunConfig
+from lama.training.settings import RunConfig
 
-ONE = 65535  # a weight of 1, as it is stored
-MOMENTS = 60  # of a run, where record_every is not given
+ONE = 65535  # a weight of 1 in the file
+MOMENTS = 60  # of a run, by default
 LARGEST = 1 << 30  # bytes of a recording, and of the weights in it
-HEADS = 12  # at most, where record_heads is not given: those of the first layers
+HEADS = 12  # at most, by default: those of the first layers
 
 Head = tuple[int, int]
 
 
 def what_to_record(config: RunConfig, tokenizer: Tokenizer, shape: GPTConfig) -> tuple[list[int], list[Head]]:
-    """The sentence's tokens and the heads (layer, head) that the settings name. Raises LamaError for a sentence that does not fit."""
+    """The sentence's tokens and the heads of the settings. Raises LamaError for a long sentence."""
     if not config.record:
         if config.record_heads or config.record_every:
-            raise UsageError("record_heads and record_every must be given with record; got no sentence. Add --record TEXT")
+            missing = "got no sentence. Add --record TEXT"
+            raise UsageError(f"record_heads and record_every must be given with record; {missing}")
         return [], []
     heads = [_parse(name, shape) for name in config.record_heads]
     everywhere = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
@@ -49,15 +51,15 @@ def _parse(name: str, shape: GPTConfig) -> Head:
     numbers = dot and layer.isdecimal() and head.isdecimal() and max(len(layer), len(head)) < 10
     if not (numbers and int(layer) < shape.n_layers and int(head) < shape.n_heads):
         raise UsageError(
-            f"record_heads must be LAYER.HEAD of the model's {shape.n_layers} x {shape.n_heads}, counted from 0; got {quoted(name)}. "
-            f"Choose 0.0 to {shape.n_layers - 1}.{shape.n_heads - 1}"
+            f"record_heads must be LAYER.HEAD of the model's {shape.n_layers} x {shape.n_heads}, counted "
+            f"from 0; got {quoted(name)}. Choose 0.0 to {shape.n_layers - 1}.{shape.n_heads - 1}"
         )
     return int(layer), int(head)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording, as it was read back."""
+    """A recording that was read from its file."""
 
     text: str
     tokens: list[int]
@@ -65,13 +67,13 @@ class Recorded:
     """`0.1` for each: layer and head."""
     steps: list[int]
     losses: list[float | None]
-    """Loss of the batch of each step, nats per token; None before the first."""
-    patterns: np.ndarray
+    """The batch loss of each step, nats per token; None before the first."""
+    patterns: Array
     """(steps, heads, T, T)."""
 
 
 class Recording:
-    """Takes the patterns of a GPT that learns; changes nothing in it. What it computes is captured once."""
+    """Records the patterns of a GPT during its training, in one captured step."""
 
     def __init__(self, path: Path, model: GPT, config: RunConfig, tokenizer: Tokenizer):
         self.path, self.config = path, config
@@ -82,20 +84,23 @@ class Recording:
         def look(ids: Tensor) -> Tensor:
             record = Recorder(*names.values())
             model(ids, tap=record)
-            return Tensor.stack(*(record[names[layer]][0, head] for layer, head in self.heads)).float().realize()
+            patterns = [record[names[layer]][0, head] for layer, head in self.heads]
+            return Tensor.stack(*patterns).float().realize()
 
-        self._look = capture_at_once(look)
+        self._look = CapturedStep(look)
 
     def due(self, step: int) -> bool:
+        """Whether a moment is due after this step."""
         return step % self.every == 0 or step == self.config.steps
 
     def begin(self) -> None:
-        """The first line, and the untrained model. Raises LamaError if it cannot be written."""
+        """Write the first line, and record the untrained model. Raises LamaError if it cannot be written."""
         self._write([])
         self.take(0, None)
 
-    def _write(self, moments: list[dict[str, Any]]) -> None:
-        about = {"text": self.config.record, "tokens": self.tokens, "heads": [f"{layer}.{head}" for layer, head in self.heads]}
+    def _write(self, moments: list[dict[str, object]]) -> None:
+        heads = [f"{layer}.{head}" for layer, head in self.heads]
+        about = {"text": self.config.record, "tokens": self.tokens, "heads": heads}
         with atomic_write(self.path) as file:
             file.write("".join(f"{json.dumps(line)}\n" for line in (about, *moments)).encode())
 
@@ -103,7 +108,8 @@ class Recording:
         """Add a moment. Raises LamaError if it cannot be written."""
         patterns = self._look(Tensor(np.array([self.tokens], np.int32)).realize()).numpy()  # (heads, T, T)
         numbers = np.rint(patterns[:, _seen(len(self.tokens))] * ONE).astype("<u2")
-        moment = {"step": step, "loss": loss, "weights": base64.b64encode(zlib.compress(numbers.tobytes())).decode()}
+        weights = base64.b64encode(zlib.compress(numbers.tobytes())).decode()
+        moment = {"step": step, "loss": loss, "weights": weights}
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(moment) + "\n")
@@ -111,7 +117,7 @@ class Recording:
             raise LamaError(f"{self.path} must be writable; got {error.strerror or error}") from error
 
     def cut(self, step: int) -> None:
-        """Forget what came after `step`: a resumed run does it again. Raises LamaError for a damaged recording."""
+        """Remove the moments after `step`, which a resumed run repeats. Raises LamaError."""
         moments = []
         if os.path.lexists(self.path):
             about, *later = _lines(self.path)
@@ -121,22 +127,25 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recorded:
-    """Raises LamaError where there is none, and for one that is not as lama train wrote it."""
+    """Read a recording. Raises LamaError where there is none, and for a damaged one."""
     if not os.path.lexists(path):
-        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {quoted_path(path)}")
+        where = quoted_path(path)
+        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {where}")
     return _recorded(_lines(path), path)
 
 
-def _recorded(lines: list[dict[str, Any]], path: Path) -> Recorded:
+def _recorded(lines: list[dict[str, object]], path: Path) -> Recorded:
     source, (about, *moments) = quoted_path(path), lines
-    text, tokens, heads = (field(about, name, kind, source) for name, kind in (("text", str), ("tokens", list), ("heads", list)))
+    text, tokens = field(about, "text", str, source), field(about, "tokens", list, source)
+    heads = field(about, "heads", list, source)
     for kind, items in ((int, tokens), (str, heads)):
         for item in items:
             checked(item, kind, f"a token or head in {source}")
     n = len(tokens)
     size = len(heads) * n * (n + 1)  # bytes of a moment's weights
     if not moments or 2 * size * len(moments) > LARGEST:
-        raise LamaError(f"{source} must hold from 1 moment to {LARGEST:,} bytes of weights; got {len(moments)} moments of {n} tokens")
+        found = f"{len(moments)} moments of {n} tokens"
+        raise LamaError(f"{source} must hold from 1 moment to {LARGEST:,} bytes of weights; got {found}")
     patterns = np.zeros((len(moments), len(heads), n, n), np.float32)
     steps, losses = [], []
     for pattern, moment in zip(patterns, moments, strict=True):
@@ -152,19 +161,22 @@ def _unpacked(text: str, size: int, source: str) -> bytes:
     try:
         content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
     except (ValueError, zlib.error) as error:
-        raise LamaError(f"weights in {source} must be as lama train --record writes them; got {quoted(error, plain=True)}") from None
+        found = quoted(error, plain=True)
+        raise LamaError(
+            f"weights in {source} must be as lama train --record writes them; got {found}"
+        ) from None
     if len(content) != size:
         raise LamaError(f"weights in {source} must have {size:,} bytes for its tokens and heads; got others")
     return content
 
 
-def _seen(n: int) -> Any:
-    """(n, n) bool: what is not ahead."""
+def _seen(n: int) -> Array:
+    """The positions that a row may attend to: (n, n) bool."""
     return np.tri(n) > 0
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, at least one: the last one may have been cut short by the end of the process. Raises LamaError."""
+def _lines(path: Path) -> list[dict[str, object]]:
+    """All whole lines, at least one; a last line that was cut short is ignored. Raises LamaError."""
     *lines, _ = read_file(path, LARGEST).split(b"\n")
     if not lines:
         raise LamaError(f"{quoted_path(path)} must hold the moments of a recording; got nothing")

@@ -1,16 +1,16 @@
-"""How the learning rate changes over a run."""
+"""The learning rate over a run."""
 
 import math
 
-from lama.training.config import TrainingConfig
+from lama.training.settings.base import TrainingConfig
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The rate of update `step`, counted from 0: a linear warm-up, then the config's schedule.
+    """The learning rate of update `step`, from 0: a linear warm-up, then the config's schedule.
 
-    cosine: half a cosine from the peak down to the floor at the last step. Source: Loshchilov & Hutter 2017, section 3.
-    constant: the peak. noam: peak · √(warmup / (step + 1)), the peak's height being a setting rather than d_model's.
-    Source: Vaswani et al. 2017, eq. 3.
+    cosine: half a cosine from the peak to the floor at the last step. Source: Loshchilov & Hutter 2017,
+    section 3. constant: the peak. noam: peak · √(warmup / (step + 1)), where the peak is a setting. Source:
+    Vaswani et al. 2017, eq. 3.
     """
     c = config
     if step < c.warmup:
@@ -21,4 +21,5 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         case "noam":
             return c.learning_rate * math.sqrt(max(1, c.warmup) / (step + 1))
     done = min(1.0, (step - c.warmup) / max(1, c.steps - 1 - c.warmup))
-    return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
+    height = 0.5 * (1 + math.cos(math.pi * done))
+    return c.min_learning_rate + (c.learning_rate - c.min_learning_rate) * height

@@ -1,4 +1,4 @@
-"""Trackers that take a run's numbers beside its log: TensorBoard's files, Weights & Biases, Trackio."""
+"""Trackers that log a run's numbers beside its log: TensorBoard's files, Weights & Biases, Trackio."""
 
 import importlib
 import json
@@ -11,15 +11,17 @@ from lama.errors import LamaError, UsageError, first_line
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "lama"
 
+Library = Any  # a module without types
+
 
 class Tracker:
-    """Takes numbers step by step; `close` at the end, or the last ones may be lost."""
+    """Logs numbers step by step; without `close` the last ones may be lost."""
 
     def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], object]):
         self._write, self._close = write, close
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Log the values that are numbers; others, such as None, are skipped. A step may come again with other metrics."""
+    def log(self, step: int, metrics: Mapping[str, object]) -> None:
+        """Log numbers; values that are not numbers are skipped. A step may come again with other metrics."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if numbers:
             self._write(numbers, step)
@@ -28,23 +30,27 @@ class Tracker:
         self._close()
 
 
-def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
+def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object]) -> Tracker:
     """Begin to track a run called `name` with its settings.
 
     - tensorboard: event files in `folder/tensorboard`, for `tensorboard --logdir`; needs tensorboardX
-    - wandb: the project `lama` on Weights & Biases, its own files in `folder/wandb`; `WANDB_MODE=offline` sends nothing
+    - wandb: the project `lama` on Weights & Biases, its own files in `folder/wandb`; `WANDB_MODE=offline`
+      sends nothing
     - trackio: the project `lama` in Trackio's own folder, for `trackio show`
 
-    Raises UsageError for another kind, LamaError where the library is not installed or does not begin.
+    Raises UsageError for another kind, LamaError where the library is not installed or does not start.
     """
     library = import_tracker(kind)
     try:
         return _OPEN[kind](library, Path(folder), name, dict(config))
     except Exception as error:  # each library has its own: no key, no network, no space
-        raise LamaError(f"{kind} must begin to track; got {first_line(error).rstrip('.')}. See to that, or leave --track out") from error
+        reason = first_line(error).rstrip(".")
+        raise LamaError(
+            f"{kind} must begin to track; got {reason}. See to that, or leave --track out"
+        ) from error
 
 
-def import_tracker(kind: str) -> Any:
+def import_tracker(kind: str) -> Library:
     """The library of a tracker. Raises UsageError for another kind, LamaError where it is not installed."""
     if kind not in PACKAGES:
         raise UsageError(f"a tracker must be one of {', '.join(PACKAGES)}; got {kind!r}")
@@ -52,13 +58,16 @@ def import_tracker(kind: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise LamaError(f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}") from None
+        raise LamaError(
+            f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}"
+        ) from None
 
 
-def _tensorboard(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
+def _tensorboard(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
     writer = library.SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
     lines = json.dumps(config, ensure_ascii=False, indent=1).splitlines()
-    writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)  # indented: code, in its Markdown
+    # Indented lines are code in TensorBoard's Markdown.
+    writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)
 
     def write(numbers: dict[str, float], step: int) -> None:
         for metric, value in numbers.items():
@@ -67,15 +76,19 @@ def _tensorboard(library: Any, folder: Path, name: str, config: dict[str, Any]) 
     return Tracker(write, writer.close)
 
 
-def _wandb(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
-    folder.mkdir(parents=True, exist_ok=True)  # or else it writes into the system's temporary folder
+def _wandb(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
+    folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into the system's temporary folder
     run = library.init(project=PROJECT, name=name, dir=str(folder), config=config)
     return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
 
 
-def _trackio(library: Any, folder: Path, name: str, config: dict[str, Any]) -> Tracker:
+def _trackio(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
     run = library.init(project=PROJECT, name=name, config=config)
     return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
 
 
-_OPEN: dict[str, Callable[[Any, Path, str, dict[str, Any]], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+_OPEN: dict[str, Callable[[Library, Path, str, dict[str, object]], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}

@@ -1,0 +1,296 @@
+"""Training from the command line: new and resumed runs, whatever the model."""
+
+import argparse
+import importlib
+import importlib.util
+import io
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lama.cli import machine
+from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
+from lama.cli.out import check_folder, free_folder
+from lama.cli.settings import OWNERS, flag_of, given
+from lama.errors import LamaError, UsageError, first_line, note
+from lama.files import quoted_path
+from lama.training.settings import PRESETS, kind_of_settings, pairs, presets, read_settings, settings_of
+from lama.training.settings.gpt import SHAPE, SIZE_SETTINGS
+
+if TYPE_CHECKING:
+    from lama.training.folder import RunFolder
+    from lama.training.session import Evaluation, Session
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+FRONTS = {"gpt": "train", "bert": "bert", "seq2seq": "seq2seq", "classifier": "classify"}
+
+
+def front_of(model: str) -> Any:
+    """The module with `introduce`, `remark` and `conclude`, which print the training of this model."""
+    return importlib.import_module(f"lama.cli.{FRONTS[model]}")
+
+
+def folder_name(model: str, source: str | None) -> str:
+    """The name of a run's folder: that of the preset, the data or the model."""
+    return Path(source).stem if source and (model in PRESETS or source in presets(model)) else model
+
+
+def metrics_line(event: "Evaluation") -> str:
+    """The numbers of an evaluation."""
+    loss, metrics = event.validation_loss, event.metrics
+    text = f"held-out loss {loss:.4f}"
+    if bits := metrics.get("bits_per_byte"):
+        text += f", perplexity {math.exp(min(loss, 700.0)):.4g}, {bits:.4f} bits per byte"
+    if "accuracy" in metrics:
+        text += f", {metrics['accuracy']:.1%} right"
+    return f"{text}, the best so far" if event.best else text
+
+
+def add_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options of every command that trains; `default` describes the folder of the run."""
+    parser.set_defaults(run=run, settings=None, size=None)
+    add, out = parser.add_argument, f"the run's folder (default {default}; NAME-2 where that is taken)"
+    add("--out", type=Path, metavar="DIR", help=out)
+    resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
+    add("--resume", type=Path, metavar="DIR", help=resume)
+    add("--restart", action="store_true", help="replace the run in --out, finished or not, which is lost")
+    machine.add_options(parser)
+    devices = "share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,..."
+    add("--devices", metavar="N", help=devices)
+    add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train a new model or resume a run. The exit code."""
+    from lama.runtime.device import use_devices
+    from lama.training.folder import RunFolder
+    from lama.training.prepare import new_session
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows the progress
+    machine.use(args)
+    devices = () if args.devices is None else use_devices(args.devices)
+    if args.track:
+        from lama.training.trackers import import_tracker
+
+        import_tracker(args.track)
+    if args.resume:
+        return resume(args, devices)
+    settings = starting_settings(args)
+    kind, model = kind_of_settings(settings), str(settings["model"])
+    check = partial(check_run, command=kind.marker, restart=args.restart)
+    default = Path("out") / folder_name(model, args.settings)
+    folder = RunFolder(free_folder(args.out, default, check), kind.marker)
+    with folder.alone():
+        session = new_session(folder, settings, command_line(args), args.size, devices, tokenizing)
+        front_of(model).introduce(session, args)
+        return learn(session, args)
+
+
+def starting_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The settings of a new run: those of a preset or a file, and those given as flags."""
+    settings: dict[str, object] = {"model": args.model or "gpt"}
+    if args.settings:
+        settings |= read_settings(args.settings, args.model)
+    if args.size is not None and (model := settings["model"]) != "gpt":
+        raise UsageError(f"--size is for a GPT; got --model {model}. Leave it out")
+    chosen = given(args, kind_of_settings(settings))
+    if args.settings in pairs.PRESETS and {"tokenizer", "held_out"} & chosen.keys():
+        what = f"the task {args.settings} has its own"
+        raise UsageError(f"--tokenizer and --held-out are for files; {what}. Leave them out")
+    dropped: set[str] = set()
+    if "learning_rate" in chosen or args.size is not None:  # the end of the cosine belongs to its peak
+        dropped.add("min_learning_rate")
+    if args.size is not None:
+        dropped |= {*SIZE_SETTINGS, "d_mlp"}
+    if "initial" in chosen:  # a model that is trained further has its own shape and tokenizer
+        dropped |= {*SHAPE, "tokenizer"}
+    return {name: value for name, value in settings.items() if name not in dropped} | chosen
+
+
+def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
+    """Resume the run in a folder. The exit code."""
+    from lama.models.registry import describe
+    from lama.training.folder import RunFolder
+    from lama.training.prepare import resumed_run
+
+    for name in ("settings", "out", "size", "restart"):
+        if value := getattr(args, name):
+            what = value if name == "settings" else f"--{name}"
+            raise UsageError(
+                f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out"
+            )
+    folder = RunFolder(args.resume)
+    kind = kind_of_settings(settings := folder.settings())
+    folder.last_checkpoint()  # so that nothing is written where there is no run
+    if args.model not in (None, own := settings.get("model", "gpt")):
+        raise UsageError(f"--model must be that of the run, {own}; got {args.model}. Leave it out")
+    with folder.alone():
+        session = resumed_run(folder, given(args, kind), devices)
+        steps = session.config.total_steps
+        if session.finished:
+            print(f"{folder.path} is finished: {steps} steps, {session.result}. Nothing is left to do")
+            return 0
+        heading(f"Resumed after step {session.step} of {steps}: {folder.path}")
+        print(describe(session.model))
+        return learn(session, args)
+
+
+def learn(session: "Session", args: argparse.Namespace) -> int:
+    """Train to the end, or to Ctrl-C, and print the result. The exit code."""
+    config, folder = session.config, session.folder
+    devices = [replica.device for replica in session.trainer.replicas]
+    shared = f", shared among {', '.join(devices)}" if devices[1:] else ""
+    heading(f"Training: {session.plan}{shared}")
+    last = None
+    with stopping(session) as received:
+        try:
+            last = watch(session, args)
+        except OSError:  # the output cannot be written any more
+            session.stop()
+            for _ in session:
+                pass
+            if not received:
+                note(f"stopped{where(session)}")
+                raise
+    if getattr(config, "record", ""):
+        show_recording(folder)
+    if received:
+        draw_curve(folder)
+        return stopped_by(received, where(session))
+    if gain := session.trainer.gain:
+        print(f"{len(devices)} devices found the gradients {gain:.2f} times as fast as one after the other")
+    front_of(config.model).conclude(session, last)
+    return 0
+
+
+def where(session: "Session") -> str:
+    """The step that a stopped training has reached, and how to resume it."""
+    return (
+        f" after step {session.step} of {session.config.total_steps}; resume with: {session.resume_command}"
+    )
+
+
+def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
+    """Train with a live line, remarks, the curve and the tracker; returns the last evaluation."""
+    from lama.training.loop import Step
+
+    front, steps = front_of(session.config.model), session.config.total_steps
+    print("compiling the training step, once", file=sys.stderr)
+    last, first = None, session.step + 1
+    with tracking(args.track, session) as track, closing(LiveLine(steps, session.step)) as line:
+        for event in session:
+            if isinstance(event, Step):
+                line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
+                if not session.stopped and (text := front.remark(session, event)):
+                    line.say(f"step {event.step}: {text}")
+                track(event.step, event.metrics)
+            else:
+                last = event
+                line.say(f"step {event.step}: {metrics_line(event)}")
+                draw_curve(session.folder)
+                track(event.step, event.metrics)
+    return last
+
+
+@contextmanager
+def tracking(kind: str | None, session: "Session") -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Yields a function of a step and its metrics. If a tracker fails, the run continues without it."""
+    if kind is None:
+        yield lambda step, metrics: None
+        return
+    from dataclasses import asdict
+
+    from lama.training.trackers import open_tracker
+
+    path, failed = session.folder.path, False
+    tracker = open_tracker(kind, path, path.absolute().name, asdict(session.config))
+
+    def attempt(work: Callable[[], None]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            work()
+        except Exception as error:  # each library has its own: no network, no space
+            failed = True
+            note(f"{kind} logging failed; continuing without it: {first_line(error)}")
+
+    try:
+        yield lambda step, metrics: attempt(lambda: tracker.log(step, metrics))
+    finally:
+        attempt(tracker.close)
+
+
+def draw_curve(folder: "RunFolder") -> None:
+    """Draw loss.png in the run's folder, where matplotlib is installed; a failure is only noted."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from lama.checkpoints.atomic import atomic_write
+    from lama.training.curve import loss_curve
+
+    try:
+        with atomic_write(folder.path / "loss.png") as file:
+            file.write(loss_curve(folder.read_log()))
+    except LamaError as error:
+        note(f"no loss curve: {error}")
+
+
+def show_recording(folder: "RunFolder") -> None:
+    """Write attention.html in the run's folder; a failure is only noted."""
+    from lama.checkpoints.atomic import atomic_write
+    from lama.cli.attention import recording_view
+    from lama.cli.out import signed
+
+    try:
+        page, what = recording_view(folder.path, "html")
+        with atomic_write(folder.path / "attention.html") as file:
+            file.write(signed(page, "html", "attention"))
+        print(f"{what} are in {folder.path / 'attention.html'}")
+    except LamaError as error:
+        note(f"no page of the recording: {error}")
+
+
+def check_run(out: Path, command: str, restart: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds anything but a run to be replaced."""
+    from lama.checkpoints.marker import made_by
+    from lama.training.folder import RunFolder, step_of
+
+    folder = RunFolder(out)
+    is_run = made_by(out) == command or (command == "train" and folder.is_older_run())
+    found = folder.checkpoints() if is_run else []
+    if is_run and not found and not os.path.lexists(out / "config.json"):
+        restart = True  # it was killed before its first checkpoint: nothing is lost
+    elif found:
+        done, steps = step_of(found[-1]), 0
+        with suppress(LamaError):  # damaged settings
+            steps = settings_of(folder.settings()).total_steps
+        if restart:
+            note(f"replacing the run in {out}, which is at step {done} of {steps}")
+        elif done < steps:
+            again = shlex.join(["lama", "train", "--resume", str(out)])
+            raise UsageError(
+                f"--out holds an unfinished run, {quoted_path(out)}, at step {done} of {steps}: "
+                f"resume it with {again}, replace it with --restart, or choose another --out"
+            )
+    check_folder(out, command, restart, older=lambda _: is_run)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that trains the same model again."""
+    words = ["lama", "train", *([args.settings] if args.settings else [])]
+    for name in ("size", "devices", *OWNERS):
+        value, flag = getattr(args, name, None), flag_of(name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words += [flag, *value] if value else []
+        elif value is not None:
+            words += [flag, str(value)]
+    return shlex.join(words)

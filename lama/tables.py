@@ -1,0 +1,53 @@
+"""Tables as text and HTML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a heading. Cells are text or numbers, which are shown with four significant digits."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        cells = [list(self.columns), *([format_cell(value) for value in row] for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = [" | ".join(_aligned(row, widths)).rstrip() for row in cells]
+        return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
+
+    def to_html(self) -> str:
+        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        rows = ("".join(f"<td>{escape(format_cell(value))}</td>" for value in row) for row in self.rows)
+        return f"<div><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
+
+
+def format_cell(value: object) -> str:
+    """Text as it is, 12,345 for an integer, 1.234 for another number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Pad the cells: the first column is aligned left, the others right."""
+    padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+    return [row[0].ljust(widths[0]), *padded[1:]]
+
+
+NAMES, CELLS = 22, 10  # least widths
+
+
+def metric_table(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Columns side by side under a heading: each row is its name and a cell for each column.
+
+    The names stand left, the cells right; columns are as wide as their widest cell.
+    """
+    lines = [(heading, columns), *rows]
+    first = max(NAMES, *(len(name) + 2 for name, _ in lines))
+    width = max(CELLS, *(len(cell) for _, cells in lines for cell in cells))
+    return "\n".join(
+        f"{name:<{first}}| " + " | ".join(f"{cell:>{width}}" for cell in cells) for name, cells in lines
+    )

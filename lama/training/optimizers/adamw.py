@@ -1,0 +1,49 @@
+"""AdamW, with all that changes from step to step passed as one tensor."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from tinygrad import Tensor
+
+from lama.ops import adamw
+from lama.runtime.capture import InputBuffer
+from lama.training.settings.base import TrainingConfig
+
+
+class AdamW:
+    """AdamW, with decay on matrices and embeddings, none on biases and norms.
+
+    Source: Loshchilov & Hutter 2019, algorithm 2.
+    """
+
+    numbers_per_weight = 2
+
+    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig):
+        self.parameters, self.config = dict(parameters), config
+        self.m, self.v = zeros_like_all(parameters), zeros_like_all(parameters)
+        self._scalars = InputBuffer(str(next(iter(parameters.values())).device))
+
+    def scalars(self, step: int, rate: float) -> Tensor:
+        """r, 1 − β₁ᵗ and 1 − β₂ᵗ of update `step`: float32 (3,), overwritten by the next call."""
+        c = self.config
+        return self._scalars(np.array([rate, 1 - c.beta1**step, 1 - c.beta2**step], np.float32))
+
+    def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
+        """Assign the new parameters, m and v, unrealised."""
+        c, changed = self.config, []
+        for name, p in self.parameters.items():
+            m, v, decay = self.m[name], self.v[name], c.weight_decay if p.ndim >= 2 else 0.0
+            changed += adamw(p, m, v, gradients[name], scalars, scale, c.beta1, c.beta2, decay)
+        return changed
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments, under the parameters' names after `m.` and `v.`."""
+        first = {f"m.{name}": t for name, t in self.m.items()}
+        return first | {f"v.{name}": t for name, t in self.v.items()}
+
+
+def zeros_like_all(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A realised buffer of zeros for each parameter, of its shape and on its device."""
+    zeros = {name: Tensor.zeros(*p.shape, device=p.device).contiguous() for name, p in parameters.items()}
+    Tensor.realize(*zeros.values())
+    return zeros

@@ -1,0 +1,209 @@
+"""New and resumed runs of `lama train`, whatever the model."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lama.checkpoints import load_causal, load_kind, named_tokenizer
+from lama.data import Corpus, open_corpus, open_tokens
+from lama.data.inputs import check_tokens
+from lama.data.tokens import Progress
+from lama.errors import LamaError, UsageError, quoted
+from lama.files import quoted_path
+from lama.models.gpt import GPT, GPTConfig
+from lama.models.quantized import refuse_quantized
+from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
+from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
+from lama.training.budget import check_memory
+from lama.training.classify import ClassifierSession, new_classifier
+from lama.training.corpus import new_tokens, origin
+from lama.training.folder import RunFolder, read_training
+from lama.training.loop import check_devices
+from lama.training.masked import BertSession, new_bert
+from lama.training.pairs import PairSession, new_pairs
+from lama.training.recording import what_to_record
+from lama.training.run import Run
+from lama.training.session import Parts, Session
+from lama.training.settings import RunConfig, checked_names, run_config, settings_of
+from lama.training.settings.base import Settings, differences
+from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS, parse_size, sizes
+
+OWN = "the model's"  # the setting `tokenizer` where the model has its own
+
+
+NEW: dict[str, Callable[[Parts], Session]] = {
+    "bert": new_bert,
+    "seq2seq": new_pairs,
+    "classifier": new_classifier,
+}
+SESSIONS: dict[str, tuple[str, type[Session]]] = {
+    "gpt": ("gpt", Run),
+    "bert": ("bert", BertSession),
+    "seq2seq": ("transformer", PairSession),
+    "classifier": ("classifier", ClassifierSession),
+}
+"""For each `model` of the settings: the kind of its checkpoints, and its session."""
+
+
+def new_session(
+    folder: RunFolder,
+    settings: Settings,
+    command: str,
+    size: str | None = None,
+    devices: Sequence[str] = (),
+    progress: Progress = iter,
+) -> Session:
+    """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged."""
+    model = str(settings.get("model", "gpt"))
+    if model == "gpt":
+        return new_run(folder, settings, command, size, devices, progress)[0]
+    config = settings_of(settings)
+    check_devices(config, devices)
+    return NEW[model](Parts(folder, config, devices, {"command": command}, progress))
+
+
+def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = ()) -> Session:
+    """Resume the run in `folder` from its last checkpoint, with the same bits as an uninterrupted run.
+
+    `changes` may be settings of reports. Raises LamaError for others, for other data, and where there is no
+    checkpoint.
+    """
+    config = settings_of({**folder.settings(), **changes})
+    checkpoint = folder.last_checkpoint()
+    notes = read_training(checkpoint)
+    began = settings_of(checked_names(notes["config"], str(checkpoint / "training.json")))
+    if changed := differences(asdict(began), asdict(config)):
+        another = f"start from this one's model: --from {folder.path} --out DIR"
+        raise UsageError(
+            f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
+            f"For another run, {another if isinstance(config, RunConfig) else 'choose another --out'}"
+        )
+    if (shares := folder.devices()) != (given := max(1, len(devices))):
+        raise UsageError(
+            "a resumed run must share its batches among as many devices as it began with; "
+            f"got {given}. Give --devices {shares}"
+        )
+    check_devices(config, devices)
+    kind, session_class = SESSIONS[config.model]
+    parts = Parts(folder, config, devices)
+    parts.model, parts.tokenizer = load_kind(kind, checkpoint)
+    session = session_class.reopen(parts, checkpoint)
+    folder.clean()
+    session.restore(checkpoint)
+    if notes.get("data") != session.digest:
+        raise LamaError(
+            "a resumed run must read the data it began with; "
+            f"got other data in {folder.data} than at {checkpoint.name}"
+        )
+    session.recall(notes)
+    return session
+
+
+def new_run(
+    folder: RunFolder,
+    settings: Settings,
+    command: str,
+    size: str | None = None,
+    devices: Sequence[str] = (),
+    progress: Progress = iter,
+) -> tuple[Run, Corpus]:
+    """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model.
+
+    `settings` are those that were given: an `initial` model's own replace the defaults of others, and `size`,
+    a number of parameters, chooses the shape. Raises LamaError; the folder is then unchanged.
+    """
+    given = dict(settings)
+    model: GPT | None = None
+    tokenizer: Tokenizer | None = None
+    if initial := run_config(given).initial:  # all values are checked before a model is read
+        if size is not None:
+            shown = quoted(size, plain=True)
+            raise UsageError(
+                f"size and from must not be given together; got --size {shown} and --from {initial}"
+            )
+        _check_apart(folder, initial)
+        model, tokenizer = load_causal(initial)
+        refuse_quantized(model, "to be trained")
+        given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
+    config = run_config(given)
+    corpus = open_corpus(config.corpus, without=folder.path)
+    tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
+    if size is not None:
+        config = run_config({**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
+    try:
+        shape = model.config if model else model_config(config, tokenizer.vocab_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_devices(config, devices)
+    check_memory(config, shape)
+    what_to_record(config, tokenizer, shape)
+    about = {"corpus": origin(corpus), "command": command}
+    parts = Parts(folder, config, devices, about, progress, tokenizer=tokenizer)
+    with folder.beginning(config, command) as data:
+        tokens = new_tokens(parts, corpus, data)
+        if tokenizer.vocab_size > shape.vocab_size:
+            for part in (tokens.train, tokens.validation):
+                check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
+        parts.model = model or GPT(shape, config.seed)
+    run = Run(parts, open_tokens(folder.data))
+    run.corpus = corpus
+    return run, corpus
+
+
+def _check_apart(folder: RunFolder, initial: str) -> None:
+    """Raises UsageError if the run would overwrite the model that it starts from."""
+    source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
+    if out in (source, *source.parents):
+        where = quoted_path(folder.path)
+        raise UsageError(
+            "--out must be another folder than that of the model to start from; "
+            f"got {where} and --from {initial}"
+        )
+
+
+def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
+    """The tokenizer that a setting names: bytes, character, gpt2, bpe:SIZE (trained here), or a folder.
+
+    Raises LamaError.
+    """
+    if name.startswith("bpe:"):
+        try:
+            size = int(name.removeprefix("bpe:"))
+        except ValueError:
+            raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {quoted(name)}") from None
+        check_vocabulary(size, [END_OF_TEXT])
+        return train_bpe(corpus.pieces(), size)
+    if name == "character":
+        return CharacterTokenizer(corpus.characters())
+    if name not in ("bytes", "gpt2") and not os.path.isdir(name):
+        raise UsageError(
+            f"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got {quoted(name)}"
+        )
+    return named_tokenizer(name)
+
+
+def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
+    """The shape that the settings ask for. Raises ValueError."""
+    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
+
+
+def _of_the_model(given: Mapping[str, object], shape: GPTConfig) -> dict[str, object]:
+    """The settings with the shape of the initial model. Raises UsageError for another shape."""
+    if given.get("tokenizer", OWN) != OWN:
+        shown = quoted(given["tokenizer"], plain=True)
+        raise UsageError(
+            f"the tokenizer must be the model's own with --from; got --tokenizer {shown}. Leave it out"
+        )
+    own = {name: getattr(shape, name) for name in MODEL_SETTINGS}
+    for name, value in own.items():
+        wanted = given.get(name, value)
+        if name == "context_length" and wanted <= value:
+            continue
+        if name == "context_length":
+            raise UsageError(f"context_length must be at most the model's, {value}; got {wanted}")
+        if wanted != value:
+            raise UsageError(
+                f"{name} must be the model's own with --from, {value}; got {wanted}. Leave it out"
+            )
+    return {**own, **given, "tokenizer": OWN}

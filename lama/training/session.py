@@ -1,0 +1,354 @@
+"""A training in a folder: steps, evaluations, log, checkpoints, exact resume; the same for every model."""
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+from lama.checkpoints import open_weights, save
+from lama.data.tokens import Progress
+from lama.errors import LamaError, note
+from lama.files import field as field_of
+from lama.files import read_object
+from lama.models.registry import n_parameters
+from lama.training.folder import Diverged, Record, RunFolder, restore, step_of
+from lama.training.loop import Step, Trainer
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation of the model on the held-out data after `step` updates."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """`validation_loss`, in nats, and others that depend on the model."""
+    best: bool
+    """Whether no evaluation of this run was better."""
+
+    @property
+    def validation_loss(self) -> float:
+        """Nats per token, or per text of a classifier."""
+        return self.metrics["validation_loss"]
+
+
+@dataclass
+class Parts:
+    """The parts of a session that every model has."""
+
+    folder: RunFolder
+    config: Any
+    """The settings of the model's class."""
+    devices: Sequence[str] = ()
+    about: Mapping[str, object] = field(default_factory=dict)
+    """The model's origin, for its config.json."""
+    progress: Progress = iter
+    model: Any = None
+    tokenizer: Any = None
+
+
+class Session:
+    """Iterate over it for a `Step` after each update and, when one is due, an `Evaluation`.
+
+    `stop()` ends the iteration after the current step, with a checkpoint. A subclass has the data, the
+    evaluation and a trainer for each stage; steps are counted through all stages. A resumed session has the
+    same bits as an uninterrupted one.
+    """
+
+    keeps_best = True
+    """Whether the folder's model is the best of all evaluations, not the last."""
+
+    def __init__(self, parts: Parts, digest: str):
+        """`digest` is that of the data."""
+        self.folder, self.config, self.about = parts.folder, parts.config, dict(parts.about)
+        self.model, self.tokenizer = parts.model, parts.tokenizer
+        self.digest, self.devices = digest, parts.devices
+        self.trainers: list[Trainer] = []
+        """One for each stage; a subclass has them."""
+        self.best = math.inf
+        """The lowest `rank` of all evaluations."""
+        self.evaluated = 0
+        """The step of the last evaluation."""
+        self.baselines: dict[str, float] = {}
+        """Held-out losses of methods that need no model."""
+        self.untrained = math.nan
+        """The held-out loss before training."""
+        self.shares: dict[str, float] = {}
+        """Shares of right answers, of the untrained model and of the baselines."""
+        self.operations: float | None = None
+        """Floating-point operations of the training for each token, where they are known."""
+        self.peak: float | None = None
+        """Floating-point operations of the processor per second, where they are known."""
+        self._stopped = False
+        self._began = time.perf_counter()
+        self.seconds_before = 0.0
+        """Seconds spent on this run before it was resumed."""
+
+    # The parts that differ from model to model
+
+    @classmethod
+    def reopen(cls, parts: Parts, checkpoint: Path) -> "Session":
+        """The session of a run to resume, with the model of a checkpoint. Raises LamaError."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> str:
+        """The training in a few words."""
+        return f"{self.config.steps} steps of {self.config.batch_size}"
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate the model on the held-out data: `validation_loss` and others."""
+        raise NotImplementedError
+
+    def rank(self, metrics: Mapping[str, float]) -> float:
+        """The number by which models are compared; lower is better."""
+        return metrics["validation_loss"]
+
+    def measure_baselines(self) -> None:
+        """Fill `baselines`, and in `shares` those that need no model."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold beside the model."""
+        return self.trainer.optimizer.state()
+
+    def best_notes(self, metrics: Mapping[str, float]) -> dict[str, object]:
+        """Notes on a model that is saved after an evaluation."""
+        return {}
+
+    @property
+    def result(self) -> str:
+        """The best evaluation in words."""
+        return f"held-out loss {self.best:.4f}"
+
+    # The training
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the current stage."""
+        unfinished = (trainer for trainer in self.trainers if trainer.step < trainer.config.steps)
+        return next(unfinished, self.trainers[-1])
+
+    @property
+    def step(self) -> int:
+        """Steps done, in all stages."""
+        return sum(trainer.step for trainer in self.trainers)
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.evaluated == self.config.total_steps
+
+    def measure_start(self) -> None:
+        """Measure the baselines and the untrained model, and begin the log.
+
+        Raises LamaError if the untrained model's loss is not finite.
+        """
+        self.measure_baselines()
+        metrics = self.measure()
+        self.untrained = metrics["validation_loss"]
+        if "accuracy" in metrics:
+            self.shares = {"untrained": metrics["accuracy"], **self.shares}
+        if not math.isfinite(self.untrained):
+            raise LamaError(
+                f"the loss before training must be finite; got {self.untrained}. Start from another model"
+            )
+        self.begin_log()
+
+    def begin_log(self) -> None:
+        """Write the first record of the log."""
+        facts = {
+            "parameters": n_parameters(self.model),
+            "peak_flops": self.peak,
+            "devices": len(self.trainer.replicas),
+        }
+        self.folder.log({**self.about, "config": asdict(self.config), **facts, **self._start()})
+
+    def _start(self) -> dict[str, object]:
+        """The measurements before training."""
+        if not math.isfinite(self.untrained):
+            return {}
+        start: dict[str, object] = {"baselines": self.baselines, "untrained": self.untrained}
+        return start | ({"shares": self.shares} if self.shares else {})
+
+    def restore(self, checkpoint: Path) -> None:
+        """Resume at a checkpoint, whose model this session has. Raises LamaError."""
+        left = step_of(checkpoint)
+        for trainer in self.trainers:
+            trainer.step = min(left, trainer.config.steps)
+            left -= trainer.step
+        restore(self.state(), checkpoint)
+
+    def recall(self, notes: Record) -> None:
+        """Restore the measurements of a resumed run from its log or, if that is damaged, from `notes`."""
+        records = self.cut(self.folder.log_file, self.folder.cut_log)
+        known = records[0] if records and "baselines" in records[0] else notes
+        self.about |= notes.get("about", {})
+        self.about["command"] = known.get("command", f"lama train {self.folder.settings_file}")
+        if {"baselines", "untrained"} <= known.keys():
+            self.baselines, self.untrained = known["baselines"], known["untrained"]
+            self.shares = known.get("shares", {})
+        else:  # a checkpoint of an earlier version; uniform is about the loss of an untrained model
+            self.measure_baselines()
+            self.untrained = self.baselines["uniform"]
+        evaluated = {record["step"]: self.rank(record) for record in records if "validation_loss" in record}
+        self.evaluated = max(evaluated, default=0)
+        self.best = min([notes.get("best_loss", math.inf), *evaluated.values()])
+        self.seconds_before = max(record.get("seconds", 0.0) for record in (*records, notes))
+        if not records:
+            self.begin_log()
+
+    def cut(self, file: Path, cut: Callable[[int], R]) -> R:
+        """Remove from a file of the run what came after the resumed step; rename a damaged file."""
+        try:
+            return cut(self.step)
+        except LamaError as error:
+            if isinstance(error.__cause__, OSError):  # the file is intact and cannot be written
+                raise
+            note(f"{error}. {file.name} is now {self.folder.set_aside(file).name}, and a new one begins")
+            return cut(self.step)
+
+    def __iter__(self) -> Iterator[Step | Evaluation]:
+        """Raises LamaError as `Trainer` does and where a file cannot be written, with the last checkpoint."""
+        last = self.trainers[-1]
+        try:
+            if last.step and self.step > self.evaluated and self._is_due(last):
+                yield self.evaluate()  # the process ended between a checkpoint and its evaluation
+            for trainer in self.trainers:
+                for step in self._steps(trainer):
+                    self.folder.log(self._record(step))
+                    self.after_step(step)
+                    yield step
+                    due = self._is_due(trainer)
+                    stop = self._stopped and step.step < self.config.total_steps
+                    if stop or due:
+                        self.save_checkpoint()
+                    if stop:
+                        self._drop_old()
+                        if not math.isfinite(self.best):  # so that there is a model to try
+                            self.save_model()
+                        return
+                    if due and trainer is last:
+                        yield self.evaluate()
+                    if due:
+                        self._drop_old()
+        except LamaError as error:
+            raise LamaError(f"{error}. {self._way_on(error)}") from error
+
+    def after_step(self, step: Step) -> None:
+        """Called after each step, before it is yielded."""
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is due, and an evaluation, in the last stage."""
+        every = self.config.evaluation_steps
+        return trainer.step == trainer.config.steps or (every > 0 and trainer.step % every == 0)
+
+    def _steps(self, trainer: Trainer) -> Iterator[Step]:
+        try:
+            for step in trainer:
+                yield replace(step, step=self.step)
+        except LamaError as error:
+            raise Diverged(str(error)) from error
+
+    def _record(self, step: Step) -> dict[str, object]:
+        return {
+            "step": step.step,
+            **step.metrics,
+            "tokens_per_second": step.tokens_per_second,
+            "mfu": self.mfu(step),
+            "seconds": self.seconds,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Raises LamaError as `RunFolder.save_checkpoint` does."""
+        notes = {
+            "data": self.digest,
+            "config": asdict(self.config),
+            "about": self.about,
+            "command": self.about.get("command", ""),
+            "devices": len(self.trainer.replicas),
+            "seconds": self.seconds,
+            **self._start(),
+        }
+        if math.isfinite(self.best):
+            notes["best_loss"] = self.best
+        self.folder.save_checkpoint(self.step, self.model, self.tokenizer, self.state(), notes)
+
+    def _drop_old(self) -> None:
+        self.folder.drop(self.folder.checkpoints()[: -self.config.keep])
+
+    def _way_on(self, error: LamaError) -> str:
+        if not (found := self.folder.checkpoints()):
+            return "There is no checkpoint yet"
+        command = self._retry_from(found[-1]) if isinstance(error, Diverged) else self.resume_command
+        return f"The last good checkpoint is {found[-1]}: continue with {command}"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes this run."""
+        words = ["lama", "train", "--resume", str(self.folder.path)]
+        devices = [replica.device for replica in self.trainer.replicas]
+        return shlex.join(words + (["--devices", ",".join(devices)] if devices[1:] else []))
+
+    def _retry_from(self, checkpoint: Path) -> str:
+        """The command that trains again with a lower learning rate."""
+        path, rate = self.folder.path, f"{self.config.learning_rate / 3:.1g}"
+        words = ["lama", "train", self.folder.settings_file]
+        words += ["--from", checkpoint] if self.config.model == "gpt" else []
+        words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
+        return shlex.join(map(str, words))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run, before and after it was resumed."""
+        return round(self.seconds_before + time.perf_counter() - self._began, 3)
+
+    def mfu(self, step: Step) -> float | None:
+        """Model FLOP utilisation: the share of the processor's peak that the model's arithmetic needs."""
+        if self.peak is None or self.operations is None:
+            return None
+        return self.operations * step.tokens_per_second / self.peak
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the held-out data, and save a model that is better than all before in the folder."""
+        step, metrics = self.step, self.measure()
+        if not math.isfinite(loss := metrics["validation_loss"]):
+            self.folder.drop(path for path in self.folder.checkpoints() if step_of(path) == step)
+            raise Diverged(
+                f"the held-out loss must stay a number; got {loss} after step {step}. Lower the learning rate"
+            )
+        best = (rank := self.rank(metrics)) < self.best
+        self.best = min(self.best, rank)
+        if best or not self.keeps_best:
+            self.save_model(**self.best_notes(metrics))
+        self.evaluated = step
+        self.folder.log({"step": step, **metrics, "best": best, "seconds": self.seconds})
+        return Evaluation(step, metrics, best)
+
+    def load_best(self) -> None:
+        """Give the model the weights that the folder's model has."""
+        saved = open_weights(self.folder.path / "model.safetensors")
+        for name, p in get_state_dict(self.model).items():
+            p.assign(Tensor(saved[name].read(), device=p.device)).realize()
+
+    def add_notes(self, notes: Mapping[str, object]) -> None:
+        """Add notes to those that were saved with the folder's model, which this model is."""
+        known = field_of(read_object(self.folder.path / "config.json"), "training", dict, "config.json")
+        save(self.folder.path, self.model, self.tokenizer, {**known, **notes})
+
+    def save_model(self, **notes: object) -> None:
+        """Save the model in the folder, with notes on its training."""
+        about = {**self.about, "steps": self.step, "seconds": round(self.seconds), **notes}
+        save(self.folder.path, self.model, self.tokenizer, about)
