@@ -1,4 +1,4 @@
-"""The process of a command: `lama`, `python -m lama`, gpt.py and transformer.py."""
+"""The entry point of `lama`, `python -m lama`, gpt.py and transformer.py."""
 
 import sys
 
@@ -6,7 +6,7 @@ import sys
 def command(*verb: str) -> None:
     """Run the command line, its arguments after `verb`, and end the process with its exit code.
 
-    Ctrl-C gives 130 without a traceback, also while modules are imported: none is above, and lama/__init__.py has none.
+    Ctrl-C gives 130 without a traceback, also during imports: these are all in here.
     """
     code = 130
     try:
@@ -14,7 +14,8 @@ def command(*verb: str) -> None:
         import signal
 
         if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
-            os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # arguments and file names are UTF-8
+            # Arguments and file names are UTF-8.
+            os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
         from lama.cli import main
 
         code = main([*verb, *sys.argv[1:]])

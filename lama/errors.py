@@ -1,4 +1,4 @@
-"""Messages for the person at the keyboard: the exception that carries one, the warning, notes, hints, and quoted values."""
+"""Messages to the user: exceptions, warnings, notes, hints and quoted values."""
 
 import contextlib
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class LamaError(Exception):
-    """Something the user can put right: the message says what is wrong, the value, and what to do.
+    """An error that the user can correct: the message says what is wrong, the value, and what to do.
 
     The command line prints it as one line, `lama: ...`, and exits with `exit_code`.
     """
@@ -17,22 +17,22 @@ class LamaError(Exception):
 
 
 class UsageError(LamaError):
-    """An argument that is out of its range; the command line exits with 2, as for an unknown flag."""
+    """A wrong argument; the command line exits with 2, as for an unknown flag."""
 
     exit_code = 2
 
 
 class LamaWarning(UserWarning):
-    """Something worth knowing that stops nothing; the command line prints it as one line, `lama: ...`."""
+    """A warning, which the command line prints as one line, `lama: ...`."""
 
 
 def warn(message: str) -> None:
-    """Issue a LamaWarning: from Python it can be filtered, on the command line each is a line on standard error, once."""
+    """Issue a LamaWarning, which Python can filter and the command line prints once."""
     warnings.warn(message, LamaWarning, stacklevel=3)
 
 
 def note(message: object) -> None:
-    """Print `lama: ...` on standard error; nothing where that is closed or cannot be written."""
+    """Print `lama: ...` on standard error, if that is open and can be written."""
     if sys.stderr is not None:  # print(file=None) would write to standard output
         with contextlib.suppress(OSError, ValueError):
             print(f"lama: {message}", file=sys.stderr, flush=True)
@@ -45,9 +45,9 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def quoted(value: object, most: int = 200, plain: bool = False) -> str:
-    """A value in a message: on one line, at most `most` characters of it. `plain` leaves out a text's quotes."""
+    """A value in a message: one line of at most `most` characters. `plain` leaves out a text's quotes."""
     if isinstance(value, str | bytes):
-        value = value[: most + 1]  # not all of a long one, which would only be cut again
+        value = value[: most + 1]  # repr of a long text would be slow
     try:
         text = str(value) if plain else repr(value)
     except (RecursionError, ValueError):  # too deep; an integer of thousands of digits
@@ -58,5 +58,5 @@ def quoted(value: object, most: int = 200, plain: bool = False) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters of it; its kind if the message is empty."""
+    """Up to 200 characters of the first line of an error's message, or else the error's type."""
     return quoted((str(error).splitlines() or [""])[0], plain=True) or type(error).__name__

@@ -1,43 +1,49 @@
-"""Pictures by matplotlib, which the extra `plots` brings: made without a screen, the same bytes each time."""
+"""Figures by matplotlib, from the extra `plots`: without a screen, and the same bytes each time."""
 
 import importlib.util
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from lama.errors import LamaError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = ("png", "svg")
+IMAGE_FORMATS = ("png", "svg")
 
 
-def make_figure(what: str, **options: Any) -> "Figure":
-    """An empty figure, `options` being matplotlib's. Raises LamaError, naming `what` was to be drawn, where that is not installed."""
+def make_figure(
+    what: str,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    layout: Literal["constrained"] | None = None,
+) -> "Figure":
+    """An empty figure. Raises LamaError, naming `what`, where matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen and remembers every figure
+        from matplotlib.figure import Figure  # pyplot would look for a screen and hold every figure
     except ImportError:
         raise _missing(what) from None
-    return Figure(**options)
+    return Figure(figsize=figsize, dpi=dpi, layout=layout)
 
 
 def check_installed(what: str) -> None:
-    """Raises LamaError as `make_figure` does, before there is anything to draw."""
+    """Raises LamaError as `make_figure` does, before the work begins."""
     if importlib.util.find_spec("matplotlib") is None:
         raise _missing(what)
 
 
 def _missing(what: str) -> LamaError:
-    return LamaError(f"{what} must be drawn by matplotlib; got no such package. Run: pip install matplotlib")
+    return LamaError(f"matplotlib, which draws {what}, is not installed. Run: pip install matplotlib")
 
 
-def render(figure: "Figure", kind: str = "png", **options: Any) -> bytes:
-    """The figure as a file of that kind, with neither the time nor a version in it. Raises ValueError."""
+def render(figure: "Figure", kind: str = "png", transparent: bool = False, **options: float | str) -> bytes:
+    """The bytes of the figure without time or version. Raises ValueError for an unknown kind."""
     import matplotlib
 
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if kind not in IMAGE_FORMATS:
+        raise ValueError(f"kind must be one of {', '.join(IMAGE_FORMATS)}; got {kind!r}")
     picture = io.BytesIO()
+    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "lama"}):
-        figure.savefig(picture, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None, "Creator": None}, **options)
+        figure.savefig(picture, format=kind, metadata=metadata, transparent=transparent, **options)
     return picture.getvalue()

@@ -15,10 +15,17 @@ from lama.errors import LamaError, UsageError
 from lama.interp.attention import attention_of, chosen_heads, draw_pattern, panels, summary
 from lama.interp.labels import token_labels
 from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
+from lama.models.encoder_decoder import Transformer, TransformerConfig
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.transformer import Transformer, TransformerConfig
 from lama.taps import Recorder
-from lama.tokenizers import ByteTokenizer, CharacterTokenizer, PairTokenizer, WordPieceTokenizer, gpt2_tokenizer, train_bpe
+from lama.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    PairTokenizer,
+    WordPieceTokenizer,
+    gpt2_tokenizer,
+    train_bpe,
+)
 
 TEXT = "baé\n bb"
 LETTERS = CharacterTokenizer("\n $<ab/é>")
@@ -33,7 +40,14 @@ def gpt(**options):
 @pytest.fixture(scope="module")
 def pairs():
     tokenizer = PairTokenizer(LETTERS)
-    shape = {"context_length": 13, "d_model": 6, "n_encoder_layers": 1, "n_decoder_layers": 2, "n_heads": 3, "d_mlp": 17}
+    shape = {
+        "context_length": 13,
+        "d_model": 6,
+        "n_encoder_layers": 1,
+        "n_decoder_layers": 2,
+        "n_heads": 3,
+        "d_mlp": 17,
+    }
     model = Transformer(TransformerConfig(tokenizer.vocab_size, **shape), seed=None)
     fill(model)
     return model, tokenizer
@@ -47,7 +61,10 @@ def folder(tmp_path_factory):
 
 
 def check_patterns(attention, n_layers, T, S):
-    assert attention.patterns.shape == (n_layers, 3, T, S) and (len(attention.queries), len(attention.keys)) == (T, S)
+    assert attention.patterns.shape == (n_layers, 3, T, S) and (
+        len(attention.queries),
+        len(attention.keys),
+    ) == (T, S)
     np.testing.assert_allclose(attention.patterns.sum(-1), 1, atol=1e-5)
     assert not attention.causal or not np.triu(attention.patterns, 1).any()
     scores = attention.q @ attention.k.swapaxes(-1, -2) * attention.scale
@@ -79,8 +96,19 @@ def test_encoder_decoder_has_three_kinds_and_rows_of_cross_attention_are_what_is
 def test_bert_and_classifier_read_to_both_sides_and_padding_changes_nothing():
     tokenizer = train_bpe("a fox and a dog", 265, (PAD, MASK))
     pad, mask = (tokenizer.encode(token)[0] for token in (PAD, MASK))
-    shape = {"context_length": 13, "d_model": 6, "n_layers": 2, "n_heads": 3, "d_mlp": 17, "pad": pad, "mask": mask}
-    for model in (Bert(BertConfig(265, **shape), seed=None), Classifier(ClassifierConfig(265, **shape), seed=None)):
+    shape = {
+        "context_length": 13,
+        "d_model": 6,
+        "n_layers": 2,
+        "n_heads": 3,
+        "d_mlp": 17,
+        "pad": pad,
+        "mask": mask,
+    }
+    for model in (
+        Bert(BertConfig(265, **shape), seed=None),
+        Classifier(ClassifierConfig(265, **shape), seed=None),
+    ):
         fill(model)
         tokens = input_tokens(model, tokenizer, "a fox")
         attention = attention_of(model, tokenizer, tokens)["self"]
@@ -98,7 +126,10 @@ def test_pattern_times_values_times_output_is_what_the_block_adds(pairs):
     record = Recorder()
     source, target = (Tensor(np.array([ids], np.int32)) for ids in ([5, 4, 6, 2], [1, 7, 5]))
     model(source, target, tap=record)
-    names = {"encoder.blocks.0.attn": model.encoder.blocks[0].attn, "decoder.blocks.1.attn": model.decoder.blocks[1].attn}
+    names = {
+        "encoder.blocks.0.attn": model.encoder.blocks[0].attn,
+        "decoder.blocks.1.attn": model.decoder.blocks[1].attn,
+    }
     names["decoder.blocks.1.cross_attn"] = model.decoder.blocks[1].cross_attn
     for name, module in names.items():
         z = record[f"{name}.pattern"].numpy()[0] @ record[f"{name}.v"].numpy()[0]  # (H, T, d_head)
@@ -109,7 +140,11 @@ def test_pattern_times_values_times_output_is_what_the_block_adds(pairs):
 
 def test_labels_show_white_space_and_half_characters():
     assert token_labels(ByteTokenizer(), "é \n\t\0".encode()) == ["\\xc3", "\\xa9", "·", "↵", "⇥", "\\x00"]
-    assert token_labels(gpt2_tokenizer(), gpt2_tokenizer().encode(" the ☃")) == ["·the", "·\\xe2\\x98", "\\x83"]
+    assert token_labels(gpt2_tokenizer(), gpt2_tokenizer().encode(" the ☃")) == [
+        "·the",
+        "·\\xe2\\x98",
+        "\\x83",
+    ]
     assert token_labels(gpt2_tokenizer(), [50256]) == ["<|endoftext|>"]
     assert token_labels(PairTokenizer(LETTERS), [0, 1, 2, 3, 9]) == ["<pad>", "<begin>", "<end>", "↵", "a"]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##able"]
@@ -159,7 +194,9 @@ def test_summary_finds_the_share_of_the_first_token_and_the_strongest_link():
 
 
 def test_draw_pattern_reads_the_columns_labels_downwards():
-    drawn = draw_pattern(np.array([[1.0, 0.0, 0.0], [0.5, 0.55, 0.1]]), ["·the", "b"], ["x", "·the", "a" * 12])
+    drawn = draw_pattern(
+        np.array([[1.0, 0.0, 0.0], [0.5, 0.55, 0.1]]), ["·the", "b"], ["x", "·the", "a" * 12]
+    )
     lines = drawn.splitlines()
     assert [line[6:] for line in lines[-2:]] == ["@", "+ + ."]
     assert [line[8:9] for line in lines[:10]] == [" "] * 6 + list("·the")
@@ -169,7 +206,9 @@ def test_draw_pattern_reads_the_columns_labels_downwards():
 def test_input_tokens_refuse_no_text_and_too_much(pairs):
     with pytest.raises(LamaError, match=r"^the text must not be empty; got nothing\. Give some text$"):
         input_tokens(gpt(), LETTERS, "")
-    with pytest.raises(LamaError, match=r"^the text must fit context_length; got 14 tokens, context_length=13\. Shorten it$"):
+    with pytest.raises(
+        LamaError, match=r"^the text must fit context_length; got 14 tokens, context_length=13\. Shorten it$"
+    ):
         input_tokens(gpt(), LETTERS, "a" * 14)
     with pytest.raises(LamaError, match="got 14 tokens, context_length=13"):
         input_tokens(*pairs, "a" * 13)  # the end counts
@@ -178,25 +217,40 @@ def test_input_tokens_refuse_no_text_and_too_much(pairs):
 
 
 def test_attention_draws_in_the_terminal_and_into_pictures(folder, tmp_path, capfd):
-    assert main(["attention", str(folder), "ab<a", "--layer", "1", "--head", "2"]) == 0
+    assert main(["attention", "-m", str(folder), "ab<a", "--layer", "1", "--head", "2"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert (
-        lines[0].startswith("GPT, ") and lines[2:4] == ["layer 1, head 2", "   a b < a"] and [line[0] for line in lines[4:]] == list("ab<a")
+        lines[0].startswith("GPT, ")
+        and lines[2:4] == ["layer 1, head 2", "   a b < a"]
+        and [line[0] for line in lines[4:]] == list("ab<a")
     )
-    assert main(["attention", str(folder), "ab<a"]) == 0
-    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()[3:9]] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert main(["attention", "-m", str(folder), "ab<a"]) == 0
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()[3:9]] == [
+        "0.0",
+        "0.1",
+        "0.2",
+        "1.0",
+        "1.1",
+        "1.2",
+    ]
     pytest.importorskip("matplotlib", reason="the package matplotlib (extra `plots`) is not installed")
-    for name, options in (("one.png", ["--layer", "0", "--head", "0"]), ("layer.svg", ["--layer", "0"]), ("all.png", [])):
-        assert main(["attention", str(folder), "ab<a", *options, "--out", str(tmp_path / name)]) == 0
+    for name, options in (
+        ("one.png", ["--layer", "0", "--head", "0"]),
+        ("layer.svg", ["--layer", "0"]),
+        ("all.png", []),
+    ):
+        assert main(["attention", "-m", str(folder), "ab<a", *options, "--out", str(tmp_path / name)]) == 0
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
 
 
 def test_attention_of_an_encoder_decoder_shows_what_it_writes_itself(pairs, tmp_path, capfd):
     lama.save(tmp_path, *pairs)
-    assert main(["attention", str(tmp_path), "ab", "--target", "ba", "--layer", "0", "--head", "0"]) == 0
+    assert (
+        main(["attention", "-m", str(tmp_path), "ab", "--target", "ba", "--layer", "0", "--head", "0"]) == 0
+    )
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()[-3:]] == ["b", "a", "<end>"]
-    assert main(["attention", str(tmp_path), "ab", "--kind", "encoder"]) == 0
-    assert main(["attention", str(tmp_path), "ab"]) == 0
+    assert main(["attention", "-m", str(tmp_path), "ab", "--kind", "encoder"]) == 0
+    assert main(["attention", "-m", str(tmp_path), "ab"]) == 0
     assert "strongest links" in capfd.readouterr().out
 
 
@@ -206,20 +260,28 @@ def test_attention_of_an_encoder_decoder_shows_what_it_writes_itself(pairs, tmp_
         (["", "--layer", "0"], 2, "TEXT must not be empty; give a sentence"),
         (["a" * 14], 1, "the text must fit context_length; got 14 tokens, context_length=13. Shorten it"),
         (["c"], 1, "text must be made of the model's 9 characters '\\n $/<>abé'; got 'c' at character 0"),
-        (["ab", "--layer", "2"], 2, "layer must be one of the model's 2, counted from 0; got 2. Choose 0 to 1"),
+        (
+            ["ab", "--layer", "2"],
+            2,
+            "layer must be one of the model's 2, counted from 0; got 2. Choose 0 to 1",
+        ),
         (["ab", "--kind", "cross"], 2, "kind must be one that the model has: self; got cross"),
-        (["ab", "--target", "b"], 2, "--target must be given to encoder-decoders only; leave it out"),
+        (["ab", "--target", "b"], 2, "--target is for encoder-decoders only; leave it out"),
         (["ab", "--out", "a.jpg"], 2, "--out must end in .html or .png or .svg; got a.jpg"),
-        (["ab", "--out", "nowhere/a.png"], 1, "--out must be in a folder that is there and can be written; got nowhere/a.png"),
+        (
+            ["ab", "--out", "nowhere/a.png"],
+            1,
+            "--out must be in an existing folder that can be written; got nowhere/a.png",
+        ),
     ],
 )
 def test_attention_refuses_in_one_line(folder, words, code, message, capfd):
-    assert main(["attention", str(folder), *words]) == code
+    assert main(["attention", "-m", str(folder), *words]) == code
     assert capfd.readouterr().err == f"lama: {message}\n"
 
 
 def test_attention_without_matplotlib_says_how_to_get_it(folder, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["attention", str(folder), "ab", "--out", str(tmp_path / "a.png")]) == 1
-    assert "must be drawn by matplotlib; got no such package. Run: pip install matplotlib" in capfd.readouterr().err
+    assert main(["attention", "-m", str(folder), "ab", "--out", str(tmp_path / "a.png")]) == 1
+    assert "is not installed. Run: pip install matplotlib" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -56,7 +56,10 @@ def test_an_answer_is_one_token_with_a_space_before_it_where_it_needs_one():
     assert gpt2.decode([single_token(gpt2, " Mary")]) == " Mary"
     assert gpt2.decode([single_token(gpt2, "Mary")]) == "Mary"
     assert gpt2.decode([single_token(gpt2, "Moses")]) == " Moses"
-    with pytest.raises(LamaError, match=r"an answer must be one token; got 'Nebuchadnezzar', which is 7: N eb uch ad ne zz ar"):
+    with pytest.raises(
+        LamaError,
+        match=r"an answer must be one token; got 'Nebuchadnezzar', which is 7: N eb uch ad ne zz ar",
+    ):
         single_token(gpt2, "Nebuchadnezzar")
     with pytest.raises(LamaError, match="an answer must be one token; got nothing"):
         single_token(gpt2, "")
@@ -65,7 +68,23 @@ def test_an_answer_is_one_token_with_a_space_before_it_where_it_needs_one():
 
 
 def test_lens_prints_what_the_function_finds(folder, model, capsys, tmp_path):
-    assert main(["lens", folder, CLEAN, "--answer", "b", "--against", "d", "--out", str(tmp_path / "lens.png")]) == 0
+    assert (
+        main(
+            [
+                "lens",
+                "-m",
+                folder,
+                CLEAN,
+                "--answer",
+                "b",
+                "--against",
+                "d",
+                "--out",
+                str(tmp_path / "lens.png"),
+            ]
+        )
+        == 0
+    )
     of_lens, of_parts, of_heads = (rows(table) for table in capsys.readouterr().out.split("\n\n"))
     lens, found = logit_lens(model, ids(CLEAN), B, 4), attribute(model, ids(CLEAN), B, D)
     for stage, name in enumerate(("embedding", "layer 0", "layer 1")):
@@ -73,30 +92,50 @@ def test_lens_prints_what_the_function_finds(folder, model, capsys, tmp_path):
         assert [cell.split()[0] for cell in top] == token_labels(LETTERS, lens.top[stage, -1])
         assert (rank, probability) == (str(lens.rank[stage, -1]), f"{lens.probability[stage, -1]:.2%}")
     assert of_parts["blocks.1.mlp_out"] == [f"{found.parts['blocks.1.mlp_out']:+.3f}"]
-    assert of_parts["together"] == of_parts["the model's logits"] == [f"{found.difference:+.3f}"]
+    assert of_parts["sum"] == of_parts["the model's logits"] == [f"{found.difference:+.3f}"]
     assert of_heads["layer 1"] == [f"{value:.3f}" for value in found.heads[1]]
     assert (tmp_path / "lens.png").read_bytes().startswith(PNG)
 
 
 def test_lens_follows_the_model_s_own_answer_where_none_is_given(folder, model, capsys):
-    assert main(["lens", folder, CLEAN]) == 0
+    assert main(["lens", "-m", folder, CLEAN]) == 0
     table = rows(capsys.readouterr().out)
-    assert table["layer 1"][-2] == "1" and "together" not in table
+    assert table["layer 1"][-2] == "1" and "sum" not in table
 
 
 def test_lens_of_a_post_norm_model_has_no_attribution_and_says_why(tmp_path, capsys):
     model = GPT(GPTConfig(**SMALL, norm="post"))
     lama.save(tmp_path, model, LETTERS)
-    assert main(["lens", str(tmp_path), CLEAN, "--answer", "b"]) == 0
+    assert main(["lens", "-m", str(tmp_path), CLEAN, "--answer", "b"]) == 0
     said = capsys.readouterr()
-    assert "layer 1" in rows(said.out) and "together" not in rows(said.out)
-    assert re.fullmatch(r"lama: no attribution: what heads write must add up .* got a model with norm=post\n", said.err)
+    assert "layer 1" in rows(said.out) and "sum" not in rows(said.out)
+    assert re.fullmatch(
+        r"lama: no attribution: heads' outputs must add up .* got a model with norm=post\n", said.err
+    )
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z"])
 def test_patch_prints_what_the_function_finds(folder, model, capsys, tmp_path, site):
     picture = tmp_path / "patch.svg"
-    assert main(["patch", folder, CLEAN, CORRUPTED, "--answer", "b", "--against", "e", "--site", site, "--out", str(picture)]) == 0
+    assert (
+        main(
+            [
+                "patch",
+                folder,
+                CLEAN,
+                CORRUPTED,
+                "--answer",
+                "b",
+                "--against",
+                "e",
+                "--site",
+                site,
+                "--out",
+                str(picture),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     found = patch(model, ids(CLEAN), ids(CORRUPTED), B, E, site)
     assert out.startswith(f"logit of b above e: clean {found.clean:+.3f}, corrupted {found.corrupted:+.3f}\n")
@@ -104,14 +143,29 @@ def test_patch_prints_what_the_function_finds(folder, model, capsys, tmp_path, s
     if site == "z":
         assert table["layer 1"] == [f"{value:.3f}" for value in found.effect[1]]
     else:
-        assert table["0 a / d"] == [f"{value:.3f}" for value in found.effect[:, 0]] and table["0 a / d"][0] == "1.000"
+        assert (
+            table["0 a / d"] == [f"{value:.3f}" for value in found.effect[:, 0]]
+            and table["0 a / d"][0] == "1.000"
+        )
         assert table["6 a"] == [f"{value:.3f}" for value in found.effect[:, 6]]
     assert b"<svg" in picture.read_bytes()
 
 
 def test_ablate_prints_each_removal_and_all_together(folder, model, capsys, tmp_path):
-    flags = ["--head", "0.1", "--head", "1.2", "--neuron", "1.16", "--mean", "--answer", "b", "--against", "e"]
-    assert main(["ablate", folder, CLEAN, *flags, "--out", str(tmp_path / "a.png")]) == 0
+    flags = [
+        "--head",
+        "0.1",
+        "--head",
+        "1.2",
+        "--neuron",
+        "1.16",
+        "--mean",
+        "--answer",
+        "b",
+        "--against",
+        "e",
+    ]
+    assert main(["ablate", "-m", folder, CLEAN, *flags, "--out", str(tmp_path / "a.png")]) == 0
     table = rows(capsys.readouterr().out)
     every = Removal(((0, 1), (1, 2)), ((1, 16),))
     found = ablate(model, ids(CLEAN), [Removal(), Removal(((0, 1),)), every], mean=True)
@@ -119,12 +173,19 @@ def test_ablate_prints_each_removal_and_all_together(folder, model, capsys, tmp_
     assert table["without"] == ["loss", "change", "logit of b above e", "change"]
     for row, i in (("head 0.1", 1), (str(every), 2)):
         changes = found.losses[i] - found.losses[0], logits[i] - logits[0]
-        assert table[row] == [f"{found.losses[i]:.4f}", f"{changes[0]:+.4f}", f"{logits[i]:.4f}", f"{changes[1]:+.4f}"]
-    assert set(table) >= {"nothing", "head 1.2", "neuron 1.16"} and (tmp_path / "a.png").read_bytes().startswith(PNG)
+        assert table[row] == [
+            f"{found.losses[i]:.4f}",
+            f"{changes[0]:+.4f}",
+            f"{logits[i]:.4f}",
+            f"{changes[1]:+.4f}",
+        ]
+    assert set(table) >= {"nothing", "head 1.2", "neuron 1.16"} and (
+        tmp_path / "a.png"
+    ).read_bytes().startswith(PNG)
 
 
 def test_ablate_without_heads_takes_every_head_in_turn(folder, model, capsys, tmp_path):
-    assert main(["ablate", folder, CLEAN, "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["ablate", "-m", folder, CLEAN, "--out", str(tmp_path / "a.png")]) == 0
     out = capsys.readouterr().out
     found = ablate(model, ids(CLEAN), [Removal(), *(Removal(((1, head),)) for head in range(3))])
     assert out.startswith(f"loss: {found.losses[0]:.4f}, and its change\n")
@@ -132,11 +193,31 @@ def test_ablate_without_heads_takes_every_head_in_turn(folder, model, capsys, tm
 
 
 def test_heads_prints_what_the_function_finds(folder, model, capsys, tmp_path):
-    assert main(["heads", folder, "--length", "5", "--sequences", "2", "--seed", "3", "--out", str(tmp_path / "h.png")]) == 0
+    assert (
+        main(
+            [
+                "heads",
+                folder,
+                "--length",
+                "5",
+                "--sequences",
+                "2",
+                "--seed",
+                "3",
+                "--out",
+                str(tmp_path / "h.png"),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     scores = head_scores(model, 5, 2, None, 3)
     tables = {table.split()[0]: table for table in out.split("\n\n")[1:]}
-    for name, values in (("previous-token", scores.previous_token), ("induction", scores.induction), ("copying", scores.copying)):
+    for name, values in (
+        ("previous-token", scores.previous_token),
+        ("induction", scores.induction),
+        ("copying", scores.copying),
+    ):
         assert rows(tables[name])["layer 1"] == [f"{value:.3f}" for value in values[1]]
         layer, head = np.unravel_index(values.argmax(), values.shape)
         assert f"highest: {layer}.{head} {values.max():.3f}, " in tables[name]
@@ -150,7 +231,10 @@ def test_known_heads_are_shown_for_gpt2_and_no_other():
 
     gpt2 = Called(GPT2_CONFIGS["gpt2"])
     assert known_heads("gpt2", gpt2) == GPT2_SMALL
-    assert known_heads("gpt2", Called(dataclasses.replace(GPT2_CONFIGS["gpt2"], end_tokens=(50256,)))) == GPT2_SMALL
+    assert (
+        known_heads("gpt2", Called(dataclasses.replace(GPT2_CONFIGS["gpt2"], end_tokens=(50256,))))
+        == GPT2_SMALL
+    )
     assert known_heads("mine", gpt2) == known_heads("gpt2", Called(GPT2_CONFIGS["gpt2-medium"])) == ()
     here = np.arange(144).reshape(12, 12) / 1000
     text = known_table(GPT2_SMALL, {"induction": here, "copying": -here})
@@ -164,19 +248,35 @@ def test_known_heads_are_shown_for_gpt2_and_no_other():
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("lens M ", 1, "the text must not be empty; got nothing"),
-        ("lens M abcabcabcabcab", 1, "the text must fit context_length; got 14 tokens, context_length=13"),
-        ("lens M ab --against a", 2, "--against must stand beside --answer; got --against alone"),
-        ("lens M ab --answer ab", 1, "an answer must be one token; got 'ab', which is 2: a b"),
-        ("lens M ab --out x.pdf", 2, "--out must end in .png or .svg; got x.pdf"),
-        ("patch M ab abc --answer a --against b", 1, "must have equally many tokens; got 2 in the clean one, 3 in the other"),
-        ("patch M ab ab --answer a", 2, "the following arguments are required: --against"),
-        ("ablate M ab --head 2.0", 1, "a head must be one of the model's; got 2.0, and there are layers 0 to 1 with heads 0 to 2"),
-        ("ablate M ab --neuron 0.17", 1, "a neuron must be one of the model's; got 0.17, and there are layers 0 to 1 with neurons 0 to 16"),
-        ("ablate M ab --head 2", 2, "must be a layer and a number, as in 3.11; got '2'"),
-        ("ablate M a", 2, "TEXT must have at least two tokens, or --answer be given"),
-        ("heads M --length 7", 2, "length must be such that twice as many tokens fit context_length=13; got 7"),
-        ("heads M --sequences 0", 2, "sequences must be at least 1; got 0"),
+        ("lens -m M ", 1, "the text must not be empty; got nothing"),
+        ("lens -m M abcabcabcabcab", 1, "the text must fit context_length; got 14 tokens, context_length=13"),
+        ("lens -m M ab --against a", 2, "--against needs --answer; got --against alone"),
+        ("lens -m M ab --answer ab", 1, "an answer must be one token; got 'ab', which is 2: a b"),
+        ("lens -m M ab --out x.pdf", 2, "--out must end in .png or .svg; got x.pdf"),
+        (
+            "patch -m M ab abc --answer a --against b",
+            1,
+            "must have equally many tokens; got 2 in the clean one, 3 in the other",
+        ),
+        ("patch -m M ab ab --answer a", 2, "the following arguments are required: --against"),
+        (
+            "ablate -m M ab --head 2.0",
+            1,
+            "a head must be one of the model's; got 2.0, and there are layers 0 to 1 with heads 0 to 2",
+        ),
+        (
+            "ablate -m M ab --neuron 0.17",
+            1,
+            "a neuron must be one of the model's; got 0.17, and there are layers 0 to 1 with neurons 0 to 16",
+        ),
+        ("ablate -m M ab --head 2", 2, "must be a layer and a number, as in 3.11; got '2'"),
+        ("ablate -m M a", 2, "the loss needs at least two tokens; got one. Give a longer TEXT, or --answer"),
+        (
+            "heads -m M --length 7",
+            2,
+            "length must be at least 2, and twice as many tokens must fit context_length=13; got 7",
+        ),
+        ("heads -m M --sequences 0", 2, "sequences must be at least 1; got 0"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(folder, capsys, command, code, message):
@@ -188,6 +288,40 @@ def test_what_cannot_be_done_is_one_line(folder, capsys, command, code, message)
 
 def test_a_model_that_is_no_gpt_is_refused(tmp_path, capsys):
     lama.save(tmp_path, Bert(BertConfig(11, 13, 6, 1, 3, 17, mask=10)), LETTERS)
-    for verb in (["lens", str(tmp_path), "ab"], ["heads", str(tmp_path)]):
+    for verb in (["lens", "-m", str(tmp_path), "ab"], ["heads", "-m", str(tmp_path)]):
         assert main(verb) == 1
         assert "the model must be a gpt here; got a bert" in capsys.readouterr().err
+
+
+def test_the_model_is_an_option_and_a_positional_argument_with_a_hint(folder, capsys):
+    said = []
+    named = (
+        ["-m", folder, "ab"],
+        ["ab", f"--model={folder}"],
+        ["-m", folder, "--", "ab"],
+        [f"-m{folder}", "ab"],
+    )
+    for words in (*named, [folder, "ab"], [folder, "--", "ab"]):
+        assert main(["lens", *words]) == 0
+        said.append(capsys.readouterr())
+    assert len({each.out for each in said}) == 1
+    hint = f"lama: write the model as -m {folder}\n"
+    assert [each.err for each in said] == ["", "", "", "", hint, hint]
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [([], "-m MODEL, PROMPT"), (["M"], "PROMPT"), (["-m", "M"], "PROMPT"), (["-m"], "")],
+    ids=str,
+)
+def test_a_missing_model_or_text_is_named(capsys, words, missing):
+    assert main(["lens", *words]) == 2
+    wanted = f"the following arguments are required: {missing}. See" if missing else "expected one argument"
+    said = capsys.readouterr().err
+    assert wanted in said and said.count("\n") == 1
+
+
+def test_help_shows_the_model_as_a_required_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["lens", "--help"])
+    assert " -m MODEL [--answer TOKEN]" in capsys.readouterr().out

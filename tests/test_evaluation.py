@@ -1,4 +1,6 @@
-"""Perplexity is transformers' and HellaSwag and LAMBADA are the harness's: by hand, by plain numpy, and by transformers where installed."""
+"""Perplexity is transformers' and HellaSwag and LAMBADA are the harness's: by hand, by plain numpy, and by
+transformers where installed.
+"""
 
 import json
 import math
@@ -14,18 +16,20 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
-from lama.evaluation import TASKS, Example, TaskScore, TextScore, evaluate, perplexity, read_examples
+from lama.evaluation import TASKS, BenchmarkItem, TaskScore, TextScore, evaluate, perplexity, read_examples
 from lama.evaluation.likelihood import Row, Scorer, by_width, score, target_log_probs
-from lama.evaluation.perplexity import windows
 from lama.evaluation.published import PUBLISHED, SIZES
-from lama.evaluation.tasks import Answer, encode_pair, judge_hellaswag, judge_lambada, without_markup
+from lama.evaluation.sliding import strided_windows
+from lama.evaluation.tasks import Answer, encode_pair, hellaswag_metrics, lambada_metrics, without_markup
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, gpt2_tokenizer
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyzé."
 TOKENIZER = CharacterTokenizer(ALPHABET)
 CONTEXT = 37
-CONFIG = random_gpt2.make_config(vocab_size=TOKENIZER.vocab_size, n_positions=CONTEXT, n_embd=18, n_layer=1, n_head=3)
+CONFIG = random_gpt2.make_config(
+    vocab_size=TOKENIZER.vocab_size, n_positions=CONTEXT, n_embd=18, n_layer=1, n_head=3
+)
 WEIGHTS = random_gpt2.make_weights(CONFIG, seed=5, std=0.3)
 TEXT = "".join(np.random.default_rng(0).choice(list(ALPHABET), 101))
 
@@ -41,7 +45,9 @@ def model(folder: Path) -> GPT:
 
 
 def numpy_log_probs(tokens: list[int]) -> np.ndarray:
-    """log p of each token but the first given all before it, in float64; with how likely every token was: (T - 1, V)."""
+    """log p of each token but the first given all before it, in float64; with how likely every token was: (T
+    - 1, V).
+    """
     exact = {name: value.astype(np.float64) for name, value in WEIGHTS.items()}
     logits = numpy_gpt2.logits(exact, CONFIG, np.array([tokens[:-1]]))[0]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -62,18 +68,25 @@ def test_target_log_probs_equal_the_hand_computed_ones():
 
 def test_rows_of_all_lengths_score_as_each_does_alone(model: GPT):
     rng = np.random.default_rng(1)
-    rows = [Row(rng.integers(0, TOKENIZER.vocab_size, n).tolist(), k) for n, k in ((38, 37), (2, 1), (11, 3), (38, 1), (20, 19))]
+    rows = [
+        Row(rng.integers(0, TOKENIZER.vocab_size, n).tolist(), k)
+        for n, k in ((38, 37), (2, 1), (11, 3), (38, 1), (20, 19))
+    ]
     found = {scores.index: scores for scores in score(model, rows)}
     assert sorted(found) == list(range(len(rows)))
     for i, row in enumerate(rows):
         tokens = list(row.tokens)
         np.testing.assert_allclose(found[i].log_probs, picked(tokens)[-row.n_scored :], atol=1e-5)
-        assert found[i].greedy.tolist() == (numpy_log_probs(tokens).argmax(-1) == tokens[1:])[-row.n_scored :].tolist()
+        assert (
+            found[i].greedy.tolist()
+            == (numpy_log_probs(tokens).argmax(-1) == tokens[1:])[-row.n_scored :].tolist()
+        )
 
 
 def test_few_logits_at_once_give_the_same_scores(model: GPT, monkeypatch: pytest.MonkeyPatch):
     row = Row(TOKENIZER.encode(TEXT[:33]), 32)
-    monkeypatch.setattr("lama.evaluation.likelihood.LOGITS", 7 * TOKENIZER.vocab_size)  # 4 positions, a power of two
+    # 4 positions, a power of two.
+    monkeypatch.setattr("lama.evaluation.likelihood.LOGITS", 7 * TOKENIZER.vocab_size)
     scorer = Scorer(model, 1, 32)
     assert scorer.chunk == 4
     np.testing.assert_allclose(scorer([row])[0][0], picked(list(row.tokens)), atol=1e-5)
@@ -92,7 +105,7 @@ def test_few_widths_are_compiled():
 def test_log_likelihoods_that_are_not_numbers_are_refused():
     broken = GPT(GPTConfig(TOKENIZER.vocab_size, CONTEXT, d_model=18, n_layers=1, n_heads=3))
     get_state_dict(broken)["ln_final.weight"].assign(Tensor.full((18,), math.nan)).realize()
-    with pytest.raises(LamaError, match=r"log-likelihoods must be finite; got nan to nan. Try --dtype float32"):
+    with pytest.raises(LamaError, match=r"log-likelihoods are not finite: nan to nan. Try --dtype float32"):
         perplexity(broken, TOKENIZER, "abc")
 
 
@@ -100,19 +113,24 @@ def test_log_likelihoods_that_are_not_numbers_are_refused():
 
 
 def test_windows_are_the_documented_ones():
-    assert windows(8, 4, 2) == [(0, 4, 3), (2, 6, 2), (4, 8, 2)]
-    assert windows(9, 4, 2) == [(0, 4, 3), (2, 6, 2), (4, 8, 2), (6, 9, 1)]
-    assert windows(4, 8, 3) == [(0, 4, 3)]  # one window holds it all
-    assert windows(9, 4, 4) == [(0, 4, 3), (4, 8, 3)]  # no overlap: tokens 4 and 8 have no context
+    assert strided_windows(8, 4, 2) == [(0, 4, 3), (2, 6, 2), (4, 8, 2)]
+    assert strided_windows(9, 4, 2) == [(0, 4, 3), (2, 6, 2), (4, 8, 2), (6, 9, 1)]
+    assert strided_windows(4, 8, 3) == [(0, 4, 3)]  # one window holds it all
+    assert strided_windows(9, 4, 4) == [(0, 4, 3), (4, 8, 3)]  # no overlap: tokens 4 and 8 have no context
 
 
 def test_windows_score_every_token_but_the_first_once():
     for n in range(2, 41):
         for context in range(2, 14):
             for stride in range(1, context):
-                scored = [t for begin, end, k in windows(n, context, stride) for t in range(end - k, end)]
+                scored = [
+                    t for begin, end, k in strided_windows(n, context, stride) for t in range(end - k, end)
+                ]
                 assert scored == list(range(1, n))
-                assert all(begin < end - k and end - begin <= context for begin, end, k in windows(n, context, stride))
+                assert all(
+                    begin < end - k and end - begin <= context
+                    for begin, end, k in strided_windows(n, context, stride)
+                )
 
 
 @pytest.mark.parametrize(("stride", "context"), [(18, 37), (5, 37), (36, 37), (37, 37), (3, 11)])
@@ -120,7 +138,8 @@ def test_perplexity_equals_the_numpy_computation(model: GPT, stride: int, contex
     tokens = TOKENIZER.encode(TEXT)
     nats = []
     seen = 0
-    for begin in range(0, len(tokens), stride):  # a window at a time, new tokens only, without a batch or a cache
+    # a window at a time, new tokens only, without a batch or a cache.
+    for begin in range(0, len(tokens), stride):
         window = tokens[begin : begin + context]
         if begin + len(window) > max(seen, begin + 1):
             nats += [-p for t, p in enumerate(picked(window), begin + 1) if t >= max(seen, 1)]
@@ -128,7 +147,8 @@ def test_perplexity_equals_the_numpy_computation(model: GPT, stride: int, contex
         if seen == len(tokens):
             break
     result = perplexity(model, TOKENIZER, TEXT, stride, context)
-    assert result.tokens == len(nats) == (100 if stride < context else 98)  # 101 tokens, 3 windows without an overlap
+    # 101 tokens, 3 windows without an overlap.
+    assert result.tokens == len(nats) == (100 if stride < context else 98)
     assert result.nats_per_token == pytest.approx(np.mean(nats), rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-5)
 
@@ -142,12 +162,17 @@ def test_default_windows_are_the_whole_context_moving_by_half(model: GPT):
 def test_units_equal_the_hand_computed_ones():
     result = TextScore(context_length=4, stride=2, tokens=3, n_bytes=12, nats=6 * math.log(2))
     assert result.nats_per_token == pytest.approx(2 * math.log(2))
-    assert (result.perplexity, result.bits_per_token, result.bits_per_byte) == (pytest.approx(4), pytest.approx(2), pytest.approx(0.5))
+    assert (result.perplexity, result.bits_per_token, result.bits_per_byte) == (
+        pytest.approx(4),
+        pytest.approx(2),
+        pytest.approx(0.5),
+    )
     assert TextScore(4, 2, 1, 1, 1e4).perplexity == math.inf
 
 
 def test_bytes_are_those_of_the_scored_tokens(model: GPT):
-    assert perplexity(model, TOKENIZER, "éab é").n_bytes == 5  # the first é is context only, the last has two bytes
+    # The first é is context only, the last has two bytes.
+    assert perplexity(model, TOKENIZER, "éab é").n_bytes == 5
 
 
 @pytest.mark.parametrize(
@@ -159,13 +184,15 @@ def test_bytes_are_those_of_the_scored_tokens(model: GPT):
         (None, 1, "context_length must be at least 2 and at most the model's 37; got 1"),
     ],
 )
-def test_windows_that_cannot_be_are_refused(model: GPT, stride: int | None, context: int | None, message: str):
+def test_windows_that_cannot_be_are_refused(
+    model: GPT, stride: int | None, context: int | None, message: str
+):
     with pytest.raises(UsageError, match=re.escape(message)):
         perplexity(model, TOKENIZER, TEXT, stride, context)
 
 
 def test_text_of_one_token_is_refused(model: GPT):
-    with pytest.raises(LamaError, match="a text must have at least two tokens, one to predict and one before it; got 1"):
+    with pytest.raises(LamaError, match="perplexity needs at least two tokens; got 1"):
         perplexity(model, TOKENIZER, "a")
 
 
@@ -192,62 +219,93 @@ def test_hellaswag_is_worded_as_in_the_harness(tmp_path: Path):
     path = write(tmp_path / "val.jsonl", ROOF, ROOF | {"ctx_b": "", "label": "3"})
     first, second = read_examples(TASKS["hellaswag"], path)
     context = "Mending a roof: A woman climbs up a ladder."
-    assert first == Example(f"{context} She", ("sings.", "lays tiles. Rests.", "sleeps on it. Ends.", "eats."), 1, f"line 1 of {path}")
+    assert first == BenchmarkItem(
+        f"{context} She",
+        ("sings.", "lays tiles. Rests.", "sleeps on it. Ends.", "eats."),
+        1,
+        f"line 1 of {path}",
+    )
     assert (second.context, second.label, second.where) == (context, 3, f"line 2 of {path}")
 
 
 def test_markup_is_taken_out_as_in_the_harness():
     assert without_markup(" Wash it [title] Dry it. [step] Use a towel. ") == "Wash it. Dry it. Use a towel."
-    assert without_markup("[header] How to [a] dry") == " How to dry"  # its blanks are looked at once, before and after
+    # Its blanks are looked at once, before and after.
+    assert without_markup("[header] How to [a] dry") == " How to dry"
 
 
 def test_hellaswag_is_judged_by_sum_and_by_characters():
-    examples = [Example("", ("ab", "abcd"), 0, ""), Example("", ("ab", "abcd"), 1, ""), Example("", ("", "ab"), 1, "")]
-    # Sums prefer the first ending of each; per character -1 and -0.75 prefer the second, and an empty ending never wins.
+    examples = [
+        BenchmarkItem("", ("ab", "abcd"), 0, ""),
+        BenchmarkItem("", ("ab", "abcd"), 1, ""),
+        BenchmarkItem("", ("", "ab"), 1, ""),
+    ]
+    # Sums prefer the first ending of each; per character -1 and -0.75 prefer the second, and an empty ending
+    # never wins.
     answers = [[Answer(-2, False), Answer(-3, False)]] * 2 + [[Answer(-1, False), Answer(-2, False)]]
-    assert judge_hellaswag(examples, answers) == {"acc": pytest.approx(1 / 3), "acc_norm": pytest.approx(2 / 3)}
+    assert hellaswag_metrics(examples, answers) == {
+        "acc": pytest.approx(1 / 3),
+        "acc_norm": pytest.approx(2 / 3),
+    }
 
 
 def test_lambada_is_the_last_word_after_the_rest(tmp_path: Path):
     path = write(tmp_path / "test.jsonl", PASSAGE)
-    assert read_examples(TASKS["lambada"], path) == [Example("he called her name\n\nand nobody", ("answered",), 0, f"line 1 of {path}")]
+    assert read_examples(TASKS["lambada"], path) == [
+        BenchmarkItem("he called her name\n\nand nobody", ("answered",), 0, f"line 1 of {path}")
+    ]
 
 
 def test_lambada_is_judged_by_all_tokens_and_by_whole_words():
-    examples = [Example("", ("a",), 0, "")] * 4
-    answers = [[Answer(math.log(p), greedy)] for p, greedy in ((0.5, True), (0.5, False), (0.125, False), (0.5, False))]
-    assert judge_lambada(examples, answers) == {"acc": 0.25, "perplexity": pytest.approx(2**1.5)}
+    examples = [BenchmarkItem("", ("a",), 0, "")] * 4
+    answers = [
+        [Answer(math.log(p), greedy)]
+        for p, greedy in ((0.5, True), (0.5, False), (0.125, False), (0.5, False))
+    ]
+    assert lambada_metrics(examples, answers) == {"acc": 0.25, "perplexity": pytest.approx(2**1.5)}
 
 
 def test_ending_is_spelled_with_the_space_before_it():
     gpt2 = gpt2_tokenizer()
     for context in ("Once upon", "Once upon \n"):
-        start, ending = encode_pair(gpt2, Example(context, (), 0, ""), "a time")
+        start, ending = encode_pair(gpt2, BenchmarkItem(context, (), 0, ""), "a time")
         assert start == gpt2.encode("Once upon") and start + ending == gpt2.encode(context + " a time")
-    assert gpt2.decode(encode_pair(gpt2, Example("Once upon \n", (), 0, ""), "a time")[1]) == " \n a time"
+    assert (
+        gpt2.decode(encode_pair(gpt2, BenchmarkItem("Once upon \n", (), 0, ""), "a time")[1]) == " \n a time"
+    )
 
 
 def by_hand(context: str, ending: str, context_length: int = CONTEXT) -> Answer:
     """One ending alone, in numpy."""
     tokens = TOKENIZER.encode(f"{context} {ending}")[-(context_length + 1) :]
     n = len(ending) + 1
-    return Answer(float(picked(tokens)[-n:].sum()), bool((numpy_log_probs(tokens).argmax(-1) == tokens[1:])[-n:].all()))
+    return Answer(
+        float(picked(tokens)[-n:].sum()), bool((numpy_log_probs(tokens).argmax(-1) == tokens[1:])[-n:].all())
+    )
 
 
 def test_task_equals_the_numpy_computation(model: GPT):
     letters = np.random.default_rng(2)
     word = lambda n: "".join(letters.choice(list(ALPHABET[1:]), n))  # noqa: E731
-    examples = [Example(word(5 + i % 7), tuple(word(3 + k % 5) for k in range(4)), i % 4, f"line {i}") for i in range(12)]
-    examples += [Example(word(33), (word(2), word(9)), 1, "line 12"), Example(word(28), (word(9), word(3)), 0, "line 13")]
+    examples = [
+        BenchmarkItem(word(5 + i % 7), tuple(word(3 + k % 5) for k in range(4)), i % 4, f"line {i}")
+        for i in range(12)
+    ]
+    examples += [
+        BenchmarkItem(word(33), (word(2), word(9)), 1, "line 12"),
+        BenchmarkItem(word(28), (word(9), word(3)), 0, "line 13"),
+    ]
     answers = [[by_hand(example.context, ending) for ending in example.endings] for example in examples]
     result = evaluate(TASKS["hellaswag"], model, TOKENIZER, examples)
     # 33 + 10 tokens are more than 38; 28 + 10 are just what fits, as the last is not fed.
-    assert result == TaskScore(14, 1, judge_hellaswag(examples, answers))
+    assert result == TaskScore(14, 1, hellaswag_metrics(examples, answers))
     assert 0 < result.metrics["acc"] < 1
 
-    words = [Example(example.context, example.endings[:1], 0, example.where) for example in examples]
+    words = [BenchmarkItem(example.context, example.endings[:1], 0, example.where) for example in examples]
     found = evaluate(TASKS["lambada"], model, TOKENIZER, words, context_length=12).metrics
-    expected = judge_lambada(words, [[by_hand(example.context, example.endings[0], 12)] for example in words])
+    expected = lambada_metrics(
+        words, [[by_hand(example.context, example.endings[0], 12)] for example in words]
+    )
     assert found == {"acc": expected["acc"], "perplexity": pytest.approx(expected["perplexity"], rel=1e-5)}
 
 
@@ -255,7 +313,9 @@ def test_greedy_needs_every_token_of_the_word(model: GPT):
     context = "ab"
     continued = context
     for _ in range(3):
-        continued += TOKENIZER.characters[int(numpy_log_probs([*TOKENIZER.encode(continued), 0])[-1].argmax())]
+        continued += TOKENIZER.characters[
+            int(numpy_log_probs([*TOKENIZER.encode(continued), 0])[-1].argmax())
+        ]
     row = Row(TOKENIZER.encode(continued), 3)
     (right,) = score(model, [row])
     (wrong,) = score(model, [Row([*row.tokens[:-1], (row.tokens[-1] + 1) % TOKENIZER.vocab_size], 3)])
@@ -263,14 +323,19 @@ def test_greedy_needs_every_token_of_the_word(model: GPT):
 
 
 def test_ending_that_does_not_fit_is_refused(model: GPT):
-    example = Example("a", ("b", "c" * 37), 0, "line 7 of x")
-    with pytest.raises(LamaError, match="an ending must fit context_length; got 38 tokens on line 7 of x, context_length=37"):
+    example = BenchmarkItem("a", ("b", "c" * 37), 0, "line 7 of x")
+    with pytest.raises(
+        LamaError, match="an ending must fit context_length; got 38 tokens on line 7 of x, context_length=37"
+    ):
         evaluate(TASKS["hellaswag"], model, TOKENIZER, [example])
 
 
 def test_text_that_the_model_cannot_spell_is_refused_with_its_line(model: GPT):
-    with pytest.raises(LamaError, match=r"line 7 of x: text must be made of the model's 29 characters .*; got 'A' at character 0"):
-        evaluate(TASKS["lambada"], model, TOKENIZER, [Example("A", ("b",), 0, "line 7 of x")])
+    with pytest.raises(
+        LamaError,
+        match=r"line 7 of x: text must be made of the model's 29 characters .*; got 'A' at character 0",
+    ):
+        evaluate(TASKS["lambada"], model, TOKENIZER, [BenchmarkItem("A", ("b",), 0, "line 7 of x")])
 
 
 def test_standard_error_is_the_one_of_a_share():
@@ -287,24 +352,64 @@ def without(key: str) -> dict[str, Any]:
     [
         ("hellaswag", b"{", "line 2 of {path} must be valid JSON; got Expecting property name"),
         ("hellaswag", b"[1]", "line 2 of {path} must be an object; got [1]"),
-        ("hellaswag", b"\xff", "line 2 of {path} must be valid JSON; got byte 0xff at offset 0, which is not UTF-8"),
+        (
+            "hellaswag",
+            b"\xff",
+            "line 2 of {path} must be valid JSON; got byte 0xff at offset 0, which is not UTF-8",
+        ),
         ("hellaswag", b"[" * 100_000, "line 2 of {path} must be valid JSON; got over 100 levels"),
         ("hellaswag", without("ctx_a"), "line 2 of {path} must have ctx_a; got ind, activity_label, ctx_b, "),
         ("hellaswag", without("endings"), "line 2 of {path} must have endings; got "),
-        ("hellaswag", without("label"), "an example must have a label; got none on line 2 of {path}. The test split has none"),
+        (
+            "hellaswag",
+            without("label"),
+            "an example must have a label; got none on line 2 of {path}. The test split has none",
+        ),
         ("hellaswag", ROOF | {"label": ""}, "an example must have a label; got none on line 2"),
-        ("hellaswag", ROOF | {"label": 4}, "label must be the place of the right ending, 0 to 3; got label=4 on line 2 of {path}"),
-        ("hellaswag", ROOF | {"label": -1}, "label must be the place of the right ending, 0 to 3; got label=-1 on line 2"),
-        ("hellaswag", ROOF | {"label": True}, "label must be the place of the right ending, 0 to 3; got label=True on line 2"),
-        ("hellaswag", ROOF | {"label": "²"}, "label must be the place of the right ending, 0 to 3; got label='²' on line 2"),
-        ("hellaswag", ROOF | {"label": "9" * 5000}, "label must be the place of the right ending, 0 to 3; got label='999"),
+        (
+            "hellaswag",
+            ROOF | {"label": 4},
+            "label must be the index of the right ending, 0 to 3; got label=4 on line 2 of {path}",
+        ),
+        (
+            "hellaswag",
+            ROOF | {"label": -1},
+            "label must be the index of the right ending, 0 to 3; got label=-1 on line 2",
+        ),
+        (
+            "hellaswag",
+            ROOF | {"label": True},
+            "label must be the index of the right ending, 0 to 3; got label=True on line 2",
+        ),
+        (
+            "hellaswag",
+            ROOF | {"label": "²"},
+            "label must be the index of the right ending, 0 to 3; got label='²' on line 2",
+        ),
+        (
+            "hellaswag",
+            ROOF | {"label": "9" * 5000},
+            "label must be the index of the right ending, 0 to 3; got label='999",
+        ),
         ("hellaswag", ROOF | {"ctx_b": None}, "ctx_b in line 2 of {path} must be a text; got None"),
         ("hellaswag", ROOF | {"endings": "abcd"}, "endings in line 2 of {path} must be a list; got 'abcd'"),
-        ("hellaswag", ROOF | {"endings": ["a"]}, "endings must be a list of two texts or more; got ['a'] on line 2 of {path}"),
+        (
+            "hellaswag",
+            ROOF | {"endings": ["a"]},
+            "endings must be a list of two texts or more; got ['a'] on line 2 of {path}",
+        ),
         ("lambada", {"passage": "a b"}, "line 2 of {path} must have text; got passage"),
         ("lambada", {}, "line 2 of {path} must have text; got nothing"),
-        ("lambada", {"text": "word"}, "a passage must be words with spaces between them; got 'word' on line 2 of {path}"),
-        ("lambada", {"text": "a word "}, "a passage must be words with spaces between them; got 'a word ' on line 2 of {path}"),
+        (
+            "lambada",
+            {"text": "word"},
+            "a passage must be words with spaces between them; got 'word' on line 2 of {path}",
+        ),
+        (
+            "lambada",
+            {"text": "a word "},
+            "a passage must be words with spaces between them; got 'a word ' on line 2 of {path}",
+        ),
     ],
 )
 def test_line_that_cannot_be_used_is_named(tmp_path: Path, task: str, line: Any, message: str):
@@ -345,14 +450,16 @@ def test_published_figures_name_protocol_and_source():
 @pytest.fixture(scope="module")
 def transformers() -> Any:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    return pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
 
 
 @pytest.mark.peers
 @pytest.mark.parametrize("stride", [18, 7, 36, 37])
 def test_perplexity_equals_transformers(model: GPT, folder: Path, transformers: Any, stride: int):
-    """The loop of the documentation, where each window weighs as many tokens as it scores, and as it stands: there a window after the
-    first weighs one less."""
+    """The loop of the documentation, where each window weighs as many tokens as it scores, and as it stands:
+    there a window after the first weighs one less."""
     import torch
 
     peer = transformers.GPT2LMHeadModel.from_pretrained(folder).eval().float()
@@ -397,16 +504,22 @@ def test_likelihood_of_endings_equals_transformers(tmp_path: Path, transformers:
         with torch.no_grad():
             log_probs = peer(tokens[:, :-1]).logits[0].log_softmax(-1)[-n:]
         targets = tokens[0, -n:]
-        return Answer(float(log_probs.gather(1, targets[:, None]).sum()), bool((log_probs.argmax(-1) == targets).all()))
+        return Answer(
+            float(log_probs.gather(1, targets[:, None]).sum()), bool((log_probs.argmax(-1) == targets).all())
+        )
 
     roofs = [ROOF | {"ctx_a": f"{ROOF['ctx_a']} {'Up she goes. ' * i}", "label": i % 4} for i in range(6)]
     examples = read_examples(TASKS["hellaswag"], write(tmp_path / "val.jsonl", *roofs))
     answers = [[answer(example.context, ending) for ending in example.endings] for example in examples]
     result = evaluate(TASKS["hellaswag"], ours, gpt2, examples)
-    assert result.metrics == judge_hellaswag(examples, answers) and result.cut > 0
+    assert result.metrics == hellaswag_metrics(examples, answers) and result.cut > 0
 
     passages = [{"text": PASSAGE["text"][: 12 + 3 * i] + " surprisingly"} for i in range(6)]
     examples = read_examples(TASKS["lambada"], write(tmp_path / "test.jsonl", *passages))
-    expected = judge_lambada(examples, [[answer(example.context, example.endings[0])] for example in examples])
+    expected = lambada_metrics(
+        examples, [[answer(example.context, example.endings[0])] for example in examples]
+    )
     found = evaluate(TASKS["lambada"], ours, gpt2, examples).metrics
-    assert found["acc"] == expected["acc"] and found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
+    assert found["acc"] == expected["acc"] and found["perplexity"] == pytest.approx(
+        expected["perplexity"], rel=1e-4
+    )

@@ -1,4 +1,6 @@
-"""`lama experiment`: its reports, and that every experiment runs; whether the claims hold is for the full budgets (slow)."""
+"""`lama experiment`: its reports, and that every experiment runs; whether the claims hold is for the full
+budgets (slow).
+"""
 
 import json
 import re
@@ -19,7 +21,12 @@ QUICK = ("arithmetic", "scaling")
 
 def test_table_lines_up_numbers_and_cuts_them_to_four_digits():
     table = Table(("model", "loss"), [("a", 1.23456), ("longer", 12345)])
-    assert str(table).splitlines() == ["model  |   loss", "-------+-------", "a      |  1.235", "longer | 12,345"]
+    assert str(table).splitlines() == [
+        "model  |   loss",
+        "-------+-------",
+        "a      |  1.235",
+        "longer | 12,345",
+    ]
 
 
 def test_report_says_which_claims_hold():
@@ -34,7 +41,11 @@ def test_picture_is_a_png_with_every_panel():
 
 def test_picture_is_the_same_bytes_again_and_has_other_letters_in_the_dark():
     report = Report(
-        [], [Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])], "x"), Panel("b", "k", "", [Curve("c", [1], [2])], bars=True)]
+        [],
+        [
+            Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])], "x"),
+            Panel("b", "k", "", [Curve("c", [1], [2])], bars=True),
+        ],
     )
     light = report.picture("svg")
     assert light == report.picture("svg") and b">title</text>" in light and b"#e6e6e6" not in light
@@ -44,7 +55,12 @@ def test_picture_is_the_same_bytes_again_and_has_other_letters_in_the_dark():
 def test_html_is_one_file_with_all_of_the_report():
     panel = Panel("title", "step", "loss", [Curve("a", [1, 2], [3, 4])])
     heat = HeatMap(np.eye(3), "eye")
-    report = Report([Table(("model", "loss"), [("<a & b>", 1.23456)])], [panel], {"one is one": True, "one is two": False}, [heat])
+    report = Report(
+        [Table(("model", "loss"), [("<a & b>", 1.23456)])],
+        [panel],
+        {"one is one": True, "one is two": False},
+        [heat],
+    )
     html = report.to_html("an experiment", "what it asks")
     assert html.startswith("<!doctype html>") and "<td>&lt;a &amp; b&gt;</td><td>1.235</td>" in html
     assert "<li>✓ one is one</li>" in html and "✗</span> one is two" in html
@@ -105,22 +121,31 @@ def test_experiment_writes_a_report_and_exits_0(tmp_path, capfd):
 def test_experiment_replaces_another_report_only_when_asked_to(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([]))
-    command, report = ["experiment", "arithmetic", "--seed"], tmp_path / "out" / "experiments" / "arithmetic" / "report.json"
+    command, report = (
+        ["experiment", "arithmetic", "--seed"],
+        tmp_path / "out" / "experiments" / "arithmetic" / "report.json",
+    )
     assert main([*command, "1"]) == 0
     before = report.read_bytes()
     for damaged in (False, True):
         if damaged:
             report.write_bytes(before := b"[")
         assert main([*command, "2", "--out", "out/experiments/arithmetic"]) == 2
-        assert "--out holds what lama experiment arithmetic wrote before, out/experiments/arithmetic. Replace it" in capfd.readouterr().err
+        assert (
+            "--out has earlier output of lama experiment arithmetic, out/experiments/arithmetic. Replace it"
+            in capfd.readouterr().err
+        )
     assert main([*command, "2"]) == 0  # beside it, which is said
-    assert "out/experiments/arithmetic stays as it is: writing to out/experiments/arithmetic-2\n" in capfd.readouterr().err
+    assert (
+        "out/experiments/arithmetic is not changed: writing to out/experiments/arithmetic-2\n"
+        in capfd.readouterr().err
+    )
     assert report.read_bytes() == before
     assert main([*command, "2", "--restart"]) == 0 and json.loads(report.read_text())["seed"] == 2
     (report.parent / "lama.json").unlink()  # an earlier version's
     assert main([*command, "3", "--restart", "--out", str(report.parent)]) == 0
     assert main(["experiment", "order", "--restart", "--out", str(report.parent)]) == 2
-    assert "which holds other things: report.html, report.json" in capfd.readouterr().err
+    assert "which has other files: report.html, report.json" in capfd.readouterr().err
 
 
 def test_experiment_writes_its_curves_too(tmp_path, monkeypatch):
@@ -137,7 +162,7 @@ def test_experiment_exits_1_when_a_claim_does_not_hold(tmp_path, capfd, monkeypa
     monkeypatch.setattr("lama.experiments.arithmetic.run", lambda options: Report([], claims={"no": False}))
     assert main(["experiment", "arithmetic", "--out", str(tmp_path / "out")]) == 1
     err = capfd.readouterr().err
-    assert err == "lama: the numbers must bear the claims out; got 1 that do not hold. Try more --steps or another --seed\n"
+    assert err == "lama: 1 of 1 claims do not hold. Try more --steps or another --seed\n"
     assert (tmp_path / "out" / "report.json").exists()
 
 

@@ -6,7 +6,7 @@ from helpers import SMALL, fill, layer_norm, under
 from tinygrad import Tensor
 
 from lama.errors import LamaError
-from lama.interp.circuits import embedding, head_weights, unembedding
+from lama.interp.circuits import embedding_matrix, head_weights, unembedding_matrix
 from lama.interp.heads import (
     composition,
     copying_score,
@@ -20,7 +20,9 @@ from lama.interp.heads import (
 from lama.interp.interventions import Removal, ablate, patch
 from lama.models.gpt import GPT, GPTConfig
 
-PREVIOUS = np.array([[1, 0, 0, 0, 0], [0.75, 0.25, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0.25, 0, 0.75, 0, 0], [0, 0, 0, 1, 0]])
+PREVIOUS = np.array(
+    [[1, 0, 0, 0, 0], [0.75, 0.25, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0.25, 0, 0.75, 0, 0], [0, 0, 0, 1, 0]]
+)
 REPEATED = np.array([9, 4, 7, 4, 7])  # [BOS] r r
 
 
@@ -29,10 +31,21 @@ def put(tensor: Tensor, values: np.ndarray) -> None:
 
 
 def previous_token_model(head: int) -> GPT:
-    """One layer in which this head of three looks at the token before, and nothing else is done: positions stand on a circle, and its
-    queries are turned back by one place."""
+    """One layer in which this head of three looks at the token before, and nothing else is done: positions
+    stand on a circle, and its queries are turned back by one place."""
     n, strength = 17, 900.0
-    model = GPT(GPTConfig(vocab_size=11, context_length=n, d_model=6, n_layers=1, n_heads=3, d_mlp=1, bias=False, norm="none"))
+    model = GPT(
+        GPTConfig(
+            vocab_size=11,
+            context_length=n,
+            d_model=6,
+            n_layers=1,
+            n_heads=3,
+            d_mlp=1,
+            bias=False,
+            norm="none",
+        )
+    )
     angles = 2 * np.pi * np.arange(n) / n
     step = angles[1]
     back = np.array([[np.cos(step), np.sin(step)], [-np.sin(step), np.cos(step)]])
@@ -46,14 +59,16 @@ def previous_token_model(head: int) -> GPT:
 
 def test_previous_token_score_is_the_mean_of_the_diagonal_below():
     assert previous_token_score(PREVIOUS) == pytest.approx((0.75 + 0.5 + 0.75 + 1) / 4)
-    assert previous_token_score(PREVIOUS, "mul") == pytest.approx((0.75 + 0.5 + 0.75 + 1) / 5)  # the first query has nothing before it
+    # The first query has nothing before it.
+    assert previous_token_score(PREVIOUS, "mul") == pytest.approx((0.75 + 0.5 + 0.75 + 1) / 5)
     assert previous_token_score(PREVIOUS, "abs") == pytest.approx(1 - (1 + 0.5 + 1 + 0.5 + 0) / 5)
 
 
 def test_duplicate_token_score_is_what_goes_to_earlier_equal_tokens():
     pattern = np.zeros((5, 5))
     pattern[3, 1], pattern[4, 2], pattern[4, 4], pattern[2, 0] = 0.5, 0.25, 0.75, 1
-    assert duplicate_token_score(pattern, REPEATED) == pytest.approx(0.75 / 1.5)  # queries 3 and 4 have an earlier equal token
+    # Queries 3 and 4 have an earlier equal token.
+    assert duplicate_token_score(pattern, REPEATED) == pytest.approx(0.75 / 1.5)
     assert duplicate_token_score(pattern, REPEATED, "mul") == pytest.approx(0.75 / 2.5)
 
 
@@ -110,16 +125,23 @@ def test_the_head_that_looks_at_the_token_before_is_found(head):
 
 
 def test_copying_is_one_for_a_head_that_copies_and_minus_one_for_one_that_forbids():
-    model = GPT(GPTConfig(vocab_size=7, context_length=5, d_model=6, n_layers=1, n_heads=3, d_mlp=1, norm="none"))
+    model = GPT(
+        GPTConfig(vocab_size=7, context_length=5, d_model=6, n_layers=1, n_heads=3, d_mlp=1, norm="none")
+    )
     fill(model)
     values = model.blocks[0].attn.qkv.weight.numpy()[12:].reshape(3, 2, 6)
-    put(model.blocks[0].attn.out.weight, np.concatenate([values[0], -values[1], np.roll(values[2], 1, axis=1)]).T)
+    put(
+        model.blocks[0].attn.out.weight,
+        np.concatenate([values[0], -values[1], np.roll(values[2], 1, axis=1)]).T,
+    )
     copies, forbids, other = copying_score(model)[0]
     assert (copies, forbids) == (pytest.approx(1), pytest.approx(-1))
     assert abs(other) < 0.99
 
 
-@pytest.fixture(scope="module", params=[{}, {"norm": "none"}, {"similarity": "general"}, {"tied": False}], ids=str)
+@pytest.fixture(
+    scope="module", params=[{}, {"norm": "none"}, {"similarity": "general"}, {"tied": False}], ids=str
+)
 def model(request):
     model = GPT(GPTConfig(**SMALL, **request.param))
     fill(model, seed=3)
@@ -127,11 +149,15 @@ def model(request):
 
 
 def test_copying_is_that_of_the_full_circuit(model):
-    heads, W_E, W_U = head_weights(model), embedding(model), unembedding(model)
+    heads, W_E, W_U = head_weights(model), embedding_matrix(model), unembedding_matrix(model)
     for layer in range(2):
         for head in range(3):
-            values = np.linalg.eigvals((W_E @ heads.value[layer, head] @ heads.output[layer, head] @ W_U).astype(float))
-            assert copying_score(model)[layer, head] == pytest.approx(values.sum().real / np.abs(values).sum(), abs=1e-4)
+            values = np.linalg.eigvals(
+                (W_E @ heads.value[layer, head] @ heads.output[layer, head] @ W_U).astype(float)
+            )
+            assert copying_score(model)[layer, head] == pytest.approx(
+                values.sum().real / np.abs(values).sum(), abs=1e-4
+            )
 
 
 def test_composition_is_that_of_the_full_matrices(model):
@@ -156,16 +182,26 @@ def test_folded_weights_read_from_the_stream_what_the_norm_and_the_weights_do():
     ln1 = under("blocks.1.ln1", values)
     weight = values["blocks.1.attn.qkv.weight"][12:]  # values
     plain = layer_norm(x, ln1, 0) @ weight.T - ln1["bias"] @ weight.T
-    np.testing.assert_allclose(scaled @ head_weights(model).value[1].transpose(1, 0, 2).reshape(6, 6), plain, atol=1e-5)
+    np.testing.assert_allclose(
+        scaled @ head_weights(model).value[1].transpose(1, 0, 2).reshape(6, 6), plain, atol=1e-5
+    )
     ln_final = under("ln_final", values)
-    logits = layer_norm(x, ln_final, 0) @ values["embed.weight"].T - ln_final["bias"] @ values["embed.weight"].T
-    np.testing.assert_allclose(scaled @ unembedding(model), logits - logits.mean(-1, keepdims=True), atol=1e-5)
+    logits = (
+        layer_norm(x, ln_final, 0) @ values["embed.weight"].T - ln_final["bias"] @ values["embed.weight"].T
+    )
+    np.testing.assert_allclose(
+        scaled @ unembedding_matrix(model), logits - logits.mean(-1, keepdims=True), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("changes", "got"), [({"norm": "post"}, "norm=post"), ({"residual": False}, "residual=False")])
+@pytest.mark.parametrize(
+    ("changes", "got"), [({"norm": "post"}, "norm=post"), ({"residual": False}, "residual=False")]
+)
 def test_weights_are_refused_where_outputs_do_not_add_up(changes, got):
     model = GPT(GPTConfig(**SMALL, **changes))
-    with pytest.raises(LamaError, match=f"what heads write must add up in the stream, .*; got a model with {got}"):
+    with pytest.raises(
+        LamaError, match=f"heads' outputs must add up in the stream, .*; got a model with {got}"
+    ):
         copying_score(model)
     scores = head_scores(model, length=5, n=2)
     assert scores.copying is None and scores.induction.shape == (2, 3)
@@ -173,7 +209,7 @@ def test_weights_are_refused_where_outputs_do_not_add_up(changes, got):
 
 def test_composition_refuses_other_kinds_and_scores_that_are_no_product():
     model = GPT(GPTConfig(**SMALL, similarity="additive"))
-    with pytest.raises(LamaError, match="must be products of q and k; got a model with similarity=additive"):
+    with pytest.raises(LamaError, match="need scores that are products of q and k; got similarity=additive"):
         composition(model, "k")
     assert composition(model, "v").shape == (2, 3, 2, 3)
     with pytest.raises(ValueError, match="kind must be one of q, k, v; got 'o'"):

@@ -34,14 +34,21 @@ def plain_runs(model):
     """The logit differences of both prompts, and the activations of the clean one."""
     record = Recorder()
     model(Tensor([CLEAN]), tap=record)
-    return difference(model, CLEAN), difference(model, CORRUPTED), {name: value.numpy() for name, value in record.items()}
+    return (
+        difference(model, CLEAN),
+        difference(model, CORRUPTED),
+        {name: value.numpy() for name, value in record.items()},
+    )
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, plain_runs, site):
     found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, site)
     clean, corrupted, activations = plain_runs
-    assert (found.clean, found.corrupted) == (pytest.approx(clean, abs=1e-5), pytest.approx(corrupted, abs=1e-5))
+    assert (found.clean, found.corrupted) == (
+        pytest.approx(clean, abs=1e-5),
+        pytest.approx(corrupted, abs=1e-5),
+    )
     size = H if site == "z" else T
     assert found.effect.shape == (2, size)
     for layer, place in [(0, 1), (1, size - 1)]:
@@ -54,7 +61,9 @@ def test_patch_is_what_one_replaced_activation_after_the_other_gives(model, plai
             return Tensor(value)
 
         expected = difference(model, CORRUPTED, name, put)
-        assert corrupted + found.effect[layer, place] * (clean - corrupted) == pytest.approx(expected, abs=1e-4), (layer, place)
+        assert corrupted + found.effect[layer, place] * (clean - corrupted) == pytest.approx(
+            expected, abs=1e-4
+        ), (layer, place)
 
 
 def test_patch_and_ablate_work_on_a_post_norm_model():
@@ -62,7 +71,9 @@ def test_patch_and_ablate_work_on_a_post_norm_model():
     fill(model, seed=5)
     found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "resid_post")
     assert found.effect[1] == pytest.approx([0, 0, 0, 0, 0, 0, 1], abs=1e-4)
-    assert ablate(model, CLEAN, [Removal()]).losses[0] == pytest.approx(loss(model(Tensor([CLEAN])).numpy()[0]), abs=1e-5)
+    assert ablate(model, CLEAN, [Removal()]).losses[0] == pytest.approx(
+        loss(model(Tensor([CLEAN])).numpy()[0]), abs=1e-5
+    )
 
 
 def test_a_patched_place_says_where_the_prompts_differ(model):
@@ -83,7 +94,9 @@ def test_patch_is_the_same_in_batches_of_any_size(model, monkeypatch):
         seen.append((list(steps), total, label))
         return steps
 
-    np.testing.assert_allclose(patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "z", watch).effect, at_once, atol=1e-5)
+    np.testing.assert_allclose(
+        patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "z", watch).effect, at_once, atol=1e-5
+    )
     ((starts, total, label),) = seen
     assert len(starts) == total > 1 and 7 % (starts[1] - starts[0]) and label == "patching z"
 
@@ -122,8 +135,12 @@ def without(removal: Removal, record: Recorder, mean: bool):
 
     edits = {}
     for i in range(2):
-        edits[f"blocks.{i}.attn.z"] = put(f"blocks.{i}.attn.z", [head for layer, head in removal.heads if layer == i], 1)
-        edits[f"blocks.{i}.mlp.post"] = put(f"blocks.{i}.mlp.post", [neuron for layer, neuron in removal.neurons if layer == i], 2)
+        edits[f"blocks.{i}.attn.z"] = put(
+            f"blocks.{i}.attn.z", [head for layer, head in removal.heads if layer == i], 1
+        )
+        edits[f"blocks.{i}.mlp.post"] = put(
+            f"blocks.{i}.mlp.post", [neuron for layer, neuron in removal.neurons if layer == i], 2
+        )
     return replace(edits)
 
 
@@ -139,15 +156,26 @@ def test_one_token_has_logits_and_no_loss(model):
 
 def test_what_is_not_there_is_refused(model):
     for removal, message in (
-        (Removal(((2, 0),)), "a head must be one of the model's; got 2.0, and there are layers 0 to 1 with heads 0 to 2"),
+        (
+            Removal(((2, 0),)),
+            "a head must be one of the model's; got 2.0, and there are layers 0 to 1 with heads 0 to 2",
+        ),
         (Removal(((0, 3),)), "got 0.3, and there are layers 0 to 1 with heads 0 to 2"),
-        (Removal(neurons=((1, 17),)), "a neuron must be one of the model's; got 1.17, and there are layers 0 to 1 with neurons 0 to 16"),
+        (
+            Removal(neurons=((1, 17),)),
+            "a neuron must be one of the model's; got 1.17, and there are layers 0 to 1 with neurons 0 to 16",
+        ),
     ):
         with pytest.raises(LamaError, match=message):
             ablate(model, CLEAN, [Removal(), removal])
-    with pytest.raises(LamaError, match="must have equally many tokens; got 7 in the clean one, 6 in the other"):
+    with pytest.raises(
+        LamaError, match="must have equally many tokens; got 7 in the clean one, 6 in the other"
+    ):
         patch(model, CLEAN, CORRUPTED[1:], ANSWER, AGAINST)
     with pytest.raises(LamaError, match="must differ in the logits of the two answers"):
         patch(model, CLEAN, CLEAN, ANSWER, AGAINST)
-    with pytest.raises(UsageError, match="site must be one of resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; got 'q'"):
+    with pytest.raises(
+        UsageError,
+        match="site must be one of resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; got 'q'",
+    ):
         patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "q")

@@ -7,8 +7,8 @@ from tinygrad import Tensor
 
 from lama.interp.record import Cache, run_with_cache, short_name
 from lama.models.bert import Bert, BertConfig
+from lama.models.encoder_decoder import Transformer, TransformerConfig
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.transformer import Transformer, TransformerConfig
 
 ENCODER = {"vocab_size": 11, "context_length": 13, "d_model": 6, "n_heads": 3, "d_mlp": 17}
 SOURCE = np.array([[3, 1, 4, 0, 0], [6, 5, 3, 5, 2]], np.int32)  # 0 is padding
@@ -77,7 +77,11 @@ def test_names_that_are_not_there_are_refused_with_one_that_is(gpt):
     with pytest.raises(ValueError, match=r"got 'blocks.0.attn.patern'. Did you mean blocks.0.attn.pattern\?"):
         run_with_cache(gpt, TOKENS, "embed", "blocks.0.attn.patern")
     cache = Cache({"blocks.0.attn.z": np.zeros(1)})
-    with pytest.raises(KeyError, match=r"blocks.0.attn.hook_q was not recorded; there are 1 activations. Did you mean blocks.0.attn.z\?"):
+    with pytest.raises(
+        KeyError,
+        match=r"blocks.0.attn.hook_q was not recorded; there are 1 activations. Did you mean "
+        r"blocks.0.attn.z\?",
+    ):
         cache["blocks.0.attn.hook_q"]
     with pytest.raises(KeyError, match=r"blocks.0.mlp.post was not recorded"):
         cache.layers("mlp.post")
@@ -101,7 +105,9 @@ def test_pattern_times_values_times_output_matrix_is_what_attention_adds(gpt):
 
 def test_pattern_times_values_is_what_attention_adds_in_encoder_and_decoder(transformer):
     _, cache = run_with_cache(transformer, (SOURCE, TOKENS))
-    check_attention(cache, "encoder.blocks.0.attn", "encoder.blocks.0.attn_out", transformer.encoder.blocks[0].attn)
+    check_attention(
+        cache, "encoder.blocks.0.attn", "encoder.blocks.0.attn_out", transformer.encoder.blocks[0].attn
+    )
     for i, block in enumerate(transformer.decoder.blocks):
         scope = f"decoder.blocks.{i}"
         check_attention(cache, f"{scope}.attn", f"{scope}.attn_out", block.attn)

@@ -18,6 +18,7 @@ from lama.interp.walkthrough import (
     show_tokens,
 )
 from lama.models.gpt import GPT, GPTConfig
+from lama.models.registry import describe, n_parameters
 from lama.taps import Recorder
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer
 
@@ -28,7 +29,9 @@ WINDOW = np.array(TOKENIZER.encode(TEXT))
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    model = GPT(GPTConfig(TOKENIZER.vocab_size, 13, d_model=6, n_layers=2, n_heads=3, d_mlp=17, tied=False), seed=None)
+    model = GPT(
+        GPTConfig(TOKENIZER.vocab_size, 13, d_model=6, n_layers=2, n_heads=3, d_mlp=17, tied=False), seed=None
+    )
     fill(model)
     return model
 
@@ -42,9 +45,11 @@ def test_show_tokens_lets_white_space_be_seen():
 def test_explain_corpus_counts_and_names_the_source():
     text = 3 * TEXT
     tokens = np.array(TOKENIZER.encode(text), np.uint8)
-    lines = explain_corpus(text_corpus(text, "Cages", "a bird", "CC0"), TOKENIZER, tokens[:26], tokens[26:]).splitlines()
+    lines = explain_corpus(
+        text_corpus(text, "Cages", "a bird", "CC0"), TOKENIZER, tokens[:26], tokens[26:]
+    ).splitlines()
     assert lines[0] == "Cages: 30 characters (a bird; CC0)"
-    assert lines[1] == "30 tokens from a vocabulary of 9; the first 26 to learn from, the last 4 to judge by"
+    assert lines[1] == "30 tokens from a vocabulary of 9: the first 26 for training, the last 4 held out"
     assert lines[2] == "text    " + show_tokens(TOKENIZER, tokens[:24])
     assert lines[3].split() == ["tokens", *map(str, tokens[:24])]
 
@@ -83,7 +88,7 @@ def test_explain_attention_prints_the_models_own_numbers(model):
         "resid_post": "(1, 10, 6)",
         "logits": "(1, 10, 9)",
     }
-    assert "the stream after block 1 of 2" in text
+    assert "the residual stream after block 1 of 2" in text
 
     record = Recorder()
     model(Tensor(WINDOW.astype(np.int32).reshape(1, -1)), tap=record)
@@ -92,9 +97,13 @@ def test_explain_attention_prints_the_models_own_numbers(model):
     assert "scores of head 1" in scores and "(first 6 of 10 positions)" in scores
     assert_table(scores, q @ k.T / np.sqrt(2))
     assert_table(shown, np.where(np.tri(10) > 0, pattern, np.nan))
-    assert [row.split()[-6:] for row in mask.splitlines()[2:]] == [["1"] * (t + 1) + ["."] * (5 - t) for t in range(6)]
+    assert [row.split()[-6:] for row in mask.splitlines()[2:]] == [
+        ["1"] * (t + 1) + ["."] * (5 - t) for t in range(6)
+    ]
     for t, row in enumerate(shown.splitlines()[2:]):
-        assert sum(float(cell) for cell in row.split()[-6:] if cell != ".") == pytest.approx(1, abs=0.005 * (t + 1))
+        assert sum(float(cell) for cell in row.split()[-6:] if cell != ".") == pytest.approx(
+            1, abs=0.005 * (t + 1)
+        )
 
 
 def assert_table(table: str, values: np.ndarray) -> None:
@@ -111,7 +120,7 @@ def test_explain_attention_takes_fewer_tokens_than_it_shows(model):
 
 def test_explain_parameters_adds_up(model):
     lines = explain_parameters(model).splitlines()
-    assert lines[0] == model.describe()
+    assert lines[0] == describe(model)
     counts = {line[2:26].strip(): int(line[26:38].replace(",", "")) for line in lines[1:]}
     assert counts == {
         "token embedding": 9 * 6,
@@ -122,7 +131,7 @@ def test_explain_parameters_adds_up(model):
         "final norm": 12,
         "unembedding": 9 * 6,
     }
-    assert sum(counts.values()) == model.n_parameters()
+    assert sum(counts.values()) == n_parameters(model)
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[1:]]
     assert sum(shares) == pytest.approx(100, abs=0.5)
 
@@ -136,4 +145,8 @@ def test_matrix_lines_labels_up_with_values():
     assert matrix(np.array([[1.234, np.nan], [-0.5, 10]]), ["a", r"\n"]) == (
         "            a     \\n\n     a   1.23      .\n    \\n  -0.50  10.00"
     )
-    assert matrix(np.array([[True, False], [True, True]]), ["a", "b"]).splitlines()[1].split() == ["a", "1", "."]
+    assert matrix(np.array([[True, False], [True, True]]), ["a", "b"]).splitlines()[1].split() == [
+        "a",
+        "1",
+        ".",
+    ]

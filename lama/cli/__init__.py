@@ -1,9 +1,10 @@
-"""The command line: one file a verb. Here they meet, and errors become one line and an exit code."""
+"""The command line, one file a verb: the parser, `main`, and errors as one line and an exit code."""
 
 import argparse
 import importlib
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -12,22 +13,28 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from lama import __version__
 from lama.errors import LamaError, LamaWarning, UsageError, did_you_mean, first_line, note, quoted
 
-PIPE_CLOSED = 141  # 128 + SIGPIPE: what a shell reports for a program that it ended
+if TYPE_CHECKING:
+    Verbs: TypeAlias = argparse._SubParsersAction["Parser"]
+else:
+    Verbs = argparse._SubParsersAction
+
+PIPE_CLOSED = 141  # 128 + SIGPIPE, a shell's exit code for a program that SIGPIPE ended
 TRACEBACK = "--traceback"
-MODULES = (
-    *("generate", "train", "seq2seq", "translate", "bert", "classify", "tokenizer", "eval", "quantize", "export"),
-    *("attention", "lens", "patch", "ablate", "heads", "experiment", "doctor"),
-)
-"""Each adds a verb, or some, in this order."""
+MODEL = "a model's name, folder or file, as for lama generate"
+MODELS = ("generate", "train", "seq2seq", "translate", "bert", "classify")
+TOOLS = ("tokenizer", "eval", "quantize", "export")
+INSPECTION = ("attention", "lens", "patch", "ablate", "heads", "experiment", "doctor")
+MODULES = (*MODELS, *TOOLS, *INSPECTION)
+"""Modules of the verbs, in the order of `lama --help`."""
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: as after Ctrl-C, partly written files are removed."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived. As after Ctrl-C, partly written files are removed."""
 
     def __init__(self, number: int):
         super().__init__("terminated" if number == signal.SIGTERM else "the terminal was closed")
@@ -35,50 +42,82 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """128 and the number of the signal, as a shell reports it."""
+    """128 + the number of the signal, as a shell reports it."""
     return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with lama's one-line errors, in which options are written in full."""
+    """argparse with lama's one-line errors and without abbreviated options."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options | {"allow_abbrev": False})
         self.add_argument(TRACEBACK, action="store_true", help="show where in the code an error comes from")
         self.verbs: Mapping[str, Parser] = {}
         """The verbs' own parsers."""
+        self._model: tuple[argparse.Action, argparse.Action] | None = None
+        """-m MODEL, and MODEL as a positional argument."""
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def add_model(self, help: str = MODEL) -> None:
+        """Add -m MODEL, required. Call it before other positional arguments are added.
+
+        Without -m, the first positional argument is the model; a command that succeeds then prints a hint.
+        """
+        option = self.add_argument("-m", "--model", metavar="MODEL", required=True, help=help)
+        self._model = option, self.add_argument("model", metavar="-m MODEL", help=argparse.SUPPRESS)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = [*(sys.argv[1:] if args is None else args)]
+        hint = False
+        if self._model is not None:
+            option, positional = self._model
+            options = words[: words.index("--")] if "--" in words else words
+            # The usage that --help prints shows -m MODEL.
+            option.required = any(re.match("-m|-h|--help$|--model(=|$)", word) for word in options)
+            positional.nargs = argparse.SUPPRESS if option.required else None
+            hint = not option.required
+        found, unknown = super().parse_known_args(words, namespace)
+        if hint:
+            found.hint = f"write the model as -m {shlex.quote(found.model)}"
+        return found, unknown
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self
             for name in ("verb", "action"):
                 parser = parser.verbs.get(getattr(found, name, ""), parser)
-            parser.error(f"unrecognized arguments: {quoted(' '.join(unknown), plain=True)}{parser.near(unknown)}")
+            words = quoted(" ".join(unknown), plain=True)
+            parser.error(f"unrecognized arguments: {words}{parser.near(unknown)}")
         return found
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             known = list(map(str, action.choices))
             hint = did_you_mean(str(value), known)
             listed = "" if hint and len(known) > 9 else f" (choose from {', '.join(known)})"
             raise argparse.ArgumentError(action, f"invalid choice: {quoted(value)}{listed}{hint}")
 
-    def _get_value(self, action: argparse.Action, text: str) -> Any:
+    def _get_value(self, action: argparse.Action, text: str) -> object:
         if action.type in (int, float) and len(text) > 200:
             raise argparse.ArgumentError(action, f"invalid {action.type.__name__} value: {quoted(text)}")
         return super()._get_value(action, text)
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        print(message, end="", flush=True)  # argparse does not report that it could not be written
+    def _print_message(self, message: str, file: object = None) -> None:
+        print(message, end="", flush=True)  # argparse ignores errors of writing
 
     def near(self, unknown: Sequence[str]) -> str:
-        """`. Did you mean --steps?` for the first of them that is like an option; of a prompt without -p, where it goes."""
-        if "--prompt" in self._option_string_actions and not unknown[0].startswith("-"):
-            return f". A prompt is one argument of -p: -p {shlex.quote(quoted(' '.join(unknown), 60, plain=True))}"
-        known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-        hints = (did_you_mean(word.lstrip("-").split("=")[0], known, "--") for word in unknown if word.startswith("-"))
-        return next(filter(None, hints), "")
+        """`. Did you mean --steps?` for the first word near an option, or advice for a prompt without -p."""
+        options = self._option_string_actions
+        if "--prompt" in options and not unknown[0].startswith("-"):
+            prompt = shlex.quote(quoted(" ".join(unknown), 60, plain=True))
+            return f". A prompt is one argument of -p: -p {prompt}"
+        known = [option.removeprefix("--") for option in options if option.startswith("--")]
+        words = [word.lstrip("-").split("=")[0] for word in unknown if word.startswith("-")]
+        return next(filter(None, (did_you_mean(word, known, "--") for word in words)), "")
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if message.endswith("expected one argument"):
@@ -102,7 +141,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C, 141 for a closed pipe, 143 for SIGTERM, 129 for SIGHUP.
+    0: success, 1: failure, 2: wrong usage, 129: SIGHUP, 130: Ctrl-C, 141: closed pipe, 143: SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
@@ -112,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = args.run(args)
             if sys.stdout is not None:
                 sys.stdout.flush()
+            if code == 0 and "hint" in args:
+                note(args.hint)
             return code
     except (Exception, KeyboardInterrupt) as error:
         code, message = _explained(error)
@@ -125,14 +166,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_help(argv: list[str]) -> list[str]:
-    """`help VERB` as `VERB --help`. Raises UsageError where nothing is asked for."""
+    """Translate `help VERB` to `VERB --help`. Raises UsageError for an empty command."""
     if not argv:
-        raise UsageError("a verb must say what to do, such as generate or train. See lama help")
+        raise UsageError("give a verb, such as generate or train. See lama help")
     return [*argv[1:], "--help"] if argv[0] == "help" else argv
 
 
 def _prepare_streams() -> None:
-    """Open the null device where a standard stream is closed, so that no other file gets its number, and write UTF-8."""
+    """Write UTF-8, and open the null device for closed streams so that no other file gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -143,32 +184,33 @@ def _prepare_streams() -> None:
     if (no_color := os.environ.get("NO_COLOR")) is not None:
         os.environ["NO_COLOR"] = str(int(no_color != ""))  # tinygrad reads a number
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Whatever the locale: a model may write any character, and a file's name may hold bytes that are none.
+        # Whatever the locale: a model may write any character, and file names may not be UTF-8.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP raise Stopped, unless they are ignored, as after `nohup`.
+    """Raise Terminated for SIGTERM and SIGHUP, unless they are ignored, as after `nohup`.
 
-    What a handler raises while an object is deleted, Python prints and forgets: the signal is then sent again.
+    Python prints and drops what a handler raises while an object is deleted: the signal is sent once more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
+        raise Terminated(number)
 
-    def send_again(lost: Any) -> None:
+    def resend(lost: "sys.UnraisableHookArgs") -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
             number = exit_code(lost.exc_value) - 128
             threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
         else:
             hook(lost)
 
-    numbers = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if signal.getsignal(n) is signal.SIG_DFL]
-    hook, sys.unraisablehook = sys.unraisablehook, send_again
+    ending = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    numbers = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    hook, sys.unraisablehook = sys.unraisablehook, resend
     for number in numbers:
         signal.signal(number, end)
     try:
@@ -181,12 +223,19 @@ def _signals() -> Iterator[None]:
 
 @contextmanager
 def _warning_lines() -> Iterator[None]:
-    """Within it, each LamaWarning is one line on standard error, once."""
+    """Print each LamaWarning once, as one line on standard error."""
     shown: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if not issubclass(category, LamaWarning):
-            plain(message, category, *where, **more)
+            plain(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
             note(message)
@@ -198,32 +247,36 @@ def _warning_lines() -> Iterator[None]:
 
 
 def _explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
-    """The exit code and the line for whatever ended a command."""
+    """The exit code and the error line of a failed command."""
     if isinstance(error, LamaError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return exit_code(error), str(error) or "interrupted"
-    from lama.compiler import explain
     from lama.files import quoted_path
+    from lama.runtime.compiler import explain
 
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED, "standard output was closed; stopped"
     if isinstance(error, MemoryError):
-        return 1, f"the memory must hold the model and its work; got {error or 'too little'}. Take a smaller model or batch"
+        why = f": {error}" if str(error) else ""
+        return 1, f"out of memory{why}. Take a smaller model or batch"
     if reason := explain(error):
         return 1, reason
     if isinstance(error, OSError) and error.strerror:
-        nameless = "the current folder" if isinstance(error, FileNotFoundError) else "standard output or an open file"
-        where = nameless if error.filename is None else quoted_path(error.filename)
+        where = "standard output or an open file"
+        if error.filename is not None:
+            where = quoted_path(error.filename)
+        elif isinstance(error, FileNotFoundError):
+            where = "the current folder"
         return 1, f"cannot read or write {where}: {error.strerror}"
     if isinstance(error, UnicodeEncodeError):
         return 1, f"texts and names must be valid Unicode; got {quoted(error.object[error.start :])}"
-    advice = f"Please report it with what {TRACEBACK} shows; `lama doctor` looks for a reason"
+    advice = f"Please report it with the output of {TRACEBACK}; `lama doctor` checks the installation"
     return 1, f"unexpected {type(error).__name__}: {first_line(error)}. {advice}"
 
 
 def _drop_output() -> None:
-    """Write what a failed command has printed. Where that fails drop it, since Python would report that again at its end."""
+    """Flush the output of a failed command; drop it if that fails, since Python would report it at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,11 +1,12 @@
-"""`lama ablate`: what a model loses without some of its heads or neurons."""
+"""`lama ablate`: measure the loss of a model without some of its heads or neurons."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lama.cli import Verbs
 from lama.cli.inside import (
+    GPT_MODEL,
     add_answers,
-    add_model,
     add_options,
     check_against,
     head_table,
@@ -19,31 +20,46 @@ from lama.cli.inside import (
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lama.interp.interventions import Ablation, Removal
     from lama.interp.pictures import HeatMap
+    from lama.shapes import Array
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "ablate",
-        help="see what a model loses without some of its heads or neurons",
-        description="Run the model on TEXT with heads and neurons set to 0, each for itself and all together: how much higher the loss is "
-        "and, with --answer, how the answer's logit changes. Without --head and --neuron, every head of the model in turn.",
+        help="measure a model without some of its heads or neurons",
+        description="Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. "
+        "Prints the rise of the loss and, with --answer, the change of the answer's logit. Without --head "
+        "and --neuron, every head of the model is removed in turn.",
     )
     parser.set_defaults(run=run)
-    add_model(parser)
+    parser.add_model(GPT_MODEL)
     add = parser.add_argument
-    add("text", metavar="TEXT", help="the text whose tokens are to be predicted; - reads standard input")
-    add("--head", type=layer_and_number, action="append", default=[], metavar="L.H", help="head H of layer L, both from 0; can be repeated")
-    add("--neuron", type=layer_and_number, action="append", default=[], metavar="L.N", help="neuron N of layer L's MLP; can be repeated")
-    add("--mean", action="store_true", help="set them to their mean over the text, in place of 0")
+    add("text", metavar="TEXT", help="the text to predict; - reads standard input")
+    add(
+        "--head",
+        type=layer_and_number,
+        action="append",
+        default=[],
+        metavar="L.H",
+        help="head H of layer L, both from 0; can be repeated",
+    )
+    add(
+        "--neuron",
+        type=layer_and_number,
+        action="append",
+        default=[],
+        metavar="L.N",
+        help="neuron N of layer L's MLP; can be repeated",
+    )
+    add("--mean", action="store_true", help="set them to their mean over the text instead of 0")
     add_answers(parser, required=False)
     add_options(parser)
 
 
 def layer_and_number(text: str) -> tuple[int, int]:
+    """Parse `3.11`. Raises ArgumentTypeError."""
     layer, dot, number = text.partition(".")
     if not (dot and layer.isdecimal() and number.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be a layer and a number, as in 3.11; got {text!r}")
@@ -55,16 +71,18 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args)
     tokens = read_tokens(model, tokenizer, args.text)
     if len(tokens) < 2 and args.answer is None:
-        raise UsageError("TEXT must have at least two tokens, or --answer be given; got one token, of which there is no loss")
+        raise UsageError("the loss needs at least two tokens; got one. Give a longer TEXT, or --answer")
     answer, against = read_answer(tokenizer, args.answer), read_answer(tokenizer, args.against)
     from lama.interp.interventions import Removal, ablate
     from lama.interp.labels import token_labels
 
-    chosen = [Removal(heads=(head,)) for head in args.head] + [Removal(neurons=(neuron,)) for neuron in args.neuron]
+    chosen = [Removal(heads=(head,)) for head in args.head]
+    chosen += [Removal(neurons=(neuron,)) for neuron in args.neuron]
     if len(chosen) > 1:
         chosen.append(Removal(tuple(args.head), tuple(args.neuron)))
     c = model.config
-    removals = chosen or [Removal(heads=((layer, head),)) for layer in range(c.n_layers) for head in range(c.n_heads)]
+    heads = [(layer, head) for layer in range(c.n_layers) for head in range(c.n_heads)]
+    removals = chosen or [Removal(heads=(head,)) for head in heads]
     found = ablate(model, tokens, [Removal(), *removals], args.mean, watch)
     measured = {"loss": found.losses} if len(tokens) > 1 else {}
     if answer is not None:
@@ -74,27 +92,27 @@ def run(args: argparse.Namespace) -> int:
     return write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
 
 
-def logits_of(found: "Ablation", answer: int, against: int | None) -> "np.ndarray":
+def logits_of(found: "Ablation", answer: int, against: int | None) -> "Array":
     """(N,): the answer's logit after the last token, above the other's or the mean of all."""
     other = found.logits.mean(-1) if against is None else found.logits[:, against]
-    values: np.ndarray = found.logits[:, answer] - other
-    return values
+    return found.logits[:, answer] - other
 
 
-def removal_table(measured: "dict[str, np.ndarray]", removals: "list[Removal]") -> str:
-    """A row for each removal."""
-    from lama.experiments.report import Table
+def removal_table(measured: "dict[str, Array]", removals: "list[Removal]") -> str:
+    """A table with a row for each removal."""
+    from lama.tables import Table
 
-    columns = [column for name in measured for column in (name, "change")]
-    rows = [["nothing", *(cell for values in measured.values() for cell in (f"{values[0]:.4f}", ""))]]
-    for i, removal in enumerate(removals, 1):
-        cells = ((f"{values[i]:.4f}", f"{values[i] - values[0]:+.4f}") for values in measured.values())
-        rows.append([str(removal), *(cell for pair in cells for cell in pair)])
-    return str(Table(["without", *columns], rows))
+    columns, rows = ["without"], [["nothing"], *([str(removal)] for removal in removals)]
+    for name, values in measured.items():
+        columns += [name, "change"]
+        rows[0] += [f"{values[0]:.4f}", ""]
+        for row, value in zip(rows[1:], values[1:], strict=True):
+            row += [f"{value:.4f}", f"{value - values[0]:+.4f}"]
+    return str(Table(columns, rows))
 
 
-def head_tables(measured: "dict[str, np.ndarray]", n_heads: int) -> str:
-    """What changes without each head: layer by head."""
+def head_tables(measured: "dict[str, Array]", n_heads: int) -> str:
+    """The changes without each head, layers by heads."""
     tables = []
     for name, values in measured.items():
         table = head_table("without head", (values[1:] - values[0]).reshape(-1, n_heads))
@@ -102,15 +120,15 @@ def head_tables(measured: "dict[str, np.ndarray]", n_heads: int) -> str:
     return "\n\n".join(tables)
 
 
-def panels(measured: "dict[str, np.ndarray]", removals: "list[Removal]", n_heads: int) -> "list[HeatMap]":
-    """Layer by head where each head was removed, else a row for each removal."""
+def panels(measured: "dict[str, Array]", removals: "list[Removal]", n_heads: int) -> "list[HeatMap]":
+    """Heat maps of layers by heads if each head was removed, else with a row for each removal."""
     from lama.interp.pictures import HeatMap
 
-    found = []
+    names, found = [str(removal) for removal in removals], []
     for name, values in measured.items():
         change, title = values[1:] - values[0], f"change of {name}"
         if n_heads:
             found.append(layer_map(change.reshape(-1, n_heads), title, x="without head", centred=True))
         else:
-            found.append(HeatMap(change[:, None], title, [str(removal) for removal in removals], [""], centred=True))
+            found.append(HeatMap(change[:, None], title, names, [""], centred=True))
     return found

@@ -4,38 +4,51 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import Verbs, machine
 from lama.cli.live import progress
 from lama.errors import UsageError, note
+from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
-    from lama.evaluation import TaskScore, TextScore
+    from lama.evaluation import Progress, TaskScore, TextScore
+    from lama.evaluation.likelihood import Scores
+    from lama.models.gpt import GPT
+    from lama.tokenizers import Tokenizer
 
-TASKS = ("hellaswag", "lambada")  # lama.evaluation's; spelled out, so that --help stays light
 
-
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "eval",
-        help="judge a model: perplexity, HellaSwag, LAMBADA",
-        description="Judge a model by its perplexity on a text, in sliding windows as Hugging Face's documentation has it, or by a "
-        "benchmark, as EleutherAI's lm-evaluation-harness has it.",
+        help="evaluate a model: perplexity, HellaSwag, LAMBADA",
+        description="Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's "
+        "documentation, or by a benchmark, as in EleutherAI's lm-evaluation-harness.",
     )
     parser.set_defaults(run=run)
+    parser.add_model()
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
-    add("--text", metavar="FILE", help="the text to take the perplexity of: a file, or what else lama train takes for a corpus")
-    add("--stride", type=int, metavar="N", help="tokens that a window moves by (default: half of it)")
-    add("--task", choices=TASKS, help="a benchmark, read from --data")
-    add("--data", type=Path, metavar="FILE", help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl")
+    add("--text", metavar="FILE", help="compute the perplexity of this text: a corpus as for lama train")
+    add("--stride", type=int, metavar="N", help="tokens that a window moves by (default: half a window)")
+    add("--task", choices=BENCHMARKS, help="a benchmark, read from --data")
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl",
+    )
     add("--limit", type=int, metavar="N", help="only the first N examples")
-    add("--context-length", type=int, metavar="T", help="tokens that the model sees at once (default: all it can)")
+    add(
+        "--context-length",
+        type=int,
+        metavar="T",
+        help="tokens that the model sees at once (default: the model's own)",
+    )
     machine.add_loading(parser)
     add("--json", action="store_true", help="print one JSON object")
-    add("-v", "--verbose", action="store_true", help="say what is loaded")
+    add("-v", "--verbose", action="store_true", help="print the model's size and device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+    """Raises UsageError for options that exclude or require each other."""
     if (args.text is None) == (args.task is None):
-        raise UsageError("what to judge by must be one thing: give --text FILE, or --task TASK with --data FILE")
+        raise UsageError("give either --text FILE, or --task TASK with --data FILE")
     if (args.task is None) != (args.data is None):
         raise UsageError("--task and --data must be given together: the benchmark, and its JSON-lines file")
     for option, value, belongs in (("--stride", args.stride, "--text"), ("--limit", args.limit, "--task")):
@@ -58,16 +71,17 @@ def check(args: argparse.Namespace) -> None:
             raise UsageError(f"{option} must be given with {belongs}; got {option} {value} without it")
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    from lama.checkpoints import load_gpt
+def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
+    from lama.checkpoints import load_causal
+    from lama.models.registry import describe
 
-    model, tokenizer = load_gpt(args.model, **machine.loading(args))
+    model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
-        note(f"{args.model}: {model.describe()}; {args.dtype} on {model.embed.weight.device}")
+        note(f"{args.model}: {describe(model)}; {machine.place(args, model.embed.weight.device)}")
     return model, tokenizer
 
 
-def run_text(args: argparse.Namespace) -> dict[str, Any]:
+def run_text(args: argparse.Namespace) -> dict[str, object]:
     from lama.data import open_corpus
     from lama.evaluation import perplexity
 
@@ -96,8 +110,9 @@ def run_text(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def text_lines(result: "TextScore", seconds: float) -> str:
+    windows = f"windows of {result.context_length} moving by {result.stride}"
     rows = (
-        ("tokens scored", f"{result.tokens:,} ({result.n_bytes:,} bytes), windows of {result.context_length} moving by {result.stride}"),
+        ("tokens scored", f"{result.tokens:,} ({result.n_bytes:,} bytes), {windows}"),
         ("nats per token", f"{result.nats_per_token:.4f}"),
         ("perplexity", f"{result.perplexity:,.4f}"),
         ("bits per token", f"{result.bits_per_token:.4f}"),
@@ -107,7 +122,7 @@ def text_lines(result: "TextScore", seconds: float) -> str:
     return "\n".join(f"{name:<15} {value}" for name, value in rows)
 
 
-def run_task(args: argparse.Namespace) -> dict[str, Any]:
+def run_task(args: argparse.Namespace) -> dict[str, object]:
     from lama.evaluation import TASKS, evaluate, read_examples
     from lama.evaluation.published import PUBLISHED, SIZES
 
@@ -120,6 +135,11 @@ def run_task(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(task_lines(args.task, task.protocol, result, seconds))
         print(published_lines(args.task))
+    published = []
+    for series in PUBLISHED[args.task]:
+        figures = {metric: dict(zip(SIZES, row, strict=True)) for metric, row in series.figures.items()}
+        about = {"protocol": series.protocol, "same_protocol": series.same, "source": series.source}
+        published.append(about | figures)
     return {
         "model": args.model,
         "task": args.task,
@@ -130,28 +150,28 @@ def run_task(args: argparse.Namespace) -> dict[str, Any]:
         **result.metrics,
         "acc_stderr": result.standard_error("acc"),
         "seconds": round(seconds, 3),
-        "published": [
-            {"protocol": s.protocol, "same_protocol": s.same, "source": s.source}
-            | {metric: dict(zip(SIZES, values, strict=True)) for metric, values in s.figures.items()}
-            for s in PUBLISHED[args.task]
-        ],
+        "published": published,
     }
 
 
 def task_lines(name: str, protocol: str, result: "TaskScore", seconds: float) -> str:
     cut = f", {result.cut:,} of them cut on the left to fit the context" if result.cut else ""
-    lines = [f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation", f"protocol: {protocol}"]
+    lines = [
+        f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation",
+        f"protocol: {protocol}",
+    ]
     for metric, value in result.metrics.items():
         if metric.startswith("acc"):
             error = result.standard_error(metric)
-            lines.append(f"{metric:<15} {100 * value:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}"))
+            margin = "" if error is None else f" ± {100 * error:.2f}"
+            lines.append(f"{metric:<15} {100 * value:.2f} %{margin}")
         else:
             lines.append(f"{metric:<15} {value:,.2f}")
     return "\n".join(lines)
 
 
 def published_lines(name: str) -> str:
-    """The figures of others, each with its protocol and source."""
+    """Published figures, each with its protocol and source."""
     from lama.evaluation.published import PUBLISHED, SIZES
 
     lines = ["", f"{'published, GPT-2':<20}" + "".join(f"{size:>9}" for size in SIZES)]
@@ -161,10 +181,15 @@ def published_lines(name: str) -> str:
             cells = "".join(f"{'-' if value is None else f'{value:.2f}':>9}" for value in values)
             lines.append(f"{f'[{i}] {unit}':<20}{cells}")
     for i, series in enumerate(PUBLISHED[name], 1):
-        lines.append(f"[{i}] {'this' if series.same else 'another'} protocol, {series.protocol}; from {series.source}")
+        which = "this" if series.same else "another"
+        lines.append(f"[{i}] {which} protocol, {series.protocol}; from {series.source}")
     return "\n".join(lines)
 
 
-def watch(unit: str) -> Any:
-    """Shows how far the scores are."""
-    return lambda scores, total: progress(scores, unit, "", total)
+def watch(unit: str) -> "Progress":
+    """A wrapper that shows the progress of scores."""
+
+    def shown(scores: "Iterable[Scores]", total: int) -> "Iterable[Scores]":
+        return progress(scores, unit, "", total)
+
+    return shown

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import Verbs, machine
 from lama.cli.live import LiveLine, state, stopped_by, stopping
 from lama.cli.out import check_folder, own_folder
 from lama.errors import LamaError, UsageError
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from lama.experiments import Report
     from lama.training.loop import Step
 
-UNFINISHED = "unfinished"  # the folder, in that of the report, of what is not
+UNFINISHED = "unfinished"  # subfolder with the state of an unfinished experiment
+SETTINGS = {"experiment": str, "seed": int, "steps": int, "full": bool}
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     from lama.experiments import ABOUT, RESUMABLE, TWO_SIZES
 
     listed = "\n".join(f"  {name:<14}{about}" for name, about in ABOUT.items())
@@ -33,21 +34,27 @@ def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
         "experiment",
         help="ask a question about transformers and compute the answer",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run an experiment, print its tables and whether its claims hold, and write report.json, report.html and, where "
-        f"matplotlib is installed, its pictures.\nExits with 1 if a claim does not hold.\n\nNAME is one of\n{listed}",
+        description="Run an experiment, print its tables and whether its claims hold, and write report.json, "
+        "report.html and,\nwhere matplotlib is installed, its pictures. Exits with 1 if a claim does not "
+        f"hold.\n\nNAME is one of\n{listed}",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("name", metavar="NAME", choices=ABOUT, help="which one")
-    add("--out", type=Path, metavar="DIR", help="the folder of the report (default out/experiments/NAME, or NAME-2 beside another report)")
+    add("name", metavar="NAME", choices=ABOUT, help="the experiment")
+    folder = "the report's folder (default out/experiments/NAME, or NAME-2 beside another report)"
+    add("--out", type=Path, metavar="DIR", help=folder)
     add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
     add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
-    add("--full", action="store_true", help=f"at the size of the paper, not in minutes ({', '.join(TWO_SIZES)})")
+    add(
+        "--full",
+        action="store_true",
+        help=f"use the size of the paper, which takes hours ({', '.join(TWO_SIZES)})",
+    )
     add(
         "--restart",
         action="store_true",
-        help="replace what an earlier one left in --out, which is lost: its report, or how far it had come, where the same command would "
-        f"otherwise resume ({', '.join(RESUMABLE)})",
+        help="delete the earlier report or unfinished experiment in --out, which would otherwise be resumed "
+        f"({', '.join(RESUMABLE)})",
     )
     machine.add_options(parser)
 
@@ -67,35 +74,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_report(args: argparse.Namespace, out: Path) -> None:
-    """Refuse, before the work, a folder that holds anything but this experiment, finished or not. Raises LamaError."""
-    if not args.restart and (there := settings_in(out / UNFINISHED / "settings.json")) not in (None, settings_of(args)):
-        go_on = f"go on with it, {command_line(there, out)}, lose it" if there else "its settings.json is damaged. Lose it"
-        raise UsageError(f"--out holds an unfinished experiment, {quoted_path(out)}: {go_on} with --restart, or choose another --out")
-    there = settings_in(out / "report.json")
-    replace = args.restart or there in (None, settings_of(args))  # the same settings give the same report
+    """Raises LamaError, before the work, unless the folder is free or has this experiment's output."""
+    same = (None, settings_of(args))
+    unfinished = settings_in(out / UNFINISHED / "settings.json")
+    if not args.restart and unfinished not in same:
+        resume = "its settings.json is damaged. Delete it"
+        if unfinished:
+            resume = f"resume it, {command_line(unfinished, out)}, delete it"
+        found = f"--out has an unfinished experiment, {quoted_path(out)}"
+        raise UsageError(f"{found}: {resume} with --restart, or choose another --out")
+    # The same settings give the same report.
+    replace = args.restart or settings_in(out / "report.json") in same
     check_folder(out, f"experiment {args.name}", replace, older=lambda folder: is_report(folder, args.name))
 
 
 def is_report(folder: Path, name: str) -> bool:
-    """Whether the folder, which has no marker, is that of this experiment in an earlier version."""
-    found = (settings_in(folder / file) for file in ("report.json", f"{UNFINISHED}/settings.json"))
+    """Whether a folder without a marker has this experiment's output of an earlier version."""
+    found = [settings_in(folder / file) for file in ("report.json", f"{UNFINISHED}/settings.json")]
     return any(settings is not None and settings.get("experiment") == name for settings in found)
 
 
-def settings_in(file: Path) -> dict[str, Any] | None:
-    """The settings of an experiment that a file names; none where there is no file, {} where it is damaged."""
+def settings_in(file: Path) -> dict[str, object] | None:
+    """The settings in an experiment's file; None without a file, {} if it is damaged."""
     if not os.path.lexists(file):
         return None
     try:
         found, source = read_object(file), quoted_path(file)
-        kinds = {"experiment": str, "seed": int, "steps": int, "full": bool}
-        return {name: field(found, name, kind, source, None) for name, kind in kinds.items()}
+        return {name: field(found, name, kind, source, None) for name, kind in SETTINGS.items()}
     except LamaError:
         return {}
 
 
 def answer(args: argparse.Namespace, out: Path) -> int:
-    """Run it, print and save the report. The exit code."""
+    """Run the experiment, print and save its report; returns the exit code."""
     from lama.checkpoints.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
@@ -107,19 +118,20 @@ def answer(args: argparse.Namespace, out: Path) -> int:
         try:
             report = find(args.name)(Options(args.seed, args.steps, args.full, folder, watch, watch.say))
         except Stopped as stopped:
-            return stopped_by(received, f" in {stopped}; go on with: {command_line(settings_of(args), out)}")
+            return stopped_by(received, f" in {stopped}; resume with: {command_line(settings_of(args), out)}")
     print(report)
     names = write(out, report, args)
     if folder is not None:
         remove(folder)
     print(f"\n{time.perf_counter() - began:.0f} s; saved in {out}: {', '.join(names)}")
     if failed := [claim for claim, holds in report.claims.items() if not holds]:
-        raise LamaError(f"the numbers must bear the claims out; got {len(failed)} that do not hold. Try more --steps or another --seed")
+        count = f"{len(failed)} of {len(report.claims)}"
+        raise LamaError(f"{count} claims do not hold. Try more --steps or another --seed")
     return 0
 
 
 def unfinished(out: Path, args: argparse.Namespace) -> Path:
-    """The folder where this experiment keeps how far it is, with what is there of the same one. Raises LamaError."""
+    """Create the folder for this experiment's state; an earlier state stays. Raises LamaError."""
     from lama.checkpoints.atomic import atomic_write, remove, unwritable
 
     folder = out / UNFINISHED
@@ -134,26 +146,28 @@ def unfinished(out: Path, args: argparse.Namespace) -> Path:
     return folder
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that decide the numbers of a report."""
+def settings_of(args: argparse.Namespace) -> dict[str, object]:
+    """The settings that determine a report."""
     return {"experiment": args.name, "seed": args.seed, "steps": args.steps, "full": args.full}
 
 
-def command_line(settings: Mapping[str, Any], out: Path) -> str:
+def command_line(settings: Mapping[str, object], out: Path) -> str:
     """The command for the same experiment in the same folder."""
-    flags = [f"--{name}={settings[name]}" for name in ("seed", "steps") if settings.get(name)] + ["--full"] * bool(settings.get("full"))
+    flags = [f"--{name}={settings[name]}" for name in ("seed", "steps") if settings.get(name)]
+    if settings.get("full"):
+        flags.append("--full")
     return shlex.join(["lama", "experiment", str(settings.get("experiment")), *flags, "--out", str(out)])
 
 
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
-    """The files of a report; returns their names."""
+    """Write the files of a report; returns their names."""
     from lama.checkpoints.atomic import atomic_write
     from lama.experiments import ABOUT
     from lama.interp.pictures import heat_maps
 
     drawn = importlib.util.find_spec("matplotlib") is not None
     files = {
-        "report.json": report.to_json(**settings_of(args)).encode(),
+        "report.json": report.to_json(settings_of(args)).encode(),
         "report.html": report.to_html(f"lama experiment {args.name}", ABOUT[args.name], drawn).encode(),
     }
     if report.panels and drawn:
@@ -167,13 +181,13 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
 
 
 class Watch:
-    """Progress of an experiment's trainings, and how they are stopped."""
+    """Show the progress of an experiment's trainings, and stop them."""
 
     def __init__(self) -> None:
         self.said, self.stopped = "", False
 
     def __call__(self, steps: "Iterable[Step]", total: int, label: str) -> "Iterator[Step]":
-        """The steps, with a live line. Raises Stopped after one of them, once `stop` was called."""
+        """The steps with a live line. Raises Stopped after a step in which `stop` was called."""
         from lama.experiments import Stopped
 
         self.said, first = "", 0

@@ -1,26 +1,30 @@
-"""`lama export`: hand a model over in another format."""
+"""`lama export`: write a model in another format."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from lama.cli import machine
+from lama.cli import Verbs, machine
 from lama.cli.out import own_folder
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "export",
         help="write a model in Hugging Face's format",
-        usage="%(prog)s MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [--tokenizer NAME]",
+        usage="%(prog)s -m MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [--tokenizer NAME]",
         description="Write a model as a folder that transformers loads with equal logits.",
     )
     parser.set_defaults(run=run)
+    parser.add_model()
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
     add("out", type=Path, metavar="DIR", help="a new or empty folder")
     add("--to", choices=("hf",), default="hf", help="the format: hf, Hugging Face's GPT-2 (default)")
-    add("--dtype", choices=machine.FLOATS, default="float32", help="precision of the weights (default float32)")
+    add(
+        "--dtype",
+        choices=machine.FLOATS,
+        default="float32",
+        help="precision of the weights (default float32)",
+    )
     machine.add_finding(parser)
 
 
@@ -30,11 +34,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from lama.checkpoints import export_huggingface, load_gpt
+    from lama.checkpoints import export_huggingface, load_causal
 
-    model, tokenizer = load_gpt(args.model, **machine.loading(args))
+    model, tokenizer = load_causal(args.model, **machine.loading(args))
     names = export_huggingface(args.out, model, tokenizer)
     print(f"saved in {args.out}: {', '.join(names)}")
     if not {"tokenizer.json", "vocab.json", "vocab.txt"} & {*names}:
-        print("its character tokenizer has no Hugging Face form: token ids are places in the sorted alphabet of its config.json")
+        print(
+            "its character tokenizer has no Hugging Face form: token ids are positions in the sorted "
+            "alphabet of its config.json"
+        )
     return 0

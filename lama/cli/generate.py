@@ -6,54 +6,109 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lama.cli import exit_code, machine
+from lama.cli import Verbs, exit_code, machine
 from lama.errors import LamaError, UsageError, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation import Generation
+    from lama.models.gpt import GPT
+    from lama.tokenizers import Tokenizer
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash; and uXXXX
-MEANT = {  # a backslash that was probably meant as an escape; in a prompt it may be LaTeX's or a path's, such as \nabla or \temp
+# Probable escapes. In a prompt, a backslash may belong to LaTeX or a path, such as \nabla or \temp.
+MEANT = {
     "-p": re.compile(r"\\(?:[ntr](?![a-z])|u[0-9a-fA-F]{4})"),
     "--stop": re.compile(r"\\(?:[ntr]|u[0-9a-fA-F]{4})"),
 }
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
-    parser = verbs.add_parser("generate", help="continue a prompt", description="Continue a prompt with GPT-2 or any model lama can load.")
+def add_parser(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue a prompt with GPT-2 or any model lama can load.",
+    )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("-p", "--prompt", help="the text to continue; - reads it from standard input")
     add("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
-    add("-m", "--model", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file (default: gpt2, or else the model that ships)")
-    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help="most tokens to make (default 100)")
+    add(
+        "-m",
+        "--model",
+        help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file (default: gpt2, or the bundled "
+        "model lama-bpe)",
+    )
+    most = "largest number of new tokens (default 100)"
+    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help=most)
     add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
-    add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens only (default 0: all)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that sum to P (default 1: all)")
-    add("--min-p", type=float, default=0.0, metavar="P", help="draw from tokens at least P times as likely as the likeliest (default 0)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 makes tokens seen before less likely (default 1)")
+    add(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K likeliest tokens only (default 0: all)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens that sum to P (default 1: all)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample from tokens at least P times as likely as the likeliest (default 0)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1 makes tokens seen before less likely (default 1)",
+    )
     add("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be given several times")
-    add("--escape", action="store_true", help=r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
-    add("--num-samples", type=int, default=1, metavar="N", help="continuations to make, with seeds SEED, SEED+1, ... (default 1)")
-    add("--window", action="store_true", help="when the context is full, drop its older half and go on")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; can be given several times",
+    )
+    add(
+        "--escape",
+        action="store_true",
+        help=r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON",
+    )
+    add(
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of continuations, with seeds SEED, SEED+1, ... (default 1)",
+    )
+    add("--window", action="store_true", help="when the context is full, drop its older half and continue")
     machine.add_loading(parser)
     add("--revision", help="branch, tag or commit to download from the hub")
     add("--no-stream", action="store_true", help="print the text when it is complete")
     add("--json", action="store_true", help="print one JSON object instead of the text")
-    add("-v", "--verbose", action="store_true", help="say what is loaded and how fast it runs")
+    add("-v", "--verbose", action="store_true", help="print the model's size and the speed")
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt, stops = read_prompt(args), [read_escapes(args, "--stop", text) for text in args.stop]
+    prompt = read_prompt(args)
+    stops = [read_escapes(args, "--stop", text) for text in args.stop]
     if args.num_samples < 1:
         raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
     from lama.generation import Sampling, check_options, generate
-    from lama.generation.tokens import WINDOW
+    from lama.generation.engine import WINDOW
+    from lama.models.registry import describe
 
-    # Before a model is loaded, or even downloaded.
+    # Checked before a model is loaded or downloaded.
     check_options(args.max_new_tokens, args.seed, stops)
     Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     machine.use(args)
@@ -62,23 +117,27 @@ def run(args: argparse.Namespace) -> int:
     name, model, tokenizer = load_model(args)
     load_seconds = time.perf_counter() - started
     if args.verbose:
-        note(f"{name}: {model.describe()}; {args.dtype} on {model.embed.weight.device}, loaded in {load_seconds:.2f} s")
-
-    options = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "repetition_penalty": args.repetition_penalty,
-        "stop": stops,
-        "window": args.window,
-        "on_slide": lambda kept: note(f"context of {model.config.context_length} tokens is full; went on with the last {kept}"),
-    }
+        where = machine.place(args, model.embed.weight.device)
+        note(f"{name}: {describe(model)}; {where}, loaded in {load_seconds:.2f} s")
+    context = f"context of {model.config.context_length} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
         try:
-            generation = generate(model, tokenizer, prompt, seed=args.seed + i, **options)
+            generation = generate(
+                model,
+                tokenizer,
+                prompt,
+                seed=args.seed + i,
+                max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                min_p=args.min_p,
+                repetition_penalty=args.repetition_penalty,
+                stop=stops,
+                window=args.window,
+                on_slide=lambda n: note(f"{context} is full; continued with the last {n}"),
+            )
         except UsageError as error:
             raise UsageError(str(error).replace(WINDOW, "pass --window")) from None
         samples.append(generation)
@@ -92,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             note(f"{how} after {len(generation.tokens)} tokens")
             break
     if any(sample.finish_reason == "context" for sample in samples):
-        note(f"the context of {model.config.context_length} tokens is full; --window continues")
+        note(f"the {context} is full; --window continues")
     if args.json:
         print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
     elif args.verbose:
@@ -103,14 +162,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """The prompt from the one source that was given."""
+    """Read the prompt. Raises UsageError unless exactly one source is given, LamaError for other bytes."""
     if (args.prompt is None) == (args.prompt_file is None):
-        raise UsageError("a prompt must come from one place: give -p TEXT, -p - for standard input, or --prompt-file FILE")
+        raise UsageError("give one prompt: -p TEXT, -p - for standard input, or --prompt-file FILE")
     if args.prompt_file is not None:
+        where = args.prompt_file
         try:
-            raw, where = Path(args.prompt_file).read_bytes(), args.prompt_file
+            raw = Path(where).read_bytes()
         except OSError as error:
-            raise LamaError(f"prompt file must be readable; got {args.prompt_file} ({error.strerror})") from error
+            raise LamaError(f"prompt file must be readable; got {where} ({error.strerror})") from error
     elif args.prompt == "-":
         if sys.stdin is None:
             raise UsageError("standard input must be open for -p -; got none. Give the prompt with -p TEXT")
@@ -123,14 +183,18 @@ def read_prompt(args: argparse.Namespace) -> str:
     try:
         prompt = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise LamaError(f"prompt must be UTF-8 text; got byte 0x{raw[error.start]:02x} at offset {error.start} of {where}") from error
+        got = f"byte 0x{raw[error.start]:02x} at offset {error.start} of {where}"
+        raise LamaError(f"prompt must be UTF-8 text; got {got}") from error
     if not prompt:
         raise UsageError(f"prompt must not be empty; got nothing from {where}. Give some text to continue")
     return prompt
 
 
 def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
-    """The text of an option, its escapes read with --escape; without, a note where they were probably meant. Raises UsageError."""
+    """Read an option's escapes with --escape; without it, print a note for a probable escape.
+
+    Raises UsageError for an unknown escape.
+    """
     if not args.escape:
         if found := MEANT[option].search(text):
             note(f"{option} contains a literal {found[0]}; --escape reads it as an escape sequence")
@@ -140,39 +204,42 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
         if found[1][:1] == "u" and len(found[1]) == 5:
             return chr(int(found[1][1:], 16))
         if found[1] not in ESCAPES:
-            raise UsageError(rf"--escape reads \n, \t, \r, \\ and \uXXXX; got {quoted(found[0], plain=True)} in {option}")
+            got = f"{quoted(found[0], plain=True)} in {option}"
+            raise UsageError(rf"--escape reads \n, \t, \r, \\ and \uXXXX; got {got}")
         return ESCAPES[found[1]]
 
     text = re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text, flags=re.DOTALL)
     try:  # two \uXXXX may be the halves of one character
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise UsageError(f"{option} must be valid Unicode with --escape; got half of a character, {quoted(text)}") from None
+        raise UsageError(
+            f"{option} must be valid Unicode with --escape; got half of a character, {quoted(text)}"
+        ) from None
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """(name, model, tokenizer): the model asked for, else GPT-2, else the one that ships with lama."""
-    from lama.checkpoints import EMBEDDED, NotFound, load_gpt
+def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
+    """(name, model, tokenizer) of the chosen model, or else of GPT-2, or else of the bundled model."""
+    from lama.checkpoints import EMBEDDED, NotFound, load_causal
 
     options = machine.loading(args)
     if args.model is not None:
-        return args.model, *load_gpt(args.model, **options)
+        return args.model, *load_causal(args.model, **options)
     try:
-        return "gpt2", *load_gpt("gpt2", **options)
+        return "gpt2", *load_causal("gpt2", **options)
     except NotFound as error:
         if args.revision:
             raise
         if args.verbose:
             note(str(error))
         note(
-            f"GPT-2's weights are neither here nor to be downloaded: using {EMBEDDED}, the small model that ships with lama. "
-            "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
+            f"GPT-2 weights not found and not downloadable; using the bundled model {EMBEDDED}. For GPT-2, "
+            "put its config.json and model.safetensors into weights/gpt2/"
         )
-        return EMBEDDED, *load_gpt(EMBEDDED, **options)
+        return EMBEDDED, *load_causal(EMBEDDED, **options)
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
-    """Print the prompt and its continuation as it is made; with --json or --no-stream only make it."""
+    """Generate and print the continuation, streaming unless --json or --no-stream is given."""
     if args.json or args.no_stream:
         text = str(generation)
         if not args.json:
@@ -184,7 +251,7 @@ def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> Non
     print(flush=True)
 
 
-def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: float) -> dict[str, Any]:
+def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: float) -> dict[str, object]:
     return {
         "model": name,
         "prompt": prompt,
@@ -196,7 +263,7 @@ def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: fl
 
 def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float | None]:
     """Seconds to load and to the first token, and tokens a second after it (None for a single token)."""
-    timed = [s.token_times for s in samples if s.token_times]  # one that was interrupted may have none
+    timed = [s.token_times for s in samples if s.token_times]  # an interrupted sample may have none
     later = sum(len(times) - 1 for times in timed)
     seconds = sum(times[-1] - times[0] for times in timed)
     return {

@@ -1,11 +1,12 @@
-"""`lama lens`: what a model would say after each of its layers, and which of its parts make it say what it says."""
+"""`lama lens`: predictions after each layer of a model, and each part's share in the answer's logit."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lama.cli import Verbs
 from lama.cli.inside import (
+    GPT_MODEL,
     add_answers,
-    add_model,
     add_options,
     check_against,
     head_table,
@@ -20,20 +21,22 @@ from lama.errors import LamaError, note
 if TYPE_CHECKING:
     from lama.interp.lens import Attribution, Lens
     from lama.interp.pictures import HeatMap
+    from lama.tokenizers import Tokenizer
 
 SHOWN = 4  # likeliest tokens
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "lens",
-        help="see what a model would say after each layer",
-        description="After each layer, give the stream to the final norm and the unembedding: the likeliest tokens after PROMPT, and the "
-        "rank and probability of the answer. With --answer also how much each layer's attention and MLP, and each head, add to the "
-        "answer's logit, above that of the token --against, or above the mean of all.",
+        help="show a model's predictions after each layer",
+        description="Apply the final norm and the unembedding to the stream after each layer: the likeliest "
+        "tokens after PROMPT, and the rank and probability of the answer. With --answer, also print how much "
+        "each layer's attention and MLP, and each head, add to the answer's logit, above that of the token "
+        "--against, or above the mean of all.",
     )
     parser.set_defaults(run=run)
-    add_model(parser)
+    parser.add_model(GPT_MODEL)
     parser.add_argument("text", metavar="PROMPT", help="the text to continue; - reads standard input")
     add_answers(parser, required=False)
     add_options(parser)
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if answer is not None:
         try:
             found = attribute(model, tokens, answer, against)
-        except LamaError as error:  # its parts do not add up; the lens is there all the same
+        except LamaError as error:  # the parts do not add up; the lens works all the same
             note(f"no attribution: {error}")
             return write_picture(args, panels)
         what = f"{names[0]} above {names[1] if against is not None else 'the mean of all tokens'}"
@@ -67,27 +70,29 @@ def stages(lens: "Lens") -> list[str]:
     return ["embedding", *(f"layer {i}" for i in range(len(lens.rank) - 1))]
 
 
-def lens_table(lens: "Lens", answer: str, tokenizer: Any) -> str:
-    """What could be read from the stream after the prompt's last token."""
-    from lama.experiments.report import Table
+def lens_table(lens: "Lens", answer: str, tokenizer: "Tokenizer") -> str:
+    """The predictions after the prompt's last token, a row for each stage."""
     from lama.interp.labels import token_labels
+    from lama.tables import Table
 
     rows = []
-    for stage, top, probabilities, rank, probability in zip(
-        stages(lens), lens.top[:, -1], lens.top_probability[:, -1], lens.rank[:, -1], lens.probability[:, -1], strict=True
-    ):
-        likeliest = [f"{label} {p:.1%}" for label, p in zip(token_labels(tokenizer, top), probabilities, strict=True)]
-        rows.append([stage, *likeliest, f"{rank:,}", f"{probability:.2%}"])
-    return str(Table(["after", *["likeliest", *[""] * (lens.top.shape[-1] - 1)], f"rank of {answer}", f"probability of {answer}"], rows))
+    for i, stage in enumerate(stages(lens)):
+        labels = token_labels(tokenizer, lens.top[i, -1])
+        likeliest = zip(labels, lens.top_probability[i, -1], strict=True)
+        cells = [f"{label} {p:.1%}" for label, p in likeliest]
+        rows.append([stage, *cells, f"{lens.rank[i, -1]:,}", f"{lens.probability[i, -1]:.2%}"])
+    blank = [""] * (lens.top.shape[-1] - 1)
+    columns = ["after", "likeliest", *blank, f"rank of {answer}", f"probability of {answer}"]
+    return str(Table(columns, rows))
 
 
 def attribution_table(found: "Attribution", what: str) -> str:
     """The parts that add up to the logit difference, and the heads in them."""
-    from lama.experiments.report import Table
+    from lama.tables import Table
 
-    rows = [[name, f"{value:+.3f}"] for name, value in found.parts.items()]
     total = sum(found.parts.values())
-    parts = Table([what, "adds"], [*rows, ["together", f"{total:+.3f}"], ["the model's logits", f"{found.difference:+.3f}"]])
+    values = {**found.parts, "sum": total, "the model's logits": found.difference}
+    parts = Table([what, "adds"], [[name, f"{value:+.3f}"] for name, value in values.items()])
     if not len(found.heads):
         return str(parts)
     return f"{parts}\n\n{head_table('by head', found.heads)}"
@@ -96,10 +101,11 @@ def attribution_table(found: "Attribution", what: str) -> str:
 def lens_panels(lens: "Lens", answer: str, tokens: list[str]) -> "list[HeatMap]":
     from lama.interp.pictures import HeatMap
 
-    rows, title = stages(lens), f"probability of {answer}"
+    rows, title, unit = stages(lens)[::-1], f"probability of {answer}", "probability"
+    top = lens.top_probability[::-1, :, 0]
     return [
-        HeatMap(lens.probability[::-1], title, rows[::-1], tokens, low=0, unit="probability"),
-        HeatMap(lens.top_probability[::-1, :, 0], "probability of the likeliest", rows[::-1], tokens, low=0, high=1, unit="probability"),
+        HeatMap(lens.probability[::-1], title, rows, tokens, low=0, unit=unit),
+        HeatMap(top, "probability of the likeliest", rows, tokens, low=0, high=1, unit=unit),
     ]
 
 
@@ -109,7 +115,9 @@ def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
     layers = len(found.heads)
     if not layers:
         return []
-    writers = {"attn_out": "attention", "mlp_out": "MLP"} if "blocks.0.mlp_out" in found.parts else {"attn_out": "attention"}
+    writers = {"attn_out": "attention"}
+    if "blocks.0.mlp_out" in found.parts:
+        writers["mlp_out"] = "MLP"
     parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in writers] for i in range(layers)])
     return [
         layer_map(parts, f"adds to {what}", [*writers.values()], centred=True, unit="logit"),

@@ -1,4 +1,4 @@
-"""Places to write, checked before the work begins, so that nothing is lost that a person or another command made."""
+"""Check output folders and files before the work begins, so that nothing else is overwritten."""
 
 import os
 import struct
@@ -7,31 +7,45 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
 
-SHOWN = 3  # of the names that are in the way
-SIGNED = 1000  # bytes at the beginning of a file, in which its signature stands
+SHOWN = 3  # names listed of an occupied folder
+SIGNED = 1000  # first bytes of a file, which contain its signature
 PNG_HEADER = 33  # bytes before a PNG's second chunk
-RUN_FOLDERS = ("checkpoints", "data", "unfinished")  # in the folders of runs and experiments, which empty them
+RUN_FOLDERS = ("checkpoints", "data", "unfinished")  # subfolders that runs and experiments empty
+MAKERS = ("train", "bert", "seq2seq", "classify", "experiment")
 
 
 class Occupied(UsageError):
-    """A folder holds something that must not be replaced."""
+    """The folder has contents that must not be replaced."""
+
+
+class FolderOptions(TypedDict, total=False):
+    """Options of `check_folder`."""
+
+    replace: bool | None
+    older: Callable[[Path], bool]
+    what: str
 
 
 def check_folder(
-    out: Path, command: str, replace: bool | None = None, *, older: Callable[[Path], bool] = lambda folder: False, what: str = "--out"
+    out: Path,
+    command: str,
+    replace: bool | None = None,
+    *,
+    older: Callable[[Path], bool] = lambda folder: False,
+    what: str = "--out",
 ) -> None:
-    """Refuse a folder that holds anything, or that cannot be written or made; changes nothing.
+    """Check that a folder is empty or new and can be written; changes nothing.
 
-    With `replace`, what the same command made is accepted: its marker says so, or, where it has none, `older`, which
-    recognises what earlier versions made. None means that the command has no --restart to ask for it.
-    Raises Occupied for a folder with something else in it, UsageError for a file, LamaError where writing is not allowed.
+    With `replace`, output of the same command is accepted, recognised by its marker or, for earlier versions,
+    by `older`. None means that the command has no --restart. Raises Occupied for other contents, UsageError
+    for a file, LamaError where writing is not allowed.
     """
-    from lama.checkpoints.made import contents, made_by
+    from lama.checkpoints.marker import contents, made_by
 
     shown = quoted_path(out)
     try:
@@ -40,33 +54,35 @@ def check_folder(
         if there == path and not path.is_dir():
             raise UsageError(f"{what} must be a folder; got the file {shown}")
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise LamaError(f"{what} must be a folder that can be written; got {shown}, as {quoted_path(there)} cannot")
+            got = f"{shown}, as {quoted_path(there)} cannot"
+            raise LamaError(f"{what} must be a folder that can be written; got {got}")
         names = contents(path) if there == path else []
-    except OSError as error:  # a name that is too long, a folder that may not be read, a current folder that is gone
-        raise LamaError(f"{what} must be a folder that can be written; got {shown} ({error.strerror})") from None
+    except OSError as error:  # a long name, an unreadable folder, or the current folder was removed
+        got = f"{shown} ({error.strerror})"
+        raise LamaError(f"{what} must be a folder that can be written; got {got}") from None
     for folder in (path, *path.parents):
-        if folder.name in RUN_FOLDERS and (made_by(folder.parent) or "").startswith(("train", "experiment")):
-            raise UsageError(f"{what} must be outside a run's own folders; got {shown}, in {quoted_path(folder)}")
+        if folder.name in RUN_FOLDERS and (made_by(folder.parent) or "").startswith(MAKERS):
+            got = f"{shown}, in {quoted_path(folder)}"
+            raise UsageError(f"{what} must be outside a run's own folders; got {got}")
     if not names:
         return
-    maker = made_by(path)
-    own = maker == command or (maker is None and older(path))
+    writer = made_by(path)
+    own = writer == command or (writer is None and older(path))
     if own and replace:
         return
+    if own and replace is None:
+        raise Occupied(f"{what} must be a new or empty folder; got {shown}")
     if own:
-        raise Occupied(
-            f"{what} must be a new or empty folder; got {shown}"
-            if replace is None
-            else f"{what} holds what lama {command} wrote before, {shown}. Replace it with --restart, or choose another {what}"
-        )
+        advice = f"Replace it with --restart, or choose another {what}"
+        raise Occupied(f"{what} has earlier output of lama {command}, {shown}. {advice}")
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    things = f"what lama {quoted(maker, plain=True)} wrote" if maker else "other things"
+    things = f"output of lama {quoted(writer, plain=True)}" if writer else "other files"
     listed = quoted(", ".join(names[:SHOWN]), plain=True)
-    raise Occupied(f"{what} must be a new folder or an empty one; got {shown}, which holds {things}: {listed}{more}")
+    raise Occupied(f"{what} must be a new or empty folder; got {shown}, which has {things}: {listed}{more}")
 
 
 def free_folder(named: Path | None, default: Path, check: Callable[[Path], None]) -> Path:
-    """The folder that was named, which `check` must accept; else the default or, where that is occupied, default-2, ..., with a note."""
+    """The named folder if `check` accepts it; without a name the default or, if occupied, default-2, ..."""
     out, n = named or default, 1
     while True:
         try:
@@ -78,33 +94,37 @@ def free_folder(named: Path | None, default: Path, check: Callable[[Path], None]
             n += 1
             out = default.with_name(f"{default.name}-{n}")
     if n > 1:
-        note(f"{default} stays as it is: writing to {out}")
+        note(f"{default} is not changed: writing to {out}")
     return out
 
 
 @contextmanager
 def own_folder(
-    named: Path | None, default: Path | None, command: str, check: Callable[[Path], None] | None = None, **options: Any
+    named: Path | None,
+    default: Path | None,
+    command: str,
+    check: Callable[[Path], None] | None = None,
+    **options: Unpack[FolderOptions],
 ) -> Iterator[Path]:
-    """The folder to write, as `free_folder` finds it: made, marked, and in use by no other process.
+    """Create, mark and lock the folder that `free_folder` finds.
 
-    `check` is `check_folder` with `options` where it is not given.
+    The default `check` is `check_folder` with `options`.
     """
-    from lama.checkpoints.made import claimed
+    from lama.checkpoints.marker import claimed
 
     def checked(folder: Path) -> None:
         check(folder) if check else check_folder(folder, command, **options)
 
     out = free_folder(named, default or Path(), checked)
     with claimed(out, command):
-        checked(out)  # again: another process may have been there in between
+        checked(out)  # a second time: another process may have written there meanwhile
         yield out
 
 
 def check_file(out: Path, kinds: Sequence[str], command: str) -> str:
-    """The ending of a file that can be written, one of `kinds` such as png; changes nothing.
+    """Check that a file can be written; returns its ending, one of `kinds` such as png.
 
-    A file that is there must be one of the same command, by its signature. Raises UsageError for another ending, a folder
+    An existing file must have the same command's signature. Raises UsageError for another ending, a folder
     and any other file, LamaError where writing is not allowed and for a picture without matplotlib.
     """
     kind, shown = out.suffix.lower().removeprefix("."), quoted_path(out)
@@ -116,10 +136,11 @@ def check_file(out: Path, kinds: Sequence[str], command: str) -> str:
         if path.is_dir():
             raise UsageError(f"--out must be a file; got the folder {shown}")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-            raise LamaError(f"--out must be in a folder that is there and can be written; got {shown}")
+            raise LamaError(f"--out must be in an existing folder that can be written; got {shown}")
         if there and not (path.is_file() and _is_signed(path, kind, command)):
-            raise UsageError(f"--out must be a new file, or one that lama {command} wrote; got {shown}. Choose another name")
-    except OSError as error:  # a name that is too long
+            rule = f"a new file, or one that lama {command} wrote"
+            raise UsageError(f"--out must be {rule}; got {shown}. Choose another name")
+    except OSError as error:  # a long name
         raise LamaError(f"--out must be a file that can be written; got {shown} ({error.strerror})") from None
     if kind != "html":
         from lama.figures import check_installed
@@ -129,17 +150,18 @@ def check_file(out: Path, kinds: Sequence[str], command: str) -> str:
 
 
 def write_file(out: Path, content: bytes, what: str, command: str) -> None:
-    """Write all of it, signed, or nothing, and say so on standard error: `heads.png: 0.1 MB, 4 heat maps`. A link is followed."""
+    """Write a signed file atomically, following links, and print `heads.png: 0.1 MB, 4 heat maps`."""
     from lama.checkpoints.atomic import atomic_write
 
-    kind = check_file(out, [out.suffix.lower().removeprefix(".")], command)  # again: the work took its time
+    # A second time: another process may have written there meanwhile.
+    kind = check_file(out, [out.suffix.lower().removeprefix(".")], command)
     with atomic_write(Path(os.path.realpath(out))) as file:
         file.write(signed(content, kind, command))
     print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
 
 
 def signed(content: bytes, kind: str, command: str) -> bytes:
-    """A page or a picture in which it says what command it is from: the same bytes each time."""
+    """Add the command's name to a page or a picture; the bytes are reproducible."""
     place = PNG_HEADER if kind == "png" else content.index(b"<meta" if kind == "html" else b"<svg")
     return content[:place] + _signature(kind, command) + content[place:]
 
@@ -158,7 +180,7 @@ def _is_signed(path: Path, kind: str, command: str) -> bool:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the first folder above it that is there. Raises OSError for a name that is too long."""
+    """The path or its nearest existing parent. Raises OSError for a long name."""
     for each in (path, *path.parents):
         try:
             os.lstat(each)

@@ -1,37 +1,38 @@
-"""`lama quantize`: a model with matrices of 8 or 4 bits, and what that costs."""
+"""`lama quantize`: save a model with 8- or 4-bit matrices and report its perplexity."""
 
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import Verbs, machine
 from lama.cli.out import own_folder
 
 if TYPE_CHECKING:
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
-TOKENS = 128  # of the fixed sequence whose logits are compared
-HELD_OUT = 30  # this part of the Bible; lama-bpe was not trained on its last tenth
+TOKENS = 128  # length of the random sequence whose logits are compared
+HELD_OUT = 30  # the last thirtieth of the Bible; lama-bpe was not trained on the last tenth
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "quantize",
-        help="store a model in 8 or 4 bits",
-        description="Store a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and say what that costs. "
-        "It is loaded like any other.",
+        help="save a model in 8 or 4 bits",
+        description="Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report "
+        "its size, error and perplexity. It is loaded like any other model.",
     )
     parser.set_defaults(run=run)
+    parser.add_model()
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a name, a folder or a file, as for lama generate")
     add("--to", choices=("int8", "int4"), required=True, help="the matrices' dtype")
     add("--out", type=Path, metavar="DIR", required=True, help="a new or empty folder")
     add(
         "--text",
         metavar="FILE",
-        help="take the perplexity of this text, too, as lama eval does (default for lama-bpe: what it was not trained on)",
+        help="also compute the perplexity of this text, as lama eval does (default for lama-bpe: held-out "
+        "text)",
     )
     machine.add_options(parser)
     machine.add_finding(parser)
@@ -46,24 +47,24 @@ def run(args: argparse.Namespace) -> int:
 def quantize(args: argparse.Namespace) -> int:
     from tinygrad.nn.state import get_parameters
 
-    from lama.checkpoints import describe, find, load_gpt, save
+    from lama.checkpoints import find, load_causal, open_checkpoint, save
     from lama.models.quantized import refuse_quantized
 
     text = read_text(args)
     path = find(args.model, offline=args.offline).path
-    model, tokenizer = load_gpt(path, **machine.loading(args))
+    model, tokenizer = load_causal(path, **machine.loading(args))
     refuse_quantized(model, "to be quantised")
-    quantized, _ = load_gpt(path, dtype=args.to, **machine.loading(args))
+    quantized, _ = load_causal(path, dtype=args.to, **machine.loading(args))
     before, after = (sum(weight.nbytes() for weight in get_parameters(m)) / 1e6 for m in (model, quantized))
-    vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
+    error = logits_error(model, quantized, min(tokenizer.vocab_size, model.config.vocab_size))
     report = {
         "size": f"{before:.1f} MB in float32, {after:.1f} MB in {args.to}",
-        "logits": f"{logits_error(model, quantized, vocab_size):.2%} relative rms error, {TOKENS} random tokens",
+        "logits": f"{error:.2%} relative rms error, {TOKENS} random tokens",
     }
     if text:
         report["perplexity"] = perplexities(model, quantized, tokenizer, text)
-    notes = describe(path).fields.get("training")
-    save(args.out, quantized, tokenizer, {**(notes if isinstance(notes, dict) else {}), "quantized": report})
+    notes = open_checkpoint(path).notes
+    save(args.out, quantized, tokenizer, {**notes, "quantized": report})
     for name, value in report.items():
         print(f"{name:<11} {value}")
     print(f"saved in {args.out}")
@@ -71,7 +72,7 @@ def quantize(args: argparse.Namespace) -> int:
 
 
 def read_text(args: argparse.Namespace) -> str:
-    """The text asked for; for lama-bpe, by default, the end of the Bible, on which it was not trained; else none."""
+    """The text of --text; by default held-out text of the Bible for lama-bpe, and none for other models."""
     from lama.checkpoints import EMBEDDED
     from lama.data import default_corpus, open_corpus
 
@@ -84,12 +85,12 @@ def read_text(args: argparse.Namespace) -> str:
 
 
 def logits_error(model: "GPT", other: "GPT", vocab_size: int) -> float:
-    """√(Σ(other - model)² / Σ model²) over the logits of a fixed sequence of random tokens."""
+    """√(Σ(other - model)² / Σ model²) over the logits of a fixed random sequence."""
     import numpy as np
     from tinygrad import Tensor
 
-    rng = np.random.default_rng(0)
-    tokens = Tensor(rng.integers(vocab_size, size=(1, min(TOKENS, model.config.context_length))).astype(np.int32))
+    size = 1, min(TOKENS, model.config.context_length)
+    tokens = Tensor(np.random.default_rng(0).integers(vocab_size, size=size).astype(np.int32))
     expected, got = (m(tokens).numpy().astype(float) for m in (model, other))
     return math.sqrt(((got - expected) ** 2).sum() / (expected**2).sum())
 
@@ -99,4 +100,5 @@ def perplexities(model: "GPT", other: "GPT", tokenizer: "Tokenizer", text: str) 
 
     before, after = (perplexity(m, tokenizer, text) for m in (model, other))
     rise = after.perplexity / before.perplexity - 1
-    return f"{before.perplexity:.4f} in float32, {after.perplexity:.4f} here ({rise:+.2%}), {before.tokens:,} tokens"
+    change = f"{before.perplexity:.4f} in float32, {after.perplexity:.4f} here ({rise:+.2%})"
+    return f"{change}, {before.tokens:,} tokens"

@@ -1,33 +1,45 @@
-"""`lama tokenizer`: train a byte-level BPE on a text, for `load_huggingface_tokenizer` and Hugging Face's `tokenizers`."""
+"""`lama tokenizer`: train a byte-level BPE tokenizer in Hugging Face's format."""
 
 import argparse
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from lama.cli import Verbs
 from lama.cli.live import progress
 from lama.cli.out import own_folder
 
 LONGEST = 10  # tokens shown
 
 
-def add_parser(verbs: "argparse._SubParsersAction[Any]") -> None:
+def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "tokenizer",
         help="train a byte-pair tokenizer",
-        description="Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, tokenizer.json and "
-        "tokenizer_config.json, as Hugging Face's libraries read them, base.json (the bytes that occur in the corpus) and "
-        "tokens.txt (the corpus as tokens). The same corpus gives the same files.",
+        description="Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, "
+        "tokenizer.json and tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that "
+        "occur in the corpus) and tokens.txt (the corpus as tokens). The same corpus gives the same files.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    text = "a text file, a folder, a pattern, - for standard input, kjv or tinyshakespeare (default kjv, the King James Bible)"
-    add("corpus", nargs="?", metavar="CORPUS", help=text)
-    add("size", type=int, metavar="SIZE", help="entries in the vocabulary: 256 bytes, special tokens, and merges for the rest")
-    add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one of an earlier tokenizer, which is replaced")
-    add("--special", action="append", metavar="TOKEN", help="a special token, may be repeated (default <|endoftext|>)")
+    sources = "a text file, a folder, a pattern, - for standard input, kjv or tinyshakespeare"
+    add("corpus", nargs="?", metavar="CORPUS", help=f"{sources} (default kjv, the King James Bible)")
+    entries = "entries in the vocabulary: 256 bytes, the special tokens, and merges"
+    add("size", type=int, metavar="SIZE", help=entries)
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a new folder, or that of an earlier tokenizer, which is replaced",
+    )
+    add(
+        "--special",
+        action="append",
+        metavar="TOKEN",
+        help="a special token, can be repeated (default <|endoftext|>)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,18 +59,25 @@ def train(args: argparse.Namespace, special: list[str]) -> int:
     n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
     began, total = time.perf_counter(), args.size - 256 - len(special)
-    tokenizer = train_bpe(corpus.pieces(), args.size, special, lambda merges: progress(merges, "merge", "merging", total))
+    tokenizer = train_bpe(
+        corpus.pieces(), args.size, special, lambda merges: progress(merges, "merge", "merging", total)
+    )
     seconds = time.perf_counter() - began
 
-    ids = [i for document in corpus.documents for some in encode_pieces(tokenizer, document.pieces()) for i in some]
+    ids: list[int] = []
+    for document in corpus.documents:
+        for piece_ids in encode_pieces(tokenizer, document.pieces()):
+            ids += piece_ids
     files = {Path(name).name: content for name, content in tokenizer.files.items()}
     vocabulary: dict[str, int] = json.loads(files["vocab.json"])
-    files["base.json"] = (json.dumps(base_symbols(corpus.pieces(), special), ensure_ascii=False) + "\n").encode()
+    base = json.dumps(base_symbols(corpus.pieces(), special), ensure_ascii=False)
+    files["base.json"] = f"{base}\n".encode()
     files["tokens.txt"] = spelled_out(ids, vocabulary).encode()
     write(args.out, files)
 
     print(f"{args.size:,} entries in {seconds:.1f} s: 256 bytes, {total:,} merges, {len(special)} special")
-    longest = sorted((tokenizer.decode_bytes([i]) for i in range(args.size - len(special))), key=len, reverse=True)[:LONGEST]
+    tokens = [tokenizer.decode_bytes([i]) for i in range(args.size - len(special))]
+    longest = sorted(tokens, key=len, reverse=True)[:LONGEST]
     print(f"longest tokens: {', '.join(repr(token.decode(errors='replace')) for token in longest)}")
     print(f"the corpus is {len(ids):,} tokens, {n_bytes / len(ids):.2f} bytes per token")
     print(f"saved in {args.out}: {', '.join(sorted(files))}")
@@ -66,7 +85,7 @@ def train(args: argparse.Namespace, special: list[str]) -> int:
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """All files or none: they take their names when every one is on the disk."""
+    """Write all files or none: they get their names when all of them are on the disk."""
     from lama.checkpoints.atomic import atomic_folder, atomic_write
 
     with atomic_folder(out) as folder:

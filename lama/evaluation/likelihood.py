@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens after others: the one thing that every evaluation here is made of."""
+"""Log-likelihoods of tokens given the tokens before them: the basis of every evaluation here."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,39 +9,39 @@ from tinygrad import Tensor
 
 from lama.embeddings import check_ids
 from lama.errors import LamaError
-from lama.jit import capture_at_once
-from lama.kernels import cross_entropy, embedding
-from lama.models.gpt import GPT
-from lama.shapes import Float, Int
+from lama.models.protocol import CausalLM
+from lama.ops import cross_entropy, embedding
+from lama.runtime.capture import CapturedStep
+from lama.shapes import Array, Float, Int
 
-BATCH_TOKENS = 2048  # fed at once; more is no faster on a CPU
-LOGITS = 1 << 22  # numbers of them at once, 16 MB: 64 positions for GPT-2, all of a batch for a model of bytes
-STEP = 32  # rows are padded to multiples of it
-SHAPE_TOKENS = 2048  # compiling one more width takes as long as feeding this many tokens
+BATCH_TOKENS = 2048  # in a batch; more is no faster on a CPU
+LOGITS = 1 << 22  # computed at once, 16 MB: 64 positions for GPT-2, a whole batch for a model of bytes
+STEP = 32  # rows are padded to multiples of this
+SHAPE_TOKENS = 2048  # compiling one more width takes as long as computing this many tokens
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of which the last `n_scored` are scored, each given all before it; at most context_length + 1 tokens."""
+    """Up to context_length + 1 tokens; the last `n_scored` are scored, each given all before it."""
 
-    tokens: Sequence[int] | np.ndarray
+    tokens: Sequence[int] | Array
     n_scored: int
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model makes of a row's scored tokens, one entry a token."""
+    """Scores of one row, one entry a scored token."""
 
     index: int
-    """Which row."""
-    log_probs: np.ndarray
+    """Index of the row."""
+    log_probs: Array
     """log p(token | all before it), float32, nats."""
-    greedy: np.ndarray
-    """Whether the token is the likeliest one."""
+    greedy: Array
+    """True where the token is the likeliest one."""
 
 
 Progress: TypeAlias = Callable[[Iterable[Scores], int], Iterable[Scores]]
-"""Wraps the scores as they come, and gets their number, to show how far the work is; tqdm does."""
+"""A wrapper of (scores, their number) that shows progress, such as tqdm."""
 
 
 def unwatched(scores: Iterable[Scores], total: int) -> Iterable[Scores]:
@@ -50,30 +50,33 @@ def unwatched(scores: Iterable[Scores], total: int) -> Iterable[Scores]:
 
 
 def target_log_probs(logits: Float[Tensor, "... V"], targets: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """log softmax(logits)[target], in float32; through log-softmax, so large logits are safe."""
+    """log softmax(logits)[target] in float32, safe for large logits."""
     return -cross_entropy(logits, targets)
 
 
 class Scorer:
     """Scores batches of one shape, `width` inputs a row: two captured steps, the blocks and the unembedding.
 
-    Only scored positions are unembedded, a `chunk` of them at a time: for GPT-2 the unembedding is a third of the work,
-    and the logits of a whole batch would fill half a gigabyte.
+    Only scored positions are unembedded, a `chunk` of them at a time. GPT-2's unembedding is a third of the
+    work, and the logits of a whole batch would take half a gigabyte.
     """
 
-    def __init__(self, model: GPT, batch: int, width: int):
+    def __init__(self, model: CausalLM, batch: int, width: int):
         self.model, self.batch, self.width = model, batch, width
         self.chunk = min(batch * width, 1 << max(1, LOGITS // model.config.vocab_size).bit_length() - 1)
-        self._hidden = capture_at_once(lambda tokens: model.hidden(tokens).realize())
-        self._score = capture_at_once(self._score_step)
+        self._hidden = CapturedStep(lambda tokens: model.hidden(tokens).realize())
+        self._score = CapturedStep(self._score_step)
 
-    def __call__(self, rows: Sequence[Row]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def __call__(self, rows: Sequence[Row]) -> list[tuple[Array, Array]]:
         """(log_probs, greedy) of each row."""
-        inputs = np.zeros((self.batch, self.width), np.int32)  # the padding stands behind: no scored token sees it
+        # Padding comes last: no scored token sees it.
+        inputs = np.zeros((self.batch, self.width), np.int32)
         for row, padded in zip(rows, inputs, strict=False):
             padded[: len(row.tokens) - 1] = row.tokens[:-1]
-        # A token is scored by what the position before it puts out.
-        positions = np.concatenate([i * self.width + len(row.tokens) - 1 + np.arange(-row.n_scored, 0) for i, row in enumerate(rows)])
+        # The output at the position before a token scores it.
+        ends = [i * self.width + len(row.tokens) - 1 for i, row in enumerate(rows)]
+        spans = [np.arange(end - row.n_scored, end) for end, row in zip(ends, rows, strict=True)]
+        positions = np.concatenate(spans)
         targets = np.concatenate([row.tokens[-row.n_scored :] for row in rows])
         x = self._hidden(self._tensor(inputs))  # (batch, width, d_model)
         log_probs, greedy = np.empty(len(targets), np.float32), np.empty(len(targets), bool)
@@ -83,23 +86,22 @@ class Scorer:
             chunk[:, :n] = positions[i : i + n], targets[i : i + n]
             scores, hits = self._score(x, *(self._tensor(part) for part in chunk))
             log_probs[i : i + n], greedy[i : i + n] = scores.numpy()[:n], hits.numpy()[:n]
-        ends = np.cumsum([row.n_scored for row in rows])[:-1]
-        return list(zip(np.split(log_probs, ends), np.split(greedy, ends), strict=True))
+        cuts = np.cumsum([row.n_scored for row in rows])[:-1]
+        return list(zip(np.split(log_probs, cuts), np.split(greedy, cuts), strict=True))
 
     def _score_step(self, x: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        picked = embedding(x.reshape(-1, x.shape[-1]), positions)  # (chunk, d_model): rows of x, as if it were a table
+        picked = embedding(x.reshape(-1, x.shape[-1]), positions)  # (chunk, d_model): rows of x
         logits = self.model.logits(picked.unsqueeze(0)).squeeze(0).contiguous()  # (chunk, V)
         log_probs, greedy = target_log_probs(logits, targets), logits.argmax(-1) == targets
         Tensor.realize(log_probs, greedy)
         return log_probs, greedy
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
+    def _tensor(self, values: Array) -> Tensor:
         return Tensor(values, device=str(self.model.embed.weight.device)).realize()
 
 
-def score(model: GPT, rows: Sequence[Row]) -> Iterator[Scores]:
-    """The scores of every row, the longest rows first. Raises LamaError for ids that are no tokens of the model, and for
-    log-likelihoods that are not numbers."""
+def score(model: CausalLM, rows: Sequence[Row]) -> Iterator[Scores]:
+    """Score every row, the longest first. Raises LamaError for unknown ids and infinite log-likelihoods."""
     for row in rows:
         check_ids(np.asarray(row.tokens), model.config.vocab_size)
     for width, indices in by_width([len(row.tokens) - 1 for row in rows], model.config.context_length):
@@ -108,15 +110,17 @@ def score(model: GPT, rows: Sequence[Row]) -> Iterator[Scores]:
             batch = indices[start : start + scorer.batch]
             for i, (log_probs, greedy) in zip(batch, scorer([rows[i] for i in batch]), strict=True):
                 if not np.isfinite(log_probs).all():
-                    raise LamaError(f"log-likelihoods must be finite; got {log_probs.min()} to {log_probs.max()}. Try --dtype float32")
+                    got = f"{log_probs.min()} to {log_probs.max()}"
+                    raise LamaError(f"log-likelihoods are not finite: {got}. Try --dtype float32")
                 yield Scores(i, log_probs, greedy)
 
 
 def by_width(lengths: Sequence[int], longest: int) -> list[tuple[int, list[int]]]:
     """(width, indices of the rows that are padded to it), widest first; few widths, as each is compiled.
 
-    A narrower width begins where what is left to do would waste more padding than a compilation costs.
-    `by_width([40, 3, 31], 64)` is `[(64, [0, 2, 1])]`; with 1,000 more rows of 3 tokens, all but the first get a width of 32.
+    A narrower width begins where the padding of the remaining rows would cost more than a compilation.
+    `by_width([40, 3, 31], 64)` is `[(64, [0, 2, 1])]`; with 1,000 more rows of 3 tokens, all but the first
+    get a width of 32.
     """
     groups: list[tuple[int, list[int]]] = []
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)

@@ -1,4 +1,4 @@
-"""What others published for OpenAI's GPT-2 checkpoints: never compared across protocols, which differ more than models do."""
+"""Published results of OpenAI's GPT-2 checkpoints. Protocols differ more than models: never mix them."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ SIZES = ("124M", "355M", "774M", "1558M")
 
 @dataclass(frozen=True)
 class Series:
-    """Figures of one protocol; accuracies in percent. None: no figure found that names its protocol and its source."""
+    """Figures of one protocol, accuracies in percent; None where no figure with a source was found."""
 
     protocol: str
     same: bool
-    """Whether it is the protocol of `lama.evaluation.tasks`."""
+    """True for the protocol of `lama.evaluation.tasks`."""
     figures: dict[str, tuple[float | None, ...]]
-    """By metric, one for each of SIZES."""
+    """Figures by metric, one for each of SIZES."""
     source: str
 
 
@@ -37,13 +37,16 @@ PUBLISHED = {
             "lm-evaluation-harness",
             True,
             {"acc": (32.56, None, None, 51.21), "perplexity": (40.06, None, None, 10.63)},
-            "github.com/EleutherAI/lm-evaluation-harness, issue 2159 (124M); github.com/EleutherAI/gpt-neo, README.md (1558M)",
+            "github.com/EleutherAI/lm-evaluation-harness, issue 2159 (124M); "
+            "github.com/EleutherAI/gpt-neo, README.md (1558M)",
         ),
         Series(
-            "the GPT-2 paper's, which is not spelled out: others came near its accuracy with the last token in place of the last word",
+            "the GPT-2 paper's, which gives no details: others came near its accuracy with the last token "
+            "instead of the last word",
             False,
             {"acc": (45.99, 55.48, 60.12, 63.24), "perplexity": (35.13, 15.60, 10.87, 8.63)},
-            "Radford et al. 2019, table 3 (sizes there: 117M, 345M, 762M, 1542M); on its scoring, lm-evaluation-harness, issue 356",
+            "Radford et al. 2019, table 3 (sizes there: 117M, 345M, 762M, 1542M); on its scoring, "
+            "lm-evaluation-harness, issue 356",
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Has every layer weights of its own for a reason? One layer's weights used by all, against own ones. Source: Lan et al. 2020 (ALBERT)."""
+"""Compare separate weights for every layer with shared weights. Source: Lan et al. 2020 (ALBERT)."""
 
 from itertools import combinations
 
@@ -7,49 +7,59 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.dropout import Dropout, no_dropout
-from lama.experiments.report import Curve, Options, Panel, Report, Table
-from lama.experiments.text import Fit, fit, shape, smooth
+from lama.experiments.report import Options, Report
+from lama.experiments.text import TextFit, fit, loss_panel, shape
+from lama.masks import Causal
 from lama.models.gpt import GPT
+from lama.tables import Table
 
 LAYERS = 4
 
 
 class Shared:
-    """A GPT of one block, which runs `times` times."""
+    """A GPT with one block that runs `times` times."""
 
     def __init__(self, times: int, seed: int):
         self.gpt, self.times = GPT(shape(n_layers=1), seed), times
         self.config = self.gpt.config
 
     def __call__(self, tokens: Tensor, dropout: Dropout = no_dropout) -> Tensor:
-        x, mask = self.gpt.embedded(tokens)
+        x = self.gpt.embedded(tokens)
         for _ in range(self.times):
-            x = self.gpt.blocks[0](x, mask)
+            x = self.gpt.blocks[0](x, Causal())
         return self.gpt.logits(self.gpt.normalised(x))
 
 
 def alike(model: GPT, of: str) -> float:
     """The mean cosine between the matrices `of` two different layers."""
     weights = [get_state_dict(block)[of].numpy().reshape(-1) for block in model.blocks]
-    return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(weights, 2)]))
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(weights, 2)]
+    return float(np.mean(cosines))
 
 
 def run(options: Options) -> Report:
-    fits: dict[str, Fit] = {
-        f"{LAYERS} layers of their own": fit(options, "own", GPT(shape(n_layers=LAYERS), options.seed)),
-        f"one layer, {LAYERS} times": fit(options, "shared", Shared(LAYERS, options.seed)),
-        "one layer, once": fit(options, "once", GPT(shape(n_layers=1), options.seed)),
+    own = fit(options, "own", GPT(shape(n_layers=LAYERS), options.seed))
+    shared = fit(options, "shared", Shared(LAYERS, options.seed))
+    once = fit(options, "once", GPT(shape(n_layers=1), options.seed))
+    fits: dict[str, TextFit[GPT] | TextFit[Shared]] = {
+        f"{LAYERS} layers, separate weights": own,
+        f"one layer, {LAYERS} times": shared,
+        "one layer, once": once,
     }
-    rows = [(name, sum(int(p.numel()) for p in get_parameters(f.model)), f.heldout) for name, f in fits.items()]
-    own, shared = list(fits.values())[:2]
-    cosines = [(name, alike(own.model, name)) for name in ("attn.qkv.weight", "attn.out.weight", "mlp.up.weight", "mlp.down.weight")]
+    rows = []
+    for name, found in fits.items():
+        rows.append((name, sum(int(p.numel()) for p in get_parameters(found.model)), found.heldout))
+    matrices = ("attn.qkv.weight", "attn.out.weight", "mlp.up.weight", "mlp.down.weight")
+    cosines = [(name, alike(own.model, name)) for name in matrices]
+    different = all(abs(cosine) < 0.2 for _, cosine in cosines)
     return Report(
-        [Table(("model", "parameters", "held-out loss"), rows), Table(("matrix", "mean cosine between two layers"), cosines)],
-        [Panel("training loss", "step", "nats per character", [Curve(n, range(len(f.losses)), smooth(f.losses)) for n, f in fits.items()])],
+        [
+            Table(("model", "parameters", "held-out loss"), rows),
+            Table(("matrix", "mean cosine between two layers"), cosines),
+        ],
+        [loss_panel(fits)],
         {
-            "layers with weights of their own are better than one used by all": own.heldout < shared.heldout,
-            "they learn different things: no matrix is like the same one of another layer (cosine below 0.2)": all(
-                abs(cosine) < 0.2 for _, cosine in cosines
-            ),
+            "separate weights for every layer are better than shared ones": own.heldout < shared.heldout,
+            "no matrix is like that of another layer: the cosine is below 0.2": different,
         },
     )

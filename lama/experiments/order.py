@@ -1,59 +1,63 @@
-"""Where does a transformer know the order of its tokens from, and what does it gain by having no time?"""
+"""Test what tells a transformer the order of tokens, and compare one pass with token-by-token decoding."""
 
 import time
 
 import numpy as np
 from tinygrad import Tensor
 
-from lama.blocks import Block
 from lama.embeddings import sinusoids
-from lama.experiments.report import Curve, Options, Panel, Report, Table
-from lama.generation import Decoder
+from lama.experiments.report import Curve, Options, Panel, Report
+from lama.generation import Runner
 from lama.layers import initialise
 from lama.masks import causal_mask
-from lama.models.gpt import GPT, GPTConfig
+from lama.models.gpt import GPT, GPTConfig, make_block
+from lama.shapes import Array
+from lama.tables import Table
 
 T, D = 24, 32
 LENGTHS = (32, 64, 128, 256, 512)
 
 
 def run(options: Options) -> Report:
-    moved = [moves(options.seed, *kind) for kind in ((False, False, 2), (True, False, 2), (False, True, 1), (False, True, 2))]
+    kinds = ((False, False, 2), (True, False, 2), (False, True, 1), (False, True, 2))
+    moved = [moves(options.seed, *kind) for kind in kinds]
     timed = [speeds(options.seed, length) for length in LENGTHS]
-    tables = [
-        Table(("positions", "mask", "layers", "change of the last output when those before it change places"), moved),
-        Table(("tokens", "all at once, s", "one by one, s", "ratio", "largest difference of logits", "steps that wait, one by one"), timed),
+    change = "change of the last output when the tokens before it are permuted"
+    times = ("tokens", "one pass, s", "token by token, s", "ratio")
+    curves = [
+        Curve("one pass", LENGTHS, [row[1] for row in timed]),
+        Curve("token by token", LENGTHS, [row[2] for row in timed]),
     ]
-    panel = Panel(
-        "time for a text",
-        "tokens",
-        "seconds",
-        [Curve("all at once", LENGTHS, [r[1] for r in timed]), Curve("one by one", LENGTHS, [r[2] for r in timed])],
-        logarithmic="xy",
-    )
     nowhere, positions, mask_1, mask_2 = (row[-1] for row in moved)
     return Report(
-        tables,
-        [panel],
+        [
+            Table(("positions", "mask", "layers", change), moved),
+            Table((*times, "largest difference of logits", "sequential steps, token by token"), timed),
+        ],
+        [Panel("time for a text", "tokens", "seconds", curves, logarithmic="xy")],
         {
             "without positions and mask, order makes no difference": nowhere < 1e-5,
             "with positions it does": positions > 1e-3,
-            "the causal mask alone tells one layer nothing, two layers something": mask_1 < 1e-5 and mask_2 > 1e-3,
-            "all at once and one by one give the same logits": all(row[4] < 1e-4 for row in timed),
+            "the causal mask alone tells one layer nothing, two layers something": mask_1
+            < 1e-5
+            < 1e-3
+            < mask_2,
+            "one pass and token by token give the same logits": all(row[4] < 1e-4 for row in timed),
         },
     )
 
 
 def moves(seed: int, positions: bool, causal: bool, layers: int) -> tuple[str, str, int, float]:
-    """How far the last position's output moves when the others are put in another order."""
+    """How much the last position's output changes when the other tokens are permuted."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((1, T, D)).astype(np.float32)
     order = [*rng.permutation(T - 1), T - 1]
-    blocks = [Block(D, 4, 4 * D) for _ in range(layers)]
+    shape = GPTConfig(d_model=D, n_heads=4)
+    blocks = [make_block(shape, layer) for layer in range(layers)]
     for i, block in enumerate(blocks):
         initialise(block, seed + i, std=0.2)
 
-    def last(x: np.ndarray) -> np.ndarray:
+    def last(x: Array) -> Array:
         stream = Tensor(x + sinusoids(T, D) if positions else x)
         for block in blocks:
             stream = block(stream, causal_mask(T, T) if causal else None)
@@ -64,18 +68,18 @@ def moves(seed: int, positions: bool, causal: bool, layers: int) -> tuple[str, s
 
 
 def speeds(seed: int, n: int) -> tuple[float, ...]:
-    """A text of n tokens through a GPT at once, and through the same GPT token by token with its KV cache."""
+    """Time a text of n tokens in one pass, and token by token with the KV cache."""
     model = GPT(GPTConfig(97, n, d_model=128, n_layers=4, n_heads=4), seed)
     tokens = np.random.default_rng(seed).integers(97, size=(1, n))
-    decoder = Decoder(model)
+    runner = Runner(model)
 
-    def at_once() -> np.ndarray:
-        return decoder.prefill(tokens)
+    def at_once() -> Array:
+        return runner.prefill(tokens)
 
-    def one_by_one() -> np.ndarray:
-        logits = decoder.prefill(tokens[:, :1])
+    def one_by_one() -> Array:
+        logits = runner.prefill(tokens[:, :1])
         for i in range(1, n):
-            logits = decoder.decode(tokens[:, i])
+            logits = runner.decode(tokens[:, i])
         return logits
 
     seconds, logits = [], []

@@ -1,4 +1,4 @@
-"""Tokens that a model may answer with, from what a person types."""
+"""Parse the tokens that a model may answer with."""
 
 from lama.errors import LamaError
 from lama.interp.labels import token_labels
@@ -6,7 +6,7 @@ from lama.tokenizers import Tokenizer, encode_inside
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int:
-    """The one token that this text is; or, where it is more than one, that it is with a space before it.
+    """The one token that spells this text; where that takes several, the one that spells ` text`.
 
     Raises LamaError, naming the tokens that it splits into.
     """
@@ -16,12 +16,13 @@ def single_token(tokenizer: Tokenizer, text: str) -> int:
     if len(ids) > 1 and (spaced := with_space(tokenizer, text)) is not None:
         return spaced
     if len(ids) != 1:
-        raise LamaError(f"an answer must be one token; got {text!r}, which is {len(ids)}: {' '.join(token_labels(tokenizer, ids))}")
+        labels = " ".join(token_labels(tokenizer, ids))
+        raise LamaError(f"an answer must be one token; got {text!r}, which is {len(ids)}: {labels}")
     return ids[0]
 
 
 def with_space(tokenizer: Tokenizer, text: str) -> int | None:
-    """The one token that ` text` is, if it is one."""
+    """The one token that spells ` text`, or None."""
     try:
         ids = encode_inside(tokenizer, f" {text}")
     except LamaError:  # a vocabulary without spaces

@@ -1,160 +1,161 @@
-"""Which tokens a model looks at while it reads a text: the patterns of all its heads, with labels."""
+"""Attention patterns of all heads of a model while it reads a text, with labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 
-from lama.attention import MultiHeadAttention
+from lama.attention import scale_of
 from lama.data.inputs import check_length
 from lama.errors import LamaError, UsageError
+from lama.interp import ATTENTION_KINDS
 from lama.interp.labels import token_labels
 from lama.interp.pictures import HeatMap
-from lama.models.kinds import kind_of
-from lama.models.transformer import Transformer
+from lama.models.encoder_decoder import Transformer
+from lama.models.protocol import AttentionSite
+from lama.models.registry import Model
+from lama.shapes import Array
 from lama.taps import Recorder
+from lama.tokenizers import Tokenizer
 
-SELF, ENCODER, DECODER, CROSS = KINDS = ("self", "encoder", "decoder", "cross")
-"""Self-attention of a model of one stack; of an encoder-decoder the encoder's, the decoder's, and the decoder's to the encoder."""
+SELF, ENCODER, DECODER, CROSS = ATTENTION_KINDS
 ROWS = {SELF: "token", ENCODER: "token", DECODER: "token", CROSS: "written"}
 SHADES = " .:-=+*#%@"
 TALLEST = 10  # letters of a label above a column
 LABELLED = 25  # panels at most
 STRONGEST = 3
-MOMENTS = 5  # of a training beside each other
+MOMENTS = 5  # of a training, side by side
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the heads of one kind of attention do with one text, layers and heads as they are numbered from 0."""
+    """Patterns, queries and keys of one kind of attention for one text. Layers and heads count from 0."""
 
     kind: str
     queries: list[str]
-    """Labels of the T rows of a pattern; of cross-attention the tokens that are written there, else those that are read."""
+    """Labels of the T rows of a pattern: the tokens read or, for cross-attention, the tokens written."""
     keys: list[str]
     """Labels of the S columns."""
-    patterns: np.ndarray
+    patterns: Array
     """(n_layers, H, T, S), rows sum to 1."""
-    q: np.ndarray
+    q: Array
     """(n_layers, H, T, d_head)."""
-    k: np.ndarray
+    k: Array
     """(n_layers, H, S, d_head)."""
     scale: float | list[float] | None
-    """A score is q · k times this, in a list that of its layer; None for similarity functions that are not such a product."""
+    """A score is q · k times this; a list has one for each layer. None: scores are not such products."""
     causal: bool
-    """Whether no query looks at later keys."""
+    """True if no query looks at later keys."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model has attention of one kind: the names that its taps go by, and the modules."""
+def attention_of(
+    model: Model, tokenizer: Tokenizer, tokens: Sequence[int], target: Sequence[int] = ()
+) -> dict[str, Attention]:
+    """Run a model on `tokens` (see `lama.data.inputs`); returns its attention by kind.
 
-    taps: list[str]
-    modules: list[MultiHeadAttention]
-    causal: bool
-
-
-def places(model: Any) -> dict[str, Place]:
-    """The kinds of attention that a model has, and where. Raises ValueError for what is no model of `lama.models.kinds`."""
-    if kind_of(model) != "transformer":
-        causal = kind_of(model) == "gpt"
-        return _place(SELF, "blocks.{}.attn", [block.attn for block in (model if causal else model.encoder).blocks], causal)
-    return (
-        _place(ENCODER, "encoder.blocks.{}.attn", [block.attn for block in model.encoder.blocks], False)
-        | _place(DECODER, "decoder.blocks.{}.attn", [block.attn for block in model.decoder.blocks], True)
-        | _place(CROSS, "decoder.blocks.{}.cross_attn", [block.cross_attn for block in model.decoder.blocks], False)
-    )
-
-
-def _place(kind: str, name: str, modules: Sequence[Any], causal: bool) -> dict[str, Place]:
-    return {kind: Place([name.format(i) for i in range(len(modules))], list(modules), causal)} if modules else {}
-
-
-def attention_of(model: Any, tokenizer: Any, tokens: Sequence[int], target: Sequence[int] = ()) -> dict[str, Attention]:
-    """The attention of a model of any kind that reads `tokens` (see `lama.data.inputs`), by kind.
-
-    An encoder-decoder reads `tokens` as its source and writes `target`, ids without begin and end; row t of its decoder's
-    patterns belongs to the prediction of token t, the last one to that of the end. Raises LamaError for more tokens than the
-    context has, and for a model without attention.
+    An encoder-decoder reads `tokens` as its source and writes `target`, ids without begin and end. Row t of
+    its decoder's patterns predicts token t; the last row predicts the end. Raises LamaError for more tokens
+    than the context has, and for a model without attention.
     """
-    where = places(model)
-    if not where:
-        raise LamaError("the model must have attention; got one without layers")
+    sites = model.attention_sites()
+    if not sites:
+        raise LamaError("the model has no attention layers")
     if not tokens:
         raise LamaError("the model must be given something to read; got no tokens")
     check_length([*tokens], model.config.context_length)
-    record = Recorder(*(f"{tap}.{name}" for place in where.values() for tap in place.taps for name in ("pattern", "q", "k")))
-    inputs = [list(tokens)]
+    names = [name for site in sites.values() for name in site.names]
+    record = Recorder(*(f"{name}.{part}" for name in names for part in ("pattern", "q", "k")))
+    read = token_labels(tokenizer, tokens)
+    labels = {SELF: (read, read), ENCODER: (read, read)}
+    source = Tensor(np.array([tokens], np.int32))
     if isinstance(model, Transformer):
-        inputs.append([model.config.begin, *target])
-        check_length(inputs[1], model.config.context_length)
-    model(*(Tensor(np.array([ids], np.int32)) for ids in inputs), tap=record)
-    read = [token_labels(tokenizer, ids) for ids in inputs]
-    written = token_labels(tokenizer, [*target, model.config.end]) if isinstance(model, Transformer) else []
-    labels = {SELF: (read[0], read[0]), ENCODER: (read[0], read[0]), DECODER: (read[-1], read[-1]), CROSS: (written, read[0])}
+        inputs = check_length([model.config.begin, *target], model.config.context_length)
+        model(source, Tensor(np.array([inputs], np.int32)), tap=record)
+        seen = token_labels(tokenizer, inputs)
+        labels[DECODER] = seen, seen
+        labels[CROSS] = token_labels(tokenizer, [*target, model.config.end]), read
+    else:
+        model(source, tap=record)
     Tensor.realize(*record.values())
 
-    def attention(kind: str, place: Place) -> Attention:
-        patterns, q, k = (np.stack([record[f"{tap}.{name}"].float().numpy()[0] for tap in place.taps]) for name in ("pattern", "q", "k"))
-        scales = [module.scale for module in place.modules if module.scale is not None]
-        scale = scales if len(set(scales)) > 1 else place.modules[0].scale
-        return Attention(kind, *labels[kind], patterns, q, k, scale, place.causal)
+    def recorded(site: AttentionSite, part: str) -> Array:
+        return np.stack([record[f"{name}.{part}"].float().numpy()[0] for name in site.names])
 
-    return {kind: attention(kind, place) for kind, place in where.items()}
-
-
-def chosen_heads(
-    model: Any, kind: str | None = None, layer: int | None = None, head: int | None = None
-) -> tuple[str, list[tuple[int, int]]]:
-    """The kind of attention that is meant, and its heads as (layer, head): one, a layer's, that of every layer, or all.
-
-    Raises UsageError where the model has no such kind, layer or head, saying what there is.
-    """
-    where = places(model)
-    kind = kind or (CROSS if CROSS in where else next(iter(where), SELF))
-    if kind not in where:
-        if not where:
-            raise UsageError("the model must have attention; got one without layers")
-        raise UsageError(f"kind must be one that the model has: {' or '.join(where)}; got {kind}")
-    n_layers, n_heads = len(where[kind].modules), where[kind].modules[0].n_heads
-    for name, value, n in (("layer", layer, n_layers), ("head", head, n_heads)):
-        if value is not None and not 0 <= value < n:
-            raise UsageError(f"{name} must be one of the model's {n}, counted from 0; got {value}. Choose 0 to {n - 1}")
-    layers = range(n_layers) if layer is None else [layer]
-    return kind, [(i, j) for i in layers for j in (range(n_heads) if head is None else [head])]
-
-
-def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatMap]:
-    """A heat map for each of the heads; with more than LABELLED of them without labels."""
-    with_labels = len(heads) <= LABELLED
-    n_layers, n_heads = len({layer for layer, _ in heads}), len({head for _, head in heads})
-    rows, columns, x, y = (attention.queries, attention.keys, "looks at", ROWS[attention.kind]) if with_labels else ([], [], "", "")
-    found = []
-    for layer, head in heads:
-        title = f"{layer}.{head}" if n_layers > 1 and n_heads > 1 else f"layer {layer}, head {head}"
-        found.append(HeatMap(attention.patterns[layer, head], title, rows, columns, x, y, low=0, high=1, unit="attention"))
+    found = {}
+    for kind, site in sites.items():
+        patterns, q, k = recorded(site, "pattern"), recorded(site, "q"), recorded(site, "k")
+        found[kind] = Attention(kind, *labels[kind], patterns, q, k, _scale(site), site.causal)
     return found
 
 
-def moment_panels(patterns: np.ndarray, steps: Sequence[int], heads: Sequence[str], labels: Sequence[str]) -> list[list[HeatMap]]:
-    """Of a recording, patterns (steps, heads, T, T): a row of heat maps for each head, at up to MOMENTS steps, the ends too."""
+def _scale(site: AttentionSite) -> float | list[float] | None:
+    """One scale if all layers share it, else a list by layer; None if there are none."""
+    each = [scale_of(module.similarity, module.d_head) for module in site.modules]
+    scales = [scale for scale in each if scale is not None]
+    return scales if len(set(scales)) > 1 else next(iter(scales), None)
+
+
+def chosen_heads(
+    model: Model, kind: str | None = None, layer: int | None = None, head: int | None = None
+) -> tuple[str, list[tuple[int, int]]]:
+    """The chosen kind of attention and its heads (layer, head): one, a layer's, one a layer, or all.
+
+    Raises UsageError, listing the choices, where the model has no such kind, layer or head.
+    """
+    sites = model.attention_sites()
+    if not sites:
+        raise UsageError("the model has no attention layers")
+    kind = kind or (CROSS if CROSS in sites else next(iter(sites)))
+    if kind not in sites:
+        raise UsageError(f"kind must be one that the model has: {' or '.join(sites)}; got {kind}")
+    n_layers, n_heads = len(sites[kind].modules), sites[kind].modules[0].n_heads
+    for name, value, n in (("layer", layer, n_layers), ("head", head, n_heads)):
+        if value is not None and not 0 <= value < n:
+            raise UsageError(
+                f"{name} must be one of the model's {n}, counted from 0; got {value}. Choose 0 to {n - 1}"
+            )
+    layers = range(n_layers) if layer is None else [layer]
+    heads = range(n_heads) if head is None else [head]
+    return kind, [(i, j) for i in layers for j in heads]
+
+
+def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatMap]:
+    """A heat map for each of the heads; without labels for more than LABELLED of them."""
+    n_layers, n_heads = len({layer for layer, _ in heads}), len({head for _, head in heads})
+    rows, columns, x, y = attention.queries, attention.keys, "looks at", ROWS[attention.kind]
+    if len(heads) > LABELLED:
+        rows, columns, x, y = [], [], "", ""
+    found = []
+    for layer, head in heads:
+        title = f"{layer}.{head}" if n_layers > 1 and n_heads > 1 else f"layer {layer}, head {head}"
+        values = attention.patterns[layer, head]
+        found.append(HeatMap(values, title, rows, columns, x, y, low=0, high=1, unit="attention"))
+    return found
+
+
+def moment_panels(
+    patterns: Array, steps: Sequence[int], heads: Sequence[str], labels: Sequence[str]
+) -> list[list[HeatMap]]:
+    """Heat maps of a recording, patterns (steps, heads, T, T): a row for each head, up to MOMENTS steps."""
     shown = np.unique(np.linspace(0, len(steps) - 1, MOMENTS).round().astype(int)).tolist()
-    axes = (labels, labels, "looks at", "token")
 
     def panel(n: int, head: int) -> HeatMap:
-        return HeatMap(patterns[n, head], f"head {heads[head]}, step {steps[n]:,}", *axes, low=0, high=1, unit="attention")
+        title, values = f"head {heads[head]}, step {steps[n]:,}", patterns[n, head]
+        return HeatMap(values, title, labels, labels, "looks at", "token", low=0, high=1, unit="attention")
 
     return [[panel(n, head) for n in shown] for head in range(len(heads))]
 
 
 def summary(attention: Attention, heads: Sequence[tuple[int, int]]) -> str:
-    """A line for each head: the shares of its attention that go to the first token, to the token itself and to the one before it, on
-    average over the rows from the third on; and of all else the STRONGEST links."""
+    """A line for each head: mean attention to the first token, the token itself and the one before it.
+
+    The means leave out the first two rows. The STRONGEST links to other tokens follow.
+    """
     T, S = attention.patterns.shape[2:]
     near = attention.kind != CROSS
-    lines = [f"{'head':<7}{'first   itself   before   ' if near else ''}strongest {'other ' if near else ''}links"]
+    shown = "first   itself   before   strongest other links" if near else "strongest links"
+    lines = [f"{'head':<7}{shown}"]
     for layer, head in heads:
         pattern = attention.patterns[layer, head].copy()
         shares = ""
@@ -164,19 +165,22 @@ def summary(attention: Attention, heads: Sequence[tuple[int, int]]) -> str:
             shares = "   ".join(f"{pattern[t, column].mean():6.2f}" for column in columns) + "    "
             pattern[:, 0] = 0
             pattern[np.arange(T), np.arange(T)] = pattern[np.arange(1, T), np.arange(T - 1)] = 0
-        best = np.argsort(-pattern, axis=None, kind="stable")[:STRONGEST]
-        links = (
-            f"{attention.queries[i // S]} → {attention.keys[i % S]} {pattern.flat[i]:.2f}" for i in map(int, best) if pattern.flat[i] > 0
-        )
+        best = map(int, np.argsort(-pattern, axis=None, kind="stable")[:STRONGEST])
+        links = [
+            f"{attention.queries[i // S]} → {attention.keys[i % S]} {pattern.flat[i]:.2f}"
+            for i in best
+            if pattern.flat[i] > 0
+        ]
         lines.append(f"{layer}.{head:<5}{shares}{',  '.join(links)}".rstrip())
     return "\n".join(lines)
 
 
-def draw_pattern(pattern: np.ndarray, rows: Sequence[str], columns: Sequence[str], gap: str = " ") -> str:
-    """One pattern (T, S) in characters, darker where more of a row's attention goes; the columns' labels are read downwards."""
+def draw_pattern(pattern: Array, rows: Sequence[str], columns: Sequence[str], gap: str = " ") -> str:
+    """Draw a pattern (T, S) in characters, darker for more attention; column labels read downwards."""
     width, height = max(map(len, rows), default=1), min(TALLEST, max(map(len, columns), default=1))
     cells = np.minimum((pattern * len(SHADES)).astype(int), len(SHADES) - 1)
     tops = [(label if len(label) <= height else f"{label[: height - 1]}…").rjust(height) for label in columns]
     lines = [" " * (width + 2) + gap.join(top[i] for top in tops) for i in range(height)]
-    lines += [f"{row:>{width}}  {gap.join(SHADES[i] for i in of_row[: len(columns)])}" for row, of_row in zip(rows, cells, strict=False)]
+    for row, shades in zip(rows, cells, strict=False):
+        lines.append(f"{row:>{width}}  {gap.join(SHADES[i] for i in shades[: len(columns)])}")
     return "\n".join(line.rstrip() for line in lines)

@@ -1,7 +1,7 @@
-"""A GPT's weights, head by head, as the matrices that attention is made of: what asks, what is looked for, what is moved.
+"""A GPT's weights by head: query, key, value and output matrices.
 
-A head scores two vectors of the stream by x W_Q W_Kᵀ yᵀ and adds y W_V W_O to the stream: those products are its QK and its OV circuit.
-Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+A head scores two vectors of the stream by x W_Q W_Kᵀ yᵀ and adds y W_V W_O to the stream. These products are
+its QK and OV circuits. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
 from dataclasses import dataclass
@@ -14,83 +14,95 @@ from lama.errors import LamaError
 from lama.kernels import Quantized
 from lama.layers import LayerNorm
 from lama.models.gpt import GPT
+from lama.ops import dequantize
+from lama.shapes import Array
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """All heads of a model; rows are what a vector of the stream is multiplied with, x W."""
+    """Matrices of all heads; a vector x of the stream is multiplied as x W."""
 
-    query: np.ndarray
-    """(n_layers, H, d_model, d_head), and so are key and value."""
-    key: np.ndarray
-    value: np.ndarray
-    output: np.ndarray
+    query: Array
+    """(n_layers, H, d_model, d_head), as are key and value."""
+    key: Array
+    value: Array
+    output: Array
     """(n_layers, H, d_head, d_model)."""
 
 
 def head_weights(model: GPT) -> HeadWeights:
-    """Before each pre-norm stands a norm of which only the division by the standard deviation is not linear: its gain and the mean
-    that it takes away are folded into the matrices that read from it, and the mean of what is written, which no norm lets through,
-    is taken away. Biases are left out. Raises LamaError as `check_linear` does.
+    """The weights with the linear part of each norm folded in, without biases.
+
+    A norm subtracts the mean, divides by the standard deviation and multiplies by its gain. Only the division
+    is not linear: mean and gain are folded into the matrices that read from it. The mean of what heads write
+    is subtracted, since no norm lets it through. Raises LamaError as `check_linear` does.
     """
     check_linear(model)
-    parts = [_of_layer(block.attn, block.ln1 if block.norm == "pre" else None) for block in model.blocks]
+    parts = [
+        _layer_weights(block.attn, block.ln1 if block.order == "pre" else None) for block in model.blocks
+    ]
     d_model, n_heads = model.config.d_model, model.config.n_heads
-    none = np.zeros((4, 0, n_heads, d_model, d_model // n_heads), np.float32)  # of a model without layers
+    none = np.zeros((4, 0, n_heads, d_model, d_model // n_heads), np.float32)  # for a model without layers
     q, k, v, o = np.stack([np.stack(part) for part in parts], 1) if parts else none
     return HeadWeights(q, k, v, o.swapaxes(-1, -2))
 
 
-def embedding(model: GPT) -> np.ndarray:
+def embedding_matrix(model: GPT) -> Array:
     """W_E (vocab_size, d_model)."""
     return array(model.embed.weight)
 
 
-def unembedding(model: GPT) -> np.ndarray:
-    """W_U (d_model, vocab_size) with the final norm folded in as `head_weights` does; centred, since a number that is added to all
-    logits says nothing."""
+def unembedding_matrix(model: GPT) -> Array:
+    """W_U (d_model, vocab_size) with the final norm folded in as in `head_weights`.
+
+    It is centred: a constant added to all logits changes no probability.
+    """
     weight = array(model.embed.weight if model.unembed is None else model.unembed.weight).T
     return _read(weight - weight.mean(1, keepdims=True), model.ln_final)
 
 
 def check_linear(model: GPT) -> None:
-    """Refuse a model in whose stream the heads' outputs do not add up. Raises LamaError."""
+    """Raises LamaError for a model whose heads' outputs do not add up in the stream."""
     if model.config.norm == "post" or not model.config.residual:
         got = "norm=post" if model.config.norm == "post" else "residual=False"
-        raise LamaError(f"what heads write must add up in the stream, as with norm pre or none and residual=True; got a model with {got}")
+        wanted = "norm pre or none and residual=True"
+        raise LamaError(
+            f"heads' outputs must add up in the stream, which needs {wanted}; got a model with {got}"
+        )
 
 
 def check_layers(model: GPT) -> None:
-    """Raises LamaError for a model without layers: it has neither heads nor neurons."""
+    """Raises LamaError for a model without layers, which has neither heads nor neurons."""
     if model.config.n_layers == 0:
         raise LamaError("the model must have layers; got n_layers=0")
 
 
 def check_answers(model: GPT, *answers: int | None) -> None:
-    """Raises LamaError for an answer that the model has no row for; a tokenizer may be larger than its model."""
+    """Raises LamaError for a token that the model has no row for: a tokenizer may have more tokens."""
     for answer in answers:
         if answer is not None and not 0 <= answer < model.config.vocab_size:
-            raise LamaError(f"an answer must be a token of the model, 0 to {model.config.vocab_size - 1}; got id {answer}")
+            last = model.config.vocab_size - 1
+            raise LamaError(f"an answer must be a token of the model, 0 to {last}; got id {answer}")
 
 
-def array(weight: Tensor | Quantized) -> np.ndarray:
-    """A parameter's numbers, in float32."""
-    return weight.float().numpy()
+def array(weight: Tensor | Quantized) -> Array:
+    """The values of a parameter in float32."""
+    return (dequantize(weight) if isinstance(weight, Quantized) else weight.float()).numpy()
 
 
-def _of_layer(attn: MultiHeadAttention, norm: LayerNorm | None) -> tuple[np.ndarray, ...]:
-    """Query, key, value and output (d_model, d_head) of each head; the output's is transposed."""
+def _layer_weights(attn: MultiHeadAttention, norm: LayerNorm | None) -> tuple[Array, Array, Array, Array]:
+    """Query, key, value and transposed output matrices (H, d_model, d_head) of one layer."""
     d_model = attn.n_heads * attn.d_head
-    qkv = array(attn.qkv.weight).reshape(3, attn.n_heads, attn.d_head, d_model).swapaxes(-1, -2)  # (3, H, d_model, d_head)
-    q, k, v = _read(qkv, norm)
+    qkv = array(attn.qkv.weight).reshape(3, attn.n_heads, attn.d_head, d_model)
+    q, k, v = _read(qkv.swapaxes(-1, -2), norm)  # (H, d_model, d_head)
     if isinstance(attn.similarity, General):
         q = q @ array(attn.similarity.weight)
-    out = array(attn.out.weight).reshape(d_model, attn.n_heads, attn.d_head).swapaxes(0, 1)  # (H, d_model, d_head)
+    out = array(attn.out.weight).reshape(d_model, attn.n_heads, attn.d_head).swapaxes(0, 1)
     return q, k, v, out if norm is None else out - out.mean(-2, keepdims=True)
 
 
-def _read(weight: np.ndarray, norm: LayerNorm | None) -> np.ndarray:
-    """A matrix (..., d_model, n) that reads what `norm` gives, as one that reads what `norm` gets."""
+def _read(weight: Array, norm: LayerNorm | None) -> Array:
+    """Fold a norm into the matrix (..., d_model, n) that reads its output."""
     if norm is None:
         return weight
     weight = weight * array(norm.weight)[:, None]

@@ -1,15 +1,18 @@
-"""How a model adds modulo an odd p: it turns a and b into waves of a few frequencies. Source: Nanda et al. 2023.
+"""Fourier analysis of addition modulo an odd p: models represent a and b by waves of a few frequencies.
 
-A frequency k = 1 ... (p − 1) / 2 stands for cos(2πk·x / p) and sin(2πk·x / p). Arrays are numpy's, (p, p, ...) over all pairs (a, b).
+Frequency k = 1 ... (p − 1) / 2 stands for cos(2πk·x / p) and sin(2πk·x / p). Arrays (p, p, ...) run over all
+pairs (a, b). Source: Nanda et al. 2023.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from lama.shapes import Array
 
-def fourier_basis(p: int) -> np.ndarray:
-    """Orthonormal waves over 0 ... p − 1, (p, p), a row each: the constant, then cosine and sine of frequency 1, of 2, ...
+
+def fourier_basis(p: int) -> Array:
+    """Orthonormal waves over 0 ... p − 1, rows of (p, p): the constant, then cosine and sine by frequency.
 
     Raises ValueError for an even p, whose last frequency has no sine.
     """
@@ -20,65 +23,62 @@ def fourier_basis(p: int) -> np.ndarray:
     return np.concatenate([np.full((1, p), p**-0.5), waves * (2 / p) ** 0.5])
 
 
-def spectrum(matrix: np.ndarray) -> np.ndarray:
-    """Which share of a matrix (p, d), its mean over the rows taken away, is in waves of each frequency: ((p − 1) / 2,)."""
+def spectrum(matrix: Array) -> Array:
+    """Share of each frequency, ((p − 1) / 2,), in a matrix (p, d) without the mean of its rows."""
     return _shares((fourier_basis(len(matrix)) @ matrix)[1:])
 
 
-def sum_spectrum(logits: np.ndarray) -> np.ndarray:
-    """Which share of the logits' variance is in waves of a + b of each frequency: (p, p, p) -> ((p − 1) / 2,).
+def sum_spectrum(logits: Array) -> Array:
+    """Share of each frequency of a + b in the variance of logits: (p, p, p) -> ((p − 1) / 2,).
 
-    The variance is what is left without each answer's mean over all pairs and each pair's mean over all answers.
+    The variance leaves out each answer's mean over all pairs and each pair's mean over all answers.
     """
     centred = centre(logits)
     p = len(logits)
     energy = ((sum_waves(p, range(1, p // 2 + 1)) @ centred.reshape(p * p, -1)) ** 2).sum(1)
-    shares: np.ndarray = energy.reshape(-1, 2).sum(1) / (centred**2).sum()
-    return shares
+    return energy.reshape(-1, 2).sum(1) / (centred**2).sum()
 
 
-def centre(logits: np.ndarray) -> np.ndarray:
-    """(p, p, n) without each answer's mean over all pairs, nor each pair's over all answers, which no softmax sees."""
+def centre(logits: Array) -> Array:
+    """Subtract each answer's mean over all pairs and each pair's over all answers from logits (p, p, n)."""
     logits = logits - logits.mean((0, 1))
-    centred: np.ndarray = logits - logits.mean(2, keepdims=True)
-    return centred
+    return logits - logits.mean(2, keepdims=True)
 
 
-def sum_waves(p: int, frequencies: Sequence[int]) -> np.ndarray:
+def sum_waves(p: int, frequencies: Sequence[int]) -> Array:
     """Orthonormal waves of a + b, two for each frequency: (2 · frequencies, p²)."""
     rows = [row for k in frequencies for row in (2 * k - 1, 2 * k)]
     sums = np.add.outer(np.arange(p), np.arange(p)) % p
-    waves: np.ndarray = fourier_basis(p)[rows][:, sums.reshape(-1)] / p**0.5
-    return waves
+    return fourier_basis(p)[rows][:, sums.reshape(-1)] / p**0.5
 
 
-def waves_of(logits: np.ndarray, frequencies: Sequence[int]) -> np.ndarray:
-    """The part of the logits (p, p, n) that is in waves of a + b of these frequencies."""
+def waves_of(logits: Array, frequencies: Sequence[int]) -> Array:
+    """The part of logits (p, p, n) in waves of a + b with these frequencies."""
     p = len(logits)
     waves = sum_waves(p, frequencies)
     return (waves.T @ (waves @ logits.reshape(p * p, -1))).reshape(logits.shape)
 
 
-def restricted(logits: np.ndarray, frequencies: Sequence[int]) -> np.ndarray:
-    """The logits (p, p, n) that are left of these if all but the waves of these frequencies is replaced by its mean over the pairs."""
+def restricted(logits: Array, frequencies: Sequence[int]) -> Array:
+    """Logits (p, p, n) with all but the waves of these frequencies replaced by their mean over pairs."""
     return waves_of(logits, frequencies) + logits.mean((0, 1))
 
 
-def excluded(logits: np.ndarray, frequencies: Sequence[int]) -> np.ndarray:
-    """The logits (p, p, n) without the waves of these frequencies."""
+def excluded(logits: Array, frequencies: Sequence[int]) -> Array:
+    """Logits (p, p, n) without the waves of these frequencies."""
     return logits - waves_of(logits, frequencies)
 
 
-def key_frequencies(shares: np.ndarray, least: float = 0.01) -> list[int]:
-    """The frequencies with at least this share of a spectrum, the largest first."""
+def key_frequencies(shares: Array, least: float = 0.01) -> list[int]:
+    """Frequencies with at least this share of a spectrum, the largest first."""
     order = np.argsort(-shares, kind="stable")
     return [int(i) + 1 for i in order if shares[i] >= least]
 
 
-def tuned(neurons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each neuron, activations (p, p, n), the frequency that explains most of it, and the share of its variance that it explains.
+def tuned(neurons: Array) -> tuple[Array, Array]:
+    """The frequency that explains most of each neuron (p, p, n), and the share of variance it explains.
 
-    A frequency explains what its waves of a, of b, and their products make up. A neuron that never changes has the share 0.
+    A frequency explains the waves of a and of b and their products. A constant neuron has the share 0.
     """
     p, _, n = neurons.shape
     basis = fourier_basis(p)
@@ -91,8 +91,7 @@ def tuned(neurons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return best + 1, shares
 
 
-def _shares(waves: np.ndarray) -> np.ndarray:
-    """The energies of cosines and sines (2 · frequencies, d), together by frequency, as shares of all."""
+def _shares(waves: Array) -> Array:
+    """Energy by frequency of cosines and sines (2 · frequencies, d), as shares of the total."""
     energy = (waves**2).sum(1).reshape(-1, 2).sum(1)
-    shares: np.ndarray = energy / energy.sum()
-    return shares
+    return energy / energy.sum()

@@ -1,4 +1,4 @@
-"""Tokens as labels: each readable for itself, white space and half characters too."""
+"""Readable labels of tokens, white space and parts of characters included."""
 
 from collections.abc import Iterable
 from typing import SupportsInt
@@ -10,16 +10,16 @@ PAIR_LABELS = {PairTokenizer.pad: "<pad>", PairTokenizer.begin: "<begin>", PairT
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[SupportsInt]) -> list[str]:
-    """A label for each token: ` the` is `·the`, a line's end `↵`, the first byte of `é` `\\xc3`; WordPiece's as its vocabulary has them.
+    """A label for each token: `·the` for ` the`, `↵` for a line's end, `\\xc3` for the first byte of `é`.
 
-    A row of the model that the tokenizer has no token for is called by its id, `<50300>`.
+    WordPiece tokens keep their spelling. A row of the model without a token is shown by its id, `<50300>`.
     """
     return [_label(tokenizer, int(token)) or f"<{int(token)}>" for token in ids]
 
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
     if isinstance(tokenizer, PairTokenizer):
-        return PAIR_LABELS[token] if token in PAIR_LABELS else _label(tokenizer.inner, token - tokenizer.first)
+        return PAIR_LABELS.get(token) or _label(tokenizer.inner, token - tokenizer.first)
     if isinstance(tokenizer, WordPieceTokenizer) and token in tokenizer.vocabulary:
         return tokenizer.vocabulary[token]
     if token >= tokenizer.vocab_size:

@@ -1,4 +1,4 @@
-"""What a GPT would say after each layer, and which of its parts made it say what it says."""
+"""Logit lens and direct logit attribution: predictions after each layer, and each part's share in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,35 +8,41 @@ from tinygrad import Tensor
 
 from lama.interp.circuits import array, check_answers, check_linear
 from lama.interp.record import run_with_cache
+from lama.kernels import Quantized
 from lama.models.gpt import GPT
+from lama.ops import round_activations
+from lama.shapes import Array
 
 
 @dataclass(frozen=True)
 class Lens:
-    """The next token as it could be read from the stream, after the embedding and after each of the layers: n_layers + 1 stages."""
+    """Predictions of the next token after the embedding and after each layer: n_layers + 1 stages."""
 
     answer: int
-    """The token whose rank and probability these are."""
-    top: np.ndarray
-    """(stages, T, k): the likeliest tokens, the first the likeliest."""
-    top_probability: np.ndarray
+    """The token that rank and probability are about."""
+    top: Array
+    """(stages, T, k): the likeliest tokens in order."""
+    top_probability: Array
     """(stages, T, k)."""
-    rank: np.ndarray
-    """(stages, T): of the answer among all tokens, 1 where it is the likeliest."""
-    probability: np.ndarray
-    """(stages, T): of the answer."""
+    rank: Array
+    """(stages, T): rank of the answer among all tokens; 1 is the likeliest."""
+    probability: Array
+    """(stages, T): probability of the answer."""
 
 
 def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
-    """Give the stream of each stage to the final norm (where there is one) and the unembedding, as if no layers followed.
+    """Apply the final norm (if any) and the unembedding to the stream of each stage.
 
-    Without an answer, it is the token that the model finds likeliest after the last one. Raises LamaError for an unknown id.
-    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    The default answer is the model's likeliest next token. Raises LamaError for an unknown id. Source:
+    nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     if answer is not None:
         check_answers(model, answer)
     device, k = model.embed.weight.device, min(k, model.config.vocab_size)
-    logits = [model.logits(model.normalised(Tensor(x, device=device)))[0].float().numpy() for x in _streams(model, tokens)]
+    logits = [
+        model.logits(model.normalised(Tensor(x, device=device)))[0].float().numpy()
+        for x in _streams(model, tokens)
+    ]
     answer = int(logits[-1][-1].argmax()) if answer is None else answer
     stages = []
     for at in logits:  # (T, vocab_size)
@@ -47,37 +53,43 @@ def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: 
     return Lens(answer, *(np.stack(part) for part in zip(*stages, strict=True)))
 
 
-def _streams(model: GPT, tokens: Sequence[int]) -> list[np.ndarray]:
+def _streams(model: GPT, tokens: Sequence[int]) -> list[Array]:
     """The stream (1, T, d_model) before the first layer and after each."""
     names = ("embed", "pos_embed", *(f"blocks.{i}.resid_post" for i in range(model.config.n_layers)))
     _, cache = run_with_cache(model, [tokens], *names)
     return [cache["embed"] + cache["pos_embed"], *(cache[name] for name in names[2:])]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def _softmax(logits: Array) -> Array:
     e = np.exp(logits - logits.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each part adds to the logit of an answer, above that of another token or above the mean of all."""
+    """Each part's share in the logit of an answer, above another token's logit or above the mean of all."""
 
     difference: float
-    """What the parts add up to, as the model has it."""
+    """The difference in the model's logits: the sum of the parts."""
     parts: dict[str, float]
-    """By the activation's name: embed, pos_embed, blocks.0.attn_out, blocks.0.mlp_out, ..., and ln_final.bias."""
-    heads: np.ndarray
-    """(n_layers, H): what each head has in its layer's attn_out."""
-    attention_biases: np.ndarray
-    """(n_layers,): the rest of it, of the bias of the output matrix."""
+    """Shares by name: embed, pos_embed, blocks.0.attn_out, blocks.0.mlp_out, ..., ln_final.bias.
+
+    `rounding` is the effect of rounded activations before a quantised unembedding.
+    """
+    heads: Array
+    """(n_layers, H): each head's share in its layer's attn_out."""
+    attention_biases: Array
+    """(n_layers,): the share of the output matrix's bias, the rest of attn_out."""
 
 
 def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | None = None) -> Attribution:
-    """Direct logit attribution after the last token: each part's share of the final stream, through the final norm, its division held
-    at what it is for the whole stream, and the unembedding. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`.
+    """Direct logit attribution after the last token.
 
-    Raises LamaError for a model with norm=post or without residuals, whose parts do not add up, and for ids that are no tokens.
+    Each part of the final stream passes through the final norm and the unembedding. The norm divides by the
+    standard deviation of the whole stream. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`.
+
+    Raises LamaError for a model with norm=post or without residuals, whose parts do not add up, and for
+    unknown ids.
     """
     check_linear(model)
     check_answers(model, answer, against)
@@ -85,35 +97,56 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     wanted = ("embed", "pos_embed", "blocks.*.attn.z", *(f"blocks.*.{name}" for name in writers))
     layers = range(model.config.n_layers)
     logits, cache = run_with_cache(model, [tokens], *(wanted if layers else wanted[:2]))
-    embed, positions = (np.broadcast_to(cache[name], (*cache["embed"].shape,))[0, -1] for name in wanted[:2])
-    written = {"embed": embed, "pos_embed": positions}
+    positions = np.broadcast_to(cache["pos_embed"], cache["embed"].shape)
+    written = {"embed": cache["embed"][0, -1], "pos_embed": positions[0, -1]}
     for i in layers:
         written |= {f"blocks.{i}.{name}": cache[f"blocks.{i}.{name}"][0, -1] for name in writers}
-    direction, bias = _read_out(model, answer, against, np.sum([part.astype(np.float64) for part in written.values()], axis=0))
+    stream = np.sum([part.astype(np.float64) for part in written.values()], axis=0)
+    direction, bias, rounding = _read_out(model, answer, against, stream)
     parts = {name: float(part @ direction) for name, part in written.items()} | {"ln_final.bias": bias}
+    if rounding is not None:
+        parts["rounding"] = rounding
     heads, biases = _heads(model, [cache[f"blocks.{i}.attn.z"][0, :, -1] for i in layers], direction)
     at = logits[0, -1].astype(np.float64)
-    return Attribution(float(at[answer] - (at.mean() if against is None else at[against])), parts, heads, biases)
+    other = at.mean() if against is None else at[against]
+    return Attribution(float(at[answer] - other), parts, heads, biases)
 
 
-def _read_out(model: GPT, answer: int, against: int | None, stream: np.ndarray) -> tuple[np.ndarray, float]:
-    """(direction, bias): a part of this stream (d_model,) makes a logit difference of part @ direction; the norm's bias adds its own."""
-    weight = array(model.embed.weight if model.unembed is None else model.unembed.weight).astype(np.float64)  # (vocab_size, d_model)
+def _read_out(
+    model: GPT, answer: int, against: int | None, stream: Array
+) -> tuple[Array, float, float | None]:
+    """(direction, bias, rounding): a part of the stream (d_model,) adds part @ direction to the difference.
+
+    The norm's bias adds `bias`; rounded activations before a quantised unembedding add `rounding`.
+    """
+    parameter = model.embed.weight if model.unembed is None else model.unembed.weight
+    weight = array(parameter).astype(np.float64)  # (vocab_size, d_model)
     direction = weight[answer] - (weight.mean(0) if against is None else weight[against])
-    norm = model.ln_final
-    if norm is None:
-        return direction, 0.0
-    bias = 0.0 if norm.bias is None else float(array(norm.bias) @ direction)
-    direction = direction * array(norm.weight) / np.sqrt(stream.var() + norm.epsilon)
-    return direction - direction.mean(), bias  # a part's mean is taken away from it
+    norm, read, bias, through = model.ln_final, stream, 0.0, direction
+    if norm is not None:
+        shift = np.zeros(len(stream)) if norm.bias is None else array(norm.bias)
+        read = (stream - stream.mean()) / np.sqrt(stream.var() + norm.epsilon) * array(norm.weight) + shift
+        bias = float(shift @ direction)
+        through = direction * array(norm.weight) / np.sqrt(stream.var() + norm.epsilon)
+        through = through - through.mean()  # the norm subtracts a part's mean
+    rounding = None
+    if isinstance(parameter, Quantized):
+        rounding = float((_as_multiplied(read, parameter) - read) @ direction)
+    return through, bias, rounding
 
 
-def _heads(model: GPT, z: list[np.ndarray], direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What heads with these z (H, d_head), a layer each, add in that direction, and what the biases of the output matrices do."""
+def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
+    """x (d,) as it enters a product with this weight: rounded if the weight is quantised."""
+    return round_activations(Tensor(x.astype(np.float32))).numpy() if isinstance(weight, Quantized) else x
+
+
+def _heads(model: GPT, z: list[Array], direction: Array) -> tuple[Array, Array]:
+    """The shares in that direction of heads with outputs z (H, d_head) by layer, and of the biases."""
     c = model.config
     heads, biases = np.zeros((c.n_layers, c.n_heads)), np.zeros(c.n_layers)
-    for i, (block, of_layer) in enumerate(zip(model.blocks, z, strict=True)):
+    for i, (block, heads_z) in enumerate(zip(model.blocks, z, strict=True)):
         read = (direction @ array(block.attn.out.weight)).reshape(c.n_heads, -1)  # (H, d_head)
-        heads[i] = (of_layer * read).sum(-1)
+        multiplied = _as_multiplied(heads_z.reshape(-1), block.attn.out.weight).reshape(heads_z.shape)
+        heads[i] = (multiplied * read).sum(-1)
         biases[i] = 0.0 if block.attn.out.bias is None else array(block.attn.out.bias) @ direction
     return heads, biases

@@ -1,49 +1,52 @@
-"""Matrices as pictures: one heat map, or many beside each other. Bytes, for any output."""
+"""Draw matrices as heat maps, one or a grid of them, as the bytes of a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lama.figures import make_figure, render
+from lama.shapes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ft2font import FT2Font
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 SEQUENTIAL, DIVERGING, MISSING = "Blues", "RdBu_r", "#dddddd"
-LARGEST, LETTER = 8.0, 0.57  # points; a letter's width in its height, about
-LEAST_POINTS = 3.5  # smaller labels cannot be read: only some of them are written
-TITLE, NAME, GAP, BAR = 0.24, 0.22, 0.14, 0.72  # inches: above a panel, beside an axis, between panels, of a colour bar
+LARGEST, LETTER = 8.0, 0.57  # points; about a letter's width as a share of its height
+LEAST_POINTS = 3.5  # smaller labels cannot be read: some are left out instead
+# Inches: above a panel, beside an axis, between panels, of a colour bar.
+TITLE, NAME, GAP, BAR = 0.24, 0.22, 0.14, 0.72
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A matrix to be drawn, darker where its values are higher; NaN is grey."""
+    """A matrix to draw: darker cells have higher values, NaN is grey."""
 
-    values: np.ndarray
+    values: Array
     """(R, C)."""
     title: str = ""
     rows: Sequence[str] = ()
-    """Labels, from the top; none, or R."""
+    """R labels from the top, or none."""
     columns: Sequence[str] = ()
-    """Labels, from the left; none, or C."""
+    """C labels from the left, or none."""
     x: str = ""
-    """What the columns are."""
+    """The name of the columns."""
     y: str = ""
-    """What the rows are."""
+    """The name of the rows."""
     centred: bool = False
     """Blue below 0, white there, red above: for differences."""
     low: float | None = None
-    """The value of the lightest colour; the smallest one where it is not given."""
+    """The value of the lightest colour; by default the smallest value."""
     high: float | None = None
-    """The value of the darkest colour; the largest one where it is not given."""
+    """The value of the darkest colour; by default the largest value."""
     unit: str = ""
-    """What the values are: stands beside the colour bar."""
+    """The unit of the values, written beside the colour bar."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.values)
@@ -54,7 +57,7 @@ class HeatMap:
                 raise ValueError(f"{name} must have no label or one for each of {n}; got {len(labels)}")
 
     def limits(self) -> tuple[float, float]:
-        """The values of the two ends of the colours: those given, else such that all values fit."""
+        """The values of the lightest and the darkest colour."""
         finite = self.values[np.isfinite(self.values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         if self.centred:
@@ -64,10 +67,10 @@ class HeatMap:
 
 
 def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None = None) -> bytes:
-    """One picture of all panels, `columns` of them beside each other (as a square, if not said), as a png or svg.
+    """Draw panels in a grid, `columns` wide (default: about square), as a png or svg.
 
-    Labels that all panels share stand at the left and at the bottom only, and one colour bar is there where all have one scale.
-    Raises LamaError where matplotlib is not installed, ValueError without panels.
+    Labels that all panels share are written at the left and at the bottom only; panels of one scale share a
+    colour bar. Raises LamaError where matplotlib is not installed, ValueError without panels.
     """
     if not panels:
         raise ValueError("heat_maps must be given at least one panel; got none")
@@ -89,31 +92,38 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     shared = _shared(panels, "rows"), _shared(panels, "columns")
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
     font = min(_font(panel, width, height) for panel in panels)
-    # Labels that are shared take room once; others beside each column of panels as the widest there needs, and below each row.
-    beside = [[_label_width(panel.rows, font) + NAME * bool(panel.y) for panel in panels[i::columns]] for i in range(columns)]
-    under = [
-        [_label_width(panel.columns, font) + NAME * bool(panel.x) for panel in panels[i * columns : (i + 1) * columns]] for i in range(rows)
-    ]
-    lefts = [max(room) if not shared[0] or i == 0 else 0.0 for i, room in enumerate(beside)]
-    belows = [max(room) if not shared[1] or i == rows - 1 else 0.0 for i, room in enumerate(under)]
-    above = TITLE * any(panel.title for panel in panels)
-    x_of = np.cumsum([0.0, *(left + width + GAP + BAR * (not one_bar) for left in lefts)])
+    # Shared labels take room once. Other labels take the room of the widest beside each column of panels,
+    # and of the highest below each row.
+    beside = [_label_width(panel.rows, font, panel.y) for panel in panels]
+    under = [_label_width(panel.columns, font, panel.x) for panel in panels]
+    lefts = [max(beside[i::columns]) if not shared[0] or i == 0 else 0.0 for i in range(columns)]
+    belows = [0.0] * rows
+    for i in range(rows):
+        if not shared[1] or i == rows - 1:
+            belows[i] = max(under[i * columns : (i + 1) * columns])
+    above = TITLE if any(panel.title for panel in panels) else 0.0
+    bar_each, bar_once = (0.0, BAR) if one_bar else (BAR, 0.0)
+    x_of = np.cumsum([0.0, *(left + width + GAP + bar_each for left in lefts)])
     y_of = np.cumsum([0.0, *(above + height + GAP + below for below in belows)])
-    total = float(x_of[-1]) + BAR * one_bar, float(y_of[-1])
-    figure.set_size_inches(*total)
+    total_width, total_height = float(x_of[-1]) + bar_once, float(y_of[-1])
+    figure.set_size_inches(total_width, total_height)
     room = float(np.diff(x_of).min()) * 72 / LETTER / max(1, max(len(panel.title) for panel in panels))
-    points = max(LEAST_POINTS, min(9.0 if any(panel.rows or panel.columns for panel in panels) else 7.0, room))
+    largest = 9.0 if any(panel.rows or panel.columns for panel in panels) else 7.0
+    points = max(LEAST_POINTS, min(largest, room))
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         x, top = x_of[column] + lefts[column], y_of[row] + above
-        axes = figure.add_axes((x / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1]))
+        bottom, tall = 1 - (top + height) / total_height, height / total_height
+        axes = figure.add_axes((x / total_width, bottom, width / total_width, tall))
         _draw_matrix(axes, panel, points)
         if not shared[0] or column == 0:
             _label(axes.yaxis, panel.rows, panel.y, height, font)
         if not shared[1] or i + columns >= many:
-            _label(axes.xaxis, panel.columns, panel.x, width, font, upright=any(len(label) > 2 for label in panel.columns))
+            upright = any(len(label) > 2 for label in panel.columns)
+            _label(axes.xaxis, panel.columns, panel.x, width, font, upright)
         if not one_bar or (row == 0 and column == columns - 1):
-            bar = figure.add_axes(((x + width + GAP / 2) / total[0], 1 - (top + height) / total[1], 0.1 / total[0], height / total[1]))
+            left = (x + width + GAP / 2) / total_width
+            bar = figure.add_axes((left, bottom, 0.1 / total_width, tall))
             figure.colorbar(ScalarMappable(axes.images[0].norm, axes.images[0].cmap), cax=bar)
             bar.set_ylabel(drawable(panel.unit), fontsize=7)
             bar.tick_params(labelsize=7, length=2, width=0.5)
@@ -121,41 +131,43 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
 
 
 def _side(n: int) -> int:
-    """How many of n panels stand beside each other: about as many as above each other, and such that no row is short, if possible."""
+    """Columns of a nearly square grid of n panels, with full rows if possible."""
     root = int(np.ceil(np.sqrt(n)))
-    return next((columns for columns in range(root, 2 * root) if n % columns == 0 and columns * columns < 3 * n), root)
+    full = (columns for columns in range(root, 2 * root) if n % columns == 0 and columns * columns < 3 * n)
+    return next(full, root)
 
 
 def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
-    """The matrix, and above it its title."""
+    """Draw a matrix and its title."""
     import matplotlib
 
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
     low, high = panel.limits()
-    axes.imshow(np.ma.masked_invalid(panel.values), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
+    values = np.ma.masked_invalid(panel.values)
+    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
     axes.set_title(drawable(panel.title), fontsize=points, pad=3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="#999999", linewidth=0.5)
 
 
-def _label(axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float, upright: bool = False) -> None:
-    """Write the labels beside an axis of that length, and its name."""
-    places = _places(len(labels), inches, font)
-    axis.set_ticks(places, [drawable(labels[i]) for i in places])
+def _label(
+    axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float, upright: bool = False
+) -> None:
+    """Write the labels and the name of an axis of that length."""
+    every = max(1, int(np.ceil(len(labels) * font / 72 / inches)))  # labels that would overlap are left out
+    places = range(0, len(labels), every)
+    axis.set_ticks([*places], [drawable(labels[i]) for i in places])
     axis.set_tick_params(length=0, pad=2, labelsize=font)
     if upright:
         axis.set_tick_params(rotation=90)
     axis.set_label_text(drawable(name), fontsize=8)
 
 
-def _places(n: int, inches: float, font: float) -> list[int]:
-    """Which of n labels are written: all, or every second, ... where they would lie upon each other."""
-    return list(range(0, n, max(1, int(np.ceil(n * font / 72 / inches)))))
-
-
 def _size(panel: HeatMap, many: int) -> tuple[float, float]:
     """Width and height of a panel's matrix in inches: more for more cells, less for more panels."""
-    cell, least, most = (0.24, 1.6, 10.0) if many == 1 else (0.13, 1.3, 3.6) if many <= 16 else (0.08, 0.6, 1.0)
+    cell, least, most = (0.13, 1.3, 3.6) if many <= 16 else (0.08, 0.6, 1.0)
+    if many == 1:
+        cell, least, most = 0.24, 1.6, 10.0
     rows, columns = panel.values.shape
     cell = min(cell, most / max(rows, columns))
     cell = max(cell, min(least / max(rows, columns), 0.5))
@@ -163,16 +175,21 @@ def _size(panel: HeatMap, many: int) -> tuple[float, float]:
 
 
 def _font(panel: HeatMap, width: float, height: float) -> float:
-    """Points in which a panel's labels do not touch."""
+    """The font size in points at which a panel's labels do not touch."""
     rows, columns = panel.values.shape
-    sizes = [LARGEST] + [height / rows * 72 * 0.9] * bool(panel.rows) + [width / columns * 72 * 0.9] * bool(panel.columns)
-    return max(LEAST_POINTS, min(sizes))
+    size = LARGEST
+    if panel.rows:
+        size = min(size, height / rows * 72 * 0.9)
+    if panel.columns:
+        size = min(size, width / columns * 72 * 0.9)
+    return max(LEAST_POINTS, size)
 
 
-def _label_width(labels: Sequence[str], font: float) -> float:
-    """Inches that the longest label takes."""
+def _label_width(labels: Sequence[str], font: float, name: str) -> float:
+    """Inches for the longest label and the axis's name."""
     longest = max(map(len, labels), default=0)
-    return longest * font * LETTER / 72 + 0.06 if longest else 0.0
+    width = longest * font * LETTER / 72 + 0.06 if longest else 0.0
+    return width + NAME if name else width
 
 
 def _shared(panels: Sequence[HeatMap], name: str) -> bool:
@@ -180,8 +197,9 @@ def _shared(panels: Sequence[HeatMap], name: str) -> bool:
 
 
 def drawable(label: str) -> str:
-    """The label on one line, each character that the font lacks replaced: `a\\nb` for a line's end, U+FFFD for an emoji."""
-    return "".join(c if _in_font(c) else "\ufffd" for c in "".join(c if c.isprintable() else repr(c)[1:-1] for c in label))
+    """The label on one line: `a\\nb` for a line's end, U+FFFD for characters that the font lacks."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in label)
+    return "".join(c if _in_font(c) else "\ufffd" for c in printable)
 
 
 @cache
@@ -190,7 +208,7 @@ def _in_font(character: str) -> bool:
 
 
 @cache
-def _font_file() -> Any:
+def _font_file() -> "FT2Font":
     from matplotlib import font_manager
 
     return font_manager.get_font(font_manager.findfont(FONT))

@@ -1,43 +1,43 @@
-"""A training that may be interrupted: a file holds how far it is, from where it resumes exactly."""
+"""Interruptible training: a file has its state, from which it resumes exactly."""
 
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from lama.checkpoints import open_weights
-from lama.checkpoints.fill import to_device
 from lama.checkpoints.safetensors_files import write_safetensors
-from lama.checkpoints.stored import StoredTensor
+from lama.checkpoints.tensor import FileTensor
 from lama.errors import LamaError
 from lama.experiments.report import Options, Stopped
 from lama.files import quoted_path
+from lama.runtime.buffers import from_array
+from lama.shapes import Array
 from lama.training.loop import Step, Trainer
 
-SECONDS = 15  # between two writings of the file
+SECONDS = 15  # between two saves
 
 
-class Kept:
-    """Iterate over it as over `trainer`; whatever is noted of a step in `log` and `snapshots` before the next one is kept with it.
+class Resumable:
+    """Iterates over a trainer's steps and saves its state with `log` and `snapshots`.
 
-    The file NAME.safetensors in `options.folder` holds all that the training needs to go on, and all that it has noted. Raises
-    LamaError where it cannot be read or written, or is another model's.
+    The state is NAME.safetensors in `options.folder`. Raises LamaError where that cannot be read or written,
+    or belongs to another training.
     """
 
     def __init__(self, options: Options, name: str, trainer: Trainer, columns: int):
         self.options, self.name, self.trainer, self.columns = options, name, trainer, columns
-        self.file = None if options.folder is None else options.folder / f"{name.replace(' ', '-')}.safetensors"
+        self.file = options.folder and options.folder / f"{name.replace(' ', '-')}.safetensors"
         self.log: list[tuple[float, ...]] = []
         """Rows of `columns` numbers."""
-        self.snapshots: dict[int, dict[str, np.ndarray]] = {}
+        self.snapshots: dict[int, dict[str, Array]] = {}
         """The weights after some of the steps, by name."""
         if self.file is not None and os.path.lexists(self.file):
             try:
-                self._read({name: stored.read() for name, stored in open_weights(self.file).items()})
+                self._read({name: tensor.read() for name, tensor in open_weights(self.file).items()})
             except LamaError as error:
-                raise LamaError(f"{error}. Begin anew: --restart") from None
+                raise LamaError(f"{error}. Start over with --restart") from None
 
     def __iter__(self) -> Iterator[Step]:
         saved = time.monotonic()
@@ -52,8 +52,9 @@ class Kept:
             raise
 
     def snapshot(self) -> None:
-        """Keep the weights as they are now."""
-        self.snapshots[self.trainer.step] = {name: p.numpy().copy() for name, p in self.trainer.parameters.items()}
+        """Copy the current weights."""
+        weights = {name: p.numpy().copy() for name, p in self.trainer.parameters.items()}
+        self.snapshots[self.trainer.step] = weights
 
     def save(self) -> None:
         if self.file is None:
@@ -63,9 +64,9 @@ class Kept:
             arrays[f"now.{name}"] = tensor.numpy()
         for step, weights in self.snapshots.items():
             arrays |= {f"{step}.{name}": array for name, array in weights.items()}
-        write_safetensors(self.file, {name: _stored(name, array) for name, array in arrays.items()})
+        write_safetensors(self.file, {name: _file_tensor(name, array) for name, array in arrays.items()})
 
-    def _read(self, arrays: dict[str, np.ndarray]) -> None:
+    def _read(self, arrays: dict[str, Array]) -> None:
         now = {**self.trainer.parameters, **self.trainer.optimizer.state()}
         for name, array in arrays.items():
             step, _, parameter = name.partition(".")
@@ -73,24 +74,28 @@ class Kept:
                 self.snapshots.setdefault(int(step[:18]), {})[parameter] = array
         wanted = {f"now.{name}": tuple(tensor.shape) for name, tensor in now.items()}
         for at in self.snapshots:
-            wanted |= {f"{at}.{name}": tuple(tensor.shape) for name, tensor in self.trainer.parameters.items()}
+            for name, tensor in self.trainer.parameters.items():
+                wanted[f"{at}.{name}"] = tuple(tensor.shape)
         wrong = [name for name, shape in wanted.items() if not _is(arrays.get(name), "float32", shape)]
         log = np.atleast_1d(arrays.get("log", np.zeros(1)))
         if not _is(log, "float64", (len(log), self.columns) if len(log) else (0,)):
             wrong.append("log")
-        if not _is(arrays.get("step"), "int64", (1,)) or not 0 <= arrays["step"][0] <= self.trainer.config.steps:
+        if (
+            not _is(arrays.get("step"), "int64", (1,))
+            or not 0 <= arrays["step"][0] <= self.trainer.config.steps
+        ):
             wrong.append("step")
         if wrong:
-            raise LamaError(f"{quoted_path(self.file)} must be where this training stopped; got another {wrong[0]} in it")
+            raise LamaError(f"{quoted_path(self.file)} is not this training's state: its {wrong[0]} differs")
         for name, tensor in now.items():
-            tensor.replace(to_device(arrays[f"now.{name}"], "float32", str(tensor.device)))
+            tensor.replace(from_array(arrays[f"now.{name}"], tensor.dtype, str(tensor.device)))
         self.trainer.step = int(arrays["step"][0])
         self.log = [tuple(map(float, row)) for row in log]
 
 
-def _is(array: np.ndarray | None, dtype: str, shape: tuple[Any, ...]) -> bool:
+def _is(array: Array | None, dtype: str, shape: tuple[object, ...]) -> bool:
     return array is not None and array.dtype.name == dtype and array.shape == shape
 
 
-def _stored(name: str, array: np.ndarray) -> StoredTensor:
-    return StoredTensor(name, array.dtype.name, array.shape, lambda: array)
+def _file_tensor(name: str, array: Array) -> FileTensor:
+    return FileTensor(name, array.dtype.name, array.shape, lambda: array)
