@@ -1,4 +1,4 @@
-"""The command `python transformer.py -v`, which is `lama train`: train a small GPT from scratch and watch it learn."""
+"""The command `python transformer.py -v`, which is `lama train`: train a small GPT from scratch."""
 
 from lama.__main__ import command
 

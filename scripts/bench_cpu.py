@@ -1,14 +1,14 @@
-"""lama beside its peers on the CPU, on the same work in turn: decoding, prefill, training, start-up, memory.
+"""Compare lama with other engines on the CPU: decoding, prefill, training, start-up, memory.
 
-    python scripts/bench_cpu.py [--only decode,prefill,train,start,memory] [--rounds 5] [--threads N] [--json FILE]
+    python scripts/bench_cpu.py [--only decode,prefill,train,start,memory] [--rounds 5] [--json FILE]
 
-The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for minutes and needs a C++ compiler); one that is not
-installed is left out, and a row says so. The model is GPT-2 124M with random weights, written to a temporary folder. Every engine
-is a process of its own that is stopped (SIGSTOP) while another is measured: spinning threads of an idle one would disturb. In each
-round all are measured one after the other, since shared machines change speed from one second to the next; a ratio is that of one
-round's pair, above 1 where lama is faster. Limits are measured in every round, too: decoding reads every weight once a token, as
-fast as numpy reads memory here at best; a prompt is what all threads multiply and add. Prints Markdown. Figures made beside other
-work on the machine mean nothing.
+The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for minutes and needs a C++
+compiler). A peer that is not installed is left out, with a row that says so. The model is GPT-2 124M with
+random weights in a temporary folder. Every engine is a separate process, stopped (SIGSTOP) while others are
+measured, since its spinning threads would disturb. Each round measures all engines in turn, since shared
+machines change speed within seconds. A ratio compares one round's pair; above 1, lama is faster. Limits are
+measured in every round: decoding reads every weight once a token, at most as fast as numpy reads memory; a
+prompt is limited by the multiply-adds of all threads. Prints Markdown. Measure on an otherwise idle machine.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bench_engines import missing
 from bench_training import share_of_peak
 
 from lama import __version__
-from lama.compiler import cores
+from lama.host import cores
 from lama.models.gpt import GPT2_CONFIGS
 from lama.tokenizers.bpe import gpt2_files
 
@@ -39,25 +39,42 @@ HERE = Path(__file__).parent
 TASKS = ("decode", "prefill", "train", "start", "memory")
 PROMPT, DECODED, LONG = 16, 128, 512  # tokens
 Engine = tuple[str, str]  # name, weights
-# By precision: lama's, then the peers', each with the ratio that is wanted of it in decoding and in prefill.
+# By precision: lama's weights, then the peers with the target ratios in decoding and in prefill.
 PRECISIONS: dict[str, tuple[list[str], list[tuple[Engine, float | None, float | None]]]] = {
     "float32": (
         ["float32"],
-        [(("llama.cpp", "F32"), 1.0, 1.5), (("CTranslate2", "float32"), 1.0, 1.1), (("transformers", "float32"), 1.7, 2.5)],
+        [
+            (("llama.cpp", "F32"), 1.0, 1.5),
+            (("CTranslate2", "float32"), 1.0, 1.1),
+            (("transformers", "float32"), 1.7, 2.5),
+        ],
     ),
-    "half": (["float16", "bfloat16"], [(("llama.cpp", "F16"), 1.0, None), (("transformers", "bfloat16"), 1.8, None)]),
+    "half": (
+        ["float16", "bfloat16"],
+        [(("llama.cpp", "F16"), 1.0, None), (("transformers", "bfloat16"), 1.8, None)],
+    ),
     "int8": (["int8"], [(("llama.cpp", "Q8_0"), 1.3, None), (("CTranslate2", "int8"), None, 1.0)]),
     "int4": (["int4"], [(("llama.cpp", "Q4_0"), 1.3, None)]),
 }
-STEPS = {"cpu": 1.5, "gpu": 2.0, "124m": 2.0}  # configurations of bench_training.py, and the ratio wanted
+STEPS = {"cpu": 1.5, "gpu": 2.0, "124m": 2.0}  # configurations of bench_training.py, with target ratios
 STARTS = [("lama", "float32"), ("transformers", "float32"), ("llama.cpp", "F32")]
 TINY = {"n_embd": 64, "n_layer": 2, "n_head": 2}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of decode, prefill and memory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="of decode, prefill and memory",
+    )
     parser.add_argument("--configs", nargs="+", choices=STEPS, default=list(STEPS), help="of train")
     parser.add_argument("--engines", nargs="+", help="peers to measure (default: all that are installed)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -68,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = args.only.split(",")
     if wrong := set(tasks) - set(TASKS):
         parser.error(f"--only must name some of {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
-    os.environ.update(LAMA_THREADS=str(args.threads), OMP_NUM_THREADS=str(args.threads), TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        LAMA_THREADS=str(args.threads), OMP_NUM_THREADS=str(args.threads), TOKENIZERS_PARALLELISM="false"
+    )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bench = Bench(args, Path(folder))
         if {"decode", "prefill", "memory", "start"} & set(tasks):
@@ -85,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in bench.rows:
         print("| " + " | ".join(row) + " |")
     if args.json:
-        args.json.write_text(json.dumps({"lama": __version__, "threads": args.threads, "rounds": args.rounds, "figures": bench.figures}))
+        about = {"lama": __version__, "threads": args.threads, "rounds": args.rounds}
+        args.json.write_text(json.dumps(about | {"figures": bench.figures}))
 
 
 def say(text: str) -> None:
@@ -93,14 +113,16 @@ def say(text: str) -> None:
 
 
 class Worker:
-    """An engine in its own process, stopped unless it is asked for something."""
+    """An engine in its own process, stopped between requests."""
 
     def __init__(self, engine: Engine, folder: Path, threads: int):
         command = [sys.executable, HERE / "bench_engines.py", *engine, folder, str(threads)]
         self.name = " ".join(engine)
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         self.reason = self._read().get("error")
-        """Why it cannot be used."""
+        """Error text of an engine that cannot be used, or None."""
         self._stop()
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -143,20 +165,22 @@ class Bench:
             (self.folder / name).write_bytes(content)
 
     def usable(self, peers: Sequence[Engine], work: str) -> Iterator[Engine]:
-        """Those that are asked for and installed; a row for each of the others."""
+        """The chosen and installed engines; adds a row for each engine that is not installed."""
         for engine in peers:
             if self.args.engines and engine[0] not in self.args.engines:
                 continue
             if lacking := missing(engine[0]):
-                self.rows.append([work, "", " ".join(engine), f"not installed: {', '.join(lacking)}", "", "", ""])
+                reason = f"not installed: {', '.join(lacking)}"
+                self.rows.append([work, "", " ".join(engine), reason, "", "", ""])
             else:
                 yield engine
 
     def compare(self, precision: str, tasks: Sequence[str]) -> None:
-        """Decoding, prefill and memory with weights of one precision."""
+        """Measure decoding, prefill and memory with weights of one precision."""
         ours, theirs = PRECISIONS[precision]
         wanted = {engine: {"decode": decode, "prefill": prefill} for engine, decode, prefill in theirs}
-        engines = [*(("lama", weights) for weights in ours), *self.usable([engine for engine, *_ in theirs], precision)]
+        engines = [("lama", weights) for weights in ours]
+        engines += self.usable([engine for engine, *_ in theirs], precision)
         workers: dict[Engine, Worker] = {}
         try:
             for engine in engines:
@@ -170,7 +194,7 @@ class Bench:
                 worker.close()
 
     def drop(self, workers: dict[Engine, Worker], engine: Engine, reason: str) -> None:
-        """Go on without it; a row says why."""
+        """Continue without an engine; adds a row with the reason."""
         workers.pop(engine).close()
         say(f"{' '.join(engine)}: {reason}")
         self.left_out(" ".join(engine), reason)
@@ -179,21 +203,23 @@ class Bench:
         self.rows.append([work, "", peer, f"left out: {reason.replace('|', '/')}", "", "", ""])
 
     def ask(self, workers: dict[Engine, Worker], **request: Any) -> dict[Engine, dict[str, Any]]:
-        """All of them in turn; those that fail are dropped."""
+        """Send a request to all workers in turn; failing ones are dropped."""
         answers = {engine: worker.ask(**request) for engine, worker in workers.items()}
         for engine, answer in answers.items():
             if "error" in answer:
                 self.drop(workers, engine, answer["error"])
         return {engine: answer for engine, answer in answers.items() if "error" not in answer}
 
-    def measure(self, precision: str, tasks: Sequence[str], workers: dict[Engine, Worker], wanted: dict[Engine, Any]) -> None:
+    def measure(
+        self, precision: str, tasks: Sequence[str], workers: dict[Engine, Worker], wanted: dict[Engine, Any]
+    ) -> None:
         rng = np.random.default_rng(0)
         long = rng.integers(0, GPT2_CONFIGS["gpt2"].vocab_size, LONG).tolist()
         requests: dict[str, dict[str, Any]] = {
             "decode": {"do": "decode", "tokens": long[:PROMPT], "n": DECODED},
             "prefill": {"do": "prefill", "tokens": long},
         }
-        self.ask(workers, **requests["decode"])  # what cannot run is dropped here
+        self.ask(workers, **requests["decode"])  # drops engines that cannot run
         if "memory" in tasks:  # before the long prompt
             used = self.ask(workers, do="memory")
         lamas = {engine: worker for engine, worker in workers.items() if engine[0] == "lama"}
@@ -215,7 +241,8 @@ class Bench:
                 for engine, answer in self.ask(lamas, do="limits").items() if task == "prefill" else ():
                     peaks[engine].append(answer["peak_flops"])
                 each = ", ".join(f"{' '.join(engine)} {speeds[engine][-1]:.1f}" for engine in workers)
-                say(f"{task} {precision}, {f'round {i}' if i else 'warm-up'}: {each}; memory {bandwidths[-1] / 1e9:.1f} GB/s")
+                step = f"round {i}" if i else "warm-up"
+                say(f"{task} {precision}, {step}: {each}; memory {bandwidths[-1] / 1e9:.1f} GB/s")
             speeds = {engine: speeds[engine][1:] for engine in workers}
             self.figures[f"{task} {precision}"] = {
                 "tokens_s": {" ".join(engine): found for engine, found in speeds.items()},
@@ -229,25 +256,34 @@ class Bench:
                     share = self.bandwidth_share(speeds[mine], bandwidths[1:], limits[mine]["bytes_read"])
                 else:
                     share = self.peak_share(mine[1], speeds[mine], peaks[mine][1:])
+                work = f"{task} {mine[1]}, tokens/s"
                 for peer in [engine for engine in workers if engine[0] != "lama"] or [("", "")]:
-                    self.pair(f"{task} {mine[1]}, tokens/s", speeds[mine], peer, speeds.get(peer), wanted.get(peer, {}).get(task), share)
+                    target = wanted.get(peer, {}).get(task)
+                    self.pair(work, speeds[mine], peer, speeds.get(peer), target, share)
 
     def bandwidth_share(self, speeds: Sequence[float], bandwidths: Sequence[float], bytes_read: float) -> str:
-        """Of the memory's speed in each round: bytes of weights that tokens read."""
+        """Median share of the memory bandwidth that reads the weights of tokens."""
         shares = [speed * bytes_read / bandwidth for speed, bandwidth in zip(speeds, bandwidths, strict=True)]
         return f"{median(shares):.0%} of {median(bandwidths) / 1e9:.1f} GB/s"
 
     def peak_share(self, weights: str, speeds: Sequence[float], peaks: Sequence[float | None]) -> str:
-        """Of the threads' multiply-adds in each round: a token's in the products, and in attention's half square."""
+        """Median share of the threads' peak for a token's products and causal attention."""
         if None in peaks or self.args.tiny:
             return ""
         c = GPT2_CONFIGS["gpt2"]
         operations = 2 * 12 * c.n_layers * c.d_model**2 + 2 * c.n_layers * c.d_model * LONG
         shares = [speed * operations / peak for speed, peak in zip(speeds, peaks, strict=True)]
-        return f"{median(shares):.0%} of {median(peaks) / 1e9:.0f} {'GOP/s' if weights.startswith('int') else 'GFLOP/s'}"
+        unit = "GOP/s" if weights.startswith("int") else "GFLOP/s"
+        return f"{median(shares):.0%} of {median(peaks) / 1e9:.0f} {unit}"
 
     def pair(
-        self, work: str, mine: Sequence[float], peer: Engine, theirs: Sequence[float] | None, wanted: float | None, share: str
+        self,
+        work: str,
+        mine: Sequence[float],
+        peer: Engine,
+        theirs: Sequence[float] | None,
+        wanted: float | None,
+        share: str,
     ) -> None:
         row = [work, spread(mine), " ".join(peer).strip(), "", "", f"≥ {wanted}" if wanted else "", share]
         if theirs:
@@ -259,33 +295,39 @@ class Bench:
         self.figures.setdefault("memory, bytes", {})[name] = used
         say(f"memory: {name} {used / 1e6:.0f} MB")
         if limits:
-            most = 1.2 * limits["bytes_read"] + 300e6
-            self.rows.append([f"memory {engine[1]}", f"{used / 1e6:.0f} MB", "", "", "", f"≤ {most / 1e6:.0f} MB", ""])
+            most = f"≤ {(1.2 * limits['bytes_read'] + 300e6) / 1e6:.0f} MB"
+            self.rows.append([f"memory {engine[1]}", f"{used / 1e6:.0f} MB", "", "", "", most, ""])
         else:
             self.rows.append(["memory", "", name, f"{used / 1e6:.0f} MB", "", "", ""])
 
     def starts(self) -> None:
-        """Processes that load the model and make one token, with everything compiled; lama's with nothing compiled too."""
+        """Time processes that generate one token, with kernels cached; lama's also without a cache."""
         engines = [STARTS[0], *self.usable(STARTS[1:], "start")]
         seconds: dict[Engine, list[float]] = {engine: [] for engine in engines}
         for i in range(self.args.rounds + 1):
             for engine in engines:
                 seconds[engine].append(self.start(engine))
-            say(f"start, {f'round {i}' if i else 'warm-up'}: " + ", ".join(f"{e[0]} {s[-1]:.2f} s" for e, s in seconds.items()))
+            each = ", ".join(f"{engine[0]} {found[-1]:.2f} s" for engine, found in seconds.items())
+            say(f"start, {f'round {i}' if i else 'warm-up'}: {each}")
         seconds = {engine: found[1:] for engine, found in seconds.items()}
         empty = self.start(STARTS[0], CACHEDB=str(self.folder / "cache.db"))
-        self.figures["start"] = {"seconds": {" ".join(engine): found for engine, found in seconds.items()}, "empty_cache_s": empty}
+        self.figures["start"] = {
+            "seconds": {" ".join(engine): found for engine, found in seconds.items()},
+            "empty_cache_s": empty,
+        }
         for peer in engines[1:] or [None]:
             row = ["start to first token, s", spread(seconds[STARTS[0]])]
             if peer:
-                ratios = [ours / theirs for ours, theirs in zip(seconds[STARTS[0]], seconds[peer], strict=True)]
+                pairs = zip(seconds[STARTS[0]], seconds[peer], strict=True)
+                ratios = [ours / theirs for ours, theirs in pairs]
                 row += [" ".join(peer), spread(seconds[peer]), f"{median(ratios):.2f} of its time"]
                 row += ["≤ 0.4" if peer[0] == "transformers" else ""]
             self.rows.append([*row, *[""] * (7 - len(row))])
         self.rows.append(["the same, empty cache", f"{empty:.1f}", "", "", "", "< 10", ""])
 
     def start(self, engine: Engine, **environment: str) -> float:
-        command = [sys.executable, HERE / "bench_engines.py", "start", *engine, self.folder, str(self.args.threads)]
+        script, threads = HERE / "bench_engines.py", str(self.args.threads)
+        command = [sys.executable, script, "start", *engine, self.folder, threads]
         began = time.perf_counter()
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
         if done.returncode:
@@ -293,11 +335,17 @@ class Bench:
         return time.perf_counter() - began
 
     def train(self) -> None:
-        """Steps of lama and PyTorch, as it is and compiled, measured by bench_training.py. Wanted is the ratio to the better of the two."""
-        command = [sys.executable, HERE / "bench_training.py", "--steps-only", "--json", "--rounds", str(self.args.rounds)]
-        command += ["--threads", str(self.args.threads), "--configs", *self.args.configs]
-        command += [] if list(self.usable([("PyTorch", "float32")], "training step")) else ["--libraries", "lama"]
-        command += ["--steps", "1"] if self.args.tiny else []
+        """Measure training steps of lama and PyTorch, eager and compiled, with bench_training.py.
+
+        The target is the ratio to the faster of the two.
+        """
+        command = [sys.executable, HERE / "bench_training.py", "--steps-only", "--json"]
+        command += ["--rounds", str(self.args.rounds), "--threads", str(self.args.threads)]
+        command += ["--configs", *self.args.configs]
+        if not list(self.usable([("PyTorch", "float32")], "training step")):
+            command += ["--libraries", "lama"]
+        if self.args.tiny:
+            command += ["--steps", "1"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise RuntimeError("bench_training.py failed; see above")
@@ -306,7 +354,8 @@ class Bench:
         for name, figures in found.items():
             ms = figures["ms_per_step"]
             for peer in [library for library in ms if library != "lama"] or [None]:
-                row = [f"training step {name}, ms", spread(ms["lama"]), *[""] * 4, share_of_peak(ms["lama"], figures)]
+                share = share_of_peak(ms["lama"], figures)
+                row = [f"training step {name}, ms", spread(ms["lama"]), "", "", "", "", share]
                 if peer:
                     row[2:6] = [peer, spread(ms[peer]), ratio(figures["ratios"][peer]), f"≥ {STEPS[name]}"]
                 self.rows.append(row)
@@ -321,12 +370,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{short(median(values))} ({short(min(values))}–{short(max(values))})"
 
 
-def ratio(of_rounds: Sequence[float]) -> str:
-    return f"**{median(of_rounds):.2f}** ({min(of_rounds):.2f}–{max(of_rounds):.2f})"
+def ratio(rounds: Sequence[float]) -> str:
+    return f"**{median(rounds):.2f}** ({min(rounds):.2f}–{max(rounds):.2f})"
 
 
 def make_reader(threads: int, size: int = 1 << 28) -> Callable[[], float]:
-    """A function that reads `size` bytes with numpy on some threads and returns bytes per second, the best of three."""
+    """A function that measures bytes per second read by numpy on some threads, the best of three."""
     parts = np.array_split(np.ones(size // 4, np.float32), threads)
     pool = ThreadPoolExecutor(threads)
 
@@ -334,7 +383,7 @@ def make_reader(threads: int, size: int = 1 << 28) -> Callable[[], float]:
         best = float("inf")
         for _ in range(3):
             began = time.perf_counter()
-            list(pool.map(np.max, parts))  # a product would hold the interpreter: one core only
+            list(pool.map(np.max, parts))  # a product would hold the interpreter lock: one core only
             best = min(best, time.perf_counter() - began)
         return size / best
 

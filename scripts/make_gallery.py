@@ -1,9 +1,9 @@
-"""Run every command of the gallery and write docs/gallery.md with what came of it.
+"""Run every command of the gallery and write docs/gallery.md with the results.
 
-python scripts/make_gallery.py                  # all
-python scripts/make_gallery.py heads lens       # these again; the others' pictures stay as they are
+    python scripts/make_gallery.py                  # all entries
+    python scripts/make_gallery.py heads lens       # only these; other pictures are not changed
 
-The commands run in out/gallery, where what they train stays for the next time. Pages are photographed in Chromium, where there is one on
+The commands run in out/gallery, and their trained models stay there. Screenshots of pages need Chromium on
 PATH.
 """
 
@@ -33,30 +33,31 @@ ANSWER = '--answer " Moses" --against " David"'
 
 @dataclass(frozen=True)
 class Entry:
-    """A command, what it writes, and what is to be seen."""
+    """A command, its output files, and their description."""
 
     name: str
     title: str
     command: str
-    """As it is typed; the files that it writes are below the working folder."""
+    """The command as typed; it writes below the working folder."""
     about: str
     files: Sequence[str]
-    """What it writes that the gallery keeps, a page (.html) as a link."""
+    """Output files for the gallery; a page (.html) becomes a link."""
     before: str = ""
-    """A command that it needs, run where `out` is not there yet."""
+    """A command to run first, if `out` does not exist yet."""
     out: str = ""
     page: str = ""
     photographs: Sequence[tuple[str, str]] = ()
-    """Of that page: (file, what the address says)."""
+    """Screenshots of the page: (file, fragment of the address)."""
 
 
 ENTRIES = (
     Entry(
         "attention-page",
         "Attention, as a page",
-        f"lama attention lama-bpe {GENESIS} --out attention.html",
-        "One file, no network. Each head has a colour; pointing at a token leaves only its lines. The other views: one head as a matrix, "
-        "all heads at once, and where a weight comes from: query, key, their product, softmax.",
+        f"lama attention -m lama-bpe {GENESIS} --out attention.html",
+        "One file, no network. Each head has a colour; pointing at a token leaves only its lines. The other "
+        "views: one head as a matrix, all heads at once, and the steps of a weight: query, key, their "
+        "product, softmax.",
         ["attention.html"],
         page="attention.html",
         photographs=[
@@ -67,52 +68,53 @@ ENTRIES = (
     Entry(
         "attention-layer",
         "A layer's heads",
-        f"lama attention lama-bpe {GENESIS} --layer 3 --out attention-layer.png",
-        "Each row is a token, and darker where it looks: head 0 back to the full stop that ended the sentence before, head 4 to the noun "
-        "before: beginning, heaven, earth.",
+        f"lama attention -m lama-bpe {GENESIS} --layer 3 --out attention-layer.png",
+        "Each row is a token, darker where it looks: head 0 at the full stop of the sentence before, head 4 "
+        "at the noun before: beginning, heaven, earth.",
         ["attention-layer.png"],
     ),
     Entry(
         "attention-all",
         "All heads",
-        f"lama attention lama-bpe {GENESIS} --out attention-all.png",
+        f"lama attention -m lama-bpe {GENESIS} --out attention-all.png",
         "Layer by layer downwards, head by head across.",
         ["attention-all.png"],
     ),
     Entry(
         "lens",
-        "What it would say after each layer",
-        f"lama lens lama-bpe {MOSES} {ANSWER} --out lens.png",
-        "The stream after each layer, given to the final norm and the unembedding.",
+        "Predictions after each layer",
+        f"lama lens -m lama-bpe {MOSES} {ANSWER} --out lens.png",
+        "The final norm and the unembedding, applied to the stream after each layer.",
         ["lens.png"],
     ),
     Entry(
         "patch",
         "Where the name goes",
-        f"lama patch lama-bpe {MOSES} {DAVID} {ANSWER} --out patch.png",
-        "The model reads David; one place of the stream is taken from its run on Moses. 1: it answers as if it had read Moses.",
+        f"lama patch -m lama-bpe {MOSES} {DAVID} {ANSWER} --out patch.png",
+        "The model reads David; one position of the stream is taken from its run on Moses. 1: it answers as "
+        "if it had read Moses.",
         ["patch.png"],
     ),
     Entry(
         "ablate",
-        "What is lost without a head",
-        f"lama ablate lama-bpe {MOSES} {ANSWER} --out ablate.png",
+        "The loss without each head",
+        f"lama ablate -m lama-bpe {MOSES} {ANSWER} --out ablate.png",
         "Every head in turn, its output set to 0.",
         ["ablate.png"],
     ),
     Entry(
         "heads",
-        "What each head does",
-        "lama heads lama-bpe --out heads.png",
-        "On random tokens that come twice: how much each head looks at the token before, at the same token's earlier place, and at what "
-        "came after that; and what its weights copy.",
+        "Scores of each head",
+        "lama heads -m lama-bpe --out heads.png",
+        "On repeated random tokens: each head's attention to the token before, to the same token's earlier "
+        "position, and to the token after that; and the copying of its weights.",
         ["heads.png"],
     ),
     Entry(
         "cross-attention",
         "Which letter is it writing?",
-        "lama attention out/reverse abcdefghijabcdef --out cross-attention.html",
-        "A decoder that was trained to write letters backwards, writing: for its first letter it looks at the source's last.",
+        "lama attention -m out/reverse abcdefghijabcdef --out cross-attention.html",
+        "A decoder trained to reverse letters: for its first letter it looks at the source's last.",
         [],
         before="lama seq2seq reverse --out out/reverse",
         out="out/reverse",
@@ -122,8 +124,9 @@ ENTRIES = (
     Entry(
         "training",
         "While it learns",
-        "lama attention out/recorded --recorded --out training.html",
-        "The same sentence at 64 moments of a training; the page has a slider. Untrained heads look at everything alike.",
+        "lama attention -m out/recorded --recorded --out training.html",
+        "The same sentence at 64 moments of a training; the page has a slider. Untrained heads look at all "
+        "tokens alike.",
         [],
         before='lama train --record "In the beginning God created the heaven" --out out/recorded',
         out="out/recorded",
@@ -134,45 +137,46 @@ ENTRIES = (
         "induction",
         "Two layers that learn to repeat",
         "lama experiment induction",
-        "Attention alone, on random tokens that come again: the loss falls when a head of the second layer finds what came after the "
-        "token's earlier place, and one layer never gets there.",
+        "Attention alone, on repeated random tokens: the loss falls when a head of the second layer finds "
+        "the token after an earlier copy. One layer never learns it.",
         ["out/experiments/induction/curves.png"],
     ),
     Entry(
         "grokking",
         "Grokking",
         "lama experiment grokking",
-        "Addition modulo 59. The training pairs are known by heart early; the others are understood long after.",
+        "Addition modulo 59. The model memorises the training pairs early and generalises much later.",
         ["out/experiments/grokking/curves.png"],
     ),
 )
 
 
 def make(entry: Entry) -> None:
-    """Run its commands and put what they wrote into docs/gallery. Raises LamaError."""
+    """Run an entry's commands and copy their output into docs/gallery. Raises LamaError."""
     if entry.before and not (WORK / entry.out).exists():
         run(entry.before)
     run(entry.command)
     for file in entry.files:
-        keep(WORK / file, FOLDER / kept_name(file))
+        copy(WORK / file, FOLDER / gallery_name(file))
     for file, address in entry.photographs:
         if (picture := photograph(WORK / entry.page, address)) is not None:
             (WORK / file).write_bytes(picture)
-            keep(WORK / file, FOLDER / file)
+            copy(WORK / file, FOLDER / file)
 
 
 def run(command: str) -> None:
-    """A command of lama's, in the working folder. Raises LamaError where it fails."""
+    """Run one of lama's commands in the working folder. Raises LamaError if it fails."""
     print(f"$ {command}", file=sys.stderr, flush=True)
     WORK.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    done = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=WORK, env=environment, stdout=subprocess.DEVNULL)
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    words = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(words, cwd=WORK, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise LamaError(f"every command of the gallery must succeed; got exit code {done.returncode} of: {command}")
+        raise LamaError(f"a command of the gallery failed with exit code {done.returncode}: {command}")
 
 
-def keep(source: Path, target: Path) -> None:
-    """Copy a file, a picture in PNG packed as tightly as its pixels allow."""
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; a PNG is compressed."""
     content = source.read_bytes()
     if source.suffix == ".png":
         from PIL import Image  # comes with matplotlib
@@ -186,40 +190,43 @@ def keep(source: Path, target: Path) -> None:
     print(f"{target.relative_to(ROOT)}: {len(content) / 1e3:,.0f} kB", file=sys.stderr)
 
 
-def kept_name(file: str) -> str:
-    """In docs/gallery; of a file in an experiment's folder with that folder's name before it: grokking-curves.png."""
+def gallery_name(file: str) -> str:
+    """A file's name in docs/gallery; with the experiment's name before it, as in grokking-curves.png."""
     return "-".join(Path(file).parts[-2:])
 
 
 def photograph(page: Path, address: str) -> bytes | None:
-    """The page as a browser draws it; None where there is none."""
+    """A screenshot of the page, or None without a browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        print("no Chromium on PATH: the page's pictures stay as they are", file=sys.stderr)
+        print("no Chromium on PATH: the page's pictures are not changed", file=sys.stderr)
         return None
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "page.png"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}", "--window-size=1000,860"]
-        flags += ["--virtual-time-budget=6000", f"--screenshot={picture}", f"{page.as_uri()}{address}"]
-        subprocess.run([browser, *flags], check=True, capture_output=True, timeout=120)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,860"]
+        flags += [f"--user-data-dir={folder}", "--virtual-time-budget=6000", f"--screenshot={picture}"]
+        subprocess.run(
+            [browser, *flags, f"{page.as_uri()}{address}"], check=True, capture_output=True, timeout=120
+        )
         return picture.read_bytes()
 
 
 def page_text() -> str:
-    """docs/gallery.md: the entries whose pictures are there."""
+    """The text of docs/gallery.md: the entries whose pictures exist."""
     lines = [
         "# Gallery",
         "",
-        "What lama shows of models, each picture with its command. lama-bpe is the model that ships; `python scripts/make_gallery.py`",
-        "runs all of them again (with the extra `plots`).",
+        "Pictures of models by lama, each with its command. lama-bpe is the bundled model; `python",
+        "scripts/make_gallery.py` runs all commands (with the extra `plots`).",
     ]
     for entry in ENTRIES:
-        shown = [file for file, _ in entry.photographs] + [kept_name(file) for file in entry.files if not file.endswith(".html")]
+        shown = [file for file, _ in entry.photographs]
+        shown += [gallery_name(file) for file in entry.files if not file.endswith(".html")]
         if not all((FOLDER / file).exists() for file in shown):
             continue
         commands = [entry.before, entry.command] if entry.before else [entry.command]
         lines += ["", f"## {entry.title}", "", "```sh", *commands, "```", "", entry.about]
-        pages = [kept_name(file) for file in entry.files if file.endswith(".html")]
+        pages = [gallery_name(file) for file in entry.files if file.endswith(".html")]
         lines += [f"[{page}](gallery/{page}) is the page itself: download it, and open it." for page in pages]
         lines += ["", *(f"![{entry.title}](gallery/{file})" for file in shown)]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,11 @@
-"""Where the time of a training step, a prompt or a token goes on the CPU: each kernel's, and its share of what the threads could do.
+"""Profile a training step, a prompt or a token on the CPU: each kernel's time and share of the peak.
 
     python scripts/profile_cpu.py cpu|gpu|124m|prefill|decode [--repeats 5] [--threads N] [--top 20]
 
-cpu, gpu and 124m are steps of bench_training.py's models on random tokens; prefill is GPT-2 124M with random float32 weights that
-reads 512 tokens, decode its next tokens. A row has all kernels of one name: of each the best of the repeats, added up. The peak of
-all threads at once is measured before each repeat. Prints Markdown. Figures made beside other work on the machine mean nothing.
+cpu, gpu and 124m are steps of bench_training.py's models on random tokens. prefill is a prompt of 512 tokens
+for GPT-2 124M with random float32 weights, decode its next tokens. A row sums all kernels of one name, each
+with the best of its repeats. The peak of all threads is measured before each repeat. Prints Markdown. Measure
+on an otherwise idle machine.
 """
 
 import argparse
@@ -19,18 +20,20 @@ from typing import Any
 import numpy as np
 from bench_training import CHARACTERS, CONFIGS, VOCABULARIES, config_of, trainer_of
 
-from lama.device import use_device
-from lama.generation import Decoder
-from lama.kernels import plan
+from lama.generation import Runner
 from lama.kernels.peak import peak_flops
-from lama.kernels.pool import Replay, pool, threads
 from lama.models.gpt import GPT, GPT2_CONFIGS
+from lama.runtime import replay
+from lama.runtime.device import use_device
+from lama.runtime.threads import CallGraph, pool, threads
 
 PROMPT = 512  # tokens
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", choices=[*CONFIGS, "prefill", "decode"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="(default: all cores)")
@@ -48,49 +51,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(args.repeats):
             peaks.append(peak_flops("CPU") or float("nan"))
             work()
-    print(table([(name, operations, min(seconds)) for name, operations, seconds in kernels.values()], median(peaks), args.top))
-    print(f"\n{args.work}, {threads()} threads, {args.repeats} repeats; peak {median(peaks) / 1e9:.0f} GFLOP/s")
+    best = [(name, operations, min(seconds)) for name, operations, seconds in kernels.values()]
+    print(table(best, median(peaks), args.top))
+    peak = f"peak {median(peaks) / 1e9:.0f} GFLOP/s"
+    print(f"\n{args.work}, {threads()} threads, {args.repeats} repeats; {peak}")
 
 
 def work_of(name: str) -> Callable[[], object]:
-    """What does it once."""
+    """A function that does the work once."""
     if name in CONFIGS:
         trainer = trainer_of("lama", config_of(CONFIGS[name]), VOCABULARIES.get(name, CHARACTERS))
         return lambda: next(trainer)
-    plan.is_fast = lambda *_: False  # a step stays what tinygrad captured, with the kernels' names and operations
+    # Without replay, a step has tinygrad's captured kernels with names and operations.
+    replay.is_fast = lambda *_: False
     shape = GPT2_CONFIGS["gpt2"]
-    decoder, tokens = Decoder(GPT(shape, seed=0)), np.random.default_rng(0).integers(0, shape.vocab_size, (1, PROMPT))
+    runner = Runner(GPT(shape, seed=0))
+    tokens = np.random.default_rng(0).integers(0, shape.vocab_size, (1, PROMPT))
     if name == "prefill":
-        return lambda: decoder.prefill(tokens)
-    decoder.prefill(tokens[:, :16])
-    return lambda: decoder.decode(tokens[0, :1])
+        return lambda: runner.prefill(tokens)
+    runner.prefill(tokens[:, :16])
+    return lambda: runner.decode(tokens[0, :1])
 
 
 @contextmanager
 def kernels_timed() -> Iterator[dict[tuple[int, int], tuple[str, float, list[float]]]]:
-    """Within it, captured steps run one kernel at a time. Yields, by its place, each one's name, operations, and seconds of each run."""
+    """Run captured steps one kernel at a time; yields (name, operations, seconds of each run) by kernel."""
     found: dict[tuple[int, int], tuple[str, float, list[float]]] = {}
-    again = Replay.again
+    rerun = CallGraph.rerun
 
-    def timed(replay: Any) -> None:
-        at = ctypes.addressof(replay._words)
-        for i, (start, call) in enumerate(zip(replay._starts, replay.calls, strict=True)):
+    def timed(graph: Any) -> None:
+        at = ctypes.addressof(graph._words)
+        for i, (start, call) in enumerate(zip(graph._starts, graph.calls, strict=True)):
             kernel = call[1].src[0].arg
             began = time.perf_counter()
             pool().run(at + 8 * start, 1)
             took = time.perf_counter() - began
             name = kernel.name.removeprefix("lama_")
-            found.setdefault((id(replay), i), (name, float(kernel.estimates.ops if kernel.estimates else 0), []))[2].append(took)
+            operations = float(kernel.estimates.ops) if kernel.estimates else 0.0
+            found.setdefault((id(graph), i), (name, operations, []))[2].append(took)
 
-    Replay.again = timed
+    CallGraph.rerun = timed
     try:
         yield found
     finally:
-        Replay.again = again
+        CallGraph.rerun = rerun
 
 
 def table(kernels: Sequence[tuple[str, float, float]], peak: float, top: int) -> str:
-    """Of (name, operations, seconds): the names that take most, then the others, then all."""
+    """A table of (name, operations, seconds): the slowest names, then the others, then all."""
     total = sum(seconds for _, _, seconds in kernels)
     rows: dict[str, list[float]] = {}
     for name, operations, seconds in kernels:

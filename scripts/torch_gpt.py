@@ -1,8 +1,8 @@
-"""The model that lama trains, and its training, in plain PyTorch: the peer of bench_training.py.
+"""lama's GPT and its training in plain PyTorch: the peer of bench_training.py.
 
-Architecture, initialisation and optimizer are those of nanoGPT's CPU set-up: pre-norm, no biases, exact GELU, tied embeddings,
-AdamW (PyTorch's fused one, its fastest) with decay on matrices only, clipping. Windows and learning rates come from lama, so that
-both do the same work.
+Architecture, initialisation and optimizer are those of nanoGPT's CPU set-up: pre-norm, no biases, exact GELU,
+tied embeddings, AdamW (PyTorch's fused one, its fastest) with decay on matrices only, clipping. Windows and
+learning rates come from lama, so that both do the same work.
 """
 
 import math
@@ -25,7 +25,8 @@ class Block(nn.Module):
     def __init__(self, shape: GPTConfig, dropout: float):
         super().__init__()
         self.n_heads, self.dropout = shape.n_heads, dropout
-        self.ln1, self.ln2 = (nn.LayerNorm(shape.d_model, shape.norm_epsilon, bias=shape.bias) for _ in range(2))
+        self.ln1 = nn.LayerNorm(shape.d_model, shape.norm_epsilon, bias=shape.bias)
+        self.ln2 = nn.LayerNorm(shape.d_model, shape.norm_epsilon, bias=shape.bias)
         self.qkv = nn.Linear(shape.d_model, 3 * shape.d_model, shape.bias)
         self.out = nn.Linear(shape.d_model, shape.d_model, shape.bias)
         self.up = nn.Linear(shape.d_model, shape.d_mlp, shape.bias)
@@ -33,14 +34,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, d_model)
         rate = self.dropout if self.training else 0.0
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.qkv(self.ln1(x)).chunk(3, dim=-1))
-        z = functional.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)  # (B, H, T, d_head)
+        parts = self.qkv(self.ln1(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
+        z = functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=rate, is_causal=True
+        )  # (B, H, T, d_head)
         x = x + functional.dropout(self.out(z.transpose(1, 2).flatten(2)), rate)
         return x + functional.dropout(self.down(functional.gelu(self.up(self.ln2(x)))), rate)
 
 
 class GPT(nn.Module):
-    """Called with inputs and targets, (B, T) each, it gives the mean cross-entropy."""
+    """A GPT that maps inputs and targets, (B, T) each, to the mean cross-entropy."""
 
     def __init__(self, shape: GPTConfig, dropout: float = 0.0):
         super().__init__()
@@ -69,7 +73,7 @@ class GPT(nn.Module):
 
 @dataclass
 class Trainer:
-    """Iterate over it to train: it yields the loss and the gradient's norm of each step."""
+    """Iterates over training steps: yields the loss and the gradient's norm of each."""
 
     shape: GPTConfig
     batches: Batches
@@ -85,7 +89,9 @@ class Trainer:
             {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
             {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(self.config.beta1, self.config.beta2), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=self.config.learning_rate, betas=(self.config.beta1, self.config.beta2), fused=True
+        )
 
     def __iter__(self) -> Iterator[tuple[float, float]]:
         self.model.train()
@@ -93,7 +99,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(step, self.config)
             losses = []
-            for inputs, targets in zip(*(np.split(part, self.config.accumulation) for part in self.batches(step)), strict=True):
+            parts = (np.split(part, self.config.accumulation) for part in self.batches(step))
+            for inputs, targets in zip(*parts, strict=True):
                 loss = self.loss(inputs, targets)
                 (loss / self.config.accumulation).backward()
                 losses.append(loss.item())
@@ -108,7 +115,7 @@ class Trainer:
             return self.function(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long())
 
     def evaluate(self, windows: tuple[np.ndarray, np.ndarray], batch_size: int) -> float:
-        """The mean loss over the windows, (N, T) each; whole batches only, as lama's Evaluator does it."""
+        """The mean loss over windows, (N, T) each, in whole batches only, as in lama's Evaluator."""
         self.model.eval()
         ends = range(batch_size, len(windows[0]) + 1, batch_size)
         with torch.no_grad():

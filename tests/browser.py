@@ -1,4 +1,6 @@
-"""A page in headless Chromium, driven through its debugging pipe: what scripts return, what the mouse does, what is complained of."""
+"""A page in headless Chromium, driven through its debugging pipe: what scripts return, what the mouse does,
+what is complained of.
+"""
 
 import base64
 import fcntl
@@ -21,22 +23,35 @@ class Browser:
     def __init__(self) -> None:
         self.profile = tempfile.TemporaryDirectory()
         (read, self._out), (self._in, write) = os.pipe(), os.pipe()
-        commands, answers = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read, write))  # out of the way of 3 and 4
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={self.profile.name}"]
+        # Out of the way of 3 and 4.
+        commands, answers = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read, write))
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self.profile.name}",
+        ]
 
         def connect() -> None:  # Chromium reads commands from 3 and answers to 4
             os.dup2(commands, 3)
             os.dup2(answers, 4)
 
         quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([str(CHROMIUM), *flags, "about:blank"], preexec_fn=connect, close_fds=False, **quiet)
+        self.process = subprocess.Popen(
+            [str(CHROMIUM), *flags, "about:blank"], preexec_fn=connect, close_fds=False, **quiet
+        )
         for end in (read, write, commands, answers):
             os.close(end)
         self.complaints: list[str] = []
-        """Uncaught errors, what is logged as an error or warning, and every request for anything but the page itself."""
+        """Uncaught errors, what is logged as an error or warning, and every request for anything but the page
+        itself.
+        """
         self._number, self._rest, self._session = 0, b"", None
         (page,) = (each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
 
@@ -63,7 +78,9 @@ class Browser:
                 part = os.read(self._in, 1 << 20) if answers else b""
                 if not part:
                     self.process.kill()
-                    raise RuntimeError(f"the browser must answer within {PATIENCE} s; got nothing to {method}")
+                    raise RuntimeError(
+                        f"the browser must answer within {PATIENCE} s; got nothing to {method}"
+                    )
                 self._rest += part
             line, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(line)
@@ -80,22 +97,39 @@ class Browser:
                 self.complaints.append(str(about["args"]))
             case "Log.entryAdded" if about["entry"]["level"] in ("error", "warning"):
                 self.complaints.append(about["entry"]["text"])
-            case "Network.requestWillBeSent" if about["type"] != "Document" and not about["request"]["url"].startswith("data:"):
+            case "Network.requestWillBeSent" if about["type"] != "Document" and not about["request"][
+                "url"
+            ].startswith("data:"):
                 self.complaints.append(f"asked for {about['request']['url']}")
 
-    def open(self, path: Path, address: str = "", width: int = 360, height: int = 740, dark: bool = False) -> None:
+    def open(
+        self, path: Path, address: str = "", width: int = 360, height: int = 740, dark: bool = False
+    ) -> None:
         """In a window of that size, until the page says that it is drawn."""
         self.complaints.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{path.as_uri()}{address}")
-        self.run("while (!document.documentElement?.dataset.ready) await new Promise((done) => setTimeout(done, 10))")
+        wait = "await new Promise((done) => setTimeout(done, 10))"
+        self.run(f"while (!document.documentElement?.dataset.ready) {wait}")
 
     def run(self, script: str) -> Any:
         """What `script`, the body of an async function, returns, once what it set off is drawn."""
-        drawn = "await new Promise((done) => setTimeout(() => requestAnimationFrame(() => setTimeout(done, 30)), 30));"
-        code = f"(async () => {{ const found = await (async () => {{ {script} }})(); {drawn} return found; }})()"
+        frame = "requestAnimationFrame(() => setTimeout(done, 30))"
+        drawn = f"await new Promise((done) => setTimeout(() => {frame}, 30));"
+        code = (
+            f"(async () => {{ const found = await (async () => {{ {script} }})(); {drawn} return found; }})()"
+        )
         answer = self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -105,15 +139,17 @@ class Browser:
 
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of an element, scrolled to."""
-        find = f"const found = document.querySelector({json.dumps(selector)}); found.scrollIntoView({{ block: 'center' }});"
-        x, y = self.run(f"{find} const box = found.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]")
+        find = f"const found = document.querySelector({json.dumps(selector)});"
+        find += " found.scrollIntoView({ block: 'center' }); const box = found.getBoundingClientRect();"
+        x, y = self.run(f"{find} return [box.x + box.width / 2, box.y + box.height / 2]")
         return x, y
 
     def mouse(self, selector: str, clicks: int = 0, at: tuple[float, float] | None = None) -> None:
         """Point at the middle of an element, or at a place `at` from its corner, and click so often."""
         x, y = self.place(selector)
         if at is not None:
-            x, y = self.run(f"const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [box.x, box.y]")
+            box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+            x, y = self.run(f"const box = {box}; return [box.x, box.y]")
             x, y = x + at[0], y + at[1]
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for n in range(1, clicks + 1):
@@ -122,9 +158,19 @@ class Browser:
         self.run("")
 
     def key(self, name: str) -> None:
-        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Enter": 13, "Escape": 27}
+        codes = {
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+        }
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=codes[name])
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=codes[name]
+            )
         self.run("")
 
     def screenshot(self, path: Path) -> None:

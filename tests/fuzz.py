@@ -1,10 +1,12 @@
-"""Random damage to files and to command lines: each case loads, or ends in one clear line; nothing else may happen.
+"""Random damage to files and to command lines: each case loads, or ends in one clear line; nothing else may
+happen.
 
 python tests/fuzz.py                        # some hundred cases of every kind, seed 0
 python tests/fuzz.py runs -n 2000 --seed 7  # one kind: models, runs, data or commands
 
-Every case is a function of its seed and number. Failures are printed, and end in exit code 1. This is a script, not a test: the
-tests' type checker would refuse wrong values before lama's own checks see them. test_fuzz.py runs it.
+Every case is a function of its seed and number. Failures are printed, and end in exit code 1. This is a
+script, not a test: the tests' type checker would refuse wrong values before lama's own checks see them.
+test_fuzz.py runs it.
 """
 
 import argparse
@@ -35,9 +37,9 @@ from lama.data import open_corpus
 from lama.data.labelled import open_labelled
 from lama.data.pairs import read_pairs
 from lama.evaluation.tasks import TASKS, read_examples
-from lama.training.config import read_settings, run_config
 from lama.training.folder import RunFolder
-from lama.training.run import resumed_run
+from lama.training.prepare import resumed_run
+from lama.training.settings import read_settings, run_config
 
 EARLIER = Path(__file__).parent / "earlier"
 MODELS = ("bytes", "character", "bpe", "exported", "int8", "int4", "pairs", "bert", "classifier")
@@ -45,8 +47,40 @@ SECONDS = 20  # the longest that a case may take
 LONGEST = 1000  # characters of a message
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 7, 256, 10_000, 10**6, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308),
-    *("", " ", "x", "0", "\0", "é", "🙂", "\ud800", "a" * 10_000, "a\nb", "../x", "/dev/zero", "gpt", "bert", "int8", "F16", "BPE"),
-    *([], [0], [[]], ["x"], [None], [2**62, 2**62], {}, {"": None}, {"type": "x"}, {"kind": "pairs"}, "<deep>", "<digits>", "<infinite>"),
+    *(
+        "",
+        " ",
+        "x",
+        "0",
+        "\0",
+        "é",
+        "🙂",
+        "\ud800",
+        "a" * 10_000,
+        "a\nb",
+        "../x",
+        "/dev/zero",
+        "gpt",
+        "bert",
+        "int8",
+        "F16",
+        "BPE",
+    ),
+    *(
+        [],
+        [0],
+        [[]],
+        ["x"],
+        [None],
+        [2**62, 2**62],
+        {},
+        {"": None},
+        {"type": "x"},
+        {"kind": "pairs"},
+        "<deep>",
+        "<digits>",
+        "<infinite>",
+    ),
 ]
 Case = Callable[[random.Random], str]  # does one case, and says what it was
 
@@ -61,7 +95,9 @@ class Late(BaseException):
 
 @contextmanager
 def limited(what: str) -> Iterator[None]:
-    """A LamaError of one line is fine. Raises Fault for any other error, and where the block takes too long."""
+    """A LamaError of one line is fine. Raises Fault for any other error, and where the block takes too
+    long.
+    """
 
     def late(number: int, frame: Any) -> None:
         raise Late(f"over {SECONDS} s")
@@ -97,7 +133,9 @@ def dumps(value: Any) -> bytes:
 
 
 def damage_json(content: bytes, rng: random.Random) -> bytes:
-    """Change, remove or add something at a random place: one near the root is as likely as all deeper ones."""
+    """Change, remove or add something at a random place: one near the root is as likely as all deeper
+    ones.
+    """
     root = json.loads(content)
     new = rng.choice(VALUES)
     owner, key = root, None
@@ -156,7 +194,9 @@ def damage_bytes(content: bytes, rng: random.Random) -> bytes:
 def damage_file(path: Path, rng: random.Random) -> str:
     """Damage the file; returns how."""
     content, by_name = path.read_bytes(), {".json": damage_json, ".safetensors": damage_header}
-    how: Callable[[bytes, random.Random], bytes] = rng.choice([by_name.get(path.suffix, damage_lines)] * 5 + [damage_bytes, damage_lines])
+    how: Callable[[bytes, random.Random], bytes] = rng.choice(
+        [by_name.get(path.suffix, damage_lines)] * 5 + [damage_bytes, damage_lines]
+    )
     if rng.random() < 0.04:  # not the content but what the file is
         path.unlink()
         if (kind := rng.choice(["missing", "folder", "link", "pipe"])) == "folder":
@@ -177,7 +217,9 @@ def damaged(base: Path, to: Path, rng: random.Random) -> str:
     shutil.copytree(base, to)
     files = sorted(path for path in to.rglob("*") if path.is_file())
     return f"{base.name}, " + ", ".join(
-        damage_file(rng.choice(files), rng) for _ in range(rng.choice([1, 1, 1, 1, 2])) if all(map(Path.is_file, files))
+        damage_file(rng.choice(files), rng)
+        for _ in range(rng.choice([1, 1, 1, 1, 2]))
+        if all(map(Path.is_file, files))
     )
 
 
@@ -186,12 +228,18 @@ def damaged(base: Path, to: Path, rng: random.Random) -> str:
 
 def make_models(work: Path) -> list[Path]:
     """One of every kind: those of an earlier version, a BERT, a sharded GPT-2, and a pytorch_model.bin."""
-    tensors = {name: tensor.read() for name, tensor in open_weights(EARLIER / "exported" / "model.safetensors").items()}
+    tensors = {
+        name: tensor.read()
+        for name, tensor in open_weights(EARLIER / "exported" / "model.safetensors").items()
+    }
     for name, write in (("torch", write_torch), ("sharded", write_shards)):
         shutil.copytree(EARLIER / "exported", work / name, ignore=shutil.ignore_patterns("*.safetensors"))
         write(work / name, tensors)
     write_bert(work / "wordpiece")
-    found = [*(EARLIER / name for name in MODELS), *(work / name for name in ("torch", "sharded", "wordpiece"))]
+    found = [
+        *(EARLIER / name for name in MODELS),
+        *(work / name for name in ("torch", "sharded", "wordpiece")),
+    ]
     for folder in found:
         lama.load(folder)  # undamaged, they do
     return found
@@ -207,8 +255,14 @@ def write_bert(folder: Path) -> None:
         "embeddings.word_embeddings.weight": (len(vocabulary), d),
         "embeddings.position_embeddings.weight": (8, d),
         "embeddings.token_type_embeddings.weight": (2, d),
-        **{f"encoder.layer.0.attention.{part}.weight": (d, d) for part in ("self.query", "self.key", "self.value", "output.dense")},
-        **{f"encoder.layer.0.attention.{part}.bias": (d,) for part in ("self.query", "self.key", "self.value", "output.dense")},
+        **{
+            f"encoder.layer.0.attention.{part}.weight": (d, d)
+            for part in ("self.query", "self.key", "self.value", "output.dense")
+        },
+        **{
+            f"encoder.layer.0.attention.{part}.bias": (d,)
+            for part in ("self.query", "self.key", "self.value", "output.dense")
+        },
         **{
             f"encoder.layer.0.{part}.{kind}": shape
             for part, n, m in (("intermediate.dense", 8, d), ("output.dense", d, 8))
@@ -226,12 +280,25 @@ def write_bert(folder: Path) -> None:
         "cls.predictions.transform.dense.weight": np.eye(d, dtype=np.float32),
     }
     tensors |= {
-        f"cls.predictions.transform.{name}": np.ones(d, np.float32) for name in ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")
+        f"cls.predictions.transform.{name}": np.ones(d, np.float32)
+        for name in ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")
     }
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    config = {"model_type": "bert", "vocab_size": len(vocabulary), "max_position_embeddings": 8, "hidden_size": d, "num_hidden_layers": 1}
-    config |= {"num_attention_heads": 2, "intermediate_size": 8, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+    config = {
+        "model_type": "bert",
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": 8,
+        "hidden_size": d,
+        "num_hidden_layers": 1,
+    }
+    config |= {
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "type_vocab_size": 2,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary))
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
@@ -264,16 +331,22 @@ def fuzz_runs(work: Path) -> Case:
 
 
 HELLASWAG = (
-    b'{"ind": 1, "activity_label": "x", "ctx_a": "A man", "ctx_b": "he", "ctx": "A man he", "endings": ["a", "b", "c", "d"], "label": 1}\n'
-    * 3
-)
+    b'{"ind": 1, "activity_label": "x", "ctx_a": "A man", "ctx_b": "he", "ctx": "A man he", "endings": '
+    b'["a", "b", "c", "d"], "label": 1}\n'
+) * 3
 DATA: dict[str, tuple[bytes, Callable[[Path], Any]]] = {
     "corpus.txt": (b"In the beginning\r\n" * 5, lambda path: open_corpus([str(path)]).text),
     "labels.tsv": (b"good\tbright day\nbad\tdark night\n" * 20, lambda path: open_labelled(str(path))),
-    "labels.csv": (b'text,label\n"bright, day",good\ndark night,bad\n' * 20, lambda path: open_labelled(str(path))),
+    "labels.csv": (
+        b'text,label\n"bright, day",good\ndark night,bad\n' * 20,
+        lambda path: open_labelled(str(path)),
+    ),
     "pairs.tsv": (b"one\tuno\ntwo\tdos\n" * 20, read_pairs),
     "hellaswag.jsonl": (HELLASWAG, lambda path: read_examples(TASKS["hellaswag"], path)),
-    "lambada.jsonl": (b'{"text": "in my palm is a clear stone"}\n' * 3, lambda path: read_examples(TASKS["lambada"], path)),
+    "lambada.jsonl": (
+        b'{"text": "in my palm is a clear stone"}\n' * 3,
+        lambda path: read_examples(TASKS["lambada"], path),
+    ),
     "settings.toml": (
         b'corpus = ["kjv"]\nsteps = 5\nlearning_rate = 0.1\nbias = true\n',
         lambda path: run_config(read_settings(str(path))),
@@ -285,10 +358,16 @@ def fuzz_data(work: Path) -> Case:
     def case(rng: random.Random) -> str:
         name = rng.choice(sorted(DATA))
         content, read = DATA[name]
-        damage = damage_json if name.endswith("jsonl") and rng.random() < 0.6 else rng.choice([damage_lines, damage_bytes])
+        damage = (
+            damage_json
+            if name.endswith("jsonl") and rng.random() < 0.6
+            else rng.choice([damage_lines, damage_bytes])
+        )
         lines = content.splitlines(keepends=True)
         one_line = damage is damage_json
-        (work / name).write_bytes(b"".join([damage(lines[0], rng), b"\n", *lines[1:]]) if one_line else damage(content, rng))
+        (work / name).write_bytes(
+            b"".join([damage(lines[0], rng), b"\n", *lines[1:]]) if one_line else damage(content, rng)
+        )
         what = f"{name}, {damage.__name__}"
         with limited(what):
             read(work / name)
@@ -343,12 +422,20 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
-def random_command(parsers: dict[str, argparse.ArgumentParser], here: list[str], rng: random.Random) -> list[str]:
-    """A verb with some of its options and positional arguments: most of them are right, some wrong, missing or one too many."""
+def random_command(
+    parsers: dict[str, argparse.ArgumentParser], here: list[str], rng: random.Random
+) -> list[str]:
+    """A verb with some of its options and positional arguments: most of them are right, some wrong, missing
+    or one too many.
+    """
     verb = rng.choice([verb for verb in parsers if verb not in LENGTHY])
     argv, actions = (
         verb.split(),
-        [action for action in parsers[verb]._actions if not isinstance(action, argparse._HelpAction) and action.dest != "traceback"],
+        [
+            action
+            for action in parsers[verb]._actions
+            if not isinstance(action, argparse._HelpAction) and action.dest != "traceback"
+        ],
     )
     wrong = rng.choice([0.0, 0.05, 0.3])
     for action in actions:
@@ -360,7 +447,11 @@ def random_command(parsers: dict[str, argparse.ArgumentParser], here: list[str],
             argv.append(rng.choice(action.option_strings))
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
             continue
-        right = [SHORT[action.dest]] if short else [str(choice) for choice in action.choices or ()] or RIGHT.get(action.type, here)
+        right = (
+            [SHORT[action.dest]]
+            if short
+            else [str(choice) for choice in action.choices or ()] or RIGHT.get(action.type, here)
+        )
         argv.append(rng.choice(WORDS if rng.random() < wrong else right))
     return argv + [rng.choice(WORDS)] * (rng.random() < wrong)
 
@@ -375,7 +466,11 @@ def fuzz_commands(work: Path) -> Case:
         argv = random_command(parsers, here, rng)
         what = str([word[:40] for word in argv])
         sys.stdin = io.TextIOWrapper(io.BytesIO(rng.choice([b"", b"a\n", b"\xff\n", b"And God said\n" * 3])))
-        with limited(what), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        with (
+            limited(what),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()) as err,
+        ):
             try:
                 code: Any = main(argv)
             except SystemExit as exit:

@@ -1,7 +1,7 @@
 """What each part of a transformer can learn on its own, trained by lama's own loop: abilities, not shapes.
 
-The tasks are those of github.com/alan-cooney/transformer-from-scratch (its tests), some made harder: there the flagged token
-always stands first, and what is to be memorised is the input itself.
+The tasks are those of github.com/alan-cooney/transformer-from-scratch (its tests), some made harder: there
+the flagged token always stands first, and what is to be memorised is the input itself.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,9 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Trained:
-    """A model of (inputs) -> outputs, trained on `batches(rng, rows)`, inputs and targets, until its budget is spent."""
+    """A model of (inputs) -> outputs, trained on `batches(rng, rows)`, inputs and targets, until its budget
+    is spent.
+    """
 
     def __init__(
         self,
@@ -39,13 +41,21 @@ class Trained:
     ):
         initialise(model, seed, std=0.05)
         config = TrainingConfig(
-            steps=steps, batch_size=rows, learning_rate=rate, min_learning_rate=0, warmup=steps // 4, weight_decay=0, beta2=0.95
+            steps=steps,
+            batch_size=rows,
+            learning_rate=rate,
+            min_learning_rate=0,
+            warmup=steps // 4,
+            weight_decay=0,
+            beta2=0.95,
         )
 
         def of_step(step: int) -> Arrays:
             return batches(np.random.default_rng((1, seed, step)), rows)
 
-        def mean_loss(model: Any, inputs: Tensor, targets: Tensor, smoothing: float = 0, dropout: Dropout = no_dropout) -> Tensor:
+        def mean_loss(
+            model: Any, inputs: Tensor, targets: Tensor, smoothing: float = 0, dropout: Dropout = no_dropout
+        ) -> Tensor:
             return loss(model(inputs), targets)
 
         self.model, self.batches = model, batches
@@ -88,7 +98,9 @@ def successors(rng: np.random.Generator, rows: int) -> Arrays:
 
 
 def test_embedding_and_unembedding_learn_bigrams():
-    logits, targets = Trained(ZeroLayers(100, 100, tied=False), successors, cross_entropy, steps=250).answers(rows=10)
+    logits, targets = Trained(ZeroLayers(100, 100, tied=False), successors, cross_entropy, steps=250).answers(
+        rows=10
+    )
     assert (logits.argmax(-1) == targets).mean() > 0.99
 
 
@@ -107,7 +119,9 @@ TOKENS, FEATURES = 5, 64
 
 
 def flagged(rng: np.random.Generator, rows: int) -> Arrays:
-    """Random tokens, one of them with a flag in its first feature; what the last position is to say is 1.2 times that token."""
+    """Random tokens, one of them with a flag in its first feature; what the last position is to say is 1.2
+    times that token.
+    """
     x = rng.random((rows, TOKENS, FEATURES), np.float32)
     place = rng.integers(TOKENS, size=rows)
     x[:, :, 0] = 0.1
@@ -134,7 +148,8 @@ class LastOf:
     ],
 )
 @pytest.mark.parametrize(
-    ("seed", "steps", "rate"), [(0, 500, 2e-2), *(pytest.param(s, 2000, 1e-2, marks=pytest.mark.slow) for s in (1, 2, 3))]
+    ("seed", "steps", "rate"),
+    [(0, 500, 2e-2), *(pytest.param(s, 2000, 1e-2, marks=pytest.mark.slow) for s in (1, 2, 3))],
 )
 def test_attention_finds_the_flagged_token_wherever_it_is_and_moves_it(layer, seed, steps, rate):
     trained = Trained(LastOf(layer()), flagged, squared_error, steps, rows=64, rate=rate, seed=seed)
@@ -145,7 +160,10 @@ class PreviousToken:
     """Embedding, positions, one attention layer: nothing that could compute, only look."""
 
     def __init__(self, vocab_size: int, context_length: int, d_model: int):
-        self.embed, self.positions = TokenEmbedding(vocab_size, d_model), make_positions("learned", context_length, d_model)
+        self.embed, self.positions = (
+            TokenEmbedding(vocab_size, d_model),
+            make_positions("learned", context_length, d_model),
+        )
         self.attn, self.unembed = MultiHeadAttention(d_model, 1), unembedding(d_model, vocab_size)
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -175,25 +193,31 @@ class Unmasked:
         self.gpt = gpt
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        x, _ = self.gpt.embedded(tokens)
+        x = self.gpt.embedded(tokens)
         for block in self.gpt.blocks:
             x = block(x)
         return self.gpt.logits(self.gpt.normalised(x))
 
 
 def there_and_back(rng: np.random.Generator, rows: int) -> Arrays:
-    """Random tokens and then the same backwards: inputs, and the token after each. Source: J. Hilton's curriculum, chapter 1."""
+    """Random tokens and then the same backwards: inputs, and the token after each. Source: J. Hilton's
+    curriculum, chapter 1.
+    """
     x = rng.integers(VOCABULARY, size=(rows, HALF))
     both = np.concatenate([x, x[:, ::-1]], axis=1).astype(np.int32)
     return both[:, :-1], both[:, 1:]
 
 
 def halves(model: Callable[[GPT], Callable[[Tensor], Tensor]], steps: int) -> tuple[float, float, float]:
-    """Nats for a token of the first half, nats for one of the second, and the share of the second that is right, on unseen texts."""
+    """Nats for a token of the first half, nats for one of the second, and the share of the second that is
+    right, on unseen texts.
+    """
     gpt = GPT(GPTConfig(VOCABULARY, 2 * HALF - 1, d_model=32, n_layers=2, n_heads=4))
     logits, targets = Trained(model(gpt), there_and_back, cross_entropy, steps, rows=64).answers(rows=2000)
     first, second = slice(HALF - 1), slice(HALF - 1, None)
-    losses = [cross_entropy(Tensor(logits[:, half]), Tensor(targets[:, half])).item() for half in (first, second)]
+    losses = [
+        cross_entropy(Tensor(logits[:, half]), Tensor(targets[:, half])).item() for half in (first, second)
+    ]
     return losses[0], losses[1], float((logits.argmax(-1) == targets)[:, second].mean())
 
 
@@ -204,7 +228,9 @@ def test_causal_mask_leaves_the_first_half_to_chance_and_the_second_certain():
 
 
 def test_without_the_mask_the_first_half_leaks():
-    """The other way round: what the mask hides is there to be read, so the loss above does show the mask's work."""
+    """The other way round: what the mask hides is there to be read, so the loss above does show the mask's
+    work.
+    """
     first, *_ = halves(Unmasked, steps=60)
     assert first < 0.5 * np.log(VOCABULARY)
 
@@ -236,7 +262,9 @@ def test_gpt_memorises_texts_and_says_them_again_from_their_first_token():
     texts = np.random.default_rng(0).integers(10, size=(10, 11)).astype(np.int32)
     texts[:, 0] = np.arange(10)  # that is how it knows which one is meant
     model = GPT(GPTConfig(vocab_size=10, context_length=11, d_model=16, n_layers=2, n_heads=4, d_mlp=32))
-    trained = Trained(model, lambda rng, rows: (texts[:, :-1], texts[:, 1:]), cross_entropy, steps=300, rows=10)
+    trained = Trained(
+        model, lambda rng, rows: (texts[:, :-1], texts[:, 1:]), cross_entropy, steps=300, rows=10
+    )
     assert trained.losses[-1] < 0.02
     steps = list(generate_tokens(model, texts[:, :1].tolist(), max_new_tokens=10))
     np.testing.assert_array_equal(np.array(steps).T, texts[:, 1:])

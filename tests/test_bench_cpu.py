@@ -12,16 +12,35 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_cpu.py"
 
 def bench(tmp_path: Path, *flags: str) -> tuple[list[list[str]], dict]:
     """The table's rows and the figures, of a tiny model."""
-    command = [sys.executable, SCRIPT, "--tiny", "--rounds", "2", "--threads", "2", "--json", tmp_path / "figures.json", *flags]
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--tiny",
+        "--rounds",
+        "2",
+        "--threads",
+        "2",
+        "--json",
+        tmp_path / "figures.json",
+        *flags,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row] for row in rows[1:]], json.loads((tmp_path / "figures.json").read_text())
+    return [[cell.strip() for cell in row] for row in rows[1:]], json.loads(
+        (tmp_path / "figures.json").read_text()
+    )
 
 
 def test_lama_is_measured_alone(tmp_path: Path):
-    rows, figures = bench(tmp_path, "--only", "decode,prefill,memory", "--precisions", "float32", "--engines", "none")
-    assert [row[0] for row in rows] == ["memory float32", "decode float32, tokens/s", "prefill float32, tokens/s"]
+    rows, figures = bench(
+        tmp_path, "--only", "decode,prefill,memory", "--precisions", "float32", "--engines", "none"
+    )
+    assert [row[0] for row in rows] == [
+        "memory float32",
+        "decode float32, tokens/s",
+        "prefill float32, tokens/s",
+    ]
     assert all(row[1] for row in rows)
     decode = figures["figures"]["decode float32"]
     assert len(decode["tokens_s"]["lama float32"]) == len(decode["read_bytes_s"]) == 2
@@ -32,7 +51,10 @@ def test_lama_is_measured_alone(tmp_path: Path):
 def test_start_is_timed_with_and_without_a_cache(tmp_path: Path):
     rows, figures = bench(tmp_path, "--only", "start", "--engines", "none")
     assert [row[0] for row in rows] == ["start to first token, s", "the same, empty cache"]
-    assert len(figures["figures"]["start"]["seconds"]["lama float32"]) == 2 and figures["figures"]["start"]["empty_cache_s"] > 0
+    assert (
+        len(figures["figures"]["start"]["seconds"]["lama float32"]) == 2
+        and figures["figures"]["start"]["empty_cache_s"] > 0
+    )
 
 
 def test_engine_that_is_missing_or_fails_is_a_row(tmp_path: Path):
@@ -42,7 +64,9 @@ def test_engine_that_is_missing_or_fails_is_a_row(tmp_path: Path):
     try:
         import ctranslate2  # noqa: F401
     except ImportError:
-        assert ["float32", "", "CTranslate2 float32", "not installed: ctranslate2"] in [row[:4] for row in rows] or "torch" in str(rows)
+        assert ["float32", "", "CTranslate2 float32", "not installed: ctranslate2"] in [
+            row[:4] for row in rows
+        ] or "torch" in str(rows)
 
 
 @pytest.mark.parametrize("flags", [("--only", "decode,sleep"), ("--precisions", "int7")])

@@ -15,7 +15,7 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.models.gpt import GPT, GPTConfig
 from lama.training import Trainer, TrainingConfig
-from lama.training.loop import windows
+from lama.training.loop import language_model_batches
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = {"d_model": 22, "n_layers": 1, "n_heads": 2, "context_length": 7, "batch_size": 4}
@@ -32,9 +32,16 @@ def bench() -> ModuleType:
 def whole_runs(folder: Path, *flags: str) -> tuple[str, dict]:
     """Of two steps, for one seed; the output, and the figures in its last line."""
     (folder / "text.txt").write_text("to be or not to be: " * 30)
-    (folder / "tiny.toml").write_text('tokenizer = "character"\n' + "".join(f"{name} = {value}\n" for name, value in TINY.items()))
+    (folder / "tiny.toml").write_text(
+        'tokenizer = "character"\n' + "".join(f"{name} = {value}\n" for name, value in TINY.items())
+    )
     command = [sys.executable, SCRIPTS / "bench_training.py", "--run", "tiny.toml", "--corpus", "text.txt"]
-    done = subprocess.run([*command, "--steps", "2", "--seeds", "3", "--json", *flags], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--steps", "2", "--seeds", "3", "--json", *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(done.stdout.splitlines()[-1])
 
@@ -54,7 +61,9 @@ def test_steps_of_lama_are_measured(bench: ModuleType, capsys: pytest.CaptureFix
     assert "tiny: round 3 of 3: lama " in capsys.readouterr().err
 
 
-def test_compiled_pytorch_is_left_out_where_it_does_not_work(bench: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_compiled_pytorch_is_left_out_where_it_does_not_work(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
     """Its compiler is asked for with the first step."""
 
     def trainer_of(library: str, *_: object) -> Iterator[None]:
@@ -95,9 +104,12 @@ def test_the_peer_takes_lamas_steps(accumulation: int, monkeypatch: pytest.Monke
 
     shape = GPTConfig(23, 7, d_model=22, n_layers=2, n_heads=2, bias=False, activation="gelu")
     config = TrainingConfig(steps=5, batch_size=4, accumulation=accumulation, learning_rate=1e-2, warmup=2)
-    batches = windows(np.random.default_rng(0).integers(0, 23, 500), config, 7)
+    batches = language_model_batches(np.random.default_rng(0).integers(0, 23, 500), config, 7)
     model, peer = GPT(shape, seed=3), torch_gpt.Trainer(shape, batches, config)
-    weights = {name.replace(".attn.", ".").replace(".mlp.", "."): p.numpy() for name, p in get_state_dict(model).items()}
+    weights = {
+        name.replace(".attn.", ".").replace(".mlp.", "."): p.numpy()
+        for name, p in get_state_dict(model).items()
+    }
     for name, p in peer.model.named_parameters():  # drawn as lama's are
         assert p.detach().numpy().std() == pytest.approx(weights[name].std(), rel=0.25, abs=1e-6), name
     peer.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
@@ -105,13 +117,19 @@ def test_the_peer_takes_lamas_steps(accumulation: int, monkeypatch: pytest.Monke
     np.testing.assert_allclose(ours, list(peer), rtol=1e-4)
 
 
-def test_profile_has_every_kernel_of_a_step_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_profile_has_every_kernel_of_a_step_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.syspath_prepend(SCRIPTS)
     import profile_cpu
 
     monkeypatch.setitem(profile_cpu.CONFIGS, "cpu", TINY)
     profile_cpu.main(["cpu", "--repeats", "2", "--top", "3"])
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| ")
+    ]
     assert [row[0] for row in rows[-2:]] == ["others", "all"] and len(rows) == 6
     times, ms = ([float(row[i]) for row in rows[1:]] for i in (1, 2))
     assert sum(times[:-1]) == times[-1] > 20 and sum(ms[:-1]) == pytest.approx(ms[-1], abs=0.03)

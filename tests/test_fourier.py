@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from lama.interp.fourier import centre, excluded, fourier_basis, key_frequencies, restricted, spectrum, sum_spectrum, sum_waves, tuned
+from lama.interp.fourier import (
+    centre,
+    excluded,
+    fourier_basis,
+    key_frequencies,
+    restricted,
+    spectrum,
+    sum_spectrum,
+    sum_waves,
+    tuned,
+)
 
 P, KEYS, HEIGHTS = 13, (2, 5), (3.0, 1.0)
 
@@ -11,7 +21,9 @@ P, KEYS, HEIGHTS = 13, (2, 5), (3.0, 1.0)
 def exact_logits() -> np.ndarray:
     """Σ height · cos(2πk (a + b − c) / p): adds without an error, (p, p, p)."""
     a, b, c = np.meshgrid(*[np.arange(P)] * 3, indexing="ij")
-    return sum(height * np.cos(2 * np.pi * k * (a + b - c) / P) for k, height in zip(KEYS, HEIGHTS, strict=True))
+    return sum(
+        height * np.cos(2 * np.pi * k * (a + b - c) / P) for k, height in zip(KEYS, HEIGHTS, strict=True)
+    )
 
 
 @pytest.mark.parametrize("p", [3, 7, 13])
@@ -42,13 +54,17 @@ def test_sum_spectrum_of_an_exact_adder_is_its_heights_squared():
 def test_sum_spectrum_does_not_count_waves_of_the_difference():
     a, b, c = np.meshgrid(*[np.arange(P)] * 3, indexing="ij")
     other = np.cos(2 * np.pi * 4 * (a - b - c) / P)
-    np.testing.assert_allclose(sum_spectrum(exact_logits() + other)[[1, 3, 4]], [9 / 11, 0, 1 / 11], atol=1e-9)
+    np.testing.assert_allclose(
+        sum_spectrum(exact_logits() + other)[[1, 3, 4]], [9 / 11, 0, 1 / 11], atol=1e-9
+    )
 
 
 def test_restricted_and_excluded_logits_make_up_the_whole():
     noise = np.random.default_rng(0).standard_normal((P, P, P))
     logits = exact_logits() + noise
-    np.testing.assert_allclose(restricted(logits, KEYS) + excluded(logits, KEYS), logits + logits.mean((0, 1)), atol=1e-9)
+    np.testing.assert_allclose(
+        restricted(logits, KEYS) + excluded(logits, KEYS), logits + logits.mean((0, 1)), atol=1e-9
+    )
     np.testing.assert_allclose(restricted(exact_logits(), KEYS), exact_logits(), atol=1e-9)
     np.testing.assert_allclose(excluded(exact_logits(), [5]), restricted(exact_logits(), [2]), atol=1e-9)
     np.testing.assert_allclose(centre(excluded(exact_logits(), KEYS)), 0, atol=1e-9)
@@ -56,7 +72,9 @@ def test_restricted_and_excluded_logits_make_up_the_whole():
 
 def test_no_frequencies_restrict_logits_to_their_mean():
     assert sum_waves(P, []).shape == (0, P * P)
-    np.testing.assert_allclose(restricted(exact_logits() + np.arange(P), []), np.broadcast_to(np.arange(P), (P, P, P)), atol=1e-9)
+    np.testing.assert_allclose(
+        restricted(exact_logits() + np.arange(P), []), np.broadcast_to(np.arange(P), (P, P, P)), atol=1e-9
+    )
 
 
 def test_tuned_finds_each_neurons_frequency_and_what_it_explains():

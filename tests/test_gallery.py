@@ -1,4 +1,6 @@
-"""docs/gallery.md is what scripts/make_gallery.py writes: its pictures are there, and its commands are lama's."""
+"""docs/gallery.md is what scripts/make_gallery.py writes: its pictures are there, and its commands are
+lama's.
+"""
 
 import re
 import runpy
@@ -26,11 +28,12 @@ def test_gallery_is_what_the_script_writes():
 
 
 @pytest.mark.parametrize("entry", GALLERY["ENTRIES"], ids=lambda entry: entry.name)
-def test_gallery_commands_are_ones_that_lama_has(entry):
+def test_gallery_commands_are_ones_that_lama_has(entry, capsys):
     for command in filter(None, (entry.before, entry.command)):
         program, *words = shlex.split(command)
         assert program == "lama"
         make_parser().parse_args(words)
+        assert capsys.readouterr().err == ""  # no hint at an older form
 
 
 def test_script_refuses_an_entry_that_is_none(capsys):

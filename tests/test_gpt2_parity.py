@@ -1,4 +1,6 @@
-"""lama's GPT-2 gives the numbers of two others: a plain numpy GPT-2, and transformers' GPT2LMHeadModel where installed."""
+"""lama's GPT-2 gives the numbers of two others: a plain numpy GPT-2, and transformers' GPT2LMHeadModel where
+installed.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
-from lama.generation.decoder import Decoder
+from lama.generation.decoder import Runner
 from lama.generation.tokens import generate_tokens
 from lama.models.gpt import GPT
 
@@ -116,7 +118,7 @@ def test_gpt2_logits_match_numpy_reference(case: Case):
 
 def test_gpt2_prompts_of_every_length_match_numpy_reference(tmp_path: Path):
     case = Case(tmp_path, **SHAPES["gelu_new"])
-    decoder = Decoder(case.model, batch=2)
+    decoder = Runner(case.model, batch=2)
     tokens = case.tokens(2, case.config["n_positions"])
     theirs = case.numpy_logits(tokens)
     for n in range(1, tokens.shape[1] + 1):
@@ -136,7 +138,9 @@ def test_gpt2_greedy_continuation_matches_numpy_reference(long_case: Case):
 @pytest.fixture(scope="module")
 def transformers() -> Any:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
-    return pytest.importorskip("transformers", reason="transformers is not installed: pip install lama[peers]")
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install lama[peers]"
+    )
 
 
 class Peer:
@@ -155,7 +159,13 @@ class Peer:
         import torch
 
         tokens = torch.tensor([prompt])
-        out = self.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n, min_new_tokens=n, do_sample=False)
+        out = self.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+        )
         return out[0, len(prompt) :].tolist()
 
 
@@ -170,7 +180,7 @@ def test_gpt2_logits_match_transformers(case: Case, transformers: Any):
     peer = Peer(transformers, case.folder)
     tokens = case.tokens(3, case.config["n_positions"])
     assert_close(logits(case.model, tokens), peer.logits(tokens))
-    decoder = Decoder(case.model, batch=3)
+    decoder = Runner(case.model, batch=3)
     for n in range(1, tokens.shape[1] + 1):
         assert_close(decoder.prefill(tokens[:, :n]), peer.logits(tokens[:, :n])[:, -1])
 
@@ -205,13 +215,19 @@ def test_gpt2_124m_greedy_continuation_matches_transformers(case_124m: Case, tra
 
 
 def test_gpt2_and_the_gpt_trained_from_scratch_are_the_same_class(tmp_path: Path):
-    """One class, one block, one attention: a model made as transformer.py makes it computes what a loaded GPT-2 does."""
+    """One class, one block, one attention: a model made as transformer.py makes it computes what a loaded
+    GPT-2 does.
+    """
     config = random_gpt2.make_config(**random_gpt2.TINY)
     loaded = load_model(random_gpt2.write_folder(tmp_path, config, random_gpt2.make_weights(config)))
     scratch = GPT(loaded.config, seed=3)
     parts = ("blocks", "attn", "mlp", "ln1")
-    assert type(scratch) is type(loaded) and [type(b) for b in scratch.blocks] == [type(b) for b in loaded.blocks]
-    assert all(type(getattr(scratch.blocks[0], part)) is type(getattr(loaded.blocks[0], part)) for part in parts[1:])
+    assert type(scratch) is type(loaded) and [type(b) for b in scratch.blocks] == [
+        type(b) for b in loaded.blocks
+    ]
+    assert all(
+        type(getattr(scratch.blocks[0], part)) is type(getattr(loaded.blocks[0], part)) for part in parts[1:]
+    )
     ours, theirs = get_state_dict(scratch), get_state_dict(loaded)
     assert {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
     tokens = Tensor(np.arange(5, dtype=np.int32).reshape(1, -1))

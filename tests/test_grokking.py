@@ -1,4 +1,6 @@
-"""`lama experiment grokking`: its model, its measures, that it goes on where it stopped; whether it groks is for the full budget (slow)."""
+"""`lama experiment grokking`: its model, its measures, that it goes on where it stopped; whether it groks is
+for the full budget (slow).
+"""
 
 import json
 import signal
@@ -12,11 +14,11 @@ from tinygrad import Tensor
 from lama.cli import main
 from lama.errors import LamaError
 from lama.experiments import Options, Stopped, find, grokking
-from lama.experiments.grokking import Addition, Setting, answers, fit, loss, understood
+from lama.experiments.grokking import Addition, Setting, answers, fit, generalised, loss
 from lama.models.gpt import GPT
 from lama.training.folder import RunFolder
 
-SMALL = Setting(11, 0.5, 8, 17, 1e-2, 30, known_by=30, judge_every=10, keep_every=10, tidy=10)
+SMALL = Setting(11, 0.5, 8, 17, 1e-2, 30, memorised_by=30, evaluate_every=10, snapshot_every=10, tidy=10)
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def test_answers_are_the_models_own_logits_at_the_last_position(small):
     task = Addition(11, 0.5, seed=0)
     kept = fit(Options(steps=10), SMALL, task, "any", 1.0, 10)
     tokens = Tensor(task.tokens)
-    np.testing.assert_allclose(answers(kept.model, tokens).numpy(), kept.model(tokens).numpy()[:, -1, :11], atol=1e-5)
+    np.testing.assert_allclose(
+        answers(kept.model, tokens).numpy(), kept.model(tokens).numpy()[:, -1, :11], atol=1e-5
+    )
 
 
 def test_loss_has_a_gradient_where_float32_has_none_left():
@@ -60,18 +64,23 @@ def test_loss_has_a_gradient_where_float32_has_none_left():
     model.blocks[0].attn.out.weight.assign(Tensor.zeros(8, 8)).realize()
     model.embed.weight.assign(Tensor.ones(12, 8)).realize()
     model.pos_embed.weight.assign(Tensor.zeros(3, 8)).realize()
-    model.unembed.weight.assign(bias * Tensor([3.0] + [0.0] * 11).reshape(12, 1)).realize()  # 24 for answer 0, 0 for the others
+    # 24 for answer 0, 0 for the others.
+    model.unembed.weight.assign(bias * Tensor([3.0] + [0.0] * 11).reshape(12, 1)).realize()
     value = loss(model, Tensor([[0, 0, 11]]), Tensor([0]))
     np.testing.assert_allclose(value.item(), 10 * np.exp(-24), rtol=1e-4)  # below what float32 keeps beside 1
 
 
-def test_understood_waits_for_what_was_learned_by_heart_to_go():
+def test_generalised_waits_until_memorisation_is_cleaned_up():
     log = [(step, 0, 0, 1, 0.5 if step < 100 else 1.0, 0) for step in range(10, 120, 10)]
     setting = replace(SMALL, tidy=15)
-    assert not understood([], setting) and not understood(log[:9], setting) and not understood(log[:11], setting)
-    assert understood([*log, (120, 0, 0, 1, 1.0, 0)], setting)
-    assert not understood([*log, (120, 0, 0, 1, 0.5, 0)], setting)
-    assert not understood([*log, (120, 0, 0.01, 1, 1.0, 0)], setting)
+    assert (
+        not generalised([], setting)
+        and not generalised(log[:9], setting)
+        and not generalised(log[:11], setting)
+    )
+    assert generalised([*log, (120, 0, 0, 1, 1.0, 0)], setting)
+    assert not generalised([*log, (120, 0, 0, 1, 0.5, 0)], setting)
+    assert not generalised([*log, (120, 0, 0.01, 1, 1.0, 0)], setting)
 
 
 def test_grokking_reports_both_trainings(small):
@@ -80,7 +89,14 @@ def test_grokking_reports_both_trainings(small):
     assert (decay[0], decay[1], control[0]) == ("weight decay", 30, "no weight decay")
     assert decay[5] < np.log(11) and control[5] < np.log(11)  # both learn their examples
     assert measured["loss of guessing, ln p"] == pytest.approx(np.log(11))
-    assert [panel.title for panel in report.panels] == ["loss", "accuracy", "what the loss rests on", "weights", "waves", "neurons, sorted"]
+    assert [panel.title for panel in report.panels] == [
+        "loss",
+        "accuracy",
+        "what the loss rests on",
+        "weights",
+        "waves",
+        "neurons, sorted",
+    ]
     assert report.panels[2].curves[2].x == [10, 20, 30]  # restricted loss at every snapshot
     assert len(report.claims) == 7 and len(report.maps) >= 4
 
@@ -105,23 +121,32 @@ def test_grokking_stopped_and_gone_on_with_is_the_one_that_was_not_stopped(small
 
 def test_grokking_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(small, tmp_path, capfd, monkeypatch):
     out = tmp_path / "out"
-    judge = grokking.judge
+    evaluate = grokking.evaluate
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
-        return judge(*args)
+        return evaluate(*args)
 
-    monkeypatch.setattr(grokking, "judge", interrupted)
+    monkeypatch.setattr(grokking, "evaluate", interrupted)
     assert main(["experiment", "grokking", "--seed", "3", "--out", str(out)]) == 130
     err = capfd.readouterr().err
     command = f"lama experiment grokking --seed=3 --out {out}"
-    assert f"lama: stopped by SIGINT in weight decay, step 10 of 30; go on with: {command}\n" in err
-    monkeypatch.setattr(grokking, "judge", judge)
+    assert f"lama: stopped by SIGINT in weight decay, step 10 of 30; resume with: {command}\n" in err
+    monkeypatch.setattr(grokking, "evaluate", evaluate)
     assert main(["experiment", "grokking", "--out", str(out)]) == 2  # of another seed
-    assert f"--out holds an unfinished experiment, {out}: go on with it, {command}, lose it" in capfd.readouterr().err
+    assert (
+        f"--out has an unfinished experiment, {out}: resume it, {command}, delete it"
+        in capfd.readouterr().err
+    )
     assert main([*command.split()[1:]]) == 1  # thirty steps are too few for the claims
     assert "step 11 of 30" in capfd.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "lama.json", "maps.png", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "curves.png",
+        "lama.json",
+        "maps.png",
+        "report.html",
+        "report.json",
+    ]
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert (report["experiment"], report["seed"], report["full"]) == ("grokking", 3, False)
     assert report["panels"][0]["curves"][0]["x"] == [10, 20, 30]
@@ -134,7 +159,9 @@ def test_grokking_whose_settings_are_damaged_begins_anew_only_when_asked_to(smal
     for content in ("[" * 100_000, '{"experiment": 5}', "5", ""):
         (folder / "settings.json").write_text(content)
         assert main(["experiment", "grokking", "--out", str(tmp_path / "out")]) == 2
-        assert "holds an unfinished experiment, " in capfd.readouterr().err and list(folder.iterdir()) == [folder / "settings.json"]
+        assert "has an unfinished experiment, " in capfd.readouterr().err and list(folder.iterdir()) == [
+            folder / "settings.json"
+        ]
     (folder / "mine").symlink_to(tmp_path)
     assert main(["experiment", "grokking", "--out", str(tmp_path / "out"), "--restart"]) == 1
     assert (tmp_path / "out" / "report.json").exists()
@@ -154,7 +181,10 @@ def test_grokking_refuses_a_file_with_other_arrays(small, tmp_path, changes, wro
     task = Addition(11, 0.5, seed=0)
     fit(Options(folder=tmp_path), SMALL, task, "any", 1.0, 1)
     save_file({**load_file(tmp_path / "any.safetensors"), **changes}, tmp_path / "any.safetensors")
-    with pytest.raises(LamaError, match=rf"any.safetensors must be where this training stopped; got another {wrong} in it. Begin anew"):
+    with pytest.raises(
+        LamaError,
+        match=rf"any.safetensors is not this training's state: its {wrong} differs. Start over",
+    ):
         fit(Options(folder=tmp_path), SMALL, task, "any", 1.0, 1)
 
 
@@ -167,7 +197,10 @@ def test_grokking_in_a_folder_where_it_already_runs_is_refused(small, tmp_path, 
 def test_grokking_refuses_a_file_of_another_model(small, tmp_path):
     task = Addition(11, 0.5, seed=0)
     fit(Options(folder=tmp_path), SMALL, task, "any", 1.0, 1)
-    with pytest.raises(Exception, match=r"any.safetensors must be where this training stopped; got another .* Begin anew: --restart"):
+    with pytest.raises(
+        Exception,
+        match=r"any.safetensors is not this training's state: its .* differs. Start over with --restart",
+    ):
         fit(Options(folder=tmp_path), replace(SMALL, d_mlp=19), task, "any", 1.0, 1)
 
 

@@ -12,13 +12,15 @@ import lama
 
 PACKAGE = Path(lama.__file__).parent
 
-# Left to right; a module may import from its own layer's line only what is its own package, and from lines above.
+# Left to right; a module may import from its own layer's line only what is its own package, and from lines
+# above.
 LAYERS = (
     {"errors"},
-    {"shapes", "compiler", "figures", "files"},
-    {"lazy", "kernel_cache"},
-    {"device", "jit"},
+    {"shapes", "figures", "files", "host", "tables"},
+    {"runtime"},
+    {"lazy"},
     {"kernels"},
+    {"ops"},
     {"masks", "cache", "taps", "dropout"},
     {"layers"},
     {"attention"},
@@ -32,7 +34,16 @@ LAYERS = (
     {"__main__"},
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-HEAVY = ("torch", "transformers", "huggingface_hub", "tiktoken", "matplotlib", "bible", "ziglang", "jaxtyping")
+HEAVY = (
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "tiktoken",
+    "matplotlib",
+    "bible",
+    "ziglang",
+    "jaxtyping",
+)
 
 
 def modules() -> list[Path]:
@@ -44,13 +55,17 @@ def module_name(path: Path) -> str:
 
 
 def unit(module: str) -> str:
-    """The part of the house a module belongs to: `attention` for lama.attention, `models` for lama.models.gpt."""
+    """The part of the house a module belongs to: `attention` for lama.attention, `models` for
+    lama.models.gpt.
+    """
     return [*module.split("."), ""][1]
 
 
 def imports(path: Path) -> Iterator[str]:
     """All that a file imports, wherever in the file, as full module names."""
-    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    package = (
+        module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    )
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -66,12 +81,16 @@ def test_module_imports_nothing_from_its_right(path: Path) -> None:
     mine = unit(module_name(path))
     if not mine:
         return  # lama/__init__.py names things of all layers, and imports none of them before they are used
-    assert mine in LEVEL, f"{mine} must stand somewhere in the order; add it to LAYERS and to the README's tree"
+    assert mine in LEVEL, (
+        f"{mine} must stand somewhere in the order; add it to LAYERS and to the README's tree"
+    )
     for name in imports(path):
         if name.split(".")[0] != "lama" or name == "lama.__version__":
             continue
         theirs = unit(name)
-        assert theirs in LEVEL, f"{module_name(path)} must import from modules, not from lama's lazy names; got {name}"
+        assert theirs in LEVEL, (
+            f"{module_name(path)} must import from modules, not from lama's lazy names; got {name}"
+        )
         allowed = theirs == mine or LEVEL[theirs] < LEVEL[mine] or {theirs, mine} == {"embeddings", "blocks"}
         assert allowed, f"{module_name(path)} must not import {name}: {theirs} does not stand left of {mine}"
 
@@ -93,7 +112,9 @@ def test_every_package_has_an_init() -> None:
 
 
 def loaded_by(code: str, tmp_path: Path) -> set[str]:
-    """The modules that are loaded after `code` ran in a fresh process that may open neither sockets nor files to write."""
+    """The modules that are loaded after `code` ran in a fresh process that may open neither sockets nor files
+    to write.
+    """
     guard = """
 import sys
 def watch(event, args):
@@ -106,13 +127,18 @@ sys.addaudithook(watch)
 """
     end = "\nsys.stderr.write(' '.join(sys.modules))"
     env = {"PYTHONPATH": str(PACKAGE.parent), "HOME": str(tmp_path), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", guard + code + end], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", guard + code + end], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert list(tmp_path.iterdir()) == []
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("code", ["import lama", "import lama.cli", "import lama.cli, lama.__main__", "import lama; lama.LamaError"])
+@pytest.mark.parametrize(
+    "code",
+    ["import lama", "import lama.cli", "import lama.cli, lama.__main__", "import lama; lama.LamaError"],
+)
 def test_import_is_light_and_touches_nothing(code: str, tmp_path: Path) -> None:
     loaded = loaded_by(code, tmp_path)
     assert "lama" in loaded

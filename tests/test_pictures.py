@@ -27,7 +27,9 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def middle(png: bytes, row: int, column: int) -> np.ndarray:
-    """The colour in the middle of a cell of a 2 x 3 picture without labels or title; the bar takes the right of it."""
+    """The colour in the middle of a cell of a 2 x 3 picture without labels or title; the bar takes the right
+    of it.
+    """
     image = pixels(png)
     framed = np.argwhere((image < 0.99).any(-1) & (np.arange(image.shape[1]) < image.shape[1] * 0.6))
     (top, left), (bottom, _) = framed.min(0), framed.max(0)
@@ -57,24 +59,49 @@ def test_heat_maps_are_the_same_bytes_each_time(kind):
 
 def test_svg_draws_labels_as_they_are(matplotlib):
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = heat_maps([HeatMap(VALUES, "$a^2$ and $", ["one", "two", "three"], AWKWARD, "x_$y$", "row")], "svg")
-    texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"$x_1$", "a\\nb", "<b>&", "\ufffd", "\\x00\\x1b", "$a^2$ and $", "x_$y$", "one", "two", "three"} <= set(texts)
+        svg = heat_maps(
+            [HeatMap(VALUES, "$a^2$ and $", ["one", "two", "three"], AWKWARD, "x_$y$", "row")], "svg"
+        )
+    texts = [
+        "".join(text.itertext())
+        for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert {
+        "$x_1$",
+        "a\\nb",
+        "<b>&",
+        "\ufffd",
+        "\\x00\\x1b",
+        "$a^2$ and $",
+        "x_$y$",
+        "one",
+        "two",
+        "three",
+    } <= set(texts)
 
 
 def test_labels_that_panels_share_are_written_once_a_row_and_once_a_column(matplotlib):
-    panels = [HeatMap(VALUES, str(i), ["one", "two", "three"], ["v", "w", "x", "y", "z"], low=0, high=20) for i in range(7, 10)]
+    panels = [
+        HeatMap(VALUES, str(i), ["one", "two", "three"], ["v", "w", "x", "y", "z"], low=0, high=20)
+        for i in range(7, 10)
+    ]
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         svg = heat_maps(panels, "svg", columns=2)
-    texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert (texts.count("one"), texts.count("v"), texts.count("20")) == (2, 2, 1)  # two rows, two columns, one bar
+    texts = [
+        "".join(text.itertext())
+        for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    # Two rows, two columns, one bar.
+    assert (texts.count("one"), texts.count("v"), texts.count("20")) == (2, 2, 1)
     assert [texts.count(str(i)) for i in (7, 8, 9)] == [1, 1, 1]
 
 
 def test_labels_that_would_touch_are_thinned(matplotlib):
     labels = [f"t{i}" for i in range(293)]
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = heat_maps([HeatMap(np.zeros((293, 7)), rows=labels), HeatMap(np.ones((293, 7)), rows=labels)], "svg")
+        svg = heat_maps(
+            [HeatMap(np.zeros((293, 7)), rows=labels), HeatMap(np.ones((293, 7)), rows=labels)], "svg"
+        )
     shown = [label for label in labels if f">{label}<".encode() in svg]
     assert shown[:2] != labels[:2] and 40 < len(shown) < 200
     assert len(set(np.diff([int(label[1:]) for label in shown]))) == 1
@@ -109,5 +136,8 @@ def test_heat_maps_refuse_no_panel_and_an_unknown_kind():
 
 def test_heat_maps_without_matplotlib_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(LamaError, match=r"^a heat map must be drawn by matplotlib; got no such package\. Run: pip install matplotlib$"):
+    with pytest.raises(
+        LamaError,
+        match=r"^matplotlib, which draws a heat map, is not installed\. Run: pip install matplotlib$",
+    ):
         heat_maps([HeatMap(VALUES)])

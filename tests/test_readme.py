@@ -23,7 +23,10 @@ def test_run_line_installs_and_generates() -> None:
 
 
 def test_test_line_installs_what_the_tests_need_and_runs_all() -> None:
-    assert readme_line("test") == 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/python -m pytest'
+    assert (
+        readme_line("test")
+        == 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/python -m pytest'
+    )
     with open(ROOT / "pyproject.toml", "rb") as file:
         assert "pytest" in tomllib.load(file)["project"]["optional-dependencies"]["dev"]
 
@@ -54,13 +57,17 @@ def test_line_that_is_not_there_once_is_an_error(tmp_path: Path) -> None:
 def test_ci_runs_the_readme_line_and_has_no_copy_of_it() -> None:
     ci = ROOT / ".ci" / "run"
     text = ci.read_text(encoding="utf-8")
-    assert 'line="$(python3 scripts/check_fresh_install.py --print test)"' in text and 'bash -c "$line"' in text
+    assert (
+        'line="$(python3 scripts/check_fresh_install.py --print test)"' in text and 'bash -c "$line"' in text
+    )
     assert "-m venv" not in text
     assert os.access(ci, os.X_OK)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's PATH")
-def test_fresh_machine_has_no_compiler_and_python_works_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_machine_has_no_compiler_and_python_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_RETRIES", "3")
     monkeypatch.setenv("CC", "/usr/bin/gcc")
     env = runpy.run_path(str(SCRIPT))["bare_environment"](tmp_path)
@@ -68,5 +75,7 @@ def test_fresh_machine_has_no_compiler_and_python_works_there(tmp_path: Path, mo
     assert not [name for name in os.listdir(tmp_path / "bin") if re.search(r"clang|gcc|^cc$|zig", name)]
     assert os.listdir(env["HOME"]) == os.listdir(env["XDG_CACHE_HOME"]) == []
     code = "import sys, venv, shutil; print(sys.version_info[:2], shutil.which('cc'), shutil.which('clang'))"
-    said = subprocess.check_output(["sh", "-c", f"python3 -c {shlex.quote(code)}"], env=env, text=True).strip()
+    said = subprocess.check_output(
+        ["sh", "-c", f"python3 -c {shlex.quote(code)}"], env=env, text=True
+    ).strip()
     assert said == f"{sys.version_info[:2]} None None"
