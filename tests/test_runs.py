@@ -49,7 +49,7 @@ def start(cats: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def start(name: str = "out", **changes: Any) -> Run:
         settings = {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN, **changes}
-        run, _ = new_run(RunFolder(tmp_path / name), settings, "lama train ...")
+        run = new_run(RunFolder(tmp_path / name), settings, "lama train ...")
         run.measure_start()
         return run
 
@@ -86,7 +86,7 @@ def leftovers(folder: RunFolder) -> list[str]:
 def whole(cats: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of `start`, from its beginning to its end."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "out")
-    run, _ = new_run(
+    run = new_run(
         folder,
         {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN},
         "lama train ...",
@@ -179,7 +179,7 @@ def test_model_of_the_lowest_held_out_loss_stays_on_top(start):
 
 
 def test_saved_settings_train_the_same_model_again(whole, tmp_path):
-    run, _ = new_run(RunFolder(tmp_path / "again"), whole.settings(), "lama train ...")
+    run = new_run(RunFolder(tmp_path / "again"), whole.settings(), "lama train ...")
     run.measure_start()
     list(run)
     assert outcome(run.folder) == outcome(whole)
@@ -313,6 +313,29 @@ def check_kills(start: Callable[..., Run], steps: int, kills: int) -> None:
 
 def test_killed_run_always_has_a_checkpoint_and_comes_to_the_same_end(start):
     check_kills(start, steps=8, kills=3)
+
+
+@pytest.mark.parametrize("moment", ["measure", "_drop_old", "log"])
+def test_run_killed_around_its_last_evaluation_leaves_no_more_checkpoints(start, monkeypatch, moment):
+    options = {"steps": 4, "evaluate_every": 1}
+    whole = start("whole", **options)
+    list(whole)
+    run = start("killed", **options)
+    until(run, 3)
+    run = resumed_run(run.folder, {})
+    place = run.folder if moment == "log" else run
+    plain = getattr(place, moment)
+
+    def killed(*arguments: object) -> object:
+        if run.step == 4 and "loss" not in dict(*arguments):  # not the step's own record
+            raise GeneratorExit  # nothing in lama handles it
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(GeneratorExit):
+        patch.setattr(place, moment, killed)
+        list(run)
+    list(resumed_run(run.folder, {}))
+    assert outcome(run.folder) == outcome(whole.folder)
 
 
 @pytest.mark.slow
@@ -845,7 +868,7 @@ def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
 
 def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
     settings = start("one", batch_size=12).folder.settings()
-    shared, _ = new_run(RunFolder(tmp_path / "two"), settings, "lama train ...", devices=("CPU", "CPU:1"))
+    shared = new_run(RunFolder(tmp_path / "two"), settings, "lama train ...", devices=("CPU", "CPU:1"))
     shared.measure_start()
     assert [replica.device for replica in shared.trainer.replicas] == ["CPU", "CPU:1"]
     assert shared.folder.read_log()[0]["devices"] == 2

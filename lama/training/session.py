@@ -17,6 +17,7 @@ from lama.errors import LamaError, note
 from lama.files import field as field_of
 from lama.files import read_object
 from lama.models.registry import n_parameters
+from lama.runtime.buffers import write
 from lama.training.folder import Diverged, Record, RunFolder, restore, step_of
 from lama.training.loop import Step, Trainer
 
@@ -202,7 +203,7 @@ class Session:
             self.shares = known.get("shares", {})
         else:  # a checkpoint of an earlier version; uniform is about the loss of an untrained model
             self.measure_baselines()
-            self.untrained = self.baselines["uniform"]
+            self.untrained = self.baselines.get("uniform", math.nan)
         evaluated = {record["step"]: self.rank(record) for record in records if "validation_loss" in record}
         self.evaluated = max(evaluated, default=0)
         self.best = min([notes.get("best_loss", math.inf), *evaluated.values()])
@@ -242,7 +243,7 @@ class Session:
                         return
                     if due and trainer is last:
                         yield self.evaluate()
-                    if due:
+                    elif due:
                         self._drop_old()
         except LamaError as error:
             raise LamaError(f"{error}. {self._way_on(error)}") from error
@@ -334,6 +335,7 @@ class Session:
         if best or not self.keeps_best:
             self.save_model(**self.best_notes(metrics))
         self.evaluated = step
+        self._drop_old()  # before the record: a run that has it has nothing left to do
         self.folder.log({"step": step, **metrics, "best": best, "seconds": self.seconds})
         return Evaluation(step, metrics, best)
 
@@ -341,7 +343,7 @@ class Session:
         """Give the model the weights that the folder's model has."""
         saved = open_weights(self.folder.path / "model.safetensors")
         for name, p in get_state_dict(self.model).items():
-            p.assign(Tensor(saved[name].read(), device=p.device)).realize()
+            write(p, saved[name].read())
 
     def add_notes(self, notes: Mapping[str, object]) -> None:
         """Add notes to those that were saved with the folder's model, which this model is."""
