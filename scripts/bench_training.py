@@ -203,7 +203,7 @@ def run_lama(args: argparse.Namespace) -> dict[str, Any]:
 
     config = settings_of(args, args.seeds[0])
     with tempfile.TemporaryDirectory() as folder:
-        run, _ = new_run(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
+        run = new_run(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
         run.measure_start()
         clock = Clock("lama", config)
         for event in run:

@@ -34,7 +34,7 @@ def cats(tmp_path_factory):
 
 def start(folder: Path, cats: Path, **changes) -> Run:
     settings = {"corpus": [str(cats)], "steps": 7, "evaluate_every": 4, "warmup": 2, **RUN, **changes}
-    run, _ = new_run(RunFolder(folder), settings, "lama train ...")
+    run = new_run(RunFolder(folder), settings, "lama train ...")
     run.measure_start()
     return run
 

@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def introduce(session: "PairSession", args: argparse.Namespace) -> None:
-    from lama.data.pairs import pair_baselines
     from lama.data.tasks import TASKS
     from lama.models.registry import describe
 
@@ -80,7 +79,6 @@ def introduce(session: "PairSession", args: argparse.Namespace) -> None:
     where = f"{len(held_out.pairs):,} held out" if config.held_out else "evaluated on the same pairs"
     print(f"{len(pairs):,} pairs to learn from, {where}\n{describe(session.model)}")
     session.shares = {"untrained": exact(session.model, head(held_out, UNTRAINED))}
-    session.shares |= pair_baselines(pairs, held_out.pairs)
     session.measure_start()
 
 
@@ -90,7 +88,7 @@ def remark(session: "PairSession", step: "Step") -> str | None:
 
 def conclude(session: "PairSession", last: "Evaluation | None") -> None:
     """Print the answers' shares and losses. Raises LamaError for a model that is no better than before."""
-    before, out = session.shares["untrained"], session.folder.path
+    before, out = session.shares.get("untrained", 0.0), session.folder.path
     name, baseline = max(
         ((name, share) for name, share in session.shares.items() if name != "untrained"),
         key=lambda item: item[1],

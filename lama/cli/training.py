@@ -88,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
     default = Path("out") / folder_name(model, args.settings)
     folder = RunFolder(free_folder(args.out, default, check), kind.marker)
     with folder.alone():
+        check(folder.path)  # a second time: another process may have written there meanwhile
+        if args.restart and folder.checkpoints():
+            note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
         session = new_session(folder, settings, command_line(args), args.size, devices, tokenizing)
         front_of(model).introduce(session, args)
         return learn(session, args)
@@ -267,19 +270,27 @@ def check_run(out: Path, command: str, restart: bool) -> None:
     found = folder.checkpoints() if is_run else []
     if is_run and not found and not os.path.lexists(out / "config.json"):
         restart = True  # it was killed before its first checkpoint: nothing is lost
-    elif found:
-        done, steps = step_of(found[-1]), 0
-        with suppress(LamaError):  # damaged settings
-            steps = settings_of(folder.settings()).total_steps
-        if restart:
-            note(f"replacing the run in {out}, which is at step {done} of {steps}")
-        elif done < steps:
-            again = shlex.join(["lama", "train", "--resume", str(out)])
-            raise UsageError(
-                f"--out holds an unfinished run, {quoted_path(out)}, at step {done} of {steps}: "
-                f"resume it with {again}, replace it with --restart, or choose another --out"
-            )
+    elif found and not restart and step_of(found[-1]) < total_steps(folder):
+        again = shlex.join(["lama", "train", "--resume", str(out)])
+        raise UsageError(
+            f"--out holds an unfinished run, {quoted_path(out)}, at step {place_of(folder)}: "
+            f"resume it with {again}, replace it with --restart, or choose another --out"
+        )
     check_folder(out, command, restart, older=lambda _: is_run)
+
+
+def total_steps(folder: "RunFolder") -> int:
+    """The steps of the run in a folder; 0 for damaged settings."""
+    with suppress(LamaError):
+        return settings_of(folder.settings()).total_steps
+    return 0
+
+
+def place_of(folder: "RunFolder") -> str:
+    """The place of a run with checkpoints: `7 of 12`."""
+    from lama.training.folder import step_of
+
+    return f"{step_of(folder.checkpoints()[-1])} of {total_steps(folder)}"
 
 
 def command_line(args: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from lama.data.pairs import PairData, pair_arrays
+from lama.data.pairs import PairData, padded, pair_arrays
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import bucket
 from lama.models.encoder_decoder import Transformer
@@ -200,10 +200,8 @@ class Searcher:
             length = min(c.context_length, size + EXTRA)
             self._decoders[key] = PairDecoder(self.model, rows, beam, size, length, self.jit)
         decoder = self._decoders[key]
-        padded = np.full((rows, size), c.pad, np.int32)
-        for i, source in enumerate(sources):
-            padded[i, : len(source)] = source
-        decoder.start(padded)
+        unused: list[list[int]] = [[] for _ in range(rows - len(sources))]
+        decoder.start(padded([*sources, *unused], size, c.pad))
         more = min(extra, EXTRA) - 1
         return decoder, [max(1, min(decoder.length, len(source) + more)) for source in sources]
 

@@ -15,6 +15,7 @@ from lama.data.inputs import classifier_input
 from lama.data.labelled import LabelledText, open_labelled, split_labelled
 from lama.data.masked import MASK, PAD, mask_tokens
 from lama.data.naive_bayes import NaiveBayes, best_naive_bayes
+from lama.data.pairs import padded
 from lama.data.windows import epoch_order
 from lama.dropout import Dropout, no_dropout
 from lama.errors import LamaError, quoted
@@ -50,11 +51,8 @@ def _length(lengths: Sequence[int]) -> int:
 
 def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConfig) -> Array:
     """The texts' token ids, cut or padded: (texts, context_length) int32."""
-    rows = np.full((len(texts), config.context_length), config.pad, np.int32)
-    for row, text in zip(rows, texts, strict=True):
-        ids = classifier_input(tokenizer, text)[: config.context_length]
-        row[: len(ids)] = ids
-    return rows
+    length = config.context_length
+    return padded([classifier_input(tokenizer, text)[:length] for text in texts], length, config.pad)
 
 
 def class_loss(

@@ -11,9 +11,6 @@ from lama.training.session import Parts, Session
 class CorpusSession(Session):
     """A session whose data are windows of a corpus."""
 
-    corpus: Corpus | None = None
-    """The text, in a new run."""
-
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens.digest)
         self.tokens = tokens

@@ -213,6 +213,4 @@ def new_bert(parts: Parts) -> BertSession:
         new_tokens(parts, corpus, data)
     parts.about = {**parts.about, **origin(corpus), "corpus": corpus.name, "seed": config.seed}
     parts.model = Bert(shape, config.seed)
-    session = BertSession(parts, open_tokens(folder.data))
-    session.corpus = corpus
-    return session
+    return BertSession(parts, open_tokens(folder.data))

@@ -9,10 +9,20 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.checkpoints.atomic import atomic_write
-from lama.data.pairs import Pair, encode_pairs, pair_arrays, pair_batches, split_pairs, unigram_loss
+from lama.data.pairs import (
+    Pair,
+    encode_pairs,
+    pair_arrays,
+    pair_baselines,
+    pair_batches,
+    split_pairs,
+    unigram_loss,
+)
 from lama.data.tasks import find_task
+from lama.data.windows import evenly_spaced
 from lama.errors import LamaError, UsageError
 from lama.models.encoder_decoder import Transformer, TransformerConfig
+from lama.runtime.buffers import write
 from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer
 from lama.training.loop import Step, Trainer
 from lama.training.loss import Evaluator, pair_loss
@@ -87,9 +97,10 @@ class PairSession(Session):
         return {"validation_loss": self.evaluator()}
 
     def measure_baselines(self) -> None:
-        """Measure the tokens' shares in the training targets."""
+        """Measure the tokens' shares in the training targets, and answers that need no model."""
         vocab_size = self.model.config.vocab_size
         self.baselines = {"unigram": unigram_loss(self.data, self.held_out, vocab_size)}
+        self.shares |= pair_baselines(self.data.pairs, self.held_out.pairs)
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {f"sum.{name}": total for name, total in self.sums.items()}
@@ -102,9 +113,9 @@ class PairSession(Session):
     def evaluate(self) -> Evaluation:
         """Evaluate; at the end, the mean of the last models. Source: Vaswani et al. 2017, section 6.1."""
         if self.sums and self.step == self.config.steps:
-            n, parameters = np.float32(len(self.averaged)), self.trainer.parameters
-            means = {name: Tensor(total.numpy() / n) for name, total in self.sums.items()}
-            Tensor.realize(*(p.assign(means[name].to(p.device)) for name, p in parameters.items()))
+            n = np.float32(len(self.averaged))
+            for name, total in self.sums.items():
+                write(self.trainer.parameters[name], total.numpy() / n)
         return super().evaluate()
 
 
@@ -119,7 +130,8 @@ def new_pairs(parts: Parts) -> PairSession:
             "there must be pairs to train on and held-out pairs; "
             f"got {len(train)} and {len(held_out)}. Change --held-out"
         )
-    held_out = sample(held_out or train, MOST_HELD_OUT)
+    pairs = held_out or train
+    held_out = [pairs[i] for i in evenly_spaced(len(pairs), min(len(pairs), MOST_HELD_OUT))]
     parts.tokenizer = tokenizer = pair_tokenizer(task.tokenizer, train)
     lengths = [encode_pairs(pairs, tokenizer).lengths for pairs in (train, held_out)]
     parts.model = pair_model(config, tokenizer, [max(each) for each in zip(*lengths, strict=True)])
@@ -136,8 +148,3 @@ def pair_tokenizer(kind: str, pairs: Sequence[Pair]) -> PairTokenizer:
     if kind == "words":
         return PairTokenizer(WordTokenizer.of(texts))
     return PairTokenizer(CharacterTokenizer("".join(sorted(set("".join(texts))))))
-
-
-def sample(pairs: Sequence[Pair], n: int) -> list[Pair]:
-    """Up to n pairs, evenly spaced."""
-    return [pairs[i * len(pairs) // n] for i in range(n)] if len(pairs) > n else list(pairs)

@@ -57,7 +57,7 @@ def new_session(
     """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged."""
     model = str(settings.get("model", "gpt"))
     if model == "gpt":
-        return new_run(folder, settings, command, size, devices, progress)[0]
+        return new_run(folder, settings, command, size, devices, progress)
     config = settings_of(settings)
     check_devices(config, devices)
     return NEW[model](Parts(folder, config, devices, {"command": command}, progress))
@@ -107,7 +107,7 @@ def new_run(
     size: str | None = None,
     devices: Sequence[str] = (),
     progress: Progress = iter,
-) -> tuple[Run, Corpus]:
+) -> Run:
     """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model.
 
     `settings` are those that were given: an `initial` model's own replace the defaults of others, and `size`,
@@ -148,7 +148,7 @@ def new_run(
         parts.model = model or GPT(shape, config.seed)
     run = Run(parts, open_tokens(folder.data))
     run.corpus = corpus
-    return run, corpus
+    return run
 
 
 def _check_apart(folder: RunFolder, initial: str) -> None:

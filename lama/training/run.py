@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lama.data import TokenFiles, evaluation_windows, ngram_baselines
+from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.training.budget import training_operations
@@ -23,6 +23,8 @@ class Run(CorpusSession):
 
     config: RunConfig
     model: GPT
+    corpus: Corpus | None = None
+    """The text, in a new run."""
 
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens)
