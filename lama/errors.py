@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class LamaError(Exception):
@@ -55,6 +55,12 @@ def quoted(value: object, most: int = 200, plain: bool = False) -> str:
     text = text[: most + 1]
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def abbreviated(names: Sequence[str], spelled: Callable[[str], str] = str, most: int = 4) -> str:
+    """The first names, and the number of the others."""
+    shown = quoted(", ".join(map(spelled, names[:most])), plain=True)
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import write_atomically
 from lama.errors import LamaError
 
 ROOT = Path(__file__).parent.parent
@@ -185,8 +185,7 @@ def copy(source: Path, target: Path) -> None:
         Image.open(io.BytesIO(content)).convert("RGB").save(packed, "PNG", optimize=True)
         content = packed.getvalue()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as file:
-        file.write(content)
+    write_atomically(target, content)
     print(f"{target.relative_to(ROOT)}: {len(content) / 1e3:,.0f} kB", file=sys.stderr)
 
 
@@ -241,8 +240,7 @@ def main(names: Sequence[str]) -> int:
         for entry in ENTRIES:
             if not names or entry.name in names:
                 make(entry)
-        with atomic_write(PAGE) as file:
-            file.write(page_text().encode())
+        write_atomically(PAGE, page_text().encode())
     except LamaError as error:
         print(f"make_gallery: {error}", file=sys.stderr)
         return 1

@@ -89,12 +89,12 @@ def test_export_refuses_what_gpt2_is_not(tmp_path: Path, changes: dict, message:
 
 
 def test_export_that_fails_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch):
-    def full(folder: Path) -> None:
+    def full(folder: Path, files: dict[str, bytes]) -> None:
         raise OSError(28, "No space left on device")
 
     model, tokenizer = model_of(), ByteTokenizer()
     with monkeypatch.context() as patch:
-        patch.setattr(export, "atomic_write", full)
+        patch.setattr(export, "write_files", full)
         with pytest.raises(
             LamaError, match="must be a folder that can be written; got No space left on device"
         ):

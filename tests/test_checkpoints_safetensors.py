@@ -168,7 +168,7 @@ def test_write_keeps_the_old_file_after_an_error(tmp_path: Path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full to be a full disk")
 def test_write_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from lama.checkpoints import atomic
+    from lama import atomic
 
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)

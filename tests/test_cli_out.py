@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lama.checkpoints.marker import claimed, made_by
 from lama.cli.out import Occupied, check_file, check_folder, free_folder, signed, write_file
 from lama.errors import LamaError, UsageError
 from lama.interp.pictures import HeatMap, heat_maps
+from lama.marker import claimed, made_by
 
 check = partial(check_folder, command="bert")
 

@@ -17,6 +17,8 @@ PACKAGE = Path(lama.__file__).parent
 LAYERS = (
     {"errors"},
     {"shapes", "figures", "files", "host", "tables"},
+    {"atomic"},
+    {"marker"},
     {"runtime"},
     {"lazy"},
     {"kernels"},

@@ -351,7 +351,7 @@ def test_command_that_is_stopped_leaves_the_old_files(tmp_path, monkeypatch, cap
     def stop(*_):
         raise error
 
-    monkeypatch.setattr("lama.checkpoints.atomic.os.fsync", stop)
+    monkeypatch.setattr("lama.atomic.os.fsync", stop)
     assert run(tmp_path, "310") == code
     assert contents(tmp_path / "out") == before
 

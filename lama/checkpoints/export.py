@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints.atomic import atomic_folder, atomic_write
+from lama.atomic import atomic_folder, write_files
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
 from lama.checkpoints.safetensors_files import write_safetensors
@@ -30,9 +30,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
     with atomic_folder(Path(folder)) as temporary:
         write_safetensors(temporary / "model.safetensors", _gpt2_tensors(model))
-        for name, content in files.items():
-            with atomic_write(temporary / name) as file:
-                file.write(content)
+        write_files(temporary, files)
     return sorted([*files, "model.safetensors"])
 
 

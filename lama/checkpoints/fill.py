@@ -7,9 +7,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.checkpoint import Checkpoint
-from lama.checkpoints.huggingface import abbreviated
 from lama.checkpoints.tensor import FileTensor, read_weights
-from lama.errors import LamaError, UsageError, quoted
+from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
 from lama.kernels.quantized import empty
 from lama.models.config import LAYERS, config_from_dict

@@ -14,7 +14,7 @@ from pathlib import Path
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-from lama.checkpoints.atomic import atomic_folder
+from lama.atomic import atomic_folder
 from lama.checkpoints.checkpoint import ModelFiles
 from lama.checkpoints.fill import DTYPE_NAMES, check_tensors, parameters_of
 from lama.checkpoints.safetensors_files import write_safetensors

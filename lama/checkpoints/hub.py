@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import write_atomically
 from lama.checkpoints.files import (
     A_MODEL,
     ENDINGS,
@@ -237,8 +237,7 @@ def check_hash(path: Path, digest: str, advice: str) -> None:
         raise LamaError(f"{path} must {rule}; got {found}: it is damaged. {advice}")
     with suppress(OSError, LamaError):  # else it will be checked again
         record.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(record) as temporary:
-            temporary.write(json.dumps(_read_record(record) | {str(path.resolve()): stamp}).encode())
+        write_atomically(record, json.dumps(_read_record(record) | {str(path.resolve()): stamp}).encode())
 
 
 def _read_record(record: Path) -> dict[str, object]:

@@ -1,14 +1,14 @@
 """Code shared by Hugging Face's formats: tables of names, wrapped models, other heads, tied tensors."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TypeVar
 
 import numpy as np
 
 from lama.checkpoints.tensor import FileTensor, read_weights
-from lama.errors import LamaError, quoted, warn
+from lama.errors import LamaError, abbreviated, quoted, warn
 from lama.files import checked
 from lama.models.config import config_from_dict
 
@@ -118,12 +118,6 @@ def tie(tensors: dict[str, FileTensor], head: str, body: str, source: object, ad
     if first.shape != other.shape or _digest(first) != _digest(other):
         names = quoted(f"{other.name} equal to {first.name}", plain=True)
         raise LamaError(f"{source} must have {names} in a tied model; got different numbers{advice}")
-
-
-def abbreviated(names: Sequence[str], spelled: Callable[[str], str] = str, most: int = 4) -> str:
-    """The first names, and the number of the others."""
-    shown = quoted(", ".join(map(spelled, names[:most])), plain=True)
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _digest(tensor: FileTensor) -> bytes:

@@ -12,7 +12,7 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import atomic_write
 from lama.checkpoints.tensor import (
     FLOATS,
     INTEGERS,
@@ -59,9 +59,11 @@ def open_safetensors(path: Path) -> dict[str, FileTensor]:
 
 
 def _no_duplicates(pairs: list[tuple[str, T]]) -> dict[str, T]:
-    if len(names := dict(pairs)) < len(pairs):
-        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"{twice} twice in the header")
+    names: dict[str, T] = {}
+    for name, entry in pairs:
+        if name in names:
+            raise ValueError(f"{name} twice in the header")
+        names[name] = entry
     return names
 
 

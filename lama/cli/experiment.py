@@ -107,7 +107,7 @@ def settings_in(file: Path) -> dict[str, object] | None:
 
 def answer(args: argparse.Namespace, out: Path) -> int:
     """Run the experiment, print and save its report; returns the exit code."""
-    from lama.checkpoints.atomic import remove
+    from lama.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
     began = time.perf_counter()
@@ -132,7 +132,7 @@ def answer(args: argparse.Namespace, out: Path) -> int:
 
 def unfinished(out: Path, args: argparse.Namespace) -> Path:
     """Create the folder for this experiment's state; an earlier state stays. Raises LamaError."""
-    from lama.checkpoints.atomic import atomic_write, remove, unwritable
+    from lama.atomic import remove, unwritable, write_atomically
 
     folder = out / UNFINISHED
     try:
@@ -141,8 +141,7 @@ def unfinished(out: Path, args: argparse.Namespace) -> Path:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with atomic_write(folder / "settings.json") as file:
-        file.write(json.dumps(settings_of(args)).encode())
+    write_atomically(folder / "settings.json", json.dumps(settings_of(args)).encode())
     return folder
 
 
@@ -161,7 +160,7 @@ def command_line(settings: Mapping[str, object], out: Path) -> str:
 
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     """Write the files of a report; returns their names."""
-    from lama.checkpoints.atomic import atomic_write
+    from lama.atomic import write_files
     from lama.experiments import ABOUT
     from lama.interp.pictures import heat_maps
 
@@ -174,9 +173,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
         files["curves.png"] = report.picture()
     if report.maps and drawn:
         files["maps.png"] = heat_maps(report.maps)
-    for name, content in files.items():
-        with atomic_write(out / name) as file:
-            file.write(content)
+    write_files(out, files)
     return list(files)
 
 

@@ -6,10 +6,10 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
 
-from lama.errors import LamaError, UsageError, note, quoted
+from lama.errors import LamaError, UsageError, abbreviated, note, quoted
 from lama.files import quoted_path
 
 SHOWN = 3  # names listed of an occupied folder
@@ -21,14 +21,6 @@ MAKERS = ("train", "bert", "seq2seq", "classify", "experiment")
 
 class Occupied(UsageError):
     """The folder has contents that must not be replaced."""
-
-
-class FolderOptions(TypedDict, total=False):
-    """Options of `check_folder`."""
-
-    replace: bool | None
-    older: Callable[[Path], bool]
-    what: str
 
 
 def check_folder(
@@ -45,7 +37,7 @@ def check_folder(
     by `older`. None means that the command has no --restart. Raises Occupied for other contents, UsageError
     for a file, LamaError where writing is not allowed.
     """
-    from lama.checkpoints.marker import contents, made_by
+    from lama.marker import contents, made_by
 
     shown = quoted_path(out)
     try:
@@ -75,10 +67,9 @@ def check_folder(
     if own:
         advice = f"Replace it with --restart, or choose another {what}"
         raise Occupied(f"{what} has earlier output of lama {command}, {shown}. {advice}")
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     things = f"output of lama {quoted(writer, plain=True)}" if writer else "other files"
-    listed = quoted(", ".join(names[:SHOWN]), plain=True)
-    raise Occupied(f"{what} must be a new or empty folder; got {shown}, which has {things}: {listed}{more}")
+    listed = abbreviated(names, most=SHOWN)
+    raise Occupied(f"{what} must be a new or empty folder; got {shown}, which has {things}: {listed}")
 
 
 def free_folder(named: Path | None, default: Path, check: Callable[[Path], None]) -> Path:
@@ -104,20 +95,20 @@ def own_folder(
     default: Path | None,
     command: str,
     check: Callable[[Path], None] | None = None,
-    **options: Unpack[FolderOptions],
+    *,
+    replace: bool | None = None,
+    what: str = "--out",
 ) -> Iterator[Path]:
     """Create, mark and lock the folder that `free_folder` finds.
 
-    The default `check` is `check_folder` with `options`.
+    The default `check` is `check_folder` with `replace` and `what`.
     """
-    from lama.checkpoints.marker import claimed
+    from lama.marker import claimed
 
-    def checked(folder: Path) -> None:
-        check(folder) if check else check_folder(folder, command, **options)
-
-    out = free_folder(named, default or Path(), checked)
+    check = check or partial(check_folder, command=command, replace=replace, what=what)
+    out = free_folder(named, default or Path(), check)
     with claimed(out, command):
-        checked(out)  # a second time: another process may have written there meanwhile
+        check(out)  # a second time: another process may have written there meanwhile
         yield out
 
 
@@ -151,12 +142,11 @@ def check_file(out: Path, kinds: Sequence[str], command: str) -> str:
 
 def write_file(out: Path, content: bytes, what: str, command: str) -> None:
     """Write a signed file atomically, following links, and print `heads.png: 0.1 MB, 4 heat maps`."""
-    from lama.checkpoints.atomic import atomic_write
+    from lama.atomic import write_atomically
 
     # A second time: another process may have written there meanwhile.
     kind = check_file(out, [out.suffix.lower().removeprefix(".")], command)
-    with atomic_write(Path(os.path.realpath(out))) as file:
-        file.write(signed(content, kind, command))
+    write_atomically(Path(os.path.realpath(out)), signed(content, kind, command))
     print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
 
 

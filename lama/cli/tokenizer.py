@@ -86,9 +86,7 @@ def train(args: argparse.Namespace, special: list[str]) -> int:
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
     """Write all files or none: they get their names when all of them are on the disk."""
-    from lama.checkpoints.atomic import atomic_folder, atomic_write
+    from lama.atomic import atomic_folder, write_files
 
     with atomic_folder(out) as folder:
-        for name, content in files.items():
-            with atomic_write(folder / name) as file:
-                file.write(content)
+        write_files(folder, files)

@@ -235,26 +235,24 @@ def draw_curve(folder: "RunFolder") -> None:
     """Draw loss.png in the run's folder, where matplotlib is installed; a failure is only noted."""
     if importlib.util.find_spec("matplotlib") is None:
         return
-    from lama.checkpoints.atomic import atomic_write
+    from lama.atomic import write_atomically
     from lama.training.curve import loss_curve
 
     try:
-        with atomic_write(folder.path / "loss.png") as file:
-            file.write(loss_curve(folder.read_log()))
+        write_atomically(folder.path / "loss.png", loss_curve(folder.read_log()))
     except LamaError as error:
         note(f"no loss curve: {error}")
 
 
 def show_recording(folder: "RunFolder") -> None:
     """Write attention.html in the run's folder; a failure is only noted."""
-    from lama.checkpoints.atomic import atomic_write
+    from lama.atomic import write_atomically
     from lama.cli.attention import recording_view
     from lama.cli.out import signed
 
     try:
         page, what = recording_view(folder.path, "html")
-        with atomic_write(folder.path / "attention.html") as file:
-            file.write(signed(page, "html", "attention"))
+        write_atomically(folder.path / "attention.html", signed(page, "html", "attention"))
         print(f"{what} are in {folder.path / 'attention.html'}")
     except LamaError as error:
         note(f"no page of the recording: {error}")
@@ -262,7 +260,7 @@ def show_recording(folder: "RunFolder") -> None:
 
 def check_run(out: Path, command: str, restart: bool) -> None:
     """Refuse a folder that cannot be written, or that holds anything but a run to be replaced."""
-    from lama.checkpoints.marker import made_by
+    from lama.marker import made_by
     from lama.training.folder import RunFolder, step_of
 
     folder = RunFolder(out)

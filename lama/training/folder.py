@@ -24,14 +24,14 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
+from lama.atomic import clean, naming, remove, temporary, unwritable, write_atomically
 from lama.checkpoints import Model, open_weights, save, write_tensors
-from lama.checkpoints.atomic import atomic_write, clean, naming, remove, temporary, unwritable
 from lama.checkpoints.fill import check_tensors
-from lama.checkpoints.marker import claimed
 from lama.checkpoints.tensor import read_weights
 from lama.data.tokens import META
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, parse_json_lines, quoted_path, read_file, read_object
+from lama.marker import claimed
 from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
 from lama.training import rows
@@ -117,8 +117,7 @@ class RunFolder:
                     self.data.mkdir(exist_ok=True)
                     for path in sorted(data.iterdir(), key=lambda path: path.name == META):
                         os.replace(path, self.data / path.name)
-                    with atomic_write(self.settings_file) as file:
-                        file.write(to_toml(config, about).encode())
+                    write_atomically(self.settings_file, to_toml(config, about).encode())
             finally:
                 remove(data)
 
@@ -192,8 +191,7 @@ class RunFolder:
     def cut_log(self, step: int) -> list[Record]:
         """Remove the records after `step`, which a resumed run repeats; return the rest. Raises LamaError."""
         rest = [record for record in self.read_log() if record.get("step", 0) <= step]
-        with atomic_write(self.log_file) as file:
-            file.write("".join(json.dumps(record) + "\n" for record in rest).encode())
+        write_atomically(self.log_file, "".join(json.dumps(record) + "\n" for record in rest).encode())
         return rest
 
     def save_checkpoint(
@@ -222,8 +220,9 @@ class RunFolder:
             with self._writing(), naming(new, place):
                 save(new, model, tokenizer, {"steps": step})
                 write_tensors(new / "training.safetensors", state)
-                with atomic_write(new / "training.json") as file:
-                    file.write(json.dumps({"step": step, **notes}, indent=1).encode())
+                write_atomically(
+                    new / "training.json", json.dumps({"step": step, **notes}, indent=1).encode()
+                )
                 if self.log_file.exists():
                     with open(self.log_file, "r+b") as log:
                         os.fsync(log.fileno())  # so that a power cut does not lose the steps up to here

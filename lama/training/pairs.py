@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tinygrad import Tensor
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import write_atomically
 from lama.data.pairs import (
     Pair,
     encode_pairs,
@@ -137,8 +137,8 @@ def new_pairs(parts: Parts) -> PairSession:
     parts.model = pair_model(config, tokenizer, [max(each) for each in zip(*lengths, strict=True)])
     with folder.beginning(config, str(parts.about["command"])) as data:
         rows = write_rows(data, train, held_out)
-    with atomic_write(folder.path / HELD_OUT) as file:
-        file.write("".join(f"{source}\t{target}\n" for source, target in held_out).encode())
+    lines = "".join(f"{source}\t{target}\n" for source, target in held_out)
+    write_atomically(folder.path / HELD_OUT, lines.encode())
     return PairSession(parts, rows)
 
 

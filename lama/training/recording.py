@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tinygrad import Tensor
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import write_atomically
 from lama.data.inputs import check_length
 from lama.errors import LamaError, UsageError, quoted
 from lama.files import checked, field, parse_json_lines, quoted_path, read_file
@@ -101,8 +101,7 @@ class Recording:
     def _write(self, moments: list[dict[str, object]]) -> None:
         heads = [f"{layer}.{head}" for layer, head in self.heads]
         about = {"text": self.config.record, "tokens": self.tokens, "heads": heads}
-        with atomic_write(self.path) as file:
-            file.write("".join(f"{json.dumps(line)}\n" for line in (about, *moments)).encode())
+        write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in (about, *moments)).encode())
 
     def take(self, step: int, loss: float | None) -> None:
         """Add a moment. Raises LamaError if it cannot be written."""

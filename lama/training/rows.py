@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lama.checkpoints.atomic import atomic_write
+from lama.atomic import write_atomically
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, parse_json, quoted_path, read_file
 
@@ -26,8 +26,7 @@ class Rows:
 
 def write_rows(folder: Path, train: Sequence[Row], held_out: Sequence[Row]) -> Rows:
     """Write both parts into `folder`, which must exist. Raises LamaError."""
-    with atomic_write(folder / FILE) as file:
-        file.write(json.dumps({"train": train, "held_out": held_out}).encode())
+    write_atomically(folder / FILE, json.dumps({"train": train, "held_out": held_out}).encode())
     return read_rows(folder)
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lama import __version__
-from lama.checkpoints.atomic import LEFTOVER, clean, created, unwritable
+from lama.atomic import LEFTOVER, clean, created, unwritable
 from lama.errors import LamaError, note
 from lama.files import field, quoted_path, read_object
 

@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -40,6 +40,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise LamaError(f"{quoted_path(path)} must be writable; {got}") from error
     finally:
         place.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as `atomic_write` does. Raises LamaError."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by name into a folder, each atomically. Raises LamaError."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 @contextmanager
