@@ -28,7 +28,7 @@ DIGITS = 40  # of an integer; transformers writes 10^30, 31 digits, for a length
 LARGEST_TEXT = 1 << 30  # bytes of a user's text file
 AGAIN = "Download or copy it again"
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
 _NAMES: dict[type, str] = {
     str: "a text",
     bool: "true or false",
@@ -81,9 +81,10 @@ def parse_json(content: bytes, source: object) -> Json:
     `source` names the text in error messages. Raises LamaError.
     """
     try:
-        value: Json = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_number)
+        text = content.decode(json.detect_encoding(content))  # json.loads accepts halves of characters
+        value: Json = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_number)
         check_depth(value)
-        if _SURROGATE.search(content):
+        if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:

@@ -232,6 +232,13 @@ def test_load_refuses_a_tied_output_layer_that_differs(tmp_path: Path):
         load_model(folder)
 
 
+def test_load_refuses_tied_tensors_without_elements(tmp_path: Path):
+    empty = np.zeros((5, 0), np.float32)
+    folder = folder_with(tmp_path, lambda w: w | {"lm_head.weight": empty, "wte.weight": empty})
+    with pytest.raises(LamaError, match=r"wrong shape: .*wte\.weight"):
+        load_model(folder)
+
+
 def test_load_names_missing_unknown_and_misshapen_tensors_in_one_message(tmp_path: Path):
     def damage(weights):
         del weights["h.1.attn.c_proj.bias"], weights["ln_f.weight"]

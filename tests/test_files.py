@@ -43,8 +43,10 @@ def test_json_within_the_limits_is_read_as_it_is():
         (b"[1e999]", "the number 1e999, which is not finite"),
         (b'{"\\ud800": 1}', "half of a character, '\\ud800'"),
         (b'["\\uDFFF"]', "half of a character"),
+        (b'["\xed\xa0\x80"]', "byte 0xed at offset 2, which is not UTF-8"),
+        ('["\\ud800"]'.encode("utf-16"), "half of a character"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_json_beyond_the_limits_is_one_line(content, wrong):
     with pytest.raises(LamaError) as error:

@@ -260,6 +260,11 @@ def edited(path: str, value: object) -> dict:
             {"type": "TemplateProcessing"},
             "post_processor must put known ids around one text; got {'type': 'Temp",
         ),
+        (
+            "post_processor",
+            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": []}}], "special_tokens": {}},
+            "post_processor must put known ids around one text; got {'type': 'Temp",
+        ),
         ("model.dropout", 0.1, r"model.dropout must be off; got 0\.1"),
         ("model.end_of_word_suffix", "</w>", "model.end_of_word_suffix must be off; got </w>"),
         ("model.merges", ["Ġ t", "th"], "a merge must be two tokens; got 'th', merge 1"),

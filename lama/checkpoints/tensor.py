@@ -1,5 +1,6 @@
 """A tensor in a file: its name, type and shape, and how to read it."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class FileTensor:
             for start in range(0, whole.size, CHUNK):
                 yield elements[start : start + CHUNK], whole.reshape(-1)[start : start + CHUNK]
             return
-        rows = whole.T if self.transposed else whole.reshape(-1, whole.shape[-1] if whole.ndim else 1)
+        width = whole.shape[-1] if whole.ndim else 1
+        rows = whole.T if self.transposed else whole.reshape(math.prod(whole.shape[:-1]), width)
         columns = rows.shape[1]
         at_once = TRANSPOSED_ROWS if self.transposed else max(1, CHUNK // max(1, columns))
         in_place = not self.transposed and whole.dtype == NUMPY[self.dtype]

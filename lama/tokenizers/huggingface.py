@@ -15,7 +15,7 @@ from lama.files import Json, checked, field, parse_json, quoted_path, read_file,
 from lama.tokenizers.base import Common, Frame, TableTokenizer
 from lama.tokenizers.bpe import BytePairTokenizer, byte_alphabet, is_one_training, ranks_of, spell
 from lama.tokenizers.library import LibraryTokenizer, Pipeline, TokenModel
-from lama.tokenizers.special import MOST_IDS, NO_ID, ROLES, check_id, number_tokens, special_tokens
+from lama.tokenizers.special import NO_ID, ROLES, check_id, number_tokens, special_tokens
 from lama.tokenizers.wordpiece import BERT_SPLIT, OPTIONS, WordPieceTokenizer, bert_normalizer, text_lines
 
 SAVED_IN = "tokenizer"  # the sub-folder of a lama checkpoint that holds the files
@@ -186,8 +186,7 @@ def _model(
     if not vocab:
         raise LamaError(f"a vocabulary must not be empty; got none in {source}")
     for token, number in vocab.items():
-        if type(number) is not int or not 0 <= number < MOST_IDS:
-            check_id(token, number, source)
+        check_id(token, number, source)
     if model["type"] == "WordPiece":
         others = {name: value for name, value in model.items() if value is not None and name not in FIELDS}
         unknown = "[UNK]" if unknown is None else unknown
@@ -272,7 +271,7 @@ def _frame(processor: object, ids: Mapping[str, int], source: str) -> tuple[list
                 match piece:
                     case {"Sequence": {"id": "A"}}:
                         parts.append([])
-                    case {"SpecialToken": {"id": name}} if isinstance(tokens.get(name), dict):
+                    case {"SpecialToken": {"id": str(name)}} if isinstance(tokens.get(name), dict):
                         found = tokens[name].get("ids")
                         parts[-1] += found if isinstance(found, list) else [None]
                     case _:
