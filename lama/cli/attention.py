@@ -1,4 +1,9 @@
-"""`lama attention`: show the attention patterns of a model that reads a sentence."""
+"""Show the tokens that the heads of a model look at.
+
+Show the tokens that each head of a model looks at while it reads TEXT: in the terminal, as an offline page
+for a browser with all layers and heads, or as a picture of one head, a layer's heads, or all of them. The
+model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
+"""
 
 import argparse
 import shutil
@@ -6,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
 from lama.interp import ATTENTION_KINDS
@@ -19,34 +24,19 @@ FILES = ("html", "png", "svg")
 MANY = 100  # heads in a picture that takes seconds to draw
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "attention",
-        help="show the tokens that the heads of a model look at",
-        description="Show the tokens that each head of a model looks at while it reads TEXT: in the terminal,"
-        " as an offline page for a browser with all layers and heads, or as a picture of one head, a layer's "
-        "heads, or all of them. The model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads "
-        "TEXT as its source.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("attention", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("text", nargs="?", metavar="TEXT", help="the sentence")
-    add("--recorded", action="store_true", help="show the recording in a folder of lama train --record")
-    add("--layer", type=int, metavar="N", help="only this layer, counted from 0 (a page opens there)")
-    add("--head", type=int, metavar="N", help="only this head, counted from 0")
-    add(
-        "--kind",
-        choices=ATTENTION_KINDS,
-        help="for an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)",
-    )
-    add("--target", metavar="TEXT", help="for an encoder-decoder: its output (default: greedy decoding)")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write a page (.html) or a picture (.png, .svg) instead of drawing in the terminal",
-    )
+    add = parser.add
+    add("text TEXT", "the sentence", nargs="?")
+    add("--recorded", "show the recording in a folder of lama train --record")
+    add("--layer N", "only this layer, counted from 0 (a page opens there)", type=int)
+    add("--head N", "only this head, counted from 0", type=int)
+    kinds = "for an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)"
+    add("--kind", kinds, choices=ATTENTION_KINDS)
+    add("--target TEXT", "for an encoder-decoder: its output (default: greedy decoding)")
+    out = "write a page (.html) or a picture (.png, .svg) instead of drawing in the terminal"
+    add("--out FILE", out, type=Path)
     machine.add_loading(parser)
 
 

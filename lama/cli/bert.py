@@ -1,4 +1,8 @@
-"""`lama bert`: train an encoder to predict masked tokens. `lama fill`: predict them."""
+"""Train a BERT: an encoder that predicts masked tokens.
+
+Train a BERT-style encoder on a text, as `lama train --model bert` does: it predicts 15 of 100 tokens from the
+context on both sides, and is for `lama fill`.
+"""
 
 import argparse
 import json
@@ -6,11 +10,10 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import AddVerb, machine, training
 from lama.cli.lines import answer_lines, at_once
 from lama.cli.live import heading
-from lama.cli.settings import Verbs, add_settings
-from lama.cli.training import add_options
+from lama.cli.settings import add_settings
 from lama.errors import LamaError, UsageError
 from lama.tables import metric_table
 
@@ -23,33 +26,19 @@ AT_ONCE = 16  # lines of a pipe
 FEWEST_LETTERS = 3  # of a word that is masked in an example
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "bert",
-        help="train a BERT: an encoder that predicts masked tokens",
-        description="Train a BERT-style encoder on a text, as `lama train --model bert` does: it predicts 15 "
-        "of 100 tokens from the context on both sides, and is for `lama fill`.",
-    )
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("bert", training.run, __doc__)
     parser.set_defaults(model="bert")
     corpus = "files, folders, patterns, - for standard input, kjv or tinyshakespeare (default kjv)"
-    parser.add_argument("corpus", nargs="*", metavar="CORPUS", help=corpus)
-    add_options(parser, "out/bert")
+    parser.add("corpus CORPUS", corpus, nargs="*")
+    training.add_options(parser, "out/bert")
     add_settings(parser, "bert")
 
-    parser = verbs.add_parser(
-        "fill",
-        help="predict the masked tokens of a text with a BERT",
-        description="Print the most likely tokens for each [MASK] in the text, with their probabilities; "
-        "then the text with the most likely ones. With -, print the filled text for each line of standard "
-        "input: an empty line where it is empty or cannot be answered, which exits with 1 at the end.",
-    )
-    parser.set_defaults(run=run_fill)
-    add = parser.add_argument
+    parser = add_verb("fill", run_fill, run_fill.__doc__)
     parser.add_model("a folder that lama bert has written, or a BERT of the hub such as bert-base-uncased")
-    text = 'such as "In the [MASK] God created the heaven"; - for lines of standard input'
-    add("text", metavar="TEXT", help=text)
-    add("-n", type=int, default=5, metavar="N", help="tokens shown for each (default 5)")
-    add("--json", action="store_true", help="a JSON object for each text, with tokens and probabilities")
+    parser.add("text TEXT", 'such as "In the [MASK] God created the heaven"; - for lines of standard input')
+    parser.add("-n N", "tokens shown for each", 5)
+    parser.add("--json", "a JSON object for each text, with tokens and probabilities")
     machine.add_options(parser)
 
 
@@ -116,6 +105,12 @@ def predictions(best: list[tuple[str, float]]) -> str:
 
 
 def run_fill(args: argparse.Namespace) -> int:
+    """Predict the masked tokens of a text with a BERT.
+
+    Print the most likely tokens for each [MASK] in the text, with their probabilities; then the text with the
+    most likely ones. With -, print the filled text for each line of standard input: an empty line where it is
+    empty or cannot be answered, which exits with 1 at the end.
+    """
     if args.n < 1:
         raise UsageError(f"n must be at least 1; got {args.n}")
     machine.use(args)

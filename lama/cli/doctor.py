@@ -1,4 +1,7 @@
-"""`lama doctor`: check the installation and list its problems."""
+"""Check the installation.
+
+Print the device, the compiler, caches, versions and places of weights; exit with 1 if lama cannot work.
+"""
 
 import argparse
 import os
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from lama.cli import Verbs
+from lama.cli import AddVerb
 from lama.errors import LamaError, first_line, quoted
 from lama.files import quoted_path
 
@@ -31,14 +34,8 @@ class Line:
     problem: str = ""
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "doctor",
-        help="check the installation",
-        description="Print the device, the compiler, caches, versions and places of weights; exit with 1 if "
-        "lama cannot work.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    add_verb("doctor", run, __doc__)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,8 @@
-"""`lama eval`: perplexity on a text, HellaSwag, LAMBADA."""
+"""Evaluate a model: perplexity, HellaSwag, LAMBADA.
+
+Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, or by a
+benchmark, as in EleutherAI's lm-evaluation-harness.
+"""
 
 import argparse
 import json
@@ -8,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.live import progress
 from lama.errors import UsageError, note
 from lama.evaluation import BENCHMARKS
@@ -20,35 +24,19 @@ if TYPE_CHECKING:
     from lama.tokenizers import Tokenizer
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "eval",
-        help="evaluate a model: perplexity, HellaSwag, LAMBADA",
-        description="Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's "
-        "documentation, or by a benchmark, as in EleutherAI's lm-evaluation-harness.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("eval", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("--text", metavar="FILE", help="compute the perplexity of this text: a corpus as for lama train")
-    add("--stride", type=int, metavar="N", help="tokens that a window moves by (default: half a window)")
-    add("--task", choices=BENCHMARKS, help="a benchmark, read from --data")
-    add(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl",
-    )
-    add("--limit", type=int, metavar="N", help="only the first N examples")
-    add(
-        "--context-length",
-        type=int,
-        metavar="T",
-        help="tokens that the model sees at once (default: the model's own)",
-    )
+    add = parser.add
+    add("--text FILE", "compute the perplexity of this text: a corpus as for lama train")
+    add("--stride N", "tokens that a window moves by (default: half a window)", type=int)
+    add("--task", "a benchmark, read from --data", choices=BENCHMARKS)
+    add("--data FILE", "its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl", type=Path)
+    add("--limit N", "only the first N examples", type=int)
+    add("--context-length T", "tokens that the model sees at once (default: the model's own)", type=int)
     machine.add_loading(parser)
-    add("--json", action="store_true", help="print one JSON object")
-    add("-v", "--verbose", action="store_true", help="print the model's size and device")
+    add("--json", "print one JSON object")
+    add("-v, --verbose", "print the model's size and device")
 
 
 def run(args: argparse.Namespace) -> int:

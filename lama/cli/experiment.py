@@ -1,4 +1,8 @@
-"""`lama experiment`: ask a question about transformers and compute the answer."""
+"""Ask a question about transformers and compute the answer.
+
+Run an experiment, print its tables and whether its claims hold, and write report.json, report.html and,
+where matplotlib is installed, its pictures. Exits with 1 if a claim does not hold.
+"""
 
 import argparse
 import importlib.util
@@ -12,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.live import LiveLine, state, stopped_by, stopping
 from lama.cli.out import check_folder, own_folder
 from lama.errors import LamaError, UsageError
@@ -26,36 +30,22 @@ UNFINISHED = "unfinished"  # subfolder with the state of an unfinished experimen
 SETTINGS = {"experiment": str, "seed": int, "steps": int, "full": bool}
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(add_verb: AddVerb) -> None:
     from lama.experiments import ABOUT, RESUMABLE, TWO_SIZES
 
     listed = "\n".join(f"  {name:<14}{about}" for name, about in ABOUT.items())
-    parser = verbs.add_parser(
-        "experiment",
-        help="ask a question about transformers and compute the answer",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run an experiment, print its tables and whether its claims hold, and write report.json, "
-        "report.html and,\nwhere matplotlib is installed, its pictures. Exits with 1 if a claim does not "
-        f"hold.\n\nNAME is one of\n{listed}",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("name", metavar="NAME", choices=ABOUT, help="the experiment")
+    about = f"{__doc__}\nNAME is one of\n{listed}"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = add_verb("experiment", run, about, formatter_class=raw)
+    add = parser.add
+    add("name NAME", "the experiment", choices=ABOUT)
     folder = "the report's folder (default out/experiments/NAME, or NAME-2 beside another report)"
-    add("--out", type=Path, metavar="DIR", help=folder)
-    add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
-    add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
-    add(
-        "--full",
-        action="store_true",
-        help=f"use the size of the paper, which takes hours ({', '.join(TWO_SIZES)})",
-    )
-    add(
-        "--restart",
-        action="store_true",
-        help="delete the earlier report or unfinished experiment in --out, which would otherwise be resumed "
-        f"({', '.join(RESUMABLE)})",
-    )
+    add("--out DIR", folder, type=Path)
+    add("--steps N", "steps of each training in it (default: the experiment's own)", type=int)
+    add("--seed SEED", "the same seed gives the same numbers", 0)
+    add("--full", f"use the size of the paper, which takes hours ({', '.join(TWO_SIZES)})")
+    earlier = "delete the earlier report or unfinished experiment in --out, which would otherwise be resumed"
+    add("--restart", f"{earlier} ({', '.join(RESUMABLE)})")
     machine.add_options(parser)
 
 

@@ -1,4 +1,7 @@
-"""`lama generate`, and `python gpt.py`: continue a prompt."""
+"""Continue a prompt.
+
+Continue a prompt with GPT-2 or any model lama can load.
+"""
 
 import argparse
 import json
@@ -8,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, exit_code, machine
+from lama.cli import AddVerb, exit_code, machine
 from lama.errors import LamaError, UsageError, note, quoted
 
 if TYPE_CHECKING:
@@ -24,84 +27,34 @@ MEANT = {
 }
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "generate",
-        help="continue a prompt",
-        description="Continue a prompt with GPT-2 or any model lama can load.",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("-p", "--prompt", help="the text to continue; - reads it from standard input")
-    add("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
-    add(
-        "-m",
-        "--model",
-        help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file (default: gpt2, or the bundled "
-        "model lama-bpe)",
-    )
-    most = "largest number of new tokens (default 100)"
-    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help=most)
-    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
-    add(
-        "--top-k",
-        type=int,
-        default=0,
-        metavar="K",
-        help="sample from the K likeliest tokens only (default 0: all)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the likeliest tokens that sum to P (default 1: all)",
-    )
-    add(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="sample from tokens at least P times as likely as the likeliest (default 0)",
-    )
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="above 1 makes tokens seen before less likely (default 1)",
-    )
-    add("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text; can be given several times",
-    )
-    add(
-        "--escape",
-        action="store_true",
-        help=r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON",
-    )
-    add(
-        "--num-samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of continuations, with seeds SEED, SEED+1, ... (default 1)",
-    )
-    add("--window", action="store_true", help="when the context is full, drop its older half and continue")
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("generate", run, __doc__)
+    add = parser.add
+    add("-p, --prompt PROMPT", "the text to continue; - reads it from standard input")
+    add("--prompt-file FILE", "read the prompt from a UTF-8 file")
+    models = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file"
+    add("-m, --model MODEL", f"{models} (default: gpt2, or the bundled model lama-bpe)")
+    add("-n, --max-new-tokens N", "largest number of new tokens", 100)
+    add("--temperature T", "0 is greedy", 0.8)
+    add("--top-k K", "sample from the K likeliest tokens only (default 0: all)", 0)
+    add("--top-p P", "sample from the likeliest tokens that sum to P (default 1: all)", 1.0)
+    add("--min-p P", "sample from tokens at least P times as likely as the likeliest", 0.0)
+    add("--repetition-penalty R", "above 1 makes tokens seen before less likely", 1.0)
+    add("--seed SEED", "the same seed gives the same text", 0)
+    add("--stop TEXT", "end before this text; can be given several times", action="append")
+    add("--escape", r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
+    add("--num-samples N", "number of continuations, with seeds SEED, SEED+1, ...", 1)
+    add("--window", "when the context is full, drop its older half and continue")
     machine.add_loading(parser)
-    add("--revision", help="branch, tag or commit to download from the hub")
-    add("--no-stream", action="store_true", help="print the text when it is complete")
-    add("--json", action="store_true", help="print one JSON object instead of the text")
-    add("-v", "--verbose", action="store_true", help="print the model's size and the speed")
+    add("--revision REVISION", "branch, tag or commit to download from the hub")
+    add("--no-stream", "print the text when it is complete")
+    add("--json", "print one JSON object instead of the text")
+    add("-v, --verbose", "print the model's size and the speed")
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
-    stops = [read_escapes(args, "--stop", text) for text in args.stop]
+    stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
     if args.num_samples < 1:
         raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
     from lama.generation import Sampling, check_options, generate

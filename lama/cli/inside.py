@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lama.cli import Parser, machine
 from lama.cli.lines import input_lines
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
     from lama.tokenizers import Tokenizer
 
 FILES = ("png", "svg")
-GPT_MODEL = "a GPT: a name, a folder or a file, as for lama generate"
+MODEL = "a GPT: a name, a folder or a file, as for lama generate"
 
 
 def add_answers(parser: Parser, required: bool) -> None:
     answer = "a token that may come next; a space before a word is part of it"
-    parser.add_argument("--answer", metavar="TOKEN", required=required, help=answer)
+    parser.add("--answer TOKEN", answer, required=required)
     against = "another token, whose logit is subtracted from the answer's"
-    parser.add_argument("--against", metavar="TOKEN", required=required, help=against)
+    parser.add("--against TOKEN", against, required=required)
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write a picture (.png, .svg)")
+    parser.add("--out FILE", "also write a picture (.png, .svg)", type=Path)
     machine.add_loading(parser)
 
 
 def load(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
-    """Check --out, then load the model. Raises LamaError for a model other than a GPT."""
+    """Check the options, then load the model. Raises LamaError for a model other than a GPT."""
+    if getattr(args, "against", None) is not None and args.answer is None:
+        raise UsageError("--against needs --answer; got --against alone")
     if args.out:
         check_file(args.out, FILES, args.verb)
     machine.use(args)
@@ -50,8 +52,12 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", text: str) -> list[int]:
     return input_tokens(model, tokenizer, "\n".join(input_lines()) if text == "-" else text)
 
 
-def read_answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
-    """Parse an answer, with a note if another token may be meant. Raises LamaError."""
+def read_answers(tokenizer: "Tokenizer", args: argparse.Namespace) -> tuple[int | None, int | None]:
+    """The tokens of --answer and --against, with a note if another may be meant. Raises LamaError."""
+    return _answer(tokenizer, args.answer), _answer(tokenizer, args.against)
+
+
+def _answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
     if text is None:
         return None
     from lama.interp.answers import single_token, with_space
@@ -65,11 +71,6 @@ def read_answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
         else:
             note(f"{text!r} is read without a space; for the token {label} write ' {text}'")
     return token
-
-
-def check_against(args: argparse.Namespace) -> None:
-    if args.against is not None and args.answer is None:
-        raise UsageError("--against needs --answer; got --against alone")
 
 
 def matrix_table(title: str, values: "Array", rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -91,10 +92,7 @@ def layer_map(
     title: str,
     columns: Sequence[str] | None = None,
     x: str = "",
-    centred: bool = False,
-    low: float | None = None,
-    high: float | None = None,
-    unit: str = "",
+    **options: Any,
 ) -> "HeatMap":
     """A heat map with a row for each layer, the first at the bottom; columns are heads by default."""
     from lama.interp.pictures import HeatMap
@@ -103,7 +101,7 @@ def layer_map(
     if columns is None:
         columns, x = [str(i) for i in range(n)], x or "head"
     rows = [f"layer {i}" for i in reversed(range(layers))]
-    return HeatMap(values[::-1], title, rows, columns, x, centred=centred, low=low, high=high, unit=unit)
+    return HeatMap(values[::-1], title, rows, columns, x, **options)
 
 
 def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:

@@ -1,11 +1,15 @@
-"""`lama quantize`: save a model with 8- or 4-bit matrices and report its perplexity."""
+"""Save a model in 8 or 4 bits.
+
+Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report its size, error and
+perplexity. It is loaded like any other model.
+"""
 
 import argparse
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.out import own_folder
 
 if TYPE_CHECKING:
@@ -16,24 +20,13 @@ TOKENS = 128  # length of the random sequence whose logits are compared
 HELD_OUT = 30  # the last thirtieth of the Bible; lama-bpe was not trained on the last tenth
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "quantize",
-        help="save a model in 8 or 4 bits",
-        description="Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report "
-        "its size, error and perplexity. It is loaded like any other model.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("quantize", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("--to", choices=("int8", "int4"), required=True, help="the matrices' dtype")
-    add("--out", type=Path, metavar="DIR", required=True, help="a new or empty folder")
-    add(
-        "--text",
-        metavar="FILE",
-        help="also compute the perplexity of this text, as lama eval does (default for lama-bpe: held-out "
-        "text)",
-    )
+    parser.add("--to", "the matrices' dtype", choices=("int8", "int4"), required=True)
+    parser.add("--out DIR", "a new or empty folder", type=Path, required=True)
+    text = "also compute the perplexity of this text, as lama eval does"
+    parser.add("--text FILE", f"{text} (default for lama-bpe: held-out text)")
     machine.add_options(parser)
     machine.add_finding(parser)
 

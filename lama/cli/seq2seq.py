@@ -1,4 +1,10 @@
-"""`lama seq2seq`: train an encoder-decoder on pairs of texts, and check a trained one."""
+"""Train an encoder-decoder on pairs of texts, and check it.
+
+Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama train TASK --model
+seq2seq` does. `check -m DIR` lets a trained model answer its held-out pairs in four ways: untrained, with the
+true target before it, token by token on the true target, and token by token on its own output; it exits with
+1 if it answers too few.
+"""
 
 import argparse
 import os
@@ -7,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import machine, training
+from lama.cli import AddVerb, machine, training
 from lama.cli.live import heading, progress
-from lama.cli.settings import Verbs, add_settings, given
+from lama.cli.settings import add_settings, given
 from lama.errors import LamaError, UsageError
 from lama.files import field, quoted_path, read_object
 from lama.tables import metric_table
@@ -29,25 +35,18 @@ SHOWN = 7
 ANSWERS = partial(progress, unit="batch", label="answers")
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "seq2seq",
-        help="train an encoder-decoder on pairs of texts, and check it",
-        usage="%(prog)s TASK|FILE --out DIR [options] [settings]\n       %(prog)s check -m DIR [-v]",
-        description="Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama "
-        "train TASK --model seq2seq` does. `check -m DIR` lets a trained model answer its held-out pairs in "
-        "four ways: untrained, with the true target before it, token by token on the true target, and token "
-        "by token on its own output; it exits with 1 if it answers too few.",
-    )
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    usage = "%(prog)s TASK|FILE --out DIR [options] [settings]\n       %(prog)s check -m DIR [-v]"
+    parser = add_verb("seq2seq", run, __doc__, usage=usage)
+    add = parser.add
     tasks = f"{', '.join(presets('seq2seq'))}; a file with source, tab and target in each line; or check"
-    add("settings", nargs="?", metavar="TASK", help=tasks)
-    add("folder", nargs="?", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    add("-m", dest="checked", type=Path, metavar="DIR", help="with check: what --out was")
+    add("settings TASK", tasks, nargs="?")
+    add("folder DIR", argparse.SUPPRESS, nargs="?", type=Path)
+    add("-m DIR", "with check: what --out was", dest="checked", type=Path)
     training.add_options(parser, "out/ and the task's name")
-    add("-v", "--verbose", action="store_true", help="with check: draw the cross-attention")
+    add("-v, --verbose", "with check: draw the cross-attention")
     add_settings(parser, "seq2seq")
-    parser.set_defaults(run=run, model="seq2seq")
+    parser.set_defaults(model="seq2seq")
 
 
 def run(args: argparse.Namespace) -> int:

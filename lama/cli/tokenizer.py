@@ -1,4 +1,9 @@
-"""`lama tokenizer`: train a byte-level BPE tokenizer in Hugging Face's format."""
+"""Train a byte-pair tokenizer.
+
+Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, tokenizer.json and
+tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that occur in the corpus) and
+tokens.txt (the corpus as tokens). The same corpus gives the same files.
+"""
 
 import argparse
 import json
@@ -6,40 +11,22 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lama.cli import Verbs
+from lama.cli import AddVerb
 from lama.cli.live import progress
 from lama.cli.out import own_folder
 
 LONGEST = 10  # tokens shown
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "tokenizer",
-        help="train a byte-pair tokenizer",
-        description="Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, "
-        "tokenizer.json and tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that "
-        "occur in the corpus) and tokens.txt (the corpus as tokens). The same corpus gives the same files.",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("tokenizer", run, __doc__)
+    add = parser.add
     sources = "a text file, a folder, a pattern, - for standard input, kjv or tinyshakespeare"
-    add("corpus", nargs="?", metavar="CORPUS", help=f"{sources} (default kjv, the King James Bible)")
-    entries = "entries in the vocabulary: 256 bytes, the special tokens, and merges"
-    add("size", type=int, metavar="SIZE", help=entries)
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a new folder, or that of an earlier tokenizer, which is replaced",
-    )
-    add(
-        "--special",
-        action="append",
-        metavar="TOKEN",
-        help="a special token, can be repeated (default <|endoftext|>)",
-    )
+    add("corpus CORPUS", f"{sources} (default kjv, the King James Bible)", nargs="?")
+    add("size SIZE", "entries in the vocabulary: 256 bytes, the special tokens, and merges", type=int)
+    folder = "a new folder, or that of an earlier tokenizer, which is replaced"
+    add("--out DIR", folder, type=Path, required=True)
+    add("--special TOKEN", "a special token, can be repeated (default <|endoftext|>)", action="append")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,11 @@
-"""`lama train`, and `python transformer.py`: train a model; here the parts that are a GPT's."""
+"""Train a GPT, a BERT, an encoder-decoder or a classifier.
+
+Train a model, evaluate it on held-out data against counting, and save it. A GPT (the default) learns a text,
+by default the King James Bible, for `lama generate`; a BERT the masked tokens of a text, for `lama fill`; an
+encoder-decoder (seq2seq) pairs of texts, for `lama translate`; a classifier labelled texts, for `lama
+classify predict`. Settings come from a preset or a file, and each can be given here. Ctrl-C finishes the
+step, saves a checkpoint and prints the resume command. Exits with 1 if the model is no better than counting.
+"""
 
 import argparse
 import math
@@ -6,9 +13,9 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lama.cli import AddVerb, training
 from lama.cli.live import heading
-from lama.cli.settings import Verbs, add_settings, flag_of, show
-from lama.cli.training import add_options
+from lama.cli.settings import add_settings, flag_of, show
 from lama.errors import LamaError, note
 from lama.tables import metric_table
 from lama.training.settings import MODELS, presets
@@ -22,33 +29,22 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 160
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "train",
-        help="train a GPT, a BERT, an encoder-decoder or a classifier",
-        usage="%(prog)s [PRESET | FILE.toml] [--model MODEL] [options] [settings]",
-        description="Train a model, evaluate it on held-out data against counting, and save it. A GPT (the "
-        "default) learns a text, by default the King James Bible, for `lama generate`; a BERT the masked "
-        "tokens of a text, for `lama fill`; an encoder-decoder (seq2seq) pairs of texts, for `lama "
-        "translate`; a classifier labelled texts, for `lama classify predict`. Settings come from a preset "
-        "or a file, and each can be given here. Ctrl-C finishes the step, saves a checkpoint and prints the "
-        "resume command. Exits with 1 if the model is no better than counting.",
-    )
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    usage = "%(prog)s [PRESET | FILE.toml] [--model MODEL] [options] [settings]"
+    parser = add_verb("train", training.run, __doc__, usage=usage)
+    add = parser.add
     names = {model: ", ".join(presets(model)) for model in MODELS}
-    add(
-        "settings",
-        nargs="?",
-        metavar="PRESET",
-        help=f"for a GPT {names['gpt']}; for seq2seq {names['seq2seq']}, or a file with source, tab and "
-        f"target in each line; for a classifier {names['classifier']}, or a file with label, tab and text in "
-        "each line, or .csv with the columns text and label; or a .toml file, such as a run's settings.toml",
+    settings = (
+        f"for a GPT {names['gpt']}; for seq2seq {names['seq2seq']}, or a file with source, tab and target "
+        f"in each line; for a classifier {names['classifier']}, or a file with label, tab and text in each "
+        "line, or .csv with the columns text and label; or a .toml file, such as a run's settings.toml"
     )
-    add("--model", choices=MODELS, help="kind of model (default gpt, or that of FILE.toml)")
-    add_options(parser, "out/ and the preset's, the data's or the model's name")
+    add("settings PRESET", settings, nargs="?")
+    add("--model", "kind of model (default gpt, or that of FILE.toml)", choices=MODELS)
+    training.add_options(parser, "out/ and the preset's, the data's or the model's name")
     size = "choose depth, width, heads, learning rate and batch size of a GPT for N parameters, such as 10M"
-    add("--size", metavar="N", help=size)
-    add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes")
+    add("--size N", size)
+    add("-v, --verbose", "explain each stage on the real data as it goes")
     about = "in a file: the same names with _ for -, and initial for --from"
     add_settings(parser, *MODELS, about=about)
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.cli import machine
+from lama.cli import Parser, machine
 from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
 from lama.cli.out import check_folder, free_folder
 from lama.cli.settings import OWNERS, flag_of, given
@@ -52,18 +52,18 @@ def metrics_line(event: "Evaluation") -> str:
     return f"{text}, the best so far" if event.best else text
 
 
-def add_options(parser: argparse.ArgumentParser, default: str) -> None:
+def add_options(parser: Parser, default: str) -> None:
     """The options of every command that trains; `default` describes the folder of the run."""
-    parser.set_defaults(run=run, settings=None, size=None)
-    add, out = parser.add_argument, f"the run's folder (default {default}; NAME-2 where that is taken)"
-    add("--out", type=Path, metavar="DIR", help=out)
+    parser.set_defaults(settings=None, size=None)
+    out = f"the run's folder (default {default}; NAME-2 where that is taken)"
+    parser.add("--out DIR", out, type=Path)
     resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
-    add("--resume", type=Path, metavar="DIR", help=resume)
-    add("--restart", action="store_true", help="replace the run in --out, finished or not, which is lost")
+    parser.add("--resume DIR", resume, type=Path)
+    parser.add("--restart", "replace the run in --out, finished or not, which is lost")
     machine.add_options(parser)
     devices = "share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,..."
-    add("--devices", metavar="N", help=devices)
-    add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
+    parser.add("--devices N", devices)
+    parser.add("--track", "log to this too; log.jsonl is always written", choices=TRACKERS)
 
 
 def run(args: argparse.Namespace) -> int:
