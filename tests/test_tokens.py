@@ -22,7 +22,6 @@ from lama.data import (
     fingerprint,
     open_corpus,
     open_tokens,
-    read_corpus,
     split_tail,
     text_corpus,
     tokenize,
@@ -105,7 +104,7 @@ def test_tokens_of_tinyshakespeare_are_split_as_nanogpt_does(tmp_path):
     path = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
     if not path.exists():
         pytest.skip("tinyshakespeare.txt is not on this machine")
-    corpus = read_corpus(path)
+    corpus = open_corpus([str(path)])
     files = tokenize(corpus, CharacterTokenizer(corpus.characters()), tmp_path)
     assert (len(files.train), len(files.validation), files.vocab_size) == (1_003_854, 111_540, 65)
     assert files.validation_bytes == 111_540

@@ -1,6 +1,6 @@
 """Corpora, their tokens on the disk, training windows and n-gram baselines."""
 
-from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
+from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
 from lama.data.tokens import TokenFiles, encode_pieces, fingerprint, open_tokens, tokenize
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split_tail
@@ -19,7 +19,6 @@ __all__ = [
     "ngram_loss",
     "open_corpus",
     "open_tokens",
-    "read_corpus",
     "split_tail",
     "text_corpus",
     "tokenize",

