@@ -18,17 +18,17 @@ class Session:
 
 
 def test_progress_into_a_file_is_plain_lines(monkeypatch, capsys):
-    assert list(progress(range(3), "window", "", 3)) == [0, 1, 2]
+    assert list(progress(range(3), 3, "window")) == [0, 1, 2]
     out, err = capsys.readouterr()
     assert (
         (out, err.count("\n")) == ("", 1)
         and err.startswith("window: 3/3, 100%, ")
         and err.endswith(" window/s\n")
     )
-    assert list(progress(range(3), "piece", "tokenizing")) == [0, 1, 2]
+    assert list(progress(range(3), unit="piece", label="tokenizing")) == [0, 1, 2]
     assert capsys.readouterr().err == ""  # quick, and how many there are is not known
     monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0)
-    assert list(progress(range(1200), "piece", "tokenizing"))[-1] == 1199
+    assert list(progress(range(1200), unit="piece", label="tokenizing"))[-1] == 1199
     assert capsys.readouterr().err.splitlines()[-1].startswith("tokenizing: 1,200, ")
 
 

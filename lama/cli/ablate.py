@@ -13,7 +13,7 @@ from lama.cli import AddVerb, inside
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
-    from lama.interp.interventions import Ablation, Removal
+    from lama.interp.interventions import Removal
     from lama.interp.pictures import HeatMap
     from lama.shapes import Array
 
@@ -57,32 +57,25 @@ def run(args: argparse.Namespace) -> int:
     measured = {"loss": found.losses} if len(tokens) > 1 else {}
     if answer is not None:
         names = token_labels(tokenizer, [answer] if against is None else [answer, against])
-        measured[f"logit of {' above '.join(names)}"] = logits_of(found, answer, against)
+        other = found.logits.mean(-1) if against is None else found.logits[:, against]
+        measured[f"logit of {' above '.join(names)}"] = found.logits[:, answer] - other
     print(removal_table(measured, removals) if chosen else head_tables(measured, c.n_heads))
     return inside.write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
 
 
-def logits_of(found: "Ablation", answer: int, against: int | None) -> "Array":
-    """(N,): the answer's logit after the last token, above the other's or the mean of all."""
-    other = found.logits.mean(-1) if against is None else found.logits[:, against]
-    return found.logits[:, answer] - other
-
-
 def removal_table(measured: "dict[str, Array]", removals: "list[Removal]") -> str:
-    """A table with a row for each removal."""
     from lama.tables import Table
 
     columns, rows = ["without"], [["nothing"], *([str(removal)] for removal in removals)]
     for name, values in measured.items():
         columns += [name, "change"]
-        rows[0] += [f"{values[0]:.4f}", ""]
-        for row, value in zip(rows[1:], values[1:], strict=True):
+        for row, value in zip(rows, values, strict=True):
             row += [f"{value:.4f}", f"{value - values[0]:+.4f}"]
+        rows[0][-1] = ""
     return str(Table(columns, rows))
 
 
 def head_tables(measured: "dict[str, Array]", n_heads: int) -> str:
-    """The changes without each head, layers by heads."""
     tables = []
     for name, values in measured.items():
         table = inside.head_table("without head", (values[1:] - values[0]).reshape(-1, n_heads))

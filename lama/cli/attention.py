@@ -8,6 +8,7 @@ model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as
 import argparse
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.model, **machine.loading(args))
     kind, heads = chosen_heads(model, args.kind, args.layer, args.head)
     tokens = input_tokens(model, tokenizer, args.text)
-    found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args))
+    found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args.target))
     if kind_of_file is None:
         print(f"{describe(model)}\n\n{drawing(found[kind], heads)}")
         return 0
@@ -78,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def show_recording(args: argparse.Namespace) -> int:
     """Write the page of a recording, or a picture of some of its moments."""
-    others = (args.text, args.target, args.kind, args.layer, args.head)
-    if args.out is None or any(value is not None for value in others):
+    others = {args.text, args.target, args.kind, args.layer, args.head}
+    if args.out is None or others != {None}:
         rule = "with --out FILE, and without TEXT, --target, --kind, --layer and --head"
         raise UsageError(f"--recorded must be given {rule}")
     kind = check_file(args.out, FILES, "attention")
@@ -101,27 +102,24 @@ def recording_view(folder: Path, kind: str) -> tuple[bytes, str]:
     found = read_recording(RunFolder(folder).recording_file)
     labels = token_labels(load_tokenizer(folder), found.tokens)
     if kind == "html":
-        page = training_page(
-            found.patterns, found.steps, found.losses, found.heads, labels, str(folder), found.text
-        )
+        about = found.losses, found.heads, labels, str(folder), found.text
+        page = training_page(found.patterns, found.steps, *about)
         return page.encode(), f"{len(found.steps)} moments of {len(found.heads)} heads"
     rows = moment_panels(found.patterns, found.steps, found.heads, labels)
-    picture = heat_maps([panel for row in rows for panel in row], kind, len(rows[0]))
+    picture = heat_maps(list(chain.from_iterable(rows)), kind, len(rows[0]))
     return picture, f"{len(rows[0])} of {len(found.steps)} moments of {len(rows)} heads"
 
 
-def read_target(
-    model: "Model", tokenizer: "Tokenizer", tokens: list[int], args: argparse.Namespace
-) -> list[int]:
+def read_target(model: "Model", tokenizer: "Tokenizer", tokens: list[int], text: str | None) -> list[int]:
     """An encoder-decoder's output: --target, or greedy decoding. Raises UsageError for other models."""
     from lama.models.encoder_decoder import Transformer
 
     if not isinstance(model, Transformer):
-        if args.target is not None:
+        if text is not None:
             raise UsageError("--target is for encoder-decoders only; leave it out")
         return []
-    if args.target is not None:
-        return tokenizer.encode(args.target)
+    if text is not None:
+        return tokenizer.encode(text)
     from lama.generation.seq2seq import Searcher
 
     (written,) = Searcher(model).greedy([tokens])

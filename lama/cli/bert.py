@@ -14,11 +14,10 @@ from lama.cli import AddVerb, machine, training
 from lama.cli.lines import answer_lines, at_once
 from lama.cli.live import heading
 from lama.cli.settings import add_settings
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, check_least
 from lama.tables import metric_table
 
 if TYPE_CHECKING:
-    from lama.training.loop import Step
     from lama.training.masked import BertSession
     from lama.training.session import Evaluation
 
@@ -51,10 +50,6 @@ def introduce(session: "BertSession", args: argparse.Namespace) -> None:
     session.measure_start()
 
 
-def remark(session: "BertSession", step: "Step") -> str | None:
-    return None
-
-
 def conclude(session: "BertSession", last: "Evaluation | None") -> None:
     """Print examples and the scores. Raises LamaError for a model that is no better than counting."""
     session.load_best()
@@ -64,19 +59,15 @@ def conclude(session: "BertSession", last: "Evaluation | None") -> None:
     heading("What it learned")
     losses = {"untrained": session.untrained, **session.baselines, "trained": trained["validation_loss"]}
     shares = session.shares | {"trained": trained["accuracy"]}
-    rows = (
-        ("loss, nats per token", [f"{loss:.3f}" for loss in losses.values()]),
-        ("most likely is right", [f"{shares[name]:.1%}" for name in losses]),
-    )
-    print(metric_table("masked held-out tokens", list(losses), rows))
+    right = [shares[name] for name in losses]
+    rows = ("loss, nats per token", losses.values(), ".3f"), ("most likely is right", right, ".1%")
+    print(metric_table("masked held-out tokens", losses, *rows))
     print(f"\n{session.seconds:.0f} s in all; saved in {out}. Let it predict:")
     print(f'  lama fill -m {shlex.quote(str(out))} "In the [MASK] God created the heaven and the earth."')
     best = min(("untrained", *session.baselines), key=losses.__getitem__)
     if losses["trained"] >= losses[best]:
-        raise LamaError(
-            f"the trained model must beat all others; got {losses['trained']:.3f} nats per token, "
-            f"{best} {losses[best]:.3f}. Raise --steps"
-        )
+        got = f"{losses['trained']:.3f} nats per token, {best} {losses[best]:.3f}"
+        raise LamaError(f"the trained model must beat all others; got {got}. Raise --steps")
 
 
 def show_predictions(session: "BertSession", n: int = 4) -> None:
@@ -90,9 +81,8 @@ def show_predictions(session: "BertSession", n: int = 4) -> None:
     for line in lines:
         words = line.split()
         middle = len(words) // 2
-        masked = max(
-            range(3, len(words) - 1), key=lambda i: (len(words[i]) > FEWEST_LETTERS, -abs(i - middle))
-        )
+        places = sorted(range(3, len(words) - 1), key=lambda i: abs(i - middle))
+        masked = next((i for i in places if len(words[i]) > FEWEST_LETTERS), places[0])
         shown = " ".join([*words[:masked], MASK, *words[masked + 1 :]])
         if len(tokenizer.encode(shown)) <= model.config.context_length:
             (best,) = fill_in(model, tokenizer, shown, 3)
@@ -100,7 +90,6 @@ def show_predictions(session: "BertSession", n: int = 4) -> None:
 
 
 def predictions(best: list[tuple[str, float]]) -> str:
-    """Tokens and their probabilities."""
     return ", ".join(f"{token.strip() or repr(token)} {chance:.0%}" for token, chance in best)
 
 
@@ -111,8 +100,7 @@ def run_fill(args: argparse.Namespace) -> int:
     most likely ones. With -, print the filled text for each line of standard input: an empty line where it is
     empty or cannot be answered, which exits with 1 at the end.
     """
-    if args.n < 1:
-        raise UsageError(f"n must be at least 1; got {args.n}")
+    check_least("n", args.n, 1)
     machine.use(args)
     from lama.checkpoints import load_kind
     from lama.generation.fill_mask import fill_in
@@ -123,15 +111,11 @@ def run_fill(args: argparse.Namespace) -> int:
         raise UsageError(f"n must be at most {most}, the tokens that the model can predict; got {args.n}")
 
     def answers(texts: list[str]) -> Iterator[tuple[str, str]]:
-        """For each text its predictions, and the text with its masks filled in."""
         for text in texts:
             found = fill_in(model, tokenizer, text, args.n)
             filled = filled_in(text, [best[0][0] for best in found])
             if args.json:
-                masks = [
-                    [{"token": token, "probability": round(chance, 6)} for token, chance in best]
-                    for best in found
-                ]
+                masks = [[{"token": t, "probability": round(p, 6)} for t, p in best] for best in found]
                 yield "", json.dumps({"text": filled, "masks": masks}, ensure_ascii=False)
             else:
                 yield "".join(f"{predictions(best)}\n" for best in found), filled

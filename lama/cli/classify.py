@@ -88,21 +88,18 @@ def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
     shares = session.shares | {"trained": result.accuracy}
     session.add_notes({"heldout_accuracy": shares, "heldout_confusion": result.confusion.tolist()})
     heading(f"The {len(session.test):,} held-out texts")
-    accuracies = [f"{share:.2%}" for share in shares.values()]
-    print(f"{result.table()}\n\n{metric_table('held-out texts', list(shares), [('accuracy', accuracies)])}")
+    accuracies = metric_table("held-out texts", shares, ("accuracy", shares.values(), ".2%"))
+    print(f"{result.table()}\n\n{accuracies}")
     text = session.test[0].text[:60]
     print(f"\n{session.seconds:.0f} s in all; saved in {out}. Ask it:")
     print(f"  {shlex.join(['lama', 'classify', 'predict', '-m', str(out), text])}")
     best = max("untrained", "majority", key=shares.__getitem__)
     if shares["trained"] <= shares[best]:
-        raise LamaError(
-            f"the trained model must beat the {best} one; got {shares['trained']:.1%}, and "
-            f"{shares[best]:.1%}. Raise --steps"
-        )
+        got = f"{shares['trained']:.1%}, and {shares[best]:.1%}"
+        raise LamaError(f"the trained model must beat the {best} one; got {got}. Raise --steps")
 
 
 def load_predictor(folder: str, batch_size: int) -> "Predictor":
-    """Raises LamaError for a model that is no classifier."""
     from lama.checkpoints import load_kind
     from lama.tokenizers import BytePairTokenizer
     from lama.training.classify import Predictor
@@ -166,12 +163,9 @@ def run_predict(args: argparse.Namespace) -> int:
         for text, chances in zip(texts, predictor(texts), strict=True):
             best = int(chances.argmax())
             if args.json:
-                found = {
-                    label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)
-                }
-                yield json.dumps(
-                    {"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False
-                )
+                found = dict(zip(labels, (round(float(chance), 6) for chance in chances), strict=True))
+                answer = {"label": labels[best], "probabilities": found, "text": text}
+                yield json.dumps(answer, ensure_ascii=False)
             else:
                 yield f"{labels[best]}\t{chances[best]:.3f}\t{text}"
 

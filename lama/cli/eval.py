@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,7 @@ from lama.errors import UsageError, note
 from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
-    from lama.evaluation import Progress, TaskScore, TextScore
-    from lama.evaluation.likelihood import Scores
+    from lama.evaluation import TaskScore
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
@@ -49,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UsageError for options that exclude or require each other."""
     if (args.text is None) == (args.task is None):
         raise UsageError("give either --text FILE, or --task TASK with --data FILE")
     if (args.task is None) != (args.data is None):
@@ -76,7 +74,8 @@ def run_text(args: argparse.Namespace) -> dict[str, object]:
     text = open_corpus([args.text]).text
     model, tokenizer = load_model(args)
     began = time.perf_counter()
-    result = perplexity(model, tokenizer, text, args.stride, args.context_length, watch("window"))
+    watch = partial(progress, unit="window")
+    result = perplexity(model, tokenizer, text, args.stride, args.context_length, watch)
     seconds = time.perf_counter() - began
     report = {
         "model": args.model,
@@ -86,28 +85,28 @@ def run_text(args: argparse.Namespace) -> dict[str, object]:
         "tokens": result.tokens,
         "bytes": result.n_bytes,
         "nats_per_token": result.nats_per_token,
-        "perplexity": None if math.isinf(result.perplexity) else result.perplexity,
+        "perplexity": finite(result.perplexity),
         "bits_per_token": result.bits_per_token,
         "bits_per_byte": result.bits_per_byte,
         "seconds": round(seconds, 3),
         "tokens_per_s": round(result.tokens / seconds, 2),
     }
     if not args.json:
-        print(text_lines(result, seconds))
+        windows = f"windows of {result.context_length} moving by {result.stride}"
+        rows = {
+            "tokens scored": f"{result.tokens:,} ({result.n_bytes:,} bytes), {windows}",
+            "nats per token": f"{result.nats_per_token:.4f}",
+            "perplexity": f"{result.perplexity:,.4f}",
+            "bits per token": f"{result.bits_per_token:.4f}",
+            "bits per byte": f"{result.bits_per_byte:.4f}",
+            "rate": f"{result.tokens / seconds:,.0f} tokens/s, {seconds:.1f} s with compilation",
+        }
+        print("\n".join(f"{name:<15} {value}" for name, value in rows.items()))
     return report
 
 
-def text_lines(result: "TextScore", seconds: float) -> str:
-    windows = f"windows of {result.context_length} moving by {result.stride}"
-    rows = (
-        ("tokens scored", f"{result.tokens:,} ({result.n_bytes:,} bytes), {windows}"),
-        ("nats per token", f"{result.nats_per_token:.4f}"),
-        ("perplexity", f"{result.perplexity:,.4f}"),
-        ("bits per token", f"{result.bits_per_token:.4f}"),
-        ("bits per byte", f"{result.bits_per_byte:.4f}"),
-        ("rate", f"{result.tokens / seconds:,.0f} tokens/s, {seconds:.1f} s with compilation"),
-    )
-    return "\n".join(f"{name:<15} {value}" for name, value in rows)
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def run_task(args: argparse.Namespace) -> dict[str, object]:
@@ -118,15 +117,16 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
     examples = read_examples(task, args.data, args.limit)
     model, tokenizer = load_model(args)
     began = time.perf_counter()
-    result = evaluate(task, model, tokenizer, examples, args.context_length, watch("ending"))
+    watch = partial(progress, unit="ending")
+    result = evaluate(task, model, tokenizer, examples, args.context_length, watch)
     seconds = time.perf_counter() - began
     if not args.json:
         print(task_lines(args.task, task.protocol, result, seconds))
         print(published_lines(args.task))
     published = []
     for series in PUBLISHED[args.task]:
-        figures = {metric: dict(zip(SIZES, row, strict=True)) for metric, row in series.figures.items()}
         about = {"protocol": series.protocol, "same_protocol": series.same, "source": series.source}
+        figures = {metric: dict(zip(SIZES, row, strict=True)) for metric, row in series.figures.items()}
         published.append(about | figures)
     return {
         "model": args.model,
@@ -135,7 +135,7 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
         "protocol": task.protocol,
         "examples": result.examples,
         "cut": result.cut,
-        **result.metrics,
+        **{metric: finite(value) for metric, value in result.metrics.items()},
         "acc_stderr": result.standard_error("acc"),
         "seconds": round(seconds, 3),
         "published": published,
@@ -144,22 +144,18 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
 
 def task_lines(name: str, protocol: str, result: "TaskScore", seconds: float) -> str:
     cut = f", {result.cut:,} of them cut on the left to fit the context" if result.cut else ""
-    lines = [
-        f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation",
-        f"protocol: {protocol}",
-    ]
+    head = f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation"
+    lines = [head, f"protocol: {protocol}"]
     for metric, value in result.metrics.items():
+        shown = f"{value:,.2f}"
         if metric.startswith("acc"):
             error = result.standard_error(metric)
-            margin = "" if error is None else f" ± {100 * error:.2f}"
-            lines.append(f"{metric:<15} {100 * value:.2f} %{margin}")
-        else:
-            lines.append(f"{metric:<15} {value:,.2f}")
+            shown = f"{100 * value:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}")
+        lines.append(f"{metric:<15} {shown}")
     return "\n".join(lines)
 
 
 def published_lines(name: str) -> str:
-    """Published figures, each with its protocol and source."""
     from lama.evaluation.published import PUBLISHED, SIZES
 
     lines = ["", f"{'published, GPT-2':<20}" + "".join(f"{size:>9}" for size in SIZES)]
@@ -172,12 +168,3 @@ def published_lines(name: str) -> str:
         which = "this" if series.same else "another"
         lines.append(f"[{i}] {which} protocol, {series.protocol}; from {series.source}")
     return "\n".join(lines)
-
-
-def watch(unit: str) -> "Progress":
-    """A wrapper that shows the progress of scores."""
-
-    def shown(scores: "Iterable[Scores]", total: int) -> "Iterable[Scores]":
-        return progress(scores, unit, "", total)
-
-    return shown

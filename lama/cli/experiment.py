@@ -5,7 +5,6 @@ where matplotlib is installed, its pictures. Exits with 1 if a claim does not ho
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING
 from lama.cli import AddVerb, machine
 from lama.cli.live import LiveLine, state, stopped_by, stopping
 from lama.cli.out import check_folder, own_folder
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, check_least
+from lama.figures import is_installed
 from lama.files import field, quoted_path, read_object
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.experiments import TWO_SIZES
 
     for name, least in (("steps", 10), ("seed", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}; got {value}")
+        check_least(name, getattr(args, name), least)
     if args.full and args.name not in TWO_SIZES:
         raise UsageError(f"--full must go with {' or '.join(TWO_SIZES)}; got {args.name}, which has one size")
     machine.use(args)
@@ -75,7 +74,7 @@ def check_report(args: argparse.Namespace, out: Path) -> None:
         raise UsageError(f"{found}: {resume} with --restart, or choose another --out")
     # The same settings give the same report.
     replace = args.restart or settings_in(out / "report.json") in same
-    check_folder(out, f"experiment {args.name}", replace, older=lambda folder: is_report(folder, args.name))
+    check_folder(out, f"experiment {args.name}", replace, older=is_report(out, args.name))
 
 
 def is_report(folder: Path, name: str) -> bool:
@@ -96,7 +95,7 @@ def settings_in(file: Path) -> dict[str, object] | None:
 
 
 def answer(args: argparse.Namespace, out: Path) -> int:
-    """Run the experiment, print and save its report; returns the exit code."""
+    """Run the experiment, print and save its report. The exit code."""
     from lama.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
@@ -121,7 +120,6 @@ def answer(args: argparse.Namespace, out: Path) -> int:
 
 
 def unfinished(out: Path, args: argparse.Namespace) -> Path:
-    """Create the folder for this experiment's state; an earlier state stays. Raises LamaError."""
     from lama.atomic import remove, unwritable, write_atomically
 
     folder = out / UNFINISHED
@@ -149,12 +147,11 @@ def command_line(settings: Mapping[str, object], out: Path) -> str:
 
 
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
-    """Write the files of a report; returns their names."""
     from lama.atomic import write_files
     from lama.experiments import ABOUT
     from lama.interp.pictures import heat_maps
 
-    drawn = importlib.util.find_spec("matplotlib") is not None
+    drawn = is_installed()
     files = {
         "report.json": report.to_json(settings_of(args)).encode(),
         "report.html": report.to_html(f"lama experiment {args.name}", ABOUT[args.name], drawn).encode(),

@@ -32,8 +32,6 @@ def export(args: argparse.Namespace) -> int:
     names = export_huggingface(args.out, model, tokenizer)
     print(f"saved in {args.out}: {', '.join(names)}")
     if not {"tokenizer.json", "vocab.json", "vocab.txt"} & {*names}:
-        print(
-            "its character tokenizer has no Hugging Face form: token ids are positions in the sorted "
-            "alphabet of its config.json"
-        )
+        ids = "token ids are positions in the sorted alphabet of its config.json"
+        print(f"its character tokenizer has no Hugging Face form: {ids}")
     return 0

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, exit_code, machine
-from lama.errors import LamaError, UsageError, note, quoted
+from lama.errors import LamaError, UsageError, check_least, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation import Generation
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
+REPORTED = ("text", "tokens", "finish_reason")  # of each sample, with --json
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash; and uXXXX
 # Probable escapes. In a prompt, a backslash may belong to LaTeX or a path, such as \nabla or \temp.
 MEANT = {
@@ -55,15 +57,15 @@ def add_parser(add_verb: AddVerb) -> None:
 def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
-    if args.num_samples < 1:
-        raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
+    check_least("num_samples", args.num_samples, 1)
     from lama.generation import Sampling, check_options, generate
     from lama.generation.engine import WINDOW
     from lama.models.registry import describe
 
     # Checked before a model is loaded or downloaded.
     check_options(args.max_new_tokens, args.seed, stops)
-    Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    Sampling(**sampling)
     machine.use(args)
 
     started = time.perf_counter()
@@ -82,14 +84,10 @@ def run(args: argparse.Namespace) -> int:
                 prompt,
                 seed=args.seed + i,
                 max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
-                min_p=args.min_p,
-                repetition_penalty=args.repetition_penalty,
                 stop=stops,
                 window=args.window,
                 on_slide=lambda n: note(f"{context} is full; continued with the last {n}"),
+                **sampling,
             )
         except UsageError as error:
             raise UsageError(str(error).replace(WINDOW, "pass --window")) from None
@@ -105,10 +103,17 @@ def run(args: argparse.Namespace) -> int:
             break
     if any(sample.finish_reason == "context" for sample in samples):
         note(f"the {context} is full; --window continues")
+    timing = speed(samples, load_seconds)
     if args.json:
-        print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
+        found = {
+            "model": name,
+            "prompt": prompt,
+            "prompt_tokens": samples[0].prompt_tokens,
+            "samples": [{field: getattr(s, field) for field in REPORTED} for s in samples],
+            "timing": timing,
+        }
+        print(json.dumps(found, ensure_ascii=False))
     elif args.verbose:
-        timing = speed(samples, load_seconds)
         rate = f", then {timing['tokens_per_s']} tokens/s" if timing["tokens_per_s"] else ""
         note(f"first token after {timing['first_token_s']} s{rate}")
     return code
@@ -165,9 +170,8 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
     try:  # two \uXXXX may be the halves of one character
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise UsageError(
-            f"{option} must be valid Unicode with --escape; got half of a character, {quoted(text)}"
-        ) from None
+        got = f"half of a character, {quoted(text)}"
+        raise UsageError(f"{option} must be valid Unicode with --escape; got {got}") from None
 
 
 def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
@@ -184,10 +188,9 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
             raise
         if args.verbose:
             note(str(error))
-        note(
-            f"GPT-2 weights not found and not downloadable; using the bundled model {EMBEDDED}. For GPT-2, "
-            "put its config.json and model.safetensors into weights/gpt2/"
-        )
+        advice = "put its config.json and model.safetensors into weights/gpt2/"
+        lacking = "GPT-2 weights not found and not downloadable"
+        note(f"{lacking}; using the bundled model {EMBEDDED}. For GPT-2, {advice}")
         return EMBEDDED, *load_causal(EMBEDDED, **options)
 
 
@@ -202,16 +205,6 @@ def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> Non
     for piece in generation:
         print(piece, end="", flush=True)
     print(flush=True)
-
-
-def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: float) -> dict[str, object]:
-    return {
-        "model": name,
-        "prompt": prompt,
-        "prompt_tokens": samples[0].prompt_tokens,
-        "samples": [{"text": s.text, "tokens": s.tokens, "finish_reason": s.finish_reason} for s in samples],
-        "timing": speed(samples, load_seconds),
-    }
 
 
 def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float | None]:

@@ -15,7 +15,6 @@ from lama.errors import UsageError, check_least
 from lama.interp import MEASURES
 
 if TYPE_CHECKING:
-    from lama.interp.pictures import HeatMap
     from lama.interp.published import KnownHeads
     from lama.shapes import Array
 
@@ -71,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
     print("\n\n".join(tables))
     if known := known_heads(Path(args.model).name, model):
         print(f"\n{known_table(known, scores)}")
-    return inside.write_picture(args, [panel(name, values) for name, values in scores.items()])
+    panels = []
+    for name, values in scores.items():
+        signed = name == "copying" or bool((values < 0).any())
+        low = -1.0 if signed else 0.0
+        panels.append(inside.layer_map(values, name, centred=signed, low=low, high=1.0))
+    return inside.write_picture(args, panels)
 
 
 def best(values: "Array") -> str:
@@ -82,7 +86,6 @@ def best(values: "Array") -> str:
 
 
 def known_table(known: "tuple[KnownHeads, ...]", scores: "dict[str, Array]") -> str:
-    """The published heads beside their scores here, with the sources."""
     from lama.tables import Table
 
     sources = list(dict.fromkeys(group.source for group in known))
@@ -95,8 +98,3 @@ def known_table(known: "tuple[KnownHeads, ...]", scores: "dict[str, Array]") -> 
             rows.append([f"{head[0]}.{head[1]}", group.role, published, *here, source])
     listed = "\n".join(f"[{i}] {source}" for i, source in enumerate(sources, 1))
     return f"{Table(['GPT-2 small', 'known as', 'published', *scores, 'by'], rows)}\n\n{listed}"
-
-
-def panel(name: str, values: "Array") -> "HeatMap":
-    signed = name == "copying" or bool((values < 0).any())
-    return inside.layer_map(values, name, centred=signed, low=-1.0 if signed else 0.0, high=1.0)

@@ -74,7 +74,6 @@ def _answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
 
 
 def matrix_table(title: str, values: "Array", rows: Sequence[str], columns: Sequence[str]) -> str:
-    """A table of numbers with three decimals."""
     from lama.tables import Table
 
     cells = [[label, *(f"{value:.3f}" for value in row)] for label, row in zip(rows, values, strict=True)]
@@ -105,7 +104,6 @@ def layer_map(
 
 
 def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:
-    """Write the picture if --out is given; returns the exit code."""
     if not args.out:
         return 0
     from lama.interp.pictures import heat_maps
@@ -116,5 +114,4 @@ def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns
 
 
 def watch(batches: Iterable[int], total: int, label: str) -> Iterable[int]:
-    """The batches, with their progress if there is more than one."""
-    return batches if total == 1 else progress(batches, "batch", label, total)
+    return batches if total == 1 else progress(batches, total, label=label)

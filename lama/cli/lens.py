@@ -56,7 +56,6 @@ def stages(lens: "Lens") -> list[str]:
 
 
 def lens_table(lens: "Lens", answer: str, tokenizer: "Tokenizer") -> str:
-    """The predictions after the last token, a row for each stage."""
     from lama.interp.labels import token_labels
     from lama.tables import Table
 
@@ -71,7 +70,6 @@ def lens_table(lens: "Lens", answer: str, tokenizer: "Tokenizer") -> str:
 
 
 def attribution_table(found: "Attribution", what: str) -> str:
-    """The parts that add up to the logit difference, and the heads in them."""
     from lama.tables import Table
 
     values = {**found.parts, "sum": sum(found.parts.values()), "the model's logits": found.difference}

@@ -85,7 +85,6 @@ def _batches(most: int) -> Iterator[list[bytes]]:
 
 
 def in_batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
-    """The texts, `size` at a time; the last batch may be smaller."""
     return (list(texts[i : i + size]) for i in range(0, len(texts), size))
 
 

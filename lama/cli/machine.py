@@ -33,7 +33,6 @@ def add_finding(parser: Parser) -> None:
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """The given options of `lama.load`."""
     return {name: value for name, value in vars(args).items() if name in LOADING}
 
 

@@ -100,5 +100,4 @@ def flag_of(name: str) -> str:
 
 
 def show(value: object) -> str:
-    """A value as the help texts have it."""
     return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)

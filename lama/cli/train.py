@@ -97,39 +97,28 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
     config, prompt = session.config, prompt_of(session)
     heading("What it learned")
     print(f"{prompt}{sample(session, prompt, 2 * SAMPLE_TOKENS)}\n")
-    bigram = session.baselines.get("bigram", math.inf)
-    losses = {
-        "before" if config.initial else "untrained": session.untrained,
-        "n-gram (2)": bigram,
-        "trained": session.best,
-    }
+    start, bigram = "before" if config.initial else "untrained", session.baselines.get("bigram", math.inf)
+    losses = {start: session.untrained, "n-gram (2)": bigram, "trained": session.best}
     print(losses_table(losses, session.tokens_per_byte))
     best = ""
     if last and not last.best:
         best = f" (the best model; the last one has {last.validation_loss:.3f})"
     again = shlex.join(["lama", "generate", "-m", str(session.folder.path), "-p", prompt.strip()])
     print(f"\nsaved in {session.folder.path}{best}. Continue any text with it:\n  {again}")
+    got = f"got {session.best:.3f} nats per token"
     if session.best >= session.untrained:
-        raise LamaError(
-            f"the trained model must beat the one it began as; got {session.best:.3f} nats per token. "
-            "Lower the learning rate"
-        )
+        raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
     if not config.initial and session.best >= bigram:
-        raise LamaError(
-            f"the trained model must beat the bigram baseline; got {session.best:.3f} nats per token. "
-            f"Train for more than {config.steps} steps"
-        )
+        advice = f"Train for more than {config.steps} steps"
+        raise LamaError(f"the trained model must beat the bigram baseline; {got}. {advice}")
 
 
 def losses_table(losses: Mapping[str, float], tokens_per_byte: float) -> str:
-    """Losses in nats per token, in bits per byte and as perplexities, side by side."""
     values = losses.values()
-    rows = (
-        ("loss, nats per token", [f"{loss:.3f}" for loss in values]),
-        ("bits per byte", [f"{loss / math.log(2) * tokens_per_byte:.3f}" for loss in values]),
-        ("perplexity", [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in values]),
-    )
-    return metric_table("metric", list(losses), rows)
+    bits = [loss / math.log(2) * tokens_per_byte for loss in values]
+    perplexities = [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in values]
+    rows = ("bits per byte", bits, ".3f"), ("perplexity", perplexities, "")
+    return metric_table("metric", losses, ("loss, nats per token", values, ".3f"), *rows)
 
 
 def prompt_of(session: "Run") -> str:
@@ -140,7 +129,6 @@ def prompt_of(session: "Run") -> str:
 
 
 def sample(session: "Run", prompt: str, n: int) -> str:
-    """`n` tokens that continue the prompt."""
     from lama.generation import generate
 
     model, tokenizer = session.model, session.tokenizer

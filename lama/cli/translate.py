@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     searcher = Searcher(model)
 
     def answers(texts: list[str]) -> Iterator[list[str]]:
-        """The targets that are shown for each text, the best first."""
         sources = [encode_source(text, tokenizer) for text in texts]
         for found in searcher.beam(sources, args.beam, args.alpha):
             targets = [tokenizer.decode(h.tokens) for h in found]

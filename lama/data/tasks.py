@@ -1,7 +1,4 @@
-"""Small generated tasks for an encoder-decoder, whose answers are right or wrong.
-
-Their training settings are in `lama.training.settings.pairs`.
-"""
+"""Small tasks for an encoder-decoder; their training settings are in `lama.training.settings.pairs`."""
 
 import datetime
 import os
@@ -104,12 +101,10 @@ def numbers() -> list[Pair]:
 
 
 def in_digits(pair: Pair) -> str:
-    """The number of a pair of `numbers`."""
     return pair[0] if pair[0].isdigit() else pair[1]
 
 
 def sentences() -> list[Pair]:
-    """Seven sentences in English and in German, to be memorised."""
     return [
         ("Good morning, how did you sleep?", "Guten Morgen, wie hast du geschlafen?"),
         ("The cat lies on the warm stove.", "Die Katze liegt auf dem warmen Ofen."),
@@ -132,7 +127,6 @@ TASKS: dict[str, PairTask] = {
 
 
 def find_task(name: str, tokenizer: str = "words", held_out: float = 0.1) -> PairTask:
-    """The task of that name, or of that file of pairs, with these settings. Raises LamaError."""
     if name in TASKS:
         return TASKS[name]
     if not os.path.isfile(name):

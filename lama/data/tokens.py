@@ -156,7 +156,7 @@ def _write(
     dtype: np.dtype,
     progress: Progress,
 ) -> int:
-    """Write each document to `train`, and move its last part to `heldout`; return the bytes of that text."""
+    """Write each document to `train`, move its last part to `heldout`, and return the bytes of that text."""
     end_of_text = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     separator, heldout_bytes = np.array(end_of_text, dtype).tobytes(), 0
     pieces = ((i, piece) for i, document in enumerate(corpus.documents) for piece in document.pieces())

@@ -51,7 +51,6 @@ def take_windows(data: Array, starts: Array, length: int) -> Array:
 
 
 def evenly_spaced(n: int, count: int) -> Array:
-    """`count` evenly spaced numbers below n."""
     return np.arange(count) * n // count
 
 
