@@ -14,9 +14,10 @@ class Table:
 
     def __str__(self) -> str:
         cells = [list(self.columns), *([format_cell(value) for value in row] for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        lines = [" | ".join(_aligned(row, widths)).rstrip() for row in cells]
-        return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
+        first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+        padded = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells)
+        lines = [" | ".join(row).rstrip() for row in padded]
+        return "\n".join([lines[0], "-+-".join("-" * width for width in (first, *widths)), *lines[1:]])
 
     def to_html(self) -> str:
         head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
@@ -29,11 +30,6 @@ def format_cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-    return [row[0].ljust(widths[0]), *padded[1:]]
 
 
 NAMES, CELLS = 22, 10  # least widths

@@ -44,7 +44,7 @@ def test_first_signal_stops_the_session_and_the_second_the_program(number, capfd
     before = signal.signal(number, outside)
     try:
         session = Session()
-        with pytest.raises(Second), stopping(session) as received:
+        with pytest.raises(Second), stopping(session.stop) as received:
             os.kill(os.getpid(), number)
             assert (session.stopped, received) == (1, [number])
             os.kill(os.getpid(), number)
@@ -65,7 +65,7 @@ def test_closed_terminal_takes_what_is_written_and_a_file_keeps_it(tmp_path):
             for handle in (read, write):
                 os.close(handle)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it
-            with stopping(Session()):
+            with stopping(Session().stop):
                 os.kill(os.getpid(), signal.SIGHUP)
                 os.write(1, b"lost")
                 os.write(2, b"kept")

@@ -48,7 +48,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options | {"allow_abbrev": False})
         self.add(TRACEBACK, "show where in the code an error comes from")
         self.verbs: Mapping[str, Parser] = {}
-        """The verbs' own parsers."""
         self._model: tuple[argparse.Action, argparse.Action] | None = None
         """-m MODEL, and MODEL as a positional argument."""
 
@@ -96,16 +95,15 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = [*(sys.argv[1:] if args is None else args)]
-        hint = False
-        if self._model is not None:
-            option, positional = self._model
-            options = words[: words.index("--")] if "--" in words else words
-            # The usage that --help prints shows -m MODEL.
-            option.required = any(re.match("-m|-h|--help$|--model(=|$)", word) for word in options)
-            positional.nargs = argparse.SUPPRESS if option.required else None
-            hint = not option.required
+        if self._model is None:
+            return super().parse_known_args(words, namespace)
+        option, positional = self._model
+        options = words[: words.index("--")] if "--" in words else words
+        # The usage that --help prints shows -m MODEL.
+        option.required = any(re.match("-m|-h|--help$|--model(=|$)", word) for word in options)
+        positional.nargs = argparse.SUPPRESS if option.required else None
         found, unknown = super().parse_known_args(words, namespace)
-        if hint:
+        if not option.required:
             found.hint = f"write the model as -m {shlex.quote(found.model)}"
         return found, unknown
 
@@ -173,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     try:
         with _signals(), _warning_lines():
-            args = make_parser().parse_args(_without_help(argv))
+            if not argv:
+                raise UsageError("give a verb, such as generate or train. See lama help")
+            args = make_parser().parse_args([*argv[1:], "--help"] if argv[0] == "help" else argv)
             code: int = args.run(args)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -189,13 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _drop_output()
     note(message)
     return code
-
-
-def _without_help(argv: list[str]) -> list[str]:
-    """Translate `help VERB` to `VERB --help`. Raises UsageError for an empty command."""
-    if not argv:
-        raise UsageError("give a verb, such as generate or train. See lama help")
-    return [*argv[1:], "--help"] if argv[0] == "help" else argv
 
 
 def _prepare_streams() -> None:
@@ -282,11 +275,10 @@ def _explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
     if reason := explain(error):
         return 1, reason
     if isinstance(error, OSError) and error.strerror:
-        where = "standard output or an open file"
+        lost = isinstance(error, FileNotFoundError)
+        where = "the current folder" if lost else "standard output or an open file"
         if error.filename is not None:
             where = quoted_path(error.filename)
-        elif isinstance(error, FileNotFoundError):
-            where = "the current folder"
         return 1, f"cannot read or write {where}: {error.strerror}"
     if isinstance(error, UnicodeEncodeError):
         return 1, f"texts and names must be valid Unicode; got {quoted(error.object[error.start :])}"

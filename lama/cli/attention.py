@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from lama.cli import AddVerb, machine
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
+from lama.figures import IMAGE_FORMATS
 from lama.interp import ATTENTION_KINDS
 
 if TYPE_CHECKING:
     from lama.interp.attention import Attention, Model
     from lama.tokenizers import Tokenizer
 
-FILES = ("html", "png", "svg")
+FILES = ("html", *IMAGE_FORMATS)
 MANY = 100  # heads in a picture that takes seconds to draw
 
 
@@ -78,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_recording(args: argparse.Namespace) -> int:
-    """Write the page of a recording, or a picture of some of its moments."""
     others = {args.text, args.target, args.kind, args.layer, args.head}
     if args.out is None or others != {None}:
         rule = "with --out FILE, and without TEXT, --target, --kind, --layer and --head"

@@ -71,7 +71,6 @@ def conclude(session: "BertSession", last: "Evaluation | None") -> None:
 
 
 def show_predictions(session: "BertSession", n: int = 4) -> None:
-    """Print held-out passages with one word masked in each."""
     from lama.data.masked import MASK
     from lama.generation.fill_mask import fill_in
 

@@ -59,11 +59,10 @@ def check(args: argparse.Namespace) -> None:
 
 def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
     from lama.checkpoints import load_causal
-    from lama.models.registry import describe
 
     model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
-        note(f"{args.model}: {describe(model)}; {machine.place(args, model.embed.weight.device)}")
+        note(machine.about(args, args.model, model))
     return model, tokenizer
 
 

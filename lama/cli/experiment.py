@@ -10,7 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def check_report(args: argparse.Namespace, out: Path) -> None:
     """Raises LamaError, before the work, unless the folder is free or has this experiment's output."""
     same = (None, settings_of(args))
-    unfinished = settings_in(out / UNFINISHED / "settings.json")
+    unfinished, report = (settings_in(out / file) for file in (f"{UNFINISHED}/settings.json", "report.json"))
     if not args.restart and unfinished not in same:
         resume = "its settings.json is damaged. Delete it"
         if unfinished:
@@ -73,14 +73,9 @@ def check_report(args: argparse.Namespace, out: Path) -> None:
         found = f"--out has an unfinished experiment, {quoted_path(out)}"
         raise UsageError(f"{found}: {resume} with --restart, or choose another --out")
     # The same settings give the same report.
-    replace = args.restart or settings_in(out / "report.json") in same
-    check_folder(out, f"experiment {args.name}", replace, older=is_report(out, args.name))
-
-
-def is_report(folder: Path, name: str) -> bool:
-    """Whether a folder without a marker has this experiment's output of an earlier version."""
-    found = [settings_in(folder / file) for file in ("report.json", f"{UNFINISHED}/settings.json")]
-    return any(settings is not None and settings.get("experiment") == name for settings in found)
+    replace = args.restart or report in same
+    older = args.name in [found.get("experiment") for found in (unfinished, report) if found]
+    check_folder(out, f"experiment {args.name}", replace, older=older)
 
 
 def settings_in(file: Path) -> dict[str, object] | None:
@@ -99,11 +94,11 @@ def answer(args: argparse.Namespace, out: Path) -> int:
     from lama.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
-    began = time.perf_counter()
-    resumable, watch = args.name in RESUMABLE, Watch()
-    folder = unfinished(out, args) if resumable else None
-    stops: AbstractContextManager[list[int]] = stopping(watch) if resumable else nullcontext([])
-    with stops as received:
+    began, watch, folder, received = time.perf_counter(), Watch(), None, []
+    with ExitStack() as stack:
+        if args.name in RESUMABLE:
+            folder = unfinished(out, args)
+            received = stack.enter_context(stopping(watch.stop))
         try:
             report = find(args.name)(Options(args.seed, args.steps, args.full, folder, watch, watch.say))
         except Stopped as stopped:
@@ -134,7 +129,6 @@ def unfinished(out: Path, args: argparse.Namespace) -> Path:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
-    """The settings that determine a report."""
     return {"experiment": args.name, "seed": args.seed, "steps": args.steps, "full": args.full}
 
 

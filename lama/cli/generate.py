@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     check_least("num_samples", args.num_samples, 1)
     from lama.generation import Sampling, check_options, generate
     from lama.generation.engine import WINDOW
-    from lama.models.registry import describe
 
     # Checked before a model is loaded or downloaded.
     check_options(args.max_new_tokens, args.seed, stops)
@@ -72,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     name, model, tokenizer = load_model(args)
     load_seconds = time.perf_counter() - started
     if args.verbose:
-        where = machine.place(args, model.embed.weight.device)
-        note(f"{name}: {describe(model)}; {where}, loaded in {load_seconds:.2f} s")
+        note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
     context = f"context of {model.config.context_length} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
@@ -159,14 +157,14 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
         return text
 
     def character(found: re.Match[str]) -> str:
-        if found[1][:1] == "u" and len(found[1]) == 5:
-            return chr(int(found[1][1:], 16))
+        if found[2]:
+            return chr(int(found[2], 16))
         if found[1] not in ESCAPES:
             got = f"{quoted(found[0], plain=True)} in {option}"
             raise UsageError(rf"--escape reads \n, \t, \r, \\ and \uXXXX; got {got}")
         return ESCAPES[found[1]]
 
-    text = re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text, flags=re.DOTALL)
+    text = re.sub(r"\\(u([0-9a-fA-F]{4})|.?)", character, text, flags=re.DOTALL)
     try:  # two \uXXXX may be the halves of one character
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
@@ -195,7 +193,6 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
-    """Generate and print the continuation, streaming unless --json or --no-stream is given."""
     if args.json or args.no_stream:
         text = str(generation)
         if not args.json:

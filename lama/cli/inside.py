@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import Parser, machine
-from lama.cli.lines import input_lines
+from lama.cli.lines import input_text
 from lama.cli.live import progress
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError, note
+from lama.figures import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from lama.interp.pictures import HeatMap
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from lama.shapes import Array
     from lama.tokenizers import Tokenizer
 
-FILES = ("png", "svg")
 MODEL = "a GPT: a name, a folder or a file, as for lama generate"
 
 
@@ -38,7 +38,7 @@ def load(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
     if getattr(args, "against", None) is not None and args.answer is None:
         raise UsageError("--against needs --answer; got --against alone")
     if args.out:
-        check_file(args.out, FILES, args.verb)
+        check_file(args.out, IMAGE_FORMATS, args.verb)
     machine.use(args)
     from lama.checkpoints import load_causal
 
@@ -49,7 +49,7 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", text: str) -> list[int]:
     """Encode a prompt; `-` reads standard input. Raises LamaError for an empty or long prompt."""
     from lama.data.inputs import input_tokens
 
-    return input_tokens(model, tokenizer, "\n".join(input_lines()) if text == "-" else text)
+    return input_tokens(model, tokenizer, input_text() if text == "-" else text)
 
 
 def read_answers(tokenizer: "Tokenizer", args: argparse.Namespace) -> tuple[int | None, int | None]:
@@ -108,7 +108,7 @@ def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns
         return 0
     from lama.interp.pictures import heat_maps
 
-    content = heat_maps(panels, check_file(args.out, FILES, args.verb), columns)
+    content = heat_maps(panels, check_file(args.out, IMAGE_FORMATS, args.verb), columns)
     write_file(args.out, content, "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps", args.verb)
     return 0
 

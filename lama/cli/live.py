@@ -5,10 +5,10 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, TypeVar
 
 from lama.errors import note
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # the terminal was closed
-
-
-@runtime_checkable
-class Stoppable(Protocol):
-    def stop(self) -> None: ...
 
 
 def heading(text: str) -> None:
@@ -100,8 +95,8 @@ class LiveLine:
 
 
 @contextmanager
-def stopping(session: Stoppable) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP call `session.stop()`, which lets the current step end.
+def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP call `stop`, which lets the current step end.
 
     A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals that came.
     """
@@ -113,7 +108,7 @@ def stopping(session: Stoppable) -> Iterator[list[int]]:
                 handler(number, frame)  # as outside: SIGTERM has an exit code of its own
             raise KeyboardInterrupt
         received.append(number)
-        session.stop()
+        stop()
         if number == HANGUP:
             _forget_terminal()
         with suppress(OSError):  # not print: the signal may have come in the middle of one

@@ -2,9 +2,12 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lama.cli import Parser
+
+if TYPE_CHECKING:
+    from lama.models.gpt import GPT
 
 FLOATS = ("float32", "float16", "bfloat16")
 LOADING = ("dtype", "offline", "revision", "tokenizer")
@@ -36,11 +39,12 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in LOADING}
 
 
-def place(args: argparse.Namespace, device: object) -> str:
-    """The place of a loaded model: `float32 on CPU (named by DEV)`."""
+def about(args: argparse.Namespace, name: str, model: "GPT") -> str:
+    """The name and size of a loaded model, and its place: `float32 on CPU (named by DEV)`."""
+    from lama.models.registry import describe
     from lama.runtime.device import device_reason
 
-    return f"{args.dtype} on {device} ({device_reason()})"
+    return f"{name}: {describe(model)}; {args.dtype} on {model.embed.weight.device} ({device_reason()})"
 
 
 def use(args: argparse.Namespace) -> None:

@@ -14,7 +14,6 @@ from lama.cli.out import own_folder
 
 if TYPE_CHECKING:
     from lama.models.gpt import GPT
-    from lama.tokenizers import Tokenizer
 
 TOKENS = 128  # length of the random sequence whose logits are compared
 HELD_OUT = 30  # the last thirtieth of the Bible; lama-bpe was not trained on the last tenth
@@ -41,6 +40,7 @@ def quantize(args: argparse.Namespace) -> int:
     from tinygrad.nn.state import get_parameters
 
     from lama.checkpoints import find, load_causal, open_checkpoint, save
+    from lama.evaluation import perplexity
     from lama.models.quantized import refuse_quantized
 
     text = read_text(args)
@@ -55,7 +55,10 @@ def quantize(args: argparse.Namespace) -> int:
         "logits": f"{error:.2%} relative rms error, {TOKENS} random tokens",
     }
     if text:
-        report["perplexity"] = perplexities(model, quantized, tokenizer, text)
+        was, now = (perplexity(m, tokenizer, text) for m in (model, quantized))
+        rise = now.perplexity / was.perplexity - 1
+        change = f"{was.perplexity:.4f} in float32, {now.perplexity:.4f} here ({rise:+.2%})"
+        report["perplexity"] = f"{change}, {was.tokens:,} tokens"
     notes = open_checkpoint(path).notes
     save(args.out, quantized, tokenizer, {**notes, "quantized": report})
     for name, value in report.items():
@@ -86,12 +89,3 @@ def logits_error(model: "GPT", other: "GPT", vocab_size: int) -> float:
     tokens = Tensor(np.random.default_rng(0).integers(vocab_size, size=size).astype(np.int32))
     expected, got = (m(tokens).numpy().astype(float) for m in (model, other))
     return math.sqrt(((got - expected) ** 2).sum() / (expected**2).sum())
-
-
-def perplexities(model: "GPT", other: "GPT", tokenizer: "Tokenizer", text: str) -> str:
-    from lama.evaluation import perplexity
-
-    before, after = (perplexity(m, tokenizer, text) for m in (model, other))
-    rise = after.perplexity / before.perplexity - 1
-    change = f"{before.perplexity:.4f} in float32, {after.perplexity:.4f} here ({rise:+.2%})"
-    return f"{change}, {before.tokens:,} tokens"

@@ -50,7 +50,6 @@ def add_parser(add_verb: AddVerb) -> None:
 
 
 def introduce(session: "Run", args: argparse.Namespace) -> None:
-    """Print the corpus and the model, measure the start, and print that."""
     from lama.data import batch
     from lama.models.registry import describe
 

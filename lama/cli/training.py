@@ -61,7 +61,6 @@ def add_options(parser: Parser, default: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a new model or resume a run. The exit code."""
     from lama.runtime.device import use_devices
     from lama.training.folder import RunFolder
     from lama.training.prepare import new_session
@@ -115,7 +114,6 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
-    """Resume the run in a folder. The exit code."""
     from lama.models.registry import describe
     from lama.training.folder import RunFolder
     from lama.training.prepare import resumed_run
@@ -148,13 +146,12 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
     shared = f", shared among {', '.join(devices)}" if devices[1:] else ""
     heading(f"Training: {session.plan}{shared}")
     last = None
-    with stopping(session) as received:
+    with stopping(session.stop) as received:
         try:
             last = watch(session, args)
         except OSError:  # the output cannot be written any more
             session.stop()
-            for _ in session:
-                pass
+            list(session)
             if not received:
                 note(f"stopped{where(session)}")
                 raise
@@ -189,12 +186,11 @@ def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
                 line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
                 if remark and not session.stopped and (text := remark(session, event)):
                     line.say(f"step {event.step}: {text}")
-                track(event.step, event.metrics)
             else:
                 last = event
                 line.say(f"step {event.step}: {metrics_line(event)}")
                 draw_curve(session.folder)
-                track(event.step, event.metrics)
+            track(event.step, event.metrics)
     return last
 
 

