@@ -74,10 +74,10 @@ class Parser(argparse.ArgumentParser):
         verbs = self.add_subparsers(dest=dest, metavar=dest.upper(), required=True, parser_class=Parser)
         self.verbs = verbs.choices
 
-        def add_verb(name: str, run: Run | None, doc: str | None, **options: Any) -> Parser:
+        def add_verb(name: str, run: Run | None, doc: str | None, usage: str | None = None) -> Parser:
             summary, _, about = (doc or name).partition(".\n\n")
             help = summary[0].lower() + summary[1:]
-            parser = verbs.add_parser(name, help=help, description=about.strip(), **options)
+            parser = verbs.add_parser(name, help=help, description=about.strip(), usage=usage)
             parser.set_defaults(run=run)
             return parser
 
@@ -245,9 +245,9 @@ def _warning_lines() -> Iterator[None]:
     """Print each LamaWarning once, as one line on standard error."""
     shown: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
         if not issubclass(category, LamaWarning):
-            plain(message, category, *place)
+            plain(message, category, *place)  # type: ignore[arg-type]
         elif str(message) not in shown:
             shown.add(str(message))
             note(message)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, machine
+from lama.cli.live import say
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
 from lama.figures import IMAGE_FORMATS
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         from lama.interp.pictures import heat_maps
 
         if len(heads) > MANY:
-            print(f"drawing {len(heads)} heads", file=sys.stderr)
+            say(f"drawing {len(heads)} heads")
         all_heads = args.layer is None and args.head is None
         columns = len({head for _, head in heads}) if all_heads else None
         content = heat_maps(panels(found[kind], heads), kind_of_file, columns)

@@ -35,8 +35,8 @@ def add_parser(add_verb: AddVerb) -> None:
 
     listed = "\n".join(f"  {name:<14}{about}" for name, about in ABOUT.items())
     about = f"{__doc__}\nNAME is one of\n{listed}"
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = add_verb("experiment", run, about, formatter_class=raw)
+    parser = add_verb("experiment", run, about)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add
     add("name NAME", "the experiment", choices=ABOUT)
     folder = "the report's folder (default out/experiments/NAME, or NAME-2 beside another report)"

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,13 +194,10 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
-    if args.json or args.no_stream:
-        text = str(generation)
-        if not args.json:
-            print(prompt + text, flush=True)
+    whole = [str(generation)] if args.json or args.no_stream else generation
+    if args.json:
         return
-    print(prompt, end="", flush=True)
-    for piece in generation:
+    for piece in chain([prompt], whole):
         print(piece, end="", flush=True)
     print(flush=True)
 

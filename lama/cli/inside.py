@@ -86,29 +86,23 @@ def head_table(title: str, values: "Array") -> str:
     return matrix_table(title, values, [f"layer {i}" for i in range(layers)], [str(i) for i in range(heads)])
 
 
-def layer_map(
-    values: "Array",
-    title: str,
-    columns: Sequence[str] | None = None,
-    x: str = "",
-    **options: Any,
-) -> "HeatMap":
+def layer_map(values: "Array", title: str, columns: Sequence[str] | None = None, **options: Any) -> "HeatMap":
     """A heat map with a row for each layer, the first at the bottom; columns are heads by default."""
     from lama.interp.pictures import HeatMap
 
     layers, n = values.shape
     if columns is None:
-        columns, x = [str(i) for i in range(n)], x or "head"
+        columns, options = [str(i) for i in range(n)], {"x": "head", **options}
     rows = [f"layer {i}" for i in reversed(range(layers))]
-    return HeatMap(values[::-1], title, rows, columns, x, **options)
+    return HeatMap(values[::-1], title, rows, columns, **options)
 
 
-def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:
+def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]") -> int:
     if not args.out:
         return 0
     from lama.interp.pictures import heat_maps
 
-    content = heat_maps(panels, check_file(args.out, IMAGE_FORMATS, args.verb), columns)
+    content = heat_maps(panels, check_file(args.out, IMAGE_FORMATS, args.verb))
     write_file(args.out, content, "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps", args.verb)
     return 0
 

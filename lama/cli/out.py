@@ -2,13 +2,13 @@
 
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from lama.cli.live import say
 from lama.errors import LamaError, UsageError, abbreviated, note, quoted
 from lama.files import quoted_path
 
@@ -143,7 +143,7 @@ def write_file(out: Path, content: bytes, what: str, command: str) -> None:
     # A second time: another process may have written there meanwhile.
     kind = check_file(out, [out.suffix.lower().removeprefix(".")], command)
     write_atomically(Path(os.path.realpath(out)), signed(content, kind, command))
-    print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
+    say(f"{out}: {len(content) / 1e6:.1f} MB, {what}")
 
 
 def signed(content: bytes, kind: str, command: str) -> bytes:

