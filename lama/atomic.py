@@ -13,6 +13,7 @@ from typing import BinaryIO
 from lama.errors import LamaError
 from lama.files import quoted_path
 
+LAST = ("config.json", "meta.json")  # without these, the other files of a folder mean nothing
 # Temporary names: of this version, then of earlier ones.
 LEFTOVER = re.compile(r"\.lama-[0-9a-f]{12}|\.(saving|data|step-\d+)-\d+|\..+\.\d+\.tmp")
 
@@ -56,7 +57,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` when the block ends, config.json last.
+    """A temporary folder whose files move to `folder` when the block ends, config.json or meta.json last.
 
     After an error nothing has changed, and a new folder is removed. Raises LamaError if it cannot be written.
     """
@@ -67,7 +68,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 place.mkdir()
                 with naming(place, folder):
                     yield place
-                for path in sorted(place.iterdir(), key=lambda path: (path.name == "config.json", path)):
+                for path in sorted(place.iterdir(), key=lambda path: (path.name in LAST, path)):
                     _move(path, folder / path.name)
             finally:
                 remove(place)

@@ -38,6 +38,12 @@ def note(message: object) -> None:
             print(f"lama: {message}", file=sys.stderr, flush=True)
 
 
+def check_least(name: str, value: float | None, least: float) -> None:
+    """Raise UsageError for a value below `least`."""
+    if value is not None and value < least:
+        raise UsageError(f"{name} must be at least {least}; got {value}")
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`. Did you mean learning_rate?`, or nothing where no word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -52,9 +58,13 @@ def quoted(value: object, most: int = 200, plain: bool = False) -> str:
         text = str(value) if plain else repr(value)
     except (RecursionError, ValueError):  # too deep; an integer of thousands of digits
         text = f"a {type(value).__name__} that is too large to show"
-    text = text[: most + 1]
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = printable(text[: most + 1])
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def printable(text: str) -> str:
+    """The text with escapes, such as `\\n`, in place of characters that cannot be printed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def abbreviated(names: Sequence[str], spelled: Callable[[str], str] = str, most: int = 4) -> str:

@@ -26,9 +26,13 @@ def make_figure(
     return Figure(figsize=figsize, dpi=dpi, layout=layout)
 
 
+def is_installed() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_installed(what: str) -> None:
     """Raises LamaError as `make_figure` does, before the work begins."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not is_installed():
         raise _missing(what)
 
 

@@ -56,10 +56,10 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
         raise LamaError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
+def read_text(path: Path) -> str:
     """Read a UTF-8 file without changing its line ends. Raises LamaError as `read_file`, or if not UTF-8."""
     try:
-        return read_file(path, most).decode()
+        return read_file(path, LARGEST_TEXT).decode()
     except UnicodeDecodeError as error:
         got = f"got byte 0x{error.object[error.start]:02x} at offset {error.start}"
         raise LamaError(f"{quoted_path(path)} must be readable UTF-8 text; {got}. Convert it first") from None

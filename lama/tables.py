@@ -1,6 +1,6 @@
 """Tables as text and HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -14,9 +14,10 @@ class Table:
 
     def __str__(self) -> str:
         cells = [list(self.columns), *([format_cell(value) for value in row] for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        lines = [" | ".join(_aligned(row, widths)).rstrip() for row in cells]
-        return "\n".join([lines[0], "-+-".join("-" * width for width in widths), *lines[1:]])
+        first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+        padded = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells)
+        lines = [" | ".join(row).rstrip() for row in padded]
+        return "\n".join([lines[0], "-+-".join("-" * width for width in (first, *widths)), *lines[1:]])
 
     def to_html(self) -> str:
         head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
@@ -31,23 +32,17 @@ def format_cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Pad the cells: the first column is aligned left, the others right."""
-    padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-    return [row[0].ljust(widths[0]), *padded[1:]]
-
-
 NAMES, CELLS = 22, 10  # least widths
 
 
-def metric_table(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Columns side by side under a heading: each row is its name and a cell for each column.
+def metric_table(heading: str, columns: Iterable[str], *rows: tuple[str, Iterable[object], str]) -> str:
+    """Columns side by side under a heading. Each row is its name, a value for each column, and their format.
 
     The names stand left, the cells right; columns are as wide as their widest cell.
     """
-    lines = [(heading, columns), *rows]
+    lines = [(name, [format(value, spec) for value in values]) for name, values, spec in rows]
+    lines = [(heading, list(columns)), *lines]
     first = max(NAMES, *(len(name) + 2 for name, _ in lines))
     width = max(CELLS, *(len(cell) for _, cells in lines for cell in cells))
-    return "\n".join(
-        f"{name:<{first}}| " + " | ".join(f"{cell:>{width}}" for cell in cells) for name, cells in lines
-    )
+    aligned = (" | ".join(cell.rjust(width) for cell in cells) for _, cells in lines)
+    return "\n".join(f"{name:<{first}}| {cells}" for (name, _), cells in zip(lines, aligned, strict=True))

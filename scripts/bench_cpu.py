@@ -31,6 +31,7 @@ from bench_engines import missing
 from bench_training import share_of_peak
 
 from lama import __version__
+from lama.cli.live import say
 from lama.host import cores
 from lama.models.gpt import GPT2_CONFIGS
 from lama.tokenizers.bpe import gpt2_files
@@ -106,10 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         about = {"lama": __version__, "threads": args.threads, "rounds": args.rounds}
         args.json.write_text(json.dumps(about | {"figures": bench.figures}))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Worker:

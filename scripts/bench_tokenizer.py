@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from lama import __version__
-from lama.data import default_corpus, read_corpus
+from lama.data import open_corpus
 from lama.tokenizers.bpe import GPT2_PATTERN as LAMA_PATTERN
 
 Encode = Callable[[str], Sequence[int]]
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8000, help="entries in the vocabulary (default 8000)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    corpus = read_corpus(args.corpus) if args.corpus else default_corpus()
+    corpus = open_corpus([str(args.corpus)] if args.corpus else [])
     n_bytes = len(corpus.text.encode())
 
     versions = {"lama": __version__}

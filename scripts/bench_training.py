@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from lama import __version__
+from lama.cli.live import say
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.runtime.device import use_device
@@ -123,10 +124,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         about = {"threads": threads(), "precision": args.precision, "versions": versions(libraries)}
         print("\n" + json.dumps(about | figures))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:

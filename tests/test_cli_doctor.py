@@ -19,7 +19,7 @@ def lines(check: object) -> list[doctor.Line]:
 
 def run(*argv: str) -> int:
     parser = Parser()
-    doctor.add_parser(parser.add_subparsers())
+    doctor.add_parser(parser.add_verbs("verb"))
     args = parser.parse_args(["doctor", *argv])
     return int(args.run(args))
 
@@ -27,7 +27,9 @@ def run(*argv: str) -> int:
 def only(monkeypatch: pytest.MonkeyPatch, **checks: object) -> None:
     """Replace the named checks; the others find nothing."""
     for name in ("machine", "packages", "caches", "compiler", "device", "kernel", "weights"):
-        monkeypatch.setattr(doctor, name, checks.get(name, lambda: iter(())))
+        check = checks.get(name, lambda: iter(()))
+        check.__name__ = name  # type: ignore[attr-defined]
+        monkeypatch.setattr(doctor, name, check)
 
 
 def test_doctor_runs_a_kernel_and_finds_this_machine_well(
@@ -56,9 +58,7 @@ def test_problem_is_said_in_plain_words_and_exits_1(
 ) -> None:
     only(
         monkeypatch,
-        machine=lambda: iter(
-            [doctor.Line("machine", "a toaster", "no keyboard. Buy one"), doctor.Line("machine", "warm")]
-        ),
+        machine=lambda: iter([doctor.Line("a toaster", "no keyboard. Buy one"), doctor.Line("warm")]),
     )
     assert run() == 1
     assert (
@@ -75,7 +75,7 @@ def test_check_that_breaks_does_not_stop_the_others(
         yield
 
     def weights() -> Iterator[doctor.Line]:
-        yield doctor.Line("weights", "heavy")
+        yield doctor.Line("heavy")
         raise OSError("disk on fire")
 
     only(monkeypatch, packages=packages, weights=weights)
@@ -116,7 +116,7 @@ def test_cache_line_tells_size_and_whether_it_can_be_written(tmp_path: Path) -> 
     (tmp_path / "lama").mkdir()
     (tmp_path / "lama" / "wrapper").write_bytes(b"x" * 1_200_000)
     assert doctor.cache("its", tmp_path / "lama") == doctor.Line(
-        "caches", f"its: {tmp_path / 'lama'}, 1.2 MB, writable"
+        f"its: {tmp_path / 'lama'}, 1.2 MB, writable"
     )
     assert doctor.cache("its", tmp_path / "not" / "yet" / "cache.db").text.endswith("empty, writable")
     assert doctor.cache("its", tmp_path / "cache.db", "Set CACHEDB").problem == ""
@@ -202,6 +202,4 @@ def test_cache_that_is_switched_off_is_no_problem(monkeypatch: pytest.MonkeyPatc
     from tinygrad.helpers import CACHELEVEL
 
     monkeypatch.setattr(CACHELEVEL, "value", 0)
-    assert lines(doctor.caches)[0] == doctor.Line(
-        "caches", "tinygrad's compiled kernels: none, as CACHELEVEL is 0"
-    )
+    assert lines(doctor.caches)[0] == doctor.Line("tinygrad's compiled kernels: none, as CACHELEVEL is 0")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lama.cli import main
-from lama.cli.lines import answer_lines, at_once, in_batches, input_lines
+from lama.cli.lines import answer_lines, at_once, in_batches, input_text
 from lama.errors import LamaError, UsageError
 
 
@@ -15,9 +15,10 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
-def test_lines_come_without_their_ends(monkeypatch):
-    stdin(monkeypatch, b"one\n\n two \r\nthree")
-    assert list(input_lines()) == ["one", "", " two ", "three"]
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_input_text_has_line_feeds_and_no_last_end(monkeypatch, end):
+    stdin(monkeypatch, b"one\n\n two \r\nthree" + end)
+    assert input_text() == "one\n\n two \nthree"
 
 
 def test_batches_are_full_but_for_the_last():
@@ -35,10 +36,10 @@ def test_a_pipe_is_answered_many_lines_at_a_time_a_person_one_by_one(monkeypatch
 def test_what_is_not_text_is_refused_in_one_line(monkeypatch):
     stdin(monkeypatch, b"caf\xe9\n")
     with pytest.raises(LamaError, match=r"^standard input must be UTF-8 text; got byte 0xe9$"):
-        list(input_lines())
+        input_text()
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match=r"^standard input must be open for -; got none"):
-        list(input_lines())
+        input_text()
 
 
 def shout(texts: list[str]) -> list[str]:

@@ -18,17 +18,17 @@ class Session:
 
 
 def test_progress_into_a_file_is_plain_lines(monkeypatch, capsys):
-    assert list(progress(range(3), "window", "", 3)) == [0, 1, 2]
+    assert list(progress(range(3), 3, "window")) == [0, 1, 2]
     out, err = capsys.readouterr()
     assert (
         (out, err.count("\n")) == ("", 1)
         and err.startswith("window: 3/3, 100%, ")
         and err.endswith(" window/s\n")
     )
-    assert list(progress(range(3), "piece", "tokenizing")) == [0, 1, 2]
+    assert list(progress(range(3), unit="piece", label="tokenizing")) == [0, 1, 2]
     assert capsys.readouterr().err == ""  # quick, and how many there are is not known
     monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0)
-    assert list(progress(range(1200), "piece", "tokenizing"))[-1] == 1199
+    assert list(progress(range(1200), unit="piece", label="tokenizing"))[-1] == 1199
     assert capsys.readouterr().err.splitlines()[-1].startswith("tokenizing: 1,200, ")
 
 
@@ -44,7 +44,7 @@ def test_first_signal_stops_the_session_and_the_second_the_program(number, capfd
     before = signal.signal(number, outside)
     try:
         session = Session()
-        with pytest.raises(Second), stopping(session) as received:
+        with pytest.raises(Second), stopping(session.stop) as received:
             os.kill(os.getpid(), number)
             assert (session.stopped, received) == (1, [number])
             os.kill(os.getpid(), number)
@@ -65,7 +65,7 @@ def test_closed_terminal_takes_what_is_written_and_a_file_keeps_it(tmp_path):
             for handle in (read, write):
                 os.close(handle)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it
-            with stopping(Session()):
+            with stopping(Session().stop):
                 os.kill(os.getpid(), signal.SIGHUP)
                 os.write(1, b"lost")
                 os.write(2, b"kept")

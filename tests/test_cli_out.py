@@ -88,9 +88,9 @@ def test_check_folder_replaces_its_own_only_when_asked_to(tmp_path):
     with pytest.raises(Occupied, match=r"which has output of lama experiment words: config\.json$"):
         check(other, replace=True)
     (other / "lama.json").unlink()  # an earlier version had no marker
-    check(other, replace=True, older=lambda folder: folder == other)
+    check(other, replace=True, older=True)
     with pytest.raises(Occupied, match="earlier output of lama bert"):
-        check(other, replace=False, older=lambda folder: True)
+        check(other, replace=False, older=True)
 
 
 @pytest.mark.parametrize("inner", ["data/mine", "checkpoints/step-000003/int8", "unfinished/x"])

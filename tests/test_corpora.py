@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lama.data import corpora, default_corpus, open_corpus, packages, read_corpus, text_corpus
+from lama.data import corpora, default_corpus, open_corpus, packages, text_corpus
 from lama.data.corpora import last_boundary
 from lama.errors import LamaError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, train_bpe
@@ -142,7 +142,7 @@ def test_tinyshakespeare_is_pinned_to_the_known_text():
     path = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
     if not path.exists():
         pytest.skip("tinyshakespeare.txt is not on this machine")
-    corpus = read_corpus(path)
+    corpus = open_corpus([str(path)])
     assert (corpus.digest(), corpus.n_characters, len(corpus.characters())) == (
         corpora.SHAKESPEARE_SHA256,
         1_115_394,
@@ -153,10 +153,10 @@ def test_tinyshakespeare_is_pinned_to_the_known_text():
 # --- files
 
 
-def test_read_corpus_keeps_the_text_as_it_is(tmp_path):
+def test_open_corpus_keeps_the_text_as_it_is(tmp_path):
     path = tmp_path / "some.txt"
     path.write_bytes("\ufeffé\r\n東京\n\ufeff".encode())
-    corpus = read_corpus(path)
+    corpus = open_corpus([str(path)])
     assert (corpus.text, corpus.name, corpus.provenance) == ("é\r\n東京\n\ufeff", "some.txt", str(path))
     assert (corpus.n_characters, corpus.n_bytes, corpus.characters()) == (7, 14, "\n\ré京東\ufeff")
 
@@ -176,16 +176,8 @@ def test_read_corpus_keeps_the_text_as_it_is(tmp_path):
 def test_a_corpus_names_file_and_byte(tmp_path, monkeypatch, content, message, piece):
     monkeypatch.setattr(corpora.Document.pieces, "__defaults__", (piece,))
     (tmp_path / "bad.txt").write_bytes(content)
-    for read in (read_corpus, lambda path: open_corpus([str(path)])):
-        with pytest.raises(LamaError, match=message):
-            read(tmp_path / "bad.txt")
-
-
-def test_read_corpus_names_a_folder_and_a_missing_file(tmp_path):
-    with pytest.raises(LamaError, match="got the folder "):
-        read_corpus(tmp_path)
-    with pytest.raises(LamaError, match=r"got .*nowhere\.txt: No such file"):
-        read_corpus(tmp_path / "nowhere.txt")
+    with pytest.raises(LamaError, match=message):
+        open_corpus([str(tmp_path / "bad.txt")])
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to this user")
@@ -371,7 +363,7 @@ def test_pieces_take_no_more_memory_for_a_larger_file(tmp_path):
     with open(tmp_path / "large.txt", "w") as file:
         for _ in range(300):
             file.write("and the earth was without form, and void;\n" * 2000)  # 84 kB
-    corpus = read_corpus(tmp_path / "large.txt")
+    corpus = open_corpus([str(tmp_path / "large.txt")])
     assert corpus.n_bytes > 25e6
     tracemalloc.start()
     assert sum(map(len, corpus.pieces())) == corpus.n_characters and len(corpus.characters()) > 10

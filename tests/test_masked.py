@@ -80,9 +80,7 @@ def test_shares_are_those_of_the_paper():
 
 def test_short_and_empty_rows():
     rows = np.array([[7, 8, 0, 0, 0, 0, 0, 0, 0, 0], [0] * 10], np.int32)
-    seen, _, targets = mask_tokens(
-        rows, np.random.default_rng(0), mask=1, vocab_size=20, special=(0,), share=0.3
-    )
+    seen, _, targets = mask_tokens(rows, np.random.default_rng(0), mask=1, vocab_size=20, special=(0,))
     assert (targets[0] >= 0).sum() == 1 and (targets[1] == -1).all() and (seen[1] == 0).all()
 
 

@@ -10,27 +10,22 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import Any, TypeAlias
 
 from lama import __version__
 from lama.errors import LamaError, LamaWarning, UsageError, did_you_mean, first_line, note, quoted
 
-if TYPE_CHECKING:
-    Verbs: TypeAlias = argparse._SubParsersAction["Parser"]
-else:
-    Verbs = argparse._SubParsersAction
-
-PIPE_CLOSED = 141  # 128 + SIGPIPE, a shell's exit code for a program that SIGPIPE ended
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+AddVerb: TypeAlias = Callable[..., "Parser"]
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 TRACEBACK = "--traceback"
 MODEL = "a model's name, folder or file, as for lama generate"
-MODELS = ("generate", "train", "seq2seq", "translate", "bert", "classify")
-TOOLS = ("tokenizer", "eval", "quantize", "export")
-INSPECTION = ("attention", "lens", "patch", "ablate", "heads", "experiment", "doctor")
-MODULES = (*MODELS, *TOOLS, *INSPECTION)
-"""Modules of the verbs, in the order of `lama --help`."""
+# Modules of the verbs, in the order of `lama --help`.
+MODULES = "generate train seq2seq translate bert classify tokenizer eval quantize export attention lens patch"
+MODULES += " ablate heads experiment doctor"
 
 
 class Terminated(KeyboardInterrupt):
@@ -47,38 +42,68 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with lama's one-line errors and without abbreviated options."""
+    """argparse with lama's one-line errors, shorter declarations, and no abbreviated options."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options | {"allow_abbrev": False})
-        self.add_argument(TRACEBACK, action="store_true", help="show where in the code an error comes from")
+    def __init__(self, **options: Any):
+        super().__init__(**options | {"allow_abbrev": False})
+        self.add(TRACEBACK, "show where in the code an error comes from")
         self.verbs: Mapping[str, Parser] = {}
-        """The verbs' own parsers."""
         self._model: tuple[argparse.Action, argparse.Action] | None = None
         """-m MODEL, and MODEL as a positional argument."""
+
+    def add(self, usage: str, help: str, default: float | str | None = None, **more: Any) -> argparse.Action:
+        """Add an argument, written as --help shows it: `-n, --steps N`, or `--json` for a switch.
+
+        A default gives it its type, and stands at the end of the help text unless that mentions it.
+        """
+        *names, last = usage.replace(",", "").split()
+        if not last.startswith("-"):
+            more["metavar"] = last
+        else:
+            names.append(last)
+            if "choices" not in more:
+                more["action"] = "store_true"
+        if default is not None:
+            more |= {"default": default, "type": type(default)}
+            if "(default" not in help:
+                help += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+        return self.add_argument(*names, help=help, **more)
+
+    def add_verbs(self, dest: str) -> AddVerb:
+        """A function that adds a verb: its name, what runs it, and its docstring, which --help shows."""
+        verbs = self.add_subparsers(dest=dest, metavar=dest.upper(), required=True, parser_class=Parser)
+        self.verbs = verbs.choices
+
+        def add_verb(name: str, run: Run | None, doc: str | None, usage: str | None = None) -> Parser:
+            summary, _, about = (doc or name).partition(".\n\n")
+            help = summary[0].lower() + summary[1:]
+            parser = verbs.add_parser(name, help=help, description=about.strip(), usage=usage)
+            parser.set_defaults(run=run)
+            return parser
+
+        return add_verb
 
     def add_model(self, help: str = MODEL) -> None:
         """Add -m MODEL, required. Call it before other positional arguments are added.
 
         Without -m, the first positional argument is the model; a command that succeeds then prints a hint.
         """
-        option = self.add_argument("-m", "--model", metavar="MODEL", required=True, help=help)
+        option = self.add("-m, --model MODEL", help, required=True)
         self._model = option, self.add_argument("model", metavar="-m MODEL", help=argparse.SUPPRESS)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = [*(sys.argv[1:] if args is None else args)]
-        hint = False
-        if self._model is not None:
-            option, positional = self._model
-            options = words[: words.index("--")] if "--" in words else words
-            # The usage that --help prints shows -m MODEL.
-            option.required = any(re.match("-m|-h|--help$|--model(=|$)", word) for word in options)
-            positional.nargs = argparse.SUPPRESS if option.required else None
-            hint = not option.required
+        if self._model is None:
+            return super().parse_known_args(words, namespace)
+        option, positional = self._model
+        options = words[: words.index("--")] if "--" in words else words
+        # The usage that --help prints shows -m MODEL.
+        option.required = any(re.match("-m|-h|--help$|--model(=|$)", word) for word in options)
+        positional.nargs = argparse.SUPPRESS if option.required else None
         found, unknown = super().parse_known_args(words, namespace)
-        if hint:
+        if not option.required:
             found.hint = f"write the model as -m {shlex.quote(found.model)}"
         return found, unknown
 
@@ -131,10 +156,9 @@ def make_parser() -> Parser:
     epilog = "`lama help VERB` describes a verb and its options."
     parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.", epilog=epilog)
     parser.add_argument("-V", "--version", action="version", version=f"lama {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for name in MODULES:
-        importlib.import_module(f"lama.cli.{name}").add_parser(verbs)
-    parser.verbs = verbs.choices
+    add_verb = parser.add_verbs("verb")
+    for name in MODULES.split():
+        importlib.import_module(f"lama.cli.{name}").add_parser(add_verb)
     return parser
 
 
@@ -147,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     try:
         with _signals(), _warning_lines():
-            args = make_parser().parse_args(_without_help(argv))
+            if not argv:
+                raise UsageError("give a verb, such as generate or train. See lama help")
+            args = make_parser().parse_args([*argv[1:], "--help"] if argv[0] == "help" else argv)
             code: int = args.run(args)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -163,13 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _drop_output()
     note(message)
     return code
-
-
-def _without_help(argv: list[str]) -> list[str]:
-    """Translate `help VERB` to `VERB --help`. Raises UsageError for an empty command."""
-    if not argv:
-        raise UsageError("give a verb, such as generate or train. See lama help")
-    return [*argv[1:], "--help"] if argv[0] == "help" else argv
 
 
 def _prepare_streams() -> None:
@@ -226,23 +245,16 @@ def _warning_lines() -> Iterator[None]:
     """Print each LamaWarning once, as one line on standard error."""
     shown: set[str] = set()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
         if not issubclass(category, LamaWarning):
-            plain(message, category, filename, lineno, file, line)
+            plain(message, category, *place)  # type: ignore[arg-type]
         elif str(message) not in shown:
             shown.add(str(message))
             note(message)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", LamaWarning)
-        plain, warnings.showwarning = warnings.showwarning, show
+        plain, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
         yield
 
 
@@ -263,11 +275,10 @@ def _explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
     if reason := explain(error):
         return 1, reason
     if isinstance(error, OSError) and error.strerror:
-        where = "standard output or an open file"
+        lost = isinstance(error, FileNotFoundError)
+        where = "the current folder" if lost else "standard output or an open file"
         if error.filename is not None:
             where = quoted_path(error.filename)
-        elif isinstance(error, FileNotFoundError):
-            where = "the current folder"
         return 1, f"cannot read or write {where}: {error.strerror}"
     if isinstance(error, UnicodeEncodeError):
         return 1, f"texts and names must be valid Unicode; got {quoted(error.object[error.start :])}"

@@ -1,61 +1,33 @@
-"""`lama ablate`: measure the loss of a model without some of its heads or neurons."""
+"""Measure a model without some of its heads or neurons.
+
+Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. Prints the rise of the
+loss and, with --answer, the change of the answer's logit. Without --head and --neuron, every head of the
+model is removed in turn.
+"""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs
-from lama.cli.inside import (
-    GPT_MODEL,
-    add_answers,
-    add_options,
-    check_against,
-    head_table,
-    layer_map,
-    load,
-    read_answer,
-    read_tokens,
-    watch,
-    write_picture,
-)
+from lama.cli import AddVerb, inside
 from lama.errors import UsageError
 
 if TYPE_CHECKING:
-    from lama.interp.interventions import Ablation, Removal
+    from lama.interp.interventions import Removal
     from lama.interp.pictures import HeatMap
     from lama.shapes import Array
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "ablate",
-        help="measure a model without some of its heads or neurons",
-        description="Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. "
-        "Prints the rise of the loss and, with --answer, the change of the answer's logit. Without --head "
-        "and --neuron, every head of the model is removed in turn.",
-    )
-    parser.set_defaults(run=run)
-    parser.add_model(GPT_MODEL)
-    add = parser.add_argument
-    add("text", metavar="TEXT", help="the text to predict; - reads standard input")
-    add(
-        "--head",
-        type=layer_and_number,
-        action="append",
-        default=[],
-        metavar="L.H",
-        help="head H of layer L, both from 0; can be repeated",
-    )
-    add(
-        "--neuron",
-        type=layer_and_number,
-        action="append",
-        default=[],
-        metavar="L.N",
-        help="neuron N of layer L's MLP; can be repeated",
-    )
-    add("--mean", action="store_true", help="set them to their mean over the text instead of 0")
-    add_answers(parser, required=False)
-    add_options(parser)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("ablate", run, __doc__)
+    parser.add_model(inside.MODEL)
+    parser.add("text TEXT", "the text to predict; - reads standard input")
+    add_places = partial(parser.add, type=layer_and_number, action="append")
+    add_places("--head L.H", "head H of layer L, both from 0; can be repeated")
+    add_places("--neuron L.N", "neuron N of layer L's MLP; can be repeated")
+    parser.add("--mean", "set them to their mean over the text instead of 0")
+    inside.add_answers(parser, required=False)
+    inside.add_options(parser)
 
 
 def layer_and_number(text: str) -> tuple[int, int]:
@@ -67,55 +39,46 @@ def layer_and_number(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_against(args)
-    model, tokenizer = load(args)
-    tokens = read_tokens(model, tokenizer, args.text)
+    model, tokenizer = inside.load(args)
+    tokens = inside.read_tokens(model, tokenizer, args.text)
     if len(tokens) < 2 and args.answer is None:
         raise UsageError("the loss needs at least two tokens; got one. Give a longer TEXT, or --answer")
-    answer, against = read_answer(tokenizer, args.answer), read_answer(tokenizer, args.against)
+    answer, against = inside.read_answers(tokenizer, args)
     from lama.interp.interventions import Removal, ablate
     from lama.interp.labels import token_labels
 
-    chosen = [Removal(heads=(head,)) for head in args.head]
-    chosen += [Removal(neurons=(neuron,)) for neuron in args.neuron]
+    heads, neurons = tuple(args.head or ()), tuple(args.neuron or ())
+    chosen = [Removal(heads=(head,)) for head in heads] + [Removal(neurons=(each,)) for each in neurons]
     if len(chosen) > 1:
-        chosen.append(Removal(tuple(args.head), tuple(args.neuron)))
+        chosen.append(Removal(heads, neurons))
     c = model.config
-    heads = [(layer, head) for layer in range(c.n_layers) for head in range(c.n_heads)]
-    removals = chosen or [Removal(heads=(head,)) for head in heads]
-    found = ablate(model, tokens, [Removal(), *removals], args.mean, watch)
+    removals = chosen or [Removal(((i, h),)) for i in range(c.n_layers) for h in range(c.n_heads)]
+    found = ablate(model, tokens, [Removal(), *removals], args.mean, inside.watch)
     measured = {"loss": found.losses} if len(tokens) > 1 else {}
     if answer is not None:
         names = token_labels(tokenizer, [answer] if against is None else [answer, against])
-        measured[f"logit of {' above '.join(names)}"] = logits_of(found, answer, against)
+        other = found.logits.mean(-1) if against is None else found.logits[:, against]
+        measured[f"logit of {' above '.join(names)}"] = found.logits[:, answer] - other
     print(removal_table(measured, removals) if chosen else head_tables(measured, c.n_heads))
-    return write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
-
-
-def logits_of(found: "Ablation", answer: int, against: int | None) -> "Array":
-    """(N,): the answer's logit after the last token, above the other's or the mean of all."""
-    other = found.logits.mean(-1) if against is None else found.logits[:, against]
-    return found.logits[:, answer] - other
+    return inside.write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
 
 
 def removal_table(measured: "dict[str, Array]", removals: "list[Removal]") -> str:
-    """A table with a row for each removal."""
     from lama.tables import Table
 
     columns, rows = ["without"], [["nothing"], *([str(removal)] for removal in removals)]
     for name, values in measured.items():
         columns += [name, "change"]
-        rows[0] += [f"{values[0]:.4f}", ""]
-        for row, value in zip(rows[1:], values[1:], strict=True):
+        for row, value in zip(rows, values, strict=True):
             row += [f"{value:.4f}", f"{value - values[0]:+.4f}"]
+        rows[0][-1] = ""
     return str(Table(columns, rows))
 
 
 def head_tables(measured: "dict[str, Array]", n_heads: int) -> str:
-    """The changes without each head, layers by heads."""
     tables = []
     for name, values in measured.items():
-        table = head_table("without head", (values[1:] - values[0]).reshape(-1, n_heads))
+        table = inside.head_table("without head", (values[1:] - values[0]).reshape(-1, n_heads))
         tables.append(f"{name}: {values[0]:.4f}, and its change\n{table}")
     return "\n\n".join(tables)
 
@@ -128,7 +91,7 @@ def panels(measured: "dict[str, Array]", removals: "list[Removal]", n_heads: int
     for name, values in measured.items():
         change, title = values[1:] - values[0], f"change of {name}"
         if n_heads:
-            found.append(layer_map(change.reshape(-1, n_heads), title, x="without head", centred=True))
+            found.append(inside.layer_map(change.reshape(-1, n_heads), title, x="without head", centred=True))
         else:
             found.append(HeatMap(change[:, None], title, names, [""], centred=True))
     return found

@@ -1,52 +1,45 @@
-"""`lama attention`: show the attention patterns of a model that reads a sentence."""
+"""Show the tokens that the heads of a model look at.
+
+Show the tokens that each head of a model looks at while it reads TEXT: in the terminal, as an offline page
+for a browser with all layers and heads, or as a picture of one head, a layer's heads, or all of them. The
+model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
+"""
 
 import argparse
 import shutil
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
+from lama.cli.live import say
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError
+from lama.figures import IMAGE_FORMATS
 from lama.interp import ATTENTION_KINDS
 
 if TYPE_CHECKING:
     from lama.interp.attention import Attention, Model
     from lama.tokenizers import Tokenizer
 
-FILES = ("html", "png", "svg")
+FILES = ("html", *IMAGE_FORMATS)
 MANY = 100  # heads in a picture that takes seconds to draw
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "attention",
-        help="show the tokens that the heads of a model look at",
-        description="Show the tokens that each head of a model looks at while it reads TEXT: in the terminal,"
-        " as an offline page for a browser with all layers and heads, or as a picture of one head, a layer's "
-        "heads, or all of them. The model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads "
-        "TEXT as its source.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("attention", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("text", nargs="?", metavar="TEXT", help="the sentence")
-    add("--recorded", action="store_true", help="show the recording in a folder of lama train --record")
-    add("--layer", type=int, metavar="N", help="only this layer, counted from 0 (a page opens there)")
-    add("--head", type=int, metavar="N", help="only this head, counted from 0")
-    add(
-        "--kind",
-        choices=ATTENTION_KINDS,
-        help="for an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)",
-    )
-    add("--target", metavar="TEXT", help="for an encoder-decoder: its output (default: greedy decoding)")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write a page (.html) or a picture (.png, .svg) instead of drawing in the terminal",
-    )
+    add = parser.add
+    add("text TEXT", "the sentence", nargs="?")
+    add("--recorded", "show the recording in a folder of lama train --record")
+    add("--layer N", "only this layer, counted from 0 (a page opens there)", type=int)
+    add("--head N", "only this head, counted from 0", type=int)
+    kinds = "for an encoder-decoder: the encoder's, the decoder's, or cross-attention (default)"
+    add("--kind", kinds, choices=ATTENTION_KINDS)
+    add("--target TEXT", "for an encoder-decoder: its output (default: greedy decoding)")
+    out = "write a page (.html) or a picture (.png, .svg) instead of drawing in the terminal"
+    add("--out FILE", out, type=Path)
     machine.add_loading(parser)
 
 
@@ -65,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.model, **machine.loading(args))
     kind, heads = chosen_heads(model, args.kind, args.layer, args.head)
     tokens = input_tokens(model, tokenizer, args.text)
-    found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args))
+    found = attention_of(model, tokenizer, tokens, read_target(model, tokenizer, tokens, args.target))
     if kind_of_file is None:
         print(f"{describe(model)}\n\n{drawing(found[kind], heads)}")
         return 0
@@ -78,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         from lama.interp.pictures import heat_maps
 
         if len(heads) > MANY:
-            print(f"drawing {len(heads)} heads", file=sys.stderr)
+            say(f"drawing {len(heads)} heads")
         all_heads = args.layer is None and args.head is None
         columns = len({head for _, head in heads}) if all_heads else None
         content = heat_maps(panels(found[kind], heads), kind_of_file, columns)
@@ -87,9 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_recording(args: argparse.Namespace) -> int:
-    """Write the page of a recording, or a picture of some of its moments."""
-    others = (args.text, args.target, args.kind, args.layer, args.head)
-    if args.out is None or any(value is not None for value in others):
+    others = {args.text, args.target, args.kind, args.layer, args.head}
+    if args.out is None or others != {None}:
         rule = "with --out FILE, and without TEXT, --target, --kind, --layer and --head"
         raise UsageError(f"--recorded must be given {rule}")
     kind = check_file(args.out, FILES, "attention")
@@ -111,27 +103,24 @@ def recording_view(folder: Path, kind: str) -> tuple[bytes, str]:
     found = read_recording(RunFolder(folder).recording_file)
     labels = token_labels(load_tokenizer(folder), found.tokens)
     if kind == "html":
-        page = training_page(
-            found.patterns, found.steps, found.losses, found.heads, labels, str(folder), found.text
-        )
+        about = found.losses, found.heads, labels, str(folder), found.text
+        page = training_page(found.patterns, found.steps, *about)
         return page.encode(), f"{len(found.steps)} moments of {len(found.heads)} heads"
     rows = moment_panels(found.patterns, found.steps, found.heads, labels)
-    picture = heat_maps([panel for row in rows for panel in row], kind, len(rows[0]))
+    picture = heat_maps(list(chain.from_iterable(rows)), kind, len(rows[0]))
     return picture, f"{len(rows[0])} of {len(found.steps)} moments of {len(rows)} heads"
 
 
-def read_target(
-    model: "Model", tokenizer: "Tokenizer", tokens: list[int], args: argparse.Namespace
-) -> list[int]:
+def read_target(model: "Model", tokenizer: "Tokenizer", tokens: list[int], text: str | None) -> list[int]:
     """An encoder-decoder's output: --target, or greedy decoding. Raises UsageError for other models."""
     from lama.models.encoder_decoder import Transformer
 
     if not isinstance(model, Transformer):
-        if args.target is not None:
+        if text is not None:
             raise UsageError("--target is for encoder-decoders only; leave it out")
         return []
-    if args.target is not None:
-        return tokenizer.encode(args.target)
+    if text is not None:
+        return tokenizer.encode(text)
     from lama.generation.seq2seq import Searcher
 
     (written,) = Searcher(model).greedy([tokens])

@@ -1,4 +1,8 @@
-"""`lama bert`: train an encoder to predict masked tokens. `lama fill`: predict them."""
+"""Train a BERT: an encoder that predicts masked tokens.
+
+Train a BERT-style encoder on a text, as `lama train --model bert` does: it predicts 15 of 100 tokens from the
+context on both sides, and is for `lama fill`.
+"""
 
 import argparse
 import json
@@ -6,16 +10,14 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import AddVerb, machine, training
 from lama.cli.lines import answer_lines, at_once
 from lama.cli.live import heading
-from lama.cli.settings import Verbs, add_settings
-from lama.cli.training import add_options
-from lama.errors import LamaError, UsageError
+from lama.cli.settings import add_settings
+from lama.errors import LamaError, UsageError, check_least
 from lama.tables import metric_table
 
 if TYPE_CHECKING:
-    from lama.training.loop import Step
     from lama.training.masked import BertSession
     from lama.training.session import Evaluation
 
@@ -23,33 +25,19 @@ AT_ONCE = 16  # lines of a pipe
 FEWEST_LETTERS = 3  # of a word that is masked in an example
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "bert",
-        help="train a BERT: an encoder that predicts masked tokens",
-        description="Train a BERT-style encoder on a text, as `lama train --model bert` does: it predicts 15 "
-        "of 100 tokens from the context on both sides, and is for `lama fill`.",
-    )
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("bert", training.run, __doc__)
     parser.set_defaults(model="bert")
     corpus = "files, folders, patterns, - for standard input, kjv or tinyshakespeare (default kjv)"
-    parser.add_argument("corpus", nargs="*", metavar="CORPUS", help=corpus)
-    add_options(parser, "out/bert")
+    parser.add("corpus CORPUS", corpus, nargs="*")
+    training.add_options(parser, "out/bert")
     add_settings(parser, "bert")
 
-    parser = verbs.add_parser(
-        "fill",
-        help="predict the masked tokens of a text with a BERT",
-        description="Print the most likely tokens for each [MASK] in the text, with their probabilities; "
-        "then the text with the most likely ones. With -, print the filled text for each line of standard "
-        "input: an empty line where it is empty or cannot be answered, which exits with 1 at the end.",
-    )
-    parser.set_defaults(run=run_fill)
-    add = parser.add_argument
+    parser = add_verb("fill", run_fill, run_fill.__doc__)
     parser.add_model("a folder that lama bert has written, or a BERT of the hub such as bert-base-uncased")
-    text = 'such as "In the [MASK] God created the heaven"; - for lines of standard input'
-    add("text", metavar="TEXT", help=text)
-    add("-n", type=int, default=5, metavar="N", help="tokens shown for each (default 5)")
-    add("--json", action="store_true", help="a JSON object for each text, with tokens and probabilities")
+    parser.add("text TEXT", 'such as "In the [MASK] God created the heaven"; - for lines of standard input')
+    parser.add("-n N", "tokens shown for each", 5)
+    parser.add("--json", "a JSON object for each text, with tokens and probabilities")
     machine.add_options(parser)
 
 
@@ -62,10 +50,6 @@ def introduce(session: "BertSession", args: argparse.Namespace) -> None:
     session.measure_start()
 
 
-def remark(session: "BertSession", step: "Step") -> str | None:
-    return None
-
-
 def conclude(session: "BertSession", last: "Evaluation | None") -> None:
     """Print examples and the scores. Raises LamaError for a model that is no better than counting."""
     session.load_best()
@@ -75,23 +59,18 @@ def conclude(session: "BertSession", last: "Evaluation | None") -> None:
     heading("What it learned")
     losses = {"untrained": session.untrained, **session.baselines, "trained": trained["validation_loss"]}
     shares = session.shares | {"trained": trained["accuracy"]}
-    rows = (
-        ("loss, nats per token", [f"{loss:.3f}" for loss in losses.values()]),
-        ("most likely is right", [f"{shares[name]:.1%}" for name in losses]),
-    )
-    print(metric_table("masked held-out tokens", list(losses), rows))
+    right = [shares[name] for name in losses]
+    rows = ("loss, nats per token", losses.values(), ".3f"), ("most likely is right", right, ".1%")
+    print(metric_table("masked held-out tokens", losses, *rows))
     print(f"\n{session.seconds:.0f} s in all; saved in {out}. Let it predict:")
     print(f'  lama fill -m {shlex.quote(str(out))} "In the [MASK] God created the heaven and the earth."')
     best = min(("untrained", *session.baselines), key=losses.__getitem__)
     if losses["trained"] >= losses[best]:
-        raise LamaError(
-            f"the trained model must beat all others; got {losses['trained']:.3f} nats per token, "
-            f"{best} {losses[best]:.3f}. Raise --steps"
-        )
+        got = f"{losses['trained']:.3f} nats per token, {best} {losses[best]:.3f}"
+        raise LamaError(f"the trained model must beat all others; got {got}. Raise --steps")
 
 
 def show_predictions(session: "BertSession", n: int = 4) -> None:
-    """Print held-out passages with one word masked in each."""
     from lama.data.masked import MASK
     from lama.generation.fill_mask import fill_in
 
@@ -101,9 +80,8 @@ def show_predictions(session: "BertSession", n: int = 4) -> None:
     for line in lines:
         words = line.split()
         middle = len(words) // 2
-        masked = max(
-            range(3, len(words) - 1), key=lambda i: (len(words[i]) > FEWEST_LETTERS, -abs(i - middle))
-        )
+        places = sorted(range(3, len(words) - 1), key=lambda i: abs(i - middle))
+        masked = next((i for i in places if len(words[i]) > FEWEST_LETTERS), places[0])
         shown = " ".join([*words[:masked], MASK, *words[masked + 1 :]])
         if len(tokenizer.encode(shown)) <= model.config.context_length:
             (best,) = fill_in(model, tokenizer, shown, 3)
@@ -111,13 +89,17 @@ def show_predictions(session: "BertSession", n: int = 4) -> None:
 
 
 def predictions(best: list[tuple[str, float]]) -> str:
-    """Tokens and their probabilities."""
     return ", ".join(f"{token.strip() or repr(token)} {chance:.0%}" for token, chance in best)
 
 
 def run_fill(args: argparse.Namespace) -> int:
-    if args.n < 1:
-        raise UsageError(f"n must be at least 1; got {args.n}")
+    """Predict the masked tokens of a text with a BERT.
+
+    Print the most likely tokens for each [MASK] in the text, with their probabilities; then the text with the
+    most likely ones. With -, print the filled text for each line of standard input: an empty line where it is
+    empty or cannot be answered, which exits with 1 at the end.
+    """
+    check_least("n", args.n, 1)
     machine.use(args)
     from lama.checkpoints import load_kind
     from lama.generation.fill_mask import fill_in
@@ -128,15 +110,11 @@ def run_fill(args: argparse.Namespace) -> int:
         raise UsageError(f"n must be at most {most}, the tokens that the model can predict; got {args.n}")
 
     def answers(texts: list[str]) -> Iterator[tuple[str, str]]:
-        """For each text its predictions, and the text with its masks filled in."""
         for text in texts:
             found = fill_in(model, tokenizer, text, args.n)
             filled = filled_in(text, [best[0][0] for best in found])
             if args.json:
-                masks = [
-                    [{"token": token, "probability": round(chance, 6)} for token, chance in best]
-                    for best in found
-                ]
+                masks = [[{"token": t, "probability": round(p, 6)} for t, p in best] for best in found]
                 yield "", json.dumps({"text": filled, "masks": masks}, ensure_ascii=False)
             else:
                 yield "".join(f"{predictions(best)}\n" for best in found), filled

@@ -1,4 +1,7 @@
-"""`lama classify`: train a text classifier, evaluate it, and let it classify texts."""
+"""Train a text classifier, evaluate it, use it.
+
+A transformer encoder that tells the class of a text.
+"""
 
 import argparse
 import json
@@ -8,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import machine
+from lama.cli import AddVerb, machine, training
 from lama.cli.lines import answer_lines, at_once, in_batches
 from lama.cli.live import heading
-from lama.cli.settings import Verbs, add_settings
-from lama.cli.training import add_options
+from lama.cli.settings import add_settings
 from lama.errors import LamaError, UsageError, quoted
 from lama.files import quoted_path, read_object
 from lama.tables import metric_table
@@ -25,56 +27,35 @@ if TYPE_CHECKING:
     from lama.training.session import Evaluation
 
 FILE = "lines of label, tab, text; or .csv with the columns text and label"
+TRAIN = """Train a classifier.
+
+Train a classifier, as `lama train DATA --model classifier` does: on four fifths of the texts, after a
+pretraining of its encoder on masked tokens. It is evaluated on the last fifth beside the most frequent class
+and naive Bayes.
+"""
 MODEL = "a folder that lama classify train has written"
 AT_ONCE = 64  # lines of a pipe
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "classify",
-        help="train a text classifier, evaluate it, use it",
-        description="A transformer encoder that tells the class of a text.",
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(parser))
-
-    train = actions.add_parser(
-        "train",
-        help="train a classifier",
-        description="Train a classifier, as `lama train DATA --model classifier` does: on four fifths of the "
-        "texts, after a pretraining of its encoder on masked tokens. It is evaluated on the last fifth "
-        "beside the most frequent class and naive Bayes.",
-    )
+def add_parser(add_verb: AddVerb) -> None:
+    classify = add_verb("classify", None, __doc__)
+    add_verb = classify.add_verbs("action")
+    train = add_verb("train", training.run, TRAIN)
     train.set_defaults(model="classifier")
-    data = f"{', '.join(presets('classifier'))}, or a file: {FILE}"
-    train.add_argument("settings", nargs="?", metavar="DATA", help=data)
-    add_options(train, "out/ and the data's name")
+    train.add("settings DATA", f"{', '.join(presets('classifier'))}, or a file: {FILE}", nargs="?")
+    training.add_options(train, "out/ and the data's name")
     add_settings(train, "classifier")
 
-    evaluate = actions.add_parser(
-        "eval",
-        help="evaluate a classifier",
-        description="Accuracy and confusion matrix: on the held-out fifth of its own data set, or on a FILE.",
-    )
-    evaluate.set_defaults(run=run_eval)
+    evaluate = add_verb("eval", run_eval, run_eval.__doc__)
     evaluate.add_model(MODEL)
-    evaluate.add_argument("file", nargs="?", metavar="FILE", help=FILE)
+    evaluate.add("file FILE", FILE, nargs="?")
+    machine.add_options(evaluate)
 
-    predict = actions.add_parser(
-        "predict",
-        help="classify texts",
-        description="Print the class of each text, its probability and the text, separated by tabs. With -, "
-        "print one line for each line of standard input: an empty one where it is empty or cannot be "
-        "answered, which exits with 1 at the end.",
-    )
-    predict.set_defaults(run=run_predict)
+    predict = add_verb("predict", run_predict, run_predict.__doc__)
     predict.add_model(MODEL)
-    texts = "one or more texts; - for the lines of standard input"
-    predict.add_argument("text", nargs="+", metavar="TEXT", help=texts)
-    each = "a JSON object for each text, with the probability of every class"
-    predict.add_argument("--json", action="store_true", help=each)
-    parser.verbs = actions.choices
-    for command in (evaluate, predict):
-        machine.add_options(command)
+    predict.add("text TEXT", "one or more texts; - for the lines of standard input", nargs="+")
+    predict.add("--json", "a JSON object for each text, with the probability of every class")
+    machine.add_options(predict)
 
 
 def introduce(session: "ClassifierSession", args: argparse.Namespace) -> None:
@@ -107,21 +88,18 @@ def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
     shares = session.shares | {"trained": result.accuracy}
     session.add_notes({"heldout_accuracy": shares, "heldout_confusion": result.confusion.tolist()})
     heading(f"The {len(session.test):,} held-out texts")
-    accuracies = [f"{share:.2%}" for share in shares.values()]
-    print(f"{result.table()}\n\n{metric_table('held-out texts', list(shares), [('accuracy', accuracies)])}")
+    accuracies = metric_table("held-out texts", shares, ("accuracy", shares.values(), ".2%"))
+    print(f"{result.table()}\n\n{accuracies}")
     text = session.test[0].text[:60]
     print(f"\n{session.seconds:.0f} s in all; saved in {out}. Ask it:")
     print(f"  {shlex.join(['lama', 'classify', 'predict', '-m', str(out), text])}")
     best = max("untrained", "majority", key=shares.__getitem__)
     if shares["trained"] <= shares[best]:
-        raise LamaError(
-            f"the trained model must beat the {best} one; got {shares['trained']:.1%}, and "
-            f"{shares[best]:.1%}. Raise --steps"
-        )
+        got = f"{shares['trained']:.1%}, and {shares[best]:.1%}"
+        raise LamaError(f"the trained model must beat the {best} one; got {got}. Raise --steps")
 
 
 def load_predictor(folder: str, batch_size: int) -> "Predictor":
-    """Raises LamaError for a model that is no classifier."""
     from lama.checkpoints import load_kind
     from lama.tokenizers import BytePairTokenizer
     from lama.training.classify import Predictor
@@ -130,6 +108,10 @@ def load_predictor(folder: str, batch_size: int) -> "Predictor":
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    """Evaluate a classifier.
+
+    Accuracy and confusion matrix: on the held-out fifth of its own data set, or on a FILE.
+    """
     machine.use(args)
     from lama.data.labelled import open_labelled
     from lama.training.classify import evaluate
@@ -161,6 +143,12 @@ def own_examples(model: Path) -> "list[LabelledText]":
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    """Classify texts.
+
+    Print the class of each text, its probability and the text, separated by tabs. With -, print one line for
+    each line of standard input: an empty one where it is empty or cannot be answered, which exits with 1 at
+    the end.
+    """
     piped = args.text == ["-"]
     if not piped and "-" in args.text:
         raise UsageError("- for standard input must be the only TEXT; got others beside it")
@@ -175,12 +163,9 @@ def run_predict(args: argparse.Namespace) -> int:
         for text, chances in zip(texts, predictor(texts), strict=True):
             best = int(chances.argmax())
             if args.json:
-                found = {
-                    label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)
-                }
-                yield json.dumps(
-                    {"label": labels[best], "probabilities": found, "text": text}, ensure_ascii=False
-                )
+                found = dict(zip(labels, (round(float(chance), 6) for chance in chances), strict=True))
+                answer = {"label": labels[best], "probabilities": found, "text": text}
+                yield json.dumps(answer, ensure_ascii=False)
             else:
                 yield f"{labels[best]}\t{chances[best]:.3f}\t{text}"
 

@@ -1,54 +1,41 @@
-"""`lama eval`: perplexity on a text, HellaSwag, LAMBADA."""
+"""Evaluate a model: perplexity, HellaSwag, LAMBADA.
+
+Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, or by a
+benchmark, as in EleutherAI's lm-evaluation-harness.
+"""
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.live import progress
 from lama.errors import UsageError, note
 from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
-    from lama.evaluation import Progress, TaskScore, TextScore
-    from lama.evaluation.likelihood import Scores
+    from lama.evaluation import TaskScore
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "eval",
-        help="evaluate a model: perplexity, HellaSwag, LAMBADA",
-        description="Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's "
-        "documentation, or by a benchmark, as in EleutherAI's lm-evaluation-harness.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("eval", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("--text", metavar="FILE", help="compute the perplexity of this text: a corpus as for lama train")
-    add("--stride", type=int, metavar="N", help="tokens that a window moves by (default: half a window)")
-    add("--task", choices=BENCHMARKS, help="a benchmark, read from --data")
-    add(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl",
-    )
-    add("--limit", type=int, metavar="N", help="only the first N examples")
-    add(
-        "--context-length",
-        type=int,
-        metavar="T",
-        help="tokens that the model sees at once (default: the model's own)",
-    )
+    add = parser.add
+    add("--text FILE", "compute the perplexity of this text: a corpus as for lama train")
+    add("--stride N", "tokens that a window moves by (default: half a window)", type=int)
+    add("--task", "a benchmark, read from --data", choices=BENCHMARKS)
+    add("--data FILE", "its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl", type=Path)
+    add("--limit N", "only the first N examples", type=int)
+    add("--context-length T", "tokens that the model sees at once (default: the model's own)", type=int)
     machine.add_loading(parser)
-    add("--json", action="store_true", help="print one JSON object")
-    add("-v", "--verbose", action="store_true", help="print the model's size and device")
+    add("--json", "print one JSON object")
+    add("-v, --verbose", "print the model's size and device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UsageError for options that exclude or require each other."""
     if (args.text is None) == (args.task is None):
         raise UsageError("give either --text FILE, or --task TASK with --data FILE")
     if (args.task is None) != (args.data is None):
@@ -73,11 +59,10 @@ def check(args: argparse.Namespace) -> None:
 
 def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
     from lama.checkpoints import load_causal
-    from lama.models.registry import describe
 
     model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
-        note(f"{args.model}: {describe(model)}; {machine.place(args, model.embed.weight.device)}")
+        note(machine.about(args, args.model, model))
     return model, tokenizer
 
 
@@ -88,7 +73,8 @@ def run_text(args: argparse.Namespace) -> dict[str, object]:
     text = open_corpus([args.text]).text
     model, tokenizer = load_model(args)
     began = time.perf_counter()
-    result = perplexity(model, tokenizer, text, args.stride, args.context_length, watch("window"))
+    watch = partial(progress, unit="window")
+    result = perplexity(model, tokenizer, text, args.stride, args.context_length, watch)
     seconds = time.perf_counter() - began
     report = {
         "model": args.model,
@@ -98,28 +84,28 @@ def run_text(args: argparse.Namespace) -> dict[str, object]:
         "tokens": result.tokens,
         "bytes": result.n_bytes,
         "nats_per_token": result.nats_per_token,
-        "perplexity": None if math.isinf(result.perplexity) else result.perplexity,
+        "perplexity": finite(result.perplexity),
         "bits_per_token": result.bits_per_token,
         "bits_per_byte": result.bits_per_byte,
         "seconds": round(seconds, 3),
         "tokens_per_s": round(result.tokens / seconds, 2),
     }
     if not args.json:
-        print(text_lines(result, seconds))
+        windows = f"windows of {result.context_length} moving by {result.stride}"
+        rows = {
+            "tokens scored": f"{result.tokens:,} ({result.n_bytes:,} bytes), {windows}",
+            "nats per token": f"{result.nats_per_token:.4f}",
+            "perplexity": f"{result.perplexity:,.4f}",
+            "bits per token": f"{result.bits_per_token:.4f}",
+            "bits per byte": f"{result.bits_per_byte:.4f}",
+            "rate": f"{result.tokens / seconds:,.0f} tokens/s, {seconds:.1f} s with compilation",
+        }
+        print("\n".join(f"{name:<15} {value}" for name, value in rows.items()))
     return report
 
 
-def text_lines(result: "TextScore", seconds: float) -> str:
-    windows = f"windows of {result.context_length} moving by {result.stride}"
-    rows = (
-        ("tokens scored", f"{result.tokens:,} ({result.n_bytes:,} bytes), {windows}"),
-        ("nats per token", f"{result.nats_per_token:.4f}"),
-        ("perplexity", f"{result.perplexity:,.4f}"),
-        ("bits per token", f"{result.bits_per_token:.4f}"),
-        ("bits per byte", f"{result.bits_per_byte:.4f}"),
-        ("rate", f"{result.tokens / seconds:,.0f} tokens/s, {seconds:.1f} s with compilation"),
-    )
-    return "\n".join(f"{name:<15} {value}" for name, value in rows)
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def run_task(args: argparse.Namespace) -> dict[str, object]:
@@ -130,15 +116,16 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
     examples = read_examples(task, args.data, args.limit)
     model, tokenizer = load_model(args)
     began = time.perf_counter()
-    result = evaluate(task, model, tokenizer, examples, args.context_length, watch("ending"))
+    watch = partial(progress, unit="ending")
+    result = evaluate(task, model, tokenizer, examples, args.context_length, watch)
     seconds = time.perf_counter() - began
     if not args.json:
         print(task_lines(args.task, task.protocol, result, seconds))
         print(published_lines(args.task))
     published = []
     for series in PUBLISHED[args.task]:
-        figures = {metric: dict(zip(SIZES, row, strict=True)) for metric, row in series.figures.items()}
         about = {"protocol": series.protocol, "same_protocol": series.same, "source": series.source}
+        figures = {metric: dict(zip(SIZES, row, strict=True)) for metric, row in series.figures.items()}
         published.append(about | figures)
     return {
         "model": args.model,
@@ -147,7 +134,7 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
         "protocol": task.protocol,
         "examples": result.examples,
         "cut": result.cut,
-        **result.metrics,
+        **{metric: finite(value) for metric, value in result.metrics.items()},
         "acc_stderr": result.standard_error("acc"),
         "seconds": round(seconds, 3),
         "published": published,
@@ -156,22 +143,18 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
 
 def task_lines(name: str, protocol: str, result: "TaskScore", seconds: float) -> str:
     cut = f", {result.cut:,} of them cut on the left to fit the context" if result.cut else ""
-    lines = [
-        f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation",
-        f"protocol: {protocol}",
-    ]
+    head = f"{name}: {result.examples:,} examples{cut}, {seconds:.1f} s with compilation"
+    lines = [head, f"protocol: {protocol}"]
     for metric, value in result.metrics.items():
+        shown = f"{value:,.2f}"
         if metric.startswith("acc"):
             error = result.standard_error(metric)
-            margin = "" if error is None else f" ± {100 * error:.2f}"
-            lines.append(f"{metric:<15} {100 * value:.2f} %{margin}")
-        else:
-            lines.append(f"{metric:<15} {value:,.2f}")
+            shown = f"{100 * value:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}")
+        lines.append(f"{metric:<15} {shown}")
     return "\n".join(lines)
 
 
 def published_lines(name: str) -> str:
-    """Published figures, each with its protocol and source."""
     from lama.evaluation.published import PUBLISHED, SIZES
 
     lines = ["", f"{'published, GPT-2':<20}" + "".join(f"{size:>9}" for size in SIZES)]
@@ -184,12 +167,3 @@ def published_lines(name: str) -> str:
         which = "this" if series.same else "another"
         lines.append(f"[{i}] {which} protocol, {series.protocol}; from {series.source}")
     return "\n".join(lines)
-
-
-def watch(unit: str) -> "Progress":
-    """A wrapper that shows the progress of scores."""
-
-    def shown(scores: "Iterable[Scores]", total: int) -> "Iterable[Scores]":
-        return progress(scores, unit, "", total)
-
-    return shown

@@ -1,21 +1,25 @@
-"""`lama experiment`: ask a question about transformers and compute the answer."""
+"""Ask a question about transformers and compute the answer.
+
+Run an experiment, print its tables and whether its claims hold, and write report.json, report.html and,
+where matplotlib is installed, its pictures. Exits with 1 if a claim does not hold.
+"""
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.live import LiveLine, state, stopped_by, stopping
 from lama.cli.out import check_folder, own_folder
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, check_least
+from lama.figures import is_installed
 from lama.files import field, quoted_path, read_object
 
 if TYPE_CHECKING:
@@ -26,36 +30,22 @@ UNFINISHED = "unfinished"  # subfolder with the state of an unfinished experimen
 SETTINGS = {"experiment": str, "seed": int, "steps": int, "full": bool}
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(add_verb: AddVerb) -> None:
     from lama.experiments import ABOUT, RESUMABLE, TWO_SIZES
 
     listed = "\n".join(f"  {name:<14}{about}" for name, about in ABOUT.items())
-    parser = verbs.add_parser(
-        "experiment",
-        help="ask a question about transformers and compute the answer",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run an experiment, print its tables and whether its claims hold, and write report.json, "
-        "report.html and,\nwhere matplotlib is installed, its pictures. Exits with 1 if a claim does not "
-        f"hold.\n\nNAME is one of\n{listed}",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("name", metavar="NAME", choices=ABOUT, help="the experiment")
+    about = f"{__doc__}\nNAME is one of\n{listed}"
+    parser = add_verb("experiment", run, about)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add
+    add("name NAME", "the experiment", choices=ABOUT)
     folder = "the report's folder (default out/experiments/NAME, or NAME-2 beside another report)"
-    add("--out", type=Path, metavar="DIR", help=folder)
-    add("--steps", type=int, metavar="N", help="steps of each training in it (default: the experiment's own)")
-    add("--seed", type=int, default=0, help="the same seed gives the same numbers (default 0)")
-    add(
-        "--full",
-        action="store_true",
-        help=f"use the size of the paper, which takes hours ({', '.join(TWO_SIZES)})",
-    )
-    add(
-        "--restart",
-        action="store_true",
-        help="delete the earlier report or unfinished experiment in --out, which would otherwise be resumed "
-        f"({', '.join(RESUMABLE)})",
-    )
+    add("--out DIR", folder, type=Path)
+    add("--steps N", "steps of each training in it (default: the experiment's own)", type=int)
+    add("--seed SEED", "the same seed gives the same numbers", 0)
+    add("--full", f"use the size of the paper, which takes hours ({', '.join(TWO_SIZES)})")
+    earlier = "delete the earlier report or unfinished experiment in --out, which would otherwise be resumed"
+    add("--restart", f"{earlier} ({', '.join(RESUMABLE)})")
     machine.add_options(parser)
 
 
@@ -63,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.experiments import TWO_SIZES
 
     for name, least in (("steps", 10), ("seed", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}; got {value}")
+        check_least(name, getattr(args, name), least)
     if args.full and args.name not in TWO_SIZES:
         raise UsageError(f"--full must go with {' or '.join(TWO_SIZES)}; got {args.name}, which has one size")
     machine.use(args)
@@ -76,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def check_report(args: argparse.Namespace, out: Path) -> None:
     """Raises LamaError, before the work, unless the folder is free or has this experiment's output."""
     same = (None, settings_of(args))
-    unfinished = settings_in(out / UNFINISHED / "settings.json")
+    unfinished, report = (settings_in(out / file) for file in (f"{UNFINISHED}/settings.json", "report.json"))
     if not args.restart and unfinished not in same:
         resume = "its settings.json is damaged. Delete it"
         if unfinished:
@@ -84,14 +73,9 @@ def check_report(args: argparse.Namespace, out: Path) -> None:
         found = f"--out has an unfinished experiment, {quoted_path(out)}"
         raise UsageError(f"{found}: {resume} with --restart, or choose another --out")
     # The same settings give the same report.
-    replace = args.restart or settings_in(out / "report.json") in same
-    check_folder(out, f"experiment {args.name}", replace, older=lambda folder: is_report(folder, args.name))
-
-
-def is_report(folder: Path, name: str) -> bool:
-    """Whether a folder without a marker has this experiment's output of an earlier version."""
-    found = [settings_in(folder / file) for file in ("report.json", f"{UNFINISHED}/settings.json")]
-    return any(settings is not None and settings.get("experiment") == name for settings in found)
+    replace = args.restart or report in same
+    older = args.name in [found.get("experiment") for found in (unfinished, report) if found]
+    check_folder(out, f"experiment {args.name}", replace, older=older)
 
 
 def settings_in(file: Path) -> dict[str, object] | None:
@@ -106,15 +90,15 @@ def settings_in(file: Path) -> dict[str, object] | None:
 
 
 def answer(args: argparse.Namespace, out: Path) -> int:
-    """Run the experiment, print and save its report; returns the exit code."""
+    """Run the experiment, print and save its report. The exit code."""
     from lama.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
-    began = time.perf_counter()
-    resumable, watch = args.name in RESUMABLE, Watch()
-    folder = unfinished(out, args) if resumable else None
-    stops: AbstractContextManager[list[int]] = stopping(watch) if resumable else nullcontext([])
-    with stops as received:
+    began, watch, folder, received = time.perf_counter(), Watch(), None, []
+    with ExitStack() as stack:
+        if args.name in RESUMABLE:
+            folder = unfinished(out, args)
+            received = stack.enter_context(stopping(watch.stop))
         try:
             report = find(args.name)(Options(args.seed, args.steps, args.full, folder, watch, watch.say))
         except Stopped as stopped:
@@ -131,7 +115,6 @@ def answer(args: argparse.Namespace, out: Path) -> int:
 
 
 def unfinished(out: Path, args: argparse.Namespace) -> Path:
-    """Create the folder for this experiment's state; an earlier state stays. Raises LamaError."""
     from lama.atomic import remove, unwritable, write_atomically
 
     folder = out / UNFINISHED
@@ -146,7 +129,6 @@ def unfinished(out: Path, args: argparse.Namespace) -> Path:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
-    """The settings that determine a report."""
     return {"experiment": args.name, "seed": args.seed, "steps": args.steps, "full": args.full}
 
 
@@ -159,12 +141,11 @@ def command_line(settings: Mapping[str, object], out: Path) -> str:
 
 
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
-    """Write the files of a report; returns their names."""
     from lama.atomic import write_files
     from lama.experiments import ABOUT
     from lama.interp.pictures import heat_maps
 
-    drawn = importlib.util.find_spec("matplotlib") is not None
+    drawn = is_installed()
     files = {
         "report.json": report.to_json(settings_of(args)).encode(),
         "report.html": report.to_html(f"lama experiment {args.name}", ABOUT[args.name], drawn).encode(),

@@ -1,30 +1,22 @@
-"""`lama export`: write a model in another format."""
+"""Write a model in Hugging Face's format.
+
+Write a model as a folder that transformers loads with equal logits.
+"""
 
 import argparse
 from pathlib import Path
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.out import own_folder
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "export",
-        help="write a model in Hugging Face's format",
-        usage="%(prog)s -m MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [--tokenizer NAME]",
-        description="Write a model as a folder that transformers loads with equal logits.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    usage = "%(prog)s -m MODEL [--to hf] DIR [--dtype DTYPE] [--offline] [--tokenizer NAME]"
+    parser = add_verb("export", run, __doc__, usage=usage)
     parser.add_model()
-    add = parser.add_argument
-    add("out", type=Path, metavar="DIR", help="a new or empty folder")
-    add("--to", choices=("hf",), default="hf", help="the format: hf, Hugging Face's GPT-2 (default)")
-    add(
-        "--dtype",
-        choices=machine.FLOATS,
-        default="float32",
-        help="precision of the weights (default float32)",
-    )
+    parser.add("out DIR", "a new or empty folder", type=Path)
+    parser.add("--to", "the format: hf, Hugging Face's GPT-2 (default)", "hf", choices=("hf",))
+    parser.add("--dtype", "precision of the weights", "float32", choices=machine.FLOATS)
     machine.add_finding(parser)
 
 
@@ -40,8 +32,6 @@ def export(args: argparse.Namespace) -> int:
     names = export_huggingface(args.out, model, tokenizer)
     print(f"saved in {args.out}: {', '.join(names)}")
     if not {"tokenizer.json", "vocab.json", "vocab.txt"} & {*names}:
-        print(
-            "its character tokenizer has no Hugging Face form: token ids are positions in the sorted "
-            "alphabet of its config.json"
-        )
+        ids = "token ids are positions in the sorted alphabet of its config.json"
+        print(f"its character tokenizer has no Hugging Face form: {ids}")
     return 0

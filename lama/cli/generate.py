@@ -1,21 +1,27 @@
-"""`lama generate`, and `python gpt.py`: continue a prompt."""
+"""Continue a prompt.
+
+Continue a prompt with GPT-2 or any model lama can load.
+"""
 
 import argparse
 import json
 import re
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, exit_code, machine
-from lama.errors import LamaError, UsageError, note, quoted
+from lama.cli import AddVerb, exit_code, machine
+from lama.errors import LamaError, UsageError, check_least, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation import Generation
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
+REPORTED = ("text", "tokens", "finish_reason")  # of each sample, with --json
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash; and uXXXX
 # Probable escapes. In a prompt, a backslash may belong to LaTeX or a path, such as \nabla or \temp.
 MEANT = {
@@ -24,101 +30,49 @@ MEANT = {
 }
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "generate",
-        help="continue a prompt",
-        description="Continue a prompt with GPT-2 or any model lama can load.",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("-p", "--prompt", help="the text to continue; - reads it from standard input")
-    add("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
-    add(
-        "-m",
-        "--model",
-        help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file (default: gpt2, or the bundled "
-        "model lama-bpe)",
-    )
-    most = "largest number of new tokens (default 100)"
-    add("-n", "--max-new-tokens", type=int, default=100, metavar="N", help=most)
-    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)")
-    add(
-        "--top-k",
-        type=int,
-        default=0,
-        metavar="K",
-        help="sample from the K likeliest tokens only (default 0: all)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the likeliest tokens that sum to P (default 1: all)",
-    )
-    add(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="sample from tokens at least P times as likely as the likeliest (default 0)",
-    )
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="above 1 makes tokens seen before less likely (default 1)",
-    )
-    add("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
-    add(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text; can be given several times",
-    )
-    add(
-        "--escape",
-        action="store_true",
-        help=r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON",
-    )
-    add(
-        "--num-samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of continuations, with seeds SEED, SEED+1, ... (default 1)",
-    )
-    add("--window", action="store_true", help="when the context is full, drop its older half and continue")
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("generate", run, __doc__)
+    add = parser.add
+    add("-p, --prompt PROMPT", "the text to continue; - reads it from standard input")
+    add("--prompt-file FILE", "read the prompt from a UTF-8 file")
+    models = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file"
+    add("-m, --model MODEL", f"{models} (default: gpt2, or the bundled model lama-bpe)")
+    add("-n, --max-new-tokens N", "largest number of new tokens", 100)
+    add("--temperature T", "0 is greedy", 0.8)
+    add("--top-k K", "sample from the K likeliest tokens only (default 0: all)", 0)
+    add("--top-p P", "sample from the likeliest tokens that sum to P (default 1: all)", 1.0)
+    add("--min-p P", "sample from tokens at least P times as likely as the likeliest", 0.0)
+    add("--repetition-penalty R", "above 1 makes tokens seen before less likely", 1.0)
+    add("--seed SEED", "the same seed gives the same text", 0)
+    add("--stop TEXT", "end before this text; can be given several times", action="append")
+    add("--escape", r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
+    add("--num-samples N", "number of continuations, with seeds SEED, SEED+1, ...", 1)
+    add("--window", "when the context is full, drop its older half and continue")
     machine.add_loading(parser)
-    add("--revision", help="branch, tag or commit to download from the hub")
-    add("--no-stream", action="store_true", help="print the text when it is complete")
-    add("--json", action="store_true", help="print one JSON object instead of the text")
-    add("-v", "--verbose", action="store_true", help="print the model's size and the speed")
+    add("--revision REVISION", "branch, tag or commit to download from the hub")
+    add("--no-stream", "print the text when it is complete")
+    add("--json", "print one JSON object instead of the text")
+    add("-v, --verbose", "print the model's size and the speed")
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
-    stops = [read_escapes(args, "--stop", text) for text in args.stop]
-    if args.num_samples < 1:
-        raise UsageError(f"num_samples must be at least 1; got {args.num_samples}")
+    stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
+    check_least("num_samples", args.num_samples, 1)
     from lama.generation import Sampling, check_options, generate
     from lama.generation.engine import WINDOW
-    from lama.models.registry import describe
 
     # Checked before a model is loaded or downloaded.
     check_options(args.max_new_tokens, args.seed, stops)
-    Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    Sampling(**sampling)
     machine.use(args)
 
     started = time.perf_counter()
     name, model, tokenizer = load_model(args)
     load_seconds = time.perf_counter() - started
     if args.verbose:
-        where = machine.place(args, model.embed.weight.device)
-        note(f"{name}: {describe(model)}; {where}, loaded in {load_seconds:.2f} s")
+        note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
     context = f"context of {model.config.context_length} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
@@ -129,14 +83,10 @@ def run(args: argparse.Namespace) -> int:
                 prompt,
                 seed=args.seed + i,
                 max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
-                min_p=args.min_p,
-                repetition_penalty=args.repetition_penalty,
                 stop=stops,
                 window=args.window,
                 on_slide=lambda n: note(f"{context} is full; continued with the last {n}"),
+                **sampling,
             )
         except UsageError as error:
             raise UsageError(str(error).replace(WINDOW, "pass --window")) from None
@@ -152,10 +102,17 @@ def run(args: argparse.Namespace) -> int:
             break
     if any(sample.finish_reason == "context" for sample in samples):
         note(f"the {context} is full; --window continues")
+    timing = speed(samples, load_seconds)
     if args.json:
-        print(json.dumps(report(name, prompt, samples, load_seconds), ensure_ascii=False))
+        found = {
+            "model": name,
+            "prompt": prompt,
+            "prompt_tokens": samples[0].prompt_tokens,
+            "samples": [{field: getattr(s, field) for field in REPORTED} for s in samples],
+            "timing": timing,
+        }
+        print(json.dumps(found, ensure_ascii=False))
     elif args.verbose:
-        timing = speed(samples, load_seconds)
         rate = f", then {timing['tokens_per_s']} tokens/s" if timing["tokens_per_s"] else ""
         note(f"first token after {timing['first_token_s']} s{rate}")
     return code
@@ -201,20 +158,19 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
         return text
 
     def character(found: re.Match[str]) -> str:
-        if found[1][:1] == "u" and len(found[1]) == 5:
-            return chr(int(found[1][1:], 16))
+        if found[2]:
+            return chr(int(found[2], 16))
         if found[1] not in ESCAPES:
             got = f"{quoted(found[0], plain=True)} in {option}"
             raise UsageError(rf"--escape reads \n, \t, \r, \\ and \uXXXX; got {got}")
         return ESCAPES[found[1]]
 
-    text = re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text, flags=re.DOTALL)
+    text = re.sub(r"\\(u([0-9a-fA-F]{4})|.?)", character, text, flags=re.DOTALL)
     try:  # two \uXXXX may be the halves of one character
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise UsageError(
-            f"{option} must be valid Unicode with --escape; got half of a character, {quoted(text)}"
-        ) from None
+        got = f"half of a character, {quoted(text)}"
+        raise UsageError(f"{option} must be valid Unicode with --escape; got {got}") from None
 
 
 def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
@@ -231,34 +187,19 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
             raise
         if args.verbose:
             note(str(error))
-        note(
-            f"GPT-2 weights not found and not downloadable; using the bundled model {EMBEDDED}. For GPT-2, "
-            "put its config.json and model.safetensors into weights/gpt2/"
-        )
+        advice = "put its config.json and model.safetensors into weights/gpt2/"
+        lacking = "GPT-2 weights not found and not downloadable"
+        note(f"{lacking}; using the bundled model {EMBEDDED}. For GPT-2, {advice}")
         return EMBEDDED, *load_causal(EMBEDDED, **options)
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:
-    """Generate and print the continuation, streaming unless --json or --no-stream is given."""
-    if args.json or args.no_stream:
-        text = str(generation)
-        if not args.json:
-            print(prompt + text, flush=True)
+    whole = [str(generation)] if args.json or args.no_stream else generation
+    if args.json:
         return
-    print(prompt, end="", flush=True)
-    for piece in generation:
+    for piece in chain([prompt], whole):
         print(piece, end="", flush=True)
     print(flush=True)
-
-
-def report(name: str, prompt: str, samples: "list[Generation]", load_seconds: float) -> dict[str, object]:
-    return {
-        "model": name,
-        "prompt": prompt,
-        "prompt_tokens": samples[0].prompt_tokens,
-        "samples": [{"text": s.text, "tokens": s.tokens, "finish_reason": s.finish_reason} for s in samples],
-        "timing": speed(samples, load_seconds),
-    }
 
 
 def speed(samples: "list[Generation]", load_seconds: float) -> dict[str, float | None]:

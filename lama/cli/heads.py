@@ -1,69 +1,54 @@
-"""`lama heads`: score each head of a model on repeated random tokens, and its copying."""
+"""Score each head of a model.
+
+Run the model on random tokens that are repeated once, and print each head's attention to the token before
+(previous-token), to the same token's earlier position (duplicate-token), and to the token after that
+(induction). Copying comes from the weights alone: how much attention to a token makes that token likelier,
+from -1 to 1 (eigenvalues of the OV circuit). For gpt2, published heads are listed below.
+"""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs
-from lama.cli.inside import GPT_MODEL, add_options, head_table, layer_map, load, write_picture
-from lama.errors import UsageError
+from lama.cli import AddVerb, inside
+from lama.errors import UsageError, check_least
 from lama.interp import MEASURES
 
 if TYPE_CHECKING:
-    from lama.interp.pictures import HeatMap
     from lama.interp.published import KnownHeads
     from lama.shapes import Array
 
 LENGTH, BEST, MOST = 50, 5, 1000
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "heads",
-        help="score each head of a model",
-        description="Run the model on random tokens that are repeated once, and print each head's attention "
-        "to the token before (previous-token), to the same token's earlier position (duplicate-token), and "
-        "to the token after that (induction). Copying comes from the weights alone: how much attention to a "
-        "token makes that token likelier, from -1 to 1 (eigenvalues of the OV circuit). For gpt2, published "
-        "heads are listed below.",
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("heads", run, __doc__)
+    parser.add_model(inside.MODEL)
+    add = parser.add
+    add("--length N", f"random tokens, repeated once (default {LENGTH}, or as many as fit)", type=int)
+    add("--sequences N", "number of sequences", 4)
+    add("--seed SEED", "the same seed gives the same tokens", 0)
+    measures = (
+        "mass: the share of attention, over queries that have such a key (default); mul: over all queries; "
+        "abs: 1 - the difference from an ideal pattern. mul and abs are TransformerLens's"
     )
-    parser.set_defaults(run=run)
-    parser.add_model(GPT_MODEL)
-    add = parser.add_argument
-    add(
-        "--length",
-        type=int,
-        metavar="N",
-        help=f"random tokens, repeated once (default {LENGTH}, or as many as fit)",
-    )
-    add("--sequences", type=int, default=4, metavar="N", help="number of sequences (default 4)")
-    add("--seed", type=int, default=0, help="the same seed gives the same tokens (default 0)")
-    add(
-        "--measure",
-        choices=MEASURES,
-        default="mass",
-        help="mass: the share of attention, over queries that have such a key (default); mul: over all "
-        "queries; abs: 1 - the difference from an ideal pattern. mul and abs are TransformerLens's",
-    )
-    add_options(parser)
+    add("--measure", measures, "mass", choices=MEASURES)
+    inside.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     for name, least in (("length", 2), ("sequences", 1), ("seed", 0)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}; got {value}")
+        check_least(name, getattr(args, name), least)
     if args.sequences > MOST:
         raise UsageError(f"sequences must be at most {MOST:,}; got {args.sequences}")
-    model, tokenizer = load(args)
-    begin = tokenizer.end_of_text
+    model, tokenizer = inside.load(args)
+    begin, context = tokenizer.end_of_text, model.config.context_length
     begin = None if begin is None or begin >= model.config.vocab_size else begin
-    fits = (model.config.context_length - (begin is not None)) // 2
+    fits = (context - (begin is not None)) // 2
     length = min(LENGTH, fits) if args.length is None else args.length
     if not 2 <= length <= fits:
-        limit = f"context_length={model.config.context_length}"
-        raise UsageError(
-            f"length must be at least 2, and twice as many tokens must fit {limit}; got {length}"
-        )
+        rule = f"at least 2, and twice as many tokens must fit context_length={context}"
+        raise UsageError(f"length must be {rule}; got {length}")
     from lama.interp.heads import head_scores
     from lama.interp.published import known_heads
     from lama.models.registry import describe
@@ -79,11 +64,18 @@ def run(args: argparse.Namespace) -> int:
     after = "" if begin is None else "after the end-of-text token, "
     tokens = f"{args.sequences} times {length} random tokens, repeated once"
     print(f"{describe(model)}\n{tokens}, {after}seed {args.seed}\n")
-    tables = [f"{head_table(name, values)}\nhighest: {best(values)}" for name, values in scores.items()]
+    tables = [
+        f"{inside.head_table(name, values)}\nhighest: {best(values)}" for name, values in scores.items()
+    ]
     print("\n\n".join(tables))
     if known := known_heads(Path(args.model).name, model):
         print(f"\n{known_table(known, scores)}")
-    return write_picture(args, [panel(name, values) for name, values in scores.items()])
+    panels = []
+    for name, values in scores.items():
+        signed = name == "copying" or bool((values < 0).any())
+        low = -1.0 if signed else 0.0
+        panels.append(inside.layer_map(values, name, centred=signed, low=low, high=1.0))
+    return inside.write_picture(args, panels)
 
 
 def best(values: "Array") -> str:
@@ -94,21 +86,15 @@ def best(values: "Array") -> str:
 
 
 def known_table(known: "tuple[KnownHeads, ...]", scores: "dict[str, Array]") -> str:
-    """The published heads beside their scores here, with the sources."""
     from lama.tables import Table
 
     sources = list(dict.fromkeys(group.source for group in known))
     rows = []
     for group in known:
+        source = f"[{sources.index(group.source) + 1}]"
         for i, head in enumerate(group.heads):
             published = f"{group.scores[i]:.3f}" if group.scores else ""
             here = [f"{values[head]:.3f}" for values in scores.values()]
-            source = f"[{sources.index(group.source) + 1}]"
             rows.append([f"{head[0]}.{head[1]}", group.role, published, *here, source])
     listed = "\n".join(f"[{i}] {source}" for i, source in enumerate(sources, 1))
     return f"{Table(['GPT-2 small', 'known as', 'published', *scores, 'by'], rows)}\n\n{listed}"
-
-
-def panel(name: str, values: "Array") -> "HeatMap":
-    signed = name == "copying" or bool((values < 0).any())
-    return layer_map(values, name, centred=signed, low=-1.0 if signed else 0.0, high=1.0)

@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lama.cli import Parser, machine
-from lama.cli.lines import input_lines
+from lama.cli.lines import input_text
 from lama.cli.live import progress
 from lama.cli.out import check_file, write_file
 from lama.errors import UsageError, note
+from lama.figures import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from lama.interp.pictures import HeatMap
@@ -17,26 +18,27 @@ if TYPE_CHECKING:
     from lama.shapes import Array
     from lama.tokenizers import Tokenizer
 
-FILES = ("png", "svg")
-GPT_MODEL = "a GPT: a name, a folder or a file, as for lama generate"
+MODEL = "a GPT: a name, a folder or a file, as for lama generate"
 
 
 def add_answers(parser: Parser, required: bool) -> None:
     answer = "a token that may come next; a space before a word is part of it"
-    parser.add_argument("--answer", metavar="TOKEN", required=required, help=answer)
+    parser.add("--answer TOKEN", answer, required=required)
     against = "another token, whose logit is subtracted from the answer's"
-    parser.add_argument("--against", metavar="TOKEN", required=required, help=against)
+    parser.add("--against TOKEN", against, required=required)
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write a picture (.png, .svg)")
+    parser.add("--out FILE", "also write a picture (.png, .svg)", type=Path)
     machine.add_loading(parser)
 
 
 def load(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
-    """Check --out, then load the model. Raises LamaError for a model other than a GPT."""
+    """Check the options, then load the model. Raises LamaError for a model other than a GPT."""
+    if getattr(args, "against", None) is not None and args.answer is None:
+        raise UsageError("--against needs --answer; got --against alone")
     if args.out:
-        check_file(args.out, FILES, args.verb)
+        check_file(args.out, IMAGE_FORMATS, args.verb)
     machine.use(args)
     from lama.checkpoints import load_causal
 
@@ -47,11 +49,15 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", text: str) -> list[int]:
     """Encode a prompt; `-` reads standard input. Raises LamaError for an empty or long prompt."""
     from lama.data.inputs import input_tokens
 
-    return input_tokens(model, tokenizer, "\n".join(input_lines()) if text == "-" else text)
+    return input_tokens(model, tokenizer, input_text() if text == "-" else text)
 
 
-def read_answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
-    """Parse an answer, with a note if another token may be meant. Raises LamaError."""
+def read_answers(tokenizer: "Tokenizer", args: argparse.Namespace) -> tuple[int | None, int | None]:
+    """The tokens of --answer and --against, with a note if another may be meant. Raises LamaError."""
+    return _answer(tokenizer, args.answer), _answer(tokenizer, args.against)
+
+
+def _answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
     if text is None:
         return None
     from lama.interp.answers import single_token, with_space
@@ -67,13 +73,7 @@ def read_answer(tokenizer: "Tokenizer", text: str | None) -> int | None:
     return token
 
 
-def check_against(args: argparse.Namespace) -> None:
-    if args.against is not None and args.answer is None:
-        raise UsageError("--against needs --answer; got --against alone")
-
-
 def matrix_table(title: str, values: "Array", rows: Sequence[str], columns: Sequence[str]) -> str:
-    """A table of numbers with three decimals."""
     from lama.tables import Table
 
     cells = [[label, *(f"{value:.3f}" for value in row)] for label, row in zip(rows, values, strict=True)]
@@ -86,37 +86,26 @@ def head_table(title: str, values: "Array") -> str:
     return matrix_table(title, values, [f"layer {i}" for i in range(layers)], [str(i) for i in range(heads)])
 
 
-def layer_map(
-    values: "Array",
-    title: str,
-    columns: Sequence[str] | None = None,
-    x: str = "",
-    centred: bool = False,
-    low: float | None = None,
-    high: float | None = None,
-    unit: str = "",
-) -> "HeatMap":
+def layer_map(values: "Array", title: str, columns: Sequence[str] | None = None, **options: Any) -> "HeatMap":
     """A heat map with a row for each layer, the first at the bottom; columns are heads by default."""
     from lama.interp.pictures import HeatMap
 
     layers, n = values.shape
     if columns is None:
-        columns, x = [str(i) for i in range(n)], x or "head"
+        columns, options = [str(i) for i in range(n)], {"x": "head", **options}
     rows = [f"layer {i}" for i in reversed(range(layers))]
-    return HeatMap(values[::-1], title, rows, columns, x, centred=centred, low=low, high=high, unit=unit)
+    return HeatMap(values[::-1], title, rows, columns, **options)
 
 
-def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]", columns: int | None = None) -> int:
-    """Write the picture if --out is given; returns the exit code."""
+def write_picture(args: argparse.Namespace, panels: "Sequence[HeatMap]") -> int:
     if not args.out:
         return 0
     from lama.interp.pictures import heat_maps
 
-    content = heat_maps(panels, check_file(args.out, FILES, args.verb), columns)
+    content = heat_maps(panels, check_file(args.out, IMAGE_FORMATS, args.verb))
     write_file(args.out, content, "a heat map" if len(panels) == 1 else f"{len(panels)} heat maps", args.verb)
     return 0
 
 
 def watch(batches: Iterable[int], total: int, label: str) -> Iterable[int]:
-    """The batches, with their progress if there is more than one."""
-    return batches if total == 1 else progress(batches, "batch", label, total)
+    return batches if total == 1 else progress(batches, total, label=label)

@@ -1,21 +1,15 @@
-"""`lama lens`: predictions after each layer of a model, and each part's share in the answer's logit."""
+"""Show a model's predictions after each layer.
+
+Apply the final norm and the unembedding to the stream after each layer: the likeliest tokens after PROMPT,
+and the rank and probability of the answer. With --answer, also print how much each layer's attention and MLP,
+and each head, add to the answer's logit, above that of the token --against, or above the mean of all.
+"""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs
-from lama.cli.inside import (
-    GPT_MODEL,
-    add_answers,
-    add_options,
-    check_against,
-    head_table,
-    layer_map,
-    load,
-    read_answer,
-    read_tokens,
-    write_picture,
-)
+from lama.cli import AddVerb, inside
 from lama.errors import LamaError, note
 
 if TYPE_CHECKING:
@@ -26,27 +20,18 @@ if TYPE_CHECKING:
 SHOWN = 4  # likeliest tokens
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "lens",
-        help="show a model's predictions after each layer",
-        description="Apply the final norm and the unembedding to the stream after each layer: the likeliest "
-        "tokens after PROMPT, and the rank and probability of the answer. With --answer, also print how much "
-        "each layer's attention and MLP, and each head, add to the answer's logit, above that of the token "
-        "--against, or above the mean of all.",
-    )
-    parser.set_defaults(run=run)
-    parser.add_model(GPT_MODEL)
-    parser.add_argument("text", metavar="PROMPT", help="the text to continue; - reads standard input")
-    add_answers(parser, required=False)
-    add_options(parser)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("lens", run, __doc__)
+    parser.add_model(inside.MODEL)
+    parser.add("text PROMPT", "the text to continue; - reads standard input")
+    inside.add_answers(parser, required=False)
+    inside.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_against(args)
-    model, tokenizer = load(args)
-    tokens = read_tokens(model, tokenizer, args.text)
-    answer, against = read_answer(tokenizer, args.answer), read_answer(tokenizer, args.against)
+    model, tokenizer = inside.load(args)
+    tokens = inside.read_tokens(model, tokenizer, args.text)
+    answer, against = inside.read_answers(tokenizer, args)
     from lama.interp.labels import token_labels
     from lama.interp.lens import attribute, logit_lens
 
@@ -59,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
             found = attribute(model, tokens, answer, against)
         except LamaError as error:  # the parts do not add up; the lens works all the same
             note(f"no attribution: {error}")
-            return write_picture(args, panels)
+            return inside.write_picture(args, panels)
         what = f"{names[0]} above {names[1] if against is not None else 'the mean of all tokens'}"
         print(f"\n{attribution_table(found, what)}")
         panels += attribution_panels(found, what)
-    return write_picture(args, panels)
+    return inside.write_picture(args, panels)
 
 
 def stages(lens: "Lens") -> list[str]:
@@ -71,14 +56,12 @@ def stages(lens: "Lens") -> list[str]:
 
 
 def lens_table(lens: "Lens", answer: str, tokenizer: "Tokenizer") -> str:
-    """The predictions after the prompt's last token, a row for each stage."""
     from lama.interp.labels import token_labels
     from lama.tables import Table
 
     rows = []
     for i, stage in enumerate(stages(lens)):
-        labels = token_labels(tokenizer, lens.top[i, -1])
-        likeliest = zip(labels, lens.top_probability[i, -1], strict=True)
+        likeliest = zip(token_labels(tokenizer, lens.top[i, -1]), lens.top_probability[i, -1], strict=True)
         cells = [f"{label} {p:.1%}" for label, p in likeliest]
         rows.append([stage, *cells, f"{lens.rank[i, -1]:,}", f"{lens.probability[i, -1]:.2%}"])
     blank = [""] * (lens.top.shape[-1] - 1)
@@ -87,26 +70,22 @@ def lens_table(lens: "Lens", answer: str, tokenizer: "Tokenizer") -> str:
 
 
 def attribution_table(found: "Attribution", what: str) -> str:
-    """The parts that add up to the logit difference, and the heads in them."""
     from lama.tables import Table
 
-    total = sum(found.parts.values())
-    values = {**found.parts, "sum": total, "the model's logits": found.difference}
+    values = {**found.parts, "sum": sum(found.parts.values()), "the model's logits": found.difference}
     parts = Table([what, "adds"], [[name, f"{value:+.3f}"] for name, value in values.items()])
     if not len(found.heads):
         return str(parts)
-    return f"{parts}\n\n{head_table('by head', found.heads)}"
+    return f"{parts}\n\n{inside.head_table('by head', found.heads)}"
 
 
 def lens_panels(lens: "Lens", answer: str, tokens: list[str]) -> "list[HeatMap]":
     from lama.interp.pictures import HeatMap
 
-    rows, title, unit = stages(lens)[::-1], f"probability of {answer}", "probability"
+    draw = partial(HeatMap, rows=stages(lens)[::-1], columns=tokens, low=0, unit="probability")
     top = lens.top_probability[::-1, :, 0]
-    return [
-        HeatMap(lens.probability[::-1], title, rows, tokens, low=0, unit=unit),
-        HeatMap(top, "probability of the likeliest", rows, tokens, low=0, high=1, unit=unit),
-    ]
+    right = draw(lens.probability[::-1], f"probability of {answer}")
+    return [right, draw(top, "probability of the likeliest", high=1)]
 
 
 def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
@@ -120,6 +99,6 @@ def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
         writers["mlp_out"] = "MLP"
     parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in writers] for i in range(layers)])
     return [
-        layer_map(parts, f"adds to {what}", [*writers.values()], centred=True, unit="logit"),
-        layer_map(found.heads, "of this, each head", centred=True, unit="logit"),
+        inside.layer_map(parts, f"adds to {what}", [*writers.values()], centred=True, unit="logit"),
+        inside.layer_map(found.heads, "of this, each head", centred=True, unit="logit"),
     ]

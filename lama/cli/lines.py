@@ -13,12 +13,11 @@ BREAKS = {ord(c): repr(c)[1:-1] for c in "\n\r"}
 BREAKS |= {ord(c): f"\\u{ord(c):04x}" for c in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
 
 
-def input_lines() -> Iterator[str]:
-    """The lines of standard input without their ends. Raises LamaError where it is closed, or not UTF-8."""
+def input_text() -> str:
+    """Read standard input without its last line's end. Raises LamaError where it is closed, or not UTF-8."""
     check_open()
     try:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
+        return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise LamaError(f"standard input must be UTF-8 text; got byte 0x{byte:02x}") from error
@@ -85,7 +84,6 @@ def _batches(most: int) -> Iterator[list[bytes]]:
 
 
 def in_batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
-    """The texts, `size` at a time; the last batch may be smaller."""
     return (list(texts[i : i + size]) for i in range(0, len(texts), size))
 
 

@@ -5,10 +5,10 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, TypeVar
 
 from lama.errors import note
 
@@ -20,11 +20,6 @@ SECONDS_BETWEEN_LINES = 10  # where standard error is a file or a pipe
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # the terminal was closed
 
 
-@runtime_checkable
-class Stoppable(Protocol):
-    def stop(self) -> None: ...
-
-
 def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
@@ -34,7 +29,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[T], unit: str, label: str = "", total: int | None = None) -> Iterator[T]:
+def progress(
+    items: Iterable[T], total: int | None = None, unit: str = "batch", label: str = ""
+) -> Iterator[T]:
     """Show on standard error how many items are done: a bar in a terminal, else a line now and then."""
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -52,22 +49,16 @@ def progress(items: Iterable[T], unit: str, label: str = "", total: int | None =
             say(f"{label or unit}: {n:,}{of}, {n / max(now - began, 1e-3):,.1f} {unit}/s")
 
 
-def tokenizing(pieces: Iterable[T]) -> Iterator[T]:
-    """The pieces of a corpus, with progress."""
-    return progress(pieces, "piece", "tokenizing")
-
-
 def state(step: "Step", mfu: float | None, compiled: bool) -> str:
     """Text of the live line. The first step compiles, so its speed is left out."""
     from tqdm import tqdm
 
     text = f"loss {step.loss:.4g}, rate {step.learning_rate:.1e}, gradient {step.gradient_norm:.2f}"
-    if compiled:
-        use = "" if mfu is None else f"MFU {mfu:.0%}, "
-        text += (
-            f", {step.tokens_per_second:,.0f} tokens/s, {use}{tqdm.format_interval(step.seconds_left)} left"
-        )
-    return text
+    if not compiled:
+        return text
+    use = "" if mfu is None else f"MFU {mfu:.0%}, "
+    left = tqdm.format_interval(step.seconds_left)
+    return f"{text}, {step.tokens_per_second:,.0f} tokens/s, {use}{left} left"
 
 
 class LiveLine:
@@ -93,10 +84,10 @@ class LiveLine:
 
     def say(self, text: str) -> None:
         """A line on standard output."""
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stdout)
-        else:
+        if self.bar is None:
             print(text, flush=True)
+        else:
+            self.bar.write(text, file=sys.stdout)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -104,8 +95,8 @@ class LiveLine:
 
 
 @contextmanager
-def stopping(session: Stoppable) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP call `session.stop()`, which lets the current step end.
+def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP call `stop`, which lets the current step end.
 
     A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals that came.
     """
@@ -117,7 +108,7 @@ def stopping(session: Stoppable) -> Iterator[list[int]]:
                 handler(number, frame)  # as outside: SIGTERM has an exit code of its own
             raise KeyboardInterrupt
         received.append(number)
-        session.stop()
+        stop()
         if number == HANGUP:
             _forget_terminal()
         with suppress(OSError):  # not print: the signal may have come in the middle of one

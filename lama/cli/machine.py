@@ -2,67 +2,49 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lama.cli import Parser
+
+if TYPE_CHECKING:
+    from lama.models.gpt import GPT
 
 FLOATS = ("float32", "float16", "bfloat16")
-DTYPES = (*FLOATS, "int8", "int4")
 LOADING = ("dtype", "offline", "revision", "tokenizer")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--device",
-        metavar="NAME",
-        help="a tinygrad device, such as CL or CUDA (default: an NVIDIA, AMD or Apple GPU, else CPU)",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads of the CPU kernels (default: all cores; also LAMA_THREADS)",
-    )
-    add(
-        "--reference",
-        action="store_true",
-        help="compute with tinygrad's own kernels, without lama's (also LAMA_REFERENCE=1)",
-    )
+def add_options(parser: Parser) -> None:
+    devices = "a tinygrad device, such as CL or CUDA (default: an NVIDIA, AMD or Apple GPU, else CPU)"
+    parser.add("--device NAME", devices)
+    threads = "threads of the CPU kernels (default: all cores; also LAMA_THREADS)"
+    parser.add("--threads N", threads, type=int)
+    parser.add("--reference", "compute with tinygrad's own kernels, without lama's (also LAMA_REFERENCE=1)")
 
 
-def add_loading(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `add_options` and `add_finding`, and --dtype."""
-    add = parser.add_argument
-    add(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="precision of the weights; int8 and int4 apply to matrices (default float32)",
-    )
+def add_loading(parser: Parser) -> None:
+    """Add --dtype and the options of `add_options` and `add_finding`."""
+    dtypes = "precision of the weights; int8 and int4 apply to matrices"
+    parser.add("--dtype", dtypes, "float32", choices=(*FLOATS, "int8", "int4"))
     add_options(parser)
     add_finding(parser)
 
 
-def add_finding(parser: argparse.ArgumentParser) -> None:
-    """Add --offline and --tokenizer."""
-    add = parser.add_argument
-    add("--offline", action="store_true", help="use only files on this machine")
-    add(
-        "--tokenizer",
-        metavar="NAME",
-        help="gpt2, bytes, a tokenizer's folder, or nanoGPT's meta.pkl (default: the model's own)",
-    )
+def add_finding(parser: Parser) -> None:
+    parser.add("--offline", "use only files on this machine")
+    tokenizers = "gpt2, bytes, a tokenizer's folder, or nanoGPT's meta.pkl (default: the model's own)"
+    parser.add("--tokenizer NAME", tokenizers)
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """The given options of `lama.load`."""
     return {name: value for name, value in vars(args).items() if name in LOADING}
 
 
-def place(args: argparse.Namespace, device: object) -> str:
-    """The place of a loaded model: `float32 on CPU (named by DEV)`."""
+def about(args: argparse.Namespace, name: str, model: "GPT") -> str:
+    """The name and size of a loaded model, and its place: `float32 on CPU (named by DEV)`."""
+    from lama.models.registry import describe
     from lama.runtime.device import device_reason
 
-    return f"{args.dtype} on {device} ({device_reason()})"
+    return f"{name}: {describe(model)}; {args.dtype} on {model.embed.weight.device} ({device_reason()})"
 
 
 def use(args: argparse.Namespace) -> None:

@@ -2,13 +2,13 @@
 
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from lama.cli.live import say
 from lama.errors import LamaError, UsageError, abbreviated, note, quoted
 from lama.files import quoted_path
 
@@ -28,48 +28,47 @@ def check_folder(
     command: str,
     replace: bool | None = None,
     *,
-    older: Callable[[Path], bool] = lambda folder: False,
+    older: bool = False,
     what: str = "--out",
 ) -> None:
     """Check that a folder is empty or new and can be written; changes nothing.
 
-    With `replace`, output of the same command is accepted, recognised by its marker or, for earlier versions,
-    by `older`. None means that the command has no --restart. Raises Occupied for other contents, UsageError
-    for a file, LamaError where writing is not allowed.
+    With `replace`, output of the same command is accepted; None means that the command has no --restart.
+    `older` says that a folder without a marker has such output. Raises Occupied for other contents,
+    UsageError for a file, LamaError where writing is not allowed.
     """
     from lama.marker import contents, made_by
 
     shown = quoted_path(out)
+    writable = f"{what} must be a folder that can be written; got {shown}"
     try:
         path = Path(os.path.realpath(out))  # a link is followed
         there = _nearest(path)
         if there == path and not path.is_dir():
             raise UsageError(f"{what} must be a folder; got the file {shown}")
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            got = f"{shown}, as {quoted_path(there)} cannot"
-            raise LamaError(f"{what} must be a folder that can be written; got {got}")
+            raise LamaError(f"{writable}, as {quoted_path(there)} cannot")
         names = contents(path) if there == path else []
     except OSError as error:  # a long name, an unreadable folder, or the current folder was removed
-        got = f"{shown} ({error.strerror})"
-        raise LamaError(f"{what} must be a folder that can be written; got {got}") from None
+        raise LamaError(f"{writable} ({error.strerror})") from None
     for folder in (path, *path.parents):
         if folder.name in RUN_FOLDERS and (made_by(folder.parent) or "").startswith(MAKERS):
-            got = f"{shown}, in {quoted_path(folder)}"
-            raise UsageError(f"{what} must be outside a run's own folders; got {got}")
+            where = quoted_path(folder)
+            raise UsageError(f"{what} must be outside a run's own folders; got {shown}, in {where}")
     if not names:
         return
     writer = made_by(path)
-    own = writer == command or (writer is None and older(path))
-    if own and replace:
-        return
+    own = writer == command or (writer is None and older)
+    rule = f"{what} must be a new or empty folder; got {shown}"
     if own and replace is None:
-        raise Occupied(f"{what} must be a new or empty folder; got {shown}")
-    if own:
+        raise Occupied(rule)
+    if own and not replace:
         advice = f"Replace it with --restart, or choose another {what}"
         raise Occupied(f"{what} has earlier output of lama {command}, {shown}. {advice}")
+    if own:
+        return
     things = f"output of lama {quoted(writer, plain=True)}" if writer else "other files"
-    listed = abbreviated(names, most=SHOWN)
-    raise Occupied(f"{what} must be a new or empty folder; got {shown}, which has {things}: {listed}")
+    raise Occupied(f"{rule}, which has {things}: {abbreviated(names, most=SHOWN)}")
 
 
 def free_folder(named: Path | None, default: Path, check: Callable[[Path], None]) -> Path:
@@ -99,10 +98,7 @@ def own_folder(
     replace: bool | None = None,
     what: str = "--out",
 ) -> Iterator[Path]:
-    """Create, mark and lock the folder that `free_folder` finds.
-
-    The default `check` is `check_folder` with `replace` and `what`.
-    """
+    """Create, mark and lock the folder that `free_folder` finds; `check` is `check_folder` by default."""
     from lama.marker import claimed
 
     check = check or partial(check_folder, command=command, replace=replace, what=what)
@@ -147,7 +143,7 @@ def write_file(out: Path, content: bytes, what: str, command: str) -> None:
     # A second time: another process may have written there meanwhile.
     kind = check_file(out, [out.suffix.lower().removeprefix(".")], command)
     write_atomically(Path(os.path.realpath(out)), signed(content, kind, command))
-    print(f"{out}: {len(content) / 1e6:.1f} MB, {what}", file=sys.stderr)
+    say(f"{out}: {len(content) / 1e6:.1f} MB, {what}")
 
 
 def signed(content: bytes, kind: str, command: str) -> bytes:

@@ -1,39 +1,31 @@
-"""`lama quantize`: save a model with 8- or 4-bit matrices and report its perplexity."""
+"""Save a model in 8 or 4 bits.
+
+Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report its size, error and
+perplexity. It is loaded like any other model.
+"""
 
 import argparse
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import Verbs, machine
+from lama.cli import AddVerb, machine
 from lama.cli.out import own_folder
 
 if TYPE_CHECKING:
     from lama.models.gpt import GPT
-    from lama.tokenizers import Tokenizer
 
 TOKENS = 128  # length of the random sequence whose logits are compared
 HELD_OUT = 30  # the last thirtieth of the Bible; lama-bpe was not trained on the last tenth
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "quantize",
-        help="save a model in 8 or 4 bits",
-        description="Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report "
-        "its size, error and perplexity. It is loaded like any other model.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("quantize", run, __doc__)
     parser.add_model()
-    add = parser.add_argument
-    add("--to", choices=("int8", "int4"), required=True, help="the matrices' dtype")
-    add("--out", type=Path, metavar="DIR", required=True, help="a new or empty folder")
-    add(
-        "--text",
-        metavar="FILE",
-        help="also compute the perplexity of this text, as lama eval does (default for lama-bpe: held-out "
-        "text)",
-    )
+    parser.add("--to", "the matrices' dtype", choices=("int8", "int4"), required=True)
+    parser.add("--out DIR", "a new or empty folder", type=Path, required=True)
+    text = "also compute the perplexity of this text, as lama eval does"
+    parser.add("--text FILE", f"{text} (default for lama-bpe: held-out text)")
     machine.add_options(parser)
     machine.add_finding(parser)
 
@@ -48,6 +40,7 @@ def quantize(args: argparse.Namespace) -> int:
     from tinygrad.nn.state import get_parameters
 
     from lama.checkpoints import find, load_causal, open_checkpoint, save
+    from lama.evaluation import perplexity
     from lama.models.quantized import refuse_quantized
 
     text = read_text(args)
@@ -62,7 +55,10 @@ def quantize(args: argparse.Namespace) -> int:
         "logits": f"{error:.2%} relative rms error, {TOKENS} random tokens",
     }
     if text:
-        report["perplexity"] = perplexities(model, quantized, tokenizer, text)
+        was, now = (perplexity(m, tokenizer, text) for m in (model, quantized))
+        rise = now.perplexity / was.perplexity - 1
+        change = f"{was.perplexity:.4f} in float32, {now.perplexity:.4f} here ({rise:+.2%})"
+        report["perplexity"] = f"{change}, {was.tokens:,} tokens"
     notes = open_checkpoint(path).notes
     save(args.out, quantized, tokenizer, {**notes, "quantized": report})
     for name, value in report.items():
@@ -93,12 +89,3 @@ def logits_error(model: "GPT", other: "GPT", vocab_size: int) -> float:
     tokens = Tensor(np.random.default_rng(0).integers(vocab_size, size=size).astype(np.int32))
     expected, got = (m(tokens).numpy().astype(float) for m in (model, other))
     return math.sqrt(((got - expected) ** 2).sum() / (expected**2).sum())
-
-
-def perplexities(model: "GPT", other: "GPT", tokenizer: "Tokenizer", text: str) -> str:
-    from lama.evaluation import perplexity
-
-    before, after = (perplexity(m, tokenizer, text) for m in (model, other))
-    rise = after.perplexity / before.perplexity - 1
-    change = f"{before.perplexity:.4f} in float32, {after.perplexity:.4f} here ({rise:+.2%})"
-    return f"{change}, {before.tokens:,} tokens"

@@ -1,15 +1,22 @@
-"""`lama seq2seq`: train an encoder-decoder on pairs of texts, and check a trained one."""
+"""Train an encoder-decoder on pairs of texts, and check it.
+
+Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama train TASK --model
+seq2seq` does. `check -m DIR` lets a trained model answer its held-out pairs in four ways: untrained, with the
+true target before it, token by token on the true target, and token by token on its own output; it exits with
+1 if it answers too few.
+"""
 
 import argparse
 import os
 import shlex
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import machine, training
+from lama.cli import AddVerb, machine, training
 from lama.cli.live import heading, progress
-from lama.cli.settings import Verbs, add_settings, given
+from lama.cli.settings import add_settings, given
 from lama.errors import LamaError, UsageError
 from lama.files import field, quoted_path, read_object
 from lama.tables import metric_table
@@ -19,50 +26,39 @@ if TYPE_CHECKING:
     from lama.data.pairs import PairData
     from lama.data.tasks import PairTask
     from lama.models.encoder_decoder import Transformer
-    from lama.training.loop import Step
     from lama.training.pairs import PairSession
     from lama.training.session import Evaluation
 
 # Pairs for an untrained model: it knows no end, and each answer is as long as it may be.
 UNTRAINED = 64
 SHOWN = 7
-ANSWERS = partial(progress, unit="batch", label="answers")
+ANSWERS = partial(progress, label="answers")
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "seq2seq",
-        help="train an encoder-decoder on pairs of texts, and check it",
-        usage="%(prog)s TASK|FILE --out DIR [options] [settings]\n       %(prog)s check -m DIR [-v]",
-        description="Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama "
-        "train TASK --model seq2seq` does. `check -m DIR` lets a trained model answer its held-out pairs in "
-        "four ways: untrained, with the true target before it, token by token on the true target, and token "
-        "by token on its own output; it exits with 1 if it answers too few.",
-    )
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    usage = "%(prog)s TASK|FILE --out DIR [options] [settings]\n       %(prog)s check -m DIR [-v]"
+    parser = add_verb("seq2seq", run, __doc__, usage=usage)
+    add = parser.add
     tasks = f"{', '.join(presets('seq2seq'))}; a file with source, tab and target in each line; or check"
-    add("settings", nargs="?", metavar="TASK", help=tasks)
-    add("folder", nargs="?", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    add("-m", dest="checked", type=Path, metavar="DIR", help="with check: what --out was")
+    add("settings TASK", tasks, nargs="?")
+    add("folder DIR", argparse.SUPPRESS, nargs="?", type=Path)
+    add("-m DIR", "with check: what --out was", dest="checked", type=Path)
     training.add_options(parser, "out/ and the task's name")
-    add("-v", "--verbose", action="store_true", help="with check: draw the cross-attention")
+    add("-v, --verbose", "with check: draw the cross-attention")
     add_settings(parser, "seq2seq")
-    parser.set_defaults(run=run, model="seq2seq")
+    parser.set_defaults(model="seq2seq")
 
 
 def run(args: argparse.Namespace) -> int:
     folder = args.checked or args.folder
     if args.settings != "check":
         if folder is not None:
-            where = quoted_path(folder)
-            raise UsageError(
-                f"only check takes a folder beside the task; got {where}. Where to save goes after --out"
-            )
+            got = f"{quoted_path(folder)}. Where to save goes after --out"
+            raise UsageError(f"only check takes a folder beside the task; got {got}")
         return training.run(args)
     if folder is None or args.out or args.resume or args.restart or given(args, PairSettings):
-        raise UsageError(
-            "check must be given the folder of a model, and no settings. See lama seq2seq --help"
-        )
+        rule = "check must be given the folder of a model, and no settings"
+        raise UsageError(f"{rule}. See lama seq2seq --help")
     machine.use(args)
     return check_model(folder, args.verbose)
 
@@ -82,37 +78,26 @@ def introduce(session: "PairSession", args: argparse.Namespace) -> None:
     session.measure_start()
 
 
-def remark(session: "PairSession", step: "Step") -> str | None:
-    return None
-
-
 def conclude(session: "PairSession", last: "Evaluation | None") -> None:
     """Print the answers' shares and losses. Raises LamaError for a model that is no better than before."""
     before, out = session.shares.get("untrained", 0.0), session.folder.path
-    name, baseline = max(
-        ((name, share) for name, share in session.shares.items() if name != "untrained"),
-        key=lambda item: item[1],
-    )
+    baselines = {name: share for name, share in session.shares.items() if name != "untrained"}
+    name, baseline = max(baselines.items(), key=itemgetter(1))
     after = exact(session.model, session.held_out)
     losses = {"untrained": session.untrained, **session.baselines}
     losses["trained"] = last.validation_loss if last else session.measure()["validation_loss"]
     shares = {"untrained": before, name: baseline, "trained": after}
     session.add_notes({"exact": shares, "loss_nats_per_token": losses})
     heading("What it learned")
-    rows = (
-        ("exact match", [percent(share) for share in shares.values()]),
-        ("loss, nats per token", [f"{loss:.5f}" for loss in losses.values()]),
-    )
-    print(metric_table("metric", ("untrained", "baseline", "trained"), rows))
+    rows = ("exact match", shares.values(), ".1%"), ("loss, nats per token", losses.values(), ".5f")
+    print(metric_table("metric", ("untrained", "baseline", "trained"), *rows))
     print(f"(baseline: {name}; the tokens' shares for the loss)\n")
     folder, text = shlex.quote(str(out)), shlex.quote(session.held_out.pairs[0][0])
     print(f"{session.seconds:.0f} s in all; saved in {out}. Let it answer, and check it:")
     print(f"  lama translate -m {folder} {text}\n  lama seq2seq check -m {folder}")
     if after <= max(before, baseline) or losses["trained"] >= session.untrained:
-        raise LamaError(
-            f"the trained model must beat the untrained one and the baseline; got {percent(after)} exact. "
-            "Train for more --steps"
-        )
+        got = f"{after:.1%} exact. Train for more --steps"
+        raise LamaError(f"the trained model must beat the untrained one and the baseline; got {got}")
 
 
 def head(data: "PairData", n: int) -> "PairData":
@@ -120,14 +105,9 @@ def head(data: "PairData", n: int) -> "PairData":
 
 
 def exact(model: "Transformer", data: "PairData") -> float:
-    """The share of pairs that the model answers exactly."""
     from lama.generation.seq2seq import answers, share_exact
 
     return share_exact(answers(model, data.sources, progress=ANSWERS), data.targets)
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def check_model(folder: Path, verbose: bool) -> int:
@@ -159,27 +139,25 @@ def check_model(folder: Path, verbose: bool) -> int:
 
     scores = (untrained, trained)
     rows = (
-        ("loss, nats per token", [f"{score.loss:.6f}" for score in scores]),
-        ("exact: teacher-forced", [percent(score.forced) for score in scores]),
-        ("  on true prefixes", [percent(score.prefixes) for score in scores]),
-        ("  on its own output", [percent(score.own) for score in scores]),
+        ("loss, nats per token", [score.loss for score in scores], ".6f"),
+        ("exact: teacher-forced", [score.forced for score in scores], ".1%"),
+        ("  on true prefixes", [score.prefixes for score in scores], ".1%"),
+        ("  on its own output", [score.own for score in scores], ".1%"),
     )
-    print(f"{metric_table('metric', ('untrained', 'trained'), rows)}\n")
+    print(f"{metric_table('metric', ('untrained', 'trained'), *rows)}\n")
     for (text, target), answer in list(zip(data.pairs, trained.answers, strict=True))[:SHOWN]:
         said = tokenizer.decode(answer.tokens)
         print(f"  {text} -> {said}{'' if said == target else f'   (should be {target})'}")
     least = task.exact if task else max(untrained.own, 1 / len(data.pairs))
     problems = []
     if trained.own < least:
-        problems.append(
-            f"on its own output it must answer {percent(least)} exactly; got {percent(trained.own)}"
-        )
+        rule = f"on its own output it must answer {least:.1%} exactly"
+        problems.append(f"{rule}; got {trained.own:.1%}")
     if task and task.fields:
         reached = show_focus(model, head(data, 100), task, verbose)
         if reached < task.focus:
-            problems.append(
-                f"a head must look with a share of {task.focus} where it should; got {reached:.3f}"
-            )
+            rule = f"a head must look with a share of {task.focus} where it should"
+            problems.append(f"{rule}; got {reached:.3f}")
     if problems:
         raise LamaError(f"{'; '.join(problems)}. Train for more --steps")
     return 0

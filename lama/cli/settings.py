@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from itertools import chain
 
 from lama.errors import UsageError
 from lama.training.settings import ALIASES, CLASSES, RunSettings
 from lama.training.settings.base import Field, fields_of
 
-Verbs = Any
-"""An argparse._SubParsersAction of `lama.cli.Parser`s, whose type argparse does not say."""
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 # `initial` is a bad flag, `from` a bad name in Python.
 FLAGS = {setting: flag for flag, setting in ALIASES.items()}
@@ -37,20 +36,17 @@ def add_settings(parser: argparse.ArgumentParser, *models: str, about: str | Non
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, fields: Mapping[str, Field]) -> None:
     """Add the flag of a setting, which the models that are the keys of `fields` have."""
-    first, *others = fields.values()
-    kind, flag, text = type(first.default), flag_of(name), _help(fields)
-    choices = first.metadata["choices"] or None
-    if any(field.metadata["choices"] != first.metadata["choices"] for field in others):
-        choices = None  # checked later
+    add = partial(group.add_argument, flag_of(name), dest=name, help=_help(fields))
+    kind = type(next(iter(fields.values())).default)
+    choices = {field.metadata["choices"] for field in fields.values()}
     if kind is bool:
-        group.add_argument(flag, dest=name, default=None, help=text, action=argparse.BooleanOptionalAction)
+        add(action=argparse.BooleanOptionalAction)
     elif kind is tuple:
-        group.add_argument(flag, dest=name, default=None, help=text, nargs="+", metavar="TEXT")
+        add(nargs="+", metavar="TEXT")
+    elif len(choices) > 1 or choices == {()}:  # several are checked later
+        add(type=kind, metavar=METAVARS[kind])
     else:
-        metavar = None if choices else METAVARS[kind]
-        group.add_argument(
-            flag, dest=name, default=None, help=text, type=kind, choices=choices, metavar=metavar
-        )
+        add(type=kind, choices=choices.pop())
 
 
 def _help(fields: Mapping[str, Field]) -> str:
@@ -61,11 +57,9 @@ def _help(fields: Mapping[str, Field]) -> str:
         texts.setdefault(field.metadata["about"], {}).setdefault(default, []).append(model)
     parts = []
     for about, defaults in texts.items():
-        owners = {
-            value: "" if len(defaults) == 1 else f" for {', '.join(of)}" for value, of in defaults.items()
-        }
-        shown = ", ".join(f"{value}{who}" for value, who in owners.items())
-        models = ", ".join(model for of in defaults.values() for model in of)
+        who = [f"{value} for {', '.join(of)}" for value, of in defaults.items()]
+        shown = ", ".join(who if len(defaults) > 1 else defaults)
+        models = ", ".join(chain.from_iterable(defaults.values()))
         text = about if shown == "" else f"{about} (default {shown})"
         parts.append(text if len(texts) == 1 else f"for {models} {text}")
     return "; ".join(parts)
@@ -103,5 +97,4 @@ def flag_of(name: str) -> str:
 
 
 def show(value: object) -> str:
-    """A value as the help texts have it."""
     return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,45 +1,33 @@
-"""`lama tokenizer`: train a byte-level BPE tokenizer in Hugging Face's format."""
+"""Train a byte-pair tokenizer.
+
+Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, tokenizer.json and
+tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that occur in the corpus) and
+tokens.txt (the corpus as tokens). The same corpus gives the same files.
+"""
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from lama.cli import Verbs
+from lama.cli import AddVerb
 from lama.cli.live import progress
 from lama.cli.out import own_folder
 
 LONGEST = 10  # tokens shown
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "tokenizer",
-        help="train a byte-pair tokenizer",
-        description="Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, "
-        "tokenizer.json and tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that "
-        "occur in the corpus) and tokens.txt (the corpus as tokens). The same corpus gives the same files.",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("tokenizer", run, __doc__)
+    add = parser.add
     sources = "a text file, a folder, a pattern, - for standard input, kjv or tinyshakespeare"
-    add("corpus", nargs="?", metavar="CORPUS", help=f"{sources} (default kjv, the King James Bible)")
-    entries = "entries in the vocabulary: 256 bytes, the special tokens, and merges"
-    add("size", type=int, metavar="SIZE", help=entries)
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a new folder, or that of an earlier tokenizer, which is replaced",
-    )
-    add(
-        "--special",
-        action="append",
-        metavar="TOKEN",
-        help="a special token, can be repeated (default <|endoftext|>)",
-    )
+    add("corpus CORPUS", f"{sources} (default kjv, the King James Bible)", nargs="?")
+    add("size SIZE", "entries in the vocabulary: 256 bytes, the special tokens, and merges", type=int)
+    folder = "a new folder, or that of an earlier tokenizer, which is replaced"
+    add("--out DIR", folder, type=Path, required=True)
+    add("--special TOKEN", "a special token, can be repeated (default <|endoftext|>)", action="append")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace, special: list[str]) -> int:
+    from lama.atomic import atomic_folder, write_files
     from lama.data import encode_pieces, open_corpus
     from lama.tokenizers.training import base_symbols, spelled_out, train_bpe
 
@@ -59,21 +48,19 @@ def train(args: argparse.Namespace, special: list[str]) -> int:
     n_bytes = corpus.n_bytes
     print(f"{corpus.name}: {n_bytes:,} bytes", flush=True)
     began, total = time.perf_counter(), args.size - 256 - len(special)
-    tokenizer = train_bpe(
-        corpus.pieces(), args.size, special, lambda merges: progress(merges, "merge", "merging", total)
-    )
+    watch = partial(progress, total=total, unit="merge", label="merging")
+    tokenizer = train_bpe(corpus.pieces(), args.size, special, watch)
     seconds = time.perf_counter() - began
 
-    ids: list[int] = []
-    for document in corpus.documents:
-        for piece_ids in encode_pieces(tokenizer, document.pieces()):
-            ids += piece_ids
+    parts = (encode_pieces(tokenizer, document.pieces()) for document in corpus.documents)
+    ids = list(chain.from_iterable(chain.from_iterable(parts)))
     files = {Path(name).name: content for name, content in tokenizer.files.items()}
     vocabulary: dict[str, int] = json.loads(files["vocab.json"])
     base = json.dumps(base_symbols(corpus.pieces(), special), ensure_ascii=False)
     files["base.json"] = f"{base}\n".encode()
     files["tokens.txt"] = spelled_out(ids, vocabulary).encode()
-    write(args.out, files)
+    with atomic_folder(args.out) as folder:
+        write_files(folder, files)
 
     print(f"{args.size:,} entries in {seconds:.1f} s: 256 bytes, {total:,} merges, {len(special)} special")
     tokens = [tokenizer.decode_bytes([i]) for i in range(args.size - len(special))]
@@ -82,11 +69,3 @@ def train(args: argparse.Namespace, special: list[str]) -> int:
     print(f"the corpus is {len(ids):,} tokens, {n_bytes / len(ids):.2f} bytes per token")
     print(f"saved in {args.out}: {', '.join(sorted(files))}")
     return 0
-
-
-def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files or none: they get their names when all of them are on the disk."""
-    from lama.atomic import atomic_folder, write_files
-
-    with atomic_folder(out) as folder:
-        write_files(folder, files)

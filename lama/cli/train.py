@@ -1,4 +1,11 @@
-"""`lama train`, and `python transformer.py`: train a model; here the parts that are a GPT's."""
+"""Train a GPT, a BERT, an encoder-decoder or a classifier.
+
+Train a model, evaluate it on held-out data against counting, and save it. A GPT (the default) learns a text,
+by default the King James Bible, for `lama generate`; a BERT the masked tokens of a text, for `lama fill`; an
+encoder-decoder (seq2seq) pairs of texts, for `lama translate`; a classifier labelled texts, for `lama
+classify predict`. Settings come from a preset or a file, and each can be given here. Ctrl-C finishes the
+step, saves a checkpoint and prints the resume command. Exits with 1 if the model is no better than counting.
+"""
 
 import argparse
 import math
@@ -6,9 +13,9 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lama.cli import AddVerb, training
 from lama.cli.live import heading
-from lama.cli.settings import Verbs, add_settings, flag_of, show
-from lama.cli.training import add_options
+from lama.cli.settings import add_settings, flag_of, show
 from lama.errors import LamaError, note
 from lama.tables import metric_table
 from lama.training.settings import MODELS, presets
@@ -22,39 +29,27 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 160
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "train",
-        help="train a GPT, a BERT, an encoder-decoder or a classifier",
-        usage="%(prog)s [PRESET | FILE.toml] [--model MODEL] [options] [settings]",
-        description="Train a model, evaluate it on held-out data against counting, and save it. A GPT (the "
-        "default) learns a text, by default the King James Bible, for `lama generate`; a BERT the masked "
-        "tokens of a text, for `lama fill`; an encoder-decoder (seq2seq) pairs of texts, for `lama "
-        "translate`; a classifier labelled texts, for `lama classify predict`. Settings come from a preset "
-        "or a file, and each can be given here. Ctrl-C finishes the step, saves a checkpoint and prints the "
-        "resume command. Exits with 1 if the model is no better than counting.",
-    )
-    add = parser.add_argument
+def add_parser(add_verb: AddVerb) -> None:
+    usage = "%(prog)s [PRESET | FILE.toml] [--model MODEL] [options] [settings]"
+    parser = add_verb("train", training.run, __doc__, usage=usage)
+    add = parser.add
     names = {model: ", ".join(presets(model)) for model in MODELS}
-    add(
-        "settings",
-        nargs="?",
-        metavar="PRESET",
-        help=f"for a GPT {names['gpt']}; for seq2seq {names['seq2seq']}, or a file with source, tab and "
-        f"target in each line; for a classifier {names['classifier']}, or a file with label, tab and text in "
-        "each line, or .csv with the columns text and label; or a .toml file, such as a run's settings.toml",
+    settings = (
+        f"for a GPT {names['gpt']}; for seq2seq {names['seq2seq']}, or a file with source, tab and target "
+        f"in each line; for a classifier {names['classifier']}, or a file with label, tab and text in each "
+        "line, or .csv with the columns text and label; or a .toml file, such as a run's settings.toml"
     )
-    add("--model", choices=MODELS, help="kind of model (default gpt, or that of FILE.toml)")
-    add_options(parser, "out/ and the preset's, the data's or the model's name")
+    add("settings PRESET", settings, nargs="?")
+    add("--model", "kind of model (default gpt, or that of FILE.toml)", choices=MODELS)
+    training.add_options(parser, "out/ and the preset's, the data's or the model's name")
     size = "choose depth, width, heads, learning rate and batch size of a GPT for N parameters, such as 10M"
-    add("--size", metavar="N", help=size)
-    add("-v", "--verbose", action="store_true", help="explain each stage on the real data as it goes")
+    add("--size N", size)
+    add("-v, --verbose", "explain each stage on the real data as it goes")
     about = "in a file: the same names with _ for -, and initial for --from"
     add_settings(parser, *MODELS, about=about)
 
 
 def introduce(session: "Run", args: argparse.Namespace) -> None:
-    """Print the corpus and the model, measure the start, and print that."""
     from lama.data import batch
     from lama.models.registry import describe
 
@@ -101,39 +96,28 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
     config, prompt = session.config, prompt_of(session)
     heading("What it learned")
     print(f"{prompt}{sample(session, prompt, 2 * SAMPLE_TOKENS)}\n")
-    bigram = session.baselines.get("bigram", math.inf)
-    losses = {
-        "before" if config.initial else "untrained": session.untrained,
-        "n-gram (2)": bigram,
-        "trained": session.best,
-    }
+    start, bigram = "before" if config.initial else "untrained", session.baselines.get("bigram", math.inf)
+    losses = {start: session.untrained, "n-gram (2)": bigram, "trained": session.best}
     print(losses_table(losses, session.tokens_per_byte))
     best = ""
     if last and not last.best:
         best = f" (the best model; the last one has {last.validation_loss:.3f})"
     again = shlex.join(["lama", "generate", "-m", str(session.folder.path), "-p", prompt.strip()])
     print(f"\nsaved in {session.folder.path}{best}. Continue any text with it:\n  {again}")
+    got = f"got {session.best:.3f} nats per token"
     if session.best >= session.untrained:
-        raise LamaError(
-            f"the trained model must beat the one it began as; got {session.best:.3f} nats per token. "
-            "Lower the learning rate"
-        )
+        raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
     if not config.initial and session.best >= bigram:
-        raise LamaError(
-            f"the trained model must beat the bigram baseline; got {session.best:.3f} nats per token. "
-            f"Train for more than {config.steps} steps"
-        )
+        advice = f"Train for more than {config.steps} steps"
+        raise LamaError(f"the trained model must beat the bigram baseline; {got}. {advice}")
 
 
 def losses_table(losses: Mapping[str, float], tokens_per_byte: float) -> str:
-    """Losses in nats per token, in bits per byte and as perplexities, side by side."""
     values = losses.values()
-    rows = (
-        ("loss, nats per token", [f"{loss:.3f}" for loss in values]),
-        ("bits per byte", [f"{loss / math.log(2) * tokens_per_byte:.3f}" for loss in values]),
-        ("perplexity", [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in values]),
-    )
-    return metric_table("metric", list(losses), rows)
+    bits = [loss / math.log(2) * tokens_per_byte for loss in values]
+    perplexities = [f"{math.exp(loss):.2f}" if loss < 20 else "-" for loss in values]
+    rows = ("bits per byte", bits, ".3f"), ("perplexity", perplexities, "")
+    return metric_table("metric", losses, ("loss, nats per token", values, ".3f"), *rows)
 
 
 def prompt_of(session: "Run") -> str:
@@ -144,7 +128,6 @@ def prompt_of(session: "Run") -> str:
 
 
 def sample(session: "Run", prompt: str, n: int) -> str:
-    """`n` tokens that continue the prompt."""
     from lama.generation import generate
 
     model, tokenizer = session.model, session.tokenizer

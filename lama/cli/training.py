@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import io
 import math
 import os
@@ -14,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.cli import machine
-from lama.cli.live import LiveLine, heading, state, stopped_by, stopping, tokenizing
+from lama.cli import Parser, machine
+from lama.cli.live import LiveLine, heading, progress, say, state, stopped_by, stopping
 from lama.cli.out import check_folder, free_folder
 from lama.cli.settings import OWNERS, flag_of, given
 from lama.errors import LamaError, UsageError, first_line, note
+from lama.figures import is_installed
 from lama.files import quoted_path
 from lama.training.settings import PRESETS, kind_of_settings, pairs, presets, read_settings, settings_of
 from lama.training.settings.gpt import SHAPE, SIZE_SETTINGS
@@ -32,17 +32,11 @@ FRONTS = {"gpt": "train", "bert": "bert", "seq2seq": "seq2seq", "classifier": "c
 
 
 def front_of(model: str) -> Any:
-    """The module with `introduce`, `remark` and `conclude`, which print the training of this model."""
+    """The module with `introduce`, `conclude` and perhaps `remark`, which print this model's training."""
     return importlib.import_module(f"lama.cli.{FRONTS[model]}")
 
 
-def folder_name(model: str, source: str | None) -> str:
-    """The name of a run's folder: that of the preset, the data or the model."""
-    return Path(source).stem if source and (model in PRESETS or source in presets(model)) else model
-
-
 def metrics_line(event: "Evaluation") -> str:
-    """The numbers of an evaluation."""
     loss, metrics = event.validation_loss, event.metrics
     text = f"held-out loss {loss:.4f}"
     if bits := metrics.get("bits_per_byte"):
@@ -52,22 +46,21 @@ def metrics_line(event: "Evaluation") -> str:
     return f"{text}, the best so far" if event.best else text
 
 
-def add_options(parser: argparse.ArgumentParser, default: str) -> None:
+def add_options(parser: Parser, default: str) -> None:
     """The options of every command that trains; `default` describes the folder of the run."""
-    parser.set_defaults(run=run, settings=None, size=None)
-    add, out = parser.add_argument, f"the run's folder (default {default}; NAME-2 where that is taken)"
-    add("--out", type=Path, metavar="DIR", help=out)
+    parser.set_defaults(settings=None, size=None)
+    out = f"the run's folder (default {default}; NAME-2 where that is taken)"
+    parser.add("--out DIR", out, type=Path)
     resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
-    add("--resume", type=Path, metavar="DIR", help=resume)
-    add("--restart", action="store_true", help="replace the run in --out, finished or not, which is lost")
+    parser.add("--resume DIR", resume, type=Path)
+    parser.add("--restart", "replace the run in --out, finished or not, which is lost")
     machine.add_options(parser)
     devices = "share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,..."
-    add("--devices", metavar="N", help=devices)
-    add("--track", choices=TRACKERS, help="log to this too; log.jsonl is always written")
+    parser.add("--devices N", devices)
+    parser.add("--track", "log to this too; log.jsonl is always written", choices=TRACKERS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a new model or resume a run. The exit code."""
     from lama.runtime.device import use_devices
     from lama.training.folder import RunFolder
     from lama.training.prepare import new_session
@@ -85,13 +78,16 @@ def run(args: argparse.Namespace) -> int:
     settings = starting_settings(args)
     kind, model = kind_of_settings(settings), str(settings["model"])
     check = partial(check_run, command=kind.marker, restart=args.restart)
-    default = Path("out") / folder_name(model, args.settings)
+    source = args.settings
+    named = source and (model in PRESETS or source in presets(model))
+    default = Path("out") / (Path(source).stem if named else model)
     folder = RunFolder(free_folder(args.out, default, check), kind.marker)
     with folder.alone():
         check(folder.path)  # a second time: another process may have written there meanwhile
         if args.restart and folder.checkpoints():
             note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
-        session = new_session(folder, settings, command_line(args), args.size, devices, tokenizing)
+        watch_pieces = partial(progress, unit="piece", label="tokenizing")
+        session = new_session(folder, settings, command_line(args), args.size, devices, watch_pieces)
         front_of(model).introduce(session, args)
         return learn(session, args)
 
@@ -105,8 +101,8 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
         raise UsageError(f"--size is for a GPT; got --model {model}. Leave it out")
     chosen = given(args, kind_of_settings(settings))
     if args.settings in pairs.PRESETS and {"tokenizer", "held_out"} & chosen.keys():
-        what = f"the task {args.settings} has its own"
-        raise UsageError(f"--tokenizer and --held-out are for files; {what}. Leave them out")
+        why = f"the task {args.settings} has its own"
+        raise UsageError(f"--tokenizer and --held-out are for files; {why}. Leave them out")
     dropped: set[str] = set()
     if "learning_rate" in chosen or args.size is not None:  # the end of the cosine belongs to its peak
         dropped.add("min_learning_rate")
@@ -118,7 +114,6 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
-    """Resume the run in a folder. The exit code."""
     from lama.models.registry import describe
     from lama.training.folder import RunFolder
     from lama.training.prepare import resumed_run
@@ -126,9 +121,8 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
     for name in ("settings", "out", "size", "restart"):
         if value := getattr(args, name):
             what = value if name == "settings" else f"--{name}"
-            raise UsageError(
-                f"--resume must stand without {what}: all is taken from the run's own folder. Leave it out"
-            )
+            why = "all is taken from the run's own folder. Leave it out"
+            raise UsageError(f"--resume must stand without {what}: {why}")
     folder = RunFolder(args.resume)
     kind = kind_of_settings(settings := folder.settings())
     folder.last_checkpoint()  # so that nothing is written where there is no run
@@ -152,13 +146,12 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
     shared = f", shared among {', '.join(devices)}" if devices[1:] else ""
     heading(f"Training: {session.plan}{shared}")
     last = None
-    with stopping(session) as received:
+    with stopping(session.stop) as received:
         try:
             last = watch(session, args)
         except OSError:  # the output cannot be written any more
             session.stop()
-            for _ in session:
-                pass
+            list(session)
             if not received:
                 note(f"stopped{where(session)}")
                 raise
@@ -175,30 +168,29 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
 
 def where(session: "Session") -> str:
     """The step that a stopped training has reached, and how to resume it."""
-    return (
-        f" after step {session.step} of {session.config.total_steps}; resume with: {session.resume_command}"
-    )
+    step = f"step {session.step} of {session.config.total_steps}"
+    return f" after {step}; resume with: {session.resume_command}"
 
 
 def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
     """Train with a live line, remarks, the curve and the tracker; returns the last evaluation."""
     from lama.training.loop import Step
 
-    front, steps = front_of(session.config.model), session.config.total_steps
-    print("compiling the training step, once", file=sys.stderr)
+    remark = getattr(front_of(session.config.model), "remark", None)
+    steps = session.config.total_steps
+    say("compiling the training step, once")
     last, first = None, session.step + 1
     with tracking(args.track, session) as track, closing(LiveLine(steps, session.step)) as line:
         for event in session:
             if isinstance(event, Step):
                 line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
-                if not session.stopped and (text := front.remark(session, event)):
+                if remark and not session.stopped and (text := remark(session, event)):
                     line.say(f"step {event.step}: {text}")
-                track(event.step, event.metrics)
             else:
                 last = event
                 line.say(f"step {event.step}: {metrics_line(event)}")
                 draw_curve(session.folder)
-                track(event.step, event.metrics)
+            track(event.step, event.metrics)
     return last
 
 
@@ -212,28 +204,27 @@ def tracking(kind: str | None, session: "Session") -> Iterator[Callable[[int, Ma
 
     from lama.training.trackers import open_tracker
 
-    path, failed = session.folder.path, False
+    path, working = session.folder.path, True
     tracker = open_tracker(kind, path, path.absolute().name, asdict(session.config))
 
-    def attempt(work: Callable[[], None]) -> None:
-        nonlocal failed
-        if failed:
-            return
+    def attempt(work: Callable[..., None], *values: object) -> None:
+        nonlocal working
         try:
-            work()
+            if working:
+                work(*values)
         except Exception as error:  # each library has its own: no network, no space
-            failed = True
+            working = False
             note(f"{kind} logging failed; continuing without it: {first_line(error)}")
 
     try:
-        yield lambda step, metrics: attempt(lambda: tracker.log(step, metrics))
+        yield partial(attempt, tracker.log)
     finally:
         attempt(tracker.close)
 
 
 def draw_curve(folder: "RunFolder") -> None:
     """Draw loss.png in the run's folder, where matplotlib is installed; a failure is only noted."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not is_installed():
         return
     from lama.atomic import write_atomically
     from lama.training.curve import loss_curve
@@ -245,7 +236,6 @@ def draw_curve(folder: "RunFolder") -> None:
 
 
 def show_recording(folder: "RunFolder") -> None:
-    """Write attention.html in the run's folder; a failure is only noted."""
     from lama.atomic import write_atomically
     from lama.cli.attention import recording_view
     from lama.cli.out import signed
@@ -269,12 +259,11 @@ def check_run(out: Path, command: str, restart: bool) -> None:
     if is_run and not found and not os.path.lexists(out / "config.json"):
         restart = True  # it was killed before its first checkpoint: nothing is lost
     elif found and not restart and step_of(found[-1]) < total_steps(folder):
-        again = shlex.join(["lama", "train", "--resume", str(out)])
-        raise UsageError(
-            f"--out holds an unfinished run, {quoted_path(out)}, at step {place_of(folder)}: "
-            f"resume it with {again}, replace it with --restart, or choose another --out"
-        )
-    check_folder(out, command, restart, older=lambda _: is_run)
+        place = f"{quoted_path(out)}, at step {place_of(folder)}"
+        again = f"resume it with {shlex.join(['lama', 'train', '--resume', str(out)])}"
+        advice = f"{again}, replace it with --restart, or choose another --out"
+        raise UsageError(f"--out holds an unfinished run, {place}: {advice}")
+    check_folder(out, command, restart, older=is_run)
 
 
 def total_steps(folder: "RunFolder") -> int:

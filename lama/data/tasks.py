@@ -1,7 +1,4 @@
-"""Small generated tasks for an encoder-decoder, whose answers are right or wrong.
-
-Their training settings are in `lama.training.settings.pairs`.
-"""
+"""Small tasks for an encoder-decoder; their training settings are in `lama.training.settings.pairs`."""
 
 import datetime
 import os
@@ -37,11 +34,11 @@ class PairTask:
 
 
 def copies() -> list[Pair]:
-    return [(text, text) for text in strings("abcdefghij", 10, 20_000)]
+    return [(text, text) for text in strings(10, 20_000)]
 
 
 def reversals() -> list[Pair]:
-    return [(text, text[::-1]) for text in strings("abcdefghij", 16, 50_000)]
+    return [(text, text[::-1]) for text in strings(16, 50_000)]
 
 
 def sortings() -> list[Pair]:
@@ -50,9 +47,9 @@ def sortings() -> list[Pair]:
     return [(text, "".join(sorted(text))) for text in texts]
 
 
-def strings(alphabet: str, length: int, n: int) -> list[str]:
-    """n distinct strings, drawn at random."""
-    letters = np.array(list(alphabet))
+def strings(length: int, n: int) -> list[str]:
+    """n distinct random strings of the letters a to j."""
+    letters = np.array(list("abcdefghij"))
     drawn = np.random.default_rng(0).integers(len(letters), size=(n + n // 10, length))
     return list(dict.fromkeys("".join(letters[row]) for row in drawn))[:n]
 
@@ -79,29 +76,10 @@ def backwards(pair: Pair) -> list[tuple[range, range]]:
     return [(range(i, i + 1), range(n - 1 - i, n - i)) for i in range(n)]
 
 
-ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-TENS = ["", "", *["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]]
+BELOW_20 = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+BELOW_20 += " sixteen seventeen eighteen nineteen"
+ONES = BELOW_20.split()
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def in_words(n: int) -> str:
@@ -123,12 +101,10 @@ def numbers() -> list[Pair]:
 
 
 def in_digits(pair: Pair) -> str:
-    """The number of a pair of `numbers`."""
     return pair[0] if pair[0].isdigit() else pair[1]
 
 
 def sentences() -> list[Pair]:
-    """Seven sentences in English and in German, to be memorised."""
     return [
         ("Good morning, how did you sleep?", "Guten Morgen, wie hast du geschlafen?"),
         ("The cat lies on the warm stove.", "Die Katze liegt auf dem warmen Ofen."),
@@ -145,17 +121,12 @@ TASKS: dict[str, PairTask] = {
     "reverse": PairTask("sixteen letters, backwards", reversals, held_out=0.02, fields=backwards, focus=0.8),
     "sort": PairTask("six digits of 0, 1 and 2, in order", sortings, held_out=0.25, exact=0.995),
     "dates": PairTask("98-03-21 -> 21/Mar/1998", dates, held_out=0.2, fields=date_fields, focus=0.6),
-    "numbers": PairTask(
-        "7241 <-> seven thousand two hundred and forty-one", numbers, "words", 0.2, key=in_digits, exact=0.98
-    ),
-    "tiny": PairTask(
-        "seven English sentences in German, memorised", sentences, "words", held_out=0.0, exact=1.0
-    ),
+    "numbers": PairTask(f"7241 <-> {in_words(7241)}", numbers, "words", 0.2, key=in_digits, exact=0.98),
+    "tiny": PairTask("seven English sentences in German, memorised", sentences, "words", 0.0, exact=1.0),
 }
 
 
 def find_task(name: str, tokenizer: str = "words", held_out: float = 0.1) -> PairTask:
-    """The task of that name, or of that file of pairs, with these settings. Raises LamaError."""
     if name in TASKS:
         return TASKS[name]
     if not os.path.isfile(name):

@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lama.atomic import atomic_folder, write_atomically
 from lama.data.corpora import Corpus, last_boundary
 from lama.errors import LamaError, UsageError
 from lama.files import read_object
@@ -41,9 +41,8 @@ class TokenFiles:
     train: Array
     validation: Array
     vocab_size: int
-    train_bytes: int
     validation_bytes: int
-    """UTF-8 bytes of each part's text, for losses per byte, without the tokens between documents."""
+    """UTF-8 bytes of the validation text, for losses per byte, without the tokens between documents."""
     corpus: Mapping[str, str]
     """The corpus's name, provenance and licence."""
     text_digest: str
@@ -64,39 +63,35 @@ def tokenize(
     """Write train.bin and validation.bin (little-endian, 1, 2 or 4 bytes a token) and meta.json in `folder`.
 
     The last `validation` of each document's tokens are held out. The tokenizer's end_of_text, if it has one,
-    separates documents. `progress` may watch the pieces in which the text is read, encoded and written. Old
-    files are replaced when all is written, meta.json last. Raises UsageError for a share out of range,
-    LamaError for text that the tokenizer cannot spell and for a folder that cannot be written.
+    separates documents. `progress` may watch the pieces of the text. Old files are replaced when all is
+    written, meta.json last. Raises UsageError for a share out of range, LamaError for text that the tokenizer
+    cannot spell and for a folder that cannot be written.
     """
     if not 0 < validation < 1:
         raise UsageError(f"validation must be a share between 0 and 1; got validation={validation}")
-    folder = Path(folder)
-    paths = [folder / f"{part}.bin" for part in PARTS]
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (*paths, folder / META)]
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    with _writing(folder, temporary):
-        with open(temporary[0], "w+b") as train, open(temporary[1], "w+b") as heldout:
+    folder, dtype = Path(folder), np.min_scalar_type(tokenizer.vocab_size - 1)
+    with atomic_folder(folder) as place:
+        paths = [place / f"{part}.bin" for part in PARTS]
+        with open(paths[0], "w+b") as train, open(paths[1], "w+b") as heldout:
             small = dtype.newbyteorder("<")
             heldout_bytes = _write(corpus, tokenizer, train, heldout, validation, small, progress)
-        counts = [path.stat().st_size // dtype.itemsize for path in temporary[:2]]
+            for file in (train, heldout):
+                file.flush()
+                os.fsync(file.fileno())
+        counts = [path.stat().st_size // dtype.itemsize for path in paths]
         meta = {
             "dtype": dtype.name,
             "vocab_size": tokenizer.vocab_size,
             "tokens": dict(zip(PARTS, counts, strict=True)),
             "bytes": {"train": corpus.n_bytes - heldout_bytes, "validation": heldout_bytes},
-            "sha256": {part: _sha256(path) for part, path in zip(PARTS, temporary, strict=False)},
+            "sha256": dict(zip(PARTS, map(_sha256, paths), strict=True)),
             "corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence},
             "text_sha256": corpus.digest(),
             "tokenizer_sha256": fingerprint(tokenizer),
         }
-        temporary[2].write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        for path in temporary:
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
-        # If this ended here, it would describe other files.
+        write_atomically(place / META, f"{json.dumps(meta, ensure_ascii=False, indent=1)}\n".encode())
+        # If this ended while the files move, it would describe others.
         (folder / META).unlink(missing_ok=True)
-        for path, target in zip(temporary, (*paths, folder / META), strict=True):
-            os.replace(path, target)
     return open_tokens(folder)
 
 
@@ -117,15 +112,14 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
             path, wanted = folder / f"{part}.bin", int(meta["tokens"][part]) * dtype.itemsize
             if (size := path.stat().st_size) != wanted:
                 raise LamaError(f"{path} must have {wanted} bytes, as {META} says; got {size}. {again}")
-            if verify and (found := _sha256(path)) != meta["sha256"][part]:
-                hash_ = meta["sha256"][part]
+            hash_ = meta["sha256"][part]
+            if verify and (found := _sha256(path)) != hash_:
                 raise LamaError(f"{path} must have SHA-256 {hash_}, as {META} says; got {found}. {again}")
         return TokenFiles(
             folder,
             train=_map(folder / "train.bin", dtype),
             validation=_map(folder / "validation.bin", dtype),
             vocab_size=int(meta["vocab_size"]),
-            train_bytes=int(meta["bytes"]["train"]),
             validation_bytes=int(meta["bytes"]["validation"]),
             corpus={name: str(meta["corpus"][name]) for name in ("name", "provenance", "licence")},
             text_digest=str(meta["text_sha256"]),
@@ -134,9 +128,8 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         )
     except OSError as error:
         found = f"{error.filename}: {error.strerror}"
-        raise LamaError(
-            f"{folder} must hold train.bin, validation.bin and {META}; got {found}. {again}"
-        ) from None
+        files = f"train.bin, validation.bin and {META}"
+        raise LamaError(f"{folder} must hold {files}; got {found}. {again}") from None
     except (ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__}: {error}"
         raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
@@ -152,21 +145,6 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _writing(folder: Path, temporary: Iterable[Path]) -> Iterator[None]:
-    """Create the folder, and remove the temporary files at the end. Raises LamaError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            for path in temporary:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from error
-
-
 def _write(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -176,18 +154,17 @@ def _write(
     dtype: np.dtype,
     progress: Progress,
 ) -> int:
-    """Write each document to `train`, and move its last part to `heldout`; return the bytes of that text."""
-    separator = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    heldout_bytes = 0
+    """Write each document to `train`, move its last part to `heldout`, and return the bytes of that text."""
+    end_of_text = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    separator, heldout_bytes = np.array(end_of_text, dtype).tobytes(), 0
     pieces = ((i, piece) for i, document in enumerate(corpus.documents) for piece in document.pieces())
     for i, numbered in groupby(progress(pieces), key=itemgetter(0)):
         if i > 0:
-            train.write(np.array(separator, dtype).tobytes())
-            heldout.write(np.array(separator, dtype).tobytes())
+            train.write(separator)
+            heldout.write(separator)
         start = train.tell()
-        for some in map(
-            partial(np.array, dtype=dtype), encode_pieces(tokenizer, (piece for _, piece in numbered))
-        ):
+        ids = encode_pieces(tokenizer, (piece for _, piece in numbered))
+        for some in map(partial(np.array, dtype=dtype), ids):
             train.write(some.tobytes())  # the list, eight times as large, has been freed
         n = (train.tell() - start) // dtype.itemsize
         end = start + int(n * (1 - validation)) * dtype.itemsize

@@ -51,7 +51,6 @@ def take_windows(data: Array, starts: Array, length: int) -> Array:
 
 
 def evenly_spaced(n: int, count: int) -> Array:
-    """`count` evenly spaced numbers below n."""
     return np.arange(count) * n // count
 
 
@@ -78,7 +77,6 @@ def _inputs_targets(data: Array, starts: Array, length: int) -> tuple[Array, Arr
 
 def _check(data: Array, context_length: int) -> None:
     if len(data) <= context_length:
-        raise LamaError(
-            f"a corpus must be longer than context_length; got {len(data)} tokens (after the train/validation"
-            f" split), context_length={context_length}. Use a longer text or a shorter context"
-        )
+        got = f"{len(data)} tokens (after the train/validation split), context_length={context_length}"
+        advice = "Use a longer text or a shorter context"
+        raise LamaError(f"a corpus must be longer than context_length; got {got}. {advice}")

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import SupportsInt
 
+from lama.errors import printable
 from lama.tokenizers import PairTokenizer, Tokenizer, WordPieceTokenizer
 
-VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥"}
+VISIBLE = str.maketrans(" \n\t", "·↵⇥")
 PAIR_LABELS = {PairTokenizer.pad: "<pad>", PairTokenizer.begin: "<begin>", PairTokenizer.end: "<end>"}
 
 
@@ -25,4 +26,4 @@ def _label(tokenizer: Tokenizer, token: int) -> str:
     if token >= tokenizer.vocab_size:
         return ""
     text = tokenizer.decode_bytes([token]).decode(errors="backslashreplace")
-    return "".join(VISIBLE.get(c, c if c.isprintable() else repr(c)[1:-1]) for c in text)
+    return printable(text.translate(VISIBLE))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lama.errors import printable
 from lama.figures import make_figure, render
 from lama.shapes import Array
 
@@ -198,8 +199,7 @@ def _shared(panels: Sequence[HeatMap], name: str) -> bool:
 
 def drawable(label: str) -> str:
     """The label on one line: `a\\nb` for a line's end, U+FFFD for characters that the font lacks."""
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in label)
-    return "".join(c if _in_font(c) else "\ufffd" for c in printable)
+    return "".join(c if _in_font(c) else "\ufffd" for c in printable(label))
 
 
 @cache
