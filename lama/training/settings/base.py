@@ -42,7 +42,10 @@ def changed(name: str, default: T, about: str | None = None) -> T:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained, whatever the model. The defaults suit about a million parameters."""
+    """How a model is trained, whatever the model. The defaults suit about a million parameters.
+
+    Raises UsageError for a value of the wrong type or out of its range.
+    """
 
     steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
     batch_size: int = setting(12, "examples in a batch, such as windows or texts", least=1)
@@ -62,10 +65,9 @@ class TrainingConfig:
     seed: int = setting(0, "seed of the initial weights, the batches and dropout", least=0)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value of the wrong type or out of its range."""
         for name, field in fields_of(type(self)).items():
             object.__setattr__(self, name, _checked(field, getattr(self, name)))
-        if not 0 < self.learning_rate < math.inf:
+        if self.learning_rate <= 0:
             raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
         if self.min_learning_rate < 0:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
@@ -87,6 +89,8 @@ class RunSettings(TrainingConfig):
     """The command that a folder's lama.json names."""
     causal: ClassVar[bool] = False
     """Whether `recompute` is implemented for the model."""
+    evaluations: ClassVar[int] = 8
+    """Evaluations of a run, by default."""
 
     model: str = setting("gpt", "kind of model", choices=MODELS)
     d_model: int = setting(128, "width of the residual stream", least=1)
@@ -112,7 +116,7 @@ class RunSettings(TrainingConfig):
     @property
     def evaluation_steps(self) -> int:
         """Steps between evaluations; 0 means only after the last step."""
-        return self.evaluate_every or max(1, self.steps // 8)
+        return self.evaluate_every or max(1, self.steps // self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,6 @@ def checked(kind: type[TrainingConfig], settings: Settings) -> dict[str, Any]:
 
 
 def _checked(field: Field, value: object) -> object:
-    """The value in its field's own type. Raises UsageError."""
     name, default, limits = field.name, field.default, field.metadata
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         value = tuple(value) if all(isinstance(item, str) for item in value) else value
@@ -193,7 +196,6 @@ def _checked(field: Field, value: object) -> object:
 
 
 def _check_text(name: str, text: str) -> None:
-    """Raises UsageError for text that cannot be saved."""
     if "\0" in text:
         raise UsageError(f"{name} must not hold the character NUL; got {quoted(text)}")
     try:

@@ -11,6 +11,7 @@ class ClassifierSettings(RunSettings):
     """Settings for training a classifier. The defaults suit some ten thousand sentences."""
 
     marker: ClassVar[str] = "classify train"
+    evaluations: ClassVar[int] = 10
 
     model: str = changed("model", "classifier")
     data: str = setting("", "a named data set, or a file of labels and texts")
@@ -35,11 +36,6 @@ class ClassifierSettings(RunSettings):
     def total_steps(self) -> int:
         """Steps of the pretraining and of the training."""
         return self.pretraining + self.steps
-
-    @property
-    def evaluation_steps(self) -> int:
-        """Steps between evaluations."""
-        return self.evaluate_every or max(1, self.steps // 10)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -39,7 +39,6 @@ class RunConfig(CorpusSettings):
 
     @property
     def evaluation_steps(self) -> int:
-        """Steps between evaluations; 0 means only after the last step."""
         return self.evaluate_every
 
 
