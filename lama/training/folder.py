@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -30,26 +29,25 @@ from lama.checkpoints.fill import check_tensors
 from lama.checkpoints.tensor import read_weights
 from lama.data.tokens import META
 from lama.errors import LamaError, quoted
-from lama.files import checked, field, parse_json_lines, quoted_path, read_file, read_object
+from lama.files import checked, field, quoted_path, read_object
 from lama.marker import claimed
 from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
 from lama.training import rows
+from lama.training.lines import Record, append_line, read_lines, write_lines
 from lama.training.settings import read_settings, settings_of
 from lama.training.settings.base import RunSettings, to_toml
 
 LARGEST_LOG = 4 << 30  # bytes; a step takes 200
-NUMBERS = (
-    *("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"),
-    *("validation_loss", "accuracy", "best_loss", "seconds"),
+TYPES: dict[str, type] = dict.fromkeys(
+    ("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "validation_loss"), float
 )
-TYPES: dict[str, type] = {"step": int, "devices": int, "command": str, "config": dict}
-TYPES |= {"baselines": dict, "shares": dict, "about": dict} | dict.fromkeys(NUMBERS, float)
+TYPES |= dict.fromkeys(("accuracy", "best_loss", "seconds"), float)
+TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
+TYPES |= {"step": int, "devices": int, "command": str}
 """Types of the values in log.jsonl and training.json."""
 DATA_FILES = (META, "train.bin", "validation.bin", rows.FILE)
 REPORTS = ("loss.png", "attention.html", "held-out.tsv")
-
-Record = dict[str, Any]
 
 
 class Diverged(LamaError):
@@ -71,9 +69,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        named = (
-            path for path in self._checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,18}", path.name)
-        )
+        named = (p for p in self._checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,18}", p.name))
         return sorted((path for path in named if path.is_dir()), key=step_of)
 
     def is_older_run(self) -> bool:
@@ -146,26 +142,19 @@ class RunFolder:
     def settings(self) -> dict[str, object]:
         """The settings of the run in this folder. Raises LamaError where there is none."""
         if not os.path.lexists(self.settings_file):
-            found = f"none in {quoted_path(self.path)}. Is it the --out of a lama train?"
-            raise LamaError(f"a run to resume must have settings.toml; got {found}")
+            where = f"{quoted_path(self.path)}. Is it the --out of a lama train?"
+            raise LamaError(f"a run to resume must have settings.toml; got none in {where}")
         return read_settings(str(self.settings_file))
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append one line. Raises LamaError if it cannot be written."""
-        try:
-            with open(self.log_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            where, reason = quoted_path(self.log_file), error.strerror or error
-            raise LamaError(f"{where} must be writable; got {reason}") from error
+        append_line(self.log_file, record)
 
     def read_log(self) -> list[Record]:
         """All records; a last line that was cut short is ignored. Raises LamaError for a damaged log."""
         if not os.path.lexists(self.log_file):
             return []
-        *lines, _ = read_file(self.log_file, LARGEST_LOG).split(b"\n")
-        source = quoted_path(self.log_file)
-        records = parse_json_lines(lines, source)
+        records, source = read_lines(self.log_file, LARGEST_LOG), quoted_path(self.log_file)
         for n, record in enumerate(records, 1):
             needed = ("step",) if n > 1 or "step" in record else ("baselines", "untrained")
             check_types(record, f"line {n} of {source}", needed)
@@ -191,7 +180,7 @@ class RunFolder:
     def cut_log(self, step: int) -> list[Record]:
         """Remove the records after `step`, which a resumed run repeats; return the rest. Raises LamaError."""
         rest = [record for record in self.read_log() if record.get("step", 0) <= step]
-        write_atomically(self.log_file, "".join(json.dumps(record) + "\n" for record in rest).encode())
+        write_lines(self.log_file, rest)
         return rest
 
     def save_checkpoint(
@@ -220,9 +209,8 @@ class RunFolder:
             with self._writing(), naming(new, place):
                 save(new, model, tokenizer, {"steps": step})
                 write_tensors(new / "training.safetensors", state)
-                write_atomically(
-                    new / "training.json", json.dumps({"step": step, **notes}, indent=1).encode()
-                )
+                about = json.dumps({"step": step, **notes}, indent=1)
+                write_atomically(new / "training.json", about.encode())
                 if self.log_file.exists():
                     with open(self.log_file, "r+b") as log:
                         os.fsync(log.fileno())  # so that a power cut does not lose the steps up to here

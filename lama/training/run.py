@@ -7,7 +7,7 @@ from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.training.budget import training_operations
 from lama.training.corpus import CorpusSession
-from lama.training.folder import Record
+from lama.training.lines import Record
 from lama.training.loop import Step, Trainer, language_model_batches
 from lama.training.loss import Evaluator
 from lama.training.recording import Recording

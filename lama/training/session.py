@@ -18,7 +18,8 @@ from lama.files import field as field_of
 from lama.files import read_object
 from lama.models.registry import n_parameters
 from lama.runtime.buffers import write
-from lama.training.folder import Diverged, Record, RunFolder, restore, step_of
+from lama.training.folder import Diverged, RunFolder, restore, step_of
+from lama.training.lines import Record
 from lama.training.loop import Step, Trainer
 
 R = TypeVar("R")

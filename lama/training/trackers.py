@@ -17,17 +17,14 @@ Library = Any  # a module without types
 class Tracker:
     """Logs numbers step by step; without `close` the last ones may be lost."""
 
-    def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], object]):
-        self._write, self._close = write, close
+    def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], None]):
+        self._write, self.close = write, close
 
     def log(self, step: int, metrics: Mapping[str, object]) -> None:
         """Log numbers; values that are not numbers are skipped. A step may come again with other metrics."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if numbers:
             self._write(numbers, step)
-
-    def close(self) -> None:
-        self._close()
 
 
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object]) -> Tracker:
@@ -42,7 +39,14 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object
     """
     library = import_tracker(kind)
     try:
-        return _OPEN[kind](library, Path(folder), name, dict(config))
+        if kind == "tensorboard":
+            return _tensorboard(library, folder, config)
+        options = {"project": PROJECT, "name": name, "config": dict(config)}
+        if kind == "wandb":
+            folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into a temporary folder
+            options["dir"] = str(folder)
+        run = library.init(**options)
+        return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
     except Exception as error:  # each library has its own: no key, no network, no space
         reason = first_line(error).rstrip(".")
         raise LamaError(
@@ -63,9 +67,9 @@ def import_tracker(kind: str) -> Library:
         ) from None
 
 
-def _tensorboard(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
+def _tensorboard(library: Library, folder: Path, config: Mapping[str, object]) -> Tracker:
     writer = library.SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
-    lines = json.dumps(config, ensure_ascii=False, indent=1).splitlines()
+    lines = json.dumps(dict(config), ensure_ascii=False, indent=1).splitlines()
     # Indented lines are code in TensorBoard's Markdown.
     writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)
 
@@ -74,21 +78,3 @@ def _tensorboard(library: Library, folder: Path, name: str, config: dict[str, ob
             writer.add_scalar(metric, value, step)
 
     return Tracker(write, writer.close)
-
-
-def _wandb(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
-    folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into the system's temporary folder
-    run = library.init(project=PROJECT, name=name, dir=str(folder), config=config)
-    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
-
-
-def _trackio(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
-    run = library.init(project=PROJECT, name=name, config=config)
-    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
-
-
-_OPEN: dict[str, Callable[[Library, Path, str, dict[str, object]], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}
