@@ -35,6 +35,7 @@ from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
 from lama.training import rows
 from lama.training.lines import Record, append_line, read_lines, write_lines
+from lama.training.loop import Diverged
 from lama.training.settings import read_settings, settings_of
 from lama.training.settings.base import RunSettings, to_toml
 
@@ -48,10 +49,6 @@ TYPES |= {"step": int, "devices": int, "command": str}
 """Types of the values in log.jsonl and training.json."""
 DATA_FILES = (META, "train.bin", "validation.bin", rows.FILE)
 REPORTS = ("loss.png", "attention.html", "held-out.tsv")
-
-
-class Diverged(LamaError):
-    """Training diverged: the loss or a weight is NaN or infinite, and would be again after a resume."""
 
 
 class RunFolder:

@@ -24,6 +24,10 @@ from lama.training.settings.base import TrainingConfig
 Batches = Callable[[int], tuple[Array, ...]]
 
 
+class Diverged(LamaError):
+    """Training diverged: the loss or a weight is NaN or infinite, and would be again after a resume."""
+
+
 @dataclass(frozen=True)
 class Step:
     """Report of one update."""
@@ -81,7 +85,7 @@ class Trainer:
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
-        """Raises LamaError, which names the step, if the loss is not finite; the weights are then lost."""
+        """Raises Diverged, which names the step, if the loss is not finite; the weights are then lost."""
         durations: list[float] = []
         first = self.step
         self._share_weights()  # an earlier stage or a checkpoint may have changed them
@@ -94,7 +98,7 @@ class Trainer:
             norm = read_scalar(self._update(self.optimizer.scalars(self.step + 1, rate)))
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
-                raise LamaError(
+                raise Diverged(
                     f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step "
                     f"{self.step}. Lower the learning rate"
                 )
