@@ -1,11 +1,13 @@
 """AdamW, with all that changes from step to step passed as one tensor."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from lama.ops import adamw
+from lama.runtime.buffers import zeros
 from lama.runtime.capture import InputBuffer
 from lama.training.settings.base import TrainingConfig
 
@@ -44,6 +46,5 @@ class AdamW:
 
 def zeros_like_all(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A realised buffer of zeros for each parameter, of its shape and on its device."""
-    zeros = {name: Tensor.zeros(*p.shape, device=p.device).contiguous() for name, p in parameters.items()}
-    Tensor.realize(*zeros.values())
-    return zeros
+    new = partial(zeros, dtype=dtypes.float32)
+    return {name: new(*map(int, p.shape), device=str(p.device)) for name, p in parameters.items()}
