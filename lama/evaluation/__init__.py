@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from lama.lazy import lazy_names
+
 if TYPE_CHECKING:
     from lama.evaluation.likelihood import Progress
     from lama.evaluation.sliding import TextScore, perplexity
-    from lama.evaluation.tasks import TASKS, BenchmarkItem, Task, TaskScore, evaluate, read_examples
+    from lama.evaluation.tasks import TASKS, BenchmarkItem, TaskScore, evaluate, read_examples
 
 BENCHMARKS = ("hellaswag", "lambada")
 """Keys of TASKS, here for the command line, which must not import tinygrad for its help."""
@@ -15,7 +17,6 @@ __all__ = [
     "TASKS",
     "BenchmarkItem",
     "Progress",
-    "Task",
     "TaskScore",
     "TextScore",
     "evaluate",
@@ -23,11 +24,6 @@ __all__ = [
     "read_examples",
 ]
 
-
-def __getattr__(name: str) -> object:
-    from lama.lazy import lazy_names
-
-    homes = dict.fromkeys(__all__, "lama.evaluation.tasks")
-    homes["Progress"] = "lama.evaluation.likelihood"
-    homes |= dict.fromkeys(("TextScore", "perplexity"), "lama.evaluation.sliding")
-    return lazy_names(__name__, homes)(name)
+_homes = dict.fromkeys(__all__, "lama.evaluation.tasks") | {"Progress": "lama.evaluation.likelihood"}
+_homes |= dict.fromkeys(("TextScore", "perplexity"), "lama.evaluation.sliding")
+__getattr__ = lazy_names(__name__, _homes)

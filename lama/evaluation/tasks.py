@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError, quoted
-from lama.evaluation.likelihood import Progress, Row, score, unwatched
+from lama.evaluation.likelihood import Progress, Row, checked_context, score, unwatched
 from lama.files import checked, field, parse_json, quoted_path, read_file
 from lama.models.protocol import CausalLM
 from lama.tokenizers import Tokenizer, encode_inside
@@ -176,11 +176,7 @@ def evaluate(
 
     `progress` wraps the endings' scores. Raises LamaError for an ending that does not fit by itself.
     """
-    longest = model.config.context_length
-    context_length = longest if context_length is None else context_length
-    if not 1 <= context_length <= longest:
-        limits = f"at least 1 and at most the model's {longest}"
-        raise UsageError(f"context_length must be {limits}; got {context_length}")
+    context_length = checked_context(model, context_length, least=1)
     rows, cut = [], set()
     for example in examples:
         for ending in example.endings:

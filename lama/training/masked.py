@@ -16,7 +16,7 @@ from lama.models.bert import Bert, BertConfig
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.tokenizers import BytePairTokenizer, train_bpe
-from lama.training.corpus import CorpusSession, new_tokens, origin
+from lama.training.corpus import CorpusSession, new_tokens
 from lama.training.loop import Batches, Trainer
 from lama.training.session import Parts
 from lama.training.settings import BertSettings, ClassifierSettings
@@ -57,8 +57,8 @@ def masked_loss(
     dropout: Dropout = no_dropout,
 ) -> Tensor:
     """The mean cross-entropy of the chosen tokens, nats; targets of -1 are ignored."""
-    # (B, n).
-    losses = ops.cross_entropy(model.at(seen, positions, dropout=dropout), targets.maximum(0), smoothing)
+    logits = model.at(seen, positions, dropout=dropout)  # (B, n, vocab_size)
+    losses = ops.cross_entropy(logits, targets.maximum(0), smoothing)
     there = targets >= 0
     return there.where(losses, 0).sum() / there.sum().maximum(1)
 
@@ -86,20 +86,17 @@ class MaskedEvaluator:
         def score(seen: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
             logits = model.at(seen, positions).contiguous()
             losses = ops.cross_entropy(logits, targets.maximum(0))
-            right = logits.argmax(-1) == targets
-            there = targets >= 0
-            return Tensor.stack(
-                there.where(losses, 0).sum(), right.float().sum(), there.float().sum()
-            ).realize()
+            right, there = logits.argmax(-1) == targets, targets >= 0
+            sums = (there.where(losses, 0).sum(), right.float().sum(), there.float().sum())
+            return Tensor.stack(*sums).realize()
 
         self._score = CapturedStep(score)
 
     def __call__(self) -> MaskedScore:
         total = np.zeros(3)
         for i in range(0, len(self.windows[0]), self.batch_size):
-            total += self._score(
-                *(Tensor(part[i : i + self.batch_size]).realize() for part in self.windows)
-            ).numpy()
+            batch = [Tensor(part[i : i + self.batch_size]).realize() for part in self.windows]
+            total += self._score(*batch).numpy()
         return MaskedScore(float(total[0] / total[2]), float(total[1] / total[2]))
 
 
@@ -211,6 +208,7 @@ def new_bert(parts: Parts) -> BertSession:
     shape = encoder_shape(config, parts.tokenizer, config.context_length)
     with folder.beginning(config, str(parts.about["command"])) as data:
         new_tokens(parts, corpus, data)
-    parts.about = {**parts.about, **origin(corpus), "corpus": corpus.name, "seed": config.seed}
+    tokens = open_tokens(folder.data)
+    parts.about = {**parts.about, **tokens.corpus, "corpus": corpus.name, "seed": config.seed}
     parts.model = Bert(shape, config.seed)
-    return BertSession(parts, open_tokens(folder.data))
+    return BertSession(parts, tokens)

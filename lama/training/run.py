@@ -28,6 +28,7 @@ class Run(CorpusSession):
 
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens)
+        self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
         batches = language_model_batches(tokens.train, config, context)
         self.trainers.append(Trainer(model, batches, config, devices=self.devices))

@@ -94,11 +94,6 @@ class Session:
 
     # What differs from model to model
 
-    @classmethod
-    def reopen(cls, parts: Parts, checkpoint: Path) -> "Session":
-        """The session of a run to resume, with the model of a checkpoint. Raises LamaError."""
-        raise NotImplementedError
-
     @property
     def plan(self) -> str:
         """The training in a few words."""
