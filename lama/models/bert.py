@@ -186,7 +186,6 @@ class Bert:
         return self.logits(picked, tap)
 
     def attention_sites(self) -> dict[str, AttentionSite]:
-        """The attention of the model, by kind."""
         return attention_site("self", self.encoder.blocks)
 
 
@@ -213,7 +212,6 @@ class Classifier:
         return tap("logits", self.head(dropout("pooled", tap("pooled", pooled.contiguous()))))
 
     def attention_sites(self) -> dict[str, AttentionSite]:
-        """The attention of the model, by kind."""
         return attention_site("self", self.encoder.blocks)
 
 

@@ -188,13 +188,11 @@ class ClassifierSession(Session):
         return state
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the training texts that are not learned from."""
         chances = self.predictor.of_rows(self.checked)
         loss = -np.log(np.maximum(chances[np.arange(len(chances)), self.right], 1e-30)).mean()
         return {"validation_loss": float(loss), "accuracy": float((chances.argmax(-1) == self.right).mean())}
 
     def rank(self, metrics: Mapping[str, float]) -> float:
-        """The share of wrong answers."""
         return 1 - metrics["accuracy"]
 
     @property
@@ -202,7 +200,6 @@ class ClassifierSession(Session):
         return f"{1 - self.best:.1%} of the validation texts right"
 
     def measure_baselines(self) -> None:
-        """Measure the untrained model, the most frequent class and naive Bayes on the held-out texts."""
         labels, texts = self.model.config.labels, texts_of(self.test)
         self.bayes = best_naive_bayes(self.train)
         counts = Counter(example.label for example in self.train)

@@ -25,7 +25,6 @@ class CorpusSession(Session):
         return loss / math.log(2) * self.tokens_per_byte
 
     def save_model(self, **notes: object) -> None:
-        """Save the model in the folder, with notes on its training."""
         seen = {"tokens_seen": self.step * self.config.batch_size * self.config.context_length}
         super().save_model(**seen, **notes)
 

@@ -159,7 +159,6 @@ class BertSession(CorpusSession):
         return f"{super().plan}, 15 % of them to be predicted"
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on masked held-out tokens."""
         score = self.evaluator()
         return {"validation_loss": score.loss, "accuracy": score.accuracy}
 
@@ -170,7 +169,6 @@ class BertSession(CorpusSession):
         return {"heldout": scores}
 
     def measure_baselines(self) -> None:
-        """Measure n-gram counts."""
         scores = counting_baselines(self.tokens.train, self.windows, self.model.config.vocab_size)
         self.baselines = {name: score.loss for name, score in scores.items()}
         self.shares = {name: score.accuracy for name, score in scores.items()}

@@ -87,11 +87,9 @@ class PairSession(Session):
         return f"{super().plan} pairs"
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the held-out pairs."""
         return {"validation_loss": self.evaluator()}
 
     def measure_baselines(self) -> None:
-        """Measure the tokens' shares in the training targets, and answers that need no model."""
         vocab_size = self.model.config.vocab_size
         self.baselines = {"unigram": unigram_loss(self.data, self.held_out, vocab_size)}
         self.shares |= pair_baselines(self.data.pairs, self.held_out.pairs)

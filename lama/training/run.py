@@ -43,12 +43,10 @@ class Run(CorpusSession):
         self.operations = training_operations(model, context)
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the held-out windows."""
         loss = self.evaluator()
         return {"validation_loss": loss, "bits_per_byte": self.bits_per_byte(loss)}
 
     def measure_baselines(self) -> None:
-        """Measure the n-gram models."""
         data = self.tokens
         self.baselines = ngram_baselines(data.train, data.validation, self.tokenizer.vocab_size)
 

@@ -34,7 +34,6 @@ class ClassifierSettings(RunSettings):
 
     @property
     def total_steps(self) -> int:
-        """Steps of the pretraining and of the training."""
         return self.pretraining + self.steps
 
 
