@@ -172,18 +172,14 @@ class Bert:
         return tap("logits", self.logits(self.encoder(tokens, segments, tap, dropout), tap))
 
     def at(
-        self,
-        tokens: Int[Tensor, "B T"],
-        positions: Int[Tensor, "B n"],
-        tap: Tap = no_tap,
-        dropout: Dropout = no_dropout,
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B n"], dropout: Dropout = no_dropout
     ) -> Float[Tensor, "B n vocab_size"]:
         """The logits of some positions of each row only; training needs no others, which would cost most."""
-        x = self.encoder(tokens, tap=tap, dropout=dropout)
+        x = self.encoder(tokens, dropout=dropout)
         B, T, d_model = (int(size) for size in x.shape)
         rows = positions.to(x.device) + Tensor.arange(B).reshape(B, 1).to(x.device) * T
         picked = embedding(x.reshape(B * T, d_model).contiguous(), rows.contiguous())  # (B, n, d_model)
-        return self.logits(picked, tap)
+        return self.logits(picked)
 
     def attention_sites(self) -> dict[str, AttentionSite]:
         return attention_site("self", self.encoder.blocks)

@@ -47,8 +47,10 @@ TYPES |= dict.fromkeys(("accuracy", "best_loss", "seconds"), float)
 TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
 TYPES |= {"step": int, "devices": int, "command": str}
 """Types of the values in log.jsonl and training.json."""
-DATA_FILES = (META, "train.bin", "validation.bin", rows.FILE)
-REPORTS = ("loss.png", "attention.html", "held-out.tsv")
+FILES = (
+    *("log.jsonl", "recording.jsonl", "loss.png", "attention.html", "held-out.tsv"),
+    *(f"data/{name}" for name in (META, "train.bin", "validation.bin", rows.FILE)),
+)
 
 
 class RunFolder:
@@ -121,10 +123,8 @@ class RunFolder:
             if folder.is_symlink():
                 folder.unlink()
         self.drop(self.checkpoints())
-        for old in (self.log_file, self.recording_file, *(self.path / name for name in REPORTS)):
-            old.unlink(missing_ok=True)
-        for name in DATA_FILES:
-            (self.data / name).unlink(missing_ok=True)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
         for folder in folders:
             with suppress(OSError):
                 folder.rmdir()
@@ -254,9 +254,8 @@ def read_training(checkpoint: Path) -> Record:
     path = checkpoint / "training.json"
     notes, source = read_object(path), quoted_path(path)
     if (step := field(notes, "step", int, source)) != (wanted := step_of(checkpoint)):
-        raise LamaError(
-            f"{source} must be of step {wanted}, as its folder is called; got step {quoted(step)}"
-        )
+        got = f"got step {quoted(step)}"
+        raise LamaError(f"{source} must be of step {wanted}, as its folder is called; {got}")
     if not isinstance(notes.get("config"), dict):
         raise LamaError(f"{source} must hold the run's config; got {quoted(notes.get('config'))}")
     check_types(notes, source, ("step",))
@@ -264,7 +263,7 @@ def read_training(checkpoint: Path) -> Record:
 
 
 def check_types(record: Record, source: str, needed: Iterable[str]) -> None:
-    """Convert values to their types. Raises LamaError for another type or a missing one of `needed`."""
+    """Convert values to their types. Raises LamaError for others, and where one of `needed` is missing."""
     for name in needed:
         field(record, name, TYPES[name], source)
     for name, value in record.items():

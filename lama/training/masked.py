@@ -100,13 +100,11 @@ class MaskedEvaluator:
         return MaskedScore(float(total[0] / total[2]), float(total[1] / total[2]))
 
 
-def counting_baselines(
-    data: Array, windows: MaskedWindows, vocab_size: int, k: float = 0.1
-) -> dict[str, MaskedScore]:
+def counting_baselines(data: Array, windows: MaskedWindows, vocab_size: int) -> dict[str, MaskedScore]:
     """The scores of n-grams counted in `data` (n,) on the same masked windows.
 
-    unigram: p(x) = (count(x) + k) / (n + k · vocab_size). bigram: λ count(y, x) / count(y) + (1 − λ) p(x),
-    with y the token to the left, and the best λ of 0.1 to 0.9; p(x) where y is unknown.
+    unigram: p(x) = (count(x) + 0.1) / (n + 0.1 · vocab_size). bigram: λ count(y, x) / count(y) + (1 − λ)
+    p(x), with y the token to the left, and the best λ of 0.1 to 0.9; p(x) where y is unknown.
     """
     seen, positions, targets = windows
     there = targets >= 0
@@ -114,24 +112,22 @@ def counting_baselines(
     left = np.take_along_axis(seen, np.maximum(positions - 1, 0), 1)
     y = np.where(positions > 0, left, -1)[there].astype(np.int64)
     counts = np.bincount(data, minlength=vocab_size)
-    unigram = (counts + k) / (len(data) + k * vocab_size)
+    unigram = (counts + 0.1) / (len(data) + 0.1 * vocab_size)
     pairs, times = np.unique(data[:-1].astype(np.int64) * vocab_size + data[1:], return_counts=True)
-    first = pairs // vocab_size
-
-    def times_of(codes: Array) -> Array:
-        place = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
-        return np.where(pairs[place] == codes, times[place], 0)
-
+    first, second = np.divmod(pairs, vocab_size)
     before = np.bincount(first, times, vocab_size)
     known = (y >= 0) & (before[y] > 0)
-    share = np.where(known, times_of(y * vocab_size + x) / np.maximum(before[y], 1), 0)
+    wanted = y * vocab_size + x
+    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    together = np.where(pairs[place] == wanted, times[place], 0)
+    share = together / np.maximum(before[y], 1)
     mixtures = (np.where(known, w * share + (1 - w) * unigram[x], unigram[x]) for w in np.arange(1, 10) / 10)
     loss = min(float(-np.log(mixture).mean()) for mixture in mixtures)
     order = np.lexsort((times, first))  # the last of each first token is its likeliest successor
-    ends = np.append(np.nonzero(np.diff(first[order]))[0], len(order) - 1)
-    likeliest = np.full(vocab_size, counts.argmax())
-    likeliest[first[order][ends]] = pairs[order][ends] % vocab_size
+    ends = order[np.append(np.diff(first[order]) > 0, True)]
     commonest = counts.argmax()
+    likeliest = np.full(vocab_size, commonest)
+    likeliest[first[ends]] = second[ends]
     predicted = np.where(known, likeliest[y], commonest)
     return {
         "unigram": MaskedScore(float(-np.log(unigram[x]).mean()), float((x == commonest).mean())),
