@@ -199,11 +199,11 @@ def run_lama(args: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lama.training.folder import RunFolder
-    from lama.training.prepare import new_run
+    from lama.training.prepare import new_session
 
     config = settings_of(args, args.seeds[0])
     with tempfile.TemporaryDirectory() as folder:
-        run = new_run(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
+        run = new_session(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
         run.measure_start()
         clock = Clock("lama", config)
         for event in run:

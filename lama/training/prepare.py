@@ -54,13 +54,17 @@ def new_session(
     devices: Sequence[str] = (),
     progress: Progress = iter,
 ) -> Session:
-    """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged."""
-    model = str(settings.get("model", "gpt"))
-    if model == "gpt":
-        return new_run(folder, settings, command, size, devices, progress)
-    config = settings_of(settings)
-    check_devices(config, devices)
-    return NEW[model](Parts(folder, config, devices, {"command": command}, progress))
+    """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
+
+    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `size`,
+    a number of parameters, chooses its shape.
+    """
+    parts = Parts(folder, None, devices, {"command": command}, progress)
+    if (model := str(settings.get("model", "gpt"))) == "gpt":
+        return new_gpt(parts, settings, size)
+    parts.config = settings_of(settings)
+    check_devices(parts.config, devices)
+    return NEW[model](parts)
 
 
 def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = ()) -> Session:
@@ -98,20 +102,9 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
     return session
 
 
-def new_run(
-    folder: RunFolder,
-    settings: Settings,
-    command: str,
-    size: str | None = None,
-    devices: Sequence[str] = (),
-    progress: Progress = iter,
-) -> Run:
-    """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model.
-
-    `settings` are those that were given: an `initial` model's own replace the defaults of others, and `size`,
-    a number of parameters, chooses the shape. Raises LamaError; the folder is then unchanged.
-    """
-    given = dict(settings)
+def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
+    """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model."""
+    given, folder = dict(settings), parts.folder
     model: GPT | None = None
     tokenizer: Tokenizer | None = None
     if initial := run_config(given).initial:  # all values are checked before a model is read
@@ -134,11 +127,11 @@ def new_run(
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    check_devices(config, devices)
+    check_devices(config, parts.devices)
     check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
-    parts = Parts(folder, config, devices, {"command": command}, progress, tokenizer=tokenizer)
-    with folder.beginning(config, command) as data:
+    parts.config, parts.tokenizer = config, tokenizer
+    with folder.beginning(config, str(parts.about["command"])) as data:
         tokens = new_tokens(parts, corpus, data)
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
