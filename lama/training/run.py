@@ -50,6 +50,9 @@ class Run(CorpusSession):
         data = self.tokens
         self.baselines = ngram_baselines(data.train, data.validation, self.tokenizer.vocab_size)
 
+    def mfu(self, step: Step) -> float | None:
+        return None if self.peak is None else self.operations * step.tokens_per_second / self.peak
+
     def measure_start(self) -> None:
         super().measure_start()
         if self.recording:

@@ -83,8 +83,6 @@ class Session:
         """The held-out loss before training."""
         self.shares: dict[str, float] = {}
         """Shares of right answers, of the untrained model and of the baselines."""
-        self.operations: float | None = None
-        """Floating-point operations of the training for each token, where they are known."""
         self.peak: float | None = None
         """Floating-point operations of the processor per second, where they are known."""
         self.stopped = False
@@ -289,10 +287,8 @@ class Session:
         return round(self.seconds_before + time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation: the share of the processor's peak that the model's arithmetic needs."""
-        if self.peak is None or self.operations is None:
-            return None
-        return self.operations * step.tokens_per_second / self.peak
+        """Model FLOP utilisation, where it is known: the share of the peak that the arithmetic needs."""
+        return None
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the held-out data, and save a model that is better than all before in the folder."""

@@ -9,7 +9,6 @@ from typing import Any
 from lama.errors import LamaError, UsageError, first_line
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-PROJECT = "lama"
 
 Library = Any  # a module without types
 
@@ -30,18 +29,15 @@ class Tracker:
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object]) -> Tracker:
     """Begin to track a run called `name` with its settings.
 
-    - tensorboard: event files in `folder/tensorboard`, for `tensorboard --logdir`; needs tensorboardX
-    - wandb: the project `lama` on Weights & Biases, its own files in `folder/wandb`; `WANDB_MODE=offline`
-      sends nothing
-    - trackio: the project `lama` in Trackio's own folder, for `trackio show`
-
-    Raises UsageError for another kind, LamaError where the library is not installed or does not start.
+    tensorboard writes event files in `folder/tensorboard`; wandb and trackio have the project `lama`, with
+    files in `folder/wandb` and in Trackio's own folder. `WANDB_MODE=offline` sends nothing. Raises
+    UsageError for another kind, LamaError where the library is not installed or does not start.
     """
     library = import_tracker(kind)
     try:
         if kind == "tensorboard":
             return _tensorboard(library, folder, config)
-        options = {"project": PROJECT, "name": name, "config": dict(config)}
+        options = {"project": "lama", "name": name, "config": dict(config)}
         if kind == "wandb":
             folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into a temporary folder
             options["dir"] = str(folder)
