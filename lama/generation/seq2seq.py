@@ -64,8 +64,7 @@ class PairDecoder:
     def step(self, tokens: Array) -> Array:
         """Feed each row one more token, `tokens` (rows,).
 
-        Returns the next log-probabilities (rows, vocab_size) in float64. Raises LamaError where they are not
-        finite.
+        Returns the next log-probabilities (rows, vocab_size), float64. Raises LamaError if not finite.
         """
         positions = self._positions(np.full(self.rows, self.position, np.int32))
         fed = self._tokens(tokens.astype(np.int32).reshape(-1, 1))
@@ -100,10 +99,7 @@ class PairDecoder:
 
 
 class Searcher:
-    """Searches targets for sources, lists of token ids that end in the model's end token.
-
-    It keeps its compiled decoders.
-    """
+    """Searches targets for sources, token ids that end in the model's end token. It keeps its decoders."""
 
     def __init__(self, model: Transformer):
         self.model = model
@@ -131,11 +127,10 @@ class Searcher:
     def beam(
         self, sources: Sequence[Sequence[int]], beam: int = 4, alpha: float = 0.6, extra: int = EXTRA
     ) -> list[list[Hypothesis]]:
-        """Up to `beam` targets for each source, the best score first.
+        """Up to `beam` targets for each source, the best score first. Raises UsageError.
 
         Each step keeps a source's `beam` most likely continuations and sets those that end aside. The source
-        is done when no other could score higher than the best of these. A beam of 1 is greedy. Raises
-        UsageError.
+        is done when no other could score higher than the best of these. A beam of 1 is greedy.
         """
         if beam < 1 or not 0 <= alpha < float("inf"):
             raise UsageError(f"beam must be at least 1 and alpha at least 0; got beam={beam}, alpha={alpha}")

@@ -129,7 +129,7 @@ class Transformer:
         return [attn.keys_values(memory) for attn in layers if attn is not None]
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
-        """The unembedding: a score for every token of the vocabulary."""
+        """A score for every token of the vocabulary."""
         return self.embed.unembed(x)
 
     def __call__(

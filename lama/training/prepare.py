@@ -143,10 +143,7 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
 
 
 def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that a setting names: bytes, character, gpt2, bpe:SIZE (trained here), or a folder.
-
-    Raises LamaError.
-    """
+    """The tokenizer that a setting names; one of bpe:SIZE is trained on the corpus. Raises LamaError."""
     if name.startswith("bpe:"):
         try:
             size = int(name.removeprefix("bpe:"))

@@ -87,8 +87,6 @@ class Session:
         """Floating-point operations of the processor per second, where they are known."""
         self.stopped = False
         self._began = time.perf_counter()
-        self.seconds_before = 0.0
-        """Seconds spent on this run before it was resumed."""
 
     # What differs from model to model
 
@@ -193,7 +191,7 @@ class Session:
         evaluated = {record["step"]: self.rank(record) for record in records if "validation_loss" in record}
         self.evaluated = max(evaluated, default=0)
         self.best = min([notes.get("best_loss", math.inf), *evaluated.values()])
-        self.seconds_before = max(record.get("seconds", 0.0) for record in (*records, notes))
+        self._began -= max(record.get("seconds", 0.0) for record in (*records, notes))
         if not records:
             self.begin_log()
 
@@ -284,7 +282,7 @@ class Session:
     @property
     def seconds(self) -> float:
         """Seconds of the whole run, before and after it was resumed."""
-        return round(self.seconds_before + time.perf_counter() - self._began, 3)
+        return round(time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
         """Model FLOP utilisation, where it is known: the share of the peak that the arithmetic needs."""

@@ -31,7 +31,6 @@ class AdamW:
         return self._scalars(np.array([rate, 1 - c.beta1**step, 1 - c.beta2**step], np.float32))
 
     def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
-        """Assign the new parameters, m and v, unrealised."""
         c, changed = self.config, []
         for name, p in self.parameters.items():
             m, v, decay = self.m[name], self.v[name], c.weight_decay if p.ndim >= 2 else 0.0
@@ -39,7 +38,6 @@ class AdamW:
         return changed
 
     def state(self) -> dict[str, Tensor]:
-        """The moments, under the parameters' names after `m.` and `v.`."""
         first = {f"m.{name}": t for name, t in self.m.items()}
         return first | {f"v.{name}": t for name, t in self.v.items()}
 

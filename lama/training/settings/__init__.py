@@ -25,7 +25,6 @@ CLASSES: dict[str, type[RunSettings]] = {
 """The settings class of each model."""
 PRESETS = {"seq2seq": ("task", pairs.PRESETS), "classifier": ("data", classifier.PRESETS)}
 """For each model with presets of its own: the setting that a preset's name fills, and the presets."""
-ALIASES = {"from": "initial"}
 FILES = resources.files("lama.training").joinpath("presets")
 
 
