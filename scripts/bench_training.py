@@ -38,9 +38,8 @@ from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.runtime.device import use_device
 from lama.runtime.threads import threads
-from lama.training import Step, Trainer
 from lama.training.budget import training_operations
-from lama.training.loop import language_model_batches
+from lama.training.loop import Step, Trainer, language_model_batches
 from lama.training.prepare import make_tokenizer, model_config
 from lama.training.run import EVALUATION_BATCH
 from lama.training.settings import RunConfig, read_settings, run_config

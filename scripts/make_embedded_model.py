@@ -21,7 +21,7 @@ from lama.checkpoints import load_causal, save
 from lama.cli import main as lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
 from lama.errors import LamaError
-from lama.training import Evaluator
+from lama.training.loss import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
 SHAKESPEARE = (

@@ -16,11 +16,21 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
-from lama.evaluation import TASKS, BenchmarkItem, TaskScore, TextScore, evaluate, perplexity, read_examples
 from lama.evaluation.likelihood import Row, Scorer, by_width, score
 from lama.evaluation.published import PUBLISHED, SIZES
-from lama.evaluation.sliding import strided_windows
-from lama.evaluation.tasks import Answer, encode_pair, hellaswag_metrics, lambada_metrics, without_markup
+from lama.evaluation.sliding import TextScore, perplexity, strided_windows
+from lama.evaluation.tasks import (
+    TASKS,
+    Answer,
+    BenchmarkItem,
+    TaskScore,
+    encode_pair,
+    evaluate,
+    hellaswag_metrics,
+    lambada_metrics,
+    read_examples,
+    without_markup,
+)
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, gpt2_tokenizer
 

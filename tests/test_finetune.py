@@ -20,8 +20,9 @@ from lama.cli import main
 from lama.data import batch, open_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
-from lama.training import Step, cross_entropy
 from lama.training.folder import RunFolder
+from lama.training.loop import Step
+from lama.training.loss import cross_entropy
 from lama.training.prepare import new_session, resumed_run
 from lama.training.run import Run
 

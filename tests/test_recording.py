@@ -15,8 +15,8 @@ from lama.checkpoints import load
 from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.interp.attention import attention_of, moment_panels
-from lama.training import Step
 from lama.training.folder import RunFolder
+from lama.training.loop import Step
 from lama.training.prepare import new_session, resumed_run
 from lama.training.recording import read_recording
 from lama.training.run import Run

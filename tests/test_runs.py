@@ -27,8 +27,8 @@ from lama.cli import main
 from lama.data import open_tokens
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import CharacterTokenizer
-from lama.training import Step
 from lama.training.folder import RunFolder
+from lama.training.loop import Step
 from lama.training.prepare import new_session, resumed_run
 from lama.training.run import Run
 from lama.training.session import Evaluation

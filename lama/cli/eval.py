@@ -14,8 +14,9 @@ from lama.errors import UsageError, note
 from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
-    from lama.evaluation import Progress, TaskScore, TextScore
-    from lama.evaluation.likelihood import Scores
+    from lama.evaluation.likelihood import Progress, Scores
+    from lama.evaluation.sliding import TextScore
+    from lama.evaluation.tasks import TaskScore
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
@@ -83,7 +84,7 @@ def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
 
 def run_text(args: argparse.Namespace) -> dict[str, object]:
     from lama.data import open_corpus
-    from lama.evaluation import perplexity
+    from lama.evaluation.sliding import perplexity
 
     text = open_corpus([args.text]).text
     model, tokenizer = load_model(args)
@@ -123,8 +124,8 @@ def text_lines(result: "TextScore", seconds: float) -> str:
 
 
 def run_task(args: argparse.Namespace) -> dict[str, object]:
-    from lama.evaluation import TASKS, evaluate, read_examples
     from lama.evaluation.published import PUBLISHED, SIZES
+    from lama.evaluation.tasks import TASKS, evaluate, read_examples
 
     task = TASKS[args.task]
     examples = read_examples(task, args.data, args.limit)

@@ -96,7 +96,7 @@ def logits_error(model: "GPT", other: "GPT", vocab_size: int) -> float:
 
 
 def perplexities(model: "GPT", other: "GPT", tokenizer: "Tokenizer", text: str) -> str:
-    from lama.evaluation import perplexity
+    from lama.evaluation.sliding import perplexity
 
     before, after = (perplexity(m, tokenizer, text) for m in (model, other))
     rise = after.perplexity / before.perplexity - 1

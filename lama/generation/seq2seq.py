@@ -27,7 +27,7 @@ class Hypothesis:
     tokens: list[int]
     """Tokens without begin and end."""
     log_probability: float
-    """That of the tokens, and of the end token if it has ended, in nats."""
+    """Log-probability of the tokens, and of the end if it has ended, in nats."""
     ended: bool
     """Whether it ends with the end token; otherwise there was no room for more."""
 
@@ -225,7 +225,7 @@ def _finished(alive: list[Hypothesis], done: list[Hypothesis], beam: int, alpha:
     return max(h.log_probability for h in alive) / ((5 + limit + 1) / 6) ** alpha <= best
 
 
-Progress = Callable[[Sequence[int]], Iterable[int]]
+Progress = Callable[[Iterable[int]], Iterable[int]]
 BATCH = 64  # sources at a time
 
 
@@ -233,7 +233,7 @@ def answers(
     model: Transformer,
     sources: Sequence[Sequence[int]],
     searcher: Searcher | None = None,
-    progress: Progress = lambda batches: batches,
+    progress: Progress = iter,
 ) -> list[Hypothesis]:
     """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
     searcher = searcher or Searcher(model)
@@ -265,7 +265,7 @@ class PairScore:
     """The model's own targets."""
 
 
-def pair_score(model: Transformer, data: PairData, progress: Progress = lambda batches: batches) -> PairScore:
+def pair_score(model: Transformer, data: PairData, progress: Progress = iter) -> PairScore:
     """Evaluate `model` on the pairs in three ways, which agree once it has learned them."""
     searcher = Searcher(model)
     losses: list[float] = []
