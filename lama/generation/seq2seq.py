@@ -18,6 +18,8 @@ from lama.shapes import Array
 
 EXTRA = 50
 """Most tokens that a target has more than its source. Source: Vaswani et al. 2017, section 6.1."""
+BATCH = 64  # sources at a time
+Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ class Searcher:
             going = [i for i in going if not ended[i] and len(targets[i]) < limits[i]]
         return [Hypothesis(targets[i], float(log_p[i]), ended[i]) for i in range(n)]
 
+    def answers(self, sources: Sequence[Sequence[int]], progress: Progress = iter) -> list[Hypothesis]:
+        """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
+        starts = progress(range(0, len(sources), BATCH))
+        return [found for i in starts for found in self.greedy(sources[i : i + BATCH])]
+
     def beam(
         self, sources: Sequence[Sequence[int]], beam: int = 4, alpha: float = 0.6, extra: int = EXTRA
     ) -> list[list[Hypothesis]]:
@@ -225,24 +232,6 @@ def _finished(alive: list[Hypothesis], done: list[Hypothesis], beam: int, alpha:
     return max(h.log_probability for h in alive) / ((5 + limit + 1) / 6) ** alpha <= best
 
 
-Progress = Callable[[Iterable[int]], Iterable[int]]
-BATCH = 64  # sources at a time
-
-
-def answers(
-    model: Transformer,
-    sources: Sequence[Sequence[int]],
-    searcher: Searcher | None = None,
-    progress: Progress = iter,
-) -> list[Hypothesis]:
-    """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
-    searcher = searcher or Searcher(model)
-    found: list[Hypothesis] = []
-    for i in progress(range(0, len(sources), BATCH)):
-        found += searcher.greedy(sources[i : i + BATCH])
-    return found
-
-
 def share_exact(found: Sequence[Hypothesis], targets: Sequence[Sequence[int]]) -> float:
     """The share of hypotheses that end and equal their target."""
     right = [h.ended and h.tokens == list(target) for h, target in zip(found, targets, strict=True)]
@@ -282,7 +271,7 @@ def pair_score(model: Transformer, data: PairData, progress: Progress = iter) ->
         tokens[: len(rows)] = inputs[: len(rows)]
         steps = [decoder.step(tokens[:, t]).argmax(-1) for t in range(tokens.shape[1])]
         prefixes += _exact_rows(np.stack(steps, -1)[: len(rows)], wanted[: len(rows)], counted[: len(rows)])
-    found = answers(model, data.sources, searcher)
+    found = searcher.answers(data.sources)
     n, own = len(data.pairs), share_exact(found, data.targets)
     return PairScore(float(np.mean(losses)), forced / n, prefixes / n, own, found)
 
