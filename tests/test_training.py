@@ -15,7 +15,7 @@ from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, train_bpe
 from lama.training.loop import Trainer, clipping, language_model_batches
 from lama.training.loss import Evaluator, cross_entropy
-from lama.training.optimizers.adamw import AdamW
+from lama.training.optimizers import AdamW
 from lama.training.prepare import model_config
 from lama.training.schedule import learning_rate
 from lama.training.settings import read_settings, run_config

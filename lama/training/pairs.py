@@ -25,7 +25,7 @@ from lama.runtime.buffers import write
 from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer
 from lama.training.loop import Step, Trainer
 from lama.training.loss import Evaluator, pair_loss
-from lama.training.optimizers.adamw import zeros_like_all
+from lama.training.optimizers import zeros_like_all
 from lama.training.rows import Rows, write_rows
 from lama.training.session import Evaluation, Parts, Session
 from lama.training.settings.pairs import PairSettings

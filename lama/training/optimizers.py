@@ -1,7 +1,8 @@
-"""AdamW, with all that changes from step to step passed as one tensor."""
+"""Optimizers by name. Each holds its state under the parameters' names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -10,6 +11,23 @@ from lama.ops import adamw
 from lama.runtime.buffers import zeros
 from lama.runtime.capture import InputBuffer
 from lama.training.settings.base import TrainingConfig
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """An update rule. One captured step serves every update: what changes is passed as `scalars`."""
+
+    numbers_per_weight: int
+    """Numbers of state for each weight."""
+
+    def scalars(self, step: int, rate: float) -> Tensor:
+        """The numbers that update `step` (from 1) at this learning rate needs: float32, realised."""
+
+    def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
+        """Assign the new parameters and state, unrealised; gradients are first multiplied by `scale`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint must hold."""
 
 
 class AdamW:
@@ -40,6 +58,9 @@ class AdamW:
     def state(self) -> dict[str, Tensor]:
         first = {f"m.{name}": t for name, t in self.m.items()}
         return first | {f"v.{name}": t for name, t in self.v.items()}
+
+
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], TrainingConfig], Optimizer]] = {"adamw": AdamW}
 
 
 def zeros_like_all(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
