@@ -73,7 +73,7 @@ class TaskScore:
 
 def parse_hellaswag(fields: Mapping[str, object], where: str) -> BenchmarkItem:
     """Activity and context, and four endings, worded as in the harness. Source: Zellers et al. 2019."""
-    texts = {key: field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b")}
+    activity, first, last = (field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b"))
     endings = field(fields, "endings", list, where)
     if len(endings) < 2 or not all(isinstance(ending, str) for ending in endings):
         raise LamaError(f"endings must be a list of two texts or more; got {quoted(endings, 60)} on {where}")
@@ -86,7 +86,7 @@ def parse_hellaswag(fields: Mapping[str, object], where: str) -> BenchmarkItem:
     if type(label) is not int or not 0 <= label < len(endings):
         rule = f"the index of the right ending, 0 to {len(endings) - 1}"
         raise LamaError(f"label must be {rule}; got label={quoted(label)} on {where}")
-    context = f"{texts['activity_label']}: {texts['ctx_a']} {texts['ctx_b'].capitalize()}"
+    context = f"{activity}: {first} {last.capitalize()}"
     return BenchmarkItem(without_markup(context), tuple(map(without_markup, endings)), label, where)
 
 

@@ -112,9 +112,9 @@ def confusion_of(
     labels: tuple[str, ...], examples: Sequence[LabelledText], found: Sequence[str]
 ) -> Confusion:
     """Compare the classes that were `found` with those of the examples."""
-    number = {label: i for i, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, ([number[e.label] for e in examples], [number[label] for label in found]), 1)
+    for example, label in zip(examples, found, strict=True):
+        confusion[labels.index(example.label), labels.index(label)] += 1
     return Confusion(labels, confusion)
 
 

@@ -1,4 +1,4 @@
-"""Settings that every training has, with their ranges and help texts. Nothing here needs tinygrad."""
+"""Settings that every training has, with their ranges and help texts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Settings for training a classifier. Nothing here needs tinygrad."""
+"""Settings for training a classifier."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Settings for training a GPT. Nothing here needs tinygrad."""
+"""Settings for training a GPT."""
 
 import math
 from dataclasses import dataclass
