@@ -22,15 +22,16 @@ def setting(
     default: T,
     about: str,
     choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
     most: int = LARGEST,
 ) -> T:
     """Declare a field with its default, its help text and the values that it may take.
 
-    `choices` of texts; `least` <= value < `below` of numbers; value <= `most` of whole numbers.
+    `choices` of texts; `least` <= value, `above` < value < `below` of numbers; `most` of whole numbers.
     """
-    limits = {"choices": choices, "least": least, "below": below, "most": most}
+    limits = {"choices": choices, "least": least, "above": above, "below": below, "most": most}
     return dataclasses.field(default=default, metadata={"about": about, **limits})
 
 
@@ -50,7 +51,7 @@ class TrainingConfig:
     steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
     batch_size: int = setting(12, "examples in a batch, such as windows or texts", least=1)
     accumulation: int = setting(1, "parts of a batch, computed in turn: more need less memory", least=1)
-    learning_rate: float = setting(2e-3, "peak learning rate")
+    learning_rate: float = setting(2e-3, "peak learning rate", above=0)
     min_learning_rate: float = setting(-1.0, "end of the cosine; below 0 means a tenth of the peak")
     warmup: int = setting(50, "warm-up steps", least=0)
     schedule: str = setting("cosine", "schedule after the warm-up", choices=("cosine", "constant", "noam"))
@@ -67,8 +68,6 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
             object.__setattr__(self, name, _checked(field, getattr(self, name)))
-        if self.learning_rate <= 0:
-            raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
         if self.min_learning_rate < 0:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
         if self.min_learning_rate > self.learning_rate:
@@ -124,13 +123,8 @@ class CorpusSettings(RunSettings):
     """Settings of a run that learns from a corpus."""
 
     corpus: tuple[str, ...] = setting((), "files, folders, patterns, -, kjv or tinyshakespeare; default kjv")
-    validation: float = setting(0.1, "held-out share of the text, at its end", below=1)
+    validation: float = setting(0.1, "held-out share of the text, at its end", above=0, below=1)
     context_length: int = setting(64, "tokens in a window", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation <= 0:
-            raise UsageError(f"validation must be above 0; got {self.validation}")
 
 
 # Reports and checkpoints may change when a run is resumed: they never change the weights.
@@ -186,9 +180,11 @@ def _checked(field: Field, value: object) -> object:
     if isinstance(value, int | float):
         if not math.isfinite(value):
             raise UsageError(f"{name} must be a finite number; got {value}")
-        if limits["least"] is not None and value < limits["least"]:
+        if value < limits["least"]:
             raise UsageError(f"{name} must be at least {limits['least']}; got {value}")
-        if limits["below"] is not None and value >= limits["below"]:
+        if not limits["above"] < value:
+            raise UsageError(f"{name} must be above {limits['above']}; got {value}")
+        if value >= limits["below"]:
             raise UsageError(f"{name} must be below {limits['below']}; got {value}")
         if isinstance(value, int) and value > limits["most"]:
             raise UsageError(f"{name} must be at most {limits['most']}; got {quoted(value)}")
