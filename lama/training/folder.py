@@ -40,12 +40,10 @@ from lama.training.settings import read_settings, settings_of
 from lama.training.settings.base import RunSettings, to_toml
 
 LARGEST_LOG = 4 << 30  # bytes; a step takes 200
-TYPES: dict[str, type] = dict.fromkeys(
-    ("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "validation_loss"), float
-)
-TYPES |= dict.fromkeys(("accuracy", "best_loss", "seconds"), float)
+TYPES: dict[str, type] = {"step": int, "devices": int, "command": str}
 TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
-TYPES |= {"step": int, "devices": int, "command": str}
+TYPES |= dict.fromkeys(("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"), float)
+TYPES |= dict.fromkeys(("validation_loss", "accuracy", "best_loss", "seconds"), float)
 """Types of the values in log.jsonl and training.json."""
 FILES = (
     *("log.jsonl", "recording.jsonl", "loss.png", "attention.html", "held-out.tsv"),
@@ -73,11 +71,10 @@ class RunFolder:
 
     def is_older_run(self) -> bool:
         """Whether the folder, which has no marker, is that of a run of an earlier version."""
-        try:
+        with suppress(LamaError):
             settings_of(self.settings())
             return bool(self.checkpoints() and read_training(self.checkpoints()[-1])) or bool(self.read_log())
-        except LamaError:
-            return False
+        return False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -187,7 +184,7 @@ class RunFolder:
         tokenizer: Tokenizer,
         state: Mapping[str, Tensor],
         notes: Mapping[str, object],
-    ) -> Path:
+    ) -> None:
         """Write all that the run needs to resume at `step`.
 
         Raises LamaError if it cannot be written, and for weights that are not finite; earlier checkpoints are
@@ -195,7 +192,7 @@ class RunFolder:
         """
         place = self._checkpoints / f"step-{step:06d}"
         if place.exists():
-            return place  # a run is a function of its settings: it would be the same
+            return  # a run is a function of its settings: it would be the same
         for name, p in get_state_dict(model).items():
             if not np.isfinite(p.float().numpy()).all():
                 raise Diverged(
@@ -214,7 +211,6 @@ class RunFolder:
                 os.rename(new, place)
         finally:
             remove(new)
-        return place
 
     def drop(self, checkpoints: Iterable[Path]) -> None:
         """Remove checkpoints; none is ever half removed under its own name."""
