@@ -1,7 +1,7 @@
 """New and resumed runs of `lama train`, whatever the model."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
 
 
-def _of_the_model(given: Mapping[str, object], shape: GPTConfig) -> dict[str, object]:
+def _of_the_model(given: Settings, shape: GPTConfig) -> dict[str, object]:
     """The settings with the shape of the initial model. Raises UsageError for another shape."""
     if given.get("tokenizer", OWN) != OWN:
         got = f"got --tokenizer {quoted(given['tokenizer'], plain=True)}. Leave it out"
