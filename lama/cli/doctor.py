@@ -84,7 +84,7 @@ def attempt(check: Callable[[], Iterator[Line]], before: list[Line], trace: bool
 
 
 def machine() -> Iterator[Line]:
-    from lama.host import cores
+    from lama.host import cores, memory_bytes
     from lama.runtime.compiler import asked_threads
 
     memory = f", {memory_bytes() / 2**30:.1f} GiB of memory" if memory_bytes() else ""
@@ -95,14 +95,6 @@ def machine() -> Iterator[Line]:
         given = ", ".join(f"{name}={quoted(os.environ[name], plain=True)}" for name in names)
         yield Line("machine", f"set: {given}")
     asked_threads()
-
-
-def memory_bytes() -> int:
-    """The machine's memory, or 0 if the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def packages() -> Iterator[Line]:
