@@ -1,4 +1,4 @@
-"""Facts about this computer that do not depend on tinygrad: its cache folder, its cores."""
+"""Facts about this computer that do not depend on tinygrad: its cache folder, its cores, its memory."""
 
 import os
 import sys
@@ -7,6 +7,14 @@ from pathlib import Path
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or 0 if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def cache_folder() -> Path:

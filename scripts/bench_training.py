@@ -39,9 +39,8 @@ from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.runtime.device import use_device
 from lama.runtime.threads import threads
-from lama.training import Step, Trainer
 from lama.training.budget import training_operations
-from lama.training.loop import language_model_batches
+from lama.training.loop import Step, Trainer, language_model_batches
 from lama.training.prepare import make_tokenizer, model_config
 from lama.training.run import EVALUATION_BATCH
 from lama.training.settings import RunConfig, read_settings, run_config
@@ -196,11 +195,11 @@ def run_lama(args: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lama.training.folder import RunFolder
-    from lama.training.prepare import new_run
+    from lama.training.prepare import new_session
 
     config = settings_of(args, args.seeds[0])
     with tempfile.TemporaryDirectory() as folder:
-        run = new_run(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
+        run = new_session(RunFolder(Path(folder) / "run"), asdict(config), "scripts/bench_training.py")
         run.measure_start()
         clock = Clock("lama", config)
         for event in run:

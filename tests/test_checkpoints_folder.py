@@ -13,7 +13,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.checkpoints import load, load_model, save
 from lama.data.inputs import input_tokens
 from lama.errors import LamaError, LamaWarning
-from lama.evaluation import perplexity
+from lama.evaluation.sliding import perplexity
 from lama.generation import generate
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer, gpt2_tokenizer

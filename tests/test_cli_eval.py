@@ -11,7 +11,9 @@ from reference import random_gpt2
 
 from lama.checkpoints import load_model, save
 from lama.cli import main
-from lama.evaluation import BENCHMARKS, TASKS, evaluate, perplexity, read_examples
+from lama.evaluation import BENCHMARKS
+from lama.evaluation.sliding import perplexity
+from lama.evaluation.tasks import TASKS, evaluate, read_examples
 from lama.tokenizers import ByteTokenizer
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat. " * 3

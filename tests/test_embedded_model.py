@@ -7,7 +7,7 @@ import pytest
 
 import lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
-from lama.training import Evaluator
+from lama.training.loss import Evaluator
 
 FOLDER = Path(__file__).parent.parent / "weights" / "lama-bpe"
 

@@ -16,11 +16,21 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
-from lama.evaluation import TASKS, BenchmarkItem, TaskScore, TextScore, evaluate, perplexity, read_examples
-from lama.evaluation.likelihood import Row, Scorer, by_width, score, target_log_probs
+from lama.evaluation.likelihood import Row, Scorer, by_width, score
 from lama.evaluation.published import PUBLISHED, SIZES
-from lama.evaluation.sliding import strided_windows
-from lama.evaluation.tasks import Answer, encode_pair, hellaswag_metrics, lambada_metrics, without_markup
+from lama.evaluation.sliding import TextScore, perplexity, strided_windows
+from lama.evaluation.tasks import (
+    TASKS,
+    Answer,
+    BenchmarkItem,
+    TaskScore,
+    encode_pair,
+    evaluate,
+    hellaswag_metrics,
+    lambada_metrics,
+    read_examples,
+    without_markup,
+)
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, gpt2_tokenizer
 
@@ -58,12 +68,6 @@ def picked(tokens: list[int]) -> np.ndarray:
 
 
 # --- log-likelihood
-
-
-def test_target_log_probs_equal_the_hand_computed_ones():
-    logits = np.log([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]).astype(np.float32) + 100
-    found = target_log_probs(Tensor(logits), Tensor(np.array([[0, 1]], np.int32)))
-    np.testing.assert_allclose(found.numpy(), np.log([[0.5, 0.2]]), atol=1e-5)
 
 
 def test_rows_of_all_lengths_score_as_each_does_alone(model: GPT):

@@ -20,9 +20,10 @@ from lama.cli import main
 from lama.data import batch, open_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
-from lama.training import Step, cross_entropy
 from lama.training.folder import RunFolder
-from lama.training.prepare import new_run, resumed_run
+from lama.training.loop import Step
+from lama.training.loss import cross_entropy
+from lama.training.prepare import new_session, resumed_run
 from lama.training.run import Run
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
@@ -148,8 +149,8 @@ def test_resumed_fine_tuning_needs_no_more_of_the_model_it_began_with(
                     run.stop()
         return losses
 
-    whole = go(new_run(RunFolder(Path("whole")), settings, ""), 6)
-    first = go(new_run(RunFolder(Path("parts")), settings, ""), 3)
+    whole = go(new_session(RunFolder(Path("whole")), settings, ""), 6)
+    first = go(new_session(RunFolder(Path("parts")), settings, ""), 3)
     shutil.rmtree("model")
     assert first + go(resumed_run(RunFolder(Path("parts")), {}), 6) == whole
     for name, p in get_state_dict(lama.load("whole/checkpoints/step-000006")[0]).items():
@@ -190,7 +191,7 @@ def test_shape_that_is_not_the_models_is_refused(flags: str, message: str, train
 def test_shape_that_is_the_models_may_be_said(here: Path, tmp_path: Path):
     shape = {name: getattr(LAMA, name) for name in ("d_model", "n_layers", "bias", "tied", "activation")}
     settings = {"initial": str(here / "lama"), "corpus": [str(here / "text.txt")], **shape}
-    run = new_run(RunFolder(tmp_path / "out"), settings, "")
+    run = new_session(RunFolder(tmp_path / "out"), settings, "")
     assert run.config.context_length == LAMA.context_length and run.config.d_mlp == LAMA.d_mlp
 
 
@@ -199,7 +200,7 @@ def test_learning_rate_of_a_model_that_is_trained_on_is_low_unless_it_is_given(
     given, rate, here: Path, tmp_path: Path
 ):
     settings = {"initial": str(here / "lama"), "corpus": [str(here / "text.txt")], **given}
-    run = new_run(RunFolder(tmp_path / "out"), settings, "")
+    run = new_session(RunFolder(tmp_path / "out"), settings, "")
     assert run.config.learning_rate == rate and run.config.min_learning_rate == pytest.approx(rate / 10)
 
 

@@ -18,9 +18,9 @@ from lama.cli import main
 from lama.generation import generate_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.runtime.device import use_device
-from lama.training import Trainer, TrainingConfig
-from lama.training.loop import language_model_batches
+from lama.training.loop import Trainer, language_model_batches
 from lama.training.replica import copy_to
+from lama.training.settings.base import TrainingConfig
 
 SHAPE = GPTConfig(vocab_size=23, context_length=11, d_model=12, n_layers=2, n_heads=3)
 PROMPTS = ["In the beginning God", "And"]

@@ -27,7 +27,8 @@ from lama.models.registry import n_parameters
 from lama.ops import add, dequantize, embedding, gelu, layernorm, matmul, quantize, quantize_array
 from lama.runtime import kernel as program
 from lama.tokenizers import CharacterTokenizer
-from lama.training import Trainer, TrainingConfig
+from lama.training.loop import Trainer
+from lama.training.settings.base import TrainingConfig
 
 BITS = [8, 4]
 ERROR = {8: 0.0056, 4: 0.0825}  # relative rms of normal weights; llama.cpp's Q4_0 has 0.086

@@ -15,9 +15,9 @@ from lama.checkpoints import load
 from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.interp.attention import attention_of, moment_panels
-from lama.training import Step
 from lama.training.folder import RunFolder
-from lama.training.prepare import new_run, resumed_run
+from lama.training.loop import Step
+from lama.training.prepare import new_session, resumed_run
 from lama.training.recording import read_recording
 from lama.training.run import Run
 
@@ -34,7 +34,7 @@ def cats(tmp_path_factory):
 
 def start(folder: Path, cats: Path, **changes) -> Run:
     settings = {"corpus": [str(cats)], "steps": 7, "evaluate_every": 4, "warmup": 2, **RUN, **changes}
-    run = new_run(RunFolder(folder), settings, "lama train ...")
+    run = new_session(RunFolder(folder), settings, "lama train ...")
     run.measure_start()
     return run
 

@@ -27,9 +27,9 @@ from lama.cli import main
 from lama.data import open_tokens
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import CharacterTokenizer
-from lama.training import Step
 from lama.training.folder import RunFolder
-from lama.training.prepare import new_run, resumed_run
+from lama.training.loop import Step
+from lama.training.prepare import new_session, resumed_run
 from lama.training.run import Run
 from lama.training.session import Evaluation
 
@@ -49,7 +49,7 @@ def start(cats: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def start(name: str = "out", **changes: Any) -> Run:
         settings = {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN, **changes}
-        run = new_run(RunFolder(tmp_path / name), settings, "lama train ...")
+        run = new_session(RunFolder(tmp_path / name), settings, "lama train ...")
         run.measure_start()
         return run
 
@@ -86,7 +86,7 @@ def leftovers(folder: RunFolder) -> list[str]:
 def whole(cats: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of `start`, from its beginning to its end."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "out")
-    run = new_run(
+    run = new_session(
         folder,
         {"corpus": [str(cats)], "steps": 12, "evaluate_every": 3, "warmup": 2, **RUN},
         "lama train ...",
@@ -179,7 +179,7 @@ def test_model_of_the_lowest_held_out_loss_stays_on_top(start):
 
 
 def test_saved_settings_train_the_same_model_again(whole, tmp_path):
-    run = new_run(RunFolder(tmp_path / "again"), whole.settings(), "lama train ...")
+    run = new_session(RunFolder(tmp_path / "again"), whole.settings(), "lama train ...")
     run.measure_start()
     list(run)
     assert outcome(run.folder) == outcome(whole)
@@ -802,7 +802,7 @@ def test_run_that_cannot_be_leaves_an_earlier_one_as_it_was(finished, tmp_path):
     before, corpus = state(), tmp_path / "corpus.txt"
     corpus.write_bytes(b"good text\n" * 100_000 + b"\xff")  # found out in the middle
     with pytest.raises(LamaError, match=r"a corpus must be UTF-8 text; got byte 0xff at offset 1000000 of "):
-        new_run(finished, {"corpus": [str(corpus)], **RUN}, "lama train ...")
+        new_session(finished, {"corpus": [str(corpus)], **RUN}, "lama train ...")
     assert state() == before
 
 
@@ -812,7 +812,7 @@ def test_text_that_the_model_cannot_spell_is_refused_and_leaves_no_folder(tmp_pa
     (tmp_path / "corpus.txt").write_text("abcabcd" * 100)
     settings = {"corpus": [str(tmp_path / "corpus.txt")], "initial": str(tmp_path / "abc")}
     with pytest.raises(LamaError, match="'d'"):
-        new_run(RunFolder(tmp_path / "out"), settings, "lama train ...")
+        new_session(RunFolder(tmp_path / "out"), settings, "lama train ...")
     assert not (tmp_path / "out").exists()
 
 
@@ -821,7 +821,9 @@ def test_run_must_not_write_over_the_model_it_starts_from(finished, cats, initia
     with pytest.raises(
         UsageError, match="--out must be another folder than that of the model to start from; got "
     ):
-        new_run(finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ...")
+        new_session(
+            finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ..."
+        )
 
 
 def test_new_run_takes_the_place_of_an_earlier_one(finished, cats):
@@ -829,7 +831,7 @@ def test_new_run_takes_the_place_of_an_earlier_one(finished, cats):
     (finished.path / ".data-123").mkdir()
     (finished.path / ".saving-123").mkdir()
     model = (finished.path / "model.safetensors").read_bytes()
-    new_run(finished, {"corpus": [str(cats)], **RUN, "validation": 0.2}, "lama train ...")
+    new_session(finished, {"corpus": [str(cats)], **RUN, "validation": 0.2}, "lama train ...")
     names = sorted(path.name for path in finished.path.iterdir())
     assert names == ["config.json", "data", "lama.json", "model.safetensors", "settings.toml"]
     assert (finished.path / "model.safetensors").read_bytes() == model  # until there is another
@@ -853,13 +855,13 @@ def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
     finished.log_file.symlink_to(there / "log.jsonl")
     (there / "log.jsonl").write_text("mine")
     before = sorted(there.rglob("*"))
-    new_run(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
+    new_session(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
     for path in ("checkpoints/mine.txt", "data/mine.txt", ".mine.tmp"):
         assert (finished.path / path).read_text() == "mine"
     assert finished.checkpoints() == [] and not finished.log_file.exists()
     shutil.rmtree(finished.path / "checkpoints")
     (finished.path / "checkpoints").symlink_to(there)
-    new_run(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
+    new_session(finished, {"corpus": [str(cats)], **RUN}, "lama train ...")
     assert (
         sorted(there.rglob("*")) == before
         and (there / "photo.png").read_text() == (there / "log.jsonl").read_text() == "mine"
@@ -868,7 +870,7 @@ def test_new_run_leaves_what_is_not_a_run_s(finished, cats, tmp_path):
 
 def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
     settings = start("one", batch_size=12).folder.settings()
-    shared = new_run(RunFolder(tmp_path / "two"), settings, "lama train ...", devices=("CPU", "CPU:1"))
+    shared = new_session(RunFolder(tmp_path / "two"), settings, "lama train ...", devices=("CPU", "CPU:1"))
     shared.measure_start()
     assert [replica.device for replica in shared.trainer.replicas] == ["CPU", "CPU:1"]
     assert shared.folder.read_log()[0]["devices"] == 2
@@ -888,7 +890,7 @@ def test_batch_that_devices_cannot_share_is_refused(start, tmp_path):
         UsageError,
         match="batch_size must be a multiple of devices x accumulation; got batch_size=6, 2 devices",
     ):
-        new_run(
+        new_session(
             RunFolder(tmp_path / "out"),
             start("other").folder.settings(),
             "lama train ...",

@@ -18,8 +18,8 @@ from lama.cli import main
 from lama.cli import training as cli_training
 from lama.cli.live import LiveLine
 from lama.errors import LamaError, UsageError
-from lama.training import Step
 from lama.training.folder import RunFolder
+from lama.training.loop import Step
 from lama.training.prepare import new_session, resumed_run
 from lama.training.session import Evaluation, Session
 
@@ -80,7 +80,7 @@ def outcome(folder: RunFolder) -> tuple[list[dict[str, object]], dict[str, bytes
 
 GO_ON = """
 import sys
-from lama.training import Step
+from lama.training.loop import Step
 from lama.training.folder import RunFolder
 from lama.training.prepare import resumed_run
 session = resumed_run(RunFolder(sys.argv[1]), {})

@@ -13,12 +13,13 @@ from lama.errors import LamaError, UsageError
 from lama.generation import generate
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, train_bpe
-from lama.training import Evaluator, TrainingConfig, cross_entropy
 from lama.training.loop import Trainer, clipping, language_model_batches
-from lama.training.optimizers.adamw import AdamW
+from lama.training.loss import Evaluator, cross_entropy
+from lama.training.optimizers import AdamW
 from lama.training.prepare import model_config
 from lama.training.schedule import learning_rate
 from lama.training.settings import read_settings, run_config
+from lama.training.settings.base import TrainingConfig
 
 TEXT = "to be or not to be: "
 TOKENIZER = CharacterTokenizer(TEXT)

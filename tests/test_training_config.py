@@ -6,9 +6,8 @@ import pytest
 
 from lama.errors import LamaError, UsageError, did_you_mean
 from lama.models.gpt import GPTConfig
-from lama.training import TrainingConfig
 from lama.training.settings import RunConfig, presets, read_settings, run_config
-from lama.training.settings.base import ABOUT_REPORTS, differences, fields_of, to_toml
+from lama.training.settings.base import ABOUT_REPORTS, TrainingConfig, differences, fields_of, to_toml
 from lama.training.settings.gpt import MODEL_SETTINGS, SIZE_SETTINGS, parse_size, sizes
 
 SETTINGS = fields_of(RunConfig)

@@ -15,7 +15,8 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints import load_model
 from lama.checkpoints.gpt2 import TRANSPOSED, gpt2_name
-from lama.training import Trainer, TrainingConfig
+from lama.training.loop import Trainer
+from lama.training.settings.base import TrainingConfig
 
 TOLERANCE = 1e-4  # of losses in nats, of norms in shares; measured: 2e-6 and 1e-6 at most
 # At most; 1e-6 in the mean. Measured: 8e-5, where AdamW divides a gradient of next to nothing by its size,

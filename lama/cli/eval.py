@@ -18,7 +18,7 @@ from lama.errors import UsageError, note
 from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
-    from lama.evaluation import TaskScore
+    from lama.evaluation.tasks import TaskScore
     from lama.models.gpt import GPT
     from lama.tokenizers import Tokenizer
 
@@ -68,7 +68,7 @@ def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
 
 def run_text(args: argparse.Namespace) -> dict[str, object]:
     from lama.data import open_corpus
-    from lama.evaluation import perplexity
+    from lama.evaluation.sliding import perplexity
 
     text = open_corpus([args.text]).text
     model, tokenizer = load_model(args)
@@ -109,8 +109,8 @@ def finite(value: float) -> float | None:
 
 
 def run_task(args: argparse.Namespace) -> dict[str, object]:
-    from lama.evaluation import TASKS, evaluate, read_examples
     from lama.evaluation.published import PUBLISHED, SIZES
+    from lama.evaluation.tasks import TASKS, evaluate, read_examples
 
     task = TASKS[args.task]
     examples = read_examples(task, args.data, args.limit)

@@ -40,7 +40,7 @@ def quantize(args: argparse.Namespace) -> int:
     from tinygrad.nn.state import get_parameters
 
     from lama.checkpoints import find, load_causal, open_checkpoint, save
-    from lama.evaluation import perplexity
+    from lama.evaluation.sliding import perplexity
     from lama.models.quantized import refuse_quantized
 
     text = read_text(args)

@@ -105,9 +105,9 @@ def head(data: "PairData", n: int) -> "PairData":
 
 
 def exact(model: "Transformer", data: "PairData") -> float:
-    from lama.generation.seq2seq import answers, share_exact
+    from lama.generation.seq2seq import Searcher, share_exact
 
-    return share_exact(answers(model, data.sources, progress=ANSWERS), data.targets)
+    return share_exact(Searcher(model).answers(data.sources, ANSWERS), data.targets)
 
 
 def check_model(folder: Path, verbose: bool) -> int:

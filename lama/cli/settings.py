@@ -6,12 +6,11 @@ from functools import partial
 from itertools import chain
 
 from lama.errors import UsageError
-from lama.training.settings import ALIASES, CLASSES, RunSettings
+from lama.training.settings import CLASSES, RunSettings
 from lama.training.settings.base import Field, fields_of
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-# `initial` is a bad flag, `from` a bad name in Python.
-FLAGS = {setting: flag for flag, setting in ALIASES.items()}
+FLAGS = {"initial": "from"}  # `initial` is a bad flag, `from` a bad name in Python
 POSITIONAL = ("model", "task", "data")  # settings that commands take otherwise
 
 

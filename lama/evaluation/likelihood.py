@@ -8,11 +8,11 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.embeddings import check_ids
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import cross_entropy, embedding
 from lama.runtime.capture import CapturedStep
-from lama.shapes import Array, Float, Int
+from lama.shapes import Array
 
 BATCH_TOKENS = 2048  # in a batch; more is no faster on a CPU
 LOGITS = 1 << 22  # computed at once, 16 MB: 64 positions for GPT-2, a whole batch for a model of bytes
@@ -49,9 +49,14 @@ def unwatched(scores: Iterable[Scores], total: int) -> Iterable[Scores]:
     return scores
 
 
-def target_log_probs(logits: Float[Tensor, "... V"], targets: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """log softmax(logits)[target] in float32, safe for large logits."""
-    return -cross_entropy(logits, targets)
+def checked_context(model: CausalLM, context_length: int | None, least: int) -> int:
+    """The context length, by default the model's. Raises UsageError."""
+    longest = model.config.context_length
+    context_length = longest if context_length is None else context_length
+    if not least <= context_length <= longest:
+        limits = f"at least {least} and at most the model's {longest}"
+        raise UsageError(f"context_length must be {limits}; got {context_length}")
+    return context_length
 
 
 class Scorer:
@@ -92,7 +97,7 @@ class Scorer:
     def _score_step(self, x: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         picked = embedding(x.reshape(-1, x.shape[-1]), positions)  # (chunk, d_model): rows of x
         logits = self.model.logits(picked.unsqueeze(0)).squeeze(0).contiguous()  # (chunk, V)
-        log_probs, greedy = target_log_probs(logits, targets), logits.argmax(-1) == targets
+        log_probs, greedy = -cross_entropy(logits, targets), logits.argmax(-1) == targets
         Tensor.realize(log_probs, greedy)
         return log_probs, greedy
 

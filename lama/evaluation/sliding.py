@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError
-from lama.evaluation.likelihood import Progress, Row, score, unwatched
+from lama.evaluation.likelihood import Progress, Row, checked_context, score, unwatched
 from lama.models.protocol import CausalLM
 from lama.tokenizers import Tokenizer
 
@@ -40,19 +40,6 @@ class TextScore:
     def bits_per_byte(self) -> float:
         """A measure that compares models with different tokenizers."""
         return self.bits_per_token * (self.tokens / self.n_bytes)
-
-
-def check_windows(model: CausalLM, stride: int | None, context_length: int | None) -> tuple[int, int]:
-    """(context_length, stride), the defaults filled in. Raises UsageError."""
-    context_length = model.config.context_length if context_length is None else context_length
-    if not 2 <= context_length <= model.config.context_length:
-        limits = f"at least 2 and at most the model's {model.config.context_length}"
-        raise UsageError(f"context_length must be {limits}; got {context_length}")
-    stride = context_length // 2 if stride is None else stride
-    if not 1 <= stride <= context_length:
-        limits = f"at least 1 and at most context_length={context_length}"
-        raise UsageError(f"stride must be {limits}; got {stride}")
-    return context_length, stride
 
 
 def strided_windows(n_tokens: int, context_length: int, stride: int) -> list[tuple[int, int, int]]:
@@ -90,7 +77,11 @@ def perplexity(
     least half a window before it. `progress` wraps the windows' scores. Raises UsageError for impossible
     windows, LamaError for a text that cannot be scored.
     """
-    context_length, stride = check_windows(model, stride, context_length)
+    context_length = checked_context(model, context_length, least=2)
+    stride = context_length // 2 if stride is None else stride
+    if not 1 <= stride <= context_length:
+        limits = f"at least 1 and at most context_length={context_length}"
+        raise UsageError(f"stride must be {limits}; got {stride}")
     tokens = check_tokens(tokenizer, tokenizer.encode(text), model.config.vocab_size)
     if len(tokens) < 2:
         raise LamaError(f"perplexity needs at least two tokens; got {len(tokens)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError, quoted
-from lama.evaluation.likelihood import Progress, Row, score, unwatched
+from lama.evaluation.likelihood import Progress, Row, checked_context, score, unwatched
 from lama.files import checked, field, parse_json, quoted_path, read_file
 from lama.models.protocol import CausalLM
 from lama.tokenizers import Tokenizer, encode_inside
@@ -73,7 +73,7 @@ class TaskScore:
 
 def parse_hellaswag(fields: Mapping[str, object], where: str) -> BenchmarkItem:
     """Activity and context, and four endings, worded as in the harness. Source: Zellers et al. 2019."""
-    texts = {key: field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b")}
+    activity, first, last = (field(fields, key, str, where) for key in ("activity_label", "ctx_a", "ctx_b"))
     endings = field(fields, "endings", list, where)
     if len(endings) < 2 or not all(isinstance(ending, str) for ending in endings):
         raise LamaError(f"endings must be a list of two texts or more; got {quoted(endings, 60)} on {where}")
@@ -86,7 +86,7 @@ def parse_hellaswag(fields: Mapping[str, object], where: str) -> BenchmarkItem:
     if type(label) is not int or not 0 <= label < len(endings):
         rule = f"the index of the right ending, 0 to {len(endings) - 1}"
         raise LamaError(f"label must be {rule}; got label={quoted(label)} on {where}")
-    context = f"{texts['activity_label']}: {texts['ctx_a']} {texts['ctx_b'].capitalize()}"
+    context = f"{activity}: {first} {last.capitalize()}"
     return BenchmarkItem(without_markup(context), tuple(map(without_markup, endings)), label, where)
 
 
@@ -176,11 +176,7 @@ def evaluate(
 
     `progress` wraps the endings' scores. Raises LamaError for an ending that does not fit by itself.
     """
-    longest = model.config.context_length
-    context_length = longest if context_length is None else context_length
-    if not 1 <= context_length <= longest:
-        limits = f"at least 1 and at most the model's {longest}"
-        raise UsageError(f"context_length must be {limits}; got {context_length}")
+    context_length = checked_context(model, context_length, least=1)
     rows, cut = [], set()
     for example in examples:
         for ending in example.endings:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -10,12 +12,14 @@ from lama.data.pairs import PairData, padded, pair_arrays
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import bucket
 from lama.models.encoder_decoder import Transformer
-from lama.runtime.buffers import read, write
+from lama.runtime.buffers import read, write, zeros
 from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.shapes import Array
 
 EXTRA = 50
 """Most tokens that a target has more than its source. Source: Vaswani et al. 2017, section 6.1."""
+BATCH = 64  # sources at a time
+Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Hypothesis:
     tokens: list[int]
     """Tokens without begin and end."""
     log_probability: float
-    """Log-probability of the tokens, and of the end token if it has ended, in nats."""
+    """Log-probability of the tokens, and of the end if it has ended, in nats."""
     ended: bool
     """Whether it ends with the end token; otherwise there was no room for more."""
 
@@ -41,26 +45,18 @@ class PairDecoder:
     computed once for a batch of sources, those of self-attention once for each token.
     """
 
-    def __init__(
-        self, model: Transformer, n_sources: int, beam: int, source_length: int, length: int, jit: bool = True
-    ):
+    def __init__(self, model: Transformer, n_sources: int, beam: int, source_length: int, length: int):
         self.model, self.beam, self.length, self.position = model, beam, length, 0
-        rows, c = n_sources * beam, model.config
-        self.rows = rows
-        self._device = str(model.embed.weight.device)
-        self.cache = model.new_cache(rows, length)
-        shape = (rows, c.n_heads, source_length, c.d_model // c.n_heads)
-        blank = Tensor.zeros(*shape, dtype=model.embed.weight.dtype, device=self._device)
-        layers = range(c.n_decoder_layers)
-        self._memory = [(blank.contiguous().clone(), blank.contiguous().clone()) for _ in layers]
-        mask = Tensor.zeros(rows, 1, 1, source_length, dtype=dtypes.bool, device=self._device)
-        self._mask = mask.contiguous()
-        Tensor.realize(self._mask, *(t for pair in self._memory for t in pair))
-        self._encode = CapturedStep(self._encode_step) if jit else self._encode_step
-        self._decode = CapturedStep(self._decode_step) if jit else self._decode_step
-        self._sources = InputBuffer(self._device)
-        self._tokens = InputBuffer(self._device)
-        self._positions = InputBuffer(self._device)
+        self.rows = n_sources * beam
+        self.cache = model.new_cache(self.rows, length)
+        c, weight = model.config, model.embed.weight
+        device, shape = str(weight.device), (self.rows, c.n_heads, source_length, c.d_model // c.n_heads)
+        blank = partial(zeros, *shape, dtype=weight.dtype, device=device)
+        self._memory = [(blank(), blank()) for _ in range(c.n_decoder_layers)]
+        self._mask = zeros(self.rows, 1, 1, source_length, dtype=dtypes.bool, device=device)
+        self._encode, self._decode = CapturedStep(self._encode_step), CapturedStep(self._decode_step)
+        self._sources, self._tokens = InputBuffer(device), InputBuffer(device)
+        self._positions = InputBuffer(device)
 
     def start(self, sources: Array) -> None:
         """Encode sources (n_sources, source_length) and restart the targets."""
@@ -70,15 +66,14 @@ class PairDecoder:
     def step(self, tokens: Array) -> Array:
         """Feed each row one more token, `tokens` (rows,).
 
-        Returns the next log-probabilities (rows, vocab_size) in float64. Raises LamaError where they are not
-        finite.
+        Returns the next log-probabilities (rows, vocab_size), float64. Raises LamaError if not finite.
         """
         positions = self._positions(np.full(self.rows, self.position, np.int32))
         fed = self._tokens(tokens.astype(np.int32).reshape(-1, 1))
         logits: Array = self._decode(fed, positions).numpy().astype(np.float64)
         if not np.isfinite(logits).all():
-            got = f"{logits.min()} to {logits.max()} at token {self.position}"
-            raise LamaError(f"logits must be finite; got {got}")
+            found = f"{logits.min()} to {logits.max()}"
+            raise LamaError(f"logits must be finite; got {found} at token {self.position}")
         self.position += 1
         logits -= logits.max(-1, keepdims=True)
         log_p: Array = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -93,8 +88,8 @@ class PairDecoder:
 
     def _encode_step(self, sources: Tensor) -> Tensor:
         memory, mask = self.model.encode(sources)
-        old = [self._mask, *(t for pair in self._memory for t in pair)]
-        new = [mask, *(t for pair in self.model.keys_values(memory) for t in pair)]
+        old = [self._mask, *chain(*self._memory)]
+        new = [mask, *chain(*self.model.keys_values(memory))]
         for a, b in zip(old, new, strict=True):
             a.assign(b.repeat_interleave(self.beam, 0).cast(a.dtype))
         Tensor.realize(*old)
@@ -106,45 +101,43 @@ class PairDecoder:
 
 
 class Searcher:
-    """Searches targets for sources, lists of token ids that end in the model's end token.
+    """Searches targets for sources, token ids that end in the model's end token. It keeps its decoders."""
 
-    It keeps its compiled decoders.
-    """
-
-    def __init__(self, model: Transformer, jit: bool = True):
-        self.model, self.jit = model, jit
+    def __init__(self, model: Transformer):
+        self.model = model
         self._decoders: dict[tuple[int, int, int], PairDecoder] = {}
 
     def greedy(self, sources: Sequence[Sequence[int]], extra: int = EXTRA) -> list[Hypothesis]:
         """Targets of the most likely tokens, to the end token or `extra` tokens more than the source has."""
         c, n = self.model.config, len(sources)
         decoder, limits = self.started(sources, 1, extra)
-        rows = decoder.rows
         targets: list[list[int]] = [[] for _ in range(n)]
-        log_p, ended, last = np.zeros(n), np.zeros(n, bool), np.full(rows, c.begin)
-        while decoder.position < decoder.length:
-            scores = self._scores(decoder, last)[:n]
-            last = np.full(rows, c.pad)
-            for i in range(n):
-                if ended[i] or len(targets[i]) == limits[i]:
-                    continue
+        log_p, ended, last = np.zeros(n), [False] * n, np.full(decoder.rows, c.begin)
+        going = list(range(n))
+        while going and decoder.position < decoder.length:
+            scores, last = self._scores(decoder, last), np.full(decoder.rows, c.pad)
+            for i in going:
                 last[i] = token = int(scores[i].argmax())
                 log_p[i] += scores[i, token]
-                ended[i] = token == c.end
-                if not ended[i]:
+                if token == c.end:
+                    ended[i] = True
+                else:
                     targets[i].append(token)
-            if all(ended[i] or len(targets[i]) == limits[i] for i in range(n)):
-                break
-        return [Hypothesis(targets[i], float(log_p[i]), bool(ended[i])) for i in range(n)]
+            going = [i for i in going if not ended[i] and len(targets[i]) < limits[i]]
+        return [Hypothesis(targets[i], float(log_p[i]), ended[i]) for i in range(n)]
+
+    def answers(self, sources: Sequence[Sequence[int]], progress: Progress = iter) -> list[Hypothesis]:
+        """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
+        starts = progress(range(0, len(sources), BATCH))
+        return [found for i in starts for found in self.greedy(sources[i : i + BATCH])]
 
     def beam(
         self, sources: Sequence[Sequence[int]], beam: int = 4, alpha: float = 0.6, extra: int = EXTRA
     ) -> list[list[Hypothesis]]:
-        """Up to `beam` targets for each source, the best score first.
+        """Up to `beam` targets for each source, the best score first. Raises UsageError.
 
         Each step keeps a source's `beam` most likely continuations and sets those that end aside. The source
-        is done when no other could score higher than the best of these. A beam of 1 is greedy. Raises
-        UsageError.
+        is done when no other could score higher than the best of these. A beam of 1 is greedy.
         """
         if beam < 1 or not 0 <= alpha < float("inf"):
             raise UsageError(f"beam must be at least 1 and alpha at least 0; got beam={beam}, alpha={alpha}")
@@ -182,7 +175,7 @@ class Searcher:
         return scores
 
     def started(
-        self, sources: Sequence[Sequence[int]], beam: int, extra: int
+        self, sources: Sequence[Sequence[int]], beam: int, extra: int = EXTRA
     ) -> tuple[PairDecoder, list[int]]:
         """A decoder that has encoded the sources, and the length limit of each target.
 
@@ -191,14 +184,12 @@ class Searcher:
         c = self.model.config
         longest = max(map(len, sources), default=0)
         if not 0 < longest <= c.context_length:
-            limit = f"context_length={c.context_length}"
-            raise LamaError(
-                f"sources must not be empty and fit context_length; got {longest} tokens, {limit}"
-            )
+            got = f"{longest} tokens, context_length={c.context_length}"
+            raise LamaError(f"sources must not be empty and fit context_length; got {got}")
         size, rows = bucket(longest, c.context_length), 1 << (len(sources) - 1).bit_length()
         if (key := (rows, beam, size)) not in self._decoders:
             length = min(c.context_length, size + EXTRA)
-            self._decoders[key] = PairDecoder(self.model, rows, beam, size, length, self.jit)
+            self._decoders[key] = PairDecoder(self.model, rows, beam, size, length)
         decoder = self._decoders[key]
         unused: list[list[int]] = [[] for _ in range(rows - len(sources))]
         decoder.start(padded([*sources, *unused], size, c.pad))
@@ -211,7 +202,7 @@ def _extended(
 ) -> tuple[list[Hypothesis], list[Hypothesis], list[int]]:
     """The `beam` most likely open continuations, the ended ones among the `beam` most likely, and parents.
 
-    `log_p` is (len(alive), vocab_size); a parent is the index in `alive` that an open continuation extends.
+    A parent is the index in `alive` that an open continuation extends.
     """
     totals = np.array([h.log_probability for h in alive])[:, None] + log_p
     order = np.argsort(-totals, axis=None, kind="stable")[: 2 * beam]  # half of them may be ends
@@ -241,24 +232,6 @@ def _finished(alive: list[Hypothesis], done: list[Hypothesis], beam: int, alpha:
     return max(h.log_probability for h in alive) / ((5 + limit + 1) / 6) ** alpha <= best
 
 
-Progress = Callable[[Sequence[int]], Iterable[int]]
-BATCH = 64  # sources at a time
-
-
-def answers(
-    model: Transformer,
-    sources: Sequence[Sequence[int]],
-    searcher: Searcher | None = None,
-    progress: Progress = lambda batches: batches,
-) -> list[Hypothesis]:
-    """Greedy targets of any number of sources; `progress` wraps the sequence of batch starts."""
-    searcher = searcher or Searcher(model)
-    found: list[Hypothesis] = []
-    for i in progress(range(0, len(sources), BATCH)):
-        found += searcher.greedy(sources[i : i + BATCH])
-    return found
-
-
 def share_exact(found: Sequence[Hypothesis], targets: Sequence[Sequence[int]]) -> float:
     """The share of hypotheses that end and equal their target."""
     right = [h.ended and h.tokens == list(target) for h, target in zip(found, targets, strict=True)]
@@ -281,7 +254,7 @@ class PairScore:
     """The model's own targets."""
 
 
-def pair_score(model: Transformer, data: PairData, progress: Progress = lambda batches: batches) -> PairScore:
+def pair_score(model: Transformer, data: PairData, progress: Progress = iter) -> PairScore:
     """Evaluate `model` on the pairs in three ways, which agree once it has learned them."""
     searcher = Searcher(model)
     losses: list[float] = []
@@ -293,12 +266,12 @@ def pair_score(model: Transformer, data: PairData, progress: Progress = lambda b
         log_p = model(Tensor(sources), Tensor(inputs)).float().log_softmax(-1).numpy()  # (B, T, V)
         losses += list(-np.take_along_axis(log_p, wanted[..., None], -1)[..., 0][counted])
         forced += _exact_rows(log_p.argmax(-1), wanted, counted)
-        decoder, _ = searcher.started([data.sources[row] for row in rows], 1, EXTRA)
+        decoder, _ = searcher.started([data.sources[row] for row in rows], 1)
         tokens = np.full((decoder.rows, inputs.shape[1]), model.config.pad, np.int32)
         tokens[: len(rows)] = inputs[: len(rows)]
         steps = [decoder.step(tokens[:, t]).argmax(-1) for t in range(tokens.shape[1])]
         prefixes += _exact_rows(np.stack(steps, -1)[: len(rows)], wanted[: len(rows)], counted[: len(rows)])
-    found = answers(model, data.sources, searcher)
+    found = searcher.answers(data.sources)
     n, own = len(data.pairs), share_exact(found, data.targets)
     return PairScore(float(np.mean(losses)), forced / n, prefixes / n, own, found)
 

@@ -121,16 +121,14 @@ class Encoder:
 
         Raises ValueError for more than `context_length` tokens, and for segments where the model has none.
         """
-        device = self.embed.weight.device
+        T, device = int(tokens.shape[1]), self.embed.weight.device
         tokens = tokens.to(device)
-        T = int(tokens.shape[1])
         check_length(T, self.config)
         if segments is not None and self.segment_embed is None:
             got = f"segments of shape {tuple(segments.shape)}"
             raise ValueError(f"segments must be left out for a model without them; got {got}")
-        x = tap("embed", self.embed(tokens)) + tap(
-            "pos_embed", self.pos_embed(T).to(device)
-        )  # (B, T, d_model)
+        x = tap("embed", self.embed(tokens))  # (B, T, d_model)
+        x = x + tap("pos_embed", self.pos_embed(T).to(device))
         if self.segment_embed is not None:
             kinds = tokens.zeros_like() if segments is None else segments.to(device)
             x = x + tap("segment_embed", self.segment_embed(kinds.contiguous()))
@@ -156,8 +154,7 @@ class Bert:
         self.encoder = Encoder(c)
         self.dense, self.ln_head = Linear(c.d_model, c.d_model), LayerNorm(c.d_model, epsilon=c.norm_epsilon)
         self.unembed_bias = parameter(c.vocab_size)
-        if seed is not None:
-            initialise(self, seed, c.n_layers if c.norm == "pre" else 0, start_std(c.d_model))
+        initialise_encoder(self, c, seed)
 
     def logits(self, x: Float[Tensor, "... d_model"], tap: Tap = no_tap) -> Float[Tensor, "... vocab_size"]:
         """The head: scores from the encoder's output, at any positions."""
@@ -175,21 +172,16 @@ class Bert:
         return tap("logits", self.logits(self.encoder(tokens, segments, tap, dropout), tap))
 
     def at(
-        self,
-        tokens: Int[Tensor, "B T"],
-        positions: Int[Tensor, "B n"],
-        tap: Tap = no_tap,
-        dropout: Dropout = no_dropout,
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B n"], dropout: Dropout = no_dropout
     ) -> Float[Tensor, "B n vocab_size"]:
         """The logits of some positions of each row only; training needs no others, which would cost most."""
-        x = self.encoder(tokens, tap=tap, dropout=dropout)
+        x = self.encoder(tokens, dropout=dropout)
         B, T, d_model = (int(size) for size in x.shape)
         rows = positions.to(x.device) + Tensor.arange(B).reshape(B, 1).to(x.device) * T
         picked = embedding(x.reshape(B * T, d_model).contiguous(), rows.contiguous())  # (B, n, d_model)
-        return self.logits(picked, tap)
+        return self.logits(picked)
 
     def attention_sites(self) -> dict[str, AttentionSite]:
-        """The attention of the model, by kind."""
         return attention_site("self", self.encoder.blocks)
 
 
@@ -201,8 +193,7 @@ class Classifier:
         c = self.config = config
         self.encoder = Encoder(c)
         self.head = Linear(c.d_model, len(c.labels))
-        if seed is not None:
-            initialise(self, seed, c.n_layers if c.norm == "pre" else 0, start_std(c.d_model))
+        initialise_encoder(self, c, seed)
 
     def __call__(
         self, tokens: Int[Tensor, "B T"], tap: Tap = no_tap, dropout: Dropout = no_dropout
@@ -217,13 +208,13 @@ class Classifier:
         return tap("logits", self.head(dropout("pooled", tap("pooled", pooled.contiguous()))))
 
     def attention_sites(self) -> dict[str, AttentionSite]:
-        """The attention of the model, by kind."""
         return attention_site("self", self.encoder.blocks)
 
 
-def start_std(d_model: int) -> float:
-    """The standard deviation of initial weights: BERT's 0.02 at its width of 768, more for narrow models.
+def initialise_encoder(model: Bert | Classifier, c: BertConfig, seed: int | None) -> None:
+    """Draw initial weights with BERT's standard deviation, 0.02 at its width of 768, more for narrow models.
 
-    Else their attention starts so flat that it hardly learns where to look.
+    Else their attention starts so flat that it hardly learns where to look. None leaves them unfilled.
     """
-    return 0.02 * math.sqrt(768 / d_model)
+    if seed is not None:
+        initialise(model, seed, c.n_layers if c.norm == "pre" else 0, 0.02 * math.sqrt(768 / c.d_model))

@@ -1,6 +1,7 @@
 """The encoder-decoder of Vaswani et al. 2017: two stacks of the same blocks, joined by cross-attention."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from tinygrad import Tensor
 
@@ -128,7 +129,7 @@ class Transformer:
         return [attn.keys_values(memory) for attn in layers if attn is not None]
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
-        """The unembedding: a score for every token of the vocabulary."""
+        """A score for every token of the vocabulary."""
         return self.embed.unembed(x)
 
     def __call__(
@@ -158,22 +159,18 @@ class Transformer:
     def attention_sites(self) -> dict[str, AttentionSite]:
         """The attention of the model, by kind: "encoder", "decoder" and "cross"."""
         encoder, decoder = self.encoder.blocks, self.decoder.blocks
-        return {
-            **attention_site("encoder", encoder, "encoder."),
-            **attention_site("decoder", decoder, "decoder.", causal=True),
-            **attention_site("cross", decoder, "decoder.", "cross_attn"),
-        }
+        sites = attention_site("encoder", encoder, "encoder.")
+        sites |= attention_site("decoder", decoder, "decoder.", causal=True)
+        return sites | attention_site("cross", decoder, "decoder.", "cross_attn")
 
 
 def make_block(c: TransformerConfig, cross: bool) -> Block:
     """A block of the encoder, or, with `cross`, of the decoder."""
+    norm = partial(make_norm, c.d_model, c.bias, c.norm_epsilon, c.norm)
 
     def attention() -> MultiHeadAttention:
         similarity = make_similarity(c.similarity, c.n_heads, c.d_model // c.n_heads)
         return MultiHeadAttention(c.d_model, c.n_heads, c.bias, similarity)
-
-    def norm() -> LayerNorm | None:
-        return make_norm(c.d_model, c.bias, c.norm_epsilon, c.norm)
 
     return Block(
         attn=attention(),

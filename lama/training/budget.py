@@ -1,10 +1,9 @@
 """The memory and the arithmetic that a GPT's training needs."""
 
-import os
-
 from tinygrad import Device
 
 from lama.errors import UsageError
+from lama.host import memory_bytes
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.runtime.device import open_device
@@ -25,11 +24,9 @@ def training_operations(model: GPT, context_length: int) -> float:
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     """Raises UsageError for a model or a batch that this machine's memory cannot hold, on the CPU."""
-    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     open_device()  # before tinygrad looks for one, which needs a compiler on PATH
-    if not (known and str(Device.DEFAULT).startswith("CPU")):
+    if not (memory := memory_bytes()) or not str(Device.DEFAULT).startswith("CPU"):
         return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     width, layers = shape.d_model, shape.n_layers
     rows = layers * (4 * width + 2 * shape.d_mlp) + (2 - shape.tied) * shape.vocab_size
     fixed = 4 * (2 + AdamW.numbers_per_weight) * width * rows  # weights, gradients, the optimizer's state

@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor
@@ -25,11 +24,12 @@ from lama.shapes import Array
 from lama.tokenizers import BytePairTokenizer, train_bpe
 from lama.training.loop import Trainer
 from lama.training.masked import encoder_shape, masked_loss
-from lama.training.rows import Row, Rows, read_rows, write_rows
+from lama.training.rows import Rows, write_rows
 from lama.training.session import Parts, Session
 from lama.training.settings.classifier import ClassifierSettings
 
 BATCH = 128  # texts of an evaluation
+LONGEST = 256  # tokens read of a text, by default
 
 
 def make_classifier(
@@ -38,15 +38,13 @@ def make_classifier(
     """A tokenizer trained on these texts, and an untrained model. Raises UsageError for an invalid shape."""
     spaced = [f" {text}\n" for text in texts]
     tokenizer = train_bpe(spaced, settings.vocabulary, (PAD, MASK), at_most=True)
-    length = settings.context_length or _length([len(classifier_input(tokenizer, text)) for text in texts])
+    if not (length := settings.context_length):
+        lengths = [len(classifier_input(tokenizer, text)) for text in texts]
+        # The length of 99 in 100 texts, rounded up to a multiple of 8.
+        length = int(min(LONGEST, -(-max(1, np.quantile(lengths, 0.99)) // 8) * 8))
     shape = encoder_shape(settings, tokenizer, length)
     config = ClassifierConfig(**dataclasses.asdict(shape), labels=labels, pooling=settings.pooling)
     return Classifier(config, settings.seed), tokenizer
-
-
-def _length(lengths: Sequence[int]) -> int:
-    """The length of 99 in 100 texts, rounded up to a multiple of 8, at most 256."""
-    return int(min(256, -(-max(1, np.quantile(lengths, 0.99)) // 8) * 8))
 
 
 def rows_of(tokenizer: BytePairTokenizer, texts: Sequence[str], config: BertConfig) -> Array:
@@ -75,12 +73,11 @@ class Predictor:
 
     def of_rows(self, rows: Array) -> Array:
         config, n = self.model.config, self.batch_size
-        found = []
+        logits = np.empty((len(rows), len(config.labels)), np.float32)
         for i in range(0, len(rows), n):
             some, part = rows[i : i + n], np.full((n, config.context_length), config.pad, np.int32)
             part[: len(some)] = some
-            found.append(self._logits(Tensor(part).realize()).numpy().copy()[: len(some)])
-        logits = np.concatenate(found) if found else np.zeros((0, len(config.labels)), np.float32)
+            logits[i : i + n] = self._logits(Tensor(part).realize()).numpy()[: len(some)]
         e = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(e / e.sum(-1, keepdims=True))
 
@@ -99,26 +96,25 @@ class Confusion:
 
     def table(self) -> str:
         """The counts with each class's recall and precision."""
-        width = max(8, *(len(label) for label in self.labels)) + 2
+
+        def share(counts: Array, i: int) -> str:
+            return f"{counts[i] / counts.sum():.1%}" if counts.sum() else "-"
+
+        width = max(8, *map(len, self.labels)) + 2
         rows = [("is \\ found", *self.labels, "recall")]
-        for i, label in enumerate(self.labels):
-            rows.append((label, *(f"{n:,}" for n in self.confusion[i]), share(self.confusion[i], i)))
-        rows.append(("precision", *(share(self.confusion[:, i], i) for i in range(len(self.labels)))))
+        for i, (label, counts) in enumerate(zip(self.labels, self.confusion, strict=True)):
+            rows.append((label, *(f"{n:,}" for n in counts), share(counts, i)))
+        rows.append(("precision", *(share(counts, i) for i, counts in enumerate(self.confusion.T))))
         return "\n".join("".join(f"{cell:>{width}}" for cell in row) for row in rows)
-
-
-def share(counts: Array, i: int) -> str:
-    """The share of class i in the counts."""
-    return f"{counts[i] / counts.sum():.1%}" if counts.sum() else "-"
 
 
 def confusion_of(
     labels: tuple[str, ...], examples: Sequence[LabelledText], found: Sequence[str]
 ) -> Confusion:
     """Compare the classes that were `found` with those of the examples."""
-    number = {label: i for i, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, ([number[e.label] for e in examples], [number[label] for label in found]), 1)
+    for example, label in zip(examples, found, strict=True):
+        confusion[labels.index(example.label), labels.index(label)] += 1
     return Confusion(labels, confusion)
 
 
@@ -141,22 +137,33 @@ class ClassifierSession(Session):
     def __init__(self, parts: Parts, rows: Rows):
         super().__init__(parts, rows.digest)
         config, model, tokenizer, shape = self.config, self.model, self.tokenizer, self.model.config
-        self.train, self.test = labelled(rows.train), labelled(rows.held_out)
+
+        def arrays(examples: Sequence[LabelledText]) -> tuple[Array, Array]:
+            labels = np.array([shape.labels.index(example.label) for example in examples], np.int32)
+            return rows_of(tokenizer, texts_of(examples), shape), labels
+
+        self.train = [LabelledText(*row) for row in rows.train]
+        self.test = [LabelledText(*row) for row in rows.held_out]
         learned, checked = split_labelled(self.train, 0.1, seed=1)
-        self.rows, self.labels = rows_of(tokenizer, texts_of(learned), shape), labels_of(learned, shape)
-        self.checked, self.right = rows_of(tokenizer, texts_of(checked), shape), labels_of(checked, shape)
+        self.rows, self.labels = arrays(learned)
+        self.checked, self.right = arrays(checked)
         self.order = epoch_order(len(self.rows), config.batch_size, config.seed)
-        if config.pretraining:
-            bert = Bert(bert_config(shape), config.seed)
+        if steps := config.pretraining:
+            same = {field.name: getattr(shape, field.name) for field in dataclasses.fields(BertConfig)}
+            bert = Bert(BertConfig(**same), config.seed)
             bert.encoder = model.encoder
-            first = pretraining_of(config)
+            first = dataclasses.replace(
+                config,
+                steps=steps,
+                learning_rate=config.pretraining_rate,
+                min_learning_rate=-1.0,
+                warmup=min(200, steps // 10),
+                dropout=min(config.dropout, 0.1),
+                label_smoothing=0.0,
+            )
             self.trainers.append(Trainer(bert, self._masked_batch, first, masked_loss, self.devices))
         self.trainers.append(Trainer(model, self._batch, config, class_loss, self.devices))
         self.predictor = Predictor(model, tokenizer)
-
-    @classmethod
-    def reopen(cls, parts: Parts, checkpoint: Path) -> "ClassifierSession":
-        return cls(parts, read_rows(parts.folder.data))
 
     @property
     def plan(self) -> str:
@@ -181,13 +188,11 @@ class ClassifierSession(Session):
         return state
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the training texts that it does not learn from."""
         chances = self.predictor.of_rows(self.checked)
         loss = -np.log(np.maximum(chances[np.arange(len(chances)), self.right], 1e-30)).mean()
         return {"validation_loss": float(loss), "accuracy": float((chances.argmax(-1) == self.right).mean())}
 
     def rank(self, metrics: Mapping[str, float]) -> float:
-        """The share of wrong answers."""
         return 1 - metrics["accuracy"]
 
     @property
@@ -195,51 +200,16 @@ class ClassifierSession(Session):
         return f"{1 - self.best:.1%} of the validation texts right"
 
     def measure_baselines(self) -> None:
-        """Measure the untrained model, the most frequent class and naive Bayes on the held-out texts."""
         labels, texts = self.model.config.labels, texts_of(self.test)
         self.bayes = best_naive_bayes(self.train)
-        found = {"majority": [majority(self.train)] * len(texts), "naive Bayes": self.bayes(texts)}
+        counts = Counter(example.label for example in self.train)
+        majority = max(sorted(counts), key=counts.__getitem__)
+        found = {"majority": [majority] * len(texts), "naive Bayes": self.bayes(texts)}
         self.shares = {"untrained": evaluate(self.predictor, self.test).accuracy}
         self.shares |= {name: confusion_of(labels, self.test, each).accuracy for name, each in found.items()}
 
 
-def majority(examples: Sequence[LabelledText]) -> str:
-    """The most frequent label; of several, the first in order."""
-    counts = Counter(example.label for example in examples)
-    return max(sorted(counts), key=lambda label: counts[label])
-
-
-def pretraining_of(config: ClassifierSettings) -> ClassifierSettings:
-    """The settings of the pretraining."""
-    steps = config.pretraining
-    return dataclasses.replace(
-        config,
-        steps=steps,
-        learning_rate=config.pretraining_rate,
-        min_learning_rate=-1.0,
-        warmup=min(200, steps // 10),
-        dropout=min(config.dropout, 0.1),
-        label_smoothing=0.0,
-    )
-
-
-def bert_config(config: ClassifierConfig) -> BertConfig:
-    """The same encoder without classes."""
-    return BertConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(BertConfig)})
-
-
-def labels_of(examples: Sequence[LabelledText], config: ClassifierConfig) -> Array:
-    """The number of each text's class: (texts,) int32."""
-    return np.array([config.labels.index(example.label) for example in examples], np.int32)
-
-
-def labelled(rows: Sequence[Row]) -> list[LabelledText]:
-    """The labelled texts of a run's rows."""
-    return [LabelledText(label, text) for label, text in rows]
-
-
 def texts_of(examples: Sequence[LabelledText]) -> list[str]:
-    """The texts alone."""
     return [example.text for example in examples]
 
 
@@ -248,12 +218,9 @@ def new_classifier(parts: Parts) -> ClassifierSession:
     config = parts.config
     data = open_labelled(config.data)
     train, test = split_labelled(data.examples)
-    missing = set(data.labels) - {example.label for example in train}
-    if missing:
-        none = quoted(", ".join(sorted(missing)), plain=True)
-        raise LamaError(
-            f"each label must be among the texts to learn from; got none for {none}. Give more examples"
-        )
+    if missing := set(data.labels) - {example.label for example in train}:
+        got = f"got none for {quoted(', '.join(sorted(missing)), plain=True)}. Give more examples"
+        raise LamaError(f"each label must be among the texts to learn from; {got}")
     learned, _ = split_labelled(train, 0.1, seed=1)
     parts.model, parts.tokenizer = make_classifier(config, texts_of(learned), data.labels)
     with parts.folder.beginning(config, str(parts.about["command"])) as place:

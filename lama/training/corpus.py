@@ -16,12 +16,6 @@ class CorpusSession(Session):
         self.tokens = tokens
         self.tokens_per_byte = len(tokens.validation) / max(1, tokens.validation_bytes)
 
-    @classmethod
-    def reopen(cls, parts: Parts, checkpoint: Path) -> "CorpusSession":
-        tokens = reopened_tokens(parts, checkpoint)
-        parts.about = {"corpus": dict(tokens.corpus)}
-        return cls(parts, tokens)
-
     @property
     def plan(self) -> str:
         return f"{super().plan} x {self.config.context_length} tokens"
@@ -31,7 +25,6 @@ class CorpusSession(Session):
         return loss / math.log(2) * self.tokens_per_byte
 
     def save_model(self, **notes: object) -> None:
-        """Save the model in the folder, with notes on its training."""
         seen = {"tokens_seen": self.step * self.config.batch_size * self.config.context_length}
         super().save_model(**seen, **notes)
 
@@ -47,17 +40,16 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
         if len(ids) <= config.context_length:
             raise LamaError(
                 f"the {part} part of the corpus must be longer than context_length; got {len(ids):,} tokens, "
-                f"context_length={config.context_length}. "
-                "Use a longer text, a shorter context or another share: --validation"
+                f"context_length={config.context_length}. Use a longer text, a shorter context or another "
+                "share: --validation"
             )
     return tokens
 
 
 def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
-    """The tokens of a run to resume.
+    """The tokens of a run to resume; its text may be missing.
 
-    Raises LamaError for damaged tokens, for another tokenizer, and if the text has changed since; the text
-    may be missing.
+    Raises LamaError for damaged tokens, for another tokenizer, and if the text has changed since.
     """
     folder, sources = parts.folder, parts.config.corpus
     tokens = open_tokens(folder.data, verify=True)
@@ -77,8 +69,3 @@ def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
             "or as many others"
         )
     return tokens
-
-
-def origin(corpus: Corpus) -> dict[str, str]:
-    """A corpus's name, provenance and licence."""
-    return {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence}

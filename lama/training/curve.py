@@ -8,6 +8,7 @@ import numpy as np
 
 from lama.figures import make_figure, render
 from lama.shapes import Array
+from lama.training.lines import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ GAP = 0.045  # between two labels, as a share of the height
 TRAIN, VALIDATION, BASELINE = "#3b6fb6", "#c8452d", "#777777"
 
 
-def loss_curve(log: Sequence[Mapping[str, object]]) -> bytes:
+def loss_curve(log: Sequence[Record]) -> bytes:
     """A PNG, 1200 x 825: training loss, held-out loss, baselines, and below the learning rate.
 
     `log` is the records of a run's log.jsonl; lines without records are left out. Raises LamaError where
@@ -27,7 +28,7 @@ def loss_curve(log: Sequence[Mapping[str, object]]) -> bytes:
     return render(draw(log))
 
 
-def draw(log: Sequence[Mapping[str, object]]) -> "Figure":
+def draw(log: Sequence[Record]) -> "Figure":
     """The figure of `loss_curve`."""
     figure = make_figure("a loss curve", figsize=(8, 5.5), dpi=150, layout="constrained")
     from matplotlib.ticker import MaxNLocator
@@ -42,17 +43,14 @@ def draw(log: Sequence[Mapping[str, object]]) -> "Figure":
     losses.plot(steps[thin], loss[thin], color=TRAIN, alpha=0.3, linewidth=0.7, label="training, each step")
     losses.plot(steps[thin], smooth[thin], color=TRAIN, linewidth=1.6, label="training, smoothed")
 
-    start = next((record for record in log if "baselines" in record), {})
+    start: Record = next((record for record in log if "baselines" in record), {})
     heldout = [{"step": 0, "validation_loss": start["untrained"]}] if "untrained" in start else []
     evaluated, validation = series([*heldout, *log], "validation_loss")
     style = {"color": VALIDATION, "marker": "o", "markersize": 4, "linewidth": 1.2, "zorder": 3}
     losses.plot(evaluated, validation, label="held out", **style)
     last = max([1, *steps[-1:], *evaluated[-1:]])
     losses.set_xlim(0, last * 1.01)
-    baselines = start.get("baselines")
-    lines = {}
-    if isinstance(baselines, dict):
-        lines = {f"{name} {value:.3f}": value for name, value in baselines.items()}
+    lines = {f"{name} {value:.3f}": value for name, value in start.get("baselines", {}).items()}
     if len(validation):
         best = int(np.argmin(validation))
         title = f"best held-out loss {validation[best]:.3f} nats per token at step {evaluated[best]:,}"
@@ -74,14 +72,15 @@ def draw(log: Sequence[Mapping[str, object]]) -> "Figure":
     return figure
 
 
-def series(log: Sequence[Mapping[str, object]], name: str) -> tuple[Array, Array]:
+def series(log: Sequence[Record], name: str) -> tuple[Array, Array]:
     """The steps and values of the records that have a finite value of that name."""
-    found = []
+    steps, values = [], []
     for record in log:
-        step, value = record.get("step"), record.get(name)
+        value = record.get(name)
         if isinstance(value, int | float) and math.isfinite(value):
-            found.append((step, value))
-    return np.array([step for step, _ in found], int), np.array([value for _, value in found], float)
+            steps.append(record.get("step"))
+            values.append(value)
+    return np.array(steps, int), np.array(values, float)
 
 
 def smoothed(values: Array) -> Array:

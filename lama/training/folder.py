@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -30,30 +29,26 @@ from lama.checkpoints.fill import check_tensors
 from lama.checkpoints.tensor import read_weights
 from lama.data.tokens import META
 from lama.errors import LamaError, quoted
-from lama.files import checked, field, parse_json_lines, quoted_path, read_file, read_object
+from lama.files import checked, field, quoted_path, read_object
 from lama.marker import claimed
 from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
 from lama.training import rows
+from lama.training.lines import Record, append_line, read_lines, write_lines
+from lama.training.loop import Diverged
 from lama.training.settings import read_settings, settings_of
 from lama.training.settings.base import RunSettings, to_toml
 
 LARGEST_LOG = 4 << 30  # bytes; a step takes 200
-NUMBERS = (
-    *("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"),
-    *("validation_loss", "accuracy", "best_loss", "seconds"),
-)
-TYPES: dict[str, type] = {"step": int, "devices": int, "command": str, "config": dict}
-TYPES |= {"baselines": dict, "shares": dict, "about": dict} | dict.fromkeys(NUMBERS, float)
+TYPES: dict[str, type] = {"step": int, "devices": int, "command": str}
+TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
+TYPES |= dict.fromkeys(("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"), float)
+TYPES |= dict.fromkeys(("validation_loss", "accuracy", "best_loss", "seconds"), float)
 """Types of the values in log.jsonl and training.json."""
-DATA_FILES = (META, "train.bin", "validation.bin", rows.FILE)
-REPORTS = ("loss.png", "attention.html", "held-out.tsv")
-
-Record = dict[str, Any]
-
-
-class Diverged(LamaError):
-    """Training diverged: the loss or a weight is NaN or infinite, and would be again after a resume."""
+FILES = (
+    *("log.jsonl", "recording.jsonl", "loss.png", "attention.html", "held-out.tsv"),
+    *(f"data/{name}" for name in (META, "train.bin", "validation.bin", rows.FILE)),
+)
 
 
 class RunFolder:
@@ -71,18 +66,15 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        named = (
-            path for path in self._checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,18}", path.name)
-        )
+        named = (p for p in self._checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,18}", p.name))
         return sorted((path for path in named if path.is_dir()), key=step_of)
 
     def is_older_run(self) -> bool:
         """Whether the folder, which has no marker, is that of a run of an earlier version."""
-        try:
+        with suppress(LamaError):
             settings_of(self.settings())
             return bool(self.checkpoints() and read_training(self.checkpoints()[-1])) or bool(self.read_log())
-        except LamaError:
-            return False
+        return False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -128,10 +120,8 @@ class RunFolder:
             if folder.is_symlink():
                 folder.unlink()
         self.drop(self.checkpoints())
-        for old in (self.log_file, self.recording_file, *(self.path / name for name in REPORTS)):
-            old.unlink(missing_ok=True)
-        for name in DATA_FILES:
-            (self.data / name).unlink(missing_ok=True)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
         for folder in folders:
             with suppress(OSError):
                 folder.rmdir()
@@ -146,26 +136,19 @@ class RunFolder:
     def settings(self) -> dict[str, object]:
         """The settings of the run in this folder. Raises LamaError where there is none."""
         if not os.path.lexists(self.settings_file):
-            found = f"none in {quoted_path(self.path)}. Is it the --out of a lama train?"
-            raise LamaError(f"a run to resume must have settings.toml; got {found}")
+            where = f"{quoted_path(self.path)}. Is it the --out of a lama train?"
+            raise LamaError(f"a run to resume must have settings.toml; got none in {where}")
         return read_settings(str(self.settings_file))
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append one line. Raises LamaError if it cannot be written."""
-        try:
-            with open(self.log_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            where, reason = quoted_path(self.log_file), error.strerror or error
-            raise LamaError(f"{where} must be writable; got {reason}") from error
+        append_line(self.log_file, record)
 
     def read_log(self) -> list[Record]:
         """All records; a last line that was cut short is ignored. Raises LamaError for a damaged log."""
         if not os.path.lexists(self.log_file):
             return []
-        *lines, _ = read_file(self.log_file, LARGEST_LOG).split(b"\n")
-        source = quoted_path(self.log_file)
-        records = parse_json_lines(lines, source)
+        records, source = read_lines(self.log_file, LARGEST_LOG), quoted_path(self.log_file)
         for n, record in enumerate(records, 1):
             needed = ("step",) if n > 1 or "step" in record else ("baselines", "untrained")
             check_types(record, f"line {n} of {source}", needed)
@@ -191,7 +174,7 @@ class RunFolder:
     def cut_log(self, step: int) -> list[Record]:
         """Remove the records after `step`, which a resumed run repeats; return the rest. Raises LamaError."""
         rest = [record for record in self.read_log() if record.get("step", 0) <= step]
-        write_atomically(self.log_file, "".join(json.dumps(record) + "\n" for record in rest).encode())
+        write_lines(self.log_file, rest)
         return rest
 
     def save_checkpoint(
@@ -201,7 +184,7 @@ class RunFolder:
         tokenizer: Tokenizer,
         state: Mapping[str, Tensor],
         notes: Mapping[str, object],
-    ) -> Path:
+    ) -> None:
         """Write all that the run needs to resume at `step`.
 
         Raises LamaError if it cannot be written, and for weights that are not finite; earlier checkpoints are
@@ -209,7 +192,7 @@ class RunFolder:
         """
         place = self._checkpoints / f"step-{step:06d}"
         if place.exists():
-            return place  # a run is a function of its settings: it would be the same
+            return  # a run is a function of its settings: it would be the same
         for name, p in get_state_dict(model).items():
             if not np.isfinite(p.float().numpy()).all():
                 raise Diverged(
@@ -220,16 +203,14 @@ class RunFolder:
             with self._writing(), naming(new, place):
                 save(new, model, tokenizer, {"steps": step})
                 write_tensors(new / "training.safetensors", state)
-                write_atomically(
-                    new / "training.json", json.dumps({"step": step, **notes}, indent=1).encode()
-                )
+                about = json.dumps({"step": step, **notes}, indent=1)
+                write_atomically(new / "training.json", about.encode())
                 if self.log_file.exists():
                     with open(self.log_file, "r+b") as log:
                         os.fsync(log.fileno())  # so that a power cut does not lose the steps up to here
                 os.rename(new, place)
         finally:
             remove(new)
-        return place
 
     def drop(self, checkpoints: Iterable[Path]) -> None:
         """Remove checkpoints; none is ever half removed under its own name."""
@@ -269,9 +250,8 @@ def read_training(checkpoint: Path) -> Record:
     path = checkpoint / "training.json"
     notes, source = read_object(path), quoted_path(path)
     if (step := field(notes, "step", int, source)) != (wanted := step_of(checkpoint)):
-        raise LamaError(
-            f"{source} must be of step {wanted}, as its folder is called; got step {quoted(step)}"
-        )
+        got = f"got step {quoted(step)}"
+        raise LamaError(f"{source} must be of step {wanted}, as its folder is called; {got}")
     if not isinstance(notes.get("config"), dict):
         raise LamaError(f"{source} must hold the run's config; got {quoted(notes.get('config'))}")
     check_types(notes, source, ("step",))
@@ -279,7 +259,7 @@ def read_training(checkpoint: Path) -> Record:
 
 
 def check_types(record: Record, source: str, needed: Iterable[str]) -> None:
-    """Convert values to their types. Raises LamaError for another type or a missing one of `needed`."""
+    """Convert values to their types. Raises LamaError for others, and where one of `needed` is missing."""
     for name in needed:
         field(record, name, TYPES[name], source)
     for name, value in record.items():

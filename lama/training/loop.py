@@ -24,6 +24,10 @@ from lama.training.settings.base import TrainingConfig
 Batches = Callable[[int], tuple[Array, ...]]
 
 
+class Diverged(LamaError):
+    """Training diverged: the loss or a weight is NaN or infinite, and would be again after a resume."""
+
+
 @dataclass(frozen=True)
 class Step:
     """Report of one update."""
@@ -76,12 +80,12 @@ class Trainer:
         self.optimizer = OPTIMIZERS[optimizer](self.parameters, config)
         self._update = CapturedStep(self._change_weights)
         self.gain: float | None = None
-        """The speed-up of the gradients by computing in parallel, once it is known."""
+        """The speed-up of the gradients by parallel devices, once it is known."""
         self._one_by_one = 0.0
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
-        """Raises LamaError, which names the step, if the loss is not finite; the weights are then lost."""
+        """Raises Diverged, which names the step, if the loss is not finite; the weights are then lost."""
         durations: list[float] = []
         first = self.step
         self._share_weights()  # an earlier stage or a checkpoint may have changed them
@@ -94,7 +98,7 @@ class Trainer:
             norm = read_scalar(self._update(self.optimizer.scalars(self.step + 1, rate)))
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
-                raise LamaError(
+                raise Diverged(
                     f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step "
                     f"{self.step}. Lower the learning rate"
                 )
@@ -129,9 +133,8 @@ class Trainer:
 
     def _change_weights(self, scalars: Tensor) -> Tensor:
         """Clip and update; returns the gradient's global norm before clipping, shape (1,)."""
-        main, *others = self.replicas
-        gradients = main.gradients
-        if others:
+        gradients = self.replicas[0].gradients
+        if self.replicas[1:]:
             gradients = {name: self._sum(name) for name in gradients}
         norm, scale = clipping(list(gradients.values()), self.config.gradient_clip)
         Tensor.realize(norm, *self.optimizer.update(gradients, scalars, scale))
@@ -139,13 +142,11 @@ class Trainer:
         return norm
 
     def _sum(self, name: str) -> Tensor:
-        """A parameter's gradient, summed over the devices."""
         main, *others = self.replicas
         copies = (other.gradients[name].to(main.device) for other in others)
         return sum(copies, main.gradients[name]).contiguous()
 
     def _share_weights(self) -> None:
-        """Copy the first device's weights to the others."""
         for other in self.replicas[1:]:
             copies = {name: p.to(other.device) for name, p in self.parameters.items()}
             Tensor.realize(*(p.assign(copies[name]) for name, p in other.parameters.items()))
@@ -153,10 +154,10 @@ class Trainer:
 
 def check_devices(config: TrainingConfig, devices: Sequence[str]) -> None:
     """Raises UsageError if the batch cannot be divided equally."""
-    batch, parts, n = config.batch_size, config.accumulation, len(devices)
-    if batch % (parts * max(1, n)):
-        sizes = f"batch_size={batch}, {n} devices, accumulation={parts}"
-        raise UsageError(f"batch_size must be a multiple of devices x accumulation; got {sizes}")
+    size, parts, n = config.batch_size, config.accumulation, len(devices)
+    if size % (parts * max(1, n)):
+        got = f"batch_size={size}, {n} devices, accumulation={parts}"
+        raise UsageError(f"batch_size must be a multiple of devices x accumulation; got {got}")
 
 
 def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:

@@ -36,10 +36,7 @@ def pair_loss(
     smoothing: float = 0.0,
     dropout: Dropout = no_dropout,
 ) -> Tensor:
-    """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`.
-
-    `weights` is 0 for padding; with them, the mean over all positions is the mean without the padding.
-    """
+    """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`."""
     return (ops.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
 
 
@@ -65,7 +62,6 @@ class Evaluator:
         return math.fsum(self._sum([part[i : i + n] for part in self.arrays]) for i in starts) / self.rows
 
     def _sum(self, batch: Sequence[Array]) -> float:
-        """The sum of the losses of the batch's rows."""
         rows = len(batch[0])
         loss = self._losses[rows < self.batch_size](*(Tensor(part).realize() for part in batch))
         return rows * float(loss.item())

@@ -16,7 +16,7 @@ from lama.models.bert import Bert, BertConfig
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.tokenizers import BytePairTokenizer, train_bpe
-from lama.training.corpus import CorpusSession, new_tokens, origin
+from lama.training.corpus import CorpusSession, new_tokens
 from lama.training.loop import Batches, Trainer
 from lama.training.session import Parts
 from lama.training.settings import BertSettings, ClassifierSettings
@@ -57,8 +57,8 @@ def masked_loss(
     dropout: Dropout = no_dropout,
 ) -> Tensor:
     """The mean cross-entropy of the chosen tokens, nats; targets of -1 are ignored."""
-    # (B, n).
-    losses = ops.cross_entropy(model.at(seen, positions, dropout=dropout), targets.maximum(0), smoothing)
+    logits = model.at(seen, positions, dropout=dropout)  # (B, n, vocab_size)
+    losses = ops.cross_entropy(logits, targets.maximum(0), smoothing)
     there = targets >= 0
     return there.where(losses, 0).sum() / there.sum().maximum(1)
 
@@ -86,30 +86,25 @@ class MaskedEvaluator:
         def score(seen: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
             logits = model.at(seen, positions).contiguous()
             losses = ops.cross_entropy(logits, targets.maximum(0))
-            right = logits.argmax(-1) == targets
-            there = targets >= 0
-            return Tensor.stack(
-                there.where(losses, 0).sum(), right.float().sum(), there.float().sum()
-            ).realize()
+            right, there = logits.argmax(-1) == targets, targets >= 0
+            sums = (there.where(losses, 0).sum(), right.float().sum(), there.float().sum())
+            return Tensor.stack(*sums).realize()
 
         self._score = CapturedStep(score)
 
     def __call__(self) -> MaskedScore:
         total = np.zeros(3)
         for i in range(0, len(self.windows[0]), self.batch_size):
-            total += self._score(
-                *(Tensor(part[i : i + self.batch_size]).realize() for part in self.windows)
-            ).numpy()
+            batch = [Tensor(part[i : i + self.batch_size]).realize() for part in self.windows]
+            total += self._score(*batch).numpy()
         return MaskedScore(float(total[0] / total[2]), float(total[1] / total[2]))
 
 
-def counting_baselines(
-    data: Array, windows: MaskedWindows, vocab_size: int, k: float = 0.1
-) -> dict[str, MaskedScore]:
+def counting_baselines(data: Array, windows: MaskedWindows, vocab_size: int) -> dict[str, MaskedScore]:
     """The scores of n-grams counted in `data` (n,) on the same masked windows.
 
-    unigram: p(x) = (count(x) + k) / (n + k · vocab_size). bigram: λ count(y, x) / count(y) + (1 − λ) p(x),
-    with y the token to the left, and the best λ of 0.1 to 0.9; p(x) where y is unknown.
+    unigram: p(x) = (count(x) + 0.1) / (n + 0.1 · vocab_size). bigram: λ count(y, x) / count(y) + (1 − λ)
+    p(x), with y the token to the left, and the best λ of 0.1 to 0.9; p(x) where y is unknown.
     """
     seen, positions, targets = windows
     there = targets >= 0
@@ -117,24 +112,22 @@ def counting_baselines(
     left = np.take_along_axis(seen, np.maximum(positions - 1, 0), 1)
     y = np.where(positions > 0, left, -1)[there].astype(np.int64)
     counts = np.bincount(data, minlength=vocab_size)
-    unigram = (counts + k) / (len(data) + k * vocab_size)
+    unigram = (counts + 0.1) / (len(data) + 0.1 * vocab_size)
     pairs, times = np.unique(data[:-1].astype(np.int64) * vocab_size + data[1:], return_counts=True)
-    first = pairs // vocab_size
-
-    def times_of(codes: Array) -> Array:
-        place = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
-        return np.where(pairs[place] == codes, times[place], 0)
-
+    first, second = np.divmod(pairs, vocab_size)
     before = np.bincount(first, times, vocab_size)
     known = (y >= 0) & (before[y] > 0)
-    share = np.where(known, times_of(y * vocab_size + x) / np.maximum(before[y], 1), 0)
+    wanted = y * vocab_size + x
+    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    together = np.where(pairs[place] == wanted, times[place], 0)
+    share = together / np.maximum(before[y], 1)
     mixtures = (np.where(known, w * share + (1 - w) * unigram[x], unigram[x]) for w in np.arange(1, 10) / 10)
     loss = min(float(-np.log(mixture).mean()) for mixture in mixtures)
     order = np.lexsort((times, first))  # the last of each first token is its likeliest successor
-    ends = np.append(np.nonzero(np.diff(first[order]))[0], len(order) - 1)
-    likeliest = np.full(vocab_size, counts.argmax())
-    likeliest[first[order][ends]] = pairs[order][ends] % vocab_size
+    ends = order[np.append(np.diff(first[order]) > 0, True)]
     commonest = counts.argmax()
+    likeliest = np.full(vocab_size, commonest)
+    likeliest[first[ends]] = second[ends]
     predicted = np.where(known, likeliest[y], commonest)
     return {
         "unigram": MaskedScore(float(-np.log(unigram[x]).mean()), float((x == commonest).mean())),
@@ -162,7 +155,6 @@ class BertSession(CorpusSession):
         return f"{super().plan}, 15 % of them to be predicted"
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on masked held-out tokens."""
         score = self.evaluator()
         return {"validation_loss": score.loss, "accuracy": score.accuracy}
 
@@ -173,7 +165,6 @@ class BertSession(CorpusSession):
         return {"heldout": scores}
 
     def measure_baselines(self) -> None:
-        """Measure n-gram counts."""
         scores = counting_baselines(self.tokens.train, self.windows, self.model.config.vocab_size)
         self.baselines = {name: score.loss for name, score in scores.items()}
         self.shares = {name: score.accuracy for name, score in scores.items()}
@@ -211,6 +202,7 @@ def new_bert(parts: Parts) -> BertSession:
     shape = encoder_shape(config, parts.tokenizer, config.context_length)
     with folder.beginning(config, str(parts.about["command"])) as data:
         new_tokens(parts, corpus, data)
-    parts.about = {**parts.about, **origin(corpus), "corpus": corpus.name, "seed": config.seed}
+    tokens = open_tokens(folder.data)
+    parts.about = {**parts.about, **tokens.corpus, "corpus": corpus.name, "seed": config.seed}
     parts.model = Bert(shape, config.seed)
-    return BertSession(parts, open_tokens(folder.data))
+    return BertSession(parts, tokens)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor
@@ -26,8 +25,8 @@ from lama.runtime.buffers import write
 from lama.tokenizers import CharacterTokenizer, PairTokenizer, WordTokenizer
 from lama.training.loop import Step, Trainer
 from lama.training.loss import Evaluator, pair_loss
-from lama.training.optimizers.adamw import zeros_like_all
-from lama.training.rows import Rows, read_rows, write_rows
+from lama.training.optimizers import zeros_like_all
+from lama.training.rows import Rows, write_rows
 from lama.training.session import Evaluation, Parts, Session
 from lama.training.settings.pairs import PairSettings
 
@@ -72,8 +71,7 @@ class PairSession(Session):
         self.data = encode_pairs(rows.train, self.tokenizer)
         self.held_out = held_out = encode_pairs(rows.held_out, self.tokenizer)
         batches = pair_batches(self.data, config.batch_size, config.seed)
-        trainer = Trainer(model, batches, config, pair_loss, self.devices)
-        self.trainers.append(trainer)
+        self.trainers.append(Trainer(model, batches, config, pair_loss, self.devices))
         n = len(held_out.pairs)
         batch = min(config.batch_size, n)
         arrays = pair_arrays(held_out, range(n), held_out.lengths, math.ceil(n / batch) * batch)
@@ -82,22 +80,16 @@ class PairSession(Session):
         steps = {config.steps - i * max(1, config.steps // 10) // average for i in range(average)}
         self.averaged = {step for step in steps if step > 0}
         """The steps after which a model is added to `sums`."""
-        self.sums = zeros_like_all(trainer.parameters) if average else {}
-
-    @classmethod
-    def reopen(cls, parts: Parts, checkpoint: Path) -> "PairSession":
-        return cls(parts, read_rows(parts.folder.data))
+        self.sums = zeros_like_all(self.trainer.parameters) if average else {}
 
     @property
     def plan(self) -> str:
         return f"{super().plan} pairs"
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the held-out pairs."""
         return {"validation_loss": self.evaluator()}
 
     def measure_baselines(self) -> None:
-        """Measure the tokens' shares in the training targets, and answers that need no model."""
         vocab_size = self.model.config.vocab_size
         self.baselines = {"unigram": unigram_loss(self.data, self.held_out, vocab_size)}
         self.shares |= pair_baselines(self.data.pairs, self.held_out.pairs)
@@ -126,10 +118,8 @@ def new_pairs(parts: Parts) -> PairSession:
     parts.config = config = replace(config, tokenizer=task.tokenizer, held_out=task.held_out)
     train, held_out = split_pairs(task.make(), task.held_out, task.key)
     if not train or (task.held_out and not held_out):
-        raise LamaError(
-            "there must be pairs to train on and held-out pairs; "
-            f"got {len(train)} and {len(held_out)}. Change --held-out"
-        )
+        got = f"got {len(train)} and {len(held_out)}. Change --held-out"
+        raise LamaError(f"there must be pairs to train on and held-out pairs; {got}")
     pairs = held_out or train
     held_out = [pairs[i] for i in evenly_spaced(len(pairs), min(len(pairs), MOST_HELD_OUT))]
     parts.tokenizer = tokenizer = pair_tokenizer(task.tokenizer, train)

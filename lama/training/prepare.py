@@ -1,7 +1,7 @@
 """New and resumed runs of `lama train`, whatever the model."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,27 +17,27 @@ from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 from lama.training.budget import check_memory
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import new_tokens, origin
+from lama.training.corpus import new_tokens, reopened_tokens
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
 from lama.training.pairs import PairSession, new_pairs
 from lama.training.recording import what_to_record
+from lama.training.rows import read_rows
 from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
-from lama.training.settings.base import Settings, differences
+from lama.training.settings.base import CorpusSettings, Settings, differences
 from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS, parse_size, sizes
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
-
 
 NEW: dict[str, Callable[[Parts], Session]] = {
     "bert": new_bert,
     "seq2seq": new_pairs,
     "classifier": new_classifier,
 }
-SESSIONS: dict[str, tuple[str, type[Session]]] = {
+SESSIONS: dict[str, tuple[str, Callable[..., Session]]] = {
     "gpt": ("gpt", Run),
     "bert": ("bert", BertSession),
     "seq2seq": ("transformer", PairSession),
@@ -54,13 +54,17 @@ def new_session(
     devices: Sequence[str] = (),
     progress: Progress = iter,
 ) -> Session:
-    """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged."""
-    model = str(settings.get("model", "gpt"))
-    if model == "gpt":
-        return new_run(folder, settings, command, size, devices, progress)
-    config = settings_of(settings)
-    check_devices(config, devices)
-    return NEW[model](Parts(folder, config, devices, {"command": command}, progress))
+    """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
+
+    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `size`,
+    a number of parameters, chooses its shape.
+    """
+    parts = Parts(folder, None, devices, {"command": command}, progress)
+    if (model := str(settings.get("model", "gpt"))) == "gpt":
+        return new_gpt(parts, settings, size)
+    parts.config = settings_of(settings)
+    check_devices(parts.config, devices)
+    return NEW[model](parts)
 
 
 def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = ()) -> Session:
@@ -80,49 +84,37 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
             f"For another run, {another if isinstance(config, RunConfig) else 'choose another --out'}"
         )
     if (shares := folder.devices()) != (given := max(1, len(devices))):
+        got = f"got {given}. Give --devices {shares}"
         raise UsageError(
-            "a resumed run must share its batches among as many devices as it began with; "
-            f"got {given}. Give --devices {shares}"
+            f"a resumed run must share its batches among as many devices as it began with; {got}"
         )
-    check_devices(config, devices)
-    kind, session_class = SESSIONS[config.model]
+    kind, new = SESSIONS[config.model]
     parts = Parts(folder, config, devices)
     parts.model, parts.tokenizer = load_kind(kind, checkpoint)
-    session = session_class.reopen(parts, checkpoint)
+    on_corpus = isinstance(config, CorpusSettings)
+    session = new(parts, reopened_tokens(parts, checkpoint) if on_corpus else read_rows(folder.data))
     folder.clean()
     session.restore(checkpoint)
     if notes.get("data") != session.digest:
-        raise LamaError(
-            "a resumed run must read the data it began with; "
-            f"got other data in {folder.data} than at {checkpoint.name}"
-        )
+        got = f"got other data in {folder.data} than at {checkpoint.name}"
+        raise LamaError(f"a resumed run must read the data it began with; {got}")
     session.recall(notes)
     return session
 
 
-def new_run(
-    folder: RunFolder,
-    settings: Settings,
-    command: str,
-    size: str | None = None,
-    devices: Sequence[str] = (),
-    progress: Progress = iter,
-) -> Run:
-    """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model.
-
-    `settings` are those that were given: an `initial` model's own replace the defaults of others, and `size`,
-    a number of parameters, chooses the shape. Raises LamaError; the folder is then unchanged.
-    """
-    given = dict(settings)
+def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
+    """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model."""
+    given, folder = dict(settings), parts.folder
     model: GPT | None = None
     tokenizer: Tokenizer | None = None
     if initial := run_config(given).initial:  # all values are checked before a model is read
         if size is not None:
-            shown = quoted(size, plain=True)
-            raise UsageError(
-                f"size and from must not be given together; got --size {shown} and --from {initial}"
-            )
-        _check_apart(folder, initial)
+            got = f"got --size {quoted(size, plain=True)} and --from {initial}"
+            raise UsageError(f"size and from must not be given together; {got}")
+        source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
+        if out in (source, *source.parents):
+            got = f"got {quoted_path(folder.path)} and --from {initial}"
+            raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
         model, tokenizer = load_causal(initial)
         refuse_quantized(model, "to be trained")
         given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
@@ -135,12 +127,11 @@ def new_run(
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    check_devices(config, devices)
+    check_devices(config, parts.devices)
     check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
-    about = {"corpus": origin(corpus), "command": command}
-    parts = Parts(folder, config, devices, about, progress, tokenizer=tokenizer)
-    with folder.beginning(config, command) as data:
+    parts.config, parts.tokenizer = config, tokenizer
+    with folder.beginning(config, str(parts.about["command"])) as data:
         tokens = new_tokens(parts, corpus, data)
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
@@ -151,22 +142,8 @@ def new_run(
     return run
 
 
-def _check_apart(folder: RunFolder, initial: str) -> None:
-    """Raises UsageError if the run would overwrite the model that it starts from."""
-    source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
-    if out in (source, *source.parents):
-        where = quoted_path(folder.path)
-        raise UsageError(
-            "--out must be another folder than that of the model to start from; "
-            f"got {where} and --from {initial}"
-        )
-
-
 def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that a setting names: bytes, character, gpt2, bpe:SIZE (trained here), or a folder.
-
-    Raises LamaError.
-    """
+    """The tokenizer that a setting names; one of bpe:SIZE is trained on the corpus. Raises LamaError."""
     if name.startswith("bpe:"):
         try:
             size = int(name.removeprefix("bpe:"))
@@ -177,9 +154,8 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     if name == "character":
         return CharacterTokenizer(corpus.characters())
     if name not in ("bytes", "gpt2") and not os.path.isdir(name):
-        raise UsageError(
-            f"tokenizer must be bytes, character, gpt2, bpe:SIZE or a folder; got {quoted(name)}"
-        )
+        kinds = "bytes, character, gpt2, bpe:SIZE or a folder"
+        raise UsageError(f"tokenizer must be {kinds}; got {quoted(name)}")
     return named_tokenizer(name)
 
 
@@ -188,22 +164,18 @@ def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
 
 
-def _of_the_model(given: Mapping[str, object], shape: GPTConfig) -> dict[str, object]:
+def _of_the_model(given: Settings, shape: GPTConfig) -> dict[str, object]:
     """The settings with the shape of the initial model. Raises UsageError for another shape."""
     if given.get("tokenizer", OWN) != OWN:
-        shown = quoted(given["tokenizer"], plain=True)
-        raise UsageError(
-            f"the tokenizer must be the model's own with --from; got --tokenizer {shown}. Leave it out"
-        )
+        got = f"got --tokenizer {quoted(given['tokenizer'], plain=True)}. Leave it out"
+        raise UsageError(f"the tokenizer must be the model's own with --from; {got}")
     own = {name: getattr(shape, name) for name in MODEL_SETTINGS}
     for name, value in own.items():
         wanted = given.get(name, value)
-        if name == "context_length" and wanted <= value:
-            continue
         if name == "context_length":
-            raise UsageError(f"context_length must be at most the model's, {value}; got {wanted}")
-        if wanted != value:
-            raise UsageError(
-                f"{name} must be the model's own with --from, {value}; got {wanted}. Leave it out"
-            )
+            if wanted > value:
+                raise UsageError(f"context_length must be at most the model's, {value}; got {wanted}")
+        elif wanted != value:
+            got = f"got {wanted}. Leave it out"
+            raise UsageError(f"{name} must be the model's own with --from, {value}; {got}")
     return {**own, **given, "tokenizer": OWN}

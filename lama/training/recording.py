@@ -6,7 +6,6 @@ little-endian, deflated and in base64.
 """
 
 import base64
-import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from tinygrad import Tensor
 
-from lama.atomic import write_atomically
 from lama.data.inputs import check_length
 from lama.errors import LamaError, UsageError, quoted
-from lama.files import checked, field, parse_json_lines, quoted_path, read_file
+from lama.files import checked, field, quoted_path
 from lama.models.gpt import GPT, GPTConfig
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
+from lama.training.lines import Record, append_line, read_lines, write_lines
 from lama.training.settings import RunConfig
 
 ONE = 65535  # a weight of 1 in the file
@@ -41,20 +40,16 @@ def what_to_record(config: RunConfig, tokenizer: Tokenizer, shape: GPTConfig) ->
             missing = "got no sentence. Add --record TEXT"
             raise UsageError(f"record_heads and record_every must be given with record; {missing}")
         return [], []
-    heads = [_parse(name, shape) for name in config.record_heads]
-    everywhere = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
-    return check_length(tokenizer.encode(config.record), config.context_length), heads or everywhere[:HEADS]
-
-
-def _parse(name: str, shape: GPTConfig) -> Head:
-    layer, dot, head = name.partition(".")
-    numbers = dot and layer.isdecimal() and head.isdecimal() and max(len(layer), len(head)) < 10
-    if not (numbers and int(layer) < shape.n_layers and int(head) < shape.n_heads):
-        raise UsageError(
-            f"record_heads must be LAYER.HEAD of the model's {shape.n_layers} x {shape.n_heads}, counted "
-            f"from 0; got {quoted(name)}. Choose 0.0 to {shape.n_layers - 1}.{shape.n_heads - 1}"
-        )
-    return int(layer), int(head)
+    layers, heads = range(shape.n_layers), range(shape.n_heads)
+    known = {f"{layer}.{head}": (layer, head) for layer in layers for head in heads}
+    for name in config.record_heads:
+        if name not in known:
+            raise UsageError(
+                f"record_heads must be LAYER.HEAD of the model's {len(layers)} x {len(heads)}, counted "
+                f"from 0; got {quoted(name)}. Choose 0.0 to {len(layers) - 1}.{len(heads) - 1}"
+            )
+    chosen = [known[name] for name in config.record_heads or list(known)[:HEADS]]
+    return check_length(tokenizer.encode(config.record), config.context_length), chosen
 
 
 @dataclass(frozen=True)
@@ -98,22 +93,17 @@ class Recording:
         self._write([])
         self.take(0, None)
 
-    def _write(self, moments: list[dict[str, object]]) -> None:
+    def _write(self, moments: list[Record]) -> None:
         heads = [f"{layer}.{head}" for layer, head in self.heads]
         about = {"text": self.config.record, "tokens": self.tokens, "heads": heads}
-        write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in (about, *moments)).encode())
+        write_lines(self.path, (about, *moments))
 
     def take(self, step: int, loss: float | None) -> None:
         """Add a moment. Raises LamaError if it cannot be written."""
         patterns = self._look(Tensor(np.array([self.tokens], np.int32)).realize()).numpy()  # (heads, T, T)
         numbers = np.rint(patterns[:, _seen(len(self.tokens))] * ONE).astype("<u2")
         weights = base64.b64encode(zlib.compress(numbers.tobytes())).decode()
-        moment = {"step": step, "loss": loss, "weights": weights}
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(moment) + "\n")
-        except OSError as error:
-            raise LamaError(f"{self.path} must be writable; got {error.strerror or error}") from error
+        append_line(self.path, {"step": step, "loss": loss, "weights": weights})
 
     def cut(self, step: int) -> None:
         """Remove the moments after `step`, which a resumed run repeats. Raises LamaError."""
@@ -133,7 +123,7 @@ def read_recording(path: Path) -> Recorded:
     return _recorded(_lines(path), path)
 
 
-def _recorded(lines: list[dict[str, object]], path: Path) -> Recorded:
+def _recorded(lines: list[Record], path: Path) -> Recorded:
     source, (about, *moments) = quoted_path(path), lines
     text, tokens = field(about, "text", str, source), field(about, "tokens", list, source)
     heads = field(about, "heads", list, source)
@@ -156,13 +146,12 @@ def _recorded(lines: list[dict[str, object]], path: Path) -> Recorded:
 
 
 def _unpacked(text: str, size: int, source: str) -> bytes:
-    """A moment's weights, `size` bytes. Raises LamaError."""
     try:
         content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
     except (ValueError, zlib.error) as error:
-        found = quoted(error, plain=True)
+        shown = quoted(error, plain=True)
         raise LamaError(
-            f"weights in {source} must be as lama train --record writes them; got {found}"
+            f"weights in {source} must be as lama train --record writes them; got {shown}"
         ) from None
     if len(content) != size:
         raise LamaError(f"weights in {source} must have {size:,} bytes for its tokens and heads; got others")
@@ -174,9 +163,8 @@ def _seen(n: int) -> Array:
     return np.tri(n) > 0
 
 
-def _lines(path: Path) -> list[dict[str, object]]:
-    """All whole lines, at least one; a last line that was cut short is ignored. Raises LamaError."""
-    *lines, _ = read_file(path, LARGEST).split(b"\n")
-    if not lines:
+def _lines(path: Path) -> list[Record]:
+    """All lines, at least one. Raises LamaError."""
+    if not (lines := read_lines(path, LARGEST)):
         raise LamaError(f"{quoted_path(path)} must hold the moments of a recording; got nothing")
-    return parse_json_lines(lines, quoted_path(path))
+    return lines

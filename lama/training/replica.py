@@ -16,7 +16,7 @@ from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.runtime.strides import materialise
 from lama.shapes import Array
-from lama.training.optimizers.adamw import zeros_like_all
+from lama.training.optimizers import zeros_like_all
 from lama.training.recompute import blockwise_gradients
 from lama.training.settings.base import TrainingConfig
 

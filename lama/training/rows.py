@@ -40,7 +40,6 @@ def read_rows(folder: Path) -> Rows:
 
 
 def _rows(part: list[object], source: str) -> list[Row]:
-    """A part in its type. Raises LamaError."""
     rows = []
     for row in part:
         match row:

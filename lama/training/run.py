@@ -7,7 +7,7 @@ from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
 from lama.training.budget import training_operations
 from lama.training.corpus import CorpusSession
-from lama.training.folder import Record
+from lama.training.lines import Record
 from lama.training.loop import Step, Trainer, language_model_batches
 from lama.training.loss import Evaluator
 from lama.training.recording import Recording
@@ -28,6 +28,7 @@ class Run(CorpusSession):
 
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens)
+        self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
         batches = language_model_batches(tokens.train, config, context)
         self.trainers.append(Trainer(model, batches, config, devices=self.devices))
@@ -42,14 +43,15 @@ class Run(CorpusSession):
         self.operations = training_operations(model, context)
 
     def measure(self) -> dict[str, float]:
-        """Evaluate the model on the held-out windows."""
         loss = self.evaluator()
         return {"validation_loss": loss, "bits_per_byte": self.bits_per_byte(loss)}
 
     def measure_baselines(self) -> None:
-        """Measure the n-gram models."""
         data = self.tokens
         self.baselines = ngram_baselines(data.train, data.validation, self.tokenizer.vocab_size)
+
+    def mfu(self, step: Step) -> float | None:
+        return None if self.peak is None else self.operations * step.tokens_per_second / self.peak
 
     def measure_start(self) -> None:
         super().measure_start()

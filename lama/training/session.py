@@ -18,8 +18,9 @@ from lama.files import field as field_of
 from lama.files import read_object
 from lama.models.registry import n_parameters
 from lama.runtime.buffers import write
-from lama.training.folder import Diverged, Record, RunFolder, restore, step_of
-from lama.training.loop import Step, Trainer
+from lama.training.folder import RunFolder, restore, step_of
+from lama.training.lines import Record
+from lama.training.loop import Diverged, Step, Trainer
 
 R = TypeVar("R")
 
@@ -58,9 +59,8 @@ class Parts:
 class Session:
     """Iterate over it for a `Step` after each update and, when one is due, an `Evaluation`.
 
-    `stop()` ends the iteration after the current step, with a checkpoint. A subclass has the data, the
-    evaluation and a trainer for each stage; steps are counted through all stages. A resumed session has the
-    same bits as an uninterrupted one.
+    A subclass has the data, the evaluation and a trainer for each stage; steps are counted through all
+    stages. A resumed session has the same bits as an uninterrupted one.
     """
 
     keeps_best = True
@@ -72,7 +72,7 @@ class Session:
         self.model, self.tokenizer = parts.model, parts.tokenizer
         self.digest, self.devices = digest, parts.devices
         self.trainers: list[Trainer] = []
-        """One for each stage; a subclass has them."""
+        """One for each stage."""
         self.best = math.inf
         """The lowest `rank` of all evaluations."""
         self.evaluated = 0
@@ -83,21 +83,12 @@ class Session:
         """The held-out loss before training."""
         self.shares: dict[str, float] = {}
         """Shares of right answers, of the untrained model and of the baselines."""
-        self.operations: float | None = None
-        """Floating-point operations of the training for each token, where they are known."""
         self.peak: float | None = None
         """Floating-point operations of the processor per second, where they are known."""
-        self._stopped = False
+        self.stopped = False
         self._began = time.perf_counter()
-        self.seconds_before = 0.0
-        """Seconds spent on this run before it was resumed."""
 
-    # The parts that differ from model to model
-
-    @classmethod
-    def reopen(cls, parts: Parts, checkpoint: Path) -> "Session":
-        """The session of a run to resume, with the model of a checkpoint. Raises LamaError."""
-        raise NotImplementedError
+    # What differs from model to model
 
     @property
     def plan(self) -> str:
@@ -131,11 +122,8 @@ class Session:
     # The training
 
     def stop(self) -> None:
-        self._stopped = True
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped
+        """End the iteration after the current step, with a checkpoint."""
+        self.stopped = True
 
     @property
     def trainer(self) -> Trainer:
@@ -169,12 +157,8 @@ class Session:
         self.begin_log()
 
     def begin_log(self) -> None:
-        """Write the first record of the log."""
-        facts = {
-            "parameters": n_parameters(self.model),
-            "peak_flops": self.peak,
-            "devices": len(self.trainer.replicas),
-        }
+        facts = {"parameters": n_parameters(self.model), "peak_flops": self.peak}
+        facts["devices"] = len(self.trainer.replicas)
         self.folder.log({**self.about, "config": asdict(self.config), **facts, **self._start()})
 
     def _start(self) -> dict[str, object]:
@@ -207,7 +191,7 @@ class Session:
         evaluated = {record["step"]: self.rank(record) for record in records if "validation_loss" in record}
         self.evaluated = max(evaluated, default=0)
         self.best = min([notes.get("best_loss", math.inf), *evaluated.values()])
-        self.seconds_before = max(record.get("seconds", 0.0) for record in (*records, notes))
+        self._began -= max(record.get("seconds", 0.0) for record in (*records, notes))
         if not records:
             self.begin_log()
 
@@ -228,12 +212,14 @@ class Session:
             if last.step and self.step > self.evaluated and self._is_due(last):
                 yield self.evaluate()  # the process ended between a checkpoint and its evaluation
             for trainer in self.trainers:
-                for step in self._steps(trainer):
-                    self.folder.log(self._record(step))
+                for report in trainer:
+                    step = replace(report, step=self.step)
+                    speed = {"tokens_per_second": step.tokens_per_second, "mfu": self.mfu(step)}
+                    self.folder.log({"step": step.step, **step.metrics, **speed, "seconds": self.seconds})
                     self.after_step(step)
                     yield step
                     due = self._is_due(trainer)
-                    stop = self._stopped and step.step < self.config.total_steps
+                    stop = self.stopped and step.step < self.config.total_steps
                     if stop or due:
                         self.save_checkpoint()
                     if stop:
@@ -252,25 +238,9 @@ class Session:
         """Called after each step, before it is yielded."""
 
     def _is_due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint is due, and an evaluation, in the last stage."""
+        """Whether a checkpoint is due and, in the last stage, an evaluation."""
         every = self.config.evaluation_steps
         return trainer.step == trainer.config.steps or (every > 0 and trainer.step % every == 0)
-
-    def _steps(self, trainer: Trainer) -> Iterator[Step]:
-        try:
-            for step in trainer:
-                yield replace(step, step=self.step)
-        except LamaError as error:
-            raise Diverged(str(error)) from error
-
-    def _record(self, step: Step) -> dict[str, object]:
-        return {
-            "step": step.step,
-            **step.metrics,
-            "tokens_per_second": step.tokens_per_second,
-            "mfu": self.mfu(step),
-            "seconds": self.seconds,
-        }
 
     def save_checkpoint(self) -> None:
         """Raises LamaError as `RunFolder.save_checkpoint` does."""
@@ -293,7 +263,13 @@ class Session:
     def _way_on(self, error: LamaError) -> str:
         if not (found := self.folder.checkpoints()):
             return "There is no checkpoint yet"
-        command = self._retry_from(found[-1]) if isinstance(error, Diverged) else self.resume_command
+        command = self.resume_command
+        if isinstance(error, Diverged):
+            path, rate = self.folder.path, f"{self.config.learning_rate / 3:.1g}"
+            words = ["lama", "train", self.folder.settings_file]
+            words += ["--from", found[-1]] if self.config.model == "gpt" else []
+            words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
+            command = shlex.join(map(str, words))
         return f"The last good checkpoint is {found[-1]}: continue with {command}"
 
     @property
@@ -303,24 +279,14 @@ class Session:
         devices = [replica.device for replica in self.trainer.replicas]
         return shlex.join(words + (["--devices", ",".join(devices)] if devices[1:] else []))
 
-    def _retry_from(self, checkpoint: Path) -> str:
-        """The command that trains again with a lower learning rate."""
-        path, rate = self.folder.path, f"{self.config.learning_rate / 3:.1g}"
-        words = ["lama", "train", self.folder.settings_file]
-        words += ["--from", checkpoint] if self.config.model == "gpt" else []
-        words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
-        return shlex.join(map(str, words))
-
     @property
     def seconds(self) -> float:
         """Seconds of the whole run, before and after it was resumed."""
-        return round(self.seconds_before + time.perf_counter() - self._began, 3)
+        return round(time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation: the share of the processor's peak that the model's arithmetic needs."""
-        if self.peak is None or self.operations is None:
-            return None
-        return self.operations * step.tokens_per_second / self.peak
+        """Model FLOP utilisation, where it is known: the share of the peak that the arithmetic needs."""
+        return None
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the held-out data, and save a model that is better than all before in the folder."""

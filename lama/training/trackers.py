@@ -9,7 +9,6 @@ from typing import Any
 from lama.errors import LamaError, UsageError, first_line
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-PROJECT = "lama"
 
 Library = Any  # a module without types
 
@@ -17,8 +16,8 @@ Library = Any  # a module without types
 class Tracker:
     """Logs numbers step by step; without `close` the last ones may be lost."""
 
-    def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], object]):
-        self._write, self._close = write, close
+    def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], None]):
+        self._write, self.close = write, close
 
     def log(self, step: int, metrics: Mapping[str, object]) -> None:
         """Log numbers; values that are not numbers are skipped. A step may come again with other metrics."""
@@ -26,23 +25,24 @@ class Tracker:
         if numbers:
             self._write(numbers, step)
 
-    def close(self) -> None:
-        self._close()
-
 
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object]) -> Tracker:
     """Begin to track a run called `name` with its settings.
 
-    - tensorboard: event files in `folder/tensorboard`, for `tensorboard --logdir`; needs tensorboardX
-    - wandb: the project `lama` on Weights & Biases, its own files in `folder/wandb`; `WANDB_MODE=offline`
-      sends nothing
-    - trackio: the project `lama` in Trackio's own folder, for `trackio show`
-
-    Raises UsageError for another kind, LamaError where the library is not installed or does not start.
+    tensorboard writes event files in `folder/tensorboard`; wandb and trackio have the project `lama`, with
+    files in `folder/wandb` and in Trackio's own folder. `WANDB_MODE=offline` sends nothing. Raises
+    UsageError for another kind, LamaError where the library is not installed or does not start.
     """
     library = import_tracker(kind)
     try:
-        return _OPEN[kind](library, Path(folder), name, dict(config))
+        if kind == "tensorboard":
+            return _tensorboard(library, folder, config)
+        options = {"project": "lama", "name": name, "config": dict(config)}
+        if kind == "wandb":
+            folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into a temporary folder
+            options["dir"] = str(folder)
+        run = library.init(**options)
+        return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
     except Exception as error:  # each library has its own: no key, no network, no space
         reason = first_line(error).rstrip(".")
         raise LamaError(
@@ -63,9 +63,9 @@ def import_tracker(kind: str) -> Library:
         ) from None
 
 
-def _tensorboard(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
+def _tensorboard(library: Library, folder: Path, config: Mapping[str, object]) -> Tracker:
     writer = library.SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
-    lines = json.dumps(config, ensure_ascii=False, indent=1).splitlines()
+    lines = json.dumps(dict(config), ensure_ascii=False, indent=1).splitlines()
     # Indented lines are code in TensorBoard's Markdown.
     writer.add_text("config", "\n".join(f"    {line}" for line in lines), 0)
 
@@ -74,21 +74,3 @@ def _tensorboard(library: Library, folder: Path, name: str, config: dict[str, ob
             writer.add_scalar(metric, value, step)
 
     return Tracker(write, writer.close)
-
-
-def _wandb(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
-    folder.mkdir(parents=True, exist_ok=True)  # otherwise it writes into the system's temporary folder
-    run = library.init(project=PROJECT, name=name, dir=str(folder), config=config)
-    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
-
-
-def _trackio(library: Library, folder: Path, name: str, config: dict[str, object]) -> Tracker:
-    run = library.init(project=PROJECT, name=name, config=config)
-    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
-
-
-_OPEN: dict[str, Callable[[Library, Path, str, dict[str, object]], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}

@@ -5,7 +5,6 @@ Nothing here needs tinygrad: the command line reads the tables for its help.
 
 import os
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from lama.errors import UsageError, did_you_mean, quoted
@@ -26,7 +25,7 @@ CLASSES: dict[str, type[RunSettings]] = {
 """The settings class of each model."""
 PRESETS = {"seq2seq": ("task", pairs.PRESETS), "classifier": ("data", classifier.PRESETS)}
 """For each model with presets of its own: the setting that a preset's name fills, and the presets."""
-ALIASES = {"from": "initial"}
+FILES = resources.files("lama.training").joinpath("presets")
 
 
 def kind_of_settings(settings: Settings, source: str = "settings") -> type[RunSettings]:
@@ -44,10 +43,7 @@ def settings_of(settings: Settings) -> RunSettings:
 
 
 def run_config(settings: Settings) -> RunConfig:
-    """The settings of a GPT's run, in the types of TOML and flags: a list for a tuple, 1 for 1.0.
-
-    Raises UsageError.
-    """
+    """The settings of a GPT's run, in the types of TOML and flags. Raises UsageError."""
     return RunConfig(**checked(RunConfig, settings))
 
 
@@ -55,7 +51,7 @@ def presets(model: str = "gpt") -> list[str]:
     """The names of the presets of a model."""
     if model in PRESETS:
         return list(PRESETS[model][1])
-    files = (item.name for item in _presets().iterdir()) if model == "gpt" else ()
+    files = (item.name for item in FILES.iterdir()) if model == "gpt" else ()
     return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
 
 
@@ -76,7 +72,7 @@ def read_settings(source: str, model: str | None = None) -> dict[str, object]:
         name, known = PRESETS[model]
         return {"model": model, name: source, **known.get(source, {})}
     if source in presets(model):
-        text = _presets().joinpath(f"{source}.toml").read_text("utf-8")
+        text = FILES.joinpath(f"{source}.toml").read_text("utf-8")
         return checked_names(parse_toml(text, source), source)
     hint = did_you_mean(source, presets(model))
     if not hint and os.path.exists(source):
@@ -93,7 +89,3 @@ def checked_names(settings: Settings, source: str) -> dict[str, object]:
             where, hint = quoted_path(source), did_you_mean(name, known)
             raise UsageError(f"{where} must hold only settings of lama train; got {quoted(name)}{hint}")
     return dict(settings)
-
-
-def _presets() -> Traversable:
-    return resources.files("lama.training").joinpath("presets")

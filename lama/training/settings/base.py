@@ -1,4 +1,4 @@
-"""Settings that every training has, with their ranges and help texts. Nothing here needs tinygrad."""
+"""Settings that every training has, with their ranges and help texts."""
 
 import dataclasses
 import json
@@ -22,15 +22,16 @@ def setting(
     default: T,
     about: str,
     choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
     most: int = LARGEST,
 ) -> T:
     """Declare a field with its default, its help text and the values that it may take.
 
-    `choices` of texts; `least` <= value < `below` of numbers; value <= `most` of whole numbers.
+    `choices` of texts; `least` <= value, `above` < value < `below` of numbers; `most` of whole numbers.
     """
-    limits = {"choices": choices, "least": least, "below": below, "most": most}
+    limits = {"choices": choices, "least": least, "above": above, "below": below, "most": most}
     return dataclasses.field(default=default, metadata={"about": about, **limits})
 
 
@@ -42,12 +43,15 @@ def changed(name: str, default: T, about: str | None = None) -> T:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained, whatever the model. The defaults suit about a million parameters."""
+    """How a model is trained, whatever the model. The defaults suit about a million parameters.
+
+    Raises UsageError for a value of the wrong type or out of its range.
+    """
 
     steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
     batch_size: int = setting(12, "examples in a batch, such as windows or texts", least=1)
     accumulation: int = setting(1, "parts of a batch, computed in turn: more need less memory", least=1)
-    learning_rate: float = setting(2e-3, "peak learning rate")
+    learning_rate: float = setting(2e-3, "peak learning rate", above=0)
     min_learning_rate: float = setting(-1.0, "end of the cosine; below 0 means a tenth of the peak")
     warmup: int = setting(50, "warm-up steps", least=0)
     schedule: str = setting("cosine", "schedule after the warm-up", choices=("cosine", "constant", "noam"))
@@ -62,11 +66,8 @@ class TrainingConfig:
     seed: int = setting(0, "seed of the initial weights, the batches and dropout", least=0)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value of the wrong type or out of its range."""
         for name, field in fields_of(type(self)).items():
             object.__setattr__(self, name, _checked(field, getattr(self, name)))
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate must be above 0; got {self.learning_rate}")
         if self.min_learning_rate < 0:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
         if self.min_learning_rate > self.learning_rate:
@@ -87,6 +88,8 @@ class RunSettings(TrainingConfig):
     """The command that a folder's lama.json names."""
     causal: ClassVar[bool] = False
     """Whether `recompute` is implemented for the model."""
+    evaluations: ClassVar[int] = 8
+    """Evaluations of a run, by default."""
 
     model: str = setting("gpt", "kind of model", choices=MODELS)
     d_model: int = setting(128, "width of the residual stream", least=1)
@@ -112,7 +115,7 @@ class RunSettings(TrainingConfig):
     @property
     def evaluation_steps(self) -> int:
         """Steps between evaluations; 0 means only after the last step."""
-        return self.evaluate_every or max(1, self.steps // 8)
+        return self.evaluate_every or max(1, self.steps // self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,8 @@ class CorpusSettings(RunSettings):
     """Settings of a run that learns from a corpus."""
 
     corpus: tuple[str, ...] = setting((), "files, folders, patterns, -, kjv or tinyshakespeare; default kjv")
-    validation: float = setting(0.1, "held-out share of the text, at its end", below=1)
+    validation: float = setting(0.1, "held-out share of the text, at its end", above=0, below=1)
     context_length: int = setting(64, "tokens in a window", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation <= 0:
-            raise UsageError(f"validation must be above 0; got {self.validation}")
 
 
 # Reports and checkpoints may change when a run is resumed: they never change the weights.
@@ -165,7 +163,6 @@ def checked(kind: type[TrainingConfig], settings: Settings) -> dict[str, Any]:
 
 
 def _checked(field: Field, value: object) -> object:
-    """The value in its field's own type. Raises UsageError."""
     name, default, limits = field.name, field.default, field.metadata
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         value = tuple(value) if all(isinstance(item, str) for item in value) else value
@@ -183,9 +180,11 @@ def _checked(field: Field, value: object) -> object:
     if isinstance(value, int | float):
         if not math.isfinite(value):
             raise UsageError(f"{name} must be a finite number; got {value}")
-        if limits["least"] is not None and value < limits["least"]:
+        if value < limits["least"]:
             raise UsageError(f"{name} must be at least {limits['least']}; got {value}")
-        if limits["below"] is not None and value >= limits["below"]:
+        if not limits["above"] < value:
+            raise UsageError(f"{name} must be above {limits['above']}; got {value}")
+        if value >= limits["below"]:
             raise UsageError(f"{name} must be below {limits['below']}; got {value}")
         if isinstance(value, int) and value > limits["most"]:
             raise UsageError(f"{name} must be at most {limits['most']}; got {quoted(value)}")
@@ -193,7 +192,6 @@ def _checked(field: Field, value: object) -> object:
 
 
 def _check_text(name: str, text: str) -> None:
-    """Raises UsageError for text that cannot be saved."""
     if "\0" in text:
         raise UsageError(f"{name} must not hold the character NUL; got {quoted(text)}")
     try:

@@ -1,4 +1,4 @@
-"""Settings for training a BERT. Nothing here needs tinygrad."""
+"""Settings for training a BERT."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Settings for training a classifier. Nothing here needs tinygrad."""
+"""Settings for training a classifier."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +11,7 @@ class ClassifierSettings(RunSettings):
     """Settings for training a classifier. The defaults suit some ten thousand sentences."""
 
     marker: ClassVar[str] = "classify train"
+    evaluations: ClassVar[int] = 10
 
     model: str = changed("model", "classifier")
     data: str = setting("", "a named data set, or a file of labels and texts")
@@ -33,13 +34,7 @@ class ClassifierSettings(RunSettings):
 
     @property
     def total_steps(self) -> int:
-        """Steps of the pretraining and of the training."""
         return self.pretraining + self.steps
-
-    @property
-    def evaluation_steps(self) -> int:
-        """Steps between evaluations."""
-        return self.evaluate_every or max(1, self.steps // 10)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -1,4 +1,4 @@
-"""Settings for training a GPT. Nothing here needs tinygrad."""
+"""Settings for training a GPT."""
 
 import math
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ class RunConfig(CorpusSettings):
 
     @property
     def evaluation_steps(self) -> int:
-        """Steps between evaluations; 0 means only after the last step."""
         return self.evaluate_every
 
 

@@ -1,4 +1,4 @@
-"""Settings for training an encoder-decoder on pairs. Nothing here needs tinygrad."""
+"""Settings for training an encoder-decoder on pairs."""
 
 from dataclasses import dataclass
 from typing import ClassVar

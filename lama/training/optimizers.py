@@ -1,13 +1,33 @@
-"""AdamW, with all that changes from step to step passed as one tensor."""
+"""Optimizers by name. Each holds its state under the parameters' names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from lama.ops import adamw
+from lama.runtime.buffers import zeros
 from lama.runtime.capture import InputBuffer
 from lama.training.settings.base import TrainingConfig
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """An update rule. One captured step serves every update: what changes is passed as `scalars`."""
+
+    numbers_per_weight: int
+    """Numbers of state for each weight."""
+
+    def scalars(self, step: int, rate: float) -> Tensor:
+        """The numbers that update `step` (from 1) at this learning rate needs: float32, realised."""
+
+    def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
+        """Assign the new parameters and state, unrealised; gradients are first multiplied by `scale`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint must hold."""
 
 
 class AdamW:
@@ -29,7 +49,6 @@ class AdamW:
         return self._scalars(np.array([rate, 1 - c.beta1**step, 1 - c.beta2**step], np.float32))
 
     def update(self, gradients: Mapping[str, Tensor], scalars: Tensor, scale: Tensor) -> list[Tensor]:
-        """Assign the new parameters, m and v, unrealised."""
         c, changed = self.config, []
         for name, p in self.parameters.items():
             m, v, decay = self.m[name], self.v[name], c.weight_decay if p.ndim >= 2 else 0.0
@@ -37,13 +56,14 @@ class AdamW:
         return changed
 
     def state(self) -> dict[str, Tensor]:
-        """The moments, under the parameters' names after `m.` and `v.`."""
         first = {f"m.{name}": t for name, t in self.m.items()}
         return first | {f"v.{name}": t for name, t in self.v.items()}
 
 
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], TrainingConfig], Optimizer]] = {"adamw": AdamW}
+
+
 def zeros_like_all(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A realised buffer of zeros for each parameter, of its shape and on its device."""
-    zeros = {name: Tensor.zeros(*p.shape, device=p.device).contiguous() for name, p in parameters.items()}
-    Tensor.realize(*zeros.values())
-    return zeros
+    new = partial(zeros, dtype=dtypes.float32)
+    return {name: new(*map(int, p.shape), device=str(p.device)) for name, p in parameters.items()}
