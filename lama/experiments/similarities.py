@@ -1,7 +1,6 @@
-"""Compare four ways to score a query and a key, in search tasks and language models.
+"""Compare four scores of a query and a key, in searches and language models. Source: Luong et al. 2015."""
 
-Source: Luong et al. 2015.
-"""
+from dataclasses import replace
 
 import numpy as np
 from tinygrad import Tensor
@@ -76,7 +75,7 @@ def find(options: Options, similarity: str, matching: bool) -> float:
 def run(options: Options) -> Report:
     fits, rows = {}, {}
     for name in SIMILARITIES:
-        fits[name] = fit(options, f"{name}, text", GPT(shape(similarity=name), options.seed))
+        fits[name] = fit(options, f"{name}, text", GPT(replace(shape(), similarity=name), options.seed))
         rows[name] = find(options, name, False), find(options, name, True), fits[name].heldout
     additive, content = rows["additive"], [rows[name] for name in ("dot", "scaled_dot", "general")]
     errors = ("error, flagged token", "error, token that the query names")

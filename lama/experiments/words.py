@@ -14,8 +14,8 @@ from lama.data import evaluation_windows, split_tail
 from lama.data.labelled import SHAKESPEARE
 from lama.data.packages import archive_texts
 from lama.data.windows import epoch_order, take_windows
-from lama.experiments.report import Curve, Options, Panel, Report
-from lama.experiments.text import smooth
+from lama.experiments.report import Options, Report
+from lama.experiments.text import TextFit, loss_panel
 from lama.generation import Sampling, generate_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
@@ -81,7 +81,7 @@ def run(options: Options) -> Report:
     unigram, bigram = counted(train, heldout, n)
     said = [(text.strip(), continuation(model, text, words, options.seed)) for text in BEGINNINGS]
     read = take_windows(np.arange(len(train)), starts, T + 1)
-    curve, guess = Curve("transformer", range(steps), smooth(losses)), abs(before / math.log(n) - 1) < 0.02
+    guess = abs(before / math.log(n) - 1) < 0.02
     counts = ("words and the characters between them", len(train), len(heldout), n)
     results = ("held-out text", before, unigram, bigram, after)
     return Report(
@@ -90,7 +90,7 @@ def run(options: Options) -> Report:
             Table(("nats per token", "untrained", "unigram", "bigram", "trained"), [results]),
             Table(("beginning", "continuation"), said),
         ],
-        [Panel("training loss", "step", "nats per word", [curve])],
+        [loss_panel({"transformer": TextFit(losses, after)}, unit="nats per word")],
         {
             "no two windows of the training share a token of the text": len(np.unique(read)) == read.size,
             "untrained, it guesses: the loss is ln of the number of words, within 2 %": guess,
