@@ -5,6 +5,7 @@ interpretability".
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +13,17 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.dropout import Dropout, no_dropout
-from lama.experiments.report import Curve, Options, Panel, Report
+from lama.experiments.report import Curve, Options, Panel, Report, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.fourier import excluded, key_frequencies, restricted, spectrum, sum_spectrum, tuned
 from lama.interp.pictures import HeatMap
+from lama.interp.record import run_with_cache
 from lama.layers import initialise
 from lama.models.gpt import GPT, GPTConfig
 from lama.ops import add
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.tables import Table
-from lama.taps import Recorder
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 
@@ -78,6 +79,10 @@ class Addition:
         logits = logits - logits.max(1, keepdims=True)
         return np.log(np.exp(logits).sum(1)) - logits[np.arange(self.p**2), self.sums]
 
+    def loss(self, logits: Array, held_out: bool) -> float:
+        """The mean of `losses` over the training pairs, or over the others."""
+        return float(self.losses(logits)[self.examples != held_out].mean())
+
 
 def answers(model: GPT, tokens: Tensor) -> Tensor:
     """Logits of the numbers after the last token, for a GPT of one block without norms: (B, 3) -> (B, p)."""
@@ -88,6 +93,13 @@ def answers(model: GPT, tokens: Tensor) -> Tensor:
     assert block.mlp is not None
     last = add(last, block.mlp(last))
     return model.logits(last)[:, 0, : model.config.vocab_size - 1]
+
+
+def on_all_pairs(model: GPT, task: Addition) -> Callable[[], Array]:
+    """A function that computes the model's answers to all pairs: (p², p)."""
+    pairs = Tensor(task.tokens).realize()
+    step = CapturedStep(lambda tokens: answers(model, tokens).realize())
+    return lambda: step(pairs).numpy()
 
 
 def loss(
@@ -138,12 +150,11 @@ def fit(
         seed=options.seed,
     )
     training = Resumable(options, name, Trainer(model, lambda step: batch, config, loss), columns=6)
-    look = CapturedStep(lambda tokens: answers(model, tokens).realize())
-    pairs = Tensor(task.tokens).realize()
+    look = on_all_pairs(model, task)
     done = generalised(training.log, s)
     for step in [] if done else training:
         if step.step % s.evaluate_every == 0 or step.step == steps:
-            training.log.append((step.step, *evaluate(task, look(pairs).numpy()), weight(model)))
+            training.log.append((step.step, *evaluate(task, look()), weight(model)))
             latest = training.log[-1]
             options.say(f"held out: loss {latest[2]:.3g}, {latest[OTHERS]:.1%} right")
             done = generalised(training.log, s)
@@ -157,12 +168,9 @@ def fit(
 
 def evaluate(task: Addition, logits: Array) -> tuple[float, float, float, float]:
     """Training and held-out loss, training and held-out accuracy."""
-    losses, right = task.losses(logits), logits.argmax(1) == task.sums
-
-    def mean(values: Array, held_out: bool) -> float:
-        return float(values[task.examples != held_out].mean())
-
-    return mean(losses, False), mean(losses, True), mean(right, False), mean(right, True)
+    right = logits.argmax(1) == task.sums
+    accuracies = float(right[task.examples].mean()), float(right[~task.examples].mean())
+    return task.loss(logits, held_out=False), task.loss(logits, held_out=True), *accuracies
 
 
 def weight(model: GPT) -> float:
@@ -207,9 +215,9 @@ class Inside:
 
 def look_inside(model: GPT, task: Addition) -> Inside:
     """Run the model on all pairs and analyse its activations."""
-    p, record = task.p, Recorder("blocks.0.attn.pattern", "blocks.0.mlp.post", "logits")
-    model(Tensor(task.tokens), tap=record).realize(*record.values())
-    pattern, post, logits = (record[name].numpy()[..., -1, :] for name in record.patterns)
+    p, names = task.p, ("logits", "blocks.0.mlp.post", "blocks.0.attn.pattern")
+    _, cache = run_with_cache(model, task.tokens, *names)
+    logits, post, pattern = (cache[name][..., -1, :] for name in names)
     logits, neurons = logits[:, :p].reshape(p, p, p).astype(np.float64), post.reshape(p, p, -1)
     variances = neurons.var((0, 1))
     neurons = neurons[:, :, variances > LIVE * variances.max()]
@@ -228,14 +236,12 @@ def look_inside(model: GPT, task: Addition) -> Inside:
 
 def progress(fit: GrokkingFit, task: Addition, keys: list[int]) -> Array:
     """(n, 3) by snapshot: step, held-out loss by the key frequencies alone, training loss without them."""
-    parameters, rows = get_state_dict(fit.model), []
-    look = CapturedStep(lambda tokens: answers(fit.model, tokens).realize())
-    pairs = Tensor(task.tokens).realize()
+    parameters, look, rows = get_state_dict(fit.model), on_all_pairs(fit.model, task), []
     for step, weights in sorted(fit.snapshots.items()):  # the last one has the final weights
         Tensor.realize(*(p.assign(Tensor(weights[name])) for name, p in parameters.items()))
-        logits = look(pairs).numpy().reshape(task.p, task.p, task.p).astype(np.float64)
-        by_keys, without = task.losses(restricted(logits, keys)), task.losses(excluded(logits, keys))
-        rows.append((step, by_keys[~task.examples].mean(), without[task.examples].mean()))
+        logits = look().reshape(task.p, task.p, task.p).astype(np.float64)
+        by_keys = task.loss(restricted(logits, keys), held_out=True)
+        rows.append((step, by_keys, task.loss(excluded(logits, keys), held_out=False)))
     return np.array(rows)
 
 
@@ -260,18 +266,14 @@ def trainings(task: Addition, fits: dict[str, GrokkingFit]) -> Table:
     def step(fit: GrokkingFit, column: int, accuracy: float) -> str | int:
         return int(at) if math.isfinite(at := fit.first(column, accuracy)) else "never"
 
-    titles = (
-        "steps",
-        f"{KNOWN:.0%} of training pairs at",
-        "half of the held-out at",
-        f"{GENERALISED:.0%} at",
-    )
+    columns = f"{KNOWN:.0%} of training pairs at", "half of the held-out at", f"{GENERALISED:.0%} at"
     rows = []
     for name, fit in fits.items():
         held_out = step(fit, OTHERS, 0.5), step(fit, OTHERS, GENERALISED)
         steps, final = int(fit.log[-1, 0]), fit.log[-1, [1, 2, OTHERS]]
         rows.append((name, steps, step(fit, EXAMPLES, KNOWN), *held_out, *final))
-    return Table((f"a + b mod {task.p}", *titles, "training loss", "held-out loss", "held-out right"), rows)
+    results = "training loss", "held-out loss", "held-out right"
+    return Table((f"a + b mod {task.p}", "steps", *columns, *results), rows)
 
 
 def frequencies(task: Addition, inside: Inside) -> Table:
@@ -279,7 +281,7 @@ def frequencies(task: Addition, inside: Inside) -> Table:
     rows = []
     for k in inside.keys:
         tuned_neurons = int((clear & (inside.tuned_to == k)).sum())
-        without = task.losses(excluded(inside.logits, [k]))[~task.examples].mean()
+        without = task.loss(excluded(inside.logits, [k]), held_out=True)
         rows.append((k, inside.of_logits[k - 1], inside.of_embedding[k - 1], tuned_neurons, without))
     shares = "share of the logits' variance", "of the embedding"
     return Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), rows)
@@ -292,7 +294,7 @@ def findings(task: Addition, inside: Inside, measures: Array) -> Table:
         ("in all frequencies", inside.of_logits.sum()),
         ("active neurons", len(inside.explained)),
         (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", explained),
-        ("held-out loss", task.losses(inside.logits)[~task.examples].mean()),
+        ("held-out loss", task.loss(inside.logits, held_out=True)),
         ("held-out loss by the key frequencies alone (restricted)", measures[-1, 1]),
         ("training loss without them (excluded)", measures[-1, 2]),
         ("loss of guessing, ln p", math.log(task.p)),
@@ -317,20 +319,16 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
         """Curves of training pairs, in this column of the logs, and of held-out pairs, in the next."""
         curves = []
         for name, fit in fits.items():
-            steps, training, held_out = fit.log[:, [0, column, column + 1]].T.tolist()
-            curves += [
-                Curve(f"training, {name}", steps, training),
-                Curve(f"held out, {name}", steps, held_out),
-            ]
+            curves.append(column_curve(f"training, {name}", fit.log, column))
+            curves.append(column_curve(f"held out, {name}", fit.log, column + 1))
         return curves
 
-    step, examples, others = next(iter(fits.values())).log.T[:3].tolist()
-    at, by_keys, without = measures.T.tolist()
+    log = fits["weight decay"].log
     rests_on = [
-        Curve("training", step, examples),
-        Curve("held out", step, others),
-        Curve("held out, by the key frequencies alone (restricted)", at, by_keys),
-        Curve("training, without them (excluded)", at, without),
+        column_curve("training", log, 1),
+        column_curve("held out", log, 2),
+        column_curve("held out, by the key frequencies alone (restricted)", measures, 1),
+        column_curve("training, without them (excluded)", measures, 2),
     ]
     waves = range(1, len(inside.of_logits) + 1)
     spectra = [
@@ -339,7 +337,7 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
     ]
     numbers = range(1, len(inside.explained) + 1)
     neurons = Curve("active neurons", numbers, np.sort(inside.explained)[::-1].tolist())
-    squares = [Curve(name, fit.log[:, 0].tolist(), fit.log[:, 5].tolist()) for name, fit in fits.items()]
+    squares = [column_curve(name, fit.log, 5) for name, fit in fits.items()]
     return [
         Panel("loss", "step", "nats", both(1), logarithmic="xy"),
         Panel("accuracy", "step", "share right", both(EXAMPLES), logarithmic="x"),
@@ -373,7 +371,7 @@ def claims(
 ) -> dict[str, bool]:
     known, later = decay.first(EXAMPLES, KNOWN), decay.first(OTHERS, GENERALISED)
     others_then = decay.log[decay.log[:, 0] <= known, OTHERS][-1]
-    held_out_loss, guessing = task.losses(inside.logits)[~task.examples].mean(), math.log(task.p)
+    held_out_loss, guessing = task.loss(inside.logits, held_out=True), math.log(task.p)
     memorised = known < setting.memorised_by and others_then <= MEMORISED
     fails_without = measures[-1, 2] > guessing / 2
     few_keys = len(inside.keys) <= 6 and in_keys(inside) >= 0.9

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from lama.interp.pictures import HeatMap
+    from lama.shapes import Array
     from lama.training.loop import Step
 
     WatchSteps: TypeAlias = Callable[[Iterable[Step], int, str], Iterable[Step]]
@@ -65,6 +66,11 @@ class Curve:
     label: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+def column_curve(label: str, rows: "Sequence[Sequence[float]] | Array", column: int) -> Curve:
+    """One column of a table's or a log's rows over the first."""
+    return Curve(label, [row[0] for row in rows], [row[column] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.attention import attention, dot, scaled_dot
-from lama.experiments.report import Curve, Options, Panel, Report
+from lama.experiments.report import Options, Panel, Report, column_curve
 from lama.ops import softmax
 from lama.shapes import Array
 from lama.tables import Table
@@ -34,24 +34,15 @@ def run(options: Options) -> Report:
         q, k = normal(1, QUERIES, d), normal(1, KEYS, d)
         weights = [softmax(score(q, k)).numpy()[0] for score in (dot, scaled_dot)]
         rows.append((d, *variances, *(float(p.max(-1).mean()) for p in weights), *map(slope, weights)))
-    columns = (
-        "d",
-        "variance of q·k",
-        "of q·k / √d",
-        "largest weight",
-        "with / √d",
-        "slope",
-        "slope with / √d",
-    )
+    variance = "variance of q·k", "of q·k / √d"
+    columns = ("d", *variance, "largest weight", "with / √d", "slope", "slope with / √d")
     sizes = {"q": (2, 3, 5, 8), "k": (2, 3, 7, 8), "v": (2, 3, 7, 11)}
     q, k, v = (normal(*size) for size in sizes.values())
     out = attention(q, k, v)
     shapes = [(name, *shape) for name, shape in {**sizes, "result": out.shape}.items()]
 
     def panel(title: str, y: str, column: int) -> Panel:
-        curves = []
-        for name, i in (("q·k", column), ("q·k / √d", column + 1)):
-            curves.append(Curve(name, WIDTHS, [row[i] for row in rows]))
+        curves = [column_curve("q·k", rows, column), column_curve("q·k / √d", rows, column + 1)]
         return Panel(title, "d", y, curves)
 
     last, slopes, scaled = rows[-1], [row[5] for row in rows], [row[6] for row in rows]
