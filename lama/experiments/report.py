@@ -25,6 +25,7 @@ else:
 
 COLUMNS = 2  # panels side by side in the picture
 INK = {"light": "#1b1f24", "dark": "#e6e6e6"}
+META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -48,11 +49,11 @@ class Options:
 
     seed: int = 0
     steps: int | None = None
-    """Steps of each training; None means the experiment's own number."""
+    """Steps of each training; by default the experiment's own number."""
     full: bool = False
-    """Use the size of the paper, in experiments with two sizes."""
+    """The size of the paper, in experiments with two sizes."""
     folder: Path | None = None
-    """Folder for the state of a resumable experiment; None saves no state."""
+    """The folder for the state of a resumable experiment, if it is to be saved."""
     watch: WatchSteps = lambda steps, total, label: steps
     """Called with the steps of a training, their number and a label: may show progress or raise Stopped."""
     say: Callable[[str], None] = lambda text: None
@@ -84,7 +85,7 @@ class Panel:
     logarithmic: str = ""
     """The logarithmic axes: x, y or xy."""
     bars: bool = False
-    """Draw bars, side by side, instead of lines."""
+    """Bars, side by side, instead of lines."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,10 @@ class Report:
         figure = make_figure("curves", figsize=(6 * columns, 4 * rows), dpi=120, layout="constrained")
         import matplotlib
 
-        with matplotlib.rc_context(
-            {
-                "text.color": ink,
-                "axes.labelcolor": ink,
-                "axes.titlecolor": ink,
-                "axes.edgecolor": ink,
-                "xtick.color": ink,
-                "ytick.color": ink,
-                "svg.fonttype": "none",
-            }
-        ):
+        with matplotlib.rc_context({"svg.fonttype": "none", "text.color": ink}):
+            matplotlib.rc("axes", labelcolor=ink, titlecolor=ink, edgecolor=ink)
+            matplotlib.rc("xtick", color=ink)
+            matplotlib.rc("ytick", color=ink)
             grid = figure.subplots(rows, columns, squeeze=False)
             for panel, axes in zip(self.panels, grid.flat, strict=False):
                 _draw(panel, axes)
@@ -153,11 +147,8 @@ class Report:
             parts.append(f'<p><img class=paper src="{maps}" alt="heat maps"></p>')
         parts += [table.to_html() for table in self.tables]
         body = f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n" + "\n".join(parts)
-        head = (
-            f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}'
-        )
-        head = f'<html lang="en"><head>{head}</title><style>{STYLE}</style></head>'
-        return f"<!doctype html>\n{head}\n<body>{body}</body></html>\n"
+        head = f"{META}<title>{escape(title)}</title><style>{STYLE}</style>"
+        return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def _data(kind: str, content: bytes) -> str:

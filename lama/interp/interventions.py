@@ -22,7 +22,7 @@ WatchBatches: TypeAlias = Callable[[Iterable[int], int, str], Iterable[int]]
 """A wrapper of (batches, their number, label) that may show progress."""
 
 FLOATS = 1 << 26  # size of the largest arrays of one batch: 256 MB
-RUNS = 16  # in a batch at most: enough to keep the kernels busy, few enough to show progress
+RUNS = 16  # in a batch at most: enough for the kernels, few enough to show progress
 
 
 def no_progress(batches: Iterable[int], total: int, label: str) -> Iterable[int]:
@@ -39,7 +39,6 @@ class Patching:
     clean: float
     """Logit of the answer − logit of the other token, after the clean prompt."""
     corrupted: float
-    """The same after the corrupted prompt."""
 
 
 def patch(
@@ -54,10 +53,9 @@ def patch(
     """Run the corrupted tokens with one activation at a time from the run on the clean tokens.
 
     There is one run for each layer and position, or for each head at all positions with the site z. Source:
-    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
-
-    Raises UsageError for an unknown site, and LamaError for prompts of different lengths or with the same
-    logit difference, and for a model without layers.
+    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1. Raises UsageError for
+    an unknown site, LamaError for prompts of different lengths or with the same logit difference, and for a
+    model without layers.
     """
     if site not in SITES:
         raise UsageError(f"site must be one of {', '.join(SITES)}; got {site!r}")
@@ -121,8 +119,8 @@ def ablate(
 ) -> Ablation:
     """Run the tokens once for each removal, with its heads' outputs z and its neurons set to 0.
 
-    With `mean` they are set to their mean over these tokens. Raises LamaError for an unknown layer, head or
-    neuron, and for a model without layers.
+    With `mean` they are set to their mean over the tokens. Raises LamaError as `check_removal` and for a
+    model without layers.
     """
     check_layers(model)
     for removal in removals:
@@ -158,7 +156,7 @@ def ablate(
 
 
 def check_removal(model: GPT, removal: Removal) -> None:
-    """Raises LamaError, listing the choices, for a layer, head or neuron that the model does not have."""
+    """Raises LamaError, listing the choices, for an unknown layer, head or neuron."""
     c = model.config
     for what, members, most in (("head", removal.heads, c.n_heads), ("neuron", removal.neurons, c.d_mlp)):
         for layer, i in members:

@@ -36,17 +36,17 @@ class HeatMap:
     columns: Sequence[str] = ()
     """C labels from the left, or none."""
     x: str = ""
-    """The name of the columns."""
+    """The columns' name."""
     y: str = ""
-    """The name of the rows."""
+    """The rows' name."""
     centred: bool = False
-    """Blue below 0, white there, red above: for differences."""
+    """Blue below 0, red above: for differences."""
     low: float | None = None
-    """The value of the lightest colour; by default the smallest value."""
+    """The value of the lightest colour; by default the smallest."""
     high: float | None = None
-    """The value of the darkest colour; by default the largest value."""
+    """The value of the darkest colour; by default the largest."""
     unit: str = ""
-    """The unit of the values, written beside the colour bar."""
+    """The unit, written beside the colour bar."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.values)
@@ -69,7 +69,7 @@ class HeatMap:
 def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None = None) -> bytes:
     """Draw panels in a grid, `columns` wide (default: about square), as a png or svg.
 
-    Labels that all panels share are written at the left and at the bottom only; panels of one scale share a
+    Labels that all panels share are written once, at the left and at the bottom; panels of one scale share a
     colour bar. Raises LamaError where matplotlib is not installed, ValueError without panels.
     """
     if not panels:
@@ -89,18 +89,15 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     columns = min(many, columns or _side(many))
     rows = -(-many // columns)
     width, height = np.max([_size(panel, many) for panel in panels], axis=0)
-    shared = _shared(panels, "rows"), _shared(panels, "columns")
+    shared = [len({tuple(getattr(panel, axis)) for panel in panels}) == 1 for axis in ("rows", "columns")]
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
     font = min(_font(panel, width, height) for panel in panels)
-    # Shared labels take room once. Other labels take the room of the widest beside each column of panels,
-    # and of the highest below each row.
+    # Shared labels take room once, others in each column and row of panels.
     beside = [_label_width(panel.rows, font, panel.y) for panel in panels]
     under = [_label_width(panel.columns, font, panel.x) for panel in panels]
     lefts = [max(beside[i::columns]) if not shared[0] or i == 0 else 0.0 for i in range(columns)]
-    belows = [0.0] * rows
-    for i in range(rows):
-        if not shared[1] or i == rows - 1:
-            belows[i] = max(under[i * columns : (i + 1) * columns])
+    lowest = [max(under[i : i + columns]) for i in range(0, many, columns)]
+    belows = [below if not shared[1] or i == rows - 1 else 0.0 for i, below in enumerate(lowest)]
     above = TITLE if any(panel.title for panel in panels) else 0.0
     bar_each, bar_once = (0.0, BAR) if one_bar else (BAR, 0.0)
     x_of = np.cumsum([0.0, *(left + width + GAP + bar_each for left in lefts)])
@@ -138,7 +135,6 @@ def _side(n: int) -> int:
 
 
 def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
-    """Draw a matrix and its title."""
     import matplotlib
 
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
@@ -186,25 +182,15 @@ def _font(panel: HeatMap, width: float, height: float) -> float:
 
 
 def _label_width(labels: Sequence[str], font: float, name: str) -> float:
-    """Inches for the longest label and the axis's name."""
     longest = max(map(len, labels), default=0)
     width = longest * font * LETTER / 72 + 0.06 if longest else 0.0
     return width + NAME if name else width
 
 
-def _shared(panels: Sequence[HeatMap], name: str) -> bool:
-    return len({tuple(getattr(panel, name)) for panel in panels}) == 1
-
-
 def drawable(label: str) -> str:
     """The label on one line: `a\\nb` for a line's end, U+FFFD for characters that the font lacks."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in label)
-    return "".join(c if _in_font(c) else "\ufffd" for c in printable)
-
-
-@cache
-def _in_font(character: str) -> bool:
-    return _font_file().get_char_index(ord(character)) != 0
+    return "".join(c if _font_file().get_char_index(ord(c)) else "\ufffd" for c in printable)
 
 
 @cache

@@ -3,22 +3,16 @@
 
 const $ = (id) => document.getElementById(id);
 const meta = JSON.parse($("meta").textContent);
-const { views, kinds, recorded } = meta;
+const { kinds, recorded } = meta;
+const views = recorded ? ["training"] : ["head", "matrix", "model", "neuron"];
 if (recorded) recorded.queries = recorded.keys = recorded.labels;
 for (const k of recorded ? [recorded] : kinds) {
   [k.T, k.S] = [k.queries.length, k.keys.length];
   k.long = Math.max(k.T, k.S) > 60;
 }
 const ONE = 65535; // a weight of 1
-const state = {
-  ...meta.start,
-  head: meta.start.head ?? 0,
-  heads: new Set(),
-  query: null,
-  frame: 0,
-  thumbs: "matrix",
-  faint: false,
-};
+const state = { kind: 0, layer: 0, heads: new Set(), query: null, frame: 0, thumbs: "matrix", ...meta.start };
+state.head ??= 0;
 const kindNow = () => kinds[state.kind];
 const headName = (layer, head) => `layer ${layer}, head ${head}`;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
@@ -256,7 +250,8 @@ function sayQuery(values, k, query, head) {
   const row = Array.from(values.subarray(query * k.S, (query + 1) * k.S), (v, s) => [v / ONE, s]);
   const best = row.sort((a, b) => b[0] - a[0]).slice(0, 4).filter(([weight]) => weight >= 0.001);
   const parts = best.flatMap(([weight, s]) => [token(k.keys[s]), ` ${weight.toFixed(3)}   `]);
-  say(token(k.queries[query]), ` ${k.verb}, ${headName(state.layer, head)}: `, ...parts);
+  const verb = k.same ? "looks at" : "is written looking at";
+  say(token(k.queries[query]), ` ${verb}, ${headName(state.layer, head)}: `, ...parts);
 }
 
 function sayCell(values, k, { t, s }, where) {

@@ -51,7 +51,7 @@ function headView(heads) {
 
   const canvas = element("canvas", { "aria-hidden": "true" }), middle = div("", canvas);
   const left = column("query", k.queries), right = column("key", k.keys);
-  const names = [div("column-name left", k.rows), div(), div("column-name", k.columns)];
+  const names = [div("column-name left", k.rows), div(), div("column-name", "looks at")];
   $("main").replaceChildren(div("columns", ...names, left, middle, right));
   const width = middle.clientWidth, context = sized(canvas, width, height);
   const least = threshold(heads, state.heads);
@@ -150,7 +150,7 @@ function strips(values) {
   };
   const named = (name, list) => [div("strip-name", name), set(list, { "aria-label": k.rows })];
   if (k.same) return named("where the framed token looks:", choices(true));
-  return [...named(`${k.rows}:`, choices(false)), ...named(`${k.columns}:`, strip(k.keys, true))];
+  return [...named(`${k.rows}:`, choices(false)), ...named("looks at:", strip(k.keys, true))];
 }
 
 function chooseQuery(index, focus = false) {
