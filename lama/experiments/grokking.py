@@ -212,6 +212,11 @@ class Inside:
     explained: Array
     """The share of variance that it explains."""
 
+    @property
+    def in_keys(self) -> float:
+        """The share of the logits' variance in the key frequencies."""
+        return float(sum(self.of_logits[k - 1] for k in self.keys))
+
 
 def look_inside(model: GPT, task: Addition) -> Inside:
     """Run the model on all pairs and analyse its activations."""
@@ -255,63 +260,46 @@ def run(options: Options) -> Report:
     measures = progress(decay, task, inside.keys)
     fits = {"weight decay": decay, "no weight decay": control}
     return Report(
-        [trainings(task, fits), frequencies(task, inside), findings(task, inside, measures), heads(inside)],
+        tables(task, inside, measures, fits),
         panels(inside, measures, fits),
         claims(setting, task, inside, measures, decay, control),
         maps(inside),
     )
 
 
-def trainings(task: Addition, fits: dict[str, GrokkingFit]) -> Table:
-    def step(fit: GrokkingFit, column: int, accuracy: float) -> str | int:
-        return int(at) if math.isfinite(at := fit.first(column, accuracy)) else "never"
-
-    columns = f"{KNOWN:.0%} of training pairs at", "half of the held-out at", f"{GENERALISED:.0%} at"
-    rows = []
-    for name, fit in fits.items():
-        held_out = step(fit, OTHERS, 0.5), step(fit, OTHERS, GENERALISED)
-        steps, final = int(fit.log[-1, 0]), fit.log[-1, [1, 2, OTHERS]]
-        rows.append((name, steps, step(fit, EXAMPLES, KNOWN), *held_out, *final))
+def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Table]:
+    reached = ((EXAMPLES, KNOWN), (OTHERS, 0.5), (OTHERS, GENERALISED))
+    steps = f"{KNOWN:.0%} of training pairs at", "half of the held-out at", f"{GENERALISED:.0%} at"
     results = "training loss", "held-out loss", "held-out right"
-    return Table((f"a + b mod {task.p}", "steps", *columns, *results), rows)
-
-
-def frequencies(task: Addition, inside: Inside) -> Table:
+    trainings = []
+    for name, fit in fits.items():
+        first = [fit.first(column, accuracy) for column, accuracy in reached]
+        at = [int(step) if math.isfinite(step) else "never" for step in first]
+        trainings.append((name, int(fit.log[-1, 0]), *at, *fit.log[-1, [1, 2, OTHERS]]))
     clear = inside.explained > ONE_FREQUENCY
-    rows = []
+    frequencies = []
     for k in inside.keys:
         tuned_neurons = int((clear & (inside.tuned_to == k)).sum())
         without = task.loss(excluded(inside.logits, [k]), held_out=True)
-        rows.append((k, inside.of_logits[k - 1], inside.of_embedding[k - 1], tuned_neurons, without))
+        frequencies.append((k, inside.of_logits[k - 1], inside.of_embedding[k - 1], tuned_neurons, without))
     shares = "share of the logits' variance", "of the embedding"
-    return Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), rows)
-
-
-def findings(task: Addition, inside: Inside, measures: Array) -> Table:
-    explained = int((inside.explained > ONE_FREQUENCY).sum())
-    rows = [
-        ("share of the logits' variance in the key frequencies", in_keys(inside)),
+    findings = [
+        ("share of the logits' variance in the key frequencies", inside.in_keys),
         ("in all frequencies", inside.of_logits.sum()),
         ("active neurons", len(inside.explained)),
-        (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", explained),
+        (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", int(clear.sum())),
         ("held-out loss", task.loss(inside.logits, held_out=True)),
         ("held-out loss by the key frequencies alone (restricted)", measures[-1, 1]),
         ("training loss without them (excluded)", measures[-1, 2]),
         ("loss of guessing, ln p", math.log(task.p)),
     ]
-    return Table(("at the end", ""), rows)
-
-
-def heads(inside: Inside) -> Table:
-    return Table(
-        ("attention of =, mean", "to a", "to b", "to ="),
-        [(f"head {h}", *pattern.mean((0, 1)).tolist()) for h, pattern in enumerate(inside.attention)],
-    )
-
-
-def in_keys(inside: Inside) -> float:
-    """The share of the logits' variance in the key frequencies."""
-    return float(sum(inside.of_logits[k - 1] for k in inside.keys))
+    heads = [(f"head {h}", *pattern.mean((0, 1)).tolist()) for h, pattern in enumerate(inside.attention)]
+    return [
+        Table((f"a + b mod {task.p}", "steps", *steps, *results), trainings),
+        Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), frequencies),
+        Table(("at the end", ""), findings),
+        Table(("attention of =, mean", "to a", "to b", "to ="), heads),
+    ]
 
 
 def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Panel]:
@@ -350,10 +338,9 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
 
 def maps(inside: Inside) -> list[HeatMap]:
     """Heat maps over all pairs: the heads, and the best tuned neuron of each key frequency."""
-    found = [
-        HeatMap(pattern[:, :, 0], f"head {h}: to a", x="b", y="a", low=0, high=1)
-        for h, pattern in enumerate(inside.attention)
-    ]
+    found = []
+    for h, pattern in enumerate(inside.attention):
+        found.append(HeatMap(pattern[:, :, 0], f"head {h}: to a", x="b", y="a", low=0, high=1))
     for k in inside.keys:
         if (inside.tuned_to == k).any():
             best = np.argmax(inside.explained * (inside.tuned_to == k))
@@ -374,7 +361,7 @@ def claims(
     held_out_loss, guessing = task.loss(inside.logits, held_out=True), math.log(task.p)
     memorised = known < setting.memorised_by and others_then <= MEMORISED
     fails_without = measures[-1, 2] > guessing / 2
-    few_keys = len(inside.keys) <= 6 and in_keys(inside) >= 0.9
+    few_keys = len(inside.keys) <= 6 and inside.in_keys >= 0.9
     first = f"{KNOWN:.0%} of the training pairs before step {setting.memorised_by}"
     control_fails = control.log[:, OTHERS].max() < NOT_GENERALISED
     return {

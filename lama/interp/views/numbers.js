@@ -19,8 +19,6 @@ const range = (n) => Array.from({ length: n }, (_, i) => i);
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const pixelRatio = () => window.devicePixelRatio || 1;
 
-// Elements
-
 // Sets text, event handlers (on...) and attributes.
 function set(target, options) {
   for (const [name, value] of Object.entries(options)) {
@@ -47,7 +45,7 @@ const onKeys = (steps, move) => (event) => {
   if (event.key in steps && move(steps[event.key], event) !== false) event.preventDefault();
 };
 
-// Numbers: base64 of deflated bytes, one piece a layer, unpacked on first use
+// Numbers are base64 of deflated bytes, one piece a layer, unpacked on first use.
 
 async function unpack(id) {
   const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
@@ -97,8 +95,6 @@ function frames() {
   return once("r", (bytes) => matrices(bytes, steps.length * heads.length, T, T, true));
 }
 
-// Colours
-
 const colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
@@ -119,8 +115,6 @@ function headColour(head, alpha = 1) {
 }
 const lift = (weight) => (state.faint ? Math.sqrt(weight) : weight);
 const shade = (value) => Math.round(lift(value / ONE) * 255); // an index into the ramp
-
-// Canvases
 
 function sized(canvas, width, height) {
   const ratio = Math.min(pixelRatio(), 16000 / Math.max(width, height));

@@ -2,34 +2,29 @@
 
 const VIEWS = {
   head: {
-    title: "Head",
     help: "Lines from each token to those it looks at, a colour for each head. Point at a token to see only "
       + "its lines; click to hold it. A double click on a head leaves only that one.",
     uses: ["kind", "layer", "heads", "all", "faint"],
     draw: headView,
   },
   matrix: {
-    title: "Matrix",
     help: "One head: a row for each token, darker where it looks. Point at a cell, or move with the arrow "
       + "keys; a click chooses the token.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: matrixView,
   },
   model: {
-    title: "Model",
     help: "All heads: layers downwards, heads across. Click on one to open it.",
     uses: ["kind", "thumbs", "faint", "legend"],
     draw: modelView,
   },
   neuron: {
-    title: "Neuron",
     help: "How one token's weights come about: its query times each key, summed up, through the softmax. "
       + "Choose the token in the text.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: neuronView,
   },
   training: {
-    title: "Training",
     help: "The same sentence while the model learned: move the slider, or let it play.",
     uses: ["faint", "legend"],
     draw: trainingView,
@@ -96,14 +91,21 @@ function chooseKind(kind) {
   pinned = hover = null;
 }
 
+// The result of what some browsers forbid for files.
+function tried(action) {
+  try {
+    return action();
+  } catch {
+    return null;
+  }
+}
+
 // The address names what is shown, so that links and the browser's history work.
 function remember() {
   const { view, kind, layer, head, query, frame } = state;
   const words = Object.entries({ pin: pinned?.side ?? null, view, kind, layer, head, query, frame });
   const given = new URLSearchParams(words.filter(([, value]) => value !== null));
-  try {
-    history.replaceState(null, "", `#${given.toString()}`);
-  } catch { /* some browsers forbid it for files */ }
+  tried(() => history.replaceState(null, "", `#${given}`));
 }
 function recall() {
   const words = new URLSearchParams(location.hash.slice(1));
@@ -133,10 +135,7 @@ function theme(name) {
 function startTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const preferred = () => (dark.matches ? "dark" : "light");
-  let chosen = null;
-  try {
-    chosen = localStorage.getItem("lama-theme");
-  } catch { /* some browsers forbid it for files */ }
+  let chosen = tried(() => localStorage.getItem("lama-theme"));
   theme(chosen ?? preferred());
   dark.addEventListener("change", () => {
     if (chosen) return;
@@ -145,9 +144,7 @@ function startTheme() {
   });
   $("theme").addEventListener("click", () => {
     chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    try {
-      localStorage.setItem("lama-theme", chosen);
-    } catch { /* as above */ }
+    tried(() => localStorage.setItem("lama-theme", chosen));
     theme(chosen);
     render();
   });
@@ -156,7 +153,7 @@ function startTheme() {
 function start() {
   startTheme();
   for (const view of views) {
-    const text = VIEWS[view].title, onclick = () => show(view);
+    const text = view[0].toUpperCase() + view.slice(1), onclick = () => show(view);
     $("tabs").append(element("button", { type: "button", role: "tab", "data-view": view, text, onclick }));
   }
   $("tabs").addEventListener("keydown", onKeys({ ArrowRight: 1, ArrowLeft: -1 }, (step) => {
