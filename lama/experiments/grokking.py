@@ -12,7 +12,6 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.dropout import Dropout, no_dropout
 from lama.experiments.report import Curve, Options, Panel, Report, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.fourier import excluded, key_frequencies, restricted, spectrum, sum_spectrum, tuned
@@ -46,13 +45,13 @@ class Setting:
     d_mlp: int
     learning_rate: float
     steps: int
-    """Largest number of steps; training ends earlier once the model generalises."""
+    """Most steps; training ends earlier once the model generalises."""
     memorised_by: int
     """The step by which the training pairs are memorised."""
     evaluate_every: int
     snapshot_every: int
     tidy: int
-    """Least number of steps after generalisation, in which memorisation is cleaned up."""
+    """Least steps after generalisation, in which memorisation is cleaned up."""
 
 
 QUICK = Setting(
@@ -64,7 +63,7 @@ PAPER = Setting(
 
 
 class Addition:
-    """All pairs of numbers below p as tokens a, b, = with sums modulo p; `examples` are for training."""
+    """All pairs below p as tokens a, b, = with sums modulo p; `examples` are for training."""
 
     def __init__(self, p: int, share: float, seed: int):
         self.p = p
@@ -85,10 +84,10 @@ class Addition:
 
 
 def answers(model: GPT, tokens: Tensor) -> Tensor:
-    """Logits of the numbers after the last token, for a GPT of one block without norms: (B, 3) -> (B, p)."""
+    """Logits of the numbers after =, for a GPT of one block without norms: (B, 3) -> (B, p)."""
     (block,) = model.blocks
     x = model.embedded(tokens)
-    last = x[:, -1:].contiguous()  # the last position sees all tokens: no mask
+    last = x[:, -1:].contiguous()  # it sees all tokens: no mask
     last = add(last, block.attn(last, memory=x))
     assert block.mlp is not None
     last = add(last, block.mlp(last))
@@ -102,9 +101,7 @@ def on_all_pairs(model: GPT, task: Addition) -> Callable[[], Array]:
     return lambda: step(pairs).numpy()
 
 
-def loss(
-    model: GPT, tokens: Tensor, sums: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
-) -> Tensor:
+def loss(model: GPT, tokens: Tensor, sums: Tensor, **unused: object) -> Tensor:
     """Mean cross-entropy in float64: in float32, probabilities near 1 have no gradient.
 
     Source: Nanda et al. 2023, appendix A.
@@ -130,7 +127,7 @@ class GrokkingFit:
 def fit(
     options: Options, setting: Setting, task: Addition, name: str, weight_decay: float, steps: int
 ) -> GrokkingFit:
-    """Train until the model generalises and memorisation is cleaned up, or for `steps`."""
+    """Train until the model generalises, or for `steps`."""
     s = setting
     shape = GPTConfig(
         s.p + 1, 3, s.d_model, 1, HEADS, s.d_mlp, bias=False, tied=False, activation="relu", norm="none"
@@ -178,7 +175,7 @@ def weight(model: GPT) -> float:
 
 
 def seeds(options: Options) -> tuple[int, int]:
-    """Two independent seeds: for the choice of training pairs and for the weights."""
+    """Independent seeds for the choice of training pairs and for the weights."""
     examples, weights = np.random.SeedSequence(options.seed).generate_state(2)
     return int(examples), int(weights)
 
@@ -219,7 +216,6 @@ class Inside:
 
 
 def look_inside(model: GPT, task: Addition) -> Inside:
-    """Run the model on all pairs and analyse its activations."""
     p, names = task.p, ("logits", "blocks.0.mlp.post", "blocks.0.attn.pattern")
     _, cache = run_with_cache(model, task.tokens, *names)
     logits, post, pattern = (cache[name][..., -1, :] for name in names)
@@ -337,7 +333,7 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
 
 
 def maps(inside: Inside) -> list[HeatMap]:
-    """Heat maps over all pairs: the heads, and the best tuned neuron of each key frequency."""
+    """Over all pairs: the heads, and the best tuned neuron of each key frequency."""
     found = []
     for h, pattern in enumerate(inside.attention):
         found.append(HeatMap(pattern[:, :, 0], f"head {h}: to a", x="b", y="a", low=0, high=1))

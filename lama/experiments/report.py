@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from lama.figures import make_figure, render
 from lama.tables import Table
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from lama.interp.pictures import HeatMap
     from lama.shapes import Array
     from lama.training.loop import Step
-
-    WatchSteps: TypeAlias = Callable[[Iterable[Step], int, str], Iterable[Step]]
-else:
-    WatchSteps = Callable
 
 COLUMNS = 2  # panels side by side in the picture
 INK = {"light": "#1b1f24", "dark": "#e6e6e6"}
@@ -54,7 +50,7 @@ class Options:
     """The size of the paper, in experiments with two sizes."""
     folder: Path | None = None
     """The folder for the state of a resumable experiment, if it is to be saved."""
-    watch: WatchSteps = lambda steps, total, label: steps
+    watch: "Callable[[Iterable[Step], int, str], Iterable[Step]]" = lambda steps, total, label: steps
     """Called with the steps of a training, their number and a label: may show progress or raise Stopped."""
     say: Callable[[str], None] = lambda text: None
     """Called with measurements of a training other than its loss."""

@@ -6,7 +6,6 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.attention import SIMILARITIES, MultiHeadAttention, make_similarity
-from lama.dropout import Dropout, no_dropout
 from lama.experiments.report import Options, Report
 from lama.experiments.text import fit, loss_panel, shape
 from lama.layers import initialise
@@ -57,17 +56,13 @@ def find(options: Options, similarity: str, matching: bool) -> float:
         steps, ROWS, learning_rate=1e-2, warmup=steps // 10, weight_decay=0, seed=options.seed
     )
 
-    def loss(
-        model: Finder, x: Tensor, target: Tensor, smoothing: float = 0, dropout: Dropout = no_dropout
-    ) -> Tensor:
+    def loss(model: Finder, x: Tensor, target: Tensor, **unused: object) -> Tensor:
         return (model(x)[:, 4:] - target).square().mean()
 
-    trainer = Trainer(
-        Finder(similarity, options.seed),
-        lambda step: flagged(np.random.default_rng((options.seed, step)), matching),
-        config,
-        loss,
-    )
+    def batches(step: int) -> tuple[Array, Array]:
+        return flagged(np.random.default_rng((options.seed, step)), matching)
+
+    trainer = Trainer(Finder(similarity, options.seed), batches, config, loss)
     label = f"{similarity}, {'matching' if matching else 'flagged'}"
     return float(np.mean([step.loss for step in options.watch(trainer, steps, label)][-20:]))
 

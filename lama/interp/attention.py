@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from tinygrad import Tensor
@@ -21,7 +22,6 @@ from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
 
 SELF, ENCODER, DECODER, CROSS = ATTENTION_KINDS
-ROWS = {SELF: "token", ENCODER: "token", DECODER: "token", CROSS: "written"}
 SHADES = " .:-=+*#%@"
 TALLEST = 10  # letters of a label above a column
 LABELLED = 25  # panels at most
@@ -111,18 +111,17 @@ def chosen_heads(
     n_layers, n_heads = len(sites[kind].modules), sites[kind].modules[0].n_heads
     for name, value, n in (("layer", layer, n_layers), ("head", head, n_heads)):
         if value is not None and not 0 <= value < n:
-            raise UsageError(
-                f"{name} must be one of the model's {n}, counted from 0; got {value}. Choose 0 to {n - 1}"
-            )
+            rule = f"{name} must be one of the model's {n}, counted from 0"
+            raise UsageError(f"{rule}; got {value}. Choose 0 to {n - 1}")
     layers = range(n_layers) if layer is None else [layer]
     heads = range(n_heads) if head is None else [head]
-    return kind, [(i, j) for i in layers for j in heads]
+    return kind, [*product(layers, heads)]
 
 
 def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatMap]:
     """A heat map for each of the heads; without labels for more than LABELLED of them."""
     many = len({layer for layer, _ in heads}) > 1 and len({head for _, head in heads}) > 1
-    labels = attention.queries, attention.keys, ROWS[attention.kind]
+    labels = attention.queries, attention.keys, "written" if attention.kind == CROSS else "token"
     found = []
     for layer, head in heads:
         title = f"{layer}.{head}" if many else f"layer {layer}, head {head}"

@@ -162,10 +162,8 @@ def check_removal(model: GPT, removal: Removal) -> None:
         for layer, i in members:
             if not (0 <= layer < c.n_layers and 0 <= i < most):
                 choices = f"{what}s 0 to {most - 1}" if most else f"no {what}s"
-                there = f"layers 0 to {c.n_layers - 1} with {choices}"
-                raise LamaError(
-                    f"a {what} must be one of the model's; got {layer}.{i}, and there are {there}"
-                )
+                got = f"{layer}.{i}, and there are layers 0 to {c.n_layers - 1} with {choices}"
+                raise LamaError(f"a {what} must be one of the model's; got {got}")
 
 
 def patched_runs(

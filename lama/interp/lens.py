@@ -113,14 +113,12 @@ def _read_out(
         shift = np.zeros(len(stream)) if norm.bias is None else array(norm.bias)
         read, bias = (stream - stream.mean()) * gain + shift, float(shift @ direction)
         through = direction * gain - (direction * gain).mean()  # the norm subtracts a part's mean
-    rounding = None
-    if isinstance(parameter, Quantized):
-        rounding = float((_as_multiplied(read, parameter) - read) @ direction)
-    return through, bias, rounding
+    rounding = float((_as_multiplied(read, parameter) - read) @ direction)
+    return through, bias, rounding if isinstance(parameter, Quantized) else None
 
 
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
-    """x (d,) as it enters a product with this weight: rounded if the weight is quantised."""
+    """x (d,) as it enters a product with this weight: rounded before a quantised one."""
     return round_activations(Tensor(x.astype(np.float32))).numpy() if isinstance(weight, Quantized) else x
 
 

@@ -17,13 +17,13 @@ from typing import TypeAlias
 import numpy as np
 
 from lama.errors import LamaError
-from lama.interp.attention import CROSS, DECODER, ENCODER, ROWS, SELF, Attention
+from lama.interp.attention import CROSS, DECODER, ENCODER, SELF, Attention
 from lama.shapes import Array
 
 Meta: TypeAlias = Mapping[str, object]
 """Values for the page's script."""
 
-ONE = 65535  # a weight of 1 in 16 bits
+ONE = 65535  # a weight of 1
 LARGEST = 100e6  # bytes of numbers in a page
 SCRIPTS = ("numbers.js", "views.js", "page.js")
 NAMES = {
@@ -107,7 +107,6 @@ def _about(each: Attention) -> Meta:
         "scale": each.scale,
         "causal": each.causal,
         "same": each.kind != CROSS,
-        "rows": ROWS[each.kind],
     }
 
 

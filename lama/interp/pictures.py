@@ -77,7 +77,7 @@ def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None 
     figure = make_figure("a heat map")
     import matplotlib
 
-    with matplotlib.rc_context({"font.family": FONT, "text.parse_math": False}):  # a token may well be "$"
+    with matplotlib.rc_context({"font.family": FONT, "text.parse_math": False}):  # a token may be "$"
         _draw(figure, panels, columns)
         return render(figure, kind, dpi=150, bbox_inches="tight", pad_inches=0.06)
 
@@ -139,8 +139,7 @@ def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
 
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
     low, high = panel.limits()
-    values = np.ma.masked_invalid(panel.values)
-    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
+    axes.imshow(panel.values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
     axes.set_title(drawable(panel.title), fontsize=points, pad=3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="#999999", linewidth=0.5)
@@ -160,7 +159,7 @@ def _label(
 
 
 def _size(panel: HeatMap, many: int) -> tuple[float, float]:
-    """Width and height of a panel's matrix in inches: more for more cells, less for more panels."""
+    """Width and height of a panel's matrix in inches."""
     cell, least, most = (0.13, 1.3, 3.6) if many <= 16 else (0.08, 0.6, 1.0)
     if many == 1:
         cell, least, most = 0.24, 1.6, 10.0

@@ -9,6 +9,7 @@ if (recorded) recorded.queries = recorded.keys = recorded.labels;
 for (const k of recorded ? [recorded] : kinds) {
   [k.T, k.S] = [k.queries.length, k.keys.length];
   k.long = Math.max(k.T, k.S) > 60;
+  k.rows = k.same ? "token" : "written";
 }
 const ONE = 65535; // a weight of 1
 const state = { kind: 0, layer: 0, heads: new Set(), query: null, frame: 0, thumbs: "matrix", ...meta.start };

@@ -125,27 +125,22 @@ function recall() {
   if (meta.start.head !== null || state.heads.size === 1) state.heads = new Set([state.head]);
 }
 
-// Light or dark
-
-function theme(name) {
-  document.documentElement.dataset.theme = name;
-  readColours();
-}
-
 function startTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const preferred = () => (dark.matches ? "dark" : "light");
+  const dark = matchMedia("(prefers-color-scheme: dark)"), root = document.documentElement;
   let chosen = tried(() => localStorage.getItem("lama-theme"));
-  theme(chosen ?? preferred());
+  const use = () => {
+    root.dataset.theme = chosen ?? (dark.matches ? "dark" : "light");
+    readColours();
+  };
+  use();
   dark.addEventListener("change", () => {
-    if (chosen) return;
-    theme(preferred());
+    use();
     render();
   });
   $("theme").addEventListener("click", () => {
-    chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    chosen = root.dataset.theme === "dark" ? "light" : "dark";
     tried(() => localStorage.setItem("lama-theme", chosen));
-    theme(chosen);
+    use();
     render();
   });
 }
@@ -162,28 +157,25 @@ function start() {
     $("tabs").querySelector(`[data-view="${next}"]`).focus();
   }));
   kinds.forEach((k, i) => $("kind").append(option(i, k.name)));
-  const onChange = (id, change) => $(id).addEventListener("change", (event) => {
-    change(event.target);
+  const on = (id, type, change) => $(id).addEventListener(type, (event) => {
+    change(event.target, event.detail);
     render();
   });
-  onChange("kind", (target) => chooseKind(Number(target.value)));
-  onChange("layer", (target) => { state.layer = Number(target.value); });
-  onChange("faint", (target) => { state.faint = target.checked; });
-  onChange("thumbs", (target) => { state.thumbs = target.value; });
-  $("all").addEventListener("click", () => {
+  on("kind", "change", ({ value }) => chooseKind(Number(value)));
+  on("layer", "change", ({ value }) => { state.layer = Number(value); });
+  on("faint", "change", ({ checked }) => { state.faint = checked; });
+  on("thumbs", "change", ({ value }) => { state.thumbs = value; });
+  on("all", "click", () => {
     const n = kindNow().heads;
-    state.heads = state.heads.size === n ? new Set() : new Set(range(n));
-    render();
+    state.heads = new Set(range(state.heads.size === n ? 0 : n));
   });
-  $("heads").addEventListener("click", (event) => {
-    const head = Number(event.target.closest("button")?.dataset.head ?? NaN);
+  on("heads", "click", (target, clicks) => {
+    const head = Number(target.closest("button")?.dataset.head ?? NaN);
     if (Number.isNaN(head)) return;
     if (state.view !== "head") state.head = head;
-    else if (event.detail === 2) state.heads = new Set([head]);
-    else if (state.heads.has(head)) state.heads.delete(head);
-    else state.heads.add(head);
+    else if (clicks === 2) state.heads = new Set([head]);
+    else if (!state.heads.delete(head)) state.heads.add(head);
     if (state.heads.has(head)) state.head = head;
-    render();
   });
   $("footer").textContent = meta.notes;
   if (!("DecompressionStream" in window)) {

@@ -67,11 +67,15 @@ function headView(heads) {
     });
   }
 
+  // The weight between the token under the pointer and one of the other side.
+  const weight = (head, i) => {
+    return heads[head][hover.side === "query" ? hover.index * S + i : i * S + hover.index] / ONE;
+  };
+
   // A stripe for each head that the token under the pointer looks at, or is looked at by.
   function background(side, i, shown) {
     if (!hover || hover.side === side) return "";
-    const at = side === "key" ? hover.index * S + i : i * S + hover.index, part = 100 / shown.length;
-    const weights = shown.map((head) => lift(heads[head][at] / ONE));
+    const part = 100 / shown.length, weights = shown.map((head) => lift(weight(head, i)));
     if (!weights.some((each) => each > 0.004)) return "";
     const stops = weights.map((each, n) => {
       return `${headColour(shown[n], (each * 0.75).toFixed(3))} ${n * part}% ${(n + 1) * part}%`;
@@ -97,16 +101,16 @@ function headView(heads) {
     const query = hover.side === "query";
     if (!shown.length) return say(query ? "no head is chosen" : "");
     // The strongest weight of a query, or at a key; the first of equal ones.
-    let best = { value: -1 };
+    let best = { most: -1 };
     for (const head of shown) {
       for (const i of range(query ? S : T)) {
-        const value = heads[head][query ? hover.index * S + i : i * S + hover.index];
-        if (value > best.value) best = { value, i, head };
+        const most = weight(head, i);
+        if (most > best.most) best = { most, i, head };
       }
     }
     if (query) return sayQuery(heads[best.head], k, hover.index, best.head);
     say(token(k.keys[hover.index]), ` (${hover.index}) is looked at most by `, token(k.queries[best.i]),
-      ` (${best.i}) in head ${best.head}: ${(best.value / ONE).toFixed(3)}`);
+      ` (${best.i}) in head ${best.head}: ${best.most.toFixed(3)}`);
   }
 
   hover = pinned;
