@@ -12,7 +12,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.experiments.report import Curve, Options, Panel, Report, column_curve
+from lama.experiments.report import Curve, Options, Panel, Report, Table, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.fourier import excluded, key_frequencies, restricted, spectrum, sum_spectrum, tuned
 from lama.interp.pictures import HeatMap
@@ -22,7 +22,6 @@ from lama.models.gpt import GPT, GPTConfig
 from lama.ops import add
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
-from lama.tables import Table
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 

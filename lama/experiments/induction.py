@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from tinygrad import Tensor
 
-from lama.experiments.report import Curve, Options, Panel, Report, column_curve
+from lama.experiments.report import Curve, Options, Panel, Report, Table, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.heads import HeadScores, composition, head_scores, repeated_tokens
 from lama.interp.pictures import HeatMap
@@ -20,7 +20,6 @@ from lama.layers import initialise
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.shapes import Array
-from lama.tables import Table
 from lama.taps import Tap, no_tap, replace
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
@@ -141,7 +140,8 @@ def run(options: Options) -> Report:
     written = [(f"written by 0.{head}", *reads[head].tolist()) for head in range(HEADS)]
     composed = scores.previous_token[0, writer] >= 0.5 and scores.induction[1, reader] >= 0.5
     repeats = second < uniform / 4
-    best_previous, best_later = scores.previous_token[0].max(), scores.induction[1].max()
+    best_previous, follows = scores.previous_token[0].max(), scores.induction[1].max() >= 0.6
+    needed, one_layer = cost_of_all >= 1, control_losses[1]
     readers = [f"read by 1.{head}" for head in range(HEADS)]
     columns = ("head", "previous-token", "induction", "second copy costs more without it")
     return Report(
@@ -155,12 +155,10 @@ def run(options: Options) -> Report:
             "two layers learn to repeat: the second copy costs less than a quarter of ln V": repeats,
             "and nothing else: the first copy costs ln V, within 3 %": abs(first / uniform - 1) < 0.03,
             "a head of the first layer looks at the token before: score 0.5 or more": best_previous >= 0.5,
-            "a head of the second looks at the token after an earlier copy: score 0.6 or more": best_later
-            >= 0.6,
+            "a head of the second looks at the token after an earlier copy: score 0.6 or more": follows,
             "of all pairs of heads, two such heads have the highest K-composition": composed,
-            "without the induction heads (score 0.5 or more) the second copy costs a nat more": cost_of_all
-            >= 1,
-            "one layer cannot: its second copy still costs 90 % of ln V": control_losses[1] >= 0.9 * uniform,
+            "without the induction heads (score 0.5 or more) the second copy costs a nat more": needed,
+            "one layer cannot: its second copy still costs 90 % of ln V": one_layer >= 0.9 * uniform,
         },
         maps(model, tokens, scores, reads, previous, induction),
     )

@@ -7,12 +7,11 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import fit, loss_panel, shape
 from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.models.registry import n_parameters
-from lama.tables import Table
 
 LAYERS = 4
 

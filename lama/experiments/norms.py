@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import STEPS, fit, frequencies, loss_panel, shape
 from lama.models.gpt import GPT
-from lama.tables import Table
 
 LAYERS = 6
 

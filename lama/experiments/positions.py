@@ -4,10 +4,9 @@ import math
 from dataclasses import replace
 
 from lama.embeddings import SinusoidalPositions
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import CONTEXT, fit, heldout, loss_panel, shape
 from lama.models.gpt import GPT
-from lama.tables import Table
 
 SMALL = "sinusoidal, as small as the embeddings"
 ENCODINGS = {"learned": "learned", "sinusoidal": "sinusoidal", SMALL: "sinusoidal", "none": "none"}

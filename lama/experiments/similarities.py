@@ -6,12 +6,11 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.attention import SIMILARITIES, MultiHeadAttention, make_similarity
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import fit, loss_panel, shape
 from lama.layers import initialise
 from lama.models.gpt import GPT
 from lama.shapes import Array
-from lama.tables import Table
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 

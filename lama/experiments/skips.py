@@ -6,11 +6,10 @@ import numpy as np
 from tinygrad import Context, Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.experiments.report import Curve, Options, Panel, Report
+from lama.experiments.report import Curve, Options, Panel, Report, Table
 from lama.experiments.text import fit, frequencies, shape, windows
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT
-from lama.tables import Table
 from lama.training.loss import language_model_loss
 
 DEPTHS = (1, 2, 4, 8)
@@ -68,6 +67,9 @@ def run(options: Options) -> Report:
         return [Curve(name, DEPTHS, [found[name, depth][i] for depth in DEPTHS]) for name in VARIANTS]
 
     deep, whole, without = DEPTHS[-1], "stream and norms", ("norms, no stream", "neither")
+    better = found[whole, deep][2] < found[whole, 1][2]
+    worse = all(found[name, deep][2] > found[name, 1][2] for name in without)
+    equal = all(found[name, deep][1] < found[name, 1][1] / 2 for name in without)
     title = "gradient at the position embedding, before training"
     collapse = f"spread of the positions, {deep} layers, before training"
     columns = ("model", "layers", "gradient at the positions", "spread of the positions", "held-out loss")
@@ -79,13 +81,8 @@ def run(options: Options) -> Report:
             Panel("after training", "layers", "held-out loss, nats per character", curves(2)),
         ],
         {
-            f"with stream and norms, {deep} layers learn better than 1": found[whole, deep][2]
-            < found[whole, 1][2],
-            f"without the stream, {deep} layers are worse than 1": all(
-                found[name, deep][2] > found[name, 1][2] for name in without
-            ),
-            "without the stream all positions become equal: their spread falls with depth": all(
-                found[name, deep][1] < found[name, 1][1] / 2 for name in without
-            ),
+            f"with stream and norms, {deep} layers learn better than 1": better,
+            f"without the stream, {deep} layers are worse than 1": worse,
+            "without the stream all positions become equal: their spread falls with depth": equal,
         },
     )

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import fit, loss_panel, shape
 from lama.models.gpt import GPT
 from lama.models.registry import n_parameters
-from lama.tables import Table
 
 
 def run(options: Options) -> Report:
@@ -23,15 +22,13 @@ def run(options: Options) -> Report:
     rows = [(name, n_parameters(model), fits[name].heldout) for name, model in models.items()]
     tied, untied, bare_tied, bare_untied = (row[2] for row in rows)
     gain = bare_tied - bare_untied
-    saved, sizes = rows[1][1] - rows[0][1], (shape().vocab_size, shape().d_model)
+    little, V, d = tied - untied < 0.1 * gain + 0.05, shape().vocab_size, shape().d_model
     return Report(
         [Table(("model", "parameters", "held-out loss"), rows)],
         [loss_panel(fits)],
         {
-            f"tying saves vocabulary x d_model = {sizes[0]} x {sizes[1]} parameters": saved
-            == sizes[0] * sizes[1],
+            f"tying saves vocabulary x d_model = {V} x {d} parameters": rows[1][1] - rows[0][1] == V * d,
             "without layers one matrix cannot map a token to a different one: untied is better": gain > 0.05,
-            "with layers the difference is a tenth of that or less, or tied is better": tied - untied
-            < 0.1 * gain + 0.05,
+            "with layers the difference is a tenth of that or less, or tied is better": little,
         },
     )

