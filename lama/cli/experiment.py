@@ -162,7 +162,6 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     """Write the files of a report; returns their names."""
     from lama.atomic import write_files
     from lama.experiments import ABOUT
-    from lama.interp.pictures import heat_maps
 
     drawn = importlib.util.find_spec("matplotlib") is not None
     files = {
@@ -172,7 +171,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     if report.panels and drawn:
         files["curves.png"] = report.picture()
     if report.maps and drawn:
-        files["maps.png"] = heat_maps(report.maps)
+        files["maps.png"] = report.maps_picture
     write_files(out, files)
     return list(files)
 

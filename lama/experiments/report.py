@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,10 +128,15 @@ class Report:
                 axes.set_visible(False)
             return render(figure, kind, transparent=kind == "svg")
 
-    def to_html(self, title: str, about: str, drawn: bool = True) -> str:
-        """The report as one self-contained page, with pictures if `drawn`. Raises LamaError as `picture`."""
+    @cached_property
+    def maps_picture(self) -> bytes:
+        """All heat maps as a png."""
         from lama.interp.pictures import heat_maps
 
+        return heat_maps(self.maps)
+
+    def to_html(self, title: str, about: str, drawn: bool = True) -> str:
+        """The report as one self-contained page, with pictures if `drawn`. Raises LamaError as `picture`."""
         marks = {True: "✓", False: "<span class=no>✗</span>"}
         claims = "".join(f"<li>{marks[holds]} {escape(claim)}</li>" for claim, holds in self.claims.items())
         parts = [f"<ul>{claims}</ul>"] if claims else []
@@ -139,8 +145,7 @@ class Report:
             source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             parts.append(f'<picture>{source}<img src="{light}" alt="curves"></picture>')
         if self.maps and drawn:
-            maps = _data("png", heat_maps(self.maps))
-            parts.append(f'<p><img class=paper src="{maps}" alt="heat maps"></p>')
+            parts.append(f'<p><img class=paper src="{_data("png", self.maps_picture)}" alt="heat maps"></p>')
         parts += [table.to_html() for table in self.tables]
         body = f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n" + "\n".join(parts)
         head = f"{META}<title>{escape(title)}</title><style>{STYLE}</style>"

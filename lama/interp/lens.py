@@ -67,9 +67,7 @@ class Attribution:
     `rounding` is the effect of rounded activations before a quantised unembedding.
     """
     heads: Array
-    """(n_layers, H): each head's share in its layer's attn_out."""
-    attention_biases: Array
-    """(n_layers,): the share of the output matrix's bias, the rest of attn_out."""
+    """(n_layers, H): each head's share in its layer's attn_out; the rest is that of the output's bias."""
 
 
 def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | None = None) -> Attribution:
@@ -94,10 +92,14 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     parts = {name: float(part @ direction) for name, part in written.items()} | {"ln_final.bias": bias}
     if rounding is not None:
         parts["rounding"] = rounding
-    heads, biases = _heads(model, [cache[f"blocks.{i}.attn.z"][0, :, -1] for i in layers], direction)
+    heads = np.zeros((len(layers), model.config.n_heads))
+    for i in layers:
+        z, weight = cache[f"blocks.{i}.attn.z"][0, :, -1], model.blocks[i].attn.out.weight  # z (H, d_head)
+        multiplied = _as_multiplied(z.reshape(-1), weight) * (direction @ array(weight))
+        heads[i] = multiplied.reshape(z.shape).sum(-1)
     at = logits[0, -1].astype(np.float64)
     other = at.mean() if against is None else at[against]
-    return Attribution(float(at[answer] - other), parts, heads, biases)
+    return Attribution(float(at[answer] - other), parts, heads)
 
 
 def _read_out(
@@ -120,15 +122,3 @@ def _read_out(
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
     """x (d,) as it enters a product with this weight: rounded before a quantised one."""
     return round_activations(Tensor(x.astype(np.float32))).numpy() if isinstance(weight, Quantized) else x
-
-
-def _heads(model: GPT, z: list[Array], direction: Array) -> tuple[Array, Array]:
-    """The shares in that direction of heads with outputs z (H, d_head), and of the biases, by layer."""
-    c = model.config
-    heads, biases = np.zeros((c.n_layers, c.n_heads)), np.zeros(c.n_layers)
-    for i, (block, heads_z) in enumerate(zip(model.blocks, z, strict=True)):
-        read = (direction @ array(block.attn.out.weight)).reshape(c.n_heads, -1)  # (H, d_head)
-        multiplied = _as_multiplied(heads_z.reshape(-1), block.attn.out.weight).reshape(heads_z.shape)
-        heads[i] = (multiplied * read).sum(-1)
-        biases[i] = 0.0 if block.attn.out.bias is None else array(block.attn.out.bias) @ direction
-    return heads, biases

@@ -35,7 +35,7 @@ function controls() {
   const { uses, help } = VIEWS[state.view], single = state.view !== "head";
   for (const name of ["kind", "layer", "heads", "all", "thumbs", "faint", "legend"]) {
     const hidden = !uses.includes(name) || (name === "kind" && kinds.length < 2);
-    ($(`${name}-label`) ?? $(name)).classList.toggle("hidden", hidden);
+    ($(`${name}-label`) ?? $(name)).hidden = hidden;
   }
   $("heads-word").textContent = single ? "head" : "heads";
   $("faint").checked = state.faint;

@@ -313,8 +313,7 @@ async function neuronView(heads) {
 
   const top = (...children) => div("top", ...children);
   const cells = (kind, write) => div("", ...keys.map((s) => {
-    const options = { class: `row ${kind}`, style: `height:${row}px`, "data-s": s };
-    return element("div", options, ...[write(s)].flat());
+    return set(div(`row ${kind}`, ...[write(s)].flat()), { style: `height:${row}px` });
   }));
   const hidden = (canvas) => element("div", { "aria-hidden": "true" }, canvas);
   const share = (s) => {
