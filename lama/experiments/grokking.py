@@ -150,7 +150,8 @@ def fit(
     done = generalised(training.log, s)
     for step in [] if done else training:
         if step.step % s.evaluate_every == 0 or step.step == steps:
-            training.log.append((step.step, *evaluate(task, look()), weight(model)))
+            squares = sum(float((p.numpy() ** 2).sum()) for p in training.trainer.parameters.values())
+            training.log.append((step.step, *evaluate(task, look()), squares))
             latest = training.log[-1]
             options.say(f"held out: loss {latest[2]:.3g}, {latest[OTHERS]:.1%} right")
             done = generalised(training.log, s)
@@ -169,10 +170,6 @@ def evaluate(task: Addition, logits: Array) -> tuple[float, float, float, float]
     return task.loss(logits, held_out=False), task.loss(logits, held_out=True), *accuracies
 
 
-def weight(model: GPT) -> float:
-    return sum(float((p.numpy() ** 2).sum()) for p in get_state_dict(model).values())
-
-
 def seeds(options: Options) -> tuple[int, int]:
     """Independent seeds for the choice of training pairs and for the weights."""
     examples, weights = np.random.SeedSequence(options.seed).generate_state(2)
@@ -189,14 +186,14 @@ def generalised(log: list[tuple[float, ...]], setting: Setting) -> bool:
 
 @dataclass(frozen=True)
 class Inside:
-    """Fourier analysis of a trained model on all pairs."""
+    """Fourier analysis of a trained model on all pairs, at the last position."""
 
     logits: Array
-    """(p, p, p): logits by a, b and answer."""
+    """(p, p, p) by a, b and answer."""
     neurons: Array
-    """(p, p, n): the active neurons at the last position."""
+    """(p, p, n): the active ones."""
     attention: Array
-    """(H, p, p, 3): attention of the last position."""
+    """(H, p, p, 3)."""
     of_logits: Array
     """Share of the logits' variance in waves of a + b, by frequency."""
     of_embedding: Array

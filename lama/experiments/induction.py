@@ -119,7 +119,6 @@ def run(options: Options) -> Report:
     control_losses = evaluate(control, tokens)
     scores, reads = scored(model, options), composition(model, "k")[0, :, 1]  # (HEADS, HEADS)
     writer, reader = np.unravel_index(reads.argmax(), reads.shape)
-    previous, induction = int(scores.previous_token[0].argmax()), int(scores.induction[1].argmax())
 
     def cost(*heads: tuple[int, int]) -> float:
         """How much more the second copy costs without these heads."""
@@ -160,7 +159,7 @@ def run(options: Options) -> Report:
             "without the induction heads (score 0.5 or more) the second copy costs a nat more": needed,
             "one layer cannot: its second copy still costs 90 % of ln V": one_layer >= 0.9 * uniform,
         },
-        maps(model, tokens, scores, reads, previous, induction),
+        maps(model, tokens, scores, reads),
     )
 
 
@@ -179,19 +178,19 @@ def panels(log: Array, control: Array) -> list[Panel]:
     ]
 
 
-def maps(
-    model: GPT, tokens: Array, scores: HeadScores, reads: Array, previous: int, induction: int
-) -> list[HeatMap]:
+def maps(model: GPT, tokens: Array, scores: HeadScores, reads: Array) -> list[HeatMap]:
     """Heat maps of scores, composition, and two heads' attention on a repeated sequence."""
     heads, layers = [str(h) for h in range(HEADS)], ["0", "1"]
     row = [BEGIN, *2 * tokens[0, 1 : SHOWN + 1].tolist()]
     _, cache = run_with_cache(model, row, "blocks.*.attn.pattern")
     patterns, labels = cache.layers("attn.pattern"), list(map(str, row))
     axes = "read by head of layer 1", "written by head of layer 0"
+    previous, induction = int(scores.previous_token[0].argmax()), int(scores.induction[1].argmax())
+    drawn = partial(HeatMap, low=0, high=1)
     return [
-        HeatMap(scores.previous_token, "previous-token score", layers, heads, "head", "layer", low=0, high=1),
-        HeatMap(scores.induction, "induction score", layers, heads, "head", "layer", low=0, high=1),
+        drawn(scores.previous_token, "previous-token score", layers, heads, "head", "layer"),
+        drawn(scores.induction, "induction score", layers, heads, "head", "layer"),
         HeatMap(reads, "K-composition", heads, heads, *axes),
-        HeatMap(patterns[0, 0, previous], f"head 0.{previous}", labels, labels, low=0, high=1),
-        HeatMap(patterns[1, 0, induction], f"head 1.{induction}", labels, labels, low=0, high=1),
+        drawn(patterns[0, 0, previous], f"head 0.{previous}", labels, labels),
+        drawn(patterns[1, 0, induction], f"head 1.{induction}", labels, labels),
     ]

@@ -32,8 +32,7 @@ class Finder:
 def flagged(rng: np.random.Generator, matching: bool) -> tuple[Array, Array]:
     """Random tokens, and the last position's target: the other features of the flagged token.
 
-    The flag is a 3 in the first feature. With `matching`, it is in the one of four features that the last
-    token names, so that the flagged token depends on the query.
+    The flag is a 3 in the first feature, or, with `matching`, in the one of four that the last token names.
     """
     x = rng.standard_normal((ROWS, TOKENS, FEATURES)).astype(np.float32)
     rows, place, kind = np.arange(ROWS), rng.integers(TOKENS - 1, size=ROWS), rng.integers(4, size=ROWS)

@@ -23,10 +23,9 @@ VARIANTS = {
 
 
 def untrained(depth: int, seed: int, residual: bool, norm: str) -> GPT:
-    """A GPT whose matrices in the blocks start with variance 1 / d_in.
+    """A GPT whose blocks' matrices start with variance 1 / d_in.
 
-    GPT-2's are smaller, since their outputs are added to a stream: in sequence and without norms, the signal
-    would vanish.
+    With GPT-2's, which are smaller, the signal would vanish without a stream and norms.
     """
     model = GPT(replace(shape(), n_layers=depth, residual=residual, norm=norm), seed)
     for name, p in get_state_dict(model).items():

@@ -42,7 +42,7 @@ class TextFit:
 
 
 def fit(options: Options, label: str, model: object, warmup: int = 40) -> TextFit:
-    """Train a model of tokens (B, T) -> logits (B, T, vocab_size) on windows of CONTEXT characters."""
+    """Train a model (B, T) -> (B, T, vocab_size) on windows of CONTEXT characters."""
     steps = options.steps or STEPS
     warmup = min(warmup, steps // 2)
     config = TrainingConfig(steps, BATCH, learning_rate=3e-3, warmup=warmup, seed=options.seed)

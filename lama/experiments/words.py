@@ -45,10 +45,10 @@ def data() -> tuple[Array, Array, list[str]]:
     return np.array(train), np.array(heldout), words
 
 
-def counted(train: Array, heldout: Array, n: int, k: float = 0.1) -> tuple[float, float]:
+def counted(train: Array, heldout: Array, n: int) -> tuple[float, float]:
     """Held-out losses of word frequencies, and of their best mixture with pair counts, in nats per token."""
     times = np.bincount(train, minlength=n)
-    unigram = (times + k) / (len(train) + k * n)
+    unigram = (times + 0.1) / (len(train) + 0.1 * n)
     pairs, counts = np.unique(train[:-1] * n + train[1:], return_counts=True)
     asked = heldout[:-1] * n + heldout[1:]
     indices = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
@@ -98,8 +98,8 @@ def run(options: Options) -> Report:
     )
 
 
-def continuation(model: GPT, text: str, words: list[str], seed: int, n: int = 24) -> str:
+def continuation(model: GPT, text: str, words: list[str], seed: int) -> str:
     """The model's continuation of `text`, on one line."""
     prompt = [words.index(piece) for piece in pieces(text)]
-    found = generate_tokens(model, [prompt], n, Sampling(temperature=0.7), seed)
+    found = generate_tokens(model, [prompt], 24, Sampling(temperature=0.7), seed)
     return " ".join("".join(words[token] for (token,) in found if token is not None).split())

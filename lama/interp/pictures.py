@@ -116,8 +116,7 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
         if not shared[0] or column == 0:
             _label(axes.yaxis, panel.rows, panel.y, height, font)
         if not shared[1] or i + columns >= many:
-            upright = any(len(label) > 2 for label in panel.columns)
-            _label(axes.xaxis, panel.columns, panel.x, width, font, upright)
+            _label(axes.xaxis, panel.columns, panel.x, width, font)
         if not one_bar or (row == 0 and column == columns - 1):
             left = (x + width + GAP / 2) / total_width
             bar = figure.add_axes((left, bottom, 0.1 / total_width, tall))
@@ -145,15 +144,15 @@ def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
     axes.spines[:].set(color="#999999", linewidth=0.5)
 
 
-def _label(
-    axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float, upright: bool = False
-) -> None:
-    """Write the labels and the name of an axis of that length."""
+def _label(axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float) -> None:
+    """Write the labels, upright along x if they are long, and the name of an axis of that length."""
+    from matplotlib.axis import XAxis
+
     every = max(1, int(np.ceil(len(labels) * font / 72 / inches)))  # labels that would overlap are left out
     places = range(0, len(labels), every)
     axis.set_ticks([*places], [drawable(labels[i]) for i in places])
     axis.set_tick_params(length=0, pad=2, labelsize=font)
-    if upright:
+    if isinstance(axis, XAxis) and any(len(label) > 2 for label in labels):
         axis.set_tick_params(rotation=90)
     axis.set_label_text(drawable(name), fontsize=8)
 
