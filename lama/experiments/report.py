@@ -26,7 +26,7 @@ META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+h1 { font-size: 1.5rem; }
 img { max-width: 100%; height: auto; } .paper { background: #fff; border-radius: 4px; }
 div { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }

@@ -134,7 +134,7 @@ def ablate(
     values, masks = {}, {}
     for name, sets in used.items():
         recorded = cache.layers(name)  # (n_layers, 1, H, T, d_head) or (n_layers, 1, T, d_mlp)
-        values[name] = recorded.mean(-2, keepdims=True) * mean
+        values[name] = recorded.mean(-2, keepdims=True) if mean else np.zeros_like(recorded[..., :1, :])
         n = recorded.shape[2 if name == "attn.z" else 3]
         masks[name] = np.zeros((len(removals), len(recorded), n), bool)
         for mask, members in zip(masks[name], sets, strict=True):

@@ -91,11 +91,6 @@ function vectors(kind, layer) {
   });
 }
 
-function frames() {
-  const { steps, heads, T } = recorded;
-  return once("r", (bytes) => matrices(bytes, steps.length * heads.length, T, T, true));
-}
-
 const colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);

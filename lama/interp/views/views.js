@@ -23,7 +23,7 @@ function headView(heads) {
     };
     const here = () => (pinned?.side === side ? pinned.index : null);
     const list = element("div", {
-      class: `column ${side === "query" ? "left" : "right"}`,
+      class: side === "query" ? "column left" : "column",
       tabindex: 0,
       role: "listbox",
       "aria-label": side === "query" ? k.rows : "looked at",
@@ -226,13 +226,8 @@ function modelView() {
     const layer = Math.floor(i / n), head = i % n, title = headName(layer, head);
     const here = layer === state.layer && head === state.head;
     const button = element("button", {
-      type: "button",
-      class: here ? "thumb here" : "thumb",
-      "aria-label": title,
-      title,
-      "data-layer": layer,
-      "data-head": head,
-      tabindex: here ? 0 : -1,
+      type: "button", class: here ? "thumb here" : "thumb", "aria-label": title, title,
+      "data-layer": layer, "data-head": head, tabindex: here ? 0 : -1,
     }, element("canvas"));
     watcher.observe(button);
     return button;
@@ -365,7 +360,8 @@ async function neuronView(heads) {
 
 let playing = null;
 async function trainingView() {
-  const { steps, heads, losses } = recorded, all = await frames(), last = steps.length - 1;
+  const { steps, heads, losses, T } = recorded, last = steps.length - 1;
+  const all = await once("r", (bytes) => matrices(bytes, steps.length * heads.length, T, T, true));
   let cell = null;
   const draw = () => {
     const loss = losses[state.frame];
