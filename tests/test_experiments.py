@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from lama.cli import main
-from lama.experiments import ABOUT, Curve, Options, Panel, Report, Table, find
+from lama.experiments import ABOUT, Options, Report, find
 from lama.experiments.arithmetic import operations
-from lama.experiments.report import INK
+from lama.experiments.report import INK, Curve, Panel
 from lama.experiments.words import counted, pieces
 from lama.interp.pictures import HeatMap
 from lama.models.gpt import GPT2_CONFIGS
+from lama.tables import Table
 
 QUICK = ("arithmetic", "scaling")
 

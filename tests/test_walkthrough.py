@@ -13,7 +13,6 @@ from lama.interp.walkthrough import (
     explain_corpus,
     explain_parameters,
     explain_window,
-    format_shape,
     matrix,
     show_tokens,
 )
@@ -134,11 +133,6 @@ def test_explain_parameters_adds_up(model):
     assert sum(counts.values()) == n_parameters(model)
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[1:]]
     assert sum(shares) == pytest.approx(100, abs=0.5)
-
-
-def test_format_shape_reads_like_the_glossary():
-    assert format_shape((2, 3, 5)) == "(2, 3, 5)"
-    assert format_shape(()) == "()"
 
 
 def test_matrix_lines_labels_up_with_values():

@@ -143,7 +143,6 @@ def command_line(settings: Mapping[str, object], out: Path) -> str:
 def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     from lama.atomic import write_files
     from lama.experiments import ABOUT
-    from lama.interp.pictures import heat_maps
 
     drawn = is_installed()
     files = {
@@ -153,7 +152,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
     if report.panels and drawn:
         files["curves.png"] = report.picture()
     if report.maps and drawn:
-        files["maps.png"] = heat_maps(report.maps)
+        files["maps.png"] = report.maps_picture
     write_files(out, files)
     return list(files)
 

@@ -1,25 +1,11 @@
-"""Small experiments that answer common questions about transformers.
-
-Each is a module with `run(options) -> Report`.
-"""
+"""Small experiments on common questions about transformers: modules with `run(options) -> Report`."""
 
 import importlib
 from collections.abc import Callable
 
-from lama.experiments.report import Curve, Options, Panel, Report, Stopped, Table
+from lama.experiments.report import Options, Report, Stopped
 
-__all__ = [
-    "ABOUT",
-    "RESUMABLE",
-    "TWO_SIZES",
-    "Curve",
-    "Options",
-    "Panel",
-    "Report",
-    "Stopped",
-    "Table",
-    "find",
-]
+__all__ = ["ABOUT", "RESUMABLE", "TWO_SIZES", "Options", "Report", "Stopped", "find"]
 
 ABOUT = {
     "arithmetic": "parameters, operations and memory of GPT-2's four sizes, from the models themselves",

@@ -5,24 +5,23 @@ interpretability".
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from lama.dropout import Dropout, no_dropout
-from lama.experiments.report import Curve, Options, Panel, Report
+from lama.experiments.report import Curve, Options, Panel, Report, Table, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.fourier import excluded, key_frequencies, restricted, spectrum, sum_spectrum, tuned
 from lama.interp.pictures import HeatMap
+from lama.interp.record import run_with_cache
 from lama.layers import initialise
 from lama.models.gpt import GPT, GPTConfig
 from lama.ops import add
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
-from lama.tables import Table
-from lama.taps import Recorder
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 
@@ -45,13 +44,13 @@ class Setting:
     d_mlp: int
     learning_rate: float
     steps: int
-    """Largest number of steps; training ends earlier once the model generalises."""
+    """Most steps; training ends earlier once the model generalises."""
     memorised_by: int
     """The step by which the training pairs are memorised."""
     evaluate_every: int
     snapshot_every: int
     tidy: int
-    """Least number of steps after generalisation, in which memorisation is cleaned up."""
+    """Least steps after generalisation, in which memorisation is cleaned up."""
 
 
 QUICK = Setting(
@@ -63,7 +62,7 @@ PAPER = Setting(
 
 
 class Addition:
-    """All pairs of numbers below p as tokens a, b, = with sums modulo p; `examples` are for training."""
+    """All pairs below p as tokens a, b, = with sums modulo p; `examples` are for training."""
 
     def __init__(self, p: int, share: float, seed: int):
         self.p = p
@@ -78,21 +77,30 @@ class Addition:
         logits = logits - logits.max(1, keepdims=True)
         return np.log(np.exp(logits).sum(1)) - logits[np.arange(self.p**2), self.sums]
 
+    def loss(self, logits: Array, held_out: bool) -> float:
+        """The mean of `losses` over the training pairs, or over the others."""
+        return float(self.losses(logits)[self.examples != held_out].mean())
+
 
 def answers(model: GPT, tokens: Tensor) -> Tensor:
-    """Logits of the numbers after the last token, for a GPT of one block without norms: (B, 3) -> (B, p)."""
+    """Logits of the numbers after =, for a GPT of one block without norms: (B, 3) -> (B, p)."""
     (block,) = model.blocks
     x = model.embedded(tokens)
-    last = x[:, -1:].contiguous()  # the last position sees all tokens: no mask
+    last = x[:, -1:].contiguous()  # it sees all tokens: no mask
     last = add(last, block.attn(last, memory=x))
     assert block.mlp is not None
     last = add(last, block.mlp(last))
     return model.logits(last)[:, 0, : model.config.vocab_size - 1]
 
 
-def loss(
-    model: GPT, tokens: Tensor, sums: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
-) -> Tensor:
+def on_all_pairs(model: GPT, task: Addition) -> Callable[[], Array]:
+    """A function that computes the model's answers to all pairs: (p², p)."""
+    pairs = Tensor(task.tokens).realize()
+    step = CapturedStep(lambda tokens: answers(model, tokens).realize())
+    return lambda: step(pairs).numpy()
+
+
+def loss(model: GPT, tokens: Tensor, sums: Tensor, **unused: object) -> Tensor:
     """Mean cross-entropy in float64: in float32, probabilities near 1 have no gradient.
 
     Source: Nanda et al. 2023, appendix A.
@@ -118,7 +126,7 @@ class GrokkingFit:
 def fit(
     options: Options, setting: Setting, task: Addition, name: str, weight_decay: float, steps: int
 ) -> GrokkingFit:
-    """Train until the model generalises and memorisation is cleaned up, or for `steps`."""
+    """Train until the model generalises, or for `steps`."""
     s = setting
     shape = GPTConfig(
         s.p + 1, 3, s.d_model, 1, HEADS, s.d_mlp, bias=False, tied=False, activation="relu", norm="none"
@@ -138,12 +146,12 @@ def fit(
         seed=options.seed,
     )
     training = Resumable(options, name, Trainer(model, lambda step: batch, config, loss), columns=6)
-    look = CapturedStep(lambda tokens: answers(model, tokens).realize())
-    pairs = Tensor(task.tokens).realize()
+    look = on_all_pairs(model, task)
     done = generalised(training.log, s)
     for step in [] if done else training:
         if step.step % s.evaluate_every == 0 or step.step == steps:
-            training.log.append((step.step, *evaluate(task, look(pairs).numpy()), weight(model)))
+            squares = sum(float((p.numpy() ** 2).sum()) for p in training.trainer.parameters.values())
+            training.log.append((step.step, *evaluate(task, look()), squares))
             latest = training.log[-1]
             options.say(f"held out: loss {latest[2]:.3g}, {latest[OTHERS]:.1%} right")
             done = generalised(training.log, s)
@@ -157,20 +165,13 @@ def fit(
 
 def evaluate(task: Addition, logits: Array) -> tuple[float, float, float, float]:
     """Training and held-out loss, training and held-out accuracy."""
-    losses, right = task.losses(logits), logits.argmax(1) == task.sums
-
-    def mean(values: Array, held_out: bool) -> float:
-        return float(values[task.examples != held_out].mean())
-
-    return mean(losses, False), mean(losses, True), mean(right, False), mean(right, True)
-
-
-def weight(model: GPT) -> float:
-    return sum(float((p.numpy() ** 2).sum()) for p in get_state_dict(model).values())
+    right = logits.argmax(1) == task.sums
+    accuracies = float(right[task.examples].mean()), float(right[~task.examples].mean())
+    return task.loss(logits, held_out=False), task.loss(logits, held_out=True), *accuracies
 
 
 def seeds(options: Options) -> tuple[int, int]:
-    """Two independent seeds: for the choice of training pairs and for the weights."""
+    """Independent seeds for the choice of training pairs and for the weights."""
     examples, weights = np.random.SeedSequence(options.seed).generate_state(2)
     return int(examples), int(weights)
 
@@ -185,14 +186,14 @@ def generalised(log: list[tuple[float, ...]], setting: Setting) -> bool:
 
 @dataclass(frozen=True)
 class Inside:
-    """Fourier analysis of a trained model on all pairs."""
+    """Fourier analysis of a trained model on all pairs, at the last position."""
 
     logits: Array
-    """(p, p, p): logits by a, b and answer."""
+    """(p, p, p) by a, b and answer."""
     neurons: Array
-    """(p, p, n): the active neurons at the last position."""
+    """(p, p, n): the active ones."""
     attention: Array
-    """(H, p, p, 3): attention of the last position."""
+    """(H, p, p, 3)."""
     of_logits: Array
     """Share of the logits' variance in waves of a + b, by frequency."""
     of_embedding: Array
@@ -204,12 +205,16 @@ class Inside:
     explained: Array
     """The share of variance that it explains."""
 
+    @property
+    def in_keys(self) -> float:
+        """The share of the logits' variance in the key frequencies."""
+        return float(sum(self.of_logits[k - 1] for k in self.keys))
+
 
 def look_inside(model: GPT, task: Addition) -> Inside:
-    """Run the model on all pairs and analyse its activations."""
-    p, record = task.p, Recorder("blocks.0.attn.pattern", "blocks.0.mlp.post", "logits")
-    model(Tensor(task.tokens), tap=record).realize(*record.values())
-    pattern, post, logits = (record[name].numpy()[..., -1, :] for name in record.patterns)
+    p, names = task.p, ("logits", "blocks.0.mlp.post", "blocks.0.attn.pattern")
+    _, cache = run_with_cache(model, task.tokens, *names)
+    logits, post, pattern = (cache[name][..., -1, :] for name in names)
     logits, neurons = logits[:, :p].reshape(p, p, p).astype(np.float64), post.reshape(p, p, -1)
     variances = neurons.var((0, 1))
     neurons = neurons[:, :, variances > LIVE * variances.max()]
@@ -228,14 +233,12 @@ def look_inside(model: GPT, task: Addition) -> Inside:
 
 def progress(fit: GrokkingFit, task: Addition, keys: list[int]) -> Array:
     """(n, 3) by snapshot: step, held-out loss by the key frequencies alone, training loss without them."""
-    parameters, rows = get_state_dict(fit.model), []
-    look = CapturedStep(lambda tokens: answers(fit.model, tokens).realize())
-    pairs = Tensor(task.tokens).realize()
+    parameters, look, rows = get_state_dict(fit.model), on_all_pairs(fit.model, task), []
     for step, weights in sorted(fit.snapshots.items()):  # the last one has the final weights
         Tensor.realize(*(p.assign(Tensor(weights[name])) for name, p in parameters.items()))
-        logits = look(pairs).numpy().reshape(task.p, task.p, task.p).astype(np.float64)
-        by_keys, without = task.losses(restricted(logits, keys)), task.losses(excluded(logits, keys))
-        rows.append((step, by_keys[~task.examples].mean(), without[task.examples].mean()))
+        logits = look().reshape(task.p, task.p, task.p).astype(np.float64)
+        by_keys = task.loss(restricted(logits, keys), held_out=True)
+        rows.append((step, by_keys, task.loss(excluded(logits, keys), held_out=False)))
     return np.array(rows)
 
 
@@ -249,67 +252,46 @@ def run(options: Options) -> Report:
     measures = progress(decay, task, inside.keys)
     fits = {"weight decay": decay, "no weight decay": control}
     return Report(
-        [trainings(task, fits), frequencies(task, inside), findings(task, inside, measures), heads(inside)],
+        tables(task, inside, measures, fits),
         panels(inside, measures, fits),
         claims(setting, task, inside, measures, decay, control),
         maps(inside),
     )
 
 
-def trainings(task: Addition, fits: dict[str, GrokkingFit]) -> Table:
-    def step(fit: GrokkingFit, column: int, accuracy: float) -> str | int:
-        return int(at) if math.isfinite(at := fit.first(column, accuracy)) else "never"
-
-    titles = (
-        "steps",
-        f"{KNOWN:.0%} of training pairs at",
-        "half of the held-out at",
-        f"{GENERALISED:.0%} at",
-    )
-    rows = []
+def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Table]:
+    reached = ((EXAMPLES, KNOWN), (OTHERS, 0.5), (OTHERS, GENERALISED))
+    steps = f"{KNOWN:.0%} of training pairs at", "half of the held-out at", f"{GENERALISED:.0%} at"
+    results = "training loss", "held-out loss", "held-out right"
+    trainings = []
     for name, fit in fits.items():
-        held_out = step(fit, OTHERS, 0.5), step(fit, OTHERS, GENERALISED)
-        steps, final = int(fit.log[-1, 0]), fit.log[-1, [1, 2, OTHERS]]
-        rows.append((name, steps, step(fit, EXAMPLES, KNOWN), *held_out, *final))
-    return Table((f"a + b mod {task.p}", *titles, "training loss", "held-out loss", "held-out right"), rows)
-
-
-def frequencies(task: Addition, inside: Inside) -> Table:
+        first = [fit.first(column, accuracy) for column, accuracy in reached]
+        at = [int(step) if math.isfinite(step) else "never" for step in first]
+        trainings.append((name, int(fit.log[-1, 0]), *at, *fit.log[-1, [1, 2, OTHERS]]))
     clear = inside.explained > ONE_FREQUENCY
-    rows = []
+    frequencies = []
     for k in inside.keys:
         tuned_neurons = int((clear & (inside.tuned_to == k)).sum())
-        without = task.losses(excluded(inside.logits, [k]))[~task.examples].mean()
-        rows.append((k, inside.of_logits[k - 1], inside.of_embedding[k - 1], tuned_neurons, without))
+        without = task.loss(excluded(inside.logits, [k]), held_out=True)
+        frequencies.append((k, inside.of_logits[k - 1], inside.of_embedding[k - 1], tuned_neurons, without))
     shares = "share of the logits' variance", "of the embedding"
-    return Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), rows)
-
-
-def findings(task: Addition, inside: Inside, measures: Array) -> Table:
-    explained = int((inside.explained > ONE_FREQUENCY).sum())
-    rows = [
-        ("share of the logits' variance in the key frequencies", in_keys(inside)),
+    findings = [
+        ("share of the logits' variance in the key frequencies", inside.in_keys),
         ("in all frequencies", inside.of_logits.sum()),
         ("active neurons", len(inside.explained)),
-        (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", explained),
-        ("held-out loss", task.losses(inside.logits)[~task.examples].mean()),
+        (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", int(clear.sum())),
+        ("held-out loss", task.loss(inside.logits, held_out=True)),
         ("held-out loss by the key frequencies alone (restricted)", measures[-1, 1]),
         ("training loss without them (excluded)", measures[-1, 2]),
         ("loss of guessing, ln p", math.log(task.p)),
     ]
-    return Table(("at the end", ""), rows)
-
-
-def heads(inside: Inside) -> Table:
-    return Table(
-        ("attention of =, mean", "to a", "to b", "to ="),
-        [(f"head {h}", *pattern.mean((0, 1)).tolist()) for h, pattern in enumerate(inside.attention)],
-    )
-
-
-def in_keys(inside: Inside) -> float:
-    """The share of the logits' variance in the key frequencies."""
-    return float(sum(inside.of_logits[k - 1] for k in inside.keys))
+    heads = [(f"head {h}", *pattern.mean((0, 1)).tolist()) for h, pattern in enumerate(inside.attention)]
+    return [
+        Table((f"a + b mod {task.p}", "steps", *steps, *results), trainings),
+        Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), frequencies),
+        Table(("at the end", ""), findings),
+        Table(("attention of =, mean", "to a", "to b", "to ="), heads),
+    ]
 
 
 def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Panel]:
@@ -317,20 +299,16 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
         """Curves of training pairs, in this column of the logs, and of held-out pairs, in the next."""
         curves = []
         for name, fit in fits.items():
-            steps, training, held_out = fit.log[:, [0, column, column + 1]].T.tolist()
-            curves += [
-                Curve(f"training, {name}", steps, training),
-                Curve(f"held out, {name}", steps, held_out),
-            ]
+            curves.append(column_curve(f"training, {name}", fit.log, column))
+            curves.append(column_curve(f"held out, {name}", fit.log, column + 1))
         return curves
 
-    step, examples, others = next(iter(fits.values())).log.T[:3].tolist()
-    at, by_keys, without = measures.T.tolist()
+    log = fits["weight decay"].log
     rests_on = [
-        Curve("training", step, examples),
-        Curve("held out", step, others),
-        Curve("held out, by the key frequencies alone (restricted)", at, by_keys),
-        Curve("training, without them (excluded)", at, without),
+        column_curve("training", log, 1),
+        column_curve("held out", log, 2),
+        column_curve("held out, by the key frequencies alone (restricted)", measures, 1),
+        column_curve("training, without them (excluded)", measures, 2),
     ]
     waves = range(1, len(inside.of_logits) + 1)
     spectra = [
@@ -339,7 +317,7 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
     ]
     numbers = range(1, len(inside.explained) + 1)
     neurons = Curve("active neurons", numbers, np.sort(inside.explained)[::-1].tolist())
-    squares = [Curve(name, fit.log[:, 0].tolist(), fit.log[:, 5].tolist()) for name, fit in fits.items()]
+    squares = [column_curve(name, fit.log, 5) for name, fit in fits.items()]
     return [
         Panel("loss", "step", "nats", both(1), logarithmic="xy"),
         Panel("accuracy", "step", "share right", both(EXAMPLES), logarithmic="x"),
@@ -351,11 +329,10 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
 
 
 def maps(inside: Inside) -> list[HeatMap]:
-    """Heat maps over all pairs: the heads, and the best tuned neuron of each key frequency."""
-    found = [
-        HeatMap(pattern[:, :, 0], f"head {h}: to a", x="b", y="a", low=0, high=1)
-        for h, pattern in enumerate(inside.attention)
-    ]
+    """Over all pairs: the heads, and the best tuned neuron of each key frequency."""
+    found = []
+    for h, pattern in enumerate(inside.attention):
+        found.append(HeatMap(pattern[:, :, 0], f"head {h}: to a", x="b", y="a", low=0, high=1))
     for k in inside.keys:
         if (inside.tuned_to == k).any():
             best = np.argmax(inside.explained * (inside.tuned_to == k))
@@ -373,10 +350,10 @@ def claims(
 ) -> dict[str, bool]:
     known, later = decay.first(EXAMPLES, KNOWN), decay.first(OTHERS, GENERALISED)
     others_then = decay.log[decay.log[:, 0] <= known, OTHERS][-1]
-    held_out_loss, guessing = task.losses(inside.logits)[~task.examples].mean(), math.log(task.p)
+    held_out_loss, guessing = task.loss(inside.logits, held_out=True), math.log(task.p)
     memorised = known < setting.memorised_by and others_then <= MEMORISED
     fails_without = measures[-1, 2] > guessing / 2
-    few_keys = len(inside.keys) <= 6 and in_keys(inside) >= 0.9
+    few_keys = len(inside.keys) <= 6 and inside.in_keys >= 0.9
     first = f"{KNOWN:.0%} of the training pairs before step {setting.memorised_by}"
     control_fails = control.log[:, OTHERS].max() < NOT_GENERALISED
     return {

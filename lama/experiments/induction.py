@@ -11,16 +11,16 @@ from functools import partial
 import numpy as np
 from tinygrad import Tensor
 
-from lama.experiments.report import Curve, Options, Panel, Report
+from lama.experiments.report import Curve, Options, Panel, Report, Table, column_curve
 from lama.experiments.resumable import Resumable
 from lama.interp.heads import HeadScores, composition, head_scores, repeated_tokens
 from lama.interp.pictures import HeatMap
+from lama.interp.record import run_with_cache
 from lama.layers import initialise
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.shapes import Array
-from lama.tables import Table
-from lama.taps import Recorder, Tap, no_tap, replace
+from lama.taps import Tap, no_tap, replace
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 
@@ -84,8 +84,8 @@ def fit(options: Options, layers: int) -> tuple[GPT, Array]:
         if step.step % EVALUATE_EVERY == 0 or step.step == steps:
             scores = scored(model, options)
             first, second = evaluate(model, tokens)
-            heads = np.concatenate([scores.previous_token.reshape(-1), scores.induction.reshape(-1)])
-            training.log.append((step.step, first, second, *heads.tolist()))
+            heads = np.stack([scores.previous_token, scores.induction]).reshape(-1).tolist()
+            training.log.append((step.step, first, second, *heads))
             best = f"best induction score {scores.induction.max():.2f}"
             options.say(f"first copy {first:.2f}, second {second:.2f}, {best}")
     training.save()
@@ -119,7 +119,6 @@ def run(options: Options) -> Report:
     control_losses = evaluate(control, tokens)
     scores, reads = scored(model, options), composition(model, "k")[0, :, 1]  # (HEADS, HEADS)
     writer, reader = np.unravel_index(reads.argmax(), reads.shape)
-    previous, induction = int(scores.previous_token[0].argmax()), int(scores.induction[1].argmax())
 
     def cost(*heads: tuple[int, int]) -> float:
         """How much more the second copy costs without these heads."""
@@ -128,24 +127,26 @@ def run(options: Options) -> Report:
     inductive = [(1, int(head)) for head in np.flatnonzero(scores.induction[1] >= 0.5)]
     cost_of_all = cost(*inductive)
     uniform = math.log(VOCABULARY)
-    models, rows = [], []
-    for name, m, losses in (("2 layers", model, (first, second)), ("1 layer", control, control_losses)):
-        models.append((name, n_parameters(m), *losses, losses[1] / uniform))
-    for layer in range(2):
-        for head in range(HEADS):
-            found = float(scores.previous_token[layer, head]), float(scores.induction[layer, head])
-            rows.append((f"{layer}.{head}", *found, cost((layer, head))))
+    models = [
+        ("2 layers", n_parameters(model), first, second, second / uniform),
+        ("1 layer", n_parameters(control), *control_losses, control_losses[1] / uniform),
+    ]
+    rows: list[tuple[object, ...]] = []
+    for at in np.ndindex(2, HEADS):
+        score = float(scores.previous_token[at]), float(scores.induction[at])
+        rows.append((f"{at[0]}.{at[1]}", *score, cost(at)))
     together = " and ".join(f"{layer}.{head}" for layer, head in inductive) or "none"
     written = [(f"written by 0.{head}", *reads[head].tolist()) for head in range(HEADS)]
     composed = scores.previous_token[0, writer] >= 0.5 and scores.induction[1, reader] >= 0.5
     repeats = second < uniform / 4
-    best_previous, best_later = scores.previous_token[0].max(), scores.induction[1].max()
+    best_previous, follows = scores.previous_token[0].max(), scores.induction[1].max() >= 0.6
+    needed, one_layer = cost_of_all >= 1, control_losses[1]
     readers = [f"read by 1.{head}" for head in range(HEADS)]
-    costs = ("second copy costs more without it",)
+    columns = ("head", "previous-token", "induction", "second copy costs more without it")
     return Report(
         [
             Table(("attention alone", "parameters", "loss, first copy", "second copy", "of ln V"), models),
-            Table(("head", "previous-token", "induction", *costs), [*rows, (together, "", "", cost_of_all)]),
+            Table(columns, [*rows, (together, "", "", cost_of_all)]),
             Table(("K-composition", *readers), written),
         ],
         panels(log, control_log),
@@ -153,50 +154,43 @@ def run(options: Options) -> Report:
             "two layers learn to repeat: the second copy costs less than a quarter of ln V": repeats,
             "and nothing else: the first copy costs ln V, within 3 %": abs(first / uniform - 1) < 0.03,
             "a head of the first layer looks at the token before: score 0.5 or more": best_previous >= 0.5,
-            "a head of the second looks at the token after an earlier copy: score 0.6 or more": best_later
-            >= 0.6,
+            "a head of the second looks at the token after an earlier copy: score 0.6 or more": follows,
             "of all pairs of heads, two such heads have the highest K-composition": composed,
-            "without the induction heads (score 0.5 or more) the second copy costs a nat more": cost_of_all
-            >= 1,
-            "one layer cannot: its second copy still costs 90 % of ln V": control_losses[1] >= 0.9 * uniform,
+            "without the induction heads (score 0.5 or more) the second copy costs a nat more": needed,
+            "one layer cannot: its second copy still costs 90 % of ln V": one_layer >= 0.9 * uniform,
         },
-        maps(model, tokens, scores, reads, previous, induction),
+        maps(model, tokens, scores, reads),
     )
 
 
 def panels(log: Array, control: Array) -> list[Panel]:
-    steps, uniform = log[:, 0].tolist(), math.log(VOCABULARY)
     copies = [
-        Curve("2 layers, first copy", steps, log[:, 1].tolist()),
-        Curve("2 layers, second copy", steps, log[:, 2].tolist()),
-        Curve("1 layer, second copy", control[:, 0].tolist(), control[:, 2].tolist()),
-        Curve("ln V", [steps[0], steps[-1]], [uniform, uniform]),
+        column_curve("2 layers, first copy", log, 1),
+        column_curve("2 layers, second copy", log, 2),
+        column_curve("1 layer, second copy", control, 2),
+        Curve("ln V", [log[0, 0], log[-1, 0]], [math.log(VOCABULARY)] * 2),
     ]
-    scores = log[:, 3:].reshape(len(log), 2, 2, HEADS)  # step, kind, layer, head
-    heads = [Curve(f"0.{h}, previous token", steps, scores[:, 0, 0, h].tolist()) for h in range(HEADS)]
-    heads += [Curve(f"1.{h}, induction", steps, scores[:, 1, 1, h].tolist()) for h in range(HEADS)]
+    heads = [column_curve(f"0.{h}, previous token", log, 3 + h) for h in range(HEADS)]
+    heads += [column_curve(f"1.{h}, induction", log, 3 + 3 * HEADS + h) for h in range(HEADS)]
     return [
         Panel("random tokens, repeated", "step", "nats a token", copies),
         Panel("heads", "step", "score", heads),
     ]
 
 
-def maps(
-    model: GPT, tokens: Array, scores: HeadScores, reads: Array, previous: int, induction: int
-) -> list[HeatMap]:
+def maps(model: GPT, tokens: Array, scores: HeadScores, reads: Array) -> list[HeatMap]:
     """Heat maps of scores, composition, and two heads' attention on a repeated sequence."""
     heads, layers = [str(h) for h in range(HEADS)], ["0", "1"]
-    row = np.concatenate([[BEGIN], tokens[0, 1 : SHOWN + 1], tokens[0, 1 : SHOWN + 1]]).astype(np.int32)
-    record = Recorder("blocks.*.attn.pattern")
-    model(Tensor(row[None]), tap=record).realize(*record.values())
-    labels = [str(token) for token in row]
+    row = [BEGIN, *2 * tokens[0, 1 : SHOWN + 1].tolist()]
+    _, cache = run_with_cache(model, row, "blocks.*.attn.pattern")
+    patterns, labels = cache.layers("attn.pattern"), list(map(str, row))
     axes = "read by head of layer 1", "written by head of layer 0"
-    found = [
-        HeatMap(scores.previous_token, "previous-token score", layers, heads, "head", "layer", low=0, high=1),
-        HeatMap(scores.induction, "induction score", layers, heads, "head", "layer", low=0, high=1),
+    previous, induction = int(scores.previous_token[0].argmax()), int(scores.induction[1].argmax())
+    drawn = partial(HeatMap, low=0, high=1)
+    return [
+        drawn(scores.previous_token, "previous-token score", layers, heads, "head", "layer"),
+        drawn(scores.induction, "induction score", layers, heads, "head", "layer"),
         HeatMap(reads, "K-composition", heads, heads, *axes),
+        drawn(patterns[0, 0, previous], f"head 0.{previous}", labels, labels),
+        drawn(patterns[1, 0, induction], f"head 1.{induction}", labels, labels),
     ]
-    for layer, head in ((0, previous), (1, induction)):
-        pattern = record[f"blocks.{layer}.attn.pattern"].numpy()[0, head]
-        found.append(HeatMap(pattern, f"head {layer}.{head}", labels, labels, low=0, high=1))
-    return found

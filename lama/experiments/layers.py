@@ -1,17 +1,17 @@
 """Compare separate weights for every layer with shared weights. Source: Lan et al. 2020 (ALBERT)."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.nn.state import get_parameters, get_state_dict
+from tinygrad.nn.state import get_state_dict
 
-from lama.dropout import Dropout, no_dropout
-from lama.experiments.report import Options, Report
-from lama.experiments.text import TextFit, fit, loss_panel, shape
+from lama.experiments.report import Options, Report, Table
+from lama.experiments.text import fit, loss_panel, shape
 from lama.masks import Causal
 from lama.models.gpt import GPT
-from lama.tables import Table
+from lama.models.registry import n_parameters
 
 LAYERS = 4
 
@@ -20,10 +20,9 @@ class Shared:
     """A GPT with one block that runs `times` times."""
 
     def __init__(self, times: int, seed: int):
-        self.gpt, self.times = GPT(shape(n_layers=1), seed), times
-        self.config = self.gpt.config
+        self.gpt, self.times = GPT(replace(shape(), n_layers=1), seed), times
 
-    def __call__(self, tokens: Tensor, dropout: Dropout = no_dropout) -> Tensor:
+    def __call__(self, tokens: Tensor, dropout: object = None) -> Tensor:
         x = self.gpt.embedded(tokens)
         for _ in range(self.times):
             x = self.gpt.blocks[0](x, Causal())
@@ -38,19 +37,16 @@ def alike(model: GPT, of: str) -> float:
 
 
 def run(options: Options) -> Report:
-    own = fit(options, "own", GPT(shape(n_layers=LAYERS), options.seed))
-    shared = fit(options, "shared", Shared(LAYERS, options.seed))
-    once = fit(options, "once", GPT(shape(n_layers=1), options.seed))
-    fits: dict[str, TextFit[GPT] | TextFit[Shared]] = {
-        f"{LAYERS} layers, separate weights": own,
-        f"one layer, {LAYERS} times": shared,
-        "one layer, once": once,
+    own, shared = GPT(replace(shape(), n_layers=LAYERS), options.seed), Shared(LAYERS, options.seed)
+    models: dict[str, tuple[str, GPT | Shared]] = {
+        f"{LAYERS} layers, separate weights": ("own", own),
+        f"one layer, {LAYERS} times": ("shared", shared),
+        "one layer, once": ("once", GPT(replace(shape(), n_layers=1), options.seed)),
     }
-    rows = []
-    for name, found in fits.items():
-        rows.append((name, sum(int(p.numel()) for p in get_parameters(found.model)), found.heldout))
+    fits = {name: fit(options, label, model) for name, (label, model) in models.items()}
+    rows = [(name, n_parameters(model), fits[name].heldout) for name, (_, model) in models.items()]
     matrices = ("attn.qkv.weight", "attn.out.weight", "mlp.up.weight", "mlp.down.weight")
-    cosines = [(name, alike(own.model, name)) for name in matrices]
+    cosines = [(name, alike(own, name)) for name in matrices]
     different = all(abs(cosine) < 0.2 for _, cosine in cosines)
     return Report(
         [
@@ -59,7 +55,7 @@ def run(options: Options) -> Report:
         ],
         [loss_panel(fits)],
         {
-            "separate weights for every layer are better than shared ones": own.heldout < shared.heldout,
+            "separate weights for every layer are better than shared ones": rows[0][2] < rows[1][2],
             "no matrix is like that of another layer: the cosine is below 0.2": different,
         },
     )

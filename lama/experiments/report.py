@@ -4,9 +4,10 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from lama.figures import make_figure, render
 from lama.tables import Table
@@ -16,18 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from lama.interp.pictures import HeatMap
+    from lama.shapes import Array
     from lama.training.loop import Step
-
-    WatchSteps: TypeAlias = Callable[[Iterable[Step], int, str], Iterable[Step]]
-else:
-    WatchSteps = Callable
 
 COLUMNS = 2  # panels side by side in the picture
 INK = {"light": "#1b1f24", "dark": "#e6e6e6"}
+META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+h1 { font-size: 1.5rem; }
 img { max-width: 100%; height: auto; } .paper { background: #fff; border-radius: 4px; }
 div { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
@@ -47,12 +46,12 @@ class Options:
 
     seed: int = 0
     steps: int | None = None
-    """Steps of each training; None means the experiment's own number."""
+    """Steps of each training; by default the experiment's own number."""
     full: bool = False
-    """Use the size of the paper, in experiments with two sizes."""
+    """The size of the paper, in experiments with two sizes."""
     folder: Path | None = None
-    """Folder for the state of a resumable experiment; None saves no state."""
-    watch: WatchSteps = lambda steps, total, label: steps
+    """The folder for the state of a resumable experiment, if it is to be saved."""
+    watch: "Callable[[Iterable[Step], int, str], Iterable[Step]]" = lambda steps, total, label: steps
     """Called with the steps of a training, their number and a label: may show progress or raise Stopped."""
     say: Callable[[str], None] = lambda text: None
     """Called with measurements of a training other than its loss."""
@@ -67,6 +66,11 @@ class Curve:
     y: Sequence[float]
 
 
+def column_curve(label: str, rows: "Sequence[Sequence[float]] | Array", column: int) -> Curve:
+    """One column of a table's or a log's rows over the first."""
+    return Curve(label, [row[0] for row in rows], [row[column] for row in rows])
+
+
 @dataclass(frozen=True)
 class Panel:
     """A diagram."""
@@ -78,7 +82,7 @@ class Panel:
     logarithmic: str = ""
     """The logarithmic axes: x, y or xy."""
     bars: bool = False
-    """Draw bars, side by side, instead of lines."""
+    """Bars, side by side, instead of lines."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,10 @@ class Report:
         figure = make_figure("curves", figsize=(6 * columns, 4 * rows), dpi=120, layout="constrained")
         import matplotlib
 
-        with matplotlib.rc_context(
-            {
-                "text.color": ink,
-                "axes.labelcolor": ink,
-                "axes.titlecolor": ink,
-                "axes.edgecolor": ink,
-                "xtick.color": ink,
-                "ytick.color": ink,
-                "svg.fonttype": "none",
-            }
-        ):
+        with matplotlib.rc_context({"svg.fonttype": "none", "text.color": ink}):
+            matplotlib.rc("axes", labelcolor=ink, titlecolor=ink, edgecolor=ink)
+            matplotlib.rc("xtick", color=ink)
+            matplotlib.rc("ytick", color=ink)
             grid = figure.subplots(rows, columns, squeeze=False)
             for panel, axes in zip(self.panels, grid.flat, strict=False):
                 _draw(panel, axes)
@@ -131,10 +128,15 @@ class Report:
                 axes.set_visible(False)
             return render(figure, kind, transparent=kind == "svg")
 
-    def to_html(self, title: str, about: str, drawn: bool = True) -> str:
-        """The report as one self-contained page, with pictures if `drawn`. Raises LamaError as `picture`."""
+    @cached_property
+    def maps_picture(self) -> bytes:
+        """All heat maps as a png."""
         from lama.interp.pictures import heat_maps
 
+        return heat_maps(self.maps)
+
+    def to_html(self, title: str, about: str, drawn: bool = True) -> str:
+        """The report as one self-contained page, with pictures if `drawn`. Raises LamaError as `picture`."""
         marks = {True: "✓", False: "<span class=no>✗</span>"}
         claims = "".join(f"<li>{marks[holds]} {escape(claim)}</li>" for claim, holds in self.claims.items())
         parts = [f"<ul>{claims}</ul>"] if claims else []
@@ -143,15 +145,11 @@ class Report:
             source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             parts.append(f'<picture>{source}<img src="{light}" alt="curves"></picture>')
         if self.maps and drawn:
-            maps = _data("png", heat_maps(self.maps))
-            parts.append(f'<p><img class=paper src="{maps}" alt="heat maps"></p>')
+            parts.append(f'<p><img class=paper src="{_data("png", self.maps_picture)}" alt="heat maps"></p>')
         parts += [table.to_html() for table in self.tables]
         body = f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n" + "\n".join(parts)
-        head = (
-            f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}'
-        )
-        head = f'<html lang="en"><head>{head}</title><style>{STYLE}</style></head>'
-        return f"<!doctype html>\n{head}\n<body>{body}</body></html>\n"
+        head = f"{META}<title>{escape(title)}</title><style>{STYLE}</style>"
+        return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def _data(kind: str, content: bytes) -> str:

@@ -22,8 +22,8 @@ SECONDS = 15  # between two saves
 class Resumable:
     """Iterates over a trainer's steps and saves its state with `log` and `snapshots`.
 
-    The state is NAME.safetensors in `options.folder`. Raises LamaError where that cannot be read or written,
-    or belongs to another training.
+    Raises LamaError where NAME.safetensors in `options.folder` cannot be read or written, or belongs to
+    another training.
     """
 
     def __init__(self, options: Options, name: str, trainer: Trainer, columns: int):
@@ -72,29 +72,22 @@ class Resumable:
             step, _, parameter = name.partition(".")
             if step.isdecimal():
                 self.snapshots.setdefault(int(step[:18]), {})[parameter] = array
-        wanted = {f"now.{name}": tuple(tensor.shape) for name, tensor in now.items()}
+        log, kinds = arrays.get("log"), {n: (array.dtype.name, array.shape) for n, array in arrays.items()}
+        wanted = {f"now.{name}": ("float32", tuple(tensor.shape)) for name, tensor in now.items()}
         for at in self.snapshots:
             for name, tensor in self.trainer.parameters.items():
-                wanted[f"{at}.{name}"] = tuple(tensor.shape)
-        wrong = [name for name, shape in wanted.items() if not _is(arrays.get(name), "float32", shape)]
-        log = np.atleast_1d(arrays.get("log", np.zeros(1)))
-        if not _is(log, "float64", (len(log), self.columns) if len(log) else (0,)):
-            wrong.append("log")
-        if (
-            not _is(arrays.get("step"), "int64", (1,))
-            or not 0 <= arrays["step"][0] <= self.trainer.config.steps
-        ):
+                wanted[f"{at}.{name}"] = "float32", tuple(tensor.shape)
+        wanted["log"] = "float64", (len(log), self.columns) if log is not None and log.size else (0,)
+        wanted["step"] = "int64", (1,)
+        wrong = [name for name, kind in wanted.items() if kinds.get(name) != kind]
+        if not wrong and not 0 <= arrays["step"][0] <= self.trainer.config.steps:
             wrong.append("step")
-        if wrong:
+        if wrong or log is None:
             raise LamaError(f"{quoted_path(self.file)} is not this training's state: its {wrong[0]} differs")
         for name, tensor in now.items():
             tensor.replace(from_array(arrays[f"now.{name}"], tensor.dtype, str(tensor.device)))
         self.trainer.step = int(arrays["step"][0])
         self.log = [tuple(map(float, row)) for row in log]
-
-
-def _is(array: Array | None, dtype: str, shape: tuple[object, ...]) -> bool:
-    return array is not None and array.dtype.name == dtype and array.shape == shape
 
 
 def _file_tensor(name: str, array: Array) -> FileTensor:

@@ -1,19 +1,16 @@
-"""Compare four ways to score a query and a key, in search tasks and language models.
+"""Compare four scores of a query and a key, in searches and language models. Source: Luong et al. 2015."""
 
-Source: Luong et al. 2015.
-"""
+from dataclasses import replace
 
 import numpy as np
 from tinygrad import Tensor
 
 from lama.attention import SIMILARITIES, MultiHeadAttention, make_similarity
-from lama.dropout import Dropout, no_dropout
-from lama.experiments.report import Options, Report
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import fit, loss_panel, shape
 from lama.layers import initialise
 from lama.models.gpt import GPT
 from lama.shapes import Array
-from lama.tables import Table
 from lama.training.loop import Trainer
 from lama.training.settings.base import TrainingConfig
 
@@ -35,8 +32,7 @@ class Finder:
 def flagged(rng: np.random.Generator, matching: bool) -> tuple[Array, Array]:
     """Random tokens, and the last position's target: the other features of the flagged token.
 
-    The flag is a 3 in the first feature. With `matching`, it is in the one of four features that the last
-    token names, so that the flagged token depends on the query.
+    The flag is a 3 in the first feature, or, with `matching`, in the one of four that the last token names.
     """
     x = rng.standard_normal((ROWS, TOKENS, FEATURES)).astype(np.float32)
     rows, place, kind = np.arange(ROWS), rng.integers(TOKENS - 1, size=ROWS), rng.integers(4, size=ROWS)
@@ -58,17 +54,13 @@ def find(options: Options, similarity: str, matching: bool) -> float:
         steps, ROWS, learning_rate=1e-2, warmup=steps // 10, weight_decay=0, seed=options.seed
     )
 
-    def loss(
-        model: Finder, x: Tensor, target: Tensor, smoothing: float = 0, dropout: Dropout = no_dropout
-    ) -> Tensor:
+    def loss(model: Finder, x: Tensor, target: Tensor, **unused: object) -> Tensor:
         return (model(x)[:, 4:] - target).square().mean()
 
-    trainer = Trainer(
-        Finder(similarity, options.seed),
-        lambda step: flagged(np.random.default_rng((options.seed, step)), matching),
-        config,
-        loss,
-    )
+    def batches(step: int) -> tuple[Array, Array]:
+        return flagged(np.random.default_rng((options.seed, step)), matching)
+
+    trainer = Trainer(Finder(similarity, options.seed), batches, config, loss)
     label = f"{similarity}, {'matching' if matching else 'flagged'}"
     return float(np.mean([step.loss for step in options.watch(trainer, steps, label)][-20:]))
 
@@ -76,7 +68,7 @@ def find(options: Options, similarity: str, matching: bool) -> float:
 def run(options: Options) -> Report:
     fits, rows = {}, {}
     for name in SIMILARITIES:
-        fits[name] = fit(options, f"{name}, text", GPT(shape(similarity=name), options.seed))
+        fits[name] = fit(options, f"{name}, text", GPT(replace(shape(), similarity=name), options.seed))
         rows[name] = find(options, name, False), find(options, name, True), fits[name].heldout
     additive, content = rows["additive"], [rows[name] for name in ("dot", "scaled_dot", "general")]
     errors = ("error, flagged token", "error, token that the query names")

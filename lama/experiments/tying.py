@@ -1,15 +1,16 @@
 """Compare one vocabulary matrix for embedding and unembedding with two. Source: Press & Wolf 2017."""
 
-from lama.experiments.report import Options, Report
+from dataclasses import replace
+
+from lama.experiments.report import Options, Report, Table
 from lama.experiments.text import fit, loss_panel, shape
 from lama.models.gpt import GPT
 from lama.models.registry import n_parameters
-from lama.tables import Table
 
 
 def run(options: Options) -> Report:
-    fits = {
-        name: fit(options, name, GPT(shape(tied=tied, n_layers=layers), options.seed))
+    models = {
+        name: GPT(replace(shape(), tied=tied, n_layers=layers), options.seed)
         for name, tied, layers in (
             ("tied, 2 layers", True, 2),
             ("untied, 2 layers", False, 2),
@@ -17,18 +18,17 @@ def run(options: Options) -> Report:
             ("untied, no layers, only the norm", False, 0),
         )
     }
-    rows = [(name, n_parameters(found.model), found.heldout) for name, found in fits.items()]
-    tied, untied, bare_tied, bare_untied = (found.heldout for found in fits.values())
+    fits = {name: fit(options, name, model) for name, model in models.items()}
+    rows = [(name, n_parameters(model), fits[name].heldout) for name, model in models.items()]
+    tied, untied, bare_tied, bare_untied = (row[2] for row in rows)
     gain = bare_tied - bare_untied
-    saved, sizes = rows[1][1] - rows[0][1], (shape().vocab_size, shape().d_model)
+    little, V, d = tied - untied < 0.1 * gain + 0.05, shape().vocab_size, shape().d_model
     return Report(
         [Table(("model", "parameters", "held-out loss"), rows)],
         [loss_panel(fits)],
         {
-            f"tying saves vocabulary x d_model = {sizes[0]} x {sizes[1]} parameters": saved
-            == sizes[0] * sizes[1],
+            f"tying saves vocabulary x d_model = {V} x {d} parameters": rows[1][1] - rows[0][1] == V * d,
             "without layers one matrix cannot map a token to a different one: untied is better": gain > 0.05,
-            "with layers the difference is a tenth of that or less, or tied is better": tied - untied
-            < 0.1 * gain + 0.05,
+            "with layers the difference is a tenth of that or less, or tied is better": little,
         },
     )

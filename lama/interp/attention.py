@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from tinygrad import Tensor
@@ -12,6 +13,7 @@ from lama.errors import LamaError, UsageError
 from lama.interp import ATTENTION_KINDS
 from lama.interp.labels import token_labels
 from lama.interp.pictures import HeatMap
+from lama.interp.record import as_tokens
 from lama.models.encoder_decoder import Transformer
 from lama.models.protocol import AttentionSite
 from lama.models.registry import Model
@@ -20,7 +22,6 @@ from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
 
 SELF, ENCODER, DECODER, CROSS = ATTENTION_KINDS
-ROWS = {SELF: "token", ENCODER: "token", DECODER: "token", CROSS: "written"}
 SHADES = " .:-=+*#%@"
 TALLEST = 10  # letters of a label above a column
 LABELLED = 25  # panels at most
@@ -34,7 +35,7 @@ class Attention:
 
     kind: str
     queries: list[str]
-    """Labels of the T rows of a pattern: the tokens read or, for cross-attention, the tokens written."""
+    """Labels of the T rows: the tokens read or, for cross-attention, written."""
     keys: list[str]
     """Labels of the S columns."""
     patterns: Array
@@ -44,7 +45,7 @@ class Attention:
     k: Array
     """(n_layers, H, S, d_head)."""
     scale: float | list[float] | None
-    """A score is q · k times this; a list has one for each layer. None: scores are not such products."""
+    """A score is q · k times this, or times a layer's item; None if scores are not such products."""
     causal: bool
     """True if no query looks at later keys."""
 
@@ -54,9 +55,9 @@ def attention_of(
 ) -> dict[str, Attention]:
     """Run a model on `tokens` (see `lama.data.inputs`); returns its attention by kind.
 
-    An encoder-decoder reads `tokens` as its source and writes `target`, ids without begin and end. Row t of
-    its decoder's patterns predicts token t; the last row predicts the end. Raises LamaError for more tokens
-    than the context has, and for a model without attention.
+    An encoder-decoder reads `tokens` and writes `target`, ids without begin and end. Row t of its decoder's
+    patterns predicts token t; the last row predicts the end. Raises LamaError without tokens, for more than
+    fit the context, and for a model without attention.
     """
     sites = model.attention_sites()
     if not sites:
@@ -64,19 +65,17 @@ def attention_of(
     if not tokens:
         raise LamaError("the model must be given something to read; got no tokens")
     check_length([*tokens], model.config.context_length)
-    names = [name for site in sites.values() for name in site.names]
-    record = Recorder(*(f"{name}.{part}" for name in names for part in ("pattern", "q", "k")))
+    record = Recorder("*attn.pattern", "*attn.q", "*attn.k")
     read = token_labels(tokenizer, tokens)
     labels = {SELF: (read, read), ENCODER: (read, read)}
-    source = Tensor(np.array([tokens], np.int32))
     if isinstance(model, Transformer):
         inputs = check_length([model.config.begin, *target], model.config.context_length)
-        model(source, Tensor(np.array([inputs], np.int32)), tap=record)
+        model(as_tokens(tokens), as_tokens(inputs), tap=record)
         seen = token_labels(tokenizer, inputs)
         labels[DECODER] = seen, seen
         labels[CROSS] = token_labels(tokenizer, [*target, model.config.end]), read
     else:
-        model(source, tap=record)
+        model(as_tokens(tokens), tap=record)
     Tensor.realize(*record.values())
 
     def recorded(site: AttentionSite, part: str) -> Array:
@@ -90,8 +89,8 @@ def attention_of(
 
 
 def _scale(site: AttentionSite) -> float | list[float] | None:
-    """One scale if all layers share it, else a list by layer; None if there are none."""
-    each = [scale_of(module.similarity, module.d_head) for module in site.modules]
+    """One scale if all layers share it, else a list; None if there are none."""
+    each = (scale_of(module.similarity, module.d_head) for module in site.modules)
     scales = [scale for scale in each if scale is not None]
     return scales if len(set(scales)) > 1 else next(iter(scales), None)
 
@@ -99,7 +98,7 @@ def _scale(site: AttentionSite) -> float | list[float] | None:
 def chosen_heads(
     model: Model, kind: str | None = None, layer: int | None = None, head: int | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The chosen kind of attention and its heads (layer, head): one, a layer's, one a layer, or all.
+    """The chosen kind of attention and its heads (layer, head); None chooses all layers or heads.
 
     Raises UsageError, listing the choices, where the model has no such kind, layer or head.
     """
@@ -112,37 +111,40 @@ def chosen_heads(
     n_layers, n_heads = len(sites[kind].modules), sites[kind].modules[0].n_heads
     for name, value, n in (("layer", layer, n_layers), ("head", head, n_heads)):
         if value is not None and not 0 <= value < n:
-            raise UsageError(
-                f"{name} must be one of the model's {n}, counted from 0; got {value}. Choose 0 to {n - 1}"
-            )
+            rule = f"{name} must be one of the model's {n}, counted from 0"
+            raise UsageError(f"{rule}; got {value}. Choose 0 to {n - 1}")
     layers = range(n_layers) if layer is None else [layer]
     heads = range(n_heads) if head is None else [head]
-    return kind, [(i, j) for i in layers for j in heads]
+    return kind, [*product(layers, heads)]
 
 
 def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatMap]:
     """A heat map for each of the heads; without labels for more than LABELLED of them."""
-    n_layers, n_heads = len({layer for layer, _ in heads}), len({head for _, head in heads})
-    rows, columns, x, y = attention.queries, attention.keys, "looks at", ROWS[attention.kind]
-    if len(heads) > LABELLED:
-        rows, columns, x, y = [], [], "", ""
+    many = len({layer for layer, _ in heads}) > 1 and len({head for _, head in heads}) > 1
+    labels = attention.queries, attention.keys, "written" if attention.kind == CROSS else "token"
     found = []
     for layer, head in heads:
-        title = f"{layer}.{head}" if n_layers > 1 and n_heads > 1 else f"layer {layer}, head {head}"
+        title = f"{layer}.{head}" if many else f"layer {layer}, head {head}"
         values = attention.patterns[layer, head]
-        found.append(HeatMap(values, title, rows, columns, x, y, low=0, high=1, unit="attention"))
+        found.append(_panel(values, title, *labels) if len(heads) <= LABELLED else _panel(values, title))
     return found
+
+
+def _panel(
+    values: Array, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), y: str = ""
+) -> HeatMap:
+    return HeatMap(values, title, rows, columns, y and "looks at", y, low=0, high=1, unit="attention")
 
 
 def moment_panels(
     patterns: Array, steps: Sequence[int], heads: Sequence[str], labels: Sequence[str]
 ) -> list[list[HeatMap]]:
-    """Heat maps of a recording, patterns (steps, heads, T, T): a row for each head, up to MOMENTS steps."""
+    """Heat maps of a recording (steps, heads, T, T): a row for each head, up to MOMENTS steps."""
     shown = np.unique(np.linspace(0, len(steps) - 1, MOMENTS).round().astype(int)).tolist()
 
     def panel(n: int, head: int) -> HeatMap:
-        title, values = f"head {heads[head]}, step {steps[n]:,}", patterns[n, head]
-        return HeatMap(values, title, labels, labels, "looks at", "token", low=0, high=1, unit="attention")
+        title = f"head {heads[head]}, step {steps[n]:,}"
+        return _panel(patterns[n, head], title, labels, labels, "token")
 
     return [[panel(n, head) for n in shown] for head in range(len(heads))]
 
@@ -158,19 +160,17 @@ def summary(attention: Attention, heads: Sequence[tuple[int, int]]) -> str:
     lines = [f"{'head':<7}{shown}"]
     for layer, head in heads:
         pattern = attention.patterns[layer, head].copy()
-        shares = ""
+        shares, links = "", []
         if near:
             t = np.arange(min(2, T - 1), T)
             columns = [np.zeros_like(t), t, np.maximum(t - 1, 0)]
             shares = "   ".join(f"{pattern[t, column].mean():6.2f}" for column in columns) + "    "
             pattern[:, 0] = 0
             pattern[np.arange(T), np.arange(T)] = pattern[np.arange(1, T), np.arange(T - 1)] = 0
-        best = map(int, np.argsort(-pattern, axis=None, kind="stable")[:STRONGEST])
-        links = [
-            f"{attention.queries[i // S]} → {attention.keys[i % S]} {pattern.flat[i]:.2f}"
-            for i in best
-            if pattern.flat[i] > 0
-        ]
+        for i in np.argsort(-pattern, axis=None, kind="stable")[:STRONGEST]:
+            row, column = divmod(int(i), S)
+            if (weight := pattern[row, column]) > 0:
+                links.append(f"{attention.queries[row]} → {attention.keys[column]} {weight:.2f}")
         lines.append(f"{layer}.{head:<5}{shares}{',  '.join(links)}".rstrip())
     return "\n".join(lines)
 

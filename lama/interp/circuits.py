@@ -1,7 +1,6 @@
-"""A GPT's weights by head: query, key, value and output matrices.
+"""A GPT's weights by head: a head scores x W_Q W_Kᵀ yᵀ and adds y W_V W_O to the stream.
 
-A head scores two vectors of the stream by x W_Q W_Kᵀ yᵀ and adds y W_V W_O to the stream. These products are
-its QK and OV circuits. Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lama.shapes import Array
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Matrices of all heads; a vector x of the stream is multiplied as x W."""
+    """Matrices W of all heads, for x W."""
 
     query: Array
     """(n_layers, H, d_model, d_head), as are key and value."""
@@ -33,17 +32,16 @@ class HeadWeights:
 def head_weights(model: GPT) -> HeadWeights:
     """The weights with the linear part of each norm folded in, without biases.
 
-    A norm subtracts the mean, divides by the standard deviation and multiplies by its gain. Only the division
-    is not linear: mean and gain are folded into the matrices that read from it. The mean of what heads write
-    is subtracted, since no norm lets it through. Raises LamaError as `check_linear` does.
+    Of a norm only the division by the standard deviation is not linear: mean and gain are folded into the
+    matrices that read from it. The mean of the heads' outputs is subtracted, since no norm lets it through.
+    Raises LamaError as `check_linear` does.
     """
     check_linear(model)
-    parts = [
-        _layer_weights(block.attn, block.ln1 if block.order == "pre" else None) for block in model.blocks
-    ]
     d_model, n_heads = model.config.d_model, model.config.n_heads
-    none = np.zeros((4, 0, n_heads, d_model, d_model // n_heads), np.float32)  # for a model without layers
-    q, k, v, o = np.stack([np.stack(part) for part in parts], 1) if parts else none
+    parts = np.zeros((len(model.blocks), 4, n_heads, d_model, d_model // n_heads), np.float32)
+    for part, block in zip(parts, model.blocks, strict=True):
+        part[:] = _layer_weights(block.attn, block.ln1 if block.order == "pre" else None)
+    q, k, v, o = parts.swapaxes(0, 1)
     return HeadWeights(q, k, v, o.swapaxes(-1, -2))
 
 
@@ -53,35 +51,35 @@ def embedding_matrix(model: GPT) -> Array:
 
 
 def unembedding_matrix(model: GPT) -> Array:
-    """W_U (d_model, vocab_size) with the final norm folded in as in `head_weights`.
-
-    It is centred: a constant added to all logits changes no probability.
-    """
+    """W_U (d_model, vocab_size) with the final norm folded in; the logits' mean, without effect, is 0."""
     weight = array(model.embed.weight if model.unembed is None else model.unembed.weight).T
     return _read(weight - weight.mean(1, keepdims=True), model.ln_final)
 
 
+def is_linear(model: GPT) -> bool:
+    """Whether the heads' outputs add up in the stream: not with norm=post or without residuals."""
+    return model.config.norm != "post" and model.config.residual
+
+
 def check_linear(model: GPT) -> None:
-    """Raises LamaError for a model whose heads' outputs do not add up in the stream."""
-    if model.config.norm == "post" or not model.config.residual:
+    """Raises LamaError for a model that is not linear."""
+    if not is_linear(model):
         got = "norm=post" if model.config.norm == "post" else "residual=False"
-        wanted = "norm pre or none and residual=True"
-        raise LamaError(
-            f"heads' outputs must add up in the stream, which needs {wanted}; got a model with {got}"
-        )
+        rule = "heads' outputs must add up in the stream, which needs norm pre or none and residual=True"
+        raise LamaError(f"{rule}; got a model with {got}")
 
 
 def check_layers(model: GPT) -> None:
-    """Raises LamaError for a model without layers, which has neither heads nor neurons."""
+    """Raises LamaError for a model without layers."""
     if model.config.n_layers == 0:
         raise LamaError("the model must have layers; got n_layers=0")
 
 
 def check_answers(model: GPT, *answers: int | None) -> None:
-    """Raises LamaError for a token that the model has no row for: a tokenizer may have more tokens."""
+    """Raises LamaError for a token beyond the model's: a tokenizer may have more."""
+    last = model.config.vocab_size - 1
     for answer in answers:
-        if answer is not None and not 0 <= answer < model.config.vocab_size:
-            last = model.config.vocab_size - 1
+        if answer is not None and not 0 <= answer <= last:
             raise LamaError(f"an answer must be a token of the model, 0 to {last}; got id {answer}")
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tinygrad import Tensor
 
 from lama.data.pairs import PairData, pair_arrays
+from lama.interp.record import run_with_cache
 from lama.models.encoder_decoder import Transformer
 from lama.shapes import Array
-from lama.taps import Recorder
 
 Fields = Sequence[tuple[range, range]]
 
@@ -19,10 +18,8 @@ def cross_patterns(model: Transformer, data: PairData) -> Array:
     Row t predicts the target's token t.
     """
     sources, inputs, _, _ = pair_arrays(data, range(len(data.pairs)), data.lengths)
-    record = Recorder("decoder.blocks.*.cross_attn.pattern")
-    model(Tensor(sources), Tensor(inputs), tap=record).realize()
-    names = [f"decoder.blocks.{i}.cross_attn.pattern" for i in range(model.config.n_decoder_layers)]
-    return np.stack([record[name].numpy() for name in names])
+    _, cache = run_with_cache(model, (sources, inputs), "decoder.blocks.*.cross_attn.pattern")
+    return np.stack([*cache.values()])
 
 
 def focus(patterns: Array, fields: Sequence[Fields]) -> Array:

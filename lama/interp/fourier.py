@@ -25,18 +25,18 @@ def fourier_basis(p: int) -> Array:
 
 def spectrum(matrix: Array) -> Array:
     """Share of each frequency, ((p − 1) / 2,), in a matrix (p, d) without the mean of its rows."""
-    return _shares((fourier_basis(len(matrix)) @ matrix)[1:])
+    energy = _energy((fourier_basis(len(matrix)) @ matrix)[1:])
+    return energy / energy.sum()
 
 
 def sum_spectrum(logits: Array) -> Array:
     """Share of each frequency of a + b in the variance of logits: (p, p, p) -> ((p − 1) / 2,).
 
-    The variance leaves out each answer's mean over all pairs and each pair's mean over all answers.
+    The variance is that of the logits after `centre`.
     """
-    centred = centre(logits)
-    p = len(logits)
-    energy = ((sum_waves(p, range(1, p // 2 + 1)) @ centred.reshape(p * p, -1)) ** 2).sum(1)
-    return energy.reshape(-1, 2).sum(1) / (centred**2).sum()
+    centred, p = centre(logits), len(logits)
+    energy = _energy(sum_waves(p, range(1, p // 2 + 1)) @ centred.reshape(p * p, -1))
+    return energy / (centred**2).sum()
 
 
 def centre(logits: Array) -> Array:
@@ -60,7 +60,7 @@ def waves_of(logits: Array, frequencies: Sequence[int]) -> Array:
 
 
 def restricted(logits: Array, frequencies: Sequence[int]) -> Array:
-    """Logits (p, p, n) with all but the waves of these frequencies replaced by their mean over pairs."""
+    """Logits (p, p, n): the waves of these frequencies and the mean over pairs."""
     return waves_of(logits, frequencies) + logits.mean((0, 1))
 
 
@@ -76,7 +76,7 @@ def key_frequencies(shares: Array, least: float = 0.01) -> list[int]:
 
 
 def tuned(neurons: Array) -> tuple[Array, Array]:
-    """The frequency that explains most of each neuron (p, p, n), and the share of variance it explains.
+    """The frequency that explains most of each neuron (p, p, n), and its share of the variance.
 
     A frequency explains the waves of a and of b and their products. A constant neuron has the share 0.
     """
@@ -91,7 +91,6 @@ def tuned(neurons: Array) -> tuple[Array, Array]:
     return best + 1, shares
 
 
-def _shares(waves: Array) -> Array:
-    """Energy by frequency of cosines and sines (2 · frequencies, d), as shares of the total."""
-    energy = (waves**2).sum(1).reshape(-1, 2).sum(1)
-    return energy / energy.sum()
+def _energy(waves: Array) -> Array:
+    """Energy by frequency of cosines and sines (2 · frequencies, d)."""
+    return np.asarray((waves**2).sum(1).reshape(-1, 2).sum(1))

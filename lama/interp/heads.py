@@ -1,8 +1,6 @@
 """Scores of attention heads: their patterns on repeated random tokens, copying, and composition.
 
-A pattern has a row for each query. Three targets of a row have names: the token before (`previous-token`),
-earlier tokens equal to the query (`duplicate-token`), and the tokens after those (`induction`). Source:
-TransformerLens, head_detector.py; Olsson et al. 2022, "In-context Learning and Induction Heads".
+Sources: TransformerLens, head_detector.py; Olsson et al. 2022, "In-context Learning and Induction Heads".
 """
 
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ import numpy as np
 
 from lama.errors import LamaError
 from lama.interp import MEASURES
-from lama.interp.circuits import check_layers, embedding_matrix, head_weights, unembedding_matrix
+from lama.interp.circuits import check_layers, embedding_matrix, head_weights, is_linear, unembedding_matrix
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT
 from lama.shapes import Array
@@ -56,7 +54,7 @@ def induction_score(pattern: Array, tokens: Array, measure: str = "mass") -> Arr
 
 
 def _duplicates(tokens: Array) -> Array:
-    """A matrix (T, T) with ones where the key is an earlier token equal to the query."""
+    """Ones (T, T) where the key is an earlier token equal to the query."""
     return np.tril(tokens[:, None] == tokens[None, :], k=-1).astype(float)
 
 
@@ -64,8 +62,7 @@ def copying_score(model: GPT) -> Array:
     """Σλ / Σ|λ| over the eigenvalues λ of each head's full OV circuit W_E W_V W_O W_U: (n_layers, H).
 
     1: attention to a token always makes that token likelier; −1: always less likely. Only d_head eigenvalues
-    are not zero, those of W_O W_U W_E W_V. Source: Elhage et al. 2021. Raises LamaError for a model with
-    norm=post or without residuals.
+    are not zero, those of W_O W_U W_E W_V. Source: Elhage et al. 2021. Raises LamaError as `check_linear`.
     """
     heads = head_weights(model)
     around = unembedding_matrix(model) @ embedding_matrix(model)  # (d_model, d_model)
@@ -80,23 +77,20 @@ def composition(model: GPT, kind: str) -> Array:
 
     ‖A B‖ / (‖A‖ ‖B‖) in Frobenius norms, with A = W_V W_O of the first head and B of the later one, by
     `kind`: "q" W_Q W_Kᵀ, "k" its transpose, "v" W_V W_O. Two random heads have about 1 / √d_model. Source:
-    Elhage et al. 2021. Raises ValueError for another kind, LamaError for a model with norm=post, without
-    residuals, or whose scores are not products of q and k.
+    Elhage et al. 2021. Raises ValueError for another kind, LamaError as `check_linear` or for q and k where
+    scores are not their products.
     """
     if kind not in COMPOSITIONS:
         raise ValueError(f"kind must be one of {', '.join(COMPOSITIONS)}; got {kind!r}")
     if kind != "v" and model.config.similarity == "additive":
-        raise LamaError(
-            "q- and k-composition need scores that are products of q and k; got similarity=additive"
-        )
+        rule = "q- and k-composition need scores that are products of q and k"
+        raise LamaError(f"{rule}; got similarity=additive")
     heads = head_weights(model)
+    output = heads.output.swapaxes(-1, -2)
     # B = left @ rightᵀ, both (n_layers, H, d_model, d_head)
-    left, right = {
-        "q": (heads.query, heads.key),
-        "k": (heads.key, heads.query),
-        "v": (heads.value, heads.output.swapaxes(-1, -2)),
-    }[kind]
-    written, moved = _gram(heads.output.swapaxes(-1, -2)), _gram(heads.value)
+    sides = {"q": (heads.query, heads.key), "k": (heads.key, heads.query), "v": (heads.value, output)}
+    left, right = sides[kind]
+    written, moved = _gram(output), _gram(heads.value)
     first = np.sqrt(np.einsum("lhij,lhji->lh", written, moved))  # ‖A‖
     second = np.sqrt(np.einsum("lhij,lhji->lh", _gram(left), _gram(right)))
     scores = np.zeros((*first.shape, *second.shape))
@@ -112,7 +106,7 @@ def composition(model: GPT, kind: str) -> Array:
 
 
 def _gram(weight: Array) -> Array:
-    """WᵀW, from which the norm of a product with W follows."""
+    """WᵀW, which gives the norm of a product with W."""
     return weight.swapaxes(-1, -2) @ weight
 
 
@@ -124,7 +118,7 @@ class HeadScores:
     duplicate_token: Array
     induction: Array
     copying: Array | None
-    """None for a model with norm=post or without residuals, where OV circuits do not add up in the stream."""
+    """None where outputs do not add up in the stream."""
 
 
 def head_scores(
@@ -138,26 +132,20 @@ def head_scores(
 ) -> HeadScores:
     """Mean scores of all heads over `n` rows [begin] r r of `length` random tokens r.
 
-    Tokens are drawn below `vocab_size` (default: the model's), which leaves out rows beyond its tokenizer.
-    Raises ValueError where 2 · length tokens and `begin` do not fit into the model's context, LamaError for a
-    model without layers.
+    Tokens are below `vocab_size`, by default the model's. Raises ValueError where [begin] r r do not fit into
+    the context, LamaError for a model without layers.
     """
     check_layers(model)
     known = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
     tokens = repeated_tokens(n, length, known, begin, seed)
     _, cache = run_with_cache(model, tokens, "blocks.*.attn.pattern")
     patterns = cache.layers("attn.pattern")  # (n_layers, n, H, T, T)
-    each = [
-        (
-            previous_token_score(patterns[:, i], measure),
-            duplicate_token_score(patterns[:, i], row, measure),
-            induction_score(patterns[:, i], row, measure),
-        )
-        for i, row in enumerate(tokens)
-    ]
-    previous, duplicate, induction = np.mean(each, axis=0)
-    linear = model.config.norm != "post" and model.config.residual
-    return HeadScores(previous, duplicate, induction, copying_score(model) if linear else None)
+    duplicate, induction = (
+        np.mean([score(patterns[:, i], row, measure) for i, row in enumerate(tokens)], axis=0)
+        for score in (duplicate_token_score, induction_score)
+    )
+    previous = previous_token_score(patterns, measure).mean(1)
+    return HeadScores(previous, duplicate, induction, copying_score(model) if is_linear(model) else None)
 
 
 def repeated_tokens(n: int, length: int, vocab_size: int, begin: int | None = None, seed: int = 0) -> Array:

@@ -16,17 +16,16 @@ from lama.models.gpt import GPT
 from lama.ops import cross_entropy
 from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.shapes import Array
-from lama.taps import Tap, replace
+from lama.taps import replace
 
 WatchBatches: TypeAlias = Callable[[Iterable[int], int, str], Iterable[int]]
 """A wrapper of (batches, their number, label) that may show progress."""
 
 FLOATS = 1 << 26  # size of the largest arrays of one batch: 256 MB
-RUNS = 16  # in a batch at most: enough to keep the kernels busy, few enough to show progress
+RUNS = 16  # in a batch at most: enough for the kernels, few enough to show progress
 
 
 def no_progress(batches: Iterable[int], total: int, label: str) -> Iterable[int]:
-    """The default WatchBatches."""
     return batches
 
 
@@ -40,7 +39,6 @@ class Patching:
     clean: float
     """Logit of the answer − logit of the other token, after the clean prompt."""
     corrupted: float
-    """The same after the corrupted prompt."""
 
 
 def patch(
@@ -55,10 +53,9 @@ def patch(
     """Run the corrupted tokens with one activation at a time from the run on the clean tokens.
 
     There is one run for each layer and position, or for each head at all positions with the site z. Source:
-    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1.
-
-    Raises UsageError for an unknown site, and LamaError for prompts of different lengths or with the same
-    logit difference, and for a model without layers.
+    Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1. Raises UsageError for
+    an unknown site, LamaError for prompts of different lengths or with the same logit difference, and for a
+    model without layers.
     """
     if site not in SITES:
         raise UsageError(f"site must be one of {', '.join(SITES)}; got {site!r}")
@@ -75,8 +72,12 @@ def patch(
     n_layers, n = len(values), values.shape[2]  # T, or H
     masks = np.eye(n_layers * n, dtype=bool).reshape(-1, n_layers, n)
     masks = np.concatenate([np.zeros_like(masks[:1]), masks])  # the first run is the corrupted one
-    replacing = PatchedRuns(model, corrupted, {name: values})
-    found = replacing.last_logits({name: masks}, watch, f"patching {site}")
+
+    def read(x: Tensor) -> list[Tensor]:
+        return [model.logits(x[:, -1:])[:, 0].float()]
+
+    at, size, label = {name: masks}, model.config.vocab_size, f"patching {site}"
+    (found,) = patched_runs(model, corrupted, {name: values}, at, read, size, watch, label)
     differences = found[:, answer] - found[:, against]
     base, best = differences[0], logits[0, -1, answer] - logits[0, -1, against]
     if abs(best - base) < 1e-4:
@@ -118,8 +119,8 @@ def ablate(
 ) -> Ablation:
     """Run the tokens once for each removal, with its heads' outputs z and its neurons set to 0.
 
-    With `mean` they are set to their mean over these tokens. Raises LamaError for an unknown layer, head or
-    neuron, and for a model without layers.
+    With `mean` they are set to their mean over the tokens. Raises LamaError as `check_removal` and for a
+    model without layers.
     """
     check_layers(model)
     for removal in removals:
@@ -133,109 +134,79 @@ def ablate(
     values, masks = {}, {}
     for name, sets in used.items():
         recorded = cache.layers(name)  # (n_layers, 1, H, T, d_head) or (n_layers, 1, T, d_mlp)
-        values[name] = recorded.mean(-2, keepdims=True) * mean
+        values[name] = recorded.mean(-2, keepdims=True) if mean else np.zeros_like(recorded[..., :1, :])
         n = recorded.shape[2 if name == "attn.z" else 3]
         masks[name] = np.zeros((len(removals), len(recorded), n), bool)
         for mask, members in zip(masks[name], sets, strict=True):
             for layer, i in members:
                 mask[layer, i] = True
-    return PatchedRuns(model, tokens, values).losses(masks, watch, "ablating")
+    T, device = len(tokens), model.embed.weight.device
+    targets = Tensor(np.array(tokens[1:], np.int32), device=device).realize() if T > 1 else None
+
+    def read(x: Tensor) -> list[Tensor]:
+        logits = model.logits(x).float().contiguous()
+        B, last = x.shape[0], logits[:, -1]
+        if targets is None:
+            return [last[:, 0] * float("nan"), last]
+        losses = cross_entropy(logits[:, :-1].contiguous(), targets.expand(B, T - 1).contiguous())
+        return [losses.mean(-1), last]
+
+    size = T * model.config.vocab_size
+    return Ablation(*patched_runs(model, tokens, values, masks, read, size, watch, "ablating"))
 
 
 def check_removal(model: GPT, removal: Removal) -> None:
-    """Raises LamaError, listing the choices, for a layer, head or neuron that the model does not have."""
+    """Raises LamaError, listing the choices, for an unknown layer, head or neuron."""
     c = model.config
     for what, members, most in (("head", removal.heads, c.n_heads), ("neuron", removal.neurons, c.d_mlp)):
         for layer, i in members:
             if not (0 <= layer < c.n_layers and 0 <= i < most):
                 choices = f"{what}s 0 to {most - 1}" if most else f"no {what}s"
-                there = f"layers 0 to {c.n_layers - 1} with {choices}"
-                raise LamaError(
-                    f"a {what} must be one of the model's; got {layer}.{i}, and there are {there}"
-                )
+                got = f"{layer}.{i}, and there are layers 0 to {c.n_layers - 1} with {choices}"
+                raise LamaError(f"a {what} must be one of the model's; got {got}")
 
 
-class PatchedRuns:
-    """Runs of a model on one row of tokens, captured once, with masked activations replaced."""
+def patched_runs(
+    model: GPT,
+    tokens: Sequence[int],
+    values: Mapping[str, Array],
+    masks: Mapping[str, Array],
+    read: Callable[[Tensor], list[Tensor]],
+    floats: int,
+    watch: WatchBatches,
+    label: str,
+) -> list[Array]:
+    """Run the tokens once for each row of the masks, with activations replaced; `read` the final stream.
 
-    def __init__(self, model: GPT, tokens: Sequence[int], values: Mapping[str, Array]):
-        """`values` are the replacements (n_layers, 1, ...) by the activation's name in a block."""
-        self.model, self.device = model, str(model.embed.weight.device)
-        self.tokens = as_tokens(tokens).to(self.device).realize()
-        check_ids(self.tokens.numpy(), model.config.vocab_size)
-        self.values = {name: Tensor(value, device=self.device).realize() for name, value in values.items()}
+    By an activation's name in a block, `values` are the replacements (n_layers, 1, ...), and masks choose
+    positions: (N, n_layers, T), for attn.z heads: (N, n_layers, H), for mlp.post neurons: (N, n_layers,
+    d_mlp). `floats` is the size of one run's logits.
+    """
+    c, T, device = model.config, len(tokens), str(model.embed.weight.device)
+    row = as_tokens(tokens).to(device).realize()
+    check_ids(row.numpy(), c.vocab_size)
+    replacements = {name: Tensor(value, device=device).realize() for name, value in values.items()}
+    n = len(next(iter(masks.values())))
+    size = min(n, RUNS, max(1, FLOATS // (floats + T * (c.n_heads * T + c.d_mlp + 8 * c.d_model))))
 
-    def last_logits(self, masks: Mapping[str, Array], watch: WatchBatches, label: str) -> Array:
-        """Logits (N, vocab_size) after the last token; for `masks` see `_run`."""
+    def put(value: Tensor, mask: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+        """Replace an activation where the batch's mask (B, ...) is True."""
+        shape = {"attn.z": (size, -1, 1, 1), "mlp.post": (size, 1, -1)}.get(name, (size, -1, 1))
+        return lambda x: mask.reshape(shape).where(value.cast(x.dtype).expand(x.shape), x)
 
-        def read(x: Tensor) -> list[Tensor]:
-            return [self.model.logits(x[:, -1:])[:, 0].float()]
-
-        return self._run(masks, read, self.model.config.vocab_size, watch, label)[0]
-
-    def losses(self, masks: Mapping[str, Array], watch: WatchBatches, label: str) -> Ablation:
-        """Loss and last logits of each run; for `masks` see `_run`."""
-        T = int(self.tokens.shape[1])
-        # A copy: a captured step would read a slice of the tokens in place, and tinygrad's kernels need it
-        # aligned.
-        targets = Tensor(self.tokens[0, 1:].numpy(), device=self.device).realize() if T > 1 else None
-
-        def read(x: Tensor) -> list[Tensor]:
-            logits = self.model.logits(x).float().contiguous()
-            B, last = x.shape[0], logits[:, -1]
-            if targets is None:
-                return [last[:, 0] * float("nan"), last]
-            losses = cross_entropy(logits[:, :-1].contiguous(), targets.expand(B, T - 1).contiguous())
-            return [losses.mean(-1), last]
-
-        return Ablation(*self._run(masks, read, T * self.model.config.vocab_size, watch, label))
-
-    def _run(
-        self,
-        masks: Mapping[str, Array],
-        read: Callable[[Tensor], list[Tensor]],
-        floats: int,
-        watch: WatchBatches,
-        label: str,
-    ) -> list[Array]:
-        """Apply `read` to the final stream of every run; `floats` is the size of a run's logits.
-
-        Masks by the activation's name are (N, n_layers, T), for attn.z (N, n_layers, H) and for mlp.post
-        (N, n_layers, d_mlp).
-        """
-        c, T = self.model.config, int(self.tokens.shape[1])
-        n = len(next(iter(masks.values())))
-        size = min(n, RUNS, max(1, FLOATS // (floats + T * (c.n_heads * T + c.d_mlp + 8 * c.d_model))))
-
-        def step(*batch: Tensor) -> list[Tensor]:
-            rows = dict(zip(masks, batch, strict=True))
-            x = self.model.hidden(self.tokens.expand(size, T).contiguous(), tap=self._tap(rows))
-            return [part.contiguous().realize() for part in read(x)]
-
-        captured, inputs = CapturedStep(step), [InputBuffer(self.device) for _ in masks]
-        found: list[list[Array]] = []
-        for start in watch(range(0, n, size), -(-n // size), label):
-            batch = [_rows(mask, start, size) for mask in masks.values()]
-            parts = captured(*(give(rows) for give, rows in zip(inputs, batch, strict=True)))
-            found.append([part.numpy()[: n - start] for part in parts])
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
-
-    def _tap(self, masks: Mapping[str, Tensor]) -> Tap:
-        """The tap that replaces activations where this batch's masks (B, n_layers, ...) are True."""
-
-        def put(value: Tensor, mask: Tensor, name: str) -> Callable[[Tensor], Tensor]:
-            B, n = mask.shape
-            shape = {"attn.z": (B, n, 1, 1), "mlp.post": (B, 1, n)}.get(name, (B, n, 1))
-            return lambda x: mask.reshape(shape).where(value.cast(x.dtype).expand(x.shape), x)
-
+    def step(*batch: Tensor) -> list[Tensor]:
         edits = {}
-        for name, values in self.values.items():
-            for layer in range(self.model.config.n_layers):
-                edits[f"blocks.{layer}.{name}"] = put(values[layer], masks[name][:, layer], name)
-        return replace(edits)
+        for name, mask in zip(masks, batch, strict=True):
+            for layer in range(c.n_layers):
+                edits[f"blocks.{layer}.{name}"] = put(replacements[name][layer], mask[:, layer], name)
+        x = model.hidden(row.expand(size, T).contiguous(), tap=replace(edits))
+        return [part.contiguous().realize() for part in read(x)]
 
-
-def _rows(mask: Array, start: int, size: int) -> Array:
-    """The `size` rows of a batch; past the end they are empty."""
-    rows = mask[start : start + size]
-    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+    captured, inputs = CapturedStep(step), [InputBuffer(device) for _ in masks]
+    # The last batch is filled up with runs that replace nothing.
+    filled = [np.concatenate([mask, np.zeros_like(mask[: -n % size])]) for mask in masks.values()]
+    found: list[list[Array]] = []
+    for start in watch(range(0, n, size), -(-n // size), label):
+        batch = (give(mask[start : start + size]) for give, mask in zip(inputs, filled, strict=True))
+        found.append([part.numpy() for part in captured(*batch)])
+    return [np.concatenate(parts)[:n] for parts in zip(*found, strict=True)]

@@ -19,55 +19,45 @@ class Lens:
     """Predictions of the next token after the embedding and after each layer: n_layers + 1 stages."""
 
     answer: int
-    """The token that rank and probability are about."""
+    """The token of rank and probability."""
     top: Array
     """(stages, T, k): the likeliest tokens in order."""
     top_probability: Array
     """(stages, T, k)."""
     rank: Array
-    """(stages, T): rank of the answer among all tokens; 1 is the likeliest."""
+    """(stages, T): rank of the answer; 1 is the likeliest token."""
     probability: Array
-    """(stages, T): probability of the answer."""
+    """(stages, T)."""
 
 
 def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
     """Apply the final norm (if any) and the unembedding to the stream of each stage.
 
-    The default answer is the model's likeliest next token. Raises LamaError for an unknown id. Source:
-    nostalgebraist 2020, "interpreting GPT: the logit lens".
+    The default answer is the likeliest next token. Raises LamaError for an unknown id. Source: nostalgebraist
+    2020, "interpreting GPT: the logit lens".
     """
-    if answer is not None:
-        check_answers(model, answer)
-    device, k = model.embed.weight.device, min(k, model.config.vocab_size)
-    logits = [
-        model.logits(model.normalised(Tensor(x, device=device)))[0].float().numpy()
-        for x in _streams(model, tokens)
-    ]
+    check_answers(model, answer)
+    names = ("embed", "pos_embed", *(f"blocks.{i}.resid_post" for i in range(model.config.n_layers)))
+    _, cache = run_with_cache(model, [tokens], *names)
+    streams = [cache["embed"] + cache["pos_embed"], *(cache[name] for name in names[2:])]  # (1, T, d_model)
+    logits = []
+    for stream in streams:
+        x = Tensor(stream, device=model.embed.weight.device)
+        logits.append(model.logits(model.normalised(x))[0].float().numpy())
     answer = int(logits[-1][-1].argmax()) if answer is None else answer
     stages = []
     for at in logits:  # (T, vocab_size)
-        probabilities = _softmax(at)
+        probabilities = np.exp(at - at.max(-1, keepdims=True))
+        probabilities /= probabilities.sum(-1, keepdims=True)
         top = np.argsort(-at, axis=-1, kind="stable")[:, :k]
         rank = 1 + (at > at[:, answer : answer + 1]).sum(-1)
         stages.append((top, np.take_along_axis(probabilities, top, -1), rank, probabilities[:, answer]))
     return Lens(answer, *(np.stack(part) for part in zip(*stages, strict=True)))
 
 
-def _streams(model: GPT, tokens: Sequence[int]) -> list[Array]:
-    """The stream (1, T, d_model) before the first layer and after each."""
-    names = ("embed", "pos_embed", *(f"blocks.{i}.resid_post" for i in range(model.config.n_layers)))
-    _, cache = run_with_cache(model, [tokens], *names)
-    return [cache["embed"] + cache["pos_embed"], *(cache[name] for name in names[2:])]
-
-
-def _softmax(logits: Array) -> Array:
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
 @dataclass(frozen=True)
 class Attribution:
-    """Each part's share in the logit of an answer, above another token's logit or above the mean of all."""
+    """Each part's share in an answer's logit above another token's, or above the mean of all."""
 
     difference: float
     """The difference in the model's logits: the sum of the parts."""
@@ -77,19 +67,15 @@ class Attribution:
     `rounding` is the effect of rounded activations before a quantised unembedding.
     """
     heads: Array
-    """(n_layers, H): each head's share in its layer's attn_out."""
-    attention_biases: Array
-    """(n_layers,): the share of the output matrix's bias, the rest of attn_out."""
+    """(n_layers, H): each head's share in its layer's attn_out; the rest is that of the output's bias."""
 
 
 def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | None = None) -> Attribution:
     """Direct logit attribution after the last token.
 
-    Each part of the final stream passes through the final norm and the unembedding. The norm divides by the
-    standard deviation of the whole stream. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`.
-
-    Raises LamaError for a model with norm=post or without residuals, whose parts do not add up, and for
-    unknown ids.
+    Each part of the final stream passes through the final norm, which divides by the standard deviation of
+    the whole stream, and the unembedding. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`. Raises
+    LamaError as `check_linear` and `check_answers`.
     """
     check_linear(model)
     check_answers(model, answer, against)
@@ -106,47 +92,33 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     parts = {name: float(part @ direction) for name, part in written.items()} | {"ln_final.bias": bias}
     if rounding is not None:
         parts["rounding"] = rounding
-    heads, biases = _heads(model, [cache[f"blocks.{i}.attn.z"][0, :, -1] for i in layers], direction)
+    heads = np.zeros((len(layers), model.config.n_heads))
+    for i in layers:
+        z, weight = cache[f"blocks.{i}.attn.z"][0, :, -1], model.blocks[i].attn.out.weight  # z (H, d_head)
+        multiplied = _as_multiplied(z.reshape(-1), weight) * (direction @ array(weight))
+        heads[i] = multiplied.reshape(z.shape).sum(-1)
     at = logits[0, -1].astype(np.float64)
     other = at.mean() if against is None else at[against]
-    return Attribution(float(at[answer] - other), parts, heads, biases)
+    return Attribution(float(at[answer] - other), parts, heads)
 
 
 def _read_out(
     model: GPT, answer: int, against: int | None, stream: Array
 ) -> tuple[Array, float, float | None]:
-    """(direction, bias, rounding): a part of the stream (d_model,) adds part @ direction to the difference.
-
-    The norm's bias adds `bias`; rounded activations before a quantised unembedding add `rounding`.
-    """
+    """(direction, bias, rounding) of the difference, to which a part (d_model,) adds part @ direction."""
     parameter = model.embed.weight if model.unembed is None else model.unembed.weight
     weight = array(parameter).astype(np.float64)  # (vocab_size, d_model)
     direction = weight[answer] - (weight.mean(0) if against is None else weight[against])
     norm, read, bias, through = model.ln_final, stream, 0.0, direction
     if norm is not None:
+        gain = array(norm.weight) / np.sqrt(stream.var() + norm.epsilon)
         shift = np.zeros(len(stream)) if norm.bias is None else array(norm.bias)
-        read = (stream - stream.mean()) / np.sqrt(stream.var() + norm.epsilon) * array(norm.weight) + shift
-        bias = float(shift @ direction)
-        through = direction * array(norm.weight) / np.sqrt(stream.var() + norm.epsilon)
-        through = through - through.mean()  # the norm subtracts a part's mean
-    rounding = None
-    if isinstance(parameter, Quantized):
-        rounding = float((_as_multiplied(read, parameter) - read) @ direction)
-    return through, bias, rounding
+        read, bias = (stream - stream.mean()) * gain + shift, float(shift @ direction)
+        through = direction * gain - (direction * gain).mean()  # the norm subtracts a part's mean
+    rounding = float((_as_multiplied(read, parameter) - read) @ direction)
+    return through, bias, rounding if isinstance(parameter, Quantized) else None
 
 
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
-    """x (d,) as it enters a product with this weight: rounded if the weight is quantised."""
+    """x (d,) as it enters a product with this weight: rounded before a quantised one."""
     return round_activations(Tensor(x.astype(np.float32))).numpy() if isinstance(weight, Quantized) else x
-
-
-def _heads(model: GPT, z: list[Array], direction: Array) -> tuple[Array, Array]:
-    """The shares in that direction of heads with outputs z (H, d_head) by layer, and of the biases."""
-    c = model.config
-    heads, biases = np.zeros((c.n_layers, c.n_heads)), np.zeros(c.n_layers)
-    for i, (block, heads_z) in enumerate(zip(model.blocks, z, strict=True)):
-        read = (direction @ array(block.attn.out.weight)).reshape(c.n_heads, -1)  # (H, d_head)
-        multiplied = _as_multiplied(heads_z.reshape(-1), block.attn.out.weight).reshape(heads_z.shape)
-        heads[i] = (multiplied * read).sum(-1)
-        biases[i] = 0.0 if block.attn.out.bias is None else array(block.attn.out.bias) @ direction
-    return heads, biases

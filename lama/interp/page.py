@@ -1,8 +1,7 @@
-"""Attention as one offline HTML page with head, matrix, model and neuron views.
+"""Attention as one offline HTML page, made of the files in lama/interp/views/.
 
 Weights are 16-bit multiples of 1/65535; queries and keys are 8-bit multiples of 1/127 of each vector's
-largest component. They are compressed and in base64, a piece for each layer, which the page unpacks when it
-is shown. The page's own files are in lama/interp/views/.
+largest component. They are compressed and in base64, a piece for each layer.
 """
 
 import base64
@@ -18,13 +17,13 @@ from typing import TypeAlias
 import numpy as np
 
 from lama.errors import LamaError
-from lama.interp.attention import CROSS, DECODER, ENCODER, ROWS, SELF, Attention
+from lama.interp.attention import CROSS, DECODER, ENCODER, SELF, Attention
 from lama.shapes import Array
 
 Meta: TypeAlias = Mapping[str, object]
-"""Values for the page's script, to be written as JSON."""
+"""Values for the page's script."""
 
-ONE = 65535  # a weight of 1 in 16 bits
+ONE = 65535  # a weight of 1
 LARGEST = 100e6  # bytes of numbers in a page
 SCRIPTS = ("numbers.js", "views.js", "page.js")
 NAMES = {
@@ -51,9 +50,9 @@ def attention_page(
     head: int | None = None,
     text: str = "",
 ) -> str:
-    """The page of the result of `attention_of`, opened at `kind`, `layer` and `head`.
+    """The page of `attention_of`, opened at `kind`, `layer` and `head`; `about` describes the model.
 
-    `about` describes the model. Raises LamaError if the page would be too large.
+    Raises LamaError as `check_size`.
     """
     size = 0
     for each in attention.values():
@@ -68,13 +67,7 @@ def attention_page(
             if each.scale is not None:
                 chunks[f"v-{i}-{n}"] = packed_vectors(np.concatenate([each.q[n], each.k[n]], axis=1))
     start = {"view": "head", "kind": list(attention).index(kind), "layer": layer or 0, "head": head}
-    meta = {
-        "views": ["head", "matrix", "model", "neuron"],
-        "kinds": [_about(each) for each in attention.values()],
-        "start": start,
-        "recorded": None,
-        "notes": ROUNDED,
-    }
+    meta = {"kinds": [_about(each) for each in attention.values()], "start": start, "notes": ROUNDED}
     return page("Attention", about, text, meta, chunks)
 
 
@@ -87,31 +80,22 @@ def training_page(
     about: str,
     text: str,
 ) -> str:
-    """The page of a recording, causal patterns (steps, heads, T, T), with a slider for the steps.
-
-    Raises LamaError if the page would be too large.
-    """
+    """The page of a recording, causal patterns (steps, heads, T, T). Raises LamaError as `check_size`."""
     check_size(patterns.size, ". Record fewer heads")
-    meta = {
-        "views": ["training"],
-        "kinds": [],
-        "start": {"view": "training", "kind": 0, "layer": 0, "head": None},
-        "recorded": {"steps": [*steps], "losses": [*losses], "heads": [*heads], "labels": [*labels]},
-        "notes": OFFLINE,
-    }
+    recorded = {"steps": [*steps], "losses": [*losses], "heads": [*heads], "labels": [*labels]}
+    meta = {"kinds": [], "recorded": recorded, "start": {"view": "training"}, "notes": OFFLINE}
     chunks = {"r": packed_weights(patterns.reshape(-1, *patterns.shape[2:]), causal=True)}
     return page("Attention while learning", about, text, meta, chunks)
 
 
 def check_size(size: int, advice: str) -> None:
-    """Raises LamaError, with `advice` at its end, for more than LARGEST bytes of numbers."""
+    """Raises LamaError, ending with `advice`, for more than LARGEST bytes of numbers."""
     if size > LARGEST:
         most, got = f"{LARGEST / 1e6:.0f} MB", f"{size / 1e6:.0f} MB"
         raise LamaError(f"a page must hold at most {most} of numbers; got {got}{advice}")
 
 
 def _about(each: Attention) -> Meta:
-    """Labels and sizes of one kind of attention."""
     n_layers, n_heads, _, d = each.q.shape
     return {
         "name": NAMES[each.kind],
@@ -123,9 +107,6 @@ def _about(each: Attention) -> Meta:
         "scale": each.scale,
         "causal": each.causal,
         "same": each.kind != CROSS,
-        "rows": ROWS[each.kind],
-        "columns": "looks at",
-        "verb": "looks at" if each.kind != CROSS else "is written looking at",
     }
 
 
@@ -134,9 +115,9 @@ def packed_weights(patterns: Array, causal: bool) -> bytes:
 
     Causal patterns leave out the keys ahead of each query.
     """
-    numbers = np.rint(patterns * ONE).astype(np.uint16)
+    numbers = np.rint(patterns * ONE).astype(">u2")
     numbers = numbers[:, np.tri(*numbers.shape[1:]) > 0] if causal else numbers
-    return (numbers >> 8).astype(np.uint8).tobytes() + (numbers & 255).astype(np.uint8).tobytes()
+    return np.frombuffer(numbers.tobytes(), np.uint8).reshape(-1, 2).T.tobytes()
 
 
 def packed_vectors(vectors: Array) -> bytes:
@@ -146,9 +127,11 @@ def packed_vectors(vectors: Array) -> bytes:
 
 
 def page(heading: str, about: str, text: str, meta: Meta, chunks: Mapping[str, bytes]) -> str:
-    """Fill the page with its data; tokens are escaped."""
-    packed = {name: base64.b64encode(zlib.compress(content)).decode() for name, content in chunks.items()}
-    data = [f'<script type="text/plain" id="{name}">{content}</script>' for name, content in packed.items()]
+    """Fill the page with its data, escaped."""
+    data = []
+    for name, content in chunks.items():
+        packed = base64.b64encode(zlib.compress(content)).decode()
+        data.append(f'<script type="text/plain" id="{name}">{packed}</script>')
     parts = {
         "title": html.escape(f"{heading}: {text}" if text else heading),
         "heading": html.escape(f"{heading} · {text}" if text else heading),

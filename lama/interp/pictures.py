@@ -37,17 +37,17 @@ class HeatMap:
     columns: Sequence[str] = ()
     """C labels from the left, or none."""
     x: str = ""
-    """The name of the columns."""
+    """The columns' name."""
     y: str = ""
-    """The name of the rows."""
+    """The rows' name."""
     centred: bool = False
-    """Blue below 0, white there, red above: for differences."""
+    """Blue below 0, red above: for differences."""
     low: float | None = None
-    """The value of the lightest colour; by default the smallest value."""
+    """The value of the lightest colour; by default the smallest."""
     high: float | None = None
-    """The value of the darkest colour; by default the largest value."""
+    """The value of the darkest colour; by default the largest."""
     unit: str = ""
-    """The unit of the values, written beside the colour bar."""
+    """The unit, written beside the colour bar."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.values)
@@ -70,7 +70,7 @@ class HeatMap:
 def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None = None) -> bytes:
     """Draw panels in a grid, `columns` wide (default: about square), as a png or svg.
 
-    Labels that all panels share are written at the left and at the bottom only; panels of one scale share a
+    Labels that all panels share are written once, at the left and at the bottom; panels of one scale share a
     colour bar. Raises LamaError where matplotlib is not installed, ValueError without panels.
     """
     if not panels:
@@ -78,7 +78,7 @@ def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None 
     figure = make_figure("a heat map")
     import matplotlib
 
-    with matplotlib.rc_context({"font.family": FONT, "text.parse_math": False}):  # a token may well be "$"
+    with matplotlib.rc_context({"font.family": FONT, "text.parse_math": False}):  # a token may be "$"
         _draw(figure, panels, columns)
         return render(figure, kind, dpi=150, bbox_inches="tight", pad_inches=0.06)
 
@@ -90,18 +90,15 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     columns = min(many, columns or _side(many))
     rows = -(-many // columns)
     width, height = np.max([_size(panel, many) for panel in panels], axis=0)
-    shared = _shared(panels, "rows"), _shared(panels, "columns")
+    shared = [len({tuple(getattr(panel, axis)) for panel in panels}) == 1 for axis in ("rows", "columns")]
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
     font = min(_font(panel, width, height) for panel in panels)
-    # Shared labels take room once. Other labels take the room of the widest beside each column of panels,
-    # and of the highest below each row.
+    # Shared labels take room once, others in each column and row of panels.
     beside = [_label_width(panel.rows, font, panel.y) for panel in panels]
     under = [_label_width(panel.columns, font, panel.x) for panel in panels]
     lefts = [max(beside[i::columns]) if not shared[0] or i == 0 else 0.0 for i in range(columns)]
-    belows = [0.0] * rows
-    for i in range(rows):
-        if not shared[1] or i == rows - 1:
-            belows[i] = max(under[i * columns : (i + 1) * columns])
+    lowest = [max(under[i : i + columns]) for i in range(0, many, columns)]
+    belows = [below if not shared[1] or i == rows - 1 else 0.0 for i, below in enumerate(lowest)]
     above = TITLE if any(panel.title for panel in panels) else 0.0
     bar_each, bar_once = (0.0, BAR) if one_bar else (BAR, 0.0)
     x_of = np.cumsum([0.0, *(left + width + GAP + bar_each for left in lefts)])
@@ -120,8 +117,7 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
         if not shared[0] or column == 0:
             _label(axes.yaxis, panel.rows, panel.y, height, font)
         if not shared[1] or i + columns >= many:
-            upright = any(len(label) > 2 for label in panel.columns)
-            _label(axes.xaxis, panel.columns, panel.x, width, font, upright)
+            _label(axes.xaxis, panel.columns, panel.x, width, font)
         if not one_bar or (row == 0 and column == columns - 1):
             left = (x + width + GAP / 2) / total_width
             bar = figure.add_axes((left, bottom, 0.1 / total_width, tall))
@@ -139,33 +135,31 @@ def _side(n: int) -> int:
 
 
 def _draw_matrix(axes: "Axes", panel: HeatMap, points: float) -> None:
-    """Draw a matrix and its title."""
     import matplotlib
 
     colours = matplotlib.colormaps[DIVERGING if panel.centred else SEQUENTIAL].with_extremes(bad=MISSING)
     low, high = panel.limits()
-    values = np.ma.masked_invalid(panel.values)
-    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
+    axes.imshow(panel.values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="none")
     axes.set_title(drawable(panel.title), fontsize=points, pad=3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="#999999", linewidth=0.5)
 
 
-def _label(
-    axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float, upright: bool = False
-) -> None:
-    """Write the labels and the name of an axis of that length."""
+def _label(axis: "Axis", labels: Sequence[str], name: str, inches: float, font: float) -> None:
+    """Write the labels, upright along x if they are long, and the name of an axis of that length."""
+    from matplotlib.axis import XAxis
+
     every = max(1, int(np.ceil(len(labels) * font / 72 / inches)))  # labels that would overlap are left out
     places = range(0, len(labels), every)
     axis.set_ticks([*places], [drawable(labels[i]) for i in places])
     axis.set_tick_params(length=0, pad=2, labelsize=font)
-    if upright:
+    if isinstance(axis, XAxis) and any(len(label) > 2 for label in labels):
         axis.set_tick_params(rotation=90)
     axis.set_label_text(drawable(name), fontsize=8)
 
 
 def _size(panel: HeatMap, many: int) -> tuple[float, float]:
-    """Width and height of a panel's matrix in inches: more for more cells, less for more panels."""
+    """Width and height of a panel's matrix in inches."""
     cell, least, most = (0.13, 1.3, 3.6) if many <= 16 else (0.08, 0.6, 1.0)
     if many == 1:
         cell, least, most = 0.24, 1.6, 10.0
@@ -187,24 +181,14 @@ def _font(panel: HeatMap, width: float, height: float) -> float:
 
 
 def _label_width(labels: Sequence[str], font: float, name: str) -> float:
-    """Inches for the longest label and the axis's name."""
     longest = max(map(len, labels), default=0)
     width = longest * font * LETTER / 72 + 0.06 if longest else 0.0
     return width + NAME if name else width
 
 
-def _shared(panels: Sequence[HeatMap], name: str) -> bool:
-    return len({tuple(getattr(panel, name)) for panel in panels}) == 1
-
-
 def drawable(label: str) -> str:
     """The label on one line: `a\\nb` for a line's end, U+FFFD for characters that the font lacks."""
-    return "".join(c if _in_font(c) else "\ufffd" for c in printable(label))
-
-
-@cache
-def _in_font(character: str) -> bool:
-    return _font_file().get_char_index(ord(character)) != 0
+    return "".join(c if _font_file().get_char_index(ord(c)) else "\ufffd" for c in printable(label))
 
 
 @cache

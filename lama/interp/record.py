@@ -11,9 +11,6 @@ from lama.errors import did_you_mean
 from lama.shapes import Array
 from lama.taps import Recorder
 
-RENAMED = {"attn_scores": "scores"}
-"""TransformerLens's last part of a name, without `hook_`, to lama's, where the two differ."""
-
 TokenIds: TypeAlias = Array | Tensor | Sequence[object]
 """Token ids (B, T) or (T,): an array, a tensor or lists."""
 
@@ -21,14 +18,14 @@ TokenIds: TypeAlias = Array | Tensor | Sequence[object]
 def short_name(name: str) -> str:
     """Translate TransformerLens's name of an activation, or a pattern of names, to lama's.
 
-    blocks.0.attn.hook_attn_scores -> blocks.0.attn.scores, blocks.*.hook_resid_pre -> blocks.*.resid_pre;
-    lama's own names stay as they are. Arrays have lama's axes: q, k, v and z are (B, H, T, d_head) where
-    TransformerLens has (B, T, H, d_head), and pos_embed is (T, d_model) without a batch. `normalized` is a
-    norm's output with gain and bias, which TransformerLens 4 calls ln1.hook_out.
+    blocks.0.attn.hook_attn_scores -> blocks.0.attn.scores, blocks.*.hook_resid_pre -> blocks.*.resid_pre.
+    Arrays have lama's axes: q, k, v and z are (B, H, T, d_head) where TransformerLens has (B, T, H, d_head),
+    and pos_embed is (T, d_model). `normalized` is a norm's output with gain and bias, TransformerLens 4's
+    ln1.hook_out.
     """
     scope, dot, last = name.rpartition(".")
     last = last.removeprefix("hook_")
-    return f"{scope}{dot}{RENAMED.get(last, last)}"
+    return f"{scope}{dot}{'scores' if last == 'attn_scores' else last}"
 
 
 class Cache(dict[str, Array]):
@@ -47,9 +44,9 @@ class Cache(dict[str, Array]):
     def layers(self, name: str) -> Array:
         """An activation of all layers (n_layers, ...): `cache.layers("attn.pattern")`. Raises KeyError."""
         found: list[Array] = []
-        while f"blocks.{len(found)}.{name}" in self:
-            found.append(self[f"blocks.{len(found)}.{name}"])
-        return np.stack(found or [self[f"blocks.0.{name}"]])
+        while (key := f"blocks.{len(found)}.{name}") in self:
+            found.append(self[key])
+        return np.stack(found or [self[key]])
 
 
 def run_with_cache(
@@ -57,9 +54,9 @@ def run_with_cache(
 ) -> tuple[Array, Cache]:
     """Run a model that takes a tap; returns its output and its activations in float32.
 
-    `patterns` (shell wildcards) choose activations by name; the default is all. For an encoder-decoder,
-    `tokens` is (source, target) and names begin with encoder. or decoder. The output does not change. Raises
-    ValueError where a pattern matches nothing.
+    `patterns` (shell wildcards) choose activations by name, by default all. For an encoder-decoder, `tokens`
+    is (source, target) and names begin with encoder. or decoder. Raises ValueError where a pattern matches
+    nothing.
     """
     record = Recorder(*map(short_name, patterns))
     inputs = [as_tokens(part) for part in (tokens if isinstance(tokens, tuple) else (tokens,))]
@@ -70,7 +67,10 @@ def run_with_cache(
         return record(name, value)
 
     output = model(*inputs, tap=tap)
-    check_matches(patterns, names)
+    for pattern, short in zip(patterns, record.patterns, strict=False):
+        if not any(fnmatchcase(name, short) for name in names):
+            hint = did_you_mean(short, names)
+            raise ValueError(f"a pattern must match the name of an activation; got {pattern!r}{hint}")
     Tensor.realize(output, *record.values())
     return output.float().numpy(), Cache({name: value.float().numpy() for name, value in record.items()})
 
@@ -79,11 +79,3 @@ def as_tokens(tokens: TokenIds) -> Tensor:
     """Token ids (B, T), or one row (T,), as a tensor (B, T)."""
     tensor = tokens if isinstance(tokens, Tensor) else Tensor(np.asarray(tokens, np.int32))
     return tensor.unsqueeze(0) if tensor.ndim == 1 else tensor
-
-
-def check_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Raises ValueError for the first pattern that matches nothing."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, short_name(pattern)) for name in names):
-            hint = did_you_mean(short_name(pattern), names)
-            raise ValueError(f"a pattern must match the name of an activation; got {pattern!r}{hint}")

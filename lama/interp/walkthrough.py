@@ -1,6 +1,6 @@
 """Explain a model on its own data: the corpus, one window, attention step by step, the parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import SupportsInt
 
 import numpy as np
@@ -53,28 +53,26 @@ def explain_attention(model: GPT, tokenizer: Tokenizer, inputs: Array) -> str:
     tokens = [show_tokens(tokenizer, [i]) for i in inputs[:SHOWN]]
     n = len(tokens)
     mask = causal_mask(n, n).numpy()
-    block = {name.removeprefix("blocks.0."): value for name, value in record.items()}
-    q, k = block["attn.q"], block["attn.k"]
-    pattern = block["attn.pattern"].numpy()[0, 0, :n, :n]
-    raw = model.blocks[0].attn.similarity(q, k).numpy()[0, 0, :n, :n]
-    stream = f"the residual stream after block 1 of {model.config.n_layers}"
-    steps = [
-        ("tokens", (1, len(inputs)), "the window"),
-        ("embed", record["embed"].shape, "a learned vector for each token"),
-        ("pos_embed", record["pos_embed"].shape, "plus a vector for each position"),
-        ("q, k, v", q.shape, "query, key and value of each position in every head"),
-        ("scores", block["attn.scores"].shape, "q · k / √d_head for every pair of positions"),
-        ("pattern", block["attn.pattern"].shape, "softmax of the scores: each row sums to 1"),
-        ("z", block["attn.z"].shape, "the pattern's weighted mean of the values"),
-        ("attn_out", block["attn_out"].shape, "the sum of all heads' outputs"),
-    ]
-    if "mlp.post" in block:
-        steps.append(("mlp.post", block["mlp.post"].shape, "the MLP's hidden layer at each position"))
-    steps += [
-        ("resid_post", block["resid_post"].shape, stream),
-        ("logits", record["logits"].shape, "a score for each token of the vocabulary, at each position"),
-    ]
-    lines = [f"  {name:<11}{format_shape(shape):<20}{what}" for name, shape, what in steps]
+    at = {name.removeprefix("blocks.0."): value for name, value in record.items()}
+    pattern = at["attn.pattern"].numpy()[0, 0, :n, :n]
+    raw = model.blocks[0].attn.similarity(at["attn.q"], at["attn.k"]).numpy()[0, 0, :n, :n]
+    steps = {
+        "embed": "a learned vector for each token",
+        "pos_embed": "plus a vector for each position",
+        "attn.q": "query, key and value of each position in every head",
+        "attn.scores": "q · k / √d_head for every pair of positions",
+        "attn.pattern": "softmax of the scores: each row sums to 1",
+        "attn.z": "the pattern's weighted mean of the values",
+        "attn_out": "the sum of all heads' outputs",
+        "mlp.post": "the MLP's hidden layer at each position",
+        "resid_post": f"the residual stream after block 1 of {model.config.n_layers}",
+        "logits": "a score for each token of the vocabulary, at each position",
+    }
+    lines = [f"  {'tokens':<11}{(1, len(inputs))!s:<20}the window"]
+    for name, what in steps.items():
+        if name in at:
+            shown = "q, k, v" if name == "attn.q" else name.removeprefix("attn.")
+            lines.append(f"  {shown:<11}{at[name].shape!s:<20}{what}")
     masked = np.where(mask, pattern, np.nan)
     tables = [
         ("scores of head 1, before the mask", matrix(raw, tokens)),
@@ -87,12 +85,8 @@ def explain_attention(model: GPT, tokenizer: Tokenizer, inputs: Array) -> str:
 
 def explain_parameters(model: GPT) -> str:
     """Count the parameters of each part."""
-    ends = {
-        "embed": "token embedding",
-        "pos_embed": "positions",
-        "ln_final": "final norm",
-        "unembed": "unembedding",
-    }
+    ends = {"embed": "token embedding", "pos_embed": "positions"}
+    ends |= {"ln_final": "final norm", "unembed": "unembedding"}
     parts = {"attn": "attention", "mlp": "MLP"}
     counts: dict[str, int] = {}
     for name, parameter in get_state_dict(model).items():
@@ -102,10 +96,6 @@ def explain_parameters(model: GPT) -> str:
     total = sum(counts.values())
     lines = [f"  {name:<24}{count:>12,}  {count / total:6.1%}" for name, count in counts.items()]
     return "\n".join([describe(model), *lines])
-
-
-def format_shape(shape: Sequence[object]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"
 
 
 def matrix(values: Array, labels: list[str]) -> str:

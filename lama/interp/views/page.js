@@ -2,34 +2,29 @@
 
 const VIEWS = {
   head: {
-    title: "Head",
     help: "Lines from each token to those it looks at, a colour for each head. Point at a token to see only "
       + "its lines; click to hold it. A double click on a head leaves only that one.",
     uses: ["kind", "layer", "heads", "all", "faint"],
     draw: headView,
   },
   matrix: {
-    title: "Matrix",
     help: "One head: a row for each token, darker where it looks. Point at a cell, or move with the arrow "
       + "keys; a click chooses the token.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: matrixView,
   },
   model: {
-    title: "Model",
     help: "All heads: layers downwards, heads across. Click on one to open it.",
     uses: ["kind", "thumbs", "faint", "legend"],
     draw: modelView,
   },
   neuron: {
-    title: "Neuron",
     help: "How one token's weights come about: its query times each key, summed up, through the softmax. "
       + "Choose the token in the text.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: neuronView,
   },
   training: {
-    title: "Training",
     help: "The same sentence while the model learned: move the slider, or let it play.",
     uses: ["faint", "legend"],
     draw: trainingView,
@@ -38,19 +33,16 @@ const VIEWS = {
 
 function controls() {
   const { uses, help } = VIEWS[state.view], single = state.view !== "head";
-  const hide = (id, hidden) => $(id).classList.toggle("hidden", hidden);
-  for (const name of ["kind", "layer", "heads", "thumbs", "faint"]) {
-    hide(`${name}-label`, !uses.includes(name) || (name === "kind" && kinds.length < 2));
+  for (const name of ["kind", "layer", "heads", "all", "thumbs", "faint", "legend"]) {
+    const hidden = !uses.includes(name) || (name === "kind" && kinds.length < 2);
+    ($(`${name}-label`) ?? $(name)).hidden = hidden;
   }
-  hide("legend", !uses.includes("legend"));
-  hide("all", single);
   $("heads-word").textContent = single ? "head" : "heads";
   $("faint").checked = state.faint;
   $("legend").title = state.faint ? "the square root of the weight" : "the weight";
   for (const tab of $("tabs").children) {
     const chosen = tab.dataset.view === state.view;
-    tab.setAttribute("aria-selected", String(chosen));
-    tab.tabIndex = chosen ? 0 : -1;
+    set(tab, { "aria-selected": chosen, tabindex: chosen ? 0 : -1 });
   }
   $("help").textContent = help;
   if (!kinds.length) return;
@@ -60,18 +52,15 @@ function controls() {
   $("layer").value = state.layer;
   holder.setAttribute("role", single ? "radiogroup" : "group");
   if (holder.children.length !== k.heads) {
-    const button = (head) => {
-      const name = `head ${head}`;
-      return element("button", { type: "button", "data-head": head, "aria-label": name, text: head });
-    };
-    holder.replaceChildren(...range(k.heads).map(button));
+    holder.replaceChildren(...range(k.heads).map((head) => element("button", {
+      type: "button", "data-head": head, "aria-label": `head ${head}`, text: head,
+    })));
   }
   [...holder.children].forEach((button, head) => {
-    const on = String(single ? head === state.head : state.heads.has(head));
     button.style.setProperty("--c", headColour(head));
     for (const name of ["role", "aria-checked", "aria-pressed"]) button.removeAttribute(name);
-    if (single) button.setAttribute("role", "radio");
-    button.setAttribute(single ? "aria-checked" : "aria-pressed", on);
+    if (single) set(button, { role: "radio", "aria-checked": head === state.head });
+    else button.setAttribute("aria-pressed", state.heads.has(head));
   });
 }
 
@@ -86,7 +75,7 @@ async function render() {
 }
 
 function show(view) {
-  if (playing) clearInterval(playing);
+  clearInterval(playing);
   playing = null;
   state.view = view;
   return render();
@@ -97,20 +86,26 @@ function chooseKind(kind) {
   const k = kindNow();
   state.layer = Math.min(state.layer, k.layers - 1);
   state.head = Math.min(state.head, k.heads - 1);
-  const long = Math.max(k.queries.length, k.keys.length) > 60; // all heads at once would be a tangle
-  state.heads = new Set(long ? [state.head] : range(k.heads));
-  state.query = Math.min(state.query ?? Infinity, k.queries.length - 1);
+  state.heads = new Set(k.long ? [state.head] : range(k.heads)); // all of a long text would be a tangle
+  state.query = Math.min(state.query ?? Infinity, k.T - 1);
   pinned = hover = null;
+}
+
+// The result of what some browsers forbid for files.
+function tried(action) {
+  try {
+    return action();
+  } catch {
+    return null;
+  }
 }
 
 // The address names what is shown, so that links and the browser's history work.
 function remember() {
   const { view, kind, layer, head, query, frame } = state;
-  const words = Object.entries({ pin: pinned ? pinned.side : null, view, kind, layer, head, query, frame });
+  const words = Object.entries({ pin: pinned?.side ?? null, view, kind, layer, head, query, frame });
   const given = new URLSearchParams(words.filter(([, value]) => value !== null));
-  try {
-    history.replaceState(null, "", `#${given.toString()}`);
-  } catch { /* some browsers forbid it for files */ }
+  tried(() => history.replaceState(null, "", `#${given}`));
 }
 function recall() {
   const words = new URLSearchParams(location.hash.slice(1));
@@ -119,46 +114,33 @@ function recall() {
     return Number.isInteger(value) && value >= 0 && value < n ? value : null;
   };
   if (views.includes(words.get("view"))) state.view = words.get("view");
-  if (meta.recorded) {
-    const n = meta.recorded.steps.length;
-    state.frame = number("frame", n) ?? n - 1;
-  }
+  if (recorded) state.frame = number("frame", recorded.steps.length) ?? recorded.steps.length - 1;
   if (!kinds.length) return;
   chooseKind(number("kind", kinds.length) ?? state.kind);
   const k = kindNow(), head = number("head", k.heads);
   state.layer = number("layer", k.layers) ?? state.layer;
-  state.query = number("query", k.queries.length) ?? state.query;
+  state.query = number("query", k.T) ?? state.query;
   if (head !== null) state.head = head;
   if (words.get("pin") === "query" && state.query !== null) pinned = { side: "query", index: state.query };
   if (meta.start.head !== null || state.heads.size === 1) state.heads = new Set([state.head]);
 }
 
-// Light or dark
-
-function theme(name) {
-  document.documentElement.dataset.theme = name;
-  readColours();
-}
-
 function startTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const preferred = () => (dark.matches ? "dark" : "light");
-  let chosen = null;
-  try {
-    chosen = localStorage.getItem("lama-theme");
-  } catch { /* some browsers forbid it for files */ }
-  theme(chosen ?? preferred());
+  const dark = matchMedia("(prefers-color-scheme: dark)"), root = document.documentElement;
+  let chosen = tried(() => localStorage.getItem("lama-theme"));
+  const use = () => {
+    root.dataset.theme = chosen ?? (dark.matches ? "dark" : "light");
+    readColours();
+  };
+  use();
   dark.addEventListener("change", () => {
-    if (chosen) return;
-    theme(preferred());
+    use();
     render();
   });
   $("theme").addEventListener("click", () => {
-    chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    try {
-      localStorage.setItem("lama-theme", chosen);
-    } catch { /* as above */ }
-    theme(chosen);
+    chosen = root.dataset.theme === "dark" ? "light" : "dark";
+    tried(() => localStorage.setItem("lama-theme", chosen));
+    use();
     render();
   });
 }
@@ -166,39 +148,34 @@ function startTheme() {
 function start() {
   startTheme();
   for (const view of views) {
-    const text = VIEWS[view].title, onclick = () => show(view);
+    const text = view[0].toUpperCase() + view.slice(1), onclick = () => show(view);
     $("tabs").append(element("button", { type: "button", role: "tab", "data-view": view, text, onclick }));
   }
-  $("tabs").addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+  $("tabs").addEventListener("keydown", onKeys({ ArrowRight: 1, ArrowLeft: -1 }, (step) => {
     const next = views[(views.indexOf(state.view) + step + views.length) % views.length];
     show(next);
     $("tabs").querySelector(`[data-view="${next}"]`).focus();
-  });
+  }));
   kinds.forEach((k, i) => $("kind").append(option(i, k.name)));
-  const onChange = (id, change) => $(id).addEventListener("change", (event) => {
-    change(event.target);
+  const on = (id, type, change) => $(id).addEventListener(type, (event) => {
+    change(event.target, event.detail);
     render();
   });
-  onChange("kind", (target) => chooseKind(Number(target.value)));
-  onChange("layer", (target) => { state.layer = Number(target.value); });
-  onChange("faint", (target) => { state.faint = target.checked; });
-  onChange("thumbs", (target) => { state.thumbs = target.value; });
-  $("all").addEventListener("click", () => {
+  on("kind", "change", ({ value }) => chooseKind(Number(value)));
+  on("layer", "change", ({ value }) => { state.layer = Number(value); });
+  on("faint", "change", ({ checked }) => { state.faint = checked; });
+  on("thumbs", "change", ({ value }) => { state.thumbs = value; });
+  on("all", "click", () => {
     const n = kindNow().heads;
-    state.heads = state.heads.size === n ? new Set() : new Set(range(n));
-    render();
+    state.heads = new Set(range(state.heads.size === n ? 0 : n));
   });
-  $("heads").addEventListener("click", (event) => {
-    const head = Number(event.target.closest("button")?.dataset.head ?? NaN);
+  on("heads", "click", (target, clicks) => {
+    const head = Number(target.closest("button")?.dataset.head ?? NaN);
     if (Number.isNaN(head)) return;
     if (state.view !== "head") state.head = head;
-    else if (event.detail === 2) state.heads = new Set([head]);
-    else if (state.heads.has(head)) state.heads.delete(head);
-    else state.heads.add(head);
+    else if (clicks === 2) state.heads = new Set([head]);
+    else if (!state.heads.delete(head)) state.heads.add(head);
     if (state.heads.has(head)) state.head = head;
-    render();
   });
   $("footer").textContent = meta.notes;
   if (!("DecompressionStream" in window)) {
@@ -206,8 +183,7 @@ function start() {
     $("main").replaceChildren(element("p", { class: "note", text }));
     return;
   }
-  const lengths = kinds.map((k) => Math.max(k.queries.length, k.keys.length));
-  state.faint = Math.max(...lengths, meta.recorded?.labels.length ?? 0) > 48;
+  state.faint = Math.max(...(recorded ? [recorded] : kinds).flatMap((k) => [k.T, k.S])) > 48;
   recall();
   let width = $("main").clientWidth, timer = 0;
   new ResizeObserver(() => {
