@@ -14,8 +14,8 @@ from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
-from lama.runtime import DType
 from lama.runtime.fusion import Producer, producer_of, remember
+from lama.runtime.internals import DType
 from lama.runtime.kernel import (
     C_TYPES,
     Gradient,

@@ -128,9 +128,8 @@ class Encoder:
         if segments is not None and self.segment_embed is None:
             got = f"segments of shape {tuple(segments.shape)}"
             raise ValueError(f"segments must be left out for a model without them; got {got}")
-        x = tap("embed", self.embed(tokens)) + tap(
-            "pos_embed", self.pos_embed(T).to(device)
-        )  # (B, T, d_model)
+        x = tap("embed", self.embed(tokens))  # (B, T, d_model)
+        x = x + tap("pos_embed", self.pos_embed(T).to(device))
         if self.segment_embed is not None:
             kinds = tokens.zeros_like() if segments is None else segments.to(device)
             x = x + tap("segment_embed", self.segment_embed(kinds.contiguous()))
