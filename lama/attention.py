@@ -62,9 +62,8 @@ class Additive:
         self.key_weight = parameter(n_heads, d_head, 1)
 
     def __call__(self, q: Float[Tensor, "B H T d"], k: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T S"]:
-        return (q @ self.query_weight) + (k @ self.key_weight).transpose(
-            -2, -1
-        )  # (B, H, T, 1) + (B, H, 1, S)
+        scores = (k @ self.key_weight).transpose(-2, -1)  # (B, H, 1, S)
+        return q @ self.query_weight + scores
 
 
 SIMILARITIES = ("dot", "scaled_dot", "general", "additive")

@@ -1,5 +1,6 @@
 """The KV cache: keys and values of all tokens so far, so that a new token costs one row of the model."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,8 @@ from numpy.typing import NDArray
 from tinygrad import Tensor, dtypes
 
 from lama import ops
-from lama.runtime import DType
 from lama.runtime.buffers import from_array, zeros
+from lama.runtime.internals import DType
 from lama.shapes import Array, Bool, Float, Int
 
 
@@ -60,7 +61,7 @@ class KVCache:
         device: str | None = None,
     ):
         shape = (batch, n_heads, length, d_head)
-        self.length, self.batch = length, batch
+        self.length = length
         self.keys = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.values = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.seek(np.zeros(batch, np.int32))
@@ -73,8 +74,7 @@ class KVCache:
 
     def at(self, positions: Int[Tensor, "B"], rows: Int[Tensor, "B"] | None = None) -> "KVCache":
         """The same buffers with other positions, and rows for a batch of fewer. Nothing is checked."""
-        other = object.__new__(KVCache)
-        other.length, other.batch, other.keys, other.values = self.length, self.batch, self.keys, self.values
+        other = copy.copy(self)
         other.positions, other.rows, other._held = positions, rows, None
         return other
 

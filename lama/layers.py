@@ -5,22 +5,20 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.kernels import Quantized
 from lama.ops import gelu, layernorm, matmul
-from lama.runtime.buffers import use_large_pages
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
-_open_once, _use_large_pages_once = functools.cache(open_device), functools.cache(use_large_pages)
+_open_once = functools.cache(open_device)
 
 
 def parameter(*shape: int) -> Tensor:
     """A float32 parameter of this shape, not filled: `initialise` or a checkpoint does that."""
     _open_once()  # before the first tensor opens tinygrad's device
-    _use_large_pages_once(Device.DEFAULT)  # before the weights get their memory
     return Tensor.empty(*shape)
 
 

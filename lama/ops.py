@@ -103,9 +103,8 @@ def attention(
 
     The axis H may be absent from all. With an `offset` of at least 0, attention is causal: query t sees the
     keys up to offset + t. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without H (B or
-    1, 1, S). A query that
-    sees nothing gets the mean of all values. `rate`, `key` and `site` are those of `dropout`. Source: Vaswani
-    et al. 2017, eq. 1.
+    1, 1, S). A query that sees nothing gets the mean of all values. `rate`, `key` and `site` are those of
+    `dropout`. Source: Vaswani et al. 2017, eq. 1.
     """
     if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site)) is not None:
         return z
@@ -315,8 +314,8 @@ def quantize(weight: Tensor, bits: int) -> Quantized:
     """Round a realised float32 matrix (d_out, d_in) to nearest.
 
     8 bits: the scale is the group's largest magnitude / 127. 4 bits: the best of some scales that map the
-    largest weight to -9 to -6.8, each refitted by least squares. A scale too large for
-    float16 becomes infinite; the caller has to refuse it.
+    largest weight to -9 to -6.8, each refitted by least squares. A scale too large for float16 becomes
+    infinite; the caller has to refuse it.
     """
     if (quantized := kernels.quantize(weight, bits)) is not None:
         return quantized

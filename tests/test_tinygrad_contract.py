@@ -85,6 +85,7 @@ CONTRACT: dict[str, Callable[[], Any]] = {
     "TinyELF.name, .lib, .signature": lambda: (
         set(internals.TinyELF.__annotations__) >= {"name", "lib", "signature"}
     ),
+    "DType": lambda: isinstance(dtypes.float32, internals.DType),
     "AddrSpace.ALU": lambda: internals.AddrSpace.ALU is not None,
     "GraphRunner.supports_uop(batch_devs, new_call)": lambda: (
         parameters(internals.GraphRunner.supports_uop) == ["batch_devs", "new_call"]

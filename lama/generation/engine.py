@@ -99,7 +99,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Start the next waiting request if a row is free, else advance each running one by a token.
 
-        Raises LamaError for logits that are not finite.
+        Raises LamaError for logits that are not finite; the engine cannot be used any more then.
         """
         if self._waiting and None in self._rows:
             place = self._rows.index(None)

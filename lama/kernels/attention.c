@@ -7,9 +7,7 @@
 // `padding` (B, S) is true. A query that sees nothing gets the mean of all values. DROP: dropout of the
 // pattern, as in dropout.c.
 //
-// CACHED: the keys and values, of type KV, are in two caches (., H, S, D) that already hold positions[b] of
-// them for each head in row b, or, with IN_ROWS, in row rows[b]. First the T new ones, at k and v, are
-// written behind these. `offset` is positions[b].
+// CACHED: the keys and values are in two caches, see cache.h, and `offset` is positions[b].
 //
 // Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are
 // brought up to date.
@@ -37,76 +35,64 @@ enum {
   SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
 };
 
-// The V numbers at x of a row that has `left` more; zeros after its end.
-PART vec load_row(const KV *x, const int left) { return left >= V ? load(x) : load_some(x, left, 0); }
-
 // c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` products each. Element (i, k) of a
 // is a[i * a_row + k * a_step], row k of w is at w + k * w_step.
-PART void tile(const int vectors, const int add, float *restrict c, const int c_row, const float *restrict a, const int a_row,
-               const int a_step, const float *restrict w, const int w_step, int depth) {
+PART void tile(const int vectors, const int add, output c, const int c_row, input a, const int a_row,
+               const int a_step, input w, const int w_step, int depth) {
   vec sums[ROWS][2];
-  UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < vectors; j++) sums[i][j] = add ? *(const vec *)(c + i * c_row + j * V) : (vec)0;
+  EACH(i, ROWS) EACH(j, vectors) sums[i][j] = add ? load(c + i * c_row + j * V) : (vec)0;
   for (int k = 0; k < depth; k++) {
     vec row[2];
-    UNROLL for (int j = 0; j < vectors; j++) row[j] = *(const vec *)(w + k * w_step + j * V);
-    UNROLL for (int i = 0; i < ROWS; i++)
-      UNROLL for (int j = 0; j < vectors; j++) sums[i][j] += a[i * a_row + k * a_step] * row[j];
+    EACH(j, vectors) row[j] = load(w + k * w_step + j * V);
+    EACH(i, ROWS) EACH(j, vectors) sums[i][j] += a[i * a_row + k * a_step] * row[j];
   }
-  UNROLL for (int i = 0; i < ROWS; i++)
-    UNROLL for (int j = 0; j < vectors; j++) *(vec *)(c + i * c_row + j * V) = sums[i][j];
+  EACH(i, ROWS) EACH(j, vectors) store(c + i * c_row + j * V, sums[i][j]);
 }
 
 // The same for more columns, a whole number of vectors; each 2 V of them are w_next further on in w.
-PART void product(const int add, float *restrict c, const int c_row, const float *restrict a, const int a_row, const int a_step,
-                  const float *restrict w, const int w_step, const int w_next, int depth, int columns) {
+PART void product(const int add, output c, const int c_row, input a, const int a_row, const int a_step,
+                  input w, const int w_step, const int w_next, int depth, int columns) {
   for (; columns >= COLUMNS; columns -= COLUMNS, c += COLUMNS, w += w_next) tile(2, add, c, c_row, a, a_row, a_step, w, w_step, depth);
   if (columns) tile(1, add, c, c_row, a, a_row, a_step, w, w_step, depth);
 }
 
 // Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS at a time, number by number, with zeros
 // to the end of the last vector.
-PART void pack_columns(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
+PART void pack_columns(output to, const KV *restrict from, long stride, int n, const int width) {
   for (int row = 0; row < n; row += V)
     for (int i = 0; i < width; i += V) {
       vec x[V];
       if (row + V <= n)
-        UNROLL for (int j = 0; j < V; j++) x[j] = load_row(from + (row + j) * stride + i, width - i);
+        EACH(j, V) x[j] = get(from + (row + j) * stride + i, width - i, 0);
       else
-        UNROLL for (int j = 0; j < V; j++) x[j] = row + j < n ? load_row(from + (row + j) * stride + i, width - i) : (vec)0;
+        EACH(j, V) x[j] = row + j < n ? get(from + (row + j) * stride + i, width - i, 0) : (vec)0;
       transpose_vecs(x);
       float *first = to + (row / COLUMNS * width + i) * COLUMNS + row % COLUMNS;
-      UNROLL for (int j = 0; j < V; j++)
-        if (i + j < width) *(vec *)(first + j * COLUMNS) = x[j];
+      EACH(j, V) if (i + j < width) store(first + j * COLUMNS, x[j]);
     }
 }
 
 // Pack n rows of `width` numbers, `stride` apart, as rows of whole vectors.
-PART void pack_rows(float *restrict to, const KV *restrict from, long stride, int n, const int width) {
+PART void pack_rows(output to, const KV *restrict from, long stride, int n, const int width) {
   for (int row = 0; row < n; row++)
-    for (int i = 0; i < width; i += V) *(vec *)(to + row * UP(width, V) + i) = load_row(from + row * stride + i, width - i);
+    for (int i = 0; i < width; i += V) store(to + row * UP(width, V) + i, get(from + row * stride + i, width - i, 0));
 }
 
 // The same of float32 rows, times `scale`; zeros from row n to before `all`.
-PART void pack_floats(float *restrict to, const float *restrict from, long stride, int n, int all, const int width, float scale) {
+PART void pack_floats(output to, input from, long stride, int n, int all, const int width, float scale) {
   for (int row = 0; row < all; row++)
-    for (int i = 0; i < width; i += V) {
-      const float *x = from + row * stride + i;
-      *(vec *)(to + row * UP(width, V) + i) = row >= n ? (vec)0 : scale * (i + V <= width ? *(const vec *)x : load_some(x, width - i, 0));
-    }
+    for (int i = 0; i < width; i += V)
+      store(to + row * UP(width, V) + i, row >= n ? (vec)0 : scale * get(from + row * stride + i, width - i, 0));
 }
 
 // Write n rows of whole vectors, times scale[row], as rows of `width` numbers, `stride` apart; or add them,
 // with `add`.
-PART void unpack(float *restrict to, long stride, const float *restrict from, int n, const int width, int add, const float *scale) {
+PART void unpack(output to, long stride, input from, int n, const int width, int add, const float *scale) {
   for (int row = 0; row < n; row++)
     for (int i = 0; i < width; i += V) {
       float *x = to + row * stride + i;
-      vec value = *(const vec *)(from + row * UP(width, V) + i) * scale[row];
-      if (i + V <= width)
-        *(vec *)x = add ? *(const vec *)x + value : value;
-      else
-        store_some(x, add ? load_some(x, width - i, 0) + value : value, width - i);
+      vec value = load(from + row * UP(width, V) + i) * scale[row];
+      put(x, add ? get(x, width - i, 0) + value : value, width - i);
     }
 }
 
@@ -130,53 +116,20 @@ PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long plac
 }
 #endif
 
-PART ints each(void) {
-  ints i;
-  UNROLL for (int j = 0; j < V; j++) i[j] = j;
-  return i;
-}
-
 #if DROP
-#define DROP_ARGUMENTS , const unsigned int *restrict key
 // Which of the V numbers from column j on, in row t of head `head`, dropout leaves.
 PART ints survives(uints seed, const unsigned int *key, long head, long t, long j) {
   unsigned int first = key[1] * ((unsigned int)H * T * S) + (unsigned int)((head * T + t) * S + j);
-  return (ints)(hash_of((uints)each() + first, seed) >= THRESHOLD);
+  return (ints)(hash_of(each_from(first), seed) >= THRESHOLD);
 }
 #else
-#define DROP_ARGUMENTS
 #define DROP_SCALE 1.0f
-#endif
-#if PADDING
-#define PADDING_ARGUMENTS , const unsigned char *restrict padding
-#else
-#define PADDING_ARGUMENTS
 #endif
 
 #if !BACKWARD
-#if CACHED
-#if IN_ROWS
-#define ROWS_ARGUMENT , const int *restrict rows
-#define CACHE_ROW(b) (long)rows[b]
-#else
-#define ROWS_ARGUMENT
-#define CACHE_ROW(b) (b)
-#endif
-// Parts of one head write the same numbers to the same places.
-PART void add_rows(KV *restrict to, const float *restrict from, long stride, long n) {
-  for (long row = 0; row < n; row++, to += D, from += stride) {
-    int i = 0;
-    for (; i + V <= D; i += V) store(to + i, load(from + i));
-    if (i < D) store_some(to + i, load_some(from + i, D - i, 0), D - i);
-  }
-}
-#define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, KV *key_cache, KV *value_cache, const float *restrict q, \
-  const float *restrict k, const float *restrict v, const int *restrict positions ROWS_ARGUMENT, int slice
-#else
-#define FORWARD_ARGUMENTS float *restrict z, float *restrict stats, const float *restrict q, const KV *restrict k, \
-  const KV *restrict v PADDING_ARGUMENTS DROP_ARGUMENTS, int slice
-#endif
-KERNEL NAME(FORWARD_ARGUMENTS) {
+KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache), input q, input k, input v
+                WITH(CACHED, const int *restrict positions) WITH(IN_ROWS, const int *restrict rows)
+                WITH(PADDING, const unsigned char *restrict padding) WITH(DROP, uint_input key), int slice) {
   float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
 #if CACHED
   const long tiles = PIECES(T, ROWS), k_row = D, v_row = D;
@@ -192,6 +145,7 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
 #if CACHED
     const long offset = MAX(0, MIN(positions[b], S - T)), keys = offset + T, place = (CACHE_ROW(b) * H + h) * S;
     const KV *k_here = key_cache + place * D, *v_here = value_cache + place * D;
+    // Parts of one head write the same numbers to the same places.
     add_rows(key_cache + (place + offset) * D, k + K_AT + b * KB + h * KH, KT, MIN(T, last * ROWS));
     add_rows(value_cache + (place + offset) * D, v + V_AT + b * VB + h * VH, VT, MIN(T, last * ROWS));
 #else
@@ -230,33 +184,31 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
           int seen = seen_by(t + r, offset, k0, n);
           vec tops = NOTHING, sums = 0;
           for (int j = 0; j < most; j += V) {
-            vec x = *(const vec *)(row + j);
+            vec x = load(row + j);
 #if PADDING
             x = seen_at(pads, k0, j, n, offset + t + r) ? x : (vec)HIDDEN;
 #endif
-            x = each() < seen - j ? x : (vec)NOTHING;
-            *(vec *)(row + j) = x;
+            x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
+            store(row + j, x);
             tops = __builtin_elementwise_max(tops, x);
           }
           float before = k0 ? state[2 * r] : NOTHING, top = max_vec(tops);
           top = before > top ? before : top;
           for (int j = 0; j < most; j += V) {
-            vec e = exp_vec(*(const vec *)(row + j) - top);
+            vec e = exp_vec(load(row + j) - top);
             sums += e;
 #if DROP
             e = survives(seed, key, head, t + r, k0 + j) ? e : (vec)0;
 #endif
-            *(vec *)(row + j) = e;
+            store(row + j, e);
           }
           scales[r] = k0 ? exp_vec((vec)(before - top))[0] : 0;
           state[2 * r] = top;
           state[2 * r + 1] = (k0 ? state[2 * r + 1] * scales[r] : 0) + sum_vec(sums);
         }
         for (int r = 0; r < rows; r++)
-          for (int i = 0; i < EP; i += V) {
-            const float *x = z_here + (long)r * H * E + i;
-            *(vec *)(zs + r * EP + i) = k0 == 0 ? (vec)0 : scales[r] * (i + V <= E ? *(const vec *)x : load_some(x, E - i, 0));
-          }
+          for (int i = 0; i < EP; i += V)
+            store(zs + r * EP + i, k0 == 0 ? (vec)0 : scales[r] * get(z_here + (long)r * H * E + i, E - i, 0));
         product(1, zs, EP, s, KEYS, 1, vs, EP, COLUMNS, most, EP);
         int end = k0 + KEYS >= (SKIPS ? MIN(keys, offset + t + rows) : keys);
         for (int r = 0; r < rows; r++) scales[r] = end ? DROP_SCALE / state[2 * r + 1] : 1;
@@ -269,19 +221,12 @@ KERNEL NAME(FORWARD_ARGUMENTS) {
 #else
 // With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq =
 // ds k.
-#if OUTPUTS == 1
-#define OUTPUT_ARGUMENTS float *restrict d1
-#elif OUTPUTS == 2
-#define OUTPUT_ARGUMENTS float *restrict d1, float *restrict d2
-#else
-#define OUTPUT_ARGUMENTS float *restrict d1, float *restrict d2, float *restrict d3
-#endif
 enum {
   BLOCK = MIN(T, 48) / ROWS * ROWS,   // queries
   WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that hangs over
 };
-KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, const KV *restrict v, const float *restrict z,
-            const float *restrict dz, const float *restrict stats PADDING_ARGUMENTS DROP_ARGUMENTS, int slice) {
+KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
+                WITH(PADDING, const unsigned char *restrict padding) WITH(DROP, uint_input key), int slice) {
   float kt[KEYS * D] ALIGNED, vt[KEYS * E] ALIGNED, ks[KEYS * DP] ALIGNED, dks[(KEYS + ROWS) * DP] ALIGNED, dvs[(KEYS + ROWS) * EP] ALIGNED;
   float qs[BLOCK * DP] ALIGNED, dzs[BLOCK * EP] ALIGNED, p[BLOCK * WIDTH] ALIGNED, ds[BLOCK * WIDTH] ALIGNED, dqs[ROWS * DP] ALIGNED;
   float ones[KEYS], scales[ROWS];
@@ -301,8 +246,8 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
       pack_columns(kt, k + k_at + k0 * KT, KT, n, D);
       pack_columns(vt, v + v_at + k0 * VT, VT, n, E);
       pack_rows(ks, k + k_at + k0 * KT, KT, n, D);
-      for (int i = 0; i < n * DP; i += V) *(vec *)(dks + i) = 0;
-      for (int i = 0; i < n * EP; i += V) *(vec *)(dvs + i) = 0;
+      for (int i = 0; i < n * DP; i += V) store(dks + i, 0);
+      for (int i = 0; i < n * EP; i += V) store(dvs + i, 0);
       // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients
       // will be written.
       long next = k0 + KEYS < keys ? head : MIN(head + 1, LAST(B * H) - 1), next_k0 = next == head ? k0 + KEYS : 0, asked = 0;
@@ -336,19 +281,16 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
             if (r < queries) {
               const float *state = stats + (head * T + t0 + r) * 2;
               vec sums = 0;
-              for (int i = 0; i < E; i += V) {
-                const float *x = z_here + (long)r * H * E + i;
-                sums += *(const vec *)(dzs + r * EP + i) * (i + V <= E ? *(const vec *)x : load_some(x, E - i, 0));
-              }
+              for (int i = 0; i < E; i += V) sums += load(dzs + r * EP + i) * get(z_here + (long)r * H * E + i, E - i, 0);
               mean = sum_vec(sums), top = state[0], scale = 1 / state[1], seen = seen_by(t0 + r, offset, k0, n);
             }
             for (int j = 0; j < most; j += V) {
-              vec x = *(const vec *)(ps + j), dp = *(const vec *)(dss + j);
+              vec x = load(ps + j), dp = load(dss + j);
 #if PADDING
               ints visible = seen_at(pads, k0, j, n, offset + t0 + r);
               x = visible ? x : (vec)HIDDEN;
 #endif
-              x = each() < seen - j ? x : (vec)NOTHING;
+              x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
               vec pattern = exp_vec(x - top) * scale, dropped = pattern;
 #if DROP
               ints keep = survives(seed, key, head, t0 + r, k0 + j);
@@ -359,10 +301,10 @@ KERNEL NAME(OUTPUT_ARGUMENTS, const float *restrict q, const KV *restrict k, con
 #if PADDING
               d = visible ? d : (vec)0;
 #endif
-              *(vec *)(ps + j) = dropped;
-              *(vec *)(dss + j) = d;
+              store(ps + j, dropped);
+              store(dss + j, d);
             }
-            for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) *(vec *)(ps + j) = *(vec *)(dss + j) = 0;
+            for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) store(ps + j, 0), store(dss + j, 0);
           }
           product(0, dqs, DP, ds + r0 * WIDTH, WIDTH, 1, ks, DP, COLUMNS, most, DP);
           unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > 0, scales);

@@ -69,7 +69,7 @@ class _AttentionSpec:
 
     def sizes(self) -> Macros:
         """The macros of both C files."""
-        macros: dict[str, str | int] = {"B": self.B, "H": self.H, "T": self.T, "S": self.S, "D": self.D}
+        macros: Macros = {"B": self.B, "H": self.H, "T": self.T, "S": self.S, "D": self.D}
         for name, layout in zip("QKV", self.layouts, strict=True):
             macros[f"{name}_AT"] = f"{layout.offset}L"
             for axis, stride in zip("BHT", layout.strides, strict=False):
@@ -87,6 +87,8 @@ class _AttentionSpec:
             "DROP": self.rate > 0,
             "BACKWARD": backward,
             "CACHED": cached,
+            "KV": "float",
+            "IN_ROWS": False,
         }
         if self.rate > 0:
             macros |= {"THRESHOLD": f"{threshold(self.rate)}u", "SITE": f"{self.site}u"}
@@ -140,8 +142,7 @@ def attention(
         bases.append(key)
     outputs = [Tensor.empty(B, T, H, E, device=q.device), Tensor.empty(B, H, T, 2, device=q.device)]
     parts, slices = _tiling(spec)
-    macros = {**spec.macros(), "KV": "float", "PARTS": parts}
-    operations = 2 * spec.products
+    macros, operations = {**spec.macros(), "PARTS": parts}, 2 * spec.products
     kernel = make_kernel("attention.c", macros, label=spec.label, operations=operations, slices=slices)
     return kernel.into(outputs, *bases, gradient=_gradient_for(spec))[0].permute(0, 2, 1, 3)
 
@@ -168,27 +169,18 @@ def attention_in_cache(
     spec = _AttentionSpec(B, H, T, S, D, D, tuple(layout for _, layout in found), (0, 1, 2), scale)
     macros: Macros = {"KV": type_, "IN_ROWS": rows is not None}
     label = f"{spec.label}_{type_}{'' if rows is None else '_rows'}"
+    cached = functools.partial(make_kernel, in_place=True, headers=("cache.h",))
     outputs = [Tensor.empty(B, T, H, D, device=q.device), keys, values]
     if T <= FEW_QUERIES and T * S <= ON_STACK:
-        kernel = make_kernel(
-            "attention_step.c",
-            {**spec.sizes(), **macros},
-            label=label,
-            operations=4 * B * H * T * S * D,
-            slices=min(B * H, slices_for(2 * B * H * S * D * keys.dtype.itemsize / BANDWIDTH)),
-            in_place=True,
-        )
+        macros, operations = {**spec.sizes(), **macros}, 4 * B * H * T * S * D
+        slices = min(B * H, slices_for(2 * B * H * S * D * keys.dtype.itemsize / BANDWIDTH))
+        kernel = cached("attention_step.c", macros, label=label, operations=operations, slices=slices)
     else:
         outputs.insert(1, Tensor.empty(B, H, T, 2, device=q.device))
         parts, slices = _tiling(spec)
-        kernel = make_kernel(
-            "attention.c",
-            {**spec.macros(cached=True), **macros, "PARTS": parts},
-            label=f"cached_{label}",
-            operations=2 * spec.products,
-            slices=slices,
-            in_place=True,
-        )
+        macros, operations = {**spec.macros(cached=True), **macros, "PARTS": parts}, 2 * spec.products
+        label = f"cached_{label}"
+        kernel = cached("attention.c", macros, label=label, operations=operations, slices=slices)
     return kernel.into(outputs, *inputs)[0].permute(0, 2, 1, 3)
 
 
@@ -241,14 +233,11 @@ def _gradient_for(spec: _AttentionSpec) -> Gradient:
     """The gradients of q, k and v, written as these lie in their tensors."""
     firsts = sorted(set(spec.owners))
     places = zip("QKV", spec.owners, strict=True)
-    outputs_of = {f"D{name}": f"d{firsts.index(owner) + 1}" for name, owner in places}
-    kernel = make_kernel(
-        "attention.c",
-        {**spec.macros(backward=True), "KV": "float", "OUTPUTS": len(firsts), **outputs_of},
-        label=f"backward_{spec.label}",
-        operations=5 * spec.products,
-        slices=min(spec.B * spec.H, slices_for(5 * spec.products / FLOPS)),
-    )
+    macros = spec.macros(backward=True) | {f"D{name}": f"d{owner}" for name, owner in places}
+    macros["OUTPUTS"] = ", ".join(f"output d{owner}" for owner in firsts)
+    label, operations = f"backward_{spec.label}", 5 * spec.products
+    slices = min(spec.B * spec.H, slices_for(operations / FLOPS))
+    kernel = make_kernel("attention.c", macros, label=label, operations=operations, slices=slices)
 
     def gradient(grad: UOp, call: UOp) -> Gradients:
         z, stats, inputs = result_of(call), result_of(call, 1), inputs_of(call, 2)

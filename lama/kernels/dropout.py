@@ -33,12 +33,13 @@ class Dropped(Producer):
     site: int
 
     def inputs(self) -> list[Tensor]:
-        """The tensors that `drop` in vectors.h reads."""
+        """The tensors that `DROPPED` in vectors.h reads."""
         return [Tensor(self.key), site_tensor(self.site, str(self.key.device))]
 
     def macros(self) -> Macros:
-        """The constants of `drop` in vectors.h."""
+        """The macros of `DROPPED` in vectors.h."""
         return {
+            "DROPOUT": 1,
             "ROW": f"{math.prod(shape_of(Tensor(self.x))[1:])}u",
             "THRESHOLD": f"{threshold(self.rate)}u",
             "SCALE": c_float(1 / (1 - self.rate)),

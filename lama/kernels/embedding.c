@@ -6,7 +6,7 @@
 
 #if GRADIENT_OF_TOKENS
 // Row t of dw is the sum of the rows of dy whose token is t, in their order; a slice has some of the columns.
-KERNEL NAME(float *restrict dw, const int *restrict tokens, const float *restrict dy, int slice) {
+KERNEL NAME(output dw, const int *restrict tokens, input dy, int slice) {
   for (long i = 0; i < ROWS; i++)
     for (int j = FIRST(D); j < LAST(D); j++) dw[i * D + j] = 0;
   for (long i = 0; i < TOKENS; i++)
@@ -15,29 +15,27 @@ KERNEL NAME(float *restrict dw, const int *restrict tokens, const float *restric
 }
 #elif GRADIENT_OF_POSITIONS
 // Row t of dp is the sum of the rows t, t + LENGTH, ... of dy; zeros from row LENGTH on.
-KERNEL NAME(float *restrict dp, const float *restrict dy, int slice) {
+KERNEL NAME(output dp, input dy, int slice) {
   for (long row = FIRST(POSITIONS); row < LAST(POSITIONS); row++)
     for (int j = 0; j < D; j += V) {
       vec sum = 0;
       if (row < LENGTH)
-        for (long i = row; i < TOKENS; i += LENGTH) sum += get(dy + i * D + j, MIN(V, D - j), 0);
-      put(dp + row * D + j, sum, MIN(V, D - j));
+        for (long i = row; i < TOKENS; i += LENGTH) sum += get(dy + i * D + j, D - j, 0);
+      put(dp + row * D + j, sum, D - j);
     }
 }
 #else
+KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
 #ifdef BITS  // of a quantised table, see quantized.h
-#define TABLE const WEIGHT *restrict w, const _Float16 *restrict scales
-#else
-#define TABLE const WEIGHT *restrict w
+            const _Float16 *restrict scales,
+#endif
+#if POSITIONS
+            const POSITION_WEIGHT *restrict p,
 #endif
 #if CACHED
-KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p,
-            const int *restrict positions, int slice) {
-#elif POSITIONS
-KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, const POSITION_WEIGHT *restrict p, int slice) {
-#else
-KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, int slice) {
+            const int *restrict positions,
 #endif
+            int slice) {
   for (long i = FIRST(TOKENS); i < LAST(TOKENS); i++) {
     const int known = tokens[i] >= 0 && tokens[i] < ROWS;
     const long token = known ? tokens[i] : 0;
@@ -53,12 +51,11 @@ KERNEL NAME(float *restrict y, const int *restrict tokens, TABLE, int slice) {
     const long at = 0;
 #endif
     for (int j = 0; j < D; j += V) {
-      const int some = MIN(V, D - j);
-      vec x = known ? get(row + j, some, 0) : (vec)0;
+      vec x = known ? get(row + j, D - j, 0) : (vec)0;
 #if POSITIONS
-      x += get(p + (at + i % LENGTH) * D + j, some, 0);
+      x += get(p + (at + i % LENGTH) * D + j, D - j, 0);
 #endif
-      put(y + i * D + j, x, some);
+      put(y + i * D + j, x, D - j);
     }
   }
 }

@@ -1,22 +1,15 @@
 // GELU of N numbers, or the gradient of it.
 
 #if BACKWARD
-PART vec value(vec x, vec dy) {
-  vec slope;
-  gelu_and_slope(x, &slope);
-  return dy * slope;
-}
-
-KERNEL NAME(float *restrict dx, const float *restrict x, const float *restrict dy, int slice) {
-  for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V)
-    *(vec *)(dx + i) = value(*(const vec *)(x + i), *(const vec *)(dy + i));
-  long i = N / V * V;
-  if (i < N && slice == 0) store_some(dx + i, value(load_some(x + i, N - i, 0), load_some(dy + i, N - i, 0)), N - i);
+KERNEL NAME(output dx, input x, input dy, int slice) {
+  VECTORS_AT(i) {
+    vec slope;
+    gelu_and_slope(get(x + i, LEFT(i), 0), &slope);
+    put(dx + i, get(dy + i, LEFT(i), 0) * slope, LEFT(i));
+  }
 }
 #else
-KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
-  for (long i = FIRST(N / V) * V; i < LAST(N / V) * V; i += V) *(vec *)(y + i) = gelu(*(const vec *)(x + i));
-  long i = N / V * V;
-  if (i < N && slice == 0) store_some(y + i, gelu(load_some(x + i, N - i, 0)), N - i);
+KERNEL NAME(output y, input x, int slice) {
+  VECTORS_AT(i) put(y + i, gelu(get(x + i, LEFT(i), 0)), LEFT(i));
 }
 #endif

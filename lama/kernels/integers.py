@@ -10,7 +10,7 @@ import functools
 from tinygrad import Device, Tensor, UOp, dtypes
 
 from lama.kernels.quantized import GROUP, Quantized
-from lama.runtime.kernel import Gradient, Gradients, Kernel, are_fast_floats, make_kernel, slices_for
+from lama.runtime.kernel import Gradient, Gradients, Kernel, Macros, are_fast_floats, make_kernel, slices_for
 from lama.runtime.strides import shape_of
 from lama.runtime.threads import threads
 
@@ -38,24 +38,11 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
     wanted = min(slices_for(2 * m * n * k / OPERATIONS), PARTS * threads() if threads() > 1 else 1)
     parts_n = max(1, min(wanted, n // LEAST))
     parts_m = min(-(-wanted // parts_n), max(1, m // LEAST))
-    macros = {
-        "PARTS_M": parts_m,
-        "PARTS_N": parts_n,
-        "M": m,
-        "N": n,
-        "K": k,
-        **Quantized(w, inputs["scales"], k).macros(),
-        "BIAS": "bias" in inputs,
-        "GELU": gelu,
-        "RESIDUAL": "residual" in inputs,
-    }
-    kernel = make_kernel(
-        "matmul_integers.c",
-        macros,
-        operations=2 * m * n * k,
-        slices=parts_m * parts_n,
-        headers=("integers.h",),
-    )
+    macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "M": m, "N": n, "K": k}
+    macros |= Quantized(w, inputs["scales"], k).macros()
+    macros |= {"BIAS": "bias" in inputs, "GELU": gelu, "RESIDUAL": "residual" in inputs}
+    operations, slices, headers = 2 * m * n * k, parts_m * parts_n, ("integers.h",)
+    kernel = make_kernel("matmul_integers.c", macros, operations=operations, slices=slices, headers=headers)
     return kernel((m, n), *inputs.values(), *_integers(a), gradient=gradient)
 
 

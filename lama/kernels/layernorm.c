@@ -3,35 +3,14 @@
 // With OF_SUM, the input is a sum: s = x + h, or x + dropout(h) with DROPOUT (as in dropout.c). s is written
 // too.
 
-#define EACH(i) for (int i = 0; i < N; i += V)
-// The floats of a row in the vector that begins at float i of it.
-#define COUNT(i) (N % V != 0 && (i) + V > N ? N - (i) : V)
-
-#if DROPOUT
-#define KEY const unsigned int *restrict key, const unsigned int *restrict site,
-#define SEED uints seed = seed_of(key, site[0])
-#define DROP(x, i) drop(x, key[1] * ROW + (unsigned int)(i), seed, THRESHOLD, SCALE)
-#else
-#define KEY
-#define SEED
-#define DROP(x, i) (x)
-#endif
+#define VECTORS(i) for (int i = 0; i < N; i += V)
 
 #if BACKWARD
-// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale, plus ds with OF_SUM
-// 2, the gradient from the sum's other readers. dw and db are the sums of dy · z and dy over each slice's
+// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale, plus ds, the
+// gradient from other readers of a sum, with OTHERS. dw and db are the sums of dy · z and dy over each slice's
 // rows, (SLICES, 2, N). With DROPOUT, dh is dropout(dx).
-#if DROPOUT
-#define TO float *restrict dx, float *restrict sums, float *restrict dh
-#else
-#define TO float *restrict dx, float *restrict sums
-#endif
-#if OF_SUM == 2
-#define FROM const float *restrict x, const float *restrict w, const float *restrict dy, const float *restrict ds,
-#else
-#define FROM const float *restrict x, const float *restrict w, const float *restrict dy,
-#endif
-KERNEL NAME(TO, FROM KEY int slice) {
+KERNEL NAME(output dx, output sums WITH(DROPOUT, output dh), input x, input w, input dy WITH(OTHERS, input ds)
+                WITH(DROPOUT, uint_input key, uint_input site), int slice) {
   SEED;
   float *dw = sums + (long)slice * 2 * N, *db = dw + N;
   for (int i = 0; i < 2 * N; i++) dw[i] = 0;
@@ -39,8 +18,8 @@ KERNEL NAME(TO, FROM KEY int slice) {
     const float *xs = x + row * N, *dys = dy + row * N;
     float mean = mean_of(xs, N), scale = scale_of(xs, N, mean, EPSILON);
     vec g_sums = 0, gz_sums = 0;
-    EACH(i) {
-      int n = COUNT(i);
+    VECTORS(i) {
+      int n = LEFT(i);
       vec z = (get(xs + i, n, mean) - mean) * scale, dy_i = get(dys + i, n, 0), g = dy_i * get(w + i, n, 0);
       g_sums += g;
       gz_sums += g * z;
@@ -48,38 +27,28 @@ KERNEL NAME(TO, FROM KEY int slice) {
       put(db + i, get(db + i, n, 0) + dy_i, n);
     }
     float g_mean = sum_vec(g_sums) / N, gz_mean = sum_vec(gz_sums) / N;
-    EACH(i) {
-      int n = COUNT(i);
+    VECTORS(i) {
+      int n = LEFT(i);
       vec d = (get(dys + i, n, 0) * get(w + i, n, 0) - g_mean - (get(xs + i, n, 0) - mean) * scale * gz_mean) * scale;
-#if OF_SUM == 2
+#if OTHERS
       d += get(ds + row * N + i, n, 0);
 #endif
       put(dx + row * N + i, d, n);
 #if DROPOUT
-      put(dh + row * N + i, DROP(d, row * N + i), n);
+      put(dh + row * N + i, DROPPED(d, row * N + i), n);
 #endif
     }
   }
 }
 #else
-#if OF_SUM
-#define TO float *restrict y, float *restrict s
-#define FROM const float *restrict x, const float *restrict h, KEY
-#else
-#define TO float *restrict y
-#define FROM const float *restrict x,
-#endif
-#if BIAS
-KERNEL NAME(TO, FROM const float *restrict w, const float *restrict b, int slice) {
-#else
-KERNEL NAME(TO, FROM const float *restrict w, int slice) {
-#endif
+KERNEL NAME(output y WITH(OF_SUM, output s), input x WITH(OF_SUM, input h) WITH(DROPOUT, uint_input key, uint_input site),
+            input w WITH(BIAS, input b), int slice) {
   SEED;
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++) {
 #if OF_SUM
-    EACH(i) {
-      int n = COUNT(i);
-      put(s + row * N + i, get(x + row * N + i, n, 0) + DROP(get(h + row * N + i, n, 0), row * N + i), n);
+    VECTORS(i) {
+      int n = LEFT(i);
+      put(s + row * N + i, get(x + row * N + i, n, 0) + DROPPED(get(h + row * N + i, n, 0), row * N + i), n);
     }
     const float *xs = s + row * N;
 #else

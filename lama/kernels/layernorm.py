@@ -81,7 +81,7 @@ def layernorm_gradients(
     `others` is the gradient from all other readers of x.
     """
     slices = _slices(x)
-    kernel = _kernel(x, epsilon, drop, BACKWARD=1, OF_SUM=1 if others is None else 2)
+    kernel = _kernel(x, epsilon, drop, BACKWARD=1, OTHERS=int(others is not None))
     inputs = [x, *_widened([weight]), grad]
     outputs = [Tensor.empty(*x.shape, device=x.device), Tensor.empty(slices, 2, x.shape[-1], device=x.device)]
     if others is not None:
@@ -126,9 +126,9 @@ def _sum_gradient_for(epsilon: float, dropping: tuple[float, int] | None) -> Gra
 def _kernel(x: Tensor, epsilon: float, drop: Dropped | None = None, **flags: int) -> Kernel:
     """layernorm.c for x; `flags` are the macros that are not 0."""
     *lead, n = shape_of(x)
-    flags = {"BACKWARD": 0, "BIAS": 0, "OF_SUM": 0, "DROPOUT": int(drop is not None)} | flags
-    dropping: Macros = {} if drop is None else drop.macros()
-    macros = {"ROWS": math.prod(lead), "N": n, "EPSILON": c_float(epsilon), **flags, **dropping}
+    macros: Macros = {"ROWS": math.prod(lead), "N": n, "EPSILON": c_float(epsilon)}
+    defaults: Macros = dict.fromkeys(("BACKWARD", "BIAS", "OF_SUM", "OTHERS", "DROPOUT"), 0)
+    macros = {**macros, **defaults, **flags, **({} if drop is None else drop.macros())}
     return make_kernel("layernorm.c", macros, slices=_slices(x))
 
 

@@ -33,26 +33,6 @@ enum {
   HEIGHT = 1536 / ROWS * ROWS,
 };
 
-#if BIAS
-#define BIAS_ARGUMENT , const float *restrict bias
-PART float bias_of(const float *bias, long n) { return bias[n]; }
-PART vec biases_of(const float *bias, long n) { return *(const vec *)(bias + n); }
-#else
-#define BIAS_ARGUMENT
-PART float bias_of(const float *bias, long n) { return 0; }
-PART vec biases_of(const float *bias, long n) { return 0; }
-#endif
-#if GELU
-#define SLOPES_ARGUMENT , float *restrict slopes
-#else
-#define SLOPES_ARGUMENT
-#endif
-#if FACTOR
-#define FACTORS_ARGUMENT , const float *restrict factors
-#else
-#define FACTORS_ARGUMENT
-#endif
-
 // The places where a tile reads a and w. Small matrices stay in place. So does an a whose rows run along the
 // sum (AKS 1), unless they are so far apart that they share cache lines: then they are copied closer.
 #define SMALL 8192  // floats that stay in the first cache
@@ -80,29 +60,27 @@ PART vec biases_of(const float *bias, long n) { return 0; }
 // Product k of each of a tile's sums. Data from the second cache is prefetched AHEAD: the panel's rows, and a
 // if it is read there k by k.
 #define AHEAD 6
-PART void step(const int rows, vec sums[ROWS][VECTORS], const float *restrict a, const float *restrict w, int k) {
+PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k) {
   vec row[VECTORS];
-  UNROLL for (int j = 0; j < VECTORS; j++) {
-    row[j] = *(const vec *)(w + k * W_STEP + j * V);
+  EACH(j, VECTORS) {
+    row[j] = load(w + k * W_STEP + j * V);
     if (!W_IN_PLACE) __builtin_prefetch(w + (k + AHEAD) * W_STEP + j * V);
   }
   if (K_BY_K) {
     __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP);
     __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP + ROWS - 1);
   }
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
+  EACH(i, rows) EACH(j, VECTORS) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
 }
 
 // Turn complete sums into `rows` rows of c, `columns` of each. The sums are not in c: reading and writing in
 // turn is slow at equal offsets in two pages, as rows of c and of slopes have.
-PART void finish(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict sums, int rows,
-                 int columns) {
+PART void finish(output c, output slopes, input factors, input sums, int rows, int columns) {
   for (int i = 0; i < rows; i++, c += N, slopes += N, factors += N)
     UNROLL for (int j = 0; j < COLUMNS; j += V) {
-      int n = MIN(V, columns - j);
+      int n = columns - j;
       if (n <= 0) break;
-      vec x = *(const vec *)(sums + i * COLUMNS + j);
+      vec x = load(sums + i * COLUMNS + j);
 #if GELU
       vec slope, y = gelu_and_slope(x, &slope);
       put(slopes + j, slope, n);
@@ -119,50 +97,45 @@ PART void finish(float *restrict c, float *restrict slopes, const float *restric
 #define STEPS 4
 #define EVERY (NEAR(SIZE(M, N)) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
 #define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
-PART void tile_of(const int rows, float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
-                  const float *restrict w, const float *bias, int depth, int columns, int add, int finishes) {
+PART void tile_of(const int rows, output c, output slopes, input factors, input a, input w,
+                  const float *bias, int depth, int columns, int add, int finishes) {
   vec sums[ROWS][VECTORS];
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] = 0;
+  EACH(i, rows) EACH(j, VECTORS) sums[i][j] = 0;
   int k = 0;
   for (; k + STEPS <= depth; k += STEPS) {
     if (k % EVERY == 0 && k / EVERY < rows)
-      UNROLL for (int j = 0; j < VECTORS; j++) {
+      EACH(j, VECTORS) {
         long at = (long)(k / EVERY) * N + NEXT + j * V;
         __builtin_prefetch(c + at, 1);
         if (GELU && finishes) __builtin_prefetch(slopes + at, 1);
         if (FACTOR && finishes) __builtin_prefetch(factors + at);
       }
-    UNROLL for (int i = 0; i < STEPS; i++) step(rows, sums, a, w, k + i);
+    EACH(i, STEPS) step(rows, sums, a, w, k + i);
   }
   for (; k < depth; k++) step(rows, sums, a, w, k);
   if (columns == COLUMNS) {
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++) {
-        vec *to = (vec *)(c + (long)i * N + j * V);
-        sums[i][j] += add ? *to : biases_of(bias, j * V);
-        if (!finishes) *to = sums[i][j];
-      }
+    EACH(i, rows) EACH(j, VECTORS) {
+      float *to = c + (long)i * N + j * V;
+      sums[i][j] += add ? load(to) : BIAS ? load(bias + j * V) : (vec)0;
+      if (!finishes) store(to, sums[i][j]);
+    }
   } else {
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++) {
-        int n = columns - j * V;
-        float *to = c + (long)i * N + j * V;
-        for (int v = 0; v < MIN(V, n); v++) sums[i][j][v] += add ? to[v] : bias_of(bias, j * V + v);
-        if (!finishes) store_some(to, sums[i][j], MIN(V, n));
-      }
+    EACH(i, rows) EACH(j, VECTORS) {
+      int n = MIN(V, columns - j * V);
+      float *to = c + (long)i * N + j * V;
+      for (int v = 0; v < n; v++) sums[i][j][v] += add ? to[v] : BIAS ? bias[j * V + v] : 0;
+      if (!finishes) for (int v = 0; v < n; v++) to[v] = sums[i][j][v];
+    }
   }
   if (finishes) {
     float complete[ROWS * COLUMNS];
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++) *(vec *)(complete + i * COLUMNS + j * V) = sums[i][j];
+    EACH(i, rows) EACH(j, VECTORS) store(complete + i * COLUMNS + j * V, sums[i][j]);
     finish(c, slopes, factors, complete, rows, columns);
   }
 }
 
 // The last rows of c may be fewer than a tile has.
-PART void tile(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
-               const float *restrict w, const float *bias, int depth, int rows, int columns, int add, int finishes) {
+PART void tile(output c, output slopes, input factors, input a, input w, const float *bias, int depth, int rows, int columns, int add, int finishes) {
   if (rows == ROWS)
     tile_of(ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
   else
@@ -170,22 +143,22 @@ PART void tile(float *restrict c, float *restrict slopes, const float *restrict 
 }
 
 // Transpose V columns of w, V long, to rows COLUMNS apart.
-PART void transpose(float *restrict to, const WEIGHT *restrict w) {
+PART void transpose(output to, const WEIGHT *restrict w) {
   vec x[V];
-  UNROLL for (int i = 0; i < V; i++) x[i] = load(w + (long)i * WNS);
+  EACH(i, V) x[i] = load(w + (long)i * WNS);
   transpose_vecs(x);
-  UNROLL for (int i = 0; i < V; i++) *(vec *)(to + i * COLUMNS) = x[i];
+  EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
 
 // Pack `width` columns of w k by k, COLUMNS at a time, with zeros after the last. Where memory has them k by
 // k it is read in that order: rows that are far apart are slow.
-PART void pack_w(float *restrict to, const WEIGHT *restrict w, int depth, int width) {
+PART void pack_w(output to, const WEIGHT *restrict w, int depth, int width) {
 #if WNS == 1
   for (int k = 0; k < depth; k++)
     for (int n = 0; n < width; n += COLUMNS) {
       float *row = to + n * DEPTH + k * COLUMNS;
       if (n + COLUMNS <= width)
-        UNROLL for (int j = 0; j < VECTORS; j++) *(vec *)(row + j * V) = load(w + (long)k * WKS + n + j * V);
+        EACH(j, VECTORS) store(row + j * V, load(w + (long)k * WKS + n + j * V));
       else
         for (int j = 0; j < COLUMNS; j++) row[j] = n + j < width ? load1(w + (long)k * WKS + n + j) : 0;
     }
@@ -202,18 +175,18 @@ PART void pack_w(float *restrict to, const WEIGHT *restrict w, int depth, int wi
 }
 
 // Pack `rows` rows of a, from row m on: row by row if memory has them so, else k by k.
-PART void pack_a(float *restrict to, const float *restrict a, int depth, int m, int rows) {
+PART void pack_a(output to, input a, int depth, int m, int rows) {
 #if AKS == 1
   for (int i = 0; i < rows; i++) {
     int k = 0;
-    for (; k + V <= depth; k += V) *(vec *)(to + i * A_ROW + k) = *(const vec *)(a + (long)i * AMS + k);
+    for (; k + V <= depth; k += V) store(to + i * A_ROW + k, load(a + (long)i * AMS + k));
     for (; k < depth; k++) to[i * A_ROW + k] = a[(long)i * AMS + k];
   }
 #else
   for (int k = 0; k < depth; k++)
     if (ROWS <= V && m + V <= M)
       // More than a tile's rows; the next k overwrites the rest.
-      *(vec *)(to + k * ROWS) = *(const vec *)(a + (long)k * AKS);
+      store(to + k * ROWS, load(a + (long)k * AKS));
     else
       for (int i = 0; i < rows; i++) to[k * ROWS + i] = a[(long)k * AKS + i];
 #endif
@@ -223,7 +196,7 @@ PART void pack_a(float *restrict to, const float *restrict a, int depth, int m, 
 PART void prefetch_a(const float *a, int depth, int share, int shares) {
 #if AKS == 1
   for (int k = depth / 16 * share / shares * 16; k < depth / 16 * (share + 1) / shares * 16; k += 16)
-    UNROLL for (int i = 0; i < ROWS; i++) __builtin_prefetch(a + (long)i * AMS + k);
+    EACH(i, ROWS) __builtin_prefetch(a + (long)i * AMS + k);
 #else
   for (int k = depth * share / shares; k < depth * (share + 1) / shares; k++) {
     __builtin_prefetch(a + (long)k * AKS);
@@ -233,8 +206,8 @@ PART void prefetch_a(const float *a, int depth, int share, int shares) {
 }
 
 // The part of c from (m_first, n_first) to before (m_last, n_last).
-PART void part(float *restrict c, float *restrict slopes, const float *restrict factors, const float *restrict a,
-               const WEIGHT *restrict w, const float *restrict bias, int m_first, int m_last, int n_first, int n_last) {
+PART void part(output c, output slopes, input factors, input a,
+               const WEIGHT *restrict w, input bias, int m_first, int m_last, int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
@@ -261,7 +234,8 @@ PART void part(float *restrict c, float *restrict slopes, const float *restrict 
 }
 
 // Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them.
-KERNEL NAME(float *restrict c SLOPES_ARGUMENT, const float *restrict a, const WEIGHT *restrict w BIAS_ARGUMENT FACTORS_ARGUMENT, int slice) {
+KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict w WITH(BIAS, input bias)
+                WITH(FACTOR, input factors), int slice) {
 #if !BIAS
   const float *bias = 0;
 #endif

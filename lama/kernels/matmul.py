@@ -14,8 +14,8 @@ from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
-from lama.runtime import DType
 from lama.runtime.fusion import Producer, producer_of, remember
+from lama.runtime.internals import DType
 from lama.runtime.kernel import (
     C_TYPES,
     Gradient,
@@ -157,13 +157,8 @@ class Product(Producer):
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
         """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
-        parts = {
-            "a": self.a,
-            "w": self.b,
-            "scales": self.scales,
-            "bias": self.bias,
-            "residual": self.residual,
-        }
+        parts = {"a": self.a, "w": self.b, "scales": self.scales, "bias": self.bias}
+        parts["residual"] = self.residual
         if norm is not None:
             parts |= {"a": norm.x, "norm_weight": norm.weight, "norm_bias": norm.bias}
         inputs = {name: Tensor(part) for name, part in parts.items() if part is not None}
@@ -182,32 +177,19 @@ class Product(Producer):
             m, k = k, m
         # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
         parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
-        macros: Macros = {
-            "PARTS_M": parts_m,
-            "PARTS_N": parts_n,
-            "BATCH": batch,
-            "M": m,
-            "N": n,
-            "K": k,
-            "AMS": 1 if self.transpose_a else k,
-            "AKS": m if self.transpose_a else 1,
-            "WKS": 1 if self.transpose_b else n,
-            "WNS": k if self.transpose_b else 1,
-            "BIAS": self.bias is not None,
-            "GELU": self.gelu,
-            "FACTOR": self.factor is not None,
-            "WEIGHT": C_TYPES[b.dtype],
-            "W_NARROW": b.dtype != dtypes.float32,
-        }
-        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{C_TYPES[b.dtype]}"
-        flags = [name.lower() for name in ("BIAS", "GELU", "FACTOR") if macros[name]]
-        label = "_".join([label, *flags])
+        flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
+        ams, aks = (1, m) if self.transpose_a else (k, 1)
+        wks, wns = (1, k) if self.transpose_b else (n, 1)
+        type_ = C_TYPES[b.dtype]
+        macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
+        macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags}
+        macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
+        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
+        label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
         operations = 2 * batch * m * n * k
         kernel = make_kernel("matmul.c", macros, label=label, operations=operations, slices=slices)
-        out = Tensor.empty(batch, m, n, dtype=dtypes.float32, device=a.device)
-        outputs, inputs = [out], [a, b]
-        if self.gelu:
-            outputs.append(Tensor.empty(batch, m, n, dtype=dtypes.float32, device=a.device))
+        outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
+        inputs = [a, b]
         if self.bias is not None:
             inputs.append(Tensor(self.bias).cast(dtypes.float32))
         if self.factor is not None:  # in a gradient, which needs none of its own
@@ -234,13 +216,11 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradi
             gradients["w"] = product(grad, x, transpose_a=True)
         grad = product(grad, weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight)))
         if norm_weight is not None:
-            found = layernorm_gradients(grad, a, norm_weight, epsilon)
-            grad, gradients["norm_weight"], gradients["norm_bias"], _ = found
+            norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon)
+            grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
         gradients["a"] = grad
-        found_of = {
-            name: gradients[name].cast(x.dtype).uop for name, x in inputs.items() if name in gradients
-        }
-        return None, *(found_of.get(name) for name in names)
+        found = {name: g.cast(inputs[name].dtype).uop for name, g in gradients.items() if name in inputs}
+        return None, *(found.get(name) for name in names)
 
     return gradient
 

@@ -43,13 +43,13 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
     const int some = MIN(V, columns - j * V);
     for (int k = 0; k < depth * 8; k += V) {
       vec x[V];
-      UNROLL for (int i = 0; i < V; i++) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES, k) : (vec)0;
+      EACH(i, V) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES, k) : (vec)0;
       transpose_vecs(x);
-      UNROLL for (int i = 0; i < V; i++) to->words[k + i][j] = (ints)x[i];
+      EACH(i, V) to->words[k + i][j] = (ints)x[i];
     }
     for (int g = 0; g < depth; g++) {
       ints sum = 0;
-      if (SHIFT) UNROLL for (int k = 0; k < 8; k++) sum = dot4(sum, (ints)0x01010101, to->words[8 * g + k][j]);
+      if (SHIFT) EACH(k, 8) sum = dot4(sum, (ints)0x01010101, to->words[8 * g + k][j]);
       to->start[g][j] = sum * -SHIFT;
       vec widened = 0;
       for (int i = 0; i < some; i++) widened[i] = load1(scales + (long)(j * V + i) * GROUPS + g);
@@ -58,43 +58,27 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
   }
 }
 
-#if BIAS
-#define BIAS_ARGUMENT const float *restrict bias,
-#else
-#define BIAS_ARGUMENT
-#endif
-#if RESIDUAL
-#define RESIDUAL_ARGUMENT const float *restrict residual,
-#else
-#define RESIDUAL_ARGUMENT
-#endif
-
 // One tile of c, `columns` of it: rows x COLUMNS sums of `depth` groups. Prefetches its rows of c.
-PART void tile_of(const int rows, float *restrict c, const unsigned char *restrict a, const float *restrict scales,
+PART void tile_of(const int rows, output c, const unsigned char *restrict a, input scales,
                   const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
   vec sums[ROWS][VECTORS];
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] = 0;
+  EACH(i, rows) EACH(j, VECTORS) sums[i][j] = 0;
   for (int g = 0; g < depth; g++) {
-    if (g < rows) UNROLL for (int j = 0; j < VECTORS; j++) {
+    if (g < rows) EACH(j, VECTORS) {
       __builtin_prefetch(c + (long)g * N + j * V, 1);
       if (RESIDUAL && last) __builtin_prefetch(residual + (long)g * N + j * V);
     }
     ints dots[ROWS][VECTORS];
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++) dots[i][j] = w->start[g][j];
-    UNROLL for (int k = 0; k < 8; k++)
-      UNROLL for (int i = 0; i < rows; i++) {
-        ints four = *(const int *)(a + (long)i * ALL * 32 + 32 * g + 4 * k);
-        UNROLL for (int j = 0; j < VECTORS; j++) dots[i][j] = dot4(dots[i][j], four, w->words[8 * g + k][j]);
-      }
-    UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < VECTORS; j++)
+    EACH(i, rows) EACH(j, VECTORS) dots[i][j] = w->start[g][j];
+    EACH(k, 8) EACH(i, rows) {
+      ints four = *(const int *)(a + (long)i * ALL * 32 + 32 * g + 4 * k);
+      EACH(j, VECTORS) dots[i][j] = dot4(dots[i][j], four, w->words[8 * g + k][j]);
+    }
+    EACH(i, rows) EACH(j, VECTORS)
         sums[i][j] += __builtin_convertvector(dots[i][j], vec) * (w->scales[g][j] * scales[i * ALL + g]);
   }
   vec out[ROWS][VECTORS];
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < VECTORS; j++) out[i][j] = sums[i][j];
+  EACH(i, rows) EACH(j, VECTORS) out[i][j] = sums[i][j];
   for (int i = 0; i < rows; i++)
     for (int j = 0, some; j < VECTORS && (some = MIN(V, columns - j * V)) > 0; j++) {
       float *to = c + (long)i * N + j * V;
@@ -112,8 +96,8 @@ PART void tile_of(const int rows, float *restrict c, const unsigned char *restri
 
 // c is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them. `a` itself is an input for its
 // gradient only.
-KERNEL NAME(float *restrict c, const float *restrict a, const unsigned char *restrict w, const _Float16 *restrict scales,
-            BIAS_ARGUMENT RESIDUAL_ARGUMENT const unsigned char *restrict rounded, const float *restrict rounded_scales, int slice) {
+KERNEL NAME(output c, input a, const unsigned char *restrict w, const _Float16 *restrict scales WITH(BIAS, input bias)
+                WITH(RESIDUAL, input residual), const unsigned char *restrict rounded, input rounded_scales, int slice) {
 #if !BIAS
   const float *bias = 0;
 #endif

@@ -39,27 +39,25 @@ def matvec(
     headers: tuple[str, ...] = ()
     if "scales" in inputs:
         layout, headers = Quantized(w, inputs["scales"], k).macros(), ("rounding.h", "quantized.h")
-    optional = [name for name in ("bias", "norm_weight", "norm_bias") if name in inputs]
-    macros = {
+    types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
+    flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
+        "gelu": gelu
+    }
+    macros: Macros = {
         "BATCH": batch,
         "M": m,
         "N": n,
         "K": k,
-        "WEIGHT": "unsigned char" if layout else C_TYPES[w.dtype],
-        **layout,
-        "GELU": gelu,
-        "RESIDUAL": "residual" in inputs,
+        "WEIGHT": types["w"],
         "EPSILON": c_float(epsilon),
-        **{name.upper(): C_TYPES[inputs[name].dtype] for name in optional},
     }
-    sizes = [batch, m, n, k, f"int{layout['BITS']}" if layout else C_TYPES[w.dtype], *optional]
-    label = "_".join(map(str, [*sizes, *(["gelu"] if gelu else [])]))
+    macros |= layout | {name.upper(): flag for name, flag in flags.items()}
+    macros["INPUTS"] = ", ".join(f"const {type_} *restrict {name}" for name, type_ in types.items())
+    kind = f"int{layout['BITS']}" if layout else types["w"]
+    label = "_".join(map(str, [batch, m, n, k, kind, *(name for name, flag in flags.items() if flag)]))
+    slices = min(n, slices_of_reader(w.nbytes() / BANDWIDTH))
+    operations = 2 * batch * m * n * k
     kernel = make_kernel(
-        "matvec.c",
-        macros,
-        label=label,
-        operations=2 * batch * m * n * k,
-        slices=min(n, slices_of_reader(w.nbytes() / BANDWIDTH)),
-        headers=headers,
+        "matvec.c", macros, label=label, operations=operations, slices=slices, headers=headers
     )
     return kernel((*lead, m, n), *inputs.values(), gradient=gradient)

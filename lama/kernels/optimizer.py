@@ -40,11 +40,8 @@ def adamw(
     one_shape = all(t.shape == parameter.shape for t in (m, v, gradient))
     if not (one_shape and are_fast_floats(*tensors)):
         return None
-    n, constants = math.prod(shape_of(parameter)), {"BETA1": beta1, "BETA2": beta2, "DECAY": decay}
-    macros: Macros = {
-        "N": n,
-        **{name: c_float(x) for name, x in constants.items()},
-        "EPSILON": c_float(epsilon),
-    }
+    n = math.prod(shape_of(parameter))
+    constants = {"BETA1": beta1, "BETA2": beta2, "DECAY": decay, "EPSILON": epsilon}
+    macros: Macros = {"N": n, **{name: c_float(x) for name, x in constants.items()}}
     kernel = make_kernel("adamw.c", macros, label=str(n), slices=slices_for(2.0 * n), in_place=True)
     return kernel.into([parameter, m, v], gradient, scalars, scale)

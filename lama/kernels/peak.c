@@ -6,21 +6,21 @@
 #if INTEGERS
 #define VALUES ints
 #define MULTIPLY_ADD(sum, a, b) dot4(sum, (ints)a, (ints)b)
-#define EACH 4  // products a lane
+#define PRODUCTS 4  // products a lane
 #else
 #define VALUES vec
 #define MULTIPLY_ADD(sum, a, b) sum * a + b
-#define EACH 1
+#define PRODUCTS 1
 #endif
 
-KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
+KERNEL NAME(output y, input x, int slice) {
   VALUES sums[SUMS];
-  vec a = *(const vec *)x, b = *(const vec *)(x + V);
-  UNROLL for (int i = 0; i < SUMS; i++) sums[i] = i;
-  for (long n = 0; n < REPEATS; n++) UNROLL for (int i = 0; i < SUMS; i++) sums[i] = MULTIPLY_ADD(sums[i], a, b);
+  vec a = load(x), b = load(x + V);
+  EACH(i, SUMS) sums[i] = i;
+  for (long n = 0; n < REPEATS; n++) EACH(i, SUMS) sums[i] = MULTIPLY_ADD(sums[i], a, b);
   VALUES sum = 0;
-  UNROLL for (int i = 0; i < SUMS; i++) sum += sums[i];
+  EACH(i, SUMS) sum += sums[i];
   y += 32 * slice;
-  *(vec *)y = (vec)sum;
-  y[16] = 2 * V * SUMS * EACH;
+  store(y, (vec)sum);
+  y[16] = 2 * V * SUMS * PRODUCTS;
 }

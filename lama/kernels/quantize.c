@@ -9,7 +9,7 @@ PART vec within(vec x, float least, float most) {
 
 PART float inverse(float x) { return x == 0 ? 0 : 1 / x; }
 
-PART _Float16 scale_of_group(const float *restrict x) {
+PART _Float16 scale_of_group(input x) {
   float most = x[0], least = x[0];
   for (int i = 1; i < 32; i++) {
     most = x[i] > most ? x[i] : most;
@@ -37,14 +37,14 @@ PART _Float16 scale_of_group(const float *restrict x) {
 #endif
 }
 
-KERNEL NAME(unsigned char *restrict values, _Float16 *restrict scales, const float *restrict x, int slice) {
+KERNEL NAME(unsigned char *restrict values, _Float16 *restrict scales, input x, int slice) {
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
     for (int g = 0; g < GROUPS; g++) {
       float group[32], rounded[32];
       for (int i = 0; i < 32; i++) group[i] = 32 * g + i < K ? x[row * K + 32 * g + i] : 0;
       _Float16 scale = scale_of_group(group);
       UNROLL for (int i = 0; i < 32; i += V)
-        *(vec *)(rounded + i) = within(nearest(load(group + i) * inverse((float)scale)), BITS == 8 ? -127 : -8, BITS == 8 ? 127 : 7);
+        store(rounded + i, within(nearest(load(group + i) * inverse((float)scale)), BITS == 8 ? -127 : -8, BITS == 8 ? 127 : 7));
       unsigned char *to = values + row * ROW_BYTES + 32 * g * BITS / 8;
       for (int i = 0; i < 32 * BITS / 8; i++)
         to[i] = BITS == 8 ? (int)rounded[i] : (int)(rounded[2 * i] + 8) | (int)(rounded[2 * i + 1] + 8) << 4;

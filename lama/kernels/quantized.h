@@ -3,7 +3,7 @@
 #define LINES (ROW_BYTES / 64)
 
 // A row in float32.
-PART void unpack(float *restrict y, const unsigned char *restrict w, const _Float16 *restrict scales) {
+PART void unpack(output y, const unsigned char *restrict w, const _Float16 *restrict scales) {
   for (int k = 0; k < K; k += 32) {
     float scale = load1(scales + k / 32), values[32];
     for (int i = 0; i < 32; i++)
@@ -16,11 +16,11 @@ PART void unpack(float *restrict y, const unsigned char *restrict w, const _Floa
 #define FAR 4096  // bytes
 
 // A row's scales in float32, V at a time; the last V overlap those before where V does not divide them.
-PART void widen(float *restrict to, const _Float16 *restrict scales) {
+PART void widen(output to, const _Float16 *restrict scales) {
   const int rest = GROUPS % V;
-  for (int i = 0; i + V <= GROUPS; i += V) *(vec *)(to + i) = load(scales + i);
+  for (int i = 0; i + V <= GROUPS; i += V) store(to + i, load(scales + i));
   if (rest && GROUPS > V)
-    *(vec *)(to + GROUPS - V) = load(scales + GROUPS - V);
+    store(to + GROUPS - V, load(scales + GROUPS - V));
   else
     for (int i = GROUPS - rest; i < GROUPS; i++) to[i] = load1(scales + i);
 }
@@ -30,21 +30,21 @@ PART void widen(float *restrict to, const _Float16 *restrict scales) {
 typedef signed char bytes __attribute__((ext_vector_type(V), aligned(1)));
 #define X_LINE 64
 
-PART void arrange(float *restrict x, const float *restrict a) {
+PART void arrange(output x, input a) {
   for (int k = 0; k < LINES * X_LINE; k += 32) rounded_group(x + k, a + k, K - k);
 }
 
-PART void add_line(vec sums[M], const unsigned char *restrict w, const float *restrict scales, const float *restrict x) {
-  UNROLL for (int g = 0; g < 2; g++) {
+PART void add_line(vec sums[M], const unsigned char *restrict w, input scales, input x) {
+  EACH(g, 2) {
     vec products[M];
-    UNROLL for (int i = 0; i < 32 / V; i++) {
+    EACH(i, 32 / V) {
       vec weights = __builtin_convertvector(*(const bytes *)(w + 32 * g + i * V), vec);
-      UNROLL for (int m = 0; m < M; m++) {
+      EACH(m, M) {
         vec some = load(x + m * LINES * X_LINE + 32 * g + i * V);
         products[m] = i ? products[m] + weights * some : weights * some;
       }
     }
-    UNROLL for (int m = 0; m < M; m++) sums[m] += products[m] * scales[g];
+    EACH(m, M) sums[m] += products[m] * scales[g];
   }
 }
 #else
@@ -54,7 +54,7 @@ PART void add_line(vec sums[M], const unsigned char *restrict w, const float *re
 // and the 8.
 #define X_LINE (9 * 16)
 
-PART void arrange(float *restrict x, const float *restrict a) {
+PART void arrange(output x, input a) {
   for (int k = 0; k < LINES * 128; k += 128, x += X_LINE)
     for (int g = 0; g < 4; g++) {
       float group[32];
@@ -80,33 +80,33 @@ PART void arrange(float *restrict x, const float *restrict a) {
 #endif
 typedef float few __attribute__((ext_vector_type(V / 4 > 1 ? V / 4 : 2), aligned(4)));
 
-PART void add_line(vec sums[M], const unsigned char *restrict w, const float *restrict scales, const float *restrict x) {
+PART void add_line(vec sums[M], const unsigned char *restrict w, input scales, input x) {
   UNROLL for (int i = 0; i < 16; i += V) {
     uints words = *(const uints *)(w + 4 * i);
     vec products[M];
-    UNROLL for (int m = 0; m < M; m++) products[m] = load(x + m * LINES * X_LINE + i);
-    UNROLL for (int place = 0; place < 8; place++) {
+    EACH(m, M) products[m] = load(x + m * LINES * X_LINE + i);
+    EACH(place, 8) {
       uints bits = place < 5 ? words << (19 - 4 * place) : words >> (4 * place - 19);
       vec weights = (vec)((bits & 0x780000) | 0x3f800000);
-      UNROLL for (int m = 0; m < M; m++) products[m] += weights * load(x + m * LINES * X_LINE + (1 + place) * 16 + i);
+      EACH(m, M) products[m] += weights * load(x + m * LINES * X_LINE + (1 + place) * 16 + i);
     }
     few some = *(const few *)(scales + i / 4);
-    UNROLL for (int m = 0; m < M; m++) sums[m] += products[m] * __builtin_shufflevector(some, some, FOUR_EACH);
+    EACH(m, M) sums[m] += products[m] * __builtin_shufflevector(some, some, FOUR_EACH);
   }
 }
 #endif
 
 // The products of one row of w with all rows of x, which are arranged; written N apart. Prefetches the next
 // rows.
-PART void quantized_dots(float *restrict y, const float *restrict x, const unsigned char *restrict w, const _Float16 *restrict scales) {
+PART void quantized_dots(output y, input x, const unsigned char *restrict w, const _Float16 *restrict scales) {
   vec sums[M];
   float widened[GROUPS + 2] __attribute__((aligned(64)));
   widen(widened, scales);
-  UNROLL for (int m = 0; m < M; m++) sums[m] = 0;
+  EACH(m, M) sums[m] = 0;
   for (int i = 0; i < LINES; i++) {
     __builtin_prefetch(w + 64 * i + FAR);
     add_line(sums, w + 64 * i, widened + i * (GROUPS / LINES), x + i * X_LINE);
   }
-  UNROLL for (int m = 0; m < M; m++) y[m * N] = sum_vec(sums[m]);
+  EACH(m, M) y[m * N] = sum_vec(sums[m]);
 }
 #endif

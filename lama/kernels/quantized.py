@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from lama.runtime import DType
+from lama.runtime.internals import DType
 from lama.runtime.kernel import Macros, is_fast, make_kernel, slices_for
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
 #define GROUPS ((K + 31) / 32)
 
 #if FLOATS
-KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
+KERNEL NAME(output y, input x, int slice) {
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
     for (int g = 0; g < GROUPS; g++) {
       float group[32];
@@ -13,12 +13,12 @@ KERNEL NAME(float *restrict y, const float *restrict x, int slice) {
     }
 }
 #else
-KERNEL NAME(unsigned char *restrict values, float *restrict scales, const float *restrict x, int slice) {
+KERNEL NAME(unsigned char *restrict values, output scales, input x, int slice) {
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
     for (int g = 0; g < GROUPS; g++) {
       vec steps[32 / V];
       scales[row * GROUPS + g] = round_group(steps, x + row * K + 32 * g, K - 32 * g);
-      UNROLL for (int i = 0; i < 32 / V; i++)
+      EACH(i, 32 / V)
         *(bytes *)(values + (row * GROUPS + g) * 32 + i * V) = __builtin_convertvector((uints)steps[i] + SHIFT, bytes);
     }
 }

@@ -6,16 +6,15 @@
 
 // Round a group, whose numbers after the first `left` are 0, to steps of its scale, plus UNIT; returns the
 // scale.
-PART float round_group(vec steps[32 / V], const float *restrict x, int left) {
+PART float round_group(vec steps[32 / V], input x, int left) {
   uints most = 0;  // of the magnitudes' bits; those of NaN are largest
-  UNROLL for (int i = 0; i < 32 / V; i++) {
-    const int some = MIN(V, left - i * V);
-    steps[i] = some == V ? load(x + i * V) : some > 0 ? load_some(x + i * V, some, 0) : (vec)0;
+  EACH(i, 32 / V) {
+    steps[i] = get(x + i * V, left - i * V, 0);
     most = __builtin_elementwise_max(most, (uints)steps[i] & 0x7fffffff);
   }
   union { unsigned int bits; float value; } largest = {FOLD(MOST, most)};
   float scale = largest.value * (float)(1 / 127.0), inverse = scale > 1e-30f ? 1 / scale : 0;
-  UNROLL for (int i = 0; i < 32 / V; i++) {
+  EACH(i, 32 / V) {
     // A statement of its own: in one with the sum, the product would not be rounded.
     vec places = steps[i] * inverse;
     steps[i] = places + UNIT;
@@ -24,8 +23,8 @@ PART float round_group(vec steps[32 / V], const float *restrict x, int left) {
 }
 
 // The 32 numbers of a rounded group, as floats.
-PART void rounded_group(float *restrict to, const float *restrict x, int left) {
+PART void rounded_group(output to, input x, int left) {
   vec steps[32 / V];
   float scale = round_group(steps, x, left);
-  UNROLL for (int i = 0; i < 32 / V; i++) store(to + i * V, (steps[i] - UNIT) * scale);
+  EACH(i, 32 / V) store(to + i * V, (steps[i] - UNIT) * scale);
 }

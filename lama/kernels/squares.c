@@ -1,12 +1,12 @@
 // sums[i] = before[i] + the squares of part i of the N numbers x. The number of slices does not change the
 // PARTS parts.
 
-KERNEL NAME(float *restrict sums, const float *restrict before, const float *restrict x, int slice) {
+KERNEL NAME(output sums, input before, input x, int slice) {
   for (int part = FIRST(PARTS); part < LAST(PARTS); part++) {
     long i = (long)N * part / PARTS, last = (long)N * (part + 1) / PARTS;
     vec four[4] = {0, 0, 0, 0};
     for (; i + 4 * V <= last; i += 4 * V)
-      UNROLL for (int j = 0; j < 4; j++) four[j] += *(const vec *)(x + i + j * V) * *(const vec *)(x + i + j * V);
+      EACH(j, 4) four[j] += load(x + i + j * V) * load(x + i + j * V);
     float rest = 0;
     for (; i < last; i++) rest += x[i] * x[i];
     sums[part] = before[part] + sum_vec(four[0] + four[1] + (four[2] + four[3])) + rest;

@@ -15,14 +15,28 @@
 #define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
 #define PIECES(n, most) (((n) + (most)-1) / (most))
 #define UNROLL _Pragma("unroll")
+#define EACH(i, n) UNROLL for (int i = 0; i < (n); i++)
 typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
 typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
 typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
+// Arguments, which do not overlap.
+typedef const float *restrict input;
+typedef float *restrict output;
+typedef const unsigned int *restrict uint_input;
 
 // This slice's part of `units` equal units: from FIRST to before LAST. `slice` is every kernel's last
 // argument.
 #define FIRST(units) ((long)(units) * slice / SLICES)
 #define LAST(units) ((long)(units) * (slice + 1) / SLICES)
+// The same of N numbers in vectors, of which each begins at number i and has LEFT(i) of them, or V if more.
+#define VECTORS_AT(i) for (long i = FIRST(PIECES(N, V)) * V; i < LAST(PIECES(N, V)) * V; i += V)
+#define LEFT(i) (N % V ? N - (i) : V)
+
+// More arguments of a kernel, after others, where `flag` is 1 and not 0.
+#define WITH(flag, ...) WITH_VALUE(flag, __VA_ARGS__)
+#define WITH_VALUE(flag, ...) WITH_##flag(__VA_ARGS__)
+#define WITH_0(...)
+#define WITH_1(...) , __VA_ARGS__
 
 // Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin
 // it may call memset, which is not linked.
@@ -91,14 +105,14 @@ PART float max_vec(vec x) { return FOLD(MOST, x); }
 #define HIGH 2, 6, 3, 7
 #endif
 #define ROUND(from, to) \
-  UNROLL for (int i = 0; i < V / 2; i++) { \
+  EACH(i, V / 2) { \
     to[2 * i] = __builtin_shufflevector(from[i], from[i + V / 2], LOW); \
     to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + V / 2], HIGH); \
   }
 PART void transpose_vecs(vec x[V]) {
   vec y[V];
   ROUNDS(x, y)  // after the last of them, element (i, j) is at (j, i)
-  if (V == 8) UNROLL for (int i = 0; i < V; i++) x[i] = y[i];
+  if (V == 8) EACH(i, V) x[i] = y[i];
 }
 
 // Hash of element index i, uniform in [0, 2^32): decides what dropout drops. The formula is in ops.dropout;
@@ -111,12 +125,20 @@ PART uints mix(uints x) {
 PART uints seed_of(const unsigned int *key, unsigned int site) { return mix((uints)(key[0] + site * 0x9e3779b9u)); }
 PART uints hash_of(uints i, uints seed) { return mix(mix(i ^ seed) + seed); }
 
-// Dropout: x times `scale`, or 0 for the dropped elements. The first of x is element i of its batch.
-PART vec drop(vec x, unsigned int i, uints seed, unsigned int least, float scale) {
+PART uints each_from(unsigned int i) {
   uints place;
-  UNROLL for (int j = 0; j < V; j++) place[j] = i + j;
-  return hash_of(place, seed) >= least ? x * scale : (vec)0;
+  EACH(j, V) place[j] = i + j;
+  return place;
 }
+
+// With DROPOUT, as in dropout.c: x times SCALE, or 0 for the dropped elements. The first of x is element i.
+#if DROPOUT
+#define SEED uints seed = seed_of(key, site[0])
+#define DROPPED(x, i) (hash_of(each_from(key[1] * ROW + (unsigned int)(i)), seed) >= THRESHOLD ? (x) * SCALE : (vec)0)
+#else
+#define SEED
+#define DROPPED(x, i) (x)
+#endif
 
 // Read numbers of any type as floats.
 #define OVERLOADED __attribute__((overloadable))
@@ -130,22 +152,17 @@ PART OVERLOADED float load1(const float *x) { return *x; }
 PART OVERLOADED float load1(const _Float16 *x) { return (float)*x; }
 PART OVERLOADED float load1(const unsigned short *x) { union { unsigned int bits; float value; } u = {(unsigned int)*x << 16}; return u.value; }
 
-// Read the first n < V numbers at x, with `rest` in the other places; write the first n numbers. With `get` and
-// `put`, n may be V.
-#define LOAD_SOME(type) \
-  PART OVERLOADED vec load_some(const type *x, int n, float rest) { \
+// Read the first n numbers at x, V if n is larger, with `rest` in the other places.
+#define GET(type) \
+  PART OVERLOADED vec get(const type *x, long n, float rest) { \
+    if (n >= V) return load(x); \
     vec value = rest; \
     for (int i = 0; i < n; i++) value[i] = load1(x + i); \
     return value; \
-  } \
-  PART OVERLOADED vec get(const type *x, int n, float rest) { return n == V ? load(x) : load_some(x, n, rest); }
-LOAD_SOME(float)
-LOAD_SOME(_Float16)
-LOAD_SOME(unsigned short)
-
-PART OVERLOADED void store_some(float *x, vec value, int n) {
-  for (int i = 0; i < n; i++) x[i] = value[i];
-}
+  }
+GET(float)
+GET(_Float16)
+GET(unsigned short)
 
 // Write floats as numbers of any type, rounded to nearest.
 PART uints bfloat16_bits(vec x) {
@@ -155,42 +172,61 @@ PART uints bfloat16_bits(vec x) {
 PART OVERLOADED void store(float *x, vec value) { *(vec *)x = value; }
 PART OVERLOADED void store(_Float16 *x, vec value) { *(halves *)x = __builtin_convertvector(value, halves); }
 PART OVERLOADED void store(unsigned short *x, vec value) { *(shorts *)x = __builtin_convertvector(bfloat16_bits(value), shorts); }
-#define STORE_SOME(type) \
-  PART OVERLOADED void store_some(type *x, vec value, int n) { \
+// The first n of them, V if n is larger.
+#define PUT(type) \
+  PART OVERLOADED void put(type *x, vec value, long n) { \
     type all[V]; \
+    if (n >= V) { \
+      store(x, value); \
+      return; \
+    } \
     store(all, value); \
     for (int i = 0; i < n; i++) x[i] = all[i]; \
   }
-STORE_SOME(_Float16)
-STORE_SOME(unsigned short)
-PART void put(float *x, vec value, int n) {
-  if (n == V)
-    store(x, value);
-  else
-    store_some(x, value, n);
-}
+PUT(float)
+PUT(_Float16)
+PUT(unsigned short)
 
 // The mean of a row of n floats, and 1 / its standard deviation.
 PART float mean_of(const float *x, int n) {
   vec sums = 0;
-  int i = 0;
-  for (; i + V <= n; i += V) sums += *(const vec *)(x + i);
-  if (i < n) sums += load_some(x + i, n - i, 0);
+  for (int i = 0; i < n; i += V) sums += get(x + i, n - i, 0);
   return sum_vec(sums) / n;
 }
 
 PART float scale_of(const float *x, int n, float mean, float epsilon) {
   vec sums = 0;
-  int i = 0;
-  for (; i + V <= n; i += V) {
-    vec d = *(const vec *)(x + i) - mean;
-    sums += d * d;
-  }
-  if (i < n) {
-    vec d = load_some(x + i, n - i, mean) - mean;
+  for (int i = 0; i < n; i += V) {
+    vec d = get(x + i, n - i, mean) - mean;
     sums += d * d;
   }
   return 1 / __builtin_sqrtf(sum_vec(sums) / n + epsilon);
+}
+
+PART float most_of(const float *x, int n) {
+  vec most = x[0];
+  int i = 0;
+  for (; i + V <= n; i += V) most = __builtin_elementwise_max(most, load(x + i));
+  if (i < n) most = __builtin_elementwise_max(most, get(x + i, n - i, x[0]));
+  return max_vec(most);
+}
+
+// Write the exponentials of n floats less the largest of them; returns their sum.
+PART float exp_row(float *to, const float *x, int n) {
+  const float top = most_of(x, n);
+  vec sums = 0;
+  int i = 0;
+  for (; i + V <= n; i += V) {
+    vec e = exp_vec(load(x + i) - top);
+    store(to + i, e);
+    sums += e;
+  }
+  if (i < n) {  // not in the loop, where the compiler would not know n - i
+    vec e = exp_vec(get(x + i, n - i, -__builtin_inff()) - top);
+    put(to + i, e, n - i);
+    sums += e;
+  }
+  return sum_vec(sums);
 }
 
 // GELU's tanh approximation is x · σ(2u) with u = √(2/π) (x + 0.044715 x³), since (1 + tanh u) / 2 = σ(2u).

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from tinygrad import Device, Tensor, dtypes
-from tinygrad.dtype import DType
 
 from lama.runtime.internals import (
     Buffer,
     BufferSpec,
+    DType,
     LRUAllocator,
     Memory,
     Ops,
@@ -46,12 +46,13 @@ class LargePages:
         self._alloc = alloc
 
     def __call__(self, size: int, options: "BufferSpec") -> Memory:
-        if size < LARGE or options.external_ptr is not None:
+        if options.external_ptr is not None:
             return self._alloc(size, options)
-        # Shared memory, which tinygrad uses, gets no large pages.
+        # Shared memory, which tinygrad uses, gets no large pages, and a forked process would write to it.
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        if size >= LARGE:
+            with contextlib.suppress(OSError):  # a system without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         buffer = self._alloc(size, replace(options, external_ptr=address))
         buffer.meta = memory  # for as long as the buffer lives
@@ -72,9 +73,6 @@ def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
 
     The bytes are copied into the tensor's buffer: `Tensor(array).realize()` takes 5 ms a tensor.
     """
-    if not is_tested():
-        tensor = Tensor(array, device=device)
-        return (tensor.bitcast(dtype) if dtype == dtypes.bfloat16 else tensor).contiguous().realize()
     return write(Tensor.empty(*array.shape, dtype=dtype, device=device), array)
 
 
@@ -93,10 +91,10 @@ def write(tensor: Tensor, array: Array) -> Tensor:
 
 
 def read(tensor: Tensor) -> NDArray[np.uint8]:
-    """The bytes of a realised tensor, one axis; on the CPU they are its memory, not a copy."""
+    """The bytes of a realised tensor, one axis, to be read before it changes: they may be its own memory."""
     if not is_tested():
         return tensor.flatten().bitcast(dtypes.uint8).numpy()
-    return np.frombuffer(buffer_of(tensor).as_memoryview(), np.uint8)
+    return np.frombuffer(buffer_of(tensor).as_memoryview(allow_zero_copy=True), np.uint8)
 
 
 def read_scalar(tensor: Tensor) -> float:

@@ -28,7 +28,7 @@ from lama.runtime.release import is_tested
 
 WINDOWS = sys.platform == "win32"
 INSTALL = "pip install ziglang, or install clang, or set CC to a clang"
-OLDEST = 15  # the first clang with numbers of half precision on x86
+OLDEST = 17  # the first clang that compiles tinygrad's casts of bfloat16 on x86
 # The features that tinygrad's kernels and lama's own need.
 PROBE = """typedef float float4 __attribute__((aligned(16),ext_vector_type(4)));
 float4 most(float4 x, _Float16 y) {

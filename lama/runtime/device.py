@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lama.errors import LamaError, UsageError, first_line, quoted
+from lama.runtime.buffers import use_large_pages
 from lama.runtime.compiler import ensure_compiler, explain
 from lama.runtime.internals import diskcache_get, diskcache_put
 from lama.runtime.release import is_tested
@@ -25,10 +26,12 @@ STORAGE = ("DISK", "NPY", "TINYFS")  # devices of tinygrad's that hold files and
 def open_device() -> None:
     """Make sure of a compiler and open the default device, before the first tensor. Raises LamaError."""
     from tinygrad import Device
-    from tinygrad.helpers import DEV
 
-    choose_device()
-    _open(lambda: Device.DEFAULT, f"DEV={DEV}")
+    def choose() -> str:
+        choose_device()
+        return Device.DEFAULT
+
+    _open(choose)
 
 
 def choose_device() -> None:
@@ -131,12 +134,13 @@ def check_device(name: object) -> None:
         _open(lambda: name, quoted(name))
 
 
-def _open(choose: Callable[[], str], asked: str) -> None:
+def _open(choose: Callable[[], str], asked: str | None = None) -> None:
     """Find a compiler and open the device that `choose` returns.
 
-    Raises LamaError, and UsageError that names `asked`.
+    Raises LamaError, and UsageError that names `asked` (default: the environment's device).
     """
     from tinygrad import Context, Device
+    from tinygrad.helpers import DEV
 
     if is_tested():
         from lama.runtime.kernel_cache import guard_cache
@@ -149,11 +153,13 @@ def _open(choose: Callable[[], str], asked: str) -> None:
             raise ValueError("it stores and does not compute")
         with _kept_helpers():
             Device[name]
+        use_large_pages(Device.canonicalize(name))
     except LamaError:
         raise
     except Exception as error:
         if why := explain(error):
             raise LamaError(why) from error
+        asked = asked or f"DEV={DEV}"
         with Context(DEV=""):
             here = ", ".join(Device.get_available_devices()) or "none"
         why = "unknown" if isinstance(error, ModuleNotFoundError) else first_line(error)

@@ -1,12 +1,14 @@
 """Every internal name of tinygrad that lama uses, imported in one place if the release was tested.
 
-On another release each name is None and `is_tested()` is False: none of them may be used. What lama expects
-of each name is in tests/test_tinygrad_contract.py.
+On another release each name but DType is None and `is_tested()` is False: none of them may be used. What
+lama expects of each name is in tests/test_tinygrad_contract.py.
 """
 
 # ruff: noqa: F401
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from tinygrad.dtype import DType
 
 from lama.runtime.release import is_tested
 

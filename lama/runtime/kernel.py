@@ -21,7 +21,7 @@ SLICE = 20_000  # nanoseconds, the least that a slice may take
 MOST_SLICES = 64
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
 """The types of the numbers that kernels read; they compute in float32."""
-Macros = Mapping[str, str | int]
+Macros = dict[str, str | int]
 Gradients = tuple[UOp | None, ...]
 Gradient = Callable[[UOp, UOp], Gradients]
 
@@ -77,7 +77,7 @@ class Kernel:
 
 def make_kernel(
     file: str,
-    macros: Macros,
+    macros: Mapping[str, str | int],
     *,
     label: str | None = None,
     operations: int = 0,

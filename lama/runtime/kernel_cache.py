@@ -1,5 +1,6 @@
 """tinygrad's cache of compiled kernels, an SQLite file: failures cost a note and speed, not the command."""
 
+import functools
 import multiprocessing
 import os
 import sqlite3
@@ -52,6 +53,12 @@ class Cache:
 
     def __init__(self) -> None:
         self._file: Any = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        """Open another connection when one is wanted: SQLite's must not be used after a fork, nor closed."""
+        self._parents, self._file = self._file, None
 
     def cursor(self) -> "Cursor":
         return Cursor(self)
@@ -140,7 +147,18 @@ def _set_aside(path: str) -> None:
 
 def _checksum(key: tuple[Any, ...], pickled: bytes) -> bytes:
     """Eight bytes to follow a key's pickled value. To read the value, tinygrad stops at the pickle's end."""
-    return b"lama" + zlib.crc32(pickled, zlib.crc32(repr(key).encode(errors="replace"))).to_bytes(4, "little")
+    made_by = repr((key, _identity(os.environ.get("CC", "")))).encode(errors="replace")
+    return b"lama" + zlib.crc32(pickled, zlib.crc32(made_by)).to_bytes(4, "little")
+
+
+@functools.cache
+def _identity(compiler: str) -> tuple[str | int, ...]:
+    """The compiler's path, size and time of change: another one makes other kernels."""
+    try:
+        found = os.stat(compiler)
+    except OSError:
+        return (compiler,)
+    return compiler, found.st_size, found.st_mtime_ns
 
 
 def _say(message: str) -> None:

@@ -1,0 +1,13 @@
+// Two caches (., H, S, D) of type KV, which already hold positions[b] keys and values of each head in row b, or
+// with IN_ROWS, in row rows[b]. The T new ones, at k and v, are written behind these first.
+
+#if IN_ROWS
+#define CACHE_ROW(b) (long)rows[b]
+#else
+#define CACHE_ROW(b) (b)
+#endif
+
+PART void add_rows(KV *restrict to, input from, long stride, long n) {
+  for (long row = 0; row < n; row++, to += D, from += stride)
+    for (int i = 0; i < D; i += V) put(to + i, get(from + i, D - i, 0), D - i);
+}
