@@ -9,9 +9,10 @@ from tinygrad import Tensor
 from lama import ops
 from lama.cache import LayerCache
 from lama.dropout import Dropout, no_dropout
-from lama.layers import Linear, linear, parameter
+from lama.layers import Linear, Norm, linear, parameter
 from lama.masks import Causal, Mask
 from lama.ops import matmul, softmax
+from lama.rotary import Rope
 from lama.runtime.strides import materialise
 from lama.shapes import Float
 from lama.taps import Tap, no_tap
@@ -38,6 +39,22 @@ class ScaledBy:
 
     def __call__(self, q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
         return dot(q, k) * self.scale
+
+
+@dataclass(frozen=True)
+class Capped:
+    """score(q, k) = cap · tanh(scale · qᵀk / cap), always between −cap and cap. Source: Gemma 2, 2024."""
+
+    scale: float
+    cap: float
+
+    def __call__(self, q: Float[Tensor, "*B T d"], k: Float[Tensor, "*B S d"]) -> Float[Tensor, "*B T S"]:
+        return soft_cap(dot(q, k) * self.scale, self.cap)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap · tanh(x / cap); x for cap=0."""
+    return cap * (x * (1 / cap)).tanh() if cap else x
 
 
 class General:
@@ -69,16 +86,22 @@ class Additive:
 SIMILARITIES = ("dot", "scaled_dot", "general", "additive")
 
 
-def make_similarity(name: str, n_heads: int, d_head: int, divisor: int = 1) -> Similarity:
+def make_similarity(
+    name: str, n_heads: int, d_head: int, divisor: int = 1, scale: float = 0.0, cap: float = 0.0
+) -> Similarity:
     """The similarity function called `name`, with its own parameters where it has some. Raises ValueError.
 
-    The scores of dot products are divided by `divisor`.
+    The scores of dot products are divided by `divisor`, and soft-capped with a `cap`; `scale` replaces
+    1 / √d_head.
     """
     match name:
+        case "dot" | "scaled_dot" if divisor != 1 or scale or cap:
+            own = (scale or 1 / math.sqrt(d_head) if name == "scaled_dot" else 1) / divisor
+            return Capped(own, cap) if cap else ScaledBy(own)
         case "dot":
-            return dot if divisor == 1 else ScaledBy(1 / divisor)
+            return dot
         case "scaled_dot":
-            return scaled_dot if divisor == 1 else ScaledBy(1 / math.sqrt(d_head) / divisor)
+            return scaled_dot
         case "general":
             return General(n_heads, d_head)
         case "additive":
@@ -97,35 +120,63 @@ def scale_of(similarity: Similarity, d_head: int) -> float | None:
 
 def attention(
     q: Float[Tensor, "*B T d_head"],
-    k: Float[Tensor, "*B S d_head"],
-    v: Float[Tensor, "*B S d_value"],
+    k: Float[Tensor, "*K S d_head"],
+    v: Float[Tensor, "*K S d_value"],
     mask: Mask | None = None,
     similarity: Similarity = scaled_dot,
     cache: LayerCache | None = None,
     tap: Tap = no_tap,
     dropout: Dropout = no_dropout,
+    window: int = 0,
 ) -> Float[Tensor, "*B T d_value"]:
     """softmax(score(q, k)) v: each query's weighted mean of the values. Source: Vaswani et al. 2017, eq. 1.
 
     `mask`, Causal or a boolean tensor, is True where a query may look at a key. A `cache` replaces it: k and
-    v are written there, and each query looks at all keys there up to its own, without dropout. A query that
-    may look at nothing gets the mean of all values, not NaN. The softmax is in float32.
+    v are written there, and each query looks at all keys there up to its own, without dropout. With a
+    `window`, a query looks at the last `window` keys at most, and `mask` is Causal. k and v may have fewer
+    heads than q: each serves as many heads of q, in their order. A query that may look at nothing gets the
+    mean of all values, not NaN. The softmax is in float32.
     """
     scale = scale_of(similarity, int(q.shape[-1]))
     if tap is no_tap and scale is not None:  # nothing looks at the scores: one operation for all below
         if cache is not None:
-            return cache.attend(q, k, v, scale)
+            return cache.attend(q, k, v, scale, window)
         offset, padding = (mask.offset, mask.padding) if isinstance(mask, Causal) else (None, mask)
         rate, key, site = dropout.rate, dropout.key, dropout.site("pattern")
-        return ops.attention(q, k, v, scale, offset, padding, rate, key, site)
+        return ops.attention(q, k, v, scale, offset, padding, rate, key, site, window)
     if cache is not None:
-        k, v, mask = cache.update(k, v)
+        k, v, mask = cache.update(k, v, window)
         dropout = no_dropout
     if isinstance(mask, Causal):
-        mask = mask.as_tensor(int(q.shape[-2]), int(k.shape[-2]))
+        mask = mask.as_tensor(int(q.shape[-2]), int(k.shape[-2]), window)
+    if q.ndim == 4:
+        k, v = ops.repeat_heads(k, int(q.shape[1])), ops.repeat_heads(v, int(q.shape[1]))
     scores = tap("scores", ops.hide(similarity(q, k), mask))  # (*B, T, S)
     pattern = tap("pattern", softmax(scores))  # (*B, T, S), rows sum to 1
     return matmul(dropout("pattern", pattern), v)
+
+
+class QKNorm:
+    """Norms of queries and keys. Source: Henry et al. 2020; the whole vector: OLMo 2, 2024.
+
+    Each head alone, with one norm for all heads, or with `whole` all heads of a token as one vector.
+    """
+
+    def __init__(
+        self, make: Callable[[int], Norm], q_width: int, k_width: int, whole: bool, after_rope: bool
+    ):
+        """`make` builds a norm of a width: `q_width` and `k_width` numbers are normalised together."""
+        self.q, self.k, self.whole, self.after_rope = make(q_width), make(k_width), whole, after_rope
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, T, d_head) and (B, K, T, d_head) -> the same."""
+        return self._normalised(self.q, q), self._normalised(self.k, k)
+
+    def _normalised(self, norm: Norm, x: Tensor) -> Tensor:
+        if not self.whole:
+            return norm(x)
+        B, H, T, d = x.shape
+        return norm(x.transpose(1, 2).reshape(B, T, H * d)).reshape(B, T, H, d).transpose(1, 2)
 
 
 class SingleHeadAttention:
@@ -157,36 +208,67 @@ class MultiHeadAttention:
     by head. Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    def __init__(self, d_model: int, n_heads: int, bias: bool = True, similarity: Similarity = scaled_dot):
-        """Raise ValueError if d_model is not a multiple of n_heads."""
-        if d_model % n_heads:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        bias: bool = True,
+        similarity: Similarity = scaled_dot,
+        *,
+        n_kv_heads: int = 0,
+        d_head: int = 0,
+        out_bias: bool | None = None,
+        qk_norm: QKNorm | None = None,
+        rope: Rope | None = None,
+        window: int = 0,
+    ):
+        """`bias` is that of `qkv`, and of `out` without `out_bias`; `window` is 0 for all keys.
+
+        Keys and values have `n_kv_heads` heads, by default n_heads; a head has `d_head` numbers, by default
+        d_model / n_heads. Raises ValueError if one is not a multiple of the other.
+        """
+        if not d_head and d_model % n_heads:
             got = f"d_model={d_model}, n_heads={n_heads}"
             raise ValueError(f"d_model must be a multiple of n_heads; got {got}")
-        self.n_heads, self.d_head = n_heads, d_model // n_heads
-        self.qkv = Linear(d_model, 3 * d_model, bias)
-        self.out = Linear(d_model, d_model, bias)
-        self.similarity = similarity
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads or n_heads
+        self.d_head = d_head or d_model // n_heads
+        if n_heads % self.n_kv_heads:
+            got = f"n_heads={n_heads}, n_kv_heads={n_kv_heads}"
+            raise ValueError(f"n_heads must be a multiple of n_kv_heads; got {got}")
+        self.widths = [heads * self.d_head for heads in (n_heads, self.n_kv_heads, self.n_kv_heads)]
+        self.qkv = Linear(d_model, sum(self.widths), bias)
+        self.out = Linear(self.widths[0], d_model, bias if out_bias is None else out_bias)
+        self.similarity, self.qk_norm, self.rope, self.window = similarity, qk_norm, rope, window
 
     def project(
         self, x: Float[Tensor, "B T d_model"], memory: Float[Tensor, "B S d_model"] | KeysValues | None
-    ) -> tuple[Float[Tensor, "B H T d_head"], Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
+    ) -> tuple[Float[Tensor, "B H T d_head"], Float[Tensor, "B K S d_head"], Float[Tensor, "B K S d_head"]]:
         """Queries from x; keys and values from memory, or from x where there is none."""
-        d_model = int(x.shape[-1])
         if memory is None:
-            q, k, v = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+            q, k, v = (self._heads(part) for part in self.qkv(x).split(self.widths, dim=-1))
             return q, k, v
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = self._heads(linear(x, weight[:d_model], None if bias is None else bias[:d_model]))
+        n, weight, bias = self.widths[0], self.qkv.weight, self.qkv.bias
+        q = self._heads(linear(x, weight[:n], None if bias is None else bias[:n]))
         return q, *(memory if isinstance(memory, tuple) else self.keys_values(memory))
 
     def keys_values(self, memory: Float[Tensor, "B S d_model"]) -> KeysValues:
         """The keys and values of `memory`, to pass in its place in later calls."""
-        d_model, weight, bias = int(memory.shape[-1]), self.qkv.weight, self.qkv.bias
-        k, v = linear(memory, weight[d_model:], None if bias is None else bias[d_model:]).chunk(2, dim=-1)
+        n, weight, bias = self.widths[0], self.qkv.weight, self.qkv.bias
+        k, v = linear(memory, weight[n:], None if bias is None else bias[n:]).chunk(2, dim=-1)
         return self._heads(k), self._heads(v)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self.n_heads, self.d_head).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], -1, self.d_head).transpose(1, 2)
+
+    def positioned(self, q: Tensor, k: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        """Normalise queries and keys, and rotate them by their positions, where the model does that."""
+        norm, rope = self.qk_norm, self.rope
+        if norm is not None and not norm.after_rope:
+            q, k = norm(q, k)
+        if rope is not None:
+            positions, length = (None, int(q.shape[2])) if cache is None else (cache.positions, cache.length)
+            q, k = rope(q, positions, length), rope(k, positions, length)
+        return norm(q, k) if norm is not None and norm.after_rope else (q, k)
 
     def __call__(
         self,
@@ -198,8 +280,10 @@ class MultiHeadAttention:
         dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
         """The heads' outputs, projected back. A `cache`, for self-attention only, holds earlier tokens."""
-        B, T, d_model = x.shape
         q, k, v = self.project(x, memory)
-        z = attention(tap("q", q), tap("k", k), tap("v", v), mask, self.similarity, cache, tap, dropout)
-        z = tap("z", z)  # (B, H, T, d_head)
-        return self.out(materialise(z.transpose(1, 2).reshape(B, T, d_model)))
+        q, k, v = tap("q", q), tap("k", k), tap("v", v)
+        if self.rope is not None or self.qk_norm is not None:
+            q, k = self.positioned(q, k, cache)
+            q, k = tap("rot_q", q), tap("rot_k", k)
+        z = tap("z", attention(q, k, v, mask, self.similarity, cache, tap, dropout, self.window))
+        return self.out(materialise(z.transpose(1, 2).flatten(2)))  # z: (B, H, T, d_head)

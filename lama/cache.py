@@ -17,28 +17,35 @@ from lama.shapes import Array, Bool, Float, Int
 class LayerCache:
     """The part of a cache that one attention layer reads and writes."""
 
-    keys: Float[Tensor, "R H S d_head"]
-    values: Float[Tensor, "R H S d_head"]
+    keys: Float[Tensor, "R K S d_head"]
+    values: Float[Tensor, "R K S d_head"]
     positions: Int[Tensor, "B"]
     """The tokens that each row of the batch already has here; its new ones are written behind them."""
     rows: Int[Tensor, "B"] | None = None
     """The row of the cache for each row of the batch; None: row b for row b."""
 
+    @property
+    def length(self) -> int:
+        """Most tokens of a row."""
+        return int(self.keys.shape[2])
+
     def attend(
         self,
         q: Float[Tensor, "B H T d_head"],
-        k: Float[Tensor, "B H T d_head"],
-        v: Float[Tensor, "B H T d_head"],
+        k: Float[Tensor, "B K T d_head"],
+        v: Float[Tensor, "B K T d_head"],
         scale: float,
+        window: int = 0,
     ) -> Float[Tensor, "B H T d_head"]:
-        """Write k and v; scaled dot-product attention of each query to all keys up to its own."""
-        return ops.attention_in_cache(q, k, v, self.keys, self.values, self.positions, self.rows, scale)
+        """Write k and v; scaled dot-product attention of each query to the keys up to its own."""
+        places = self.keys, self.values, self.positions, self.rows
+        return ops.attention_in_cache(q, k, v, *places, scale, window)
 
     def update(
-        self, k: Float[Tensor, "B H T d_head"], v: Float[Tensor, "B H T d_head"]
-    ) -> tuple[Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"], Bool[Tensor, "B 1 T S"]]:
+        self, k: Float[Tensor, "B K T d_head"], v: Float[Tensor, "B K T d_head"], window: int = 0
+    ) -> tuple[Float[Tensor, "B K S d_head"], Float[Tensor, "B K S d_head"], Bool[Tensor, "B 1 T S"]]:
         """Write k and v; all keys and values of the batch's rows, and which of them each new token sees."""
-        return ops.write_to_cache(k, v, self.keys, self.values, self.positions, self.rows)
+        return ops.write_to_cache(k, v, self.keys, self.values, self.positions, self.rows, window)
 
 
 class KVCache:
@@ -46,21 +53,21 @@ class KVCache:
 
     `positions` (B,) int32 counts the tokens that each row holds; the model writes new tokens behind them.
     `advance` counts these too, and `at` gives other positions. The fixed size keeps captured kernels valid
-    for every later token. Memory: 2 · n_layers · B · length · n_heads · d_head numbers; 72 MiB for GPT-2 124M
-    at 1,024 tokens in float32.
+    for every later token. Memory: 2 · n_layers · B · length · n_kv_heads · d_head numbers; 72 MiB for GPT-2
+    124M at 1,024 tokens in float32.
     """
 
     def __init__(
         self,
         n_layers: int,
         batch: int,
-        n_heads: int,
+        n_kv_heads: int,
         length: int,
         d_head: int,
         dtype: DType = dtypes.float32,
         device: str | None = None,
     ):
-        shape = (batch, n_heads, length, d_head)
+        shape = (batch, n_kv_heads, length, d_head)
         self.length = length
         self.keys = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.values = [zeros(*shape, dtype=dtype, device=device) for _ in range(n_layers)]

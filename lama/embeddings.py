@@ -39,9 +39,9 @@ def check_ids(array: Array, rows: int) -> None:
         raise LamaError(f"ids must be from 0 to {rows - 1}; got {ids[(ids < 0) | (ids >= rows)][0]}")
 
 
-def unembedding(d_model: int, vocab_size: int) -> Linear:
-    """The untied output layer: its own matrix, no bias."""
-    return Linear(d_model, vocab_size, bias=False)
+def unembedding(d_model: int, vocab_size: int, bias: bool = False) -> Linear:
+    """The untied output layer: its own matrix."""
+    return Linear(d_model, vocab_size, bias)
 
 
 class LearnedPositions:
@@ -106,6 +106,6 @@ def make_positions(kind: str, context_length: int, d_model: int) -> Positions:
             return LearnedPositions(context_length, d_model)
         case "sinusoidal":
             return SinusoidalPositions(context_length, d_model)
-        case "none":
+        case "none" | "rope":  # attention applies rotary positions
             return NoPositions()
     raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {kind!r}")

@@ -9,7 +9,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.kernels import Quantized
-from lama.ops import gelu, layernorm, matmul
+from lama.ops import gelu, layernorm, matmul, rmsnorm
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
@@ -43,13 +43,37 @@ class Linear:
 class LayerNorm:
     """y = (x − mean(x)) / √(var(x) + ε) · w + b over the last axis. Source: Ba et al. 2016, eq. 4."""
 
-    def __init__(self, d_model: int, bias: bool = True, epsilon: float = 1e-5):
-        self.weight = parameter(d_model)
+    def __init__(self, d_model: int, bias: bool = True, epsilon: float = 1e-5, weight: bool = True):
+        self.weight = parameter(d_model) if weight else None
         self.bias = parameter(d_model) if bias else None
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         return layernorm(x, self.weight, self.bias, self.epsilon)
+
+
+class RMSNorm:
+    """y = x / √(mean(x²) + ε) · w over the last axis. Source: Zhang & Sennrich 2019, eq. 4."""
+
+    def __init__(self, d_model: int, epsilon: float = 1e-5, weight: bool = True):
+        self.weight = parameter(d_model) if weight else None
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return rmsnorm(x, self.weight, self.epsilon)
+
+
+Norm = LayerNorm | RMSNorm
+NORM_KINDS = ("layer", "rms")
+
+
+def new_norm(
+    d: int, kind: str = "layer", weight: bool = True, bias: bool = True, epsilon: float = 1e-5
+) -> Norm:
+    """A norm of `d` numbers, of a kind of NORM_KINDS; without a weight, it has no bias either."""
+    if kind == "rms":
+        return RMSNorm(d, epsilon, weight)
+    return LayerNorm(d, bias and weight, epsilon, weight)
 
 
 def gelu_exact(x: Tensor) -> Tensor:
@@ -67,6 +91,11 @@ def gelu_quick(x: Tensor) -> Tensor:
     return x * (1.702 * x).sigmoid()
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)². Source: So et al. 2021 (Primer), section 4.2."""
+    return x.relu().square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_tanh,
     "gelu": gelu_exact,
@@ -74,6 +103,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": Tensor.silu,
     "tanh": Tensor.tanh,
     "quick_gelu": gelu_quick,
+    "relu2": relu_squared,
 }
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from tinygrad import Tensor
 
+from lama.ops import in_sight
 from lama.shapes import Bool, Int
 
 
@@ -22,22 +23,23 @@ class Causal:
     def __and__(self, padding: Bool[Tensor, "B 1 1 S"]) -> "Causal":
         return Causal(self.offset, padding if self.padding is None else self.padding & padding)
 
-    def as_tensor(self, n_queries: int, n_keys: int) -> Bool[Tensor, "..."]:
-        """The mask with a number for each query and key."""
-        mask = causal_mask(n_queries, n_keys, self.offset)
+    def as_tensor(self, n_queries: int, n_keys: int, window: int = 0) -> Bool[Tensor, "..."]:
+        """The mask with a number for each query and key; with a `window` only the last so many are seen."""
+        mask = causal_mask(n_queries, n_keys, self.offset, window)
         return mask if self.padding is None else mask & self.padding
 
 
 Mask: TypeAlias = Tensor | Causal
 
 
-def causal_mask(n_queries: int, n_keys: int, offset: int = 0) -> Bool[Tensor, "T S"]:
+def causal_mask(n_queries: int, n_keys: int, offset: int = 0, window: int = 0) -> Bool[Tensor, "T S"]:
     """A mask that shows query t, at position `offset + t`, the keys at positions up to its own.
 
-    `causal_mask(2, 3, offset=1)` is `[[True, True, False], [True, True, True]]`.
+    With a `window`, only the last `window` of these. `causal_mask(2, 3, offset=1)` is `[[True, True, False],
+    [True, True, True]]`.
     """
     queries = Tensor.arange(n_queries).reshape(n_queries, 1) + offset
-    return Tensor.arange(n_keys).reshape(1, n_keys) <= queries
+    return in_sight(queries, Tensor.arange(n_keys).reshape(1, n_keys), window)
 
 
 def padding_mask(tokens: Int[Tensor, "B S"], pad: int) -> Bool[Tensor, "B 1 1 S"]:

@@ -69,6 +69,13 @@ def gelu(x: Tensor) -> Tensor:
     return x.gelu()
 
 
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """activation(gate) · up, materialised; `activation` is silu or gelu_new. Source: Shazeer 2020."""
+    if (y := kernels.gated(gate, up, activation)) is not None:
+        return y
+    return ((gate.silu() if activation == "silu" else gelu(gate)) * up).contiguous()
+
+
 def softmax(x: Tensor) -> Tensor:
     """exp(x) / Σ exp(x) over the last axis, in float32."""
     if (y := kernels.softmax(x)) is not None:
@@ -76,16 +83,55 @@ def softmax(x: Tensor) -> Tensor:
     return x.float().softmax(-1)
 
 
-def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
     """(x − mean) / √(variance + ε) · weight + bias over the last axis; weight and bias (d,), x (..., d).
 
     Source: Ba et al. 2016, eq. 4; biased variance. The statistics are float32, the result has x's dtype.
     """
-    if (y := kernels.layernorm(x, weight, bias, epsilon)) is not None:
+    if weight is not None and (y := kernels.layernorm(x, weight, bias, epsilon)) is not None:
         return y
-    y = x.float().layernorm(eps=epsilon).cast(x.dtype) * weight
+    y = x.float().layernorm(eps=epsilon).cast(x.dtype)
+    y = y if weight is None else y * weight
     # Materialised: the product that follows would normalise again for each of its outputs.
     return (y if bias is None else y + bias).contiguous()
+
+
+def rmsnorm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    """x / √(mean(x²) + ε) · weight over the last axis; weight (d,), x (..., d).
+
+    The mean is float32, the result has x's dtype. Source: Zhang & Sennrich 2019, eq. 4.
+    """
+    if weight is not None and (y := kernels.rmsnorm(x, weight, epsilon)) is not None:
+        return y
+    wide = x.float()
+    y = (wide * (wide.square().mean(-1, keepdim=True) + epsilon).rsqrt()).cast(x.dtype)
+    return (y if weight is None else y * weight).contiguous()
+
+
+def rotate(x: Tensor, table: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Rotary position embedding of queries or keys x (B, H, T, d): the token at position p is rotated by p.
+
+    Row p of `table` (length, 2 r) has r cosines, then r sines. Numbers i and i + r of a head are the two
+    coordinates of a point, which is rotated by angle i; the numbers after the first 2 r stay. Row b's tokens
+    are at positions[b] and after it, or from 0 on. Source: Su et al. 2021, section 3.4.
+    """
+    if (y := kernels.rotate(x, table, positions)) is not None:
+        return y
+    r, T = int(table.shape[1]) // 2, int(x.shape[2])
+    angles = position_rows(table, T, positions)  # (T, 2 r), or (B, T, 2 r)
+    angles = angles if positions is None else angles.unsqueeze(1)
+    cos, sin = angles[..., :r], angles[..., r:]
+    first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
+    return first.mul(cos).sub(second * sin).cat(second * cos + first * sin, rest, dim=-1).contiguous()
+
+
+def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Repeat heads of keys or values for all queries: (B, K, S, d) -> (B, n_heads, S, d), n_heads / K times.
+
+    Source: Ainslie et al. 2023 (grouped-query attention).
+    """
+    B, K, S, d = x.shape
+    return x if n_heads == K else x.unsqueeze(2).expand(B, K, n_heads // K, S, d).reshape(B, n_heads, S, d)
 
 
 def attention(
@@ -98,22 +144,34 @@ def attention(
     rate: float = 0.0,
     key: Tensor | None = None,
     site: int = 0,
+    window: int = 0,
 ) -> Tensor:
-    """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, H, S, d), (B, H, S, e) -> (B, H, T, e).
+    """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, K, S, d), (B, K, S, e) -> (B, H, T, e).
 
-    The axis H may be absent from all. With an `offset` of at least 0, attention is causal: query t sees the
-    keys up to offset + t. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without H (B or
-    1, 1, S). A query that sees nothing gets the mean of all values. `rate`, `key` and `site` are those of
-    `dropout`. Source: Vaswani et al. 2017, eq. 1.
+    Query head h reads the keys and values of head h // (H / K). The axes H and K may be absent from all. With
+    an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t, with a `window`
+    only the last `window` of them. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without
+    H (B or 1, 1, S). A query that sees nothing gets the mean of all values. `rate`, `key` and `site` are
+    those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
     """
-    if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site)) is not None:
+    if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window)) is not None:
         return z
     T, S = int(q.shape[-2]), int(k.shape[-2])
-    seen = None if offset is None else Tensor.arange(S) <= Tensor.arange(T).reshape(T, 1) + offset
+    if q.ndim == 4:
+        k, v = repeat_heads(k, int(q.shape[1])), repeat_heads(v, int(q.shape[1]))
+    seen = None
+    if offset is not None:
+        seen = in_sight(Tensor.arange(T).reshape(T, 1) + offset, Tensor.arange(S), window)
     if padding is not None:
         seen = padding if seen is None else seen & padding
     pattern = softmax(hide(matmul(q, k, transpose_b=True) * scale, seen))
     return matmul(pattern if key is None else dropout(pattern, rate, key, site), v)
+
+
+def in_sight(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
+    """Which positions of keys each query sees: no later ones, and with a `window` the last so many."""
+    seen = keys <= queries
+    return seen & (keys > queries - window) if window else seen
 
 
 def hide(scores: Tensor, seen: Tensor | None) -> Tensor:
@@ -131,23 +189,31 @@ def attention_in_cache(
     positions: Tensor,
     rows: Tensor | None,
     scale: float,
+    window: int = 0,
 ) -> Tensor:
-    """Write k and v of new tokens into a cache; attention of q to all keys there. q, k, v: (B, H, T, d).
+    """Write k and v of new tokens into a cache; attention of q (B, H, T, d) to all keys there.
 
-    The other arguments are those of `write_to_cache`. Query t sees the keys up to positions[b] + t. The
-    result has no gradient.
+    The other arguments are those of `write_to_cache` and `attention`. Query t sees the keys up to
+    positions[b] + t. The result has no gradient.
     """
-    z = kernels.attention_in_cache(q, k, v, keys, values, positions, rows, scale)
+    z = kernels.attention_in_cache(q, k, v, keys, values, positions, rows, scale, window)
     if z is not None:
         return z
-    k, v, seen = write_to_cache(k, v, keys, values, positions, rows)
+    k, v, seen = write_to_cache(k, v, keys, values, positions, rows, window)
+    k, v = repeat_heads(k, int(q.shape[1])), repeat_heads(v, int(q.shape[1]))
     return matmul(softmax(hide(matmul(q, k, transpose_b=True) * scale, seen)), v)
 
 
 def write_to_cache(
-    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor | None
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    rows: Tensor | None,
+    window: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write k and v, (B, H, T, d), into the realised caches `keys` and `values`, (R rows, H, S, d), in place.
+    """Write k and v, (B, K, T, d), into the realised caches `keys` and `values`, (R rows, K, S, d), in place.
 
     Row b is written to row rows[b] (b where `rows` is None) from place positions[b] on; both int32 (B,), and
     positions[b] + T at most S. Returns all keys and values of these rows, and which of them each new token
@@ -158,8 +224,8 @@ def write_to_cache(
     # Realised here, so that every layer has the same list of kernels, which tinygrad then works out once.
     Tensor.realize(keys, values)
     S, T = int(keys.shape[2]), int(k.shape[2])
-    last_seen = positions.reshape(-1, 1, 1, 1) + Tensor.arange(T).reshape(1, 1, T, 1)
-    seen = Tensor.arange(S).reshape(1, 1, 1, S) <= last_seen  # (B, 1, T, S)
+    queries = positions.reshape(-1, 1, 1, 1) + Tensor.arange(T).reshape(1, 1, T, 1)
+    seen = in_sight(queries, Tensor.arange(S).reshape(1, 1, 1, S), window)  # (B, 1, T, S)
     return (keys, values, seen) if rows is None else (keys[rows], values[rows], seen)
 
 

@@ -94,10 +94,10 @@ def test_block_without_bias_has_none():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "middle"}, "^order must be one of pre, post, none; got 'middle'$"),
+        ({"norm": "middle"}, "^order must be one of pre, post, none, output, sandwich; got 'middle'$"),
         (
             {"activation": "mish"},
-            "^activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'$",
+            "^activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu, relu2; got 'mish'$",
         ),
         ({"similarity": "cosine"}, "^similarity must be one of .*; got 'cosine'$"),
         ({"n_heads": 5}, "^d_model must be a multiple of n_heads; got d_model=12, n_heads=5$"),

@@ -11,7 +11,7 @@ B, H, D_HEAD, LENGTH = 2, 3, 5, 7
 
 
 def test_cache_returns_all_tokens_so_far():
-    cache = KVCache(n_layers=2, batch=B, n_heads=H, length=LENGTH, d_head=D_HEAD)
+    cache = KVCache(n_layers=2, batch=B, n_kv_heads=H, length=LENGTH, d_head=D_HEAD)
     k, v = normal(B, H, 6, D_HEAD), normal(B, H, 6, D_HEAD, seed=1)
     for start, end in ((0, 3), (3, 4), (4, 6)):
         new = [Tensor(x[:, :, start:end].copy()) for x in (k, v)]

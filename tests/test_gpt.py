@@ -142,10 +142,10 @@ def test_gpt_without_mlps_is_attention_alone():
         ({"vocab_size": -1}, "vocab_size must be at least 1; got vocab_size=-1"),
         (
             {"activation": "mish"},
-            "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'mish'",
+            "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu, relu2; got 'mish'",
         ),
-        ({"norm": "sandwich"}, "norm must be one of pre, post, none; got 'sandwich'"),
-        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none; got 'rotary'"),
+        ({"norm": "both"}, "norm must be one of pre, post, none, output, sandwich; got 'both'"),
+        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none, rope; got 'rotary'"),
         ({"mlp": False}, "d_mlp must be 0 with mlp=False; got d_mlp=17"),
         ({"n_heads": True}, "n_heads must be of type int; got n_heads=True"),
         ({"n_layers": 10**9}, "n_layers must be at most 10,000; got n_layers=1000000000"),

@@ -16,6 +16,11 @@ CONFIGS = [
     {},
     {"norm": "none", "positions": "none"},
     {"tied": False, "bias": False, "positions": "sinusoidal"},
+    {"norm_kind": "rms", "bias": False, "gated": True, "positions": "rope", "n_kv_heads": 1, "d_head": 6},
+    {"norm": "sandwich", "norm_kind": "rms", "qk_norm": "head", "embed_scale": 3.0, "logit_cap": 5.0},
+    {"norm": "output", "qk_norm": "all", "attention_cap": 2.0, "windows": (3, 0)},
+    {"layout": "parallel", "norm_weight": False, "positions": "rope", "d_rotated": 2},
+    {"layout": "parallel_one_norm", "tied": False, "head_bias": True, "qkv_bias": False},
 ]
 ROW = TOKENS[0].tolist()
 
@@ -65,6 +70,8 @@ def test_attributed_parts_add_up_to_the_logit_difference(changes, against):
     model = make(**changes)
     found = attribute(model, ROW, answer=4, against=against)
     logits = model(Tensor([ROW])).numpy()[0, -1].astype(float)
+    if cap := model.config.logit_cap:
+        logits = cap * np.arctanh(logits / cap)
     assert found.difference == pytest.approx(
         logits[4] - (logits.mean() if against is None else logits[against]), abs=1e-5
     )

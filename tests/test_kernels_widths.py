@@ -77,12 +77,23 @@ TRAINED: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda x, h, w: layernorm(add(x, dropout(h, 0.2, Tensor(KEY), 3)), w, None, 1e-5),
         [(11, 37), (11, 37), (37,)],
     ),
+    "RMS norm of a sum": (
+        lambda x, h, w: ops.rmsnorm(add(x, h), w, 1e-5),
+        [(11, 37), (11, 37), (37,)],
+    ),
+    "gated by SiLU": (lambda x, up: ops.gated(x, up, "silu"), [(11, 37), (11, 37)]),
+    "gated by GELU": (lambda x, up: ops.gated(x, up, "gelu_new"), [(11, 37), (11, 37)]),
+    "rotary positions": (lambda x: ops.rotate(x, Tensor(normal(16, 14)), None), [(2, 3, 13, 21)]),
     "cross-entropy": (lambda x: cross_entropy(x, Tensor(TOKENS), 0.1), [(3, 13, 37)]),
     "embedding": (lambda w, p: add(embedding(w, Tensor(TOKENS)), position_rows(p, 13)), [(37, 19), (17, 19)]),
     "attention": (attention, [(2, 3, 41, 21), (2, 3, 77, 21), (2, 3, 77, 9)]),
     "causal attention": (
         lambda q, k, v: attention(q, k, v, 2, 0.2),
         [(2, 1, 61, 33), (2, 1, 75, 33), (2, 1, 75, 33)],
+    ),
+    "grouped heads in a window": (
+        lambda q, k, v: ops.attention(q, k, v, 0.3, 2, window=17),
+        [(2, 6, 61, 33), (2, 2, 75, 33), (2, 2, 75, 33)],
     ),
     "attention of narrow heads": (
         lambda q, k, v: attention(q, k, v, 0),
@@ -94,6 +105,10 @@ RUN: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "one new token": (
         in_cache,
         [(2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 1, 21), (2, 3, 41, 21), (2, 3, 41, 21)],
+    ),
+    "one new token of grouped heads": (
+        in_cache,
+        [(2, 6, 1, 21), (2, 2, 1, 21), (2, 2, 1, 21), (2, 2, 41, 21), (2, 2, 41, 21)],
     ),
     "many new tokens": (
         in_cache,

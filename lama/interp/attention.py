@@ -65,7 +65,7 @@ def attention_of(
     if not tokens:
         raise LamaError("the model must be given something to read; got no tokens")
     check_length([*tokens], model.config.context_length)
-    record = Recorder("*attn.pattern", "*attn.q", "*attn.k")
+    record = Recorder("*attn.pattern", *(f"*attn.{part}" for part in ("q", "k", "rot_q", "rot_k")))
     read = token_labels(tokenizer, tokens)
     labels = {SELF: (read, read), ENCODER: (read, read)}
     if isinstance(model, Transformer):
@@ -79,7 +79,10 @@ def attention_of(
     Tensor.realize(*record.values())
 
     def recorded(site: AttentionSite, part: str) -> Array:
-        return np.stack([record[f"{name}.{part}"].float().numpy()[0] for name in site.names])
+        """What scores are made of: after rotary positions, and keys for each head of queries."""
+        values = [record.get(f"{name}.rot_{part}", record[f"{name}.{part}"]) for name in site.names]
+        found = np.stack([value.float().numpy()[0] for value in values])
+        return found.repeat(site.modules[0].n_heads // found.shape[1], axis=1)
 
     found = {}
     for kind, site in sites.items():

@@ -11,7 +11,7 @@ from tinygrad import Tensor
 from lama.attention import General, MultiHeadAttention
 from lama.errors import LamaError
 from lama.kernels import Quantized
-from lama.layers import LayerNorm
+from lama.layers import LayerNorm, Norm
 from lama.models.gpt import GPT
 from lama.ops import dequantize
 from lama.shapes import Array
@@ -33,14 +33,15 @@ def head_weights(model: GPT) -> HeadWeights:
     """The weights with the linear part of each norm folded in, without biases.
 
     Of a norm only the division by the standard deviation is not linear: mean and gain are folded into the
-    matrices that read from it. The mean of the heads' outputs is subtracted, since no norm lets it through.
-    Raises LamaError as `check_linear` does.
+    matrices that read from it. The mean of the heads' outputs is subtracted, since no LayerNorm lets it
+    through. Rotary positions and norms of queries and keys are left out; a head of keys and values stands for
+    each head of queries that reads it. Raises LamaError as `check_linear` does.
     """
     check_linear(model)
-    d_model, n_heads = model.config.d_model, model.config.n_heads
-    parts = np.zeros((len(model.blocks), 4, n_heads, d_model, d_model // n_heads), np.float32)
+    c = model.config
+    parts = np.zeros((len(model.blocks), 4, c.n_heads, c.d_model, c.d_head), np.float32)
     for part, block in zip(parts, model.blocks, strict=True):
-        part[:] = _layer_weights(block.attn, block.ln1 if block.order == "pre" else None)
+        part[:] = _layer_weights(block.attn, block.ln1 if block.order in ("pre", "sandwich") else None)
     q, k, v, o = parts.swapaxes(0, 1)
     return HeadWeights(q, k, v, o.swapaxes(-1, -2))
 
@@ -88,20 +89,22 @@ def array(weight: Tensor | Quantized) -> Array:
     return (dequantize(weight) if isinstance(weight, Quantized) else weight.float()).numpy()
 
 
-def _layer_weights(attn: MultiHeadAttention, norm: LayerNorm | None) -> tuple[Array, Array, Array, Array]:
+def _layer_weights(attn: MultiHeadAttention, norm: Norm | None) -> tuple[Array, Array, Array, Array]:
     """Query, key, value and transposed output matrices (H, d_model, d_head) of one layer."""
-    d_model = attn.n_heads * attn.d_head
-    qkv = array(attn.qkv.weight).reshape(3, attn.n_heads, attn.d_head, d_model)
-    q, k, v = _read(qkv.swapaxes(-1, -2), norm)  # (H, d_model, d_head)
+    weight = array(attn.qkv.weight)
+    d_model, ends = weight.shape[1], np.cumsum(attn.widths)[:-1]
+    parts = [part.reshape(-1, attn.d_head, d_model).swapaxes(-1, -2) for part in np.split(weight, ends)]
+    q, k, v = (_read(part, norm).repeat(attn.n_heads // len(part), axis=0) for part in parts)
     if isinstance(attn.similarity, General):
         q = q @ array(attn.similarity.weight)
     out = array(attn.out.weight).reshape(d_model, attn.n_heads, attn.d_head).swapaxes(0, 1)
-    return q, k, v, out if norm is None else out - out.mean(-2, keepdims=True)
+    return q, k, v, out - out.mean(-2, keepdims=True) if isinstance(norm, LayerNorm) else out
 
 
-def _read(weight: Array, norm: LayerNorm | None) -> Array:
+def _read(weight: Array, norm: Norm | None) -> Array:
     """Fold a norm into the matrix (..., d_model, n) that reads its output."""
     if norm is None:
         return weight
-    weight = weight * array(norm.weight)[:, None]
-    return weight - weight.mean(-2, keepdims=True)
+    if norm.weight is not None:
+        weight = weight * array(norm.weight)[:, None]
+    return weight - weight.mean(-2, keepdims=True) if isinstance(norm, LayerNorm) else weight

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor
 
+from lama.blocks import Block
 from lama.interp.circuits import array, check_answers, check_linear
 from lama.interp.record import run_with_cache
 from lama.kernels import Quantized
+from lama.layers import LayerNorm, Norm
 from lama.models.gpt import GPT
 from lama.ops import round_activations
 from lama.shapes import Array
@@ -60,7 +62,7 @@ class Attribution:
     """Each part's share in an answer's logit above another token's, or above the mean of all."""
 
     difference: float
-    """The difference in the model's logits: the sum of the parts."""
+    """The difference in the model's logits, before a soft cap: the sum of the parts."""
     parts: dict[str, float]
     """Shares by name: embed, pos_embed, blocks.0.attn_out, blocks.0.mlp_out, ..., ln_final.bias.
 
@@ -94,10 +96,11 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
         parts["rounding"] = rounding
     heads = np.zeros((len(layers), model.config.n_heads))
     for i in layers:
-        z, weight = cache[f"blocks.{i}.attn.z"][0, :, -1], model.blocks[i].attn.out.weight  # z (H, d_head)
-        multiplied = _as_multiplied(z.reshape(-1), weight) * (direction @ array(weight))
-        heads[i] = multiplied.reshape(z.shape).sum(-1)
-    at = logits[0, -1].astype(np.float64)
+        z, attn = cache[f"blocks.{i}.attn.z"][0, :, -1], model.blocks[i].attn  # z (H, d_head)
+        multiplied = _as_multiplied(z.reshape(-1), attn.out.weight)
+        through = _through_output_norm(model.blocks[i], direction, multiplied)
+        heads[i] = (multiplied * (through @ array(attn.out.weight))).reshape(z.shape).sum(-1)
+    at = _uncapped(logits[0, -1].astype(np.float64), model.config.logit_cap)
     other = at.mean() if against is None else at[against]
     return Attribution(float(at[answer] - other), parts, heads)
 
@@ -109,14 +112,44 @@ def _read_out(
     parameter = model.embed.weight if model.unembed is None else model.unembed.weight
     weight = array(parameter).astype(np.float64)  # (vocab_size, d_model)
     direction = weight[answer] - (weight.mean(0) if against is None else weight[against])
-    norm, read, bias, through = model.ln_final, stream, 0.0, direction
-    if norm is not None:
-        gain = array(norm.weight) / np.sqrt(stream.var() + norm.epsilon)
-        shift = np.zeros(len(stream)) if norm.bias is None else array(norm.bias)
-        read, bias = (stream - stream.mean()) * gain + shift, float(shift @ direction)
-        through = direction * gain - (direction * gain).mean()  # the norm subtracts a part's mean
+    read, bias, through = stream, 0.0, direction
+    if model.ln_final is not None:
+        read, shift, through = _through_norm(model.ln_final, stream, direction)
+        bias = float(shift @ direction)
+    if model.unembed is not None and model.unembed.bias is not None:
+        biases = array(model.unembed.bias).astype(np.float64)
+        bias += float(biases[answer] - (biases.mean() if against is None else biases[against]))
     rounding = float((_as_multiplied(read, parameter) - read) @ direction)
     return through, bias, rounding if isinstance(parameter, Quantized) else None
+
+
+def _through_norm(norm: Norm, stream: Array, direction: Array) -> tuple[Array, Array, Array]:
+    """The normalised stream, the norm's bias, and the direction that reads a part of it as the norm does."""
+    ones = np.ones(len(stream))
+    centred = isinstance(norm, LayerNorm)
+    spread = stream.var() if centred else (stream * stream).mean()
+    gain = (ones if norm.weight is None else array(norm.weight)) / np.sqrt(spread + norm.epsilon)
+    shift = array(norm.bias) if isinstance(norm, LayerNorm) and norm.bias is not None else 0 * ones
+    through = direction * gain
+    if centred:  # the norm subtracts a part's mean
+        return (stream - stream.mean()) * gain + shift, shift, through - through.mean()
+    return stream * gain + shift, shift, through
+
+
+def _through_output_norm(block: Block, direction: Array, z: Array) -> Array:
+    """The direction that reads attention's output before the norm that a block may put behind it."""
+    norm = {"output": block.ln1, "sandwich": block.ln1_post}.get(block.order)
+    if norm is None:
+        return direction
+    out = z.astype(np.float64) @ array(block.attn.out.weight).astype(np.float64).T
+    if block.attn.out.bias is not None:
+        out = out + array(block.attn.out.bias)
+    return _through_norm(norm, out, direction)[2]
+
+
+def _uncapped(logits: Array, cap: float) -> Array:
+    """Logits before a soft cap, which would not be linear."""
+    return cap * np.arctanh(logits / cap) if cap else logits
 
 
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:

@@ -11,6 +11,7 @@ from lama.data import Corpus
 from lama.masks import causal_mask
 from lama.models.gpt import GPT
 from lama.models.registry import describe
+from lama.ops import repeat_heads
 from lama.shapes import Array
 from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
@@ -55,7 +56,8 @@ def explain_attention(model: GPT, tokenizer: Tokenizer, inputs: Array) -> str:
     mask = causal_mask(n, n).numpy()
     at = {name.removeprefix("blocks.0."): value for name, value in record.items()}
     pattern = at["attn.pattern"].numpy()[0, 0, :n, :n]
-    raw = model.blocks[0].attn.similarity(at["attn.q"], at["attn.k"]).numpy()[0, 0, :n, :n]
+    q, k = (at.get(f"attn.rot_{part}", at[f"attn.{part}"]) for part in "qk")
+    raw = model.blocks[0].attn.similarity(q, repeat_heads(k, int(q.shape[1]))).numpy()[0, 0, :n, :n]
     steps = {
         "embed": "a learned vector for each token",
         "pos_embed": "plus a vector for each position",

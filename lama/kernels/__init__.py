@@ -5,11 +5,13 @@ from lama.kernels.cross_entropy import cross_entropy
 from lama.kernels.dropout import dropout
 from lama.kernels.elementwise import add, gelu, softmax
 from lama.kernels.embedding import embedding, fusible_rows
+from lama.kernels.gated import gated
 from lama.kernels.integers import round_activations
-from lama.kernels.layernorm import layernorm
+from lama.kernels.layernorm import layernorm, rmsnorm
 from lama.kernels.matmul import matmul, matmul_precision
 from lama.kernels.optimizer import adamw, sum_of_squares
 from lama.kernels.quantized import Quantized, dequantize, quantize
+from lama.kernels.rope import rotate
 
 __all__ = [
     "Quantized",
@@ -22,11 +24,14 @@ __all__ = [
     "dropout",
     "embedding",
     "fusible_rows",
+    "gated",
     "gelu",
     "layernorm",
     "matmul",
     "matmul_precision",
     "quantize",
+    "rmsnorm",
+    "rotate",
     "round_activations",
     "softmax",
     "sum_of_squares",

@@ -1,9 +1,10 @@
 // z = softmax(q kᵀ · SCALE) v for B x H heads, and its gradients, with the scores and the pattern a block at
 // a time: T queries and S keys of D numbers each, and values of E. Element (b, h, t, i) of q is q[Q_AT + b *
-// QB + h * QH + t * QT + i]; k and v likewise. z is (B, T, H, E). `stats` (B, H, T, 2) has the largest score
-// of each row and the sum of its exponentials.
+// QB + h * QH + t * QT + i]; k and v likewise, with one head for each GROUP heads of q. z is (B, T, H, E).
+// `stats` (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
 //
-// CAUSAL: query t sees the keys up to offset + t, offset >= 0. PADDING: a query sees only the keys where
+// CAUSAL: query t sees the keys up to offset + t, offset >= 0, with a WINDOW only the last WINDOW of these, never
+// together with padding. PADDING: a query sees only the keys where
 // `padding` (B, S) is true. A query that sees nothing gets the mean of all values. DROP: dropout of the
 // pattern, as in dropout.c.
 //
@@ -107,6 +108,10 @@ PART int seen_by(long t, long offset, long k0, int n) {
   return seen < 0 ? 0 : (int)seen;
 }
 
+// The first key that query t sees, and the first block of keys for a tile that begins with it.
+PART long first_seen(long t, long offset) { return WINDOW ? MAX(0, offset + t + 1 - WINDOW) : 0; }
+PART long first_block(long t, long offset) { return first_seen(t, offset) / KEYS * KEYS; }
+
 #if PADDING
 // Which of the V keys from k0 + j on the query at `place` sees, by a row's padding.
 PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long place) {
@@ -140,34 +145,35 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
   uints seed = seed_of(key, SITE);
 #endif
   for (long unit = FIRST(B * H * PARTS); unit < LAST(B * H * PARTS); unit++) {
-    long head = unit / PARTS, b = head / H, h = head % H, first = tiles * (unit % PARTS) / PARTS, last = tiles * (unit % PARTS + 1) / PARTS;
+    long head = unit / PARTS, b = head / H, h = head % H, kv = h / GROUP;
+    long first = tiles * (unit % PARTS) / PARTS, last = tiles * (unit % PARTS + 1) / PARTS;
     const float *q_here = q + Q_AT + b * QB + h * QH;
 #if CACHED
-    const long offset = MAX(0, MIN(positions[b], S - T)), keys = offset + T, place = (CACHE_ROW(b) * H + h) * S;
+    const long offset = MAX(0, MIN(positions[b], S - T)), keys = offset + T, place = (CACHE_ROW(b) * KV_HEADS + kv) * S;
     const KV *k_here = key_cache + place * D, *v_here = value_cache + place * D;
     // Parts of one head write the same numbers to the same places.
-    add_rows(key_cache + (place + offset) * D, k + K_AT + b * KB + h * KH, KT, MIN(T, last * ROWS));
-    add_rows(value_cache + (place + offset) * D, v + V_AT + b * VB + h * VH, VT, MIN(T, last * ROWS));
+    add_rows(key_cache + (place + offset) * D, k + K_AT + b * KB + kv * KH, KT, MIN(T, last * ROWS));
+    add_rows(value_cache + (place + offset) * D, v + V_AT + b * VB + kv * VH, VT, MIN(T, last * ROWS));
 #else
-    const KV *k_here = k + K_AT + b * KB + h * KH, *v_here = v + V_AT + b * VB + h * VH;
+    const KV *k_here = k + K_AT + b * KB + kv * KH, *v_here = v + V_AT + b * VB + kv * VH;
 #endif
 #if PADDING
     const unsigned char *pads = padding + b * S;
 #endif
-    for (long k0 = 0; k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
+    for (long k0 = first_block(first * ROWS, offset); k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
       int n = MIN(KEYS, keys - k0);
       pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
       pack_rows(vs, v_here + k0 * v_row, v_row, n, E);
 #if !CACHED
       // The next block's keys and values, asked for a tile's worth at a time.
       long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * H * PARTS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
-      const KV *next_k = k + K_AT + next / PARTS / H * KB + next / PARTS % H * KH + next_k0 * KT;
-      const KV *next_v = v + V_AT + next / PARTS / H * VB + next / PARTS % H * VH + next_k0 * VT;
+      const KV *next_k = k + K_AT + next / PARTS / H * KB + next / PARTS % H / GROUP * KH + next_k0 * KT;
+      const KV *next_v = v + V_AT + next / PARTS / H * VB + next / PARTS % H / GROUP * VH + next_k0 * VT;
       long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
 #endif
       for (long t = first * ROWS; t < MIN(T, last * ROWS); t += ROWS) {
-        int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n);
-        if (!most) continue;
+        int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n), started = k0 > first_block(t, offset);
+        if (!most || first_seen(t, offset) >= k0 + n) continue;
         float *z_here = z + ((b * T + t) * H + h) * E, *state = stats + (head * T + t) * 2;
         ASK_FOR(1, z_here, (long)H * E, rows, E);
         ASK_FOR(0, q_here + (t + ROWS) * QT, QT, MIN(ROWS, T - t - ROWS), D);
@@ -189,11 +195,17 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
             x = seen_at(pads, k0, j, n, offset + t + r) ? x : (vec)HIDDEN;
 #endif
             x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
+#if WINDOW
+            x = (ints)each_from(0) >= (int)(first_seen(t + r, offset) - k0) - j ? x : (vec)NOTHING;
+#endif
             store(row + j, x);
             tops = __builtin_elementwise_max(tops, x);
           }
-          float before = k0 ? state[2 * r] : NOTHING, top = max_vec(tops);
+          float before = started ? state[2 * r] : NOTHING, top = max_vec(tops);
           top = before > top ? before : top;
+#if WINDOW
+          top = top > HIDDEN ? top : HIDDEN;  // of a query that sees nothing yet
+#endif
           for (int j = 0; j < most; j += V) {
             vec e = exp_vec(load(row + j) - top);
             sums += e;
@@ -202,13 +214,13 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
 #endif
             store(row + j, e);
           }
-          scales[r] = k0 ? exp_vec((vec)(before - top))[0] : 0;
+          scales[r] = started ? exp_vec((vec)(before - top))[0] : 0;
           state[2 * r] = top;
-          state[2 * r + 1] = (k0 ? state[2 * r + 1] * scales[r] : 0) + sum_vec(sums);
+          state[2 * r + 1] = (started ? state[2 * r + 1] * scales[r] : 0) + sum_vec(sums);
         }
         for (int r = 0; r < rows; r++)
           for (int i = 0; i < EP; i += V)
-            store(zs + r * EP + i, k0 == 0 ? (vec)0 : scales[r] * get(z_here + (long)r * H * E + i, E - i, 0));
+            store(zs + r * EP + i, !started ? (vec)0 : scales[r] * get(z_here + (long)r * H * E + i, E - i, 0));
         product(1, zs, EP, s, KEYS, 1, vs, EP, COLUMNS, most, EP);
         int end = k0 + KEYS >= (SKIPS ? MIN(keys, offset + t + rows) : keys);
         for (int r = 0; r < rows; r++) scales[r] = end ? DROP_SCALE / state[2 * r + 1] : 1;
@@ -236,8 +248,8 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
 #if DROP
   uints seed = seed_of(key, SITE);
 #endif
-  for (long head = FIRST(B * H); head < LAST(B * H); head++) {
-    long b = head / H, h = head % H, q_at = Q_AT + b * QB + h * QH, k_at = K_AT + b * KB + h * KH, v_at = V_AT + b * VB + h * VH;
+  for (long unit = FIRST(B * KV_HEADS); unit < LAST(B * KV_HEADS); unit++) {
+    long b = unit / KV_HEADS, kv = unit % KV_HEADS, k_at = K_AT + b * KB + kv * KH, v_at = V_AT + b * VB + kv * VH;
 #if PADDING
     const unsigned char *pads = padding + b * S;
 #endif
@@ -250,12 +262,15 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
       for (int i = 0; i < n * EP; i += V) store(dvs + i, 0);
       // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients
       // will be written.
-      long next = k0 + KEYS < keys ? head : MIN(head + 1, LAST(B * H) - 1), next_k0 = next == head ? k0 + KEYS : 0, asked = 0;
-      const float *next_k = k + K_AT + next / H * KB + next % H * KH + next_k0 * KT, *next_v = v + V_AT + next / H * VB + next % H * VH + next_k0 * VT;
+      long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * KV_HEADS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
+      const float *next_k = k + K_AT + next / KV_HEADS * KB + next % KV_HEADS * KH + next_k0 * KT;
+      const float *next_v = v + V_AT + next / KV_HEADS * VB + next % KV_HEADS * VH + next_k0 * VT;
       long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
       // Queries before it see none of these keys.
       long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;
+      for (long h = kv * GROUP; h < (kv + 1) * GROUP; h++)
       for (long t0 = start; t0 < T; t0 += BLOCK) {
+        long head = b * H + h, q_at = Q_AT + b * QB + h * QH;
         int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
         const float *dz_here = dz + ((b * T + t0) * H + h) * E, *z_here = z + ((b * T + t0) * H + h) * E;
         pack_floats(qs, q + q_at + t0 * QT, QT, queries, all, D, SCALE);
@@ -263,6 +278,10 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
         for (int r0 = 0; r0 < queries; r0 += ROWS) {
           int rows = MIN(ROWS, queries - r0), most = seen_by(t0 + r0 + rows - 1, offset, k0, n);
           if (!most) continue;
+          if (first_seen(t0 + r0, offset) >= k0 + n) {  // the products below must not read another block's
+            for (int i = r0 * WIDTH; i < (r0 + ROWS) * WIDTH; i++) p[i] = ds[i] = 0;
+            continue;
+          }
           int asks = MIN(ROWS, wanted - asked), later = MIN(ROWS, T - t0 - r0 - BLOCK);
           ASK_FOR(0, next_k + asked * KT, KT, asks, D);
           ASK_FOR(0, next_v + asked * VT, VT, asks, E);
@@ -291,6 +310,9 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
               x = visible ? x : (vec)HIDDEN;
 #endif
               x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
+#if WINDOW
+              x = (ints)each_from(0) >= (int)(first_seen(t0 + r, offset) - k0) - j ? x : (vec)NOTHING;
+#endif
               vec pattern = exp_vec(x - top) * scale, dropped = pattern;
 #if DROP
               ints keep = survives(seed, key, head, t0 + r, k0 + j);
@@ -307,7 +329,7 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
             for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) store(ps + j, 0), store(dss + j, 0);
           }
           product(0, dqs, DP, ds + r0 * WIDTH, WIDTH, 1, ks, DP, COLUMNS, most, DP);
-          unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > 0, scales);
+          unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > first_block(t0 + r0, offset), scales);
         }
         for (int m = 0; m < n; m += ROWS) {  // the first query that sees one of these keys
           int first = SKIPS && k0 + m > offset + t0 ? k0 + m - offset - t0 : 0;

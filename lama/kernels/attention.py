@@ -29,6 +29,7 @@ WIDEST = 256  # numbers of a head: blocks of wider ones would not fit the stack 
 FLOPS = 70  # floating-point operations that a core does in a nanosecond, about
 PARTS = 2  # for each thread, where there are fewer heads
 FEW_QUERIES = 4  # up to so many, the keys and values are read once, in order
+FEW_SUMS = 8  # queries of all heads that share keys, whose sums the registers hold
 ON_STACK = 32768  # floats on the stack of a slice
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 FEWEST_QUERIES = 64  # of a part: each part copies the keys and values for itself
@@ -45,7 +46,7 @@ class _AttentionSpec:
     D: int
     E: int
     layouts: tuple[Layout, ...]
-    """Shapes of q, k and v, each (B, H, T or S, D or E)."""
+    """Shapes of q, k and v, each (B, H or H / group, T or S, D or E)."""
     owners: tuple[int, ...]
     """A number for each of q, k and v: equal numbers are views of one tensor."""
     scale: float
@@ -54,17 +55,25 @@ class _AttentionSpec:
     padding: bool = False
     rate: float = 0.0
     site: int = 0
+    group: int = 1
+    """Heads of q for each head of k and v."""
+    window: int = 0
+    """Causal: keys that a query sees at most; 0 for all."""
 
     @property
     def label(self) -> str:
-        return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}"
+        extra = (f"_group{self.group}" if self.group > 1 else "") + (
+            f"_w{self.window}" if self.window else ""
+        )
+        return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}{extra}"
 
     @property
     def products(self) -> int:
         """The number of scores, times D + E: the cost of one product for each. A causal mask spares some."""
         seen = self.T * self.S
         if self.offset is not None and not self.padding:
-            seen = sum(min(self.S, self.offset + t + 1) for t in range(self.T))
+            most = min(self.S, self.window or self.S)
+            seen = sum(min(most, self.offset + t + 1) for t in range(self.T))
         return self.B * self.H * seen * (self.D + self.E)
 
     def sizes(self) -> Macros:
@@ -74,7 +83,13 @@ class _AttentionSpec:
             macros[f"{name}_AT"] = f"{layout.offset}L"
             for axis, stride in zip("BHT", layout.strides, strict=False):
                 macros[f"{name}{axis}"] = f"{stride}L"
-        return {**macros, "SCALE": c_float(self.scale)}
+        return {
+            **macros,
+            "SCALE": c_float(self.scale),
+            "GROUP": self.group,
+            "KV_HEADS": self.H // self.group,
+            "WINDOW": self.window,
+        }
 
     def macros(self, backward: bool = False, cached: bool = False) -> Macros:
         """The macros of attention.c."""
@@ -101,7 +116,12 @@ def _supports(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> bool:
     tensors = (q, k, v)
     extras = [] if padding is None else [padding]
     return (
-        all(t.ndim in (3, 4) and t.shape[:-2] == q.shape[:-2] and t.dtype == dtypes.float32 for t in tensors)
+        all(
+            t.ndim == q.ndim in (3, 4) and t.shape[0] == q.shape[0] and t.dtype == dtypes.float32
+            for t in tensors
+        )
+        and k.shape[:-2] == v.shape[:-2]
+        and (q.ndim == 3 or int(q.shape[1]) % int(k.shape[1]) == 0)
         and is_fast(*tensors, *extras)
         and q.shape[-1] == k.shape[-1]
         and k.shape[-2] == v.shape[-2]
@@ -121,21 +141,30 @@ def attention(
     rate: float = 0.0,
     key: Tensor | None = None,
     site: int = 0,
+    window: int = 0,
 ) -> Tensor | None:
     """`ops.attention` by a kernel without a matrix of scores; None where there is none for these.
 
     The result lies as (B, T, H, e). Source: Dao et al. 2022, algorithm 2.
     """
+    if window >= int(k.shape[-2]):
+        window = 0
     if not (_supports(q, k, v, padding) and (offset is None or offset >= 0)):
         return None
+    if window and (offset is None or padding is not None):
+        return None
     if q.ndim == 3:
-        z = attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale, offset, padding, rate, key, site)
+        q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+        z = attention(q, k, v, scale, offset, padding, rate, key, site, window)
         return None if z is None else z.squeeze(1)
     (B, H, T, D), (S, E) = shape_of(q), shape_of(v)[-2:]
     bases, layouts, owners = _bases_and_layouts(q, k, v)
     if rate == 0 or key is None:
         rate, key, site = 0.0, None, 0
-    spec = _AttentionSpec(B, H, T, S, D, E, layouts, owners, scale, offset, padding is not None, rate, site)
+    group = H // int(k.shape[1])
+    spec = _AttentionSpec(
+        B, H, T, S, D, E, layouts, owners, scale, offset, padding is not None, rate, site, group, window
+    )
     if padding is not None:
         bases.append(padding.cast(dtypes.bool).reshape(-1, S).expand(B, S))
     if key is not None:
@@ -156,24 +185,30 @@ def attention_in_cache(
     positions: Tensor,
     rows: Tensor | None,
     scale: float,
+    window: int = 0,
 ) -> Tensor | None:
     """`ops.attention_in_cache` by one kernel, None where there is none; the result lies as (B, T, H, d)."""
     numbers = [positions] if rows is None else [positions, rows]
     if not (is_fast(q, keys, *numbers) and keys.dtype in C_TYPES):
         return None
     (B, H, T, D), S, type_ = shape_of(q), int(keys.shape[2]), C_TYPES[keys.dtype]
+    window = window if window < S else 0
+    group = H // int(keys.shape[1])
     if T > S or D > WIDEST:
         return None
     found = [_with_rows(t.float()) for t in (q, k, v)]
     inputs = [*(base for base, _ in found), *numbers]
-    spec = _AttentionSpec(B, H, T, S, D, D, tuple(layout for _, layout in found), (0, 1, 2), scale)
+    layouts = tuple(layout for _, layout in found)
+    spec = _AttentionSpec(B, H, T, S, D, D, layouts, (0, 1, 2), scale, group=group, window=window)
     macros: Macros = {"KV": type_, "IN_ROWS": rows is not None}
     label = f"{spec.label}_{type_}{'' if rows is None else '_rows'}"
     cached = functools.partial(make_kernel, in_place=True, headers=("cache.h",))
     outputs = [Tensor.empty(B, T, H, D, device=q.device), keys, values]
-    if T <= FEW_QUERIES and T * S <= ON_STACK:
+    few = T <= FEW_QUERIES if group == 1 else T * group <= FEW_SUMS
+    if few and T * group * S <= ON_STACK:
         macros, operations = {**spec.sizes(), **macros}, 4 * B * H * T * S * D
-        slices = min(B * H, slices_for(2 * B * H * S * D * keys.dtype.itemsize / BANDWIDTH))
+        heads = B * H // group
+        slices = min(heads, slices_for(2 * heads * S * D * keys.dtype.itemsize / BANDWIDTH))
         kernel = cached("attention_step.c", macros, label=label, operations=operations, slices=slices)
     else:
         outputs.insert(1, Tensor.empty(B, H, T, 2, device=q.device))
@@ -236,7 +271,7 @@ def _gradient_for(spec: _AttentionSpec) -> Gradient:
     macros = spec.macros(backward=True) | {f"D{name}": f"d{owner}" for name, owner in places}
     macros["OUTPUTS"] = ", ".join(f"output d{owner}" for owner in firsts)
     label, operations = f"backward_{spec.label}", 5 * spec.products
-    slices = min(spec.B * spec.H, slices_for(operations / FLOPS))
+    slices = min(spec.B * spec.H // spec.group, slices_for(operations / FLOPS))
     kernel = make_kernel("attention.c", macros, label=label, operations=operations, slices=slices)
 
     def gradient(grad: UOp, call: UOp) -> Gradients:

@@ -1,4 +1,4 @@
-// Two caches (., H, S, D) of type KV, which already hold positions[b] keys and values of each head in row b, or
+// Two caches (., KV_HEADS, S, D) of type KV, which already hold positions[b] keys and values of each head in row b, or
 // with IN_ROWS, in row rows[b]. The T new ones, at k and v, are written behind these first.
 
 #if IN_ROWS

@@ -1,8 +1,9 @@
-// ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b.
+// ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b. With RMS, the mean is taken as 0.
 //
 // With OF_SUM, the input is a sum: s = x + h, or x + dropout(h) with DROPOUT (as in dropout.c). s is written
 // too.
 
+#define MEAN(xs) (RMS ? 0 : mean_of(xs, N))
 #define VECTORS(i) for (int i = 0; i < N; i += V)
 
 #if BACKWARD
@@ -16,7 +17,7 @@ KERNEL NAME(output dx, output sums WITH(DROPOUT, output dh), input x, input w, i
   for (int i = 0; i < 2 * N; i++) dw[i] = 0;
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++) {
     const float *xs = x + row * N, *dys = dy + row * N;
-    float mean = mean_of(xs, N), scale = scale_of(xs, N, mean, EPSILON);
+    float mean = MEAN(xs), scale = scale_of(xs, N, mean, EPSILON);
     vec g_sums = 0, gz_sums = 0;
     VECTORS(i) {
       int n = LEFT(i);
@@ -26,7 +27,7 @@ KERNEL NAME(output dx, output sums WITH(DROPOUT, output dh), input x, input w, i
       put(dw + i, get(dw + i, n, 0) + dy_i * z, n);
       put(db + i, get(db + i, n, 0) + dy_i, n);
     }
-    float g_mean = sum_vec(g_sums) / N, gz_mean = sum_vec(gz_sums) / N;
+    float g_mean = RMS ? 0 : sum_vec(g_sums) / N, gz_mean = sum_vec(gz_sums) / N;
     VECTORS(i) {
       int n = LEFT(i);
       vec d = (get(dys + i, n, 0) * get(w + i, n, 0) - g_mean - (get(xs + i, n, 0) - mean) * scale * gz_mean) * scale;
@@ -54,7 +55,7 @@ KERNEL NAME(output y WITH(OF_SUM, output s), input x WITH(OF_SUM, input h) WITH(
 #else
     const float *xs = x + row * N;
 #endif
-    float mean = mean_of(xs, N), scale = scale_of(xs, N, mean, EPSILON);
+    float mean = MEAN(xs), scale = scale_of(xs, N, mean, EPSILON);
 #if BIAS
     for (int i = 0; i < N; i++) y[row * N + i] = (xs[i] - mean) * scale * w[i] + b[i];
 #else

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from lama.attention import SIMILARITIES
@@ -11,9 +11,14 @@ from lama.embeddings import POSITIONS
 from lama.errors import quoted
 from lama.layers import ACTIVATIONS
 
-CHOICES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS, "similarity": SIMILARITIES}
+CHOICES: dict[str, Collection[str]] = {
+    "activation": ACTIVATIONS,
+    "norm": NORMS,
+    "positions": POSITIONS,
+    "similarity": SIMILARITIES,
+}
 LAYERS = ("n_layers", "n_encoder_layers", "n_decoder_layers")
-SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "d_mlp", "n_classes")
+SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "n_kv_heads", "d_mlp", "n_classes")
 MOST = dict.fromkeys(LAYERS, 10_000) | {"context_length": 1 << 20}  # a config may come from a file
 LARGEST = (1 << 31) - 1  # of the other whole numbers: kernels count in 32 bits
 TABLE = 1 << 26  # numbers of a table of sinusoids, whose size no tensor of a file confirms
@@ -36,14 +41,23 @@ class ModelConfig(Protocol):
 Config = TypeVar("Config")
 
 
-def check_config(config: ModelConfig) -> None:
-    """Fill in d_mlp=0, then check each field of a known name: for a config's `__post_init__`.
+def check_config(config: ModelConfig, choices: Mapping[str, Collection[str]] = CHOICES) -> None:
+    """Fill in d_mlp=0 and the like, then check each field of a known name: for a config's `__post_init__`.
 
-    Types are those of the defaults. Raises ValueError that names the field and its value.
+    Types are those of the defaults; fields with the default None are biases, which `bias` replaces. Raises
+    ValueError that names the field and its value.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    def fill(name: str, value: object) -> None:
+        fields[name] = value
+        object.__setattr__(config, name, value)
+
     for field in dataclasses.fields(config):
-        value, kind = fields[field.name], type(field.default)
+        value, kind = fields[field.name], bool if field.default is None else type(field.default)
+        if field.default is None and value is None:
+            fill(field.name, fields["bias"])
+            continue
         if type(value) is not kind and not (type(value) is int and kind is float):
             got = f"{field.name}={quoted(value)}"
             raise ValueError(f"{field.name} must be of type {kind.__name__}; got {got}")
@@ -51,8 +65,9 @@ def check_config(config: ModelConfig) -> None:
             raise ValueError(f"{field.name} must be at most {most:,}; got {field.name}={quoted(value)}")
     mlp = fields.get("mlp", True)
     if fields.get("d_mlp") == 0 and mlp:
-        fields["d_mlp"] = 4 * config.d_model
-        object.__setattr__(config, "d_mlp", fields["d_mlp"])
+        fill("d_mlp", 4 * config.d_model)
+    if fields.get("n_kv_heads") == 0:
+        fill("n_kv_heads", config.n_heads)
     for name in SIZES:
         # Without layers, a prediction depends on one token alone.
         least = 0 if name in LAYERS or (name == "d_mlp" and not mlp) else 1
@@ -60,18 +75,20 @@ def check_config(config: ModelConfig) -> None:
             raise ValueError(f"{name} must be at least {least}; got {name}={fields[name]}")
     if not mlp and fields["d_mlp"]:
         raise ValueError(f"d_mlp must be 0 with mlp=False; got d_mlp={fields['d_mlp']}")
-    for name, choices in CHOICES.items():
-        if name in fields and fields[name] not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {quoted(fields[name])}")
+    for name, allowed in choices.items():
+        if name in fields and fields[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {quoted(fields[name])}")
     if fields.get("positions") == "sinusoidal" and config.context_length * config.d_model > TABLE:
         got = f"context_length={config.context_length}, d_model={config.d_model}"
         raise ValueError(f"sinusoidal positions must be at most {TABLE:,} numbers; got {got}")
     epsilon = fields.get("norm_epsilon", 0)
     if not 0 <= epsilon < 1:
         raise ValueError(f"norm_epsilon must be at least 0 and below 1; got norm_epsilon={epsilon}")
-    if config.d_model % config.n_heads:
+    if not fields.get("d_head") and config.d_model % config.n_heads:
         got = f"d_model={config.d_model}, n_heads={config.n_heads}"
         raise ValueError(f"d_model must be a multiple of n_heads; got {got}")
+    if fields.get("d_head") == 0:
+        fill("d_head", config.d_model // config.n_heads)
 
 
 def check_length(n: int, config: ModelConfig) -> None:

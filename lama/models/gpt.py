@@ -1,22 +1,35 @@
-"""GPT: a decoder-only transformer. OpenAI's GPT-2 and the models lama trains are this one class."""
+"""GPT: a decoder-only transformer. GPT-2, Llama, Gemma and the models lama trains are this one class."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 from tinygrad import Tensor
 
-from lama.attention import MultiHeadAttention, make_similarity
-from lama.blocks import Block, make_mlp, make_norm
+from lama.attention import MultiHeadAttention, QKNorm, make_similarity, soft_cap
+from lama.blocks import DECODER_NORMS, Block, make_mlp
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.embeddings import TokenEmbedding, make_positions, unembedding
+from lama.embeddings import POSITIONS, NoPositions, TokenEmbedding, make_positions, unembedding
 from lama.errors import quoted
-from lama.layers import LayerNorm, initialise
+from lama.layers import NORM_KINDS, Norm, initialise, new_norm
 from lama.masks import Causal
-from lama.models.config import check_config, check_length
+from lama.models.config import CHOICES as SHARED_CHOICES
+from lama.models.config import LARGEST, check_config, check_length
 from lama.models.protocol import AttentionSite, attention_site
 from lama.ops import add
+from lama.rotary import Rope
 from lama.shapes import Float, Int
 from lama.taps import Tap, no_tap, scoped
+
+CHOICES = SHARED_CHOICES | {
+    "norm": DECODER_NORMS,
+    "norm_kind": NORM_KINDS,
+    "layout": ("sequential", "parallel", "parallel_one_norm"),
+    "positions": (*POSITIONS, "rope"),
+    "qk_norm": ("none", "head", "all", "head_after"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,23 +45,65 @@ class GPTConfig:
     n_layers: int = 12
     """Blocks."""
     n_heads: int = 12
-    """Heads in a block; each is d_model / n_heads wide."""
+    """Heads in a block."""
+    n_kv_heads: int = 0
+    """Heads of keys and values, each for n_heads / n_kv_heads heads of queries; 0 means n_heads."""
+    d_head: int = 0
+    """Width of a head; 0 means d_model / n_heads."""
     d_mlp: int = 0
     """Hidden width of the MLP; 0 means 4 · d_model."""
     bias: bool = True
     """Biases in linear layers and norms."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; None means `bias`."""
+    out_bias: bool | None = None
+    """Biases of attention's output; None means `bias`."""
+    mlp_bias: bool | None = None
+    """Biases in the MLP; None means `bias`."""
+    head_bias: bool = False
+    """A bias for each logit; only untied."""
     tied: bool = True
     """The unembedding uses the token embedding's rows."""
     activation: str = "gelu_new"
-    """gelu_new (tanh), gelu (exact), relu, silu, tanh or quick_gelu."""
+    """gelu_new (tanh), gelu (exact), relu, silu, tanh, quick_gelu or relu2 (squared)."""
+    gated: bool = False
+    """The MLP is down(activation(gate(x)) · up(x)) instead of down(activation(up(x)))."""
     norm: str = "pre"
-    """The place of the norms: pre (GPT-2), post (the 2017 paper) or none."""
+    """The place of the norms: pre (GPT-2), post (the paper), none, output (OLMo 2) or sandwich (Gemma 2)."""
+    norm_kind: str = "layer"
+    """layer (LayerNorm) or rms (RMSNorm)."""
+    norm_weight: bool = True
+    """Norms multiply by a learned weight; without, they have no bias either."""
     norm_epsilon: float = 1e-5
     """ε in the norms."""
+    layout: str = "sequential"
+    """sequential; parallel (GPT-NeoX): attention and MLP read the same x; parallel_one_norm (GPT-J)."""
     positions: str = "learned"
-    """learned, sinusoidal or none."""
+    """learned, sinusoidal, rope (rotary) or none."""
+    d_rotated: int = 0
+    """Numbers of a head that rope rotates; 0 means d_head."""
+    rope_theta: float = 10000.0
+    """θ of rope."""
+    rope_scaling: tuple[float, ...] = ()
+    """Slower rotation for long contexts: (factor,), or Llama 3's (factor, low, high, length); see `Rope`."""
+    rope_layers: tuple[bool, ...] = ()
+    """Which layers have rope, over and over: (True, True, True, False) is SmolLM3's; () means all."""
+    windows: tuple[int, ...] = ()
+    """Keys that a query sees at most, by layer, over and over, 0 for all: (0, 256) is GPT-Neo's."""
+    local_theta: float = 0.0
+    """θ of layers with a window, which then are not scaled (Gemma 3); 0 means as in all layers."""
     similarity: str = "scaled_dot"
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
+    qk_norm: str = "none"
+    """Norms of queries and keys: none, head (Qwen 3), all heads (OLMo 2), or head_after rope (nanochat)."""
+    attention_scale: float = 0.0
+    """The factor of scaled_dot; 0 means 1 / √d_head."""
+    attention_cap: float = 0.0
+    """Scores are c · tanh(score / c); 0 means without."""
+    logit_cap: float = 0.0
+    """Logits are c · tanh(logit / c); 0 means without."""
+    embed_scale: float = 1.0
+    """The factor of token embeddings; √d_model in Gemma."""
     residual: bool = True
     """Each sub-layer adds to the stream; without, its output takes the stream's place."""
     mlp: bool = True
@@ -59,13 +114,48 @@ class GPTConfig:
     """Tokens that end a text, beside the tokenizer's own: generation stops there."""
 
     def __post_init__(self) -> None:
-        check_config(self)  # also gives d_mlp its value
-        if self.scale_by_layer and self.similarity not in ("dot", "scaled_dot"):
-            raise ValueError(f"scale_by_layer requires similarity dot or scaled_dot; got {self.similarity!r}")
+        check_config(self, CHOICES)  # also gives d_mlp and the like their values
+        for name in ("scale_by_layer", "attention_scale", "attention_cap"):
+            if getattr(self, name) and self.similarity not in ("dot", "scaled_dot"):
+                raise ValueError(f"{name} requires similarity dot or scaled_dot; got {self.similarity!r}")
+        self._check_rope()
+        self._check_heads()
         for token in self.end_tokens:
             if type(token) is not int or not 0 <= token < self.vocab_size:
                 rule = f"end_tokens must be tokens below vocab_size={self.vocab_size}"
                 raise ValueError(f"{rule}; got {quoted(token)}")
+
+    def _check_rope(self) -> None:
+        if not self.d_rotated:
+            object.__setattr__(self, "d_rotated", self.d_head)
+        if self.positions == "rope" and (self.d_rotated % 2 or not 2 <= self.d_rotated <= self.d_head):
+            got = f"d_rotated={self.d_rotated}, d_head={self.d_head}"
+            raise ValueError(f"d_rotated must be even, and at most d_head; got {got}")
+        numbers = [value for value in self.rope_scaling if type(value) in (int, float) and value > 0]
+        if len(self.rope_scaling) not in (0, 1, 4) or len(numbers) < len(self.rope_scaling):
+            rule = "rope_scaling must be (factor,) or (factor, low, high, length), all positive"
+            raise ValueError(f"{rule}; got {quoted(self.rope_scaling)}")
+        if len(numbers) == 4 and numbers[1] >= numbers[2]:
+            raise ValueError(f"rope_scaling must have low < high; got {quoted(self.rope_scaling)}")
+        if not all(type(each) is bool for each in self.rope_layers):
+            raise ValueError(f"rope_layers must be true or false for each; got {quoted(self.rope_layers)}")
+        if not all(type(each) is int and 0 <= each <= LARGEST for each in self.windows):
+            raise ValueError(f"windows must be whole numbers from 0 on; got {quoted(self.windows)}")
+
+    def _check_heads(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            got = f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
+            raise ValueError(f"n_heads must be a multiple of n_kv_heads; got {got}")
+        if self.layout != "sequential" and self.norm not in ("pre", "none"):
+            raise ValueError(f"layout={self.layout} requires norm pre or none; got {self.norm!r}")
+        if self.head_bias and self.tied:
+            raise ValueError("head_bias must be False with tied=True; got head_bias=True")
+        for name in ("rope_theta", "embed_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0; got {name}={getattr(self, name)}")
+        for name in ("local_theta", "attention_scale", "attention_cap", "logit_cap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0; got {name}={getattr(self, name)}")
 
 
 GPT2_CONFIGS = {
@@ -78,16 +168,58 @@ GPT2_CONFIGS = {
 
 def make_block(c: GPTConfig, layer: int) -> Block:
     """The block of a layer, counted from 0."""
-    divisor = layer + 1 if c.scale_by_layer else 1
-    similarity = make_similarity(c.similarity, c.n_heads, c.d_model // c.n_heads, divisor)
+    has_norms, has_mlp, sandwich = c.norm != "none", c.d_mlp > 0, c.norm == "sandwich"
     return Block(
-        attn=MultiHeadAttention(c.d_model, c.n_heads, c.bias, similarity),
-        mlp=make_mlp(c.d_model, c.d_mlp, c.bias, c.activation),
-        norm1=make_norm(c.d_model, c.bias, c.norm_epsilon, c.norm),
-        norm2=make_norm(c.d_model, c.bias, c.norm_epsilon, c.norm) if c.d_mlp else None,
+        attn=make_attention(c, layer),
+        mlp=make_mlp(c.d_model, c.d_mlp, bool(c.mlp_bias), c.activation, c.gated),
+        norm1=norm(c) if has_norms else None,
+        norm2=norm(c) if has_norms and has_mlp and c.layout != "parallel_one_norm" else None,
         order=c.norm,
         residual=c.residual,
+        parallel=c.layout != "sequential",
+        norm1_post=norm(c) if sandwich else None,
+        norm2_post=norm(c) if sandwich and has_mlp else None,
     )
+
+
+def make_attention(c: GPTConfig, layer: int) -> MultiHeadAttention:
+    """The attention of a layer, counted from 0."""
+    window = c.windows[layer % len(c.windows)] if c.windows else 0
+    rope = Rope(c.d_rotated, c.rope_theta, c.rope_scaling)
+    if window and c.local_theta:
+        rope = Rope(c.d_rotated, c.local_theta)
+    has_rope = c.positions == "rope" and (not c.rope_layers or c.rope_layers[layer % len(c.rope_layers)])
+    widths = c.d_head, c.d_head
+    if c.qk_norm == "all":
+        widths = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    return MultiHeadAttention(
+        c.d_model,
+        c.n_heads,
+        bool(c.qkv_bias),
+        make_similarity(
+            c.similarity,
+            c.n_heads,
+            c.d_head,
+            layer + 1 if c.scale_by_layer else 1,
+            c.attention_scale,
+            c.attention_cap,
+        ),
+        n_kv_heads=c.n_kv_heads,
+        d_head=c.d_head,
+        out_bias=c.out_bias,
+        qk_norm=None
+        if c.qk_norm == "none"
+        else QKNorm(
+            partial(norm, c), *widths, whole=c.qk_norm == "all", after_rope=c.qk_norm == "head_after"
+        ),
+        rope=rope if has_rope else None,
+        window=window,
+    )
+
+
+def norm(c: GPTConfig, width: int = 0) -> Norm:
+    """A norm of d_model numbers, or of `width`."""
+    return new_norm(width or c.d_model, c.norm_kind, c.norm_weight, c.bias, c.norm_epsilon)
 
 
 class GPT:
@@ -96,13 +228,16 @@ class GPT:
     Weights are drawn from `seed`; seed=None leaves them unfilled for a checkpoint to fill.
     """
 
+    sampling: Mapping[str, float] = MappingProxyType({})
+    """The fields of `Sampling` that the files of a loaded model recommend: the command line's defaults."""
+
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         c = self.config = config
         self.embed = TokenEmbedding(c.vocab_size, c.d_model)
         self.pos_embed = make_positions(c.positions, c.context_length, c.d_model)
         self.blocks = [make_block(c, layer) for layer in range(c.n_layers)]
-        self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
-        self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size)
+        self.ln_final = norm(c) if c.norm in ("pre", "output", "sandwich") else None
+        self.unembed = None if c.tied else unembedding(c.d_model, c.vocab_size, c.head_bias)
         if seed is not None:
             initialise(self, seed, c.n_layers)
 
@@ -138,7 +273,10 @@ class GPT:
         if cache is not None:
             cache.check(T)
         start = None if cache is None else cache.positions
-        x = tap("embed", self.embed(tokens.to(device)))  # (B, T, d_model)
+        x = self.embed(tokens.to(device))  # (B, T, d_model)
+        x = tap("embed", x if self.config.embed_scale == 1 else x * self.config.embed_scale)
+        if isinstance(self.pos_embed, NoPositions) and tap is no_tap:
+            return dropout("embed", x)
         positions = tap("pos_embed", self.pos_embed(T, start).to(device))  # (T, d_model), or (B, T, d_model)
         return dropout("embed", add(x, positions))
 
@@ -148,7 +286,8 @@ class GPT:
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
         """The unembedding: a score for every token of the vocabulary."""
-        return self.embed.unembed(x) if self.unembed is None else self.unembed(x)
+        logits = self.embed.unembed(x) if self.unembed is None else self.unembed(x)
+        return soft_cap(logits, self.config.logit_cap)
 
     def __call__(
         self,
@@ -163,8 +302,8 @@ class GPT:
     def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens, by default context_length."""
         c, weight = self.config, self.embed.weight
-        length, d_head = length or c.context_length, c.d_model // c.n_heads
-        return KVCache(c.n_layers, batch, c.n_heads, length, d_head, weight.dtype, str(weight.device))
+        length = length or c.context_length
+        return KVCache(c.n_layers, batch, c.n_kv_heads, length, c.d_head, weight.dtype, str(weight.device))
 
     def attention_sites(self) -> dict[str, AttentionSite]:
         """The attention of the model, by kind: causal self-attention, if it has blocks."""

@@ -1,0 +1,76 @@
+"""Rotary positions with their gradient: rope.c reads a head's part of a projection where it lies."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.runtime.kernel import (
+    Gradient,
+    Gradients,
+    Kernel,
+    Macros,
+    inputs_of,
+    is_fast,
+    make_kernel,
+    slices_for,
+)
+from lama.runtime.strides import Layout, contiguous_strides, materialise, shape_of, strided_view
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """All constants of a kernel."""
+
+    layout: Layout
+    """Of x, (B, H, T, D)."""
+    row: int
+    """Numbers of a token in the tensor that x is a view of."""
+    rotated: int
+    length: int
+    has_positions: bool
+
+    def kernel(self, backward: bool) -> Kernel:
+        B, H, T, D = self.layout.shape
+        strides = dict(zip(("XB", "XH", "XT"), self.layout.strides, strict=False))
+        macros: Macros = {"B": B, "H": H, "T": T, "D": D, "R": self.rotated // 2, "LENGTH": self.length}
+        macros |= {"X_AT": self.layout.offset, "ROW": self.row, "AT": int(self.has_positions), **strides}
+        macros["BACKWARD"] = int(backward)
+        return make_kernel("rope.c", macros, slices=min(B * T, slices_for(B * H * T * D)))
+
+
+def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
+    """`ops.rotate` by a kernel; None where there is none for x."""
+    numbers = [] if positions is None else [positions]
+    if x.ndim != 4 or x.dtype != dtypes.float32 or not is_fast(x, table, *numbers):
+        return None
+    base, spec = _source(x, table, positions is not None)
+    outputs = [Tensor.empty(*shape_of(x), device=x.device)]
+    return spec.kernel(False).into(outputs, base, table, *numbers, gradient=_gradient_for(spec))[0]
+
+
+def _source(x: Tensor, table: Tensor, has_positions: bool) -> tuple[Tensor, _Spec]:
+    """The tensor that the kernel reads: a copy unless x is a part of each token's row, as its gradient is."""
+    (B, H, T, D), (length, rotated) = shape_of(x), shape_of(table)
+    base, layout = strided_view(x)
+    row = math.prod(shape_of(base)) // (B * T)
+    rows = Layout(
+        layout.shape,
+        layout.offset,
+        tuple(0 if n == 1 else stride for n, stride in zip((B, H, T, D), (T * row, D, row, 1), strict=True)),
+    )
+    if layout != rows or layout.offset + H * D > row or row * B * T != math.prod(shape_of(base)):
+        base, row = materialise(x), H * D
+        layout = Layout((B, H, T, D), 0, contiguous_strides((B, H, T, D)))
+    return base, _Spec(layout, row, rotated, length, has_positions)
+
+
+@functools.cache
+def _gradient_for(spec: _Spec) -> Gradient:
+    def gradient(grad: UOp, call: UOp) -> Gradients:
+        base, *others = inputs_of(call)
+        (dx,) = spec.kernel(True).into([Tensor.empty(*base.shape, device=base.device)], Tensor(grad), *others)
+        return None, dx.uop, *(None for _ in others)
+
+    return gradient
