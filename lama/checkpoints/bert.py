@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-
-import numpy as np
 
 from lama.checkpoints.huggingface import checked_config, read_fields, rename, renamed, tie
+from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.files import field
 from lama.models.bert import BertConfig
@@ -96,15 +94,6 @@ def translate_bert(tensors: Mapping[str, FileTensor], source: object) -> dict[st
             for each in names:
                 del found[each]
     return found
-
-
-def joined(parts: list[FileTensor]) -> FileTensor:
-    """Concatenate tensors of equal shape along the first axis."""
-    first = parts[0]
-    shape = (len(parts) * first.shape[0], *first.shape[1:])
-    return replace(
-        first, shape=shape, read=lambda: np.concatenate([part.read() for part in parts]), read_into=None
-    )
 
 
 def bert_name(name: str) -> str:

@@ -35,6 +35,8 @@ class Checkpoint:
     """int8 or int4 if the file's matrices are quantised."""
     notes: Mapping[str, object] = field(default_factory=dict)
     """Notes on the training, as `save` wrote them."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """The fields of `Sampling` that the model's files recommend."""
 
 
 class ModelFiles:

@@ -17,9 +17,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 LOCAL_FILES = (*WEIGHT_FILES, "ckpt.pt")  # and nanoGPT's, which no hub offers in place of the others
-ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
+ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 A_MODEL = "model must be a name, or the path of a folder or file"
-READABLE = "lama reads safetensors, PyTorch's .bin and nanoGPT's ckpt.pt"
+READABLE = "lama reads safetensors, GGUF, PyTorch's .bin and nanoGPT's ckpt.pt"
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -29,7 +29,15 @@ def is_model_folder(folder: Path) -> bool:
 
 def weight_file(folder: Path) -> Path | None:
     """The file to open for the tensors in a folder: the weights, or the index of their shards."""
-    return next((folder / name for name in LOCAL_FILES if os.path.exists(folder / name)), None)
+    found = next((folder / name for name in LOCAL_FILES if os.path.exists(folder / name)), None)
+    return found or _only_gguf(folder)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has one."""
+    names = os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
+    found = [name for name in names if name.endswith(".gguf")]
+    return folder / found[0] if len(found) == 1 else None
 
 
 def all_weight_files(folder: Path) -> list[Path]:
@@ -64,9 +72,9 @@ def unreadable(path: Path) -> str:
     """The error message for a file or a folder that is not a model."""
     where, is_folder = quoted_path(path), os.path.isdir(path)
     names = os.listdir(path) if is_folder and os.access(path, os.R_OK) else [path.name]
-    if any(name.lower().endswith(".gguf") for name in names):
-        advice = "Use the model that it was made from"
-        return f"cannot read {where}: GGUF is not supported yet. {advice}; {READABLE}"
+    if is_folder and (several := sorted(name for name in names if name.endswith(".gguf"))):
+        got = quoted(", ".join(several), plain=True)
+        return f"a folder must have one GGUF file; got {got} in {where}. Name one of them"
     if not is_folder:
         return f"cannot read {where}: not a weight file; {READABLE}"
     if "config.json" in names:

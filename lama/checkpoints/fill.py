@@ -12,6 +12,7 @@ from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
 from lama.kernels.quantized import empty
 from lama.models.config import LAYERS, config_from_dict
+from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, set_weight, weights_of
 from lama.models.registry import Config, Model, make_model
 from lama.ops import quantize
@@ -77,6 +78,8 @@ def filled(checkpoint: Checkpoint, dtype: str = "float32", device: str | None = 
             held = target[name].dtype
             target[name] = from_array(read_weights(tensors[name], DTYPE_NAMES[held]), held, device)
         parameter.replace(target[name])
+    if isinstance(model, GPT):
+        model.sampling = checkpoint.sampling
     return model
 
 

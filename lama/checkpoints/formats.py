@@ -1,14 +1,19 @@
 """The formats of models that lama reads. A new format is one more entry of FORMATS."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from lama.checkpoints import smollm2
 from lama.checkpoints.bert import bert_name, config_from_bert, translate_bert
 from lama.checkpoints.checkpoint import Checkpoint, Format, ModelFiles
+from lama.checkpoints.families import FAMILIES, config_from_family, name_in_family, translate_family
 from lama.checkpoints.files import read_json
 from lama.checkpoints.folder import FORMAT, quantized_tensors
+from lama.checkpoints.gguf import open_gguf
+from lama.checkpoints.gguf_models import config_from_gguf, gguf_name, gguf_tokenizer, translate_gguf
 from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
-from lama.checkpoints.huggingface import checked_config
+from lama.checkpoints.huggingface import checked_config, recommended
 from lama.checkpoints.nanogpt import config_from_nanogpt, gpt_tokenizer
 from lama.errors import LamaError, quoted
 from lama.files import field
@@ -79,6 +84,48 @@ class HuggingFaceBert:
         )
 
 
+class GGUFModel:
+    """A decoder in a GGUF file."""
+
+    def recognises(self, files: ModelFiles) -> bool:
+        return files.weights.suffix == ".gguf"
+
+    def open(self, files: ModelFiles) -> Checkpoint:
+        file = open_gguf(files.weights)
+        config = config_from_gguf(file)
+        return Checkpoint(
+            file.source,
+            "gpt",
+            config,
+            lambda: translate_gguf(file, config),
+            lambda: gguf_tokenizer(file, files.folder),
+            gguf_name,
+            sampling=smollm2.SAMPLING if files.weights.name == smollm2.FILE else {},
+        )
+
+
+class HuggingFaceDecoder:
+    """A decoder of `FAMILIES` in Hugging Face's format."""
+
+    def recognises(self, files: ModelFiles) -> bool:
+        return files.config.get("model_type") in FAMILIES
+
+    def open(self, files: ModelFiles) -> Checkpoint:
+        fields, source = files.config, files.config_source
+        family = FAMILIES[str(fields["model_type"])]
+        generation = _generation(files)
+        config = config_from_family(family, fields, source, generation)
+        return Checkpoint(
+            files.weights_source,
+            "gpt",
+            config,
+            lambda: translate_family(family, files.tensors(), config, fields, files.weights_source),
+            lambda: gpt_tokenizer(files.folder, config.vocab_size, fields),
+            name_in_family(family),
+            sampling=recommended(generation),
+        )
+
+
 class HuggingFaceGPT2:
     """A GPT-2 in Hugging Face's format. The last of the formats: it refuses every other `model_type`."""
 
@@ -86,11 +133,14 @@ class HuggingFaceGPT2:
         return True
 
     def open(self, files: ModelFiles) -> Checkpoint:
-        path = files.folder / "generation_config.json"
-        generation = read_json(path) if os.path.exists(path) else None
-        return _gpt2(
-            files, config_from_huggingface(files.config, files.config_source, generation), conv1d=True
-        )
+        generation = _generation(files)
+        config = config_from_huggingface(files.config, files.config_source, generation)
+        return replace(_gpt2(files, config, conv1d=True), sampling=recommended(generation))
+
+
+def _generation(files: ModelFiles) -> dict[str, object] | None:
+    path = files.folder / "generation_config.json"
+    return read_json(path) if os.path.exists(path) else None
 
 
 def _gpt2(files: ModelFiles, config: GPTConfig, conv1d: bool) -> Checkpoint:
@@ -105,7 +155,14 @@ def _gpt2(files: ModelFiles, config: GPTConfig, conv1d: bool) -> Checkpoint:
     )
 
 
-FORMATS: tuple[Format, ...] = (NanoGPT(), LamaFolder(), HuggingFaceBert(), HuggingFaceGPT2())
+FORMATS: tuple[Format, ...] = (
+    GGUFModel(),
+    NanoGPT(),
+    LamaFolder(),
+    HuggingFaceBert(),
+    HuggingFaceDecoder(),
+    HuggingFaceGPT2(),
+)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

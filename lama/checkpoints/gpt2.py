@@ -1,11 +1,12 @@
 """Hugging Face's GPT-2 checkpoints: their config, and the table of their names."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from lama.checkpoints.huggingface import checked_config, read_fields, rename, renamed, tie
+from lama.checkpoints.huggingface import checked_config, end_tokens, read_fields, rename, renamed, tie
 from lama.checkpoints.tensor import TRANSPOSED_ROWS, FileTensor
 from lama.errors import LamaError
 from lama.files import checked
@@ -73,19 +74,9 @@ def config_from_huggingface(
     ours = read_fields(fields, FIELDS, REQUIRED, GPTConfig, source, SYNONYMS)
     if not checked(fields.get("scale_attn_weights", True), bool, f"scale_attn_weights in {source}"):
         ours["similarity"] = "dot"
-    if generation and generation.get("eos_token_id") is not None:
-        end_tokens = _end_tokens(generation, "generation_config.json")
-    else:
-        end_tokens = _end_tokens(fields, source)
     config = checked_config(GPTConfig, ours, source)
-    return replace(config, end_tokens=tuple(i for i in end_tokens if 0 <= i < config.vocab_size))
-
-
-def _end_tokens(fields: Mapping[str, object], source: object) -> list[int]:
-    """The distinct ids of eos_token_id: one id, a list, or null. Raises LamaError."""
-    value = fields.get("eos_token_id")
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return list(dict.fromkeys(checked(each, int, f"eos_token_id in {source}") for each in values))
+    ends = end_tokens(fields, generation, source)
+    return replace(config, end_tokens=tuple(i for i in ends if 0 <= i < config.vocab_size))
 
 
 def huggingface_config(config: GPTConfig, end_of_text: int | None = None) -> dict[str, object]:
@@ -93,11 +84,12 @@ def huggingface_config(config: GPTConfig, end_of_text: int | None = None) -> dic
 
     `end_of_text` is the tokenizer's. Raises LamaError for a model that is not a GPT-2.
     """
-    gpt2 = GPTConfig()
-    for name in ("bias", "norm", "positions", "residual", "mlp"):
-        wanted, found = getattr(gpt2, name), getattr(config, name)
+    shared = {ours: getattr(config, ours) for ours in FIELDS.values()}
+    gpt2 = GPTConfig(**shared, similarity=config.similarity, end_tokens=config.end_tokens)
+    for field in dataclasses.fields(config):
+        wanted, found = getattr(gpt2, field.name), getattr(config, field.name)
         if found != wanted:
-            raise LamaError(f"a GPT-2 model must have {name}={wanted!r}; got {found!r}")
+            raise LamaError(f"a GPT-2 model must have {field.name}={wanted!r}; got {found!r}")
     if config.similarity not in ("scaled_dot", "dot"):
         raise LamaError(f"a GPT-2 model must have similarity scaled_dot or dot; got {config.similarity!r}")
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}

