@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from lama.checkpoints import load, save
     from lama.errors import LamaError, UsageError
     from lama.generation import generate
+    from lama.generation.chat import chat
     from lama.models.gpt import GPT, GPTConfig
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "GPTConfig", "LamaError", "UsageError", "generate", "load", "save"]
+__all__ = ["GPT", "GPTConfig", "LamaError", "UsageError", "chat", "generate", "load", "save"]
 
 
 def __getattr__(name: str) -> object:
@@ -27,6 +28,7 @@ def __getattr__(name: str) -> object:
         "GPTConfig": "lama.models.gpt",
         "LamaError": "lama.errors",
         "UsageError": "lama.errors",
+        "chat": "lama.generation.chat",
         "generate": "lama.generation",
         "load": "lama.checkpoints",
         "save": "lama.checkpoints",

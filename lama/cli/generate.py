@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, exit_code, machine
+from lama.cli.sampling import add_sampling, sampling
 from lama.errors import LamaError, UsageError, check_least, note, quoted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lama.tokenizers import Tokenizer
 
 REPORTED = ("text", "tokens", "finish_reason")  # of each sample, with --json
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SMOLLM2 = "smollm2"
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}  # after a backslash; and uXXXX
 # Probable escapes. In a prompt, a backslash may belong to LaTeX or a path, such as \nabla or \temp.
 MEANT = {
@@ -35,18 +36,15 @@ def add_parser(add_verb: AddVerb) -> None:
     add = parser.add
     add("-p, --prompt PROMPT", "the text to continue; - reads it from standard input")
     add("--prompt-file FILE", "read the prompt from a UTF-8 file")
-    models = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or a file"
-    add("-m, --model MODEL", f"{models} (default: gpt2, or the bundled model lama-bpe)")
+    models = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, a folder or a file"
+    add("-m, --model MODEL", f"{models} (default: gpt2, else smollm2, else the bundled model lama-bpe)")
     add("-n, --max-new-tokens N", "largest number of new tokens", 100)
-    add("--temperature T", "0 is greedy", 0.8)
-    add("--top-k K", "sample from the K likeliest tokens only (default 0: all)", 0)
-    add("--top-p P", "sample from the likeliest tokens that sum to P (default 1: all)", 1.0)
-    add("--min-p P", "sample from tokens at least P times as likely as the likeliest", 0.0)
-    add("--repetition-penalty R", "above 1 makes tokens seen before less likely", 1.0)
-    add("--seed SEED", "the same seed gives the same text", 0)
+    add_sampling(parser)
     add("--stop TEXT", "end before this text; can be given several times", action="append")
     add("--escape", r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
     add("--num-samples N", "number of continuations, with seeds SEED, SEED+1, ...", 1)
+    add("--chat", "answer the prompt with the model's chat template, instead of continuing it")
+    add("--raw", "continue the prompt, even where the model was not named and SmolLM2 would answer it")
     add("--window", "when the context is full, drop its older half and continue")
     machine.add_loading(parser)
     add("--revision REVISION", "branch, tag or commit to download from the hub")
@@ -56,16 +54,17 @@ def add_parser(add_verb: AddVerb) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.chat and args.raw:
+        raise UsageError("--chat and --raw exclude each other; give one of them")
     prompt = read_prompt(args)
     stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
     check_least("num_samples", args.num_samples, 1)
-    from lama.generation import Sampling, check_options, generate
+    from lama.generation import check_options, generate
     from lama.generation.engine import WINDOW
 
     # Checked before a model is loaded or downloaded.
     check_options(args.max_new_tokens, args.seed, stops)
-    sampling = {name: getattr(args, name) for name in SAMPLING}
-    Sampling(**sampling)
+    sampling(args)
     machine.use(args)
 
     started = time.perf_counter()
@@ -73,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     load_seconds = time.perf_counter() - started
     if args.verbose:
         note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
+    options = sampling(args, model.sampling)
+    given, shown = prompt_of(args, tokenizer, prompt), "" if args.chat else prompt
     context = f"context of {model.config.context_length} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
@@ -80,24 +81,23 @@ def run(args: argparse.Namespace) -> int:
             generation = generate(
                 model,
                 tokenizer,
-                prompt,
-                seed=args.seed + i,
+                given,
                 max_new_tokens=args.max_new_tokens,
                 stop=stops,
                 window=args.window,
                 on_slide=lambda n: note(f"{context} is full; continued with the last {n}"),
-                **sampling,
+                **{**options, "seed": args.seed + i},
             )
         except UsageError as error:
             raise UsageError(str(error).replace(WINDOW, "pass --window")) from None
         samples.append(generation)
         try:
-            show(generation, prompt, args)
+            show(generation, shown, args)
         except KeyboardInterrupt as stop:
             how, code = str(stop) or "interrupted", exit_code(stop)
             generation.finish_reason = how
             if not args.json:
-                print(prompt + generation.text if args.no_stream else "", flush=True)
+                print(shown + generation.text if args.no_stream else "", flush=True)
             note(f"{how} after {len(generation.tokens)} tokens")
             break
     if any(sample.finish_reason == "context" for sample in samples):
@@ -174,7 +174,10 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
 
 
 def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
-    """(name, model, tokenizer) of the chosen model, or else of GPT-2, or else of the bundled model."""
+    """(name, model, tokenizer) of the chosen model, else of GPT-2, of SmolLM2, or of the bundled model.
+
+    SmolLM2 is trained on conversations: its chat template is applied, unless --raw forbids that.
+    """
     from lama.checkpoints import EMBEDDED, NotFound, load_causal
 
     options = machine.loading(args)
@@ -187,10 +190,29 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
             raise
         if args.verbose:
             note(str(error))
-        advice = "put its config.json and model.safetensors into weights/gpt2/"
-        lacking = "GPT-2 weights not found and not downloadable"
-        note(f"{lacking}; using the bundled model {EMBEDDED}. For GPT-2, {advice}")
+    advice = "For GPT-2, put its config.json and model.safetensors into weights/gpt2/"
+    lacking = "GPT-2 weights not found and not downloadable"
+    try:
+        found = load_causal(SMOLLM2, **options)
+    except NotFound as error:
+        if args.verbose:
+            note(str(error))
+        note(f"{lacking}, nor SmolLM2; using the bundled model {EMBEDDED}. {advice}")
         return EMBEDDED, *load_causal(EMBEDDED, **options)
+    args.chat = args.chat or not args.raw
+    how = "answering with its chat template; --raw continues the text" if args.chat else "continuing the text"
+    note(f"{lacking}; using SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), {how}. {advice}")
+    return SMOLLM2, *found
+
+
+def prompt_of(args: argparse.Namespace, tokenizer: "Tokenizer", prompt: str) -> str | list[int]:
+    """The prompt, with --chat as a message in the model's chat template. Raises LamaError."""
+    if not args.chat:
+        return prompt
+    from lama.generation.chat import template_for
+    from lama.tokenizers.chat_template import encode_chat
+
+    return encode_chat(tokenizer, template_for(tokenizer), [{"role": "user", "content": prompt}])
 
 
 def show(generation: "Generation", prompt: str, args: argparse.Namespace) -> None:

@@ -61,17 +61,20 @@ class Runner:
 
     def prefill(self, tokens: Array) -> Array:
         """Restart all rows with `tokens` (B, T), T at least 1; returns the last logits (B, vocab_size)."""
-        self.positions[:] = 0
-        return self._feed(tokens, np.arange(self.batch))
+        return self._feed(tokens, np.arange(self.batch), 0)
 
     def prefill_row(self, row: int, tokens: Array) -> Array:
         """Restart one row with `tokens` (T,), T at least 1; returns the last logits (vocab_size,)."""
-        self.positions[row] = 0
-        return self._feed(tokens.reshape(1, -1), np.array([row]))[0]
+        return self.extend_row(row, 0, tokens)
 
-    def _feed(self, tokens: Array, rows: Array) -> Array:
+    def extend_row(self, row: int, start: int, tokens: Array) -> Array:
+        """Feed one row `tokens` (T,), T at least 1, behind its first `start`; returns the last logits."""
+        return self._feed(tokens.reshape(1, -1), np.array([row]), start)[0]
+
+    def _feed(self, tokens: Array, rows: Array, start: int) -> Array:
+        self.positions[rows] = start
         n = tokens.shape[1]
-        size = bucket(n, self.model.config.context_length)
+        size = bucket(n, self.model.config.context_length - start)
         # Keys and values of the padding lie behind the prompt: later tokens overwrite them before a query
         # sees them.
         padded = np.zeros((len(rows), size), np.int32)
@@ -79,7 +82,7 @@ class Runner:
         last = np.full(len(rows), n - 1)
         step = self._step("prefill", len(rows), size)
         logits = step(tokens=padded, positions=self.positions[rows], rows=rows, last=last)
-        self.positions[rows] = n
+        self.positions[rows] = start + n
         return logits
 
     def decode(self, tokens: Array, rows: Array | None = None) -> Array:

@@ -127,10 +127,7 @@ class Engine:
         return self.runner.prefill_row(place, np.array(row.tokens[first:]))
 
     def _draw(self, place: int, row: _Row, logits: Array) -> Event:
-        scores = logits[: self.vocab_size]
-        if not np.isfinite(scores).all():
-            worst = f"{scores.min()} to {scores.max()} at token {len(row.tokens)}"
-            raise LamaError(f"logits must be finite; got {worst}. Try --dtype float32")
+        scores = check_finite(logits[: self.vocab_size], len(row.tokens))
         token = next_token(scores, row.tokens, row.request.sampling, row.rng)
         row.tokens.append(token)
         reason = self._reason(place, row, token)
@@ -145,6 +142,14 @@ class Engine:
         if len(row.tokens) - len(request.tokens) == request.max_new_tokens:
             return "length"
         return "context" if self.runner.positions[place] == self.context and not request.window else None
+
+
+def check_finite(scores: Array, place: int) -> Array:
+    """The logits (vocab_size,) of the token at a place. Raises LamaError for ones that are not finite."""
+    if not np.isfinite(scores).all():
+        worst = f"{scores.min()} to {scores.max()} at token {place}"
+        raise LamaError(f"logits must be finite; got {worst}. Try --dtype float32")
+    return scores
 
 
 WINDOW = "set window=True"  # the advice in an error; the command line says --window in its place

@@ -83,7 +83,7 @@ def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple
 def generate(
     model: CausalLM,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 100,
     temperature: float = 0.8,
@@ -97,7 +97,7 @@ def generate(
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
 ) -> Generation:
-    """Continue `prompt`. Arguments are checked here; the work happens as the result is read.
+    """Continue `prompt`, a text or tokens. Arguments are checked here; the result is computed as it is read.
 
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
@@ -107,13 +107,19 @@ def generate(
     """
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     check_options(max_new_tokens, seed, stop)
-    prompt_tokens = tokenizer.encode(prompt)
+    prompt_tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     check_prompts([prompt_tokens], model.config.context_length, window)
     check_tokens(tokenizer, prompt_tokens, model.config.vocab_size)
-    end = {*model.config.end_tokens, *([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])}
+    end = end_tokens(model, tokenizer)
     request = Request(prompt_tokens, max_new_tokens, sampling, seed, end, window, on_slide)
     events = generate_events(model, request, tokenizer.vocab_size, jit)
     return Generation(prompt_tokens, events, tokenizer, stop_strings(stop))
+
+
+def end_tokens(model: CausalLM, tokenizer: Tokenizer) -> set[int]:
+    """The tokens that end a text: the model's and the tokenizer's."""
+    own = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    return {*model.config.end_tokens, *own}
 
 
 def stop_strings(stop: str | Sequence[str]) -> Sequence[str]:

