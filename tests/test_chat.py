@@ -208,6 +208,17 @@ def test_a_full_context_drops_whole_turns(tmp_path: Path):
     )
 
 
+def test_a_long_context_is_cached_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr("lama.generation.decoder.MOST_CACHED", 32)
+    model = chat_model()
+    from lama.generation import generate_tokens
+    from lama.generation.decoder import Runner
+
+    assert Runner(model).cache.length == 32
+    tokens = [row[0] for row in generate_tokens(model, [[1, 2, 3]], 100)]
+    assert len(tokens) == 30  # the last one is not fed
+
+
 def test_chat_needs_a_template(tmp_path: Path):
     tokenizer, model = chat_tokenizer(tmp_path / "t", None), chat_model()
     with pytest.raises(LamaError, match="the model must have a chat template for a conversation; got none"):

@@ -201,7 +201,7 @@ def reset(conversation: "Conversation", system: str | None) -> None:
 
 
 def tokens(conversation: "Conversation") -> None:
-    used, context = len(conversation.ids(False)), conversation.model.config.context_length
+    used, context = len(conversation.ids(False)), conversation.context
     print(f"{used:,} of {context:,} tokens", flush=True)
 
 

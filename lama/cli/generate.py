@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
     check_least("num_samples", args.num_samples, 1)
     from lama.generation import check_options, generate
+    from lama.generation.decoder import context_of
     from lama.generation.engine import WINDOW
 
     # Checked before a model is loaded or downloaded.
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
     options = sampling(args, model.sampling)
     given, shown = prompt_of(args, tokenizer, prompt), "" if args.chat else prompt
-    context = f"context of {model.config.context_length} tokens"
+    context = f"context of {context_of(model)} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
         try:

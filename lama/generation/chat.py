@@ -119,6 +119,11 @@ class Conversation:
         self.seed += 1
         yield from self._answer(self._fitting())
 
+    @property
+    def context(self) -> int:
+        """Most tokens of the conversation."""
+        return self._runner.context
+
     def ids(self, add_generation_prompt: bool = True) -> list[int]:
         """The conversation as tokens."""
         found = encode_chat(
@@ -134,7 +139,7 @@ class Conversation:
 
     def _fitting(self) -> list[int]:
         """The tokens of the conversation, without its oldest turns where it does not fit the context."""
-        context, dropped = self.model.config.context_length, 0
+        context, dropped = self._runner.context, 0
         while len(ids := self.ids()) >= context:
             first = 1 if self.messages[0]["role"] == "system" else 0
             end = next(
@@ -166,7 +171,7 @@ class Conversation:
         for n in range(1, self.max_new_tokens + 1):
             scores = check_finite(logits[: self.tokenizer.vocab_size], len(self._held))
             token = next_token(scores, self._held, self.sampling, rng)
-            full = len(self._held) == self.model.config.context_length
+            full = len(self._held) == self._runner.context
             reason = "context" if full else "length" if n == self.max_new_tokens else None
             reason = "stop" if token in end else reason
             yield Event(0, token, reason)

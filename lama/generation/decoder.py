@@ -13,6 +13,7 @@ from lama.runtime.replay import CachedStep
 from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
+MOST_CACHED = 8192  # tokens: a model may look at 131,072, whose keys and values would take gigabytes
 
 
 @runtime_checkable
@@ -34,6 +35,11 @@ def bucket(n: int, most: int) -> int:
     return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))
 
 
+def context_of(model: CausalLM) -> int:
+    """Most tokens of a text that is generated: the model's, up to MOST_CACHED."""
+    return min(model.config.context_length, MOST_CACHED)
+
+
 def buffers(model: CausalLM) -> list[UOp]:
     """The buffers of the model's weights, which change when a parameter is replaced."""
     return [parameter.uop for parameter in get_parameters(model)]
@@ -51,7 +57,8 @@ class Runner:
         self.positions = np.zeros(batch, np.int32)
         """Number of tokens that each row has been fed."""
         self._weights = buffers(model)
-        self.cache = model.new_cache(batch)
+        self.context = context_of(model)
+        self.cache = model.new_cache(batch, self.context)
         self._steps: dict[tuple[str, int, int], Step] = {}
 
     def fits(self, model: CausalLM, batch: int, jit: bool) -> bool:
@@ -74,7 +81,7 @@ class Runner:
     def _feed(self, tokens: Array, rows: Array, start: int) -> Array:
         self.positions[rows] = start
         n = tokens.shape[1]
-        size = bucket(n, self.model.config.context_length - start)
+        size = bucket(n, self.context - start)
         # Keys and values of the padding lie behind the prompt: later tokens overwrite them before a query
         # sees them.
         padded = np.zeros((len(rows), size), np.int32)

@@ -71,7 +71,7 @@ class Engine:
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")
         self.runner = runner or Runner(model, rows, jit)
-        self.context, self.vocab_size = model.config.context_length, vocab_size
+        self.context, self.vocab_size = self.runner.context, vocab_size
         self._rows: list[_Row | None] = [None] * rows
         self._waiting: deque[_Row] = deque()
         self._submitted = 0

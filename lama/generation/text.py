@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lama.data.inputs import check_tokens
 from lama.errors import UsageError
+from lama.generation.decoder import context_of
 from lama.generation.engine import Event, Request
 from lama.generation.sampling import Sampling
 from lama.generation.tokens import check_prompts, generate_events
@@ -108,7 +109,7 @@ def generate(
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    check_prompts([prompt_tokens], model.config.context_length, window)
+    check_prompts([prompt_tokens], context_of(model), window)
     check_tokens(tokenizer, prompt_tokens, model.config.vocab_size)
     end = end_tokens(model, tokenizer)
     request = Request(prompt_tokens, max_new_tokens, sampling, seed, end, window, on_slide)

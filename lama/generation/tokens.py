@@ -7,7 +7,7 @@ import numpy as np
 
 from lama.embeddings import check_ids
 from lama.errors import UsageError
-from lama.generation.decoder import Runner
+from lama.generation.decoder import Runner, context_of
 from lama.generation.engine import Engine, Event, Request, check_prompt
 from lama.generation.sampling import GREEDY, Sampling
 from lama.models.protocol import CausalLM
@@ -57,7 +57,7 @@ def generate_tokens(
     gets the number of tokens kept. A longer prompt is cut as if it had been fed token by token. Raises
     LamaError for an empty prompt, one that does not fit or has unknown ids, or logits that are not finite.
     """
-    check_prompts(prompts, model.config.context_length, window)
+    check_prompts(prompts, context_of(model), window)
     for prompt in prompts:
         check_ids(np.asarray(prompt), model.config.vocab_size)
     if max_new_tokens < 0:
