@@ -169,7 +169,7 @@ def attention(
 
 
 def in_sight(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
-    """Which positions of keys each query sees: no later ones, and with a `window` the last so many."""
+    """A mask of the positions that a query sees: no later ones, and with a `window` the last so many."""
     seen = keys <= queries
     return seen & (keys > queries - window) if window else seen
 

@@ -31,11 +31,12 @@ import numpy as np
 from reference.random_gpt2 import write_shards, write_torch
 
 import lama
-from lama.checkpoints import open_weights
+from lama.checkpoints import open_weights, smollm2
 from lama.cli import main, make_parser
 from lama.data import open_corpus
 from lama.data.labelled import open_labelled
 from lama.data.pairs import read_pairs
+from lama.errors import LamaError
 from lama.evaluation.tasks import TASKS, read_examples
 from lama.training.folder import RunFolder
 from lama.training.prepare import resumed_run
@@ -456,10 +457,15 @@ def random_command(
     return argv + [rng.choice(WORDS)] * (rng.random() < wrong)
 
 
+def refuse() -> Path:
+    raise LamaError("nothing is fetched here")
+
+
 def fuzz_commands(work: Path) -> Case:
     for name in ("bpe", "bert", "classifier", "pairs", "run"):
         shutil.copytree(EARLIER / name, work / name)
     shutil.copy(EARLIER / "corpus.txt", work)
+    smollm2.place, smollm2.fetch = lambda: work / "none", refuse
     parsers, here = verbs(), ["bpe", "bert", "classifier", "pairs", "run", "corpus.txt", "new", "0", "1", "3"]
 
     def case(rng: random.Random) -> str:

@@ -209,8 +209,8 @@ def test_a_full_context_drops_whole_turns(tmp_path: Path):
 
 
 def test_a_long_context_is_cached_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr("lama.generation.decoder.MOST_CACHED", 32)
     model = chat_model()
+    monkeypatch.setattr("lama.generation.decoder.MOST_NUMBERS", 32 * 2 * 2 * 24)  # layers, width
     from lama.generation import generate_tokens
     from lama.generation.decoder import Runner
 

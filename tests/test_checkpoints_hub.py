@@ -235,7 +235,7 @@ def test_unknown_name_suggests_near_ones_and_tells_where_it_looked(tmp_path: Pat
 
 def test_unknown_name_like_no_other_lists_the_names():
     with pytest.raises(
-        NotFound, match=r"got 'zzzzz'\. Names known here: gpt2, gpt2-large, gpt2-medium, gpt2-xl\."
+        NotFound, match=r"got 'zzzzz'\. Names known here: gpt2, gpt2-large, gpt2-medium, gpt2-xl, smollm2\."
     ):
         find("zzzzz")
 
@@ -307,12 +307,12 @@ def test_file_of_another_kind_and_folder_without_a_model_say_so(
         (
             "m.txt",
             r"^cannot read m\.txt: not a weight file; "
-            r"lama reads safetensors, PyTorch's \.bin and nanoGPT's ckpt\.pt$",
+            r"lama reads safetensors, GGUF, PyTorch's \.bin and nanoGPT's ckpt\.pt$",
         ),
         ("sub/m.txt", r"^cannot read sub/m\.txt: not a weight file"),
-        ("x.gguf", r"^cannot read x\.gguf: GGUF is not supported yet\. Use the model that it was made from"),
-        ("gone.gguf", r"^cannot read gone\.gguf: GGUF is not supported yet"),
-        ("ggufs", r"^cannot read ggufs: GGUF is not supported yet"),
+        ("x.gguf", r"^x\.gguf must be a GGUF file; got fewer than 24 bytes"),
+        ("gone.gguf", r"^model must be a name, .*; got 'gone\.gguf', which does not exist"),
+        ("ggufs", r"got 'ggufs', a folder without config\.json"),
         ("sub", r"got 'sub', a folder without config\.json or model\.safetensors"),
         ("./sub", r"got 'sub', a folder without config\.json or model\.safetensors"),
     ):

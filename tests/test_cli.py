@@ -167,7 +167,7 @@ def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, 
     [
         ([], "give a verb, such as generate or train. See lama help"),
         (["explode"], "invalid choice: 'explode'"),
-        (["fly"], "invalid choice: 'fly' (choose from generate, train, "),
+        (["fly"], "invalid choice: 'fly' (choose from generate, chat, train, "),
         (["generat"], "argument VERB: invalid choice: 'generat'. Did you mean generate? See lama --help"),
         (["help", "trian"], "invalid choice: 'trian'. Did you mean train?"),
         (
@@ -508,17 +508,16 @@ def test_verbose_tells_what_ran_on_standard_error(run, tiny):
     assert f"lama: {tiny}: GPT, " in err and "lama: first token after " in err and "tokens/s" in err
 
 
-def test_default_model_is_the_one_that_ships_where_gpt2_cannot_be_had(run, tiny, nothing_here):
+def test_default_model_is_the_one_that_ships_where_gpt2_cannot_be_had(run, tiny, nothing_here, monkeypatch):
+    monkeypatch.setattr("lama.checkpoints.smollm2.place", lambda: nothing_here / "none")
     nothing_here.mkdir()
     copy(tiny, nothing_here / "lama-bpe")
     code, out, err = run("generate", "--offline", "-p", "x", "-n", "3")
     assert code == 0 and out.startswith("x")
-    assert (
-        err.startswith(
-            "lama: GPT-2 weights not found and not downloadable; using the bundled model lama-bpe."
-        )
-        and err.count("\n") == 1
+    lacking = (
+        "lama: GPT-2 weights not found and not downloadable, nor SmolLM2; using the bundled model lama-bpe."
     )
+    assert err.startswith(lacking) and err.count("\n") == 1
     assert "weights/gpt2/" in err
 
 

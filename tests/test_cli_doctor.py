@@ -148,7 +148,7 @@ def test_missing_gpt2_is_no_problem_and_a_missing_embedded_model_is(
         assert not found["gpt2"].problem and "weights/gpt2/" in found["gpt2"].text
     (tmp_path / "lama-bpe").mkdir()
     (tmp_path / "lama-bpe" / "config.json").write_text("{}")
-    assert lines(doctor.weights)[2].text == f"lama-bpe: {tmp_path / 'lama-bpe'}, 0.0 MB"
+    assert lines(doctor.weights)[3].text == f"lama-bpe: {tmp_path / 'lama-bpe'}, 0.0 MB"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the fake compiler is a shell script")

@@ -410,8 +410,8 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--step", "3"], "unrecognized arguments: --step. Did you mean --steps? See lama train --help"),
         (
             ["gpt3"],
-            "a preset must be gpt2, shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, or a "
-            ".toml file; got 'gpt3'. Did you",
+            "a preset must be gpt2, llama-char-cpu, shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, "
+            "or a .toml file; got 'gpt3'. Did you",
         ),
         (["--size", "big"], "size must be a number of parameters such as 800K, 10M or 1.5B; got 'big'"),
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),

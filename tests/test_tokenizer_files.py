@@ -452,8 +452,8 @@ def test_damaged_files_load_or_are_one_clear_line(tmp_path, every):
             "model.type must be BPE or WordPiece; got Unigram",
         ),
         (
-            {"tokenizer.json": spec_of(pre_tokenizer={"type": "Metaspace"})},
-            "pre_tokenizer must be ByteLevel; got Metaspace",
+            {"tokenizer.json": spec_of(pre_tokenizer={"type": "Whitespace"})},
+            "pre_tokenizer must be ByteLevel; got Whitespace",
         ),
         (
             {"tokenizer.json": spec_of(normalizer={"type": "Foo"})},

@@ -253,7 +253,7 @@ def edited(path: str, value: object) -> dict:
             {"type": "Foo"},
             "normalizer must be one that the library tokenizers knows; got {'type': 'Foo'}",
         ),
-        ("pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer must be ByteLevel; got Metaspace"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer must be ByteLevel; got Whitespace"),
         ("pre_tokenizer", None, "pre_tokenizer must be ByteLevel; got null"),
         (
             "post_processor",

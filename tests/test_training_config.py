@@ -102,7 +102,7 @@ def test_file_that_holds_no_settings_is_refused(tmp_path, content, message):
         ({"norm": "post-norm"}, r"norm must be one of pre, post; got 'post-norm'\. Did you mean post\?"),
         (
             {"activation": "swish"},
-            "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu; got 'swish'$",
+            "activation must be one of gelu_new, gelu, relu, silu, tanh, quick_gelu, relu2; got 'swish'$",
         ),
         ({"keep": 0}, "keep must be at least 1; got 0"),
     ],
@@ -115,8 +115,14 @@ def test_value_that_does_not_fit_is_refused(settings, message):
 # --- presets
 
 
-def test_presets_are_the_four_of_the_readme():
-    assert presets() == ["gpt2", "shakespeare-bpe", "shakespeare-char", "shakespeare-char-cpu"]
+def test_presets_are_those_of_the_readme():
+    assert presets() == [
+        "gpt2",
+        "llama-char-cpu",
+        "shakespeare-bpe",
+        "shakespeare-char",
+        "shakespeare-char-cpu",
+    ]
 
 
 @pytest.mark.parametrize("name", presets())

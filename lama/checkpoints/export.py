@@ -26,7 +26,8 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     that it cannot hold, and for a folder that cannot be written.
     """
     refuse_quantized(model, "to be exported")
-    config = huggingface_config(dataclasses.replace(model.config, bias=True), tokenizer.end_of_text)
+    biased = dataclasses.replace(model.config, bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
+    config = huggingface_config(biased, tokenizer.end_of_text)
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
     with atomic_folder(Path(folder)) as temporary:
         write_safetensors(temporary / "model.safetensors", _gpt2_tensors(model))
@@ -37,10 +38,12 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
 def _gpt2_tensors(model: GPT) -> dict[str, FileTensor]:
     """The parameters with GPT-2's names and layout."""
     tensors: dict[str, FileTensor] = {}
-    for name, tensor in file_tensors(get_state_dict(model)).items():
+    parameters = get_state_dict(model)
+    for name, tensor in file_tensors(parameters).items():
         theirs = gpt2_name(name) if name.startswith("unembed") else PREFIX + gpt2_name(name)
         tensors[theirs] = transposed(tensor) if theirs.endswith(TRANSPOSED) else tensor
-        if not model.config.bias and not name.startswith(("embed", "pos_embed", "unembed")):
+        lacks_bias = name.endswith("weight") and f"{name.removesuffix('weight')}bias" not in parameters
+        if lacks_bias and not name.startswith(("embed", "pos_embed", "unembed")):
             zeros: Array = np.zeros(tensors[theirs].shape[-1:], NUMPY[tensor.dtype])
             bias = dataclasses.replace(tensor, shape=zeros.shape, read=partial(np.copy, zeros))
             tensors[theirs.removesuffix("weight") + "bias"] = bias

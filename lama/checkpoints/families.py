@@ -34,7 +34,7 @@ class Family:
     fields: Mapping[str, str]
     """The keys of its config.json and the fields of GPTConfig."""
     defaults: Fields
-    """What a missing key means."""
+    """The values of missing keys."""
     fixed: Fields
     """Fields of GPTConfig that are the same for all its models."""
     more: "Callable[[Fields, Source], Fields]" = lambda fields, source: {}

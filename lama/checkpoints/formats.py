@@ -108,7 +108,8 @@ class HuggingFaceDecoder:
     """A decoder of `FAMILIES` in Hugging Face's format."""
 
     def recognises(self, files: ModelFiles) -> bool:
-        return files.config.get("model_type") in FAMILIES
+        kind = files.config.get("model_type")
+        return isinstance(kind, str) and kind in FAMILIES
 
     def open(self, files: ModelFiles) -> Checkpoint:
         fields, source = files.config, files.config_source

@@ -88,7 +88,7 @@ def huggingface_config(config: GPTConfig, end_of_text: int | None = None) -> dic
     gpt2 = GPTConfig(**shared, similarity=config.similarity, end_tokens=config.end_tokens)
     for field in dataclasses.fields(config):
         wanted, found = getattr(gpt2, field.name), getattr(config, field.name)
-        if found != wanted:
+        if found != wanted and field.name not in shared:
             raise LamaError(f"a GPT-2 model must have {field.name}={wanted!r}; got {found!r}")
     if config.similarity not in ("scaled_dot", "dot"):
         raise LamaError(f"a GPT-2 model must have similarity scaled_dot or dot; got {config.similarity!r}")

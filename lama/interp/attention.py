@@ -79,7 +79,7 @@ def attention_of(
     Tensor.realize(*record.values())
 
     def recorded(site: AttentionSite, part: str) -> Array:
-        """What scores are made of: after rotary positions, and keys for each head of queries."""
+        """The factors of scores: after rotary positions, and keys for each head of queries."""
         values = [record.get(f"{name}.rot_{part}", record[f"{name}.{part}"]) for name in site.names]
         found = np.stack([value.float().numpy()[0] for value in values])
         return found.repeat(site.modules[0].n_heads // found.shape[1], axis=1)

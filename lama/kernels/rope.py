@@ -24,7 +24,7 @@ class _Spec:
     """All constants of a kernel."""
 
     layout: Layout
-    """Of x, (B, H, T, D)."""
+    """The layout of x, (B, H, T, D)."""
     row: int
     """Numbers of a token in the tensor that x is a view of."""
     rotated: int

@@ -89,6 +89,8 @@ def check_config(config: ModelConfig, choices: Mapping[str, Collection[str]] = C
         raise ValueError(f"d_model must be a multiple of n_heads; got {got}")
     if fields.get("d_head") == 0:
         fill("d_head", config.d_model // config.n_heads)
+    if fields.get("d_head", 1) < 1:
+        raise ValueError(f"d_head must be at least 1; got d_head={fields['d_head']}")
 
 
 def check_length(n: int, config: ModelConfig) -> None:

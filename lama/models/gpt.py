@@ -46,14 +46,34 @@ class GPTConfig:
     """Blocks."""
     n_heads: int = 12
     """Heads in a block."""
-    n_kv_heads: int = 0
-    """Heads of keys and values, each for n_heads / n_kv_heads heads of queries; 0 means n_heads."""
-    d_head: int = 0
-    """Width of a head; 0 means d_model / n_heads."""
     d_mlp: int = 0
     """Hidden width of the MLP; 0 means 4 · d_model."""
     bias: bool = True
     """Biases in linear layers and norms."""
+    tied: bool = True
+    """The unembedding uses the token embedding's rows."""
+    activation: str = "gelu_new"
+    """gelu_new (tanh), gelu (exact), relu, silu, tanh, quick_gelu or relu2 (squared)."""
+    norm: str = "pre"
+    """The place of the norms: pre (GPT-2), post (the paper), none, output (OLMo 2) or sandwich (Gemma 2)."""
+    norm_epsilon: float = 1e-5
+    """ε in the norms."""
+    positions: str = "learned"
+    """learned, sinusoidal, rope (rotary) or none."""
+    similarity: str = "scaled_dot"
+    """How attention scores a query and a key: scaled_dot, dot, general or additive."""
+    residual: bool = True
+    """Each sub-layer adds to the stream; without, its output takes the stream's place."""
+    mlp: bool = True
+    """Blocks have an MLP after their attention; without, d_mlp is 0."""
+    scale_by_layer: bool = False
+    """Attention scores of block i are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
+    end_tokens: tuple[int, ...] = ()
+    """Tokens that end a text, beside the tokenizer's own: generation stops there."""
+    n_kv_heads: int = 0
+    """Heads of keys and values, each for n_heads / n_kv_heads heads of queries; 0 means n_heads."""
+    d_head: int = 0
+    """Width of a head; 0 means d_model / n_heads."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; None means `bias`."""
     out_bias: bool | None = None
@@ -62,24 +82,14 @@ class GPTConfig:
     """Biases in the MLP; None means `bias`."""
     head_bias: bool = False
     """A bias for each logit; only untied."""
-    tied: bool = True
-    """The unembedding uses the token embedding's rows."""
-    activation: str = "gelu_new"
-    """gelu_new (tanh), gelu (exact), relu, silu, tanh, quick_gelu or relu2 (squared)."""
     gated: bool = False
     """The MLP is down(activation(gate(x)) · up(x)) instead of down(activation(up(x)))."""
-    norm: str = "pre"
-    """The place of the norms: pre (GPT-2), post (the paper), none, output (OLMo 2) or sandwich (Gemma 2)."""
     norm_kind: str = "layer"
     """layer (LayerNorm) or rms (RMSNorm)."""
     norm_weight: bool = True
     """Norms multiply by a learned weight; without, they have no bias either."""
-    norm_epsilon: float = 1e-5
-    """ε in the norms."""
     layout: str = "sequential"
     """sequential; parallel (GPT-NeoX): attention and MLP read the same x; parallel_one_norm (GPT-J)."""
-    positions: str = "learned"
-    """learned, sinusoidal, rope (rotary) or none."""
     d_rotated: int = 0
     """Numbers of a head that rope rotates; 0 means d_head."""
     rope_theta: float = 10000.0
@@ -87,13 +97,11 @@ class GPTConfig:
     rope_scaling: tuple[float, ...] = ()
     """Slower rotation for long contexts: (factor,), or Llama 3's (factor, low, high, length); see `Rope`."""
     rope_layers: tuple[bool, ...] = ()
-    """Which layers have rope, over and over: (True, True, True, False) is SmolLM3's; () means all."""
+    """Whether each layer has rope, over and over: (True, True, True, False) is SmolLM3's; () means all."""
     windows: tuple[int, ...] = ()
     """Keys that a query sees at most, by layer, over and over, 0 for all: (0, 256) is GPT-Neo's."""
     local_theta: float = 0.0
     """θ of layers with a window, which then are not scaled (Gemma 3); 0 means as in all layers."""
-    similarity: str = "scaled_dot"
-    """How attention scores a query and a key: scaled_dot, dot, general or additive."""
     qk_norm: str = "none"
     """Norms of queries and keys: none, head (Qwen 3), all heads (OLMo 2), or head_after rope (nanochat)."""
     attention_scale: float = 0.0
@@ -104,14 +112,6 @@ class GPTConfig:
     """Logits are c · tanh(logit / c); 0 means without."""
     embed_scale: float = 1.0
     """The factor of token embeddings; √d_model in Gemma."""
-    residual: bool = True
-    """Each sub-layer adds to the stream; without, its output takes the stream's place."""
-    mlp: bool = True
-    """Blocks have an MLP after their attention; without, d_mlp is 0."""
-    scale_by_layer: bool = False
-    """Attention scores of block i are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
-    end_tokens: tuple[int, ...] = ()
-    """Tokens that end a text, beside the tokenizer's own: generation stops there."""
 
     def __post_init__(self) -> None:
         check_config(self, CHOICES)  # also gives d_mlp and the like their values
@@ -128,7 +128,8 @@ class GPTConfig:
     def _check_rope(self) -> None:
         if not self.d_rotated:
             object.__setattr__(self, "d_rotated", self.d_head)
-        if self.positions == "rope" and (self.d_rotated % 2 or not 2 <= self.d_rotated <= self.d_head):
+        is_odd = self.positions == "rope" and self.d_rotated % 2 == 1
+        if is_odd or not 1 <= self.d_rotated <= self.d_head:
             got = f"d_rotated={self.d_rotated}, d_head={self.d_head}"
             raise ValueError(f"d_rotated must be even, and at most d_head; got {got}")
         numbers = [value for value in self.rope_scaling if type(value) in (int, float) and value > 0]

@@ -278,8 +278,8 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a conversation: transformers', but special tokens in contents are only text.
 
-    Such contents are encoded apart. They are found in the text by rendering random markers in their places.
-    Where the template changes them, the whole is encoded as it is, and `on_whole` called.
+    Such contents are encoded by themselves. They are found in the text by rendering random markers in their
+    places. Where the template changes them, the whole is encoded as it is, and `on_whole` called.
     """
     options = options or {}
     text = template.render(messages, add_generation_prompt, **options)

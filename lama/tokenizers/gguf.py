@@ -230,7 +230,7 @@ def _pre_of(spec: Mapping[str, object]) -> str:
 
 
 def _steps(part: object) -> list[tuple[object, ...]]:
-    """What decides between pre-tokenizers: each step's type, and its pattern or switch."""
+    """The steps of a pre-tokenizer: each with its type, and its pattern or switch."""
     match part:
         case {"pretokenizers": [*inner]} | {"normalizers": [*inner]}:
             return [step for each in inner for step in _steps(each)]
