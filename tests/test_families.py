@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from lama.checkpoints import load_model
+from lama.checkpoints import load_model, open_checkpoint
+from lama.errors import LamaError
 from lama.generation.decoder import Runner
 from lama.models.gpt import GPT
 
@@ -315,3 +316,49 @@ def test_config_in_the_spelling_of_transformers_4(name: str, i: int, tmp_path: P
         fields["rope_scaling"] = {**rope, "type": kind} if kind != "default" else None
     file.write_text(json.dumps(fields))
     assert load_model(tmp_path).config == new
+
+
+HOSTILE = [
+    None,
+    -1,
+    0,
+    3,
+    10**6,
+    10**12,
+    1.5,
+    -0.5,
+    1e308,
+    "x",
+    "",
+    [],
+    [1, -2],
+    ["x"],
+    {},
+    {"rope_type": "x"},
+    True,
+    False,
+]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_hostile_config_is_one_line_or_loads(name: str, tmp_path: Path):
+    """Each key of a config.json in turn has each hostile value; what passes is loaded now and then."""
+    checkpoint(tmp_path, name, SHAPES[name][1])
+    file = tmp_path / "config.json"
+    fields, n, refused = json.loads(file.read_text()), 0, 0
+    for key, value in fields.items():
+        if key == "model_type":
+            continue
+        for other in HOSTILE:
+            fields[key] = other
+            file.write_text(json.dumps(fields))
+            n += 1
+            try:
+                config = open_checkpoint(tmp_path).config
+                if n % 7 == 0 and config.n_layers < 100:
+                    load_model(tmp_path)
+            except LamaError as error:
+                refused += 1
+                assert str(error) and "\n" not in str(error) and len(str(error)) < 1000
+        fields[key] = value
+    assert refused > 50

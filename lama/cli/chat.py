@@ -17,6 +17,8 @@ from lama.errors import LamaError, UsageError, first_line, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation.chat import Conversation
+    from lama.tokenizers import Tokenizer
+    from lama.tokenizers.chat_template import ChatTemplate
 
 HELP = """\
 /reset            begin again; the system message stays
@@ -88,14 +90,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_template(args: argparse.Namespace, tokenizer: object):  # type: ignore[no-untyped-def]
+def read_template(args: argparse.Namespace, tokenizer: "Tokenizer") -> "ChatTemplate":
     """The template that --template names, or the model's. Raises LamaError."""
     from lama.generation.chat import NO_TEMPLATE
     from lama.tokenizers.chat_template import ChatTemplate, plain_template, template_of
 
-    own = template_of(tokenizer)  # type: ignore[arg-type]
+    own = template_of(tokenizer)
     if args.template == "plain":
-        return plain_template(tokenizer)  # type: ignore[arg-type]
+        return plain_template(tokenizer)
     if args.template is not None:
         from lama.files import read_file
 
