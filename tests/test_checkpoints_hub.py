@@ -201,6 +201,13 @@ def test_revision_skips_the_weights_folders(server: Hub, tmp_path: Path):
     assert find("gpt2", revision=COMMIT).origin == "download"
 
 
+def test_gated_repository_says_to_accept_its_licence(server: Hub):
+    server.repositories["owner/gated"] = dict(server.repositories["openai-community/gpt2"])
+    server.gated.add("owner/gated")
+    with pytest.raises(NotFound, match=r"model owner/gated is gated; accept its licence .* and set HF_TOKEN"):
+        find("owner/gated")
+
+
 def test_repository_that_the_hub_does_not_have_is_named(server: Hub):
     with pytest.raises(
         NotFound,

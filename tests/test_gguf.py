@@ -247,6 +247,25 @@ def test_other_files_are_one_line(small: bytes, tmp_path: Path):
     assert "must have one GGUF file; got model.gguf, second.gguf" in outcome(tmp_path)
 
 
+def test_split_file_is_read_from_any_part_and_a_missing_part_is_named(small: bytes, tmp_path: Path):
+    (tmp_path / "whole.gguf").write_bytes(small)
+    whole = open_gguf(tmp_path / "whole.gguf")
+    items = [(name, (whole.kinds[name], tensor)) for name, tensor in whole.tensors.items()]
+    keys = {
+        key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in whole.keys.items()
+    }
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for i, part in enumerate((items[:9], items[9:])):
+        own = {**(keys if i == 0 else {}), "split.no": i, "split.count": 2}
+        write_gguf(folder / f"m-{i + 1:05}-of-00002.gguf", own, dict(part))
+    expected = logits(load_model(tmp_path / "whole.gguf"))
+    for path in (folder, folder / "m-00002-of-00002.gguf"):
+        np.testing.assert_array_equal(logits(load_model(path)), expected)
+    (folder / "m-00002-of-00002.gguf").unlink()
+    assert "must have its other parts beside it; got no m-00002-of-00002.gguf" in outcome(folder)
+
+
 @pytest.mark.peers
 def test_quantised_types_equal_the_package_gguf():
     gguf = pytest.importorskip("gguf")

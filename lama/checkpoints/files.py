@@ -1,6 +1,7 @@
 """The files that hold a model's tensors: find them in a folder, and open them."""
 
 import os
+import re
 from pathlib import Path
 
 from lama.checkpoints.safetensors_files import open_safetensors
@@ -34,10 +35,11 @@ def weight_file(folder: Path) -> Path | None:
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has one."""
+    """The GGUF file of a folder that has one, or the first part of a split one."""
     names = os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
-    found = [name for name in names if name.endswith(".gguf")]
-    return folder / found[0] if len(found) == 1 else None
+    found = sorted(name for name in names if name.endswith(".gguf"))
+    stems = {re.sub(r"-\d{5}-of-(\d{5}\.gguf)$", r"-\1", name) for name in found}
+    return folder / found[0] if len(stems) == 1 else None
 
 
 def all_weight_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ Nothing in a file is trusted: every count, length, type and offset is checked ag
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from lama.atomic import atomic_write
 from lama.checkpoints.tensor import CHUNK, FileTensor, explained, fill_from, read_bytes, read_weights
-from lama.errors import LamaError, quoted
+from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
 from lama.shapes import Array
 
@@ -25,6 +26,7 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32  # bytes, of the tensors in a file that does not say otherwise
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 1024  # bytes of a key or of a tensor's name; llama.cpp allows 64 in names
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # a part's name
 STRING, ARRAY, BOOL = 8, 9, 7
 # The types of values: struct's code and numpy's type.
 NUMBERS = {
@@ -213,7 +215,28 @@ class _Reader:
 
 
 def open_gguf(path: Path) -> GGUF:
-    """Open a GGUF file; no tensor is read. Raises LamaError."""
+    """Open a GGUF file, or all of the files that it was split into; no tensor is read. Raises LamaError."""
+    first = _open(path)
+    count, name = first.keys.get("split.count", 1), SPLIT.fullmatch(path.name)
+    if type(count) is not int or count < 2 or name is None:
+        return first
+    files = [path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf") for i in range(1, min(count, 10_000) + 1)]
+    if missing := [file.name for file in files if not os.path.isfile(file)]:
+        raise LamaError(f"{first.source} must have its other parts beside it; got no {abbreviated(missing)}")
+    parts = [first if file == path else _open(file) for file in files]
+    tensors: dict[str, FileTensor] = {}
+    kinds: dict[str, str] = {}
+    for part in parts:
+        if twice := sorted(tensors.keys() & part.tensors.keys()):
+            raise LamaError(
+                f"a tensor must be in one part only; got {quoted(twice[0])} twice in {part.source}"
+            )
+        tensors |= part.tensors
+        kinds |= part.kinds
+    return GGUF(first.source, parts[0].keys, tensors, kinds)
+
+
+def _open(path: Path) -> GGUF:
     source = quoted_path(path)
     with explained(path, "GGUF file"), open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size < 24:

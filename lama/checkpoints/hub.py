@@ -197,6 +197,11 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except errors.RevisionNotFoundError as error:
         raise NotFound(f"revision must exist on the hub; got {quoted(revision)} for {repository}") from error
+    except errors.GatedRepoError as error:
+        rule = (
+            f"accept its licence at {constants.ENDPOINT}/{repository}, and set HF_TOKEN to a token of yours"
+        )
+        raise NotFound(f"model {name} is gated; {rule}") from error
     except errors.RepositoryNotFoundError as error:  # the hub's answer for private ones as well
         got = f"got {quoted(name)}.{suggestion(name)}{_in(looked)}"
         raise NotFound(f"model must be one that the hub has; {got}") from error

@@ -19,6 +19,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.gated: set[str] = set()
+        """Repositories whose files only those may have who accepted a licence."""
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and Range of each request."""
         self.damage: dict[str, bytes] = {}
@@ -108,6 +110,10 @@ class Hub:
                         200,
                         json.dumps(listing if tree else info).encode(),
                         {"Content-Type": "application/json"},
+                    )
+                if f"{owner}/{name}" in hub.gated:
+                    return self.answer(
+                        403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"}
                     )
                 self.send_file(rest[2], files[rest[2]])
 
