@@ -120,6 +120,9 @@ def test_written_precisions(name: str, dtype: str, tmp_path: Path):
     values = (dequantize(weight) if isinstance(weight, Quantized) else weight.float()).numpy()
     found = load_model(tmp_path / "model.gguf")
     np.testing.assert_array_equal(found.blocks[0].mlp.down.weight.numpy(), values)
+    if dtype in ("int8", "int4"):  # not rounded again
+        again = load_model(tmp_path / "model.gguf", dtype=dtype)
+        np.testing.assert_array_equal(logits(again), logits(model))
 
 
 def test_models_that_gguf_cannot_hold_are_refused_by_one_line(tmp_path: Path):

@@ -109,7 +109,16 @@ def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor 
 
 
 def _rounded(tensor: FileTensor, bits: int, dtype: str, device: str | None) -> Quantized:
-    """Read a matrix and quantise it. Raises LamaError."""
+    """Read a matrix and quantise it, unless the file has it in these bits. Raises LamaError."""
+    if tensor.exact is not None and tensor.exact[0].dtype == ("int8" if bits == 8 else "uint8"):
+        values, scales = tensor.exact
+        kind = dtypes.int8 if bits == 8 else dtypes.uint8
+        halves = read_weights(scales, "float16")
+        return Quantized(
+            from_array(read_weights(values, values.dtype), kind, device),
+            from_array(halves, dtypes.float16, device),
+            tensor.shape[1],
+        )
     weight = Tensor.empty(*tensor.shape, device=device)
     memory = host_array(weight)
     array = read_weights(tensor, "float32", memory)

@@ -19,6 +19,7 @@ from lama.atomic import atomic_write
 from lama.checkpoints.tensor import CHUNK, FileTensor, explained, fill_from, read_bytes, read_weights
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
+from lama.kernels.quantized import row_sizes
 from lama.shapes import Array
 
 MAGIC = b"GGUF"
@@ -146,6 +147,7 @@ KINDS = {
     14: Kind("Q6_K", 256, 210, _q6_k),
 }
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+EXACT = {"Q8_0": 8, "Q4_0": 4}  # types that lama's matrices of as many bits hold as they are
 # Types that lama does not read, so that an error can name them. Source: ggml/include/ggml.h.
 OTHERS = {10: "Q2_K", 11: "Q3_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 
@@ -334,7 +336,33 @@ def _tensor(path: Path, name: str, entry: tuple[Kind, tuple[int, ...], int], beg
             fill_from(path, start + first * kind.size, out)
 
         return FileTensor(name, dtype, shape, read, read_into=read_into)
-    return FileTensor(name, "float32", shape, partial(_dequantized, path, start, kind, shape))
+    exact = None
+    if kind.name in EXACT and len(shape) == 2:
+        bits = EXACT[kind.name]
+        size, groups = row_sizes(shape[1], bits)
+        values_of, scales_of = (partial(_repacked, path, start, shape, bits, part) for part in (0, 1))
+        values = FileTensor(name, "int8" if bits == 8 else "uint8", (shape[0], size), values_of)
+        exact = values, FileTensor(name, "float16", (shape[0], groups), scales_of)
+    return FileTensor(name, "float32", shape, partial(_dequantized, path, start, kind, shape), exact=exact)
+
+
+def _repacked(path: Path, start: int, shape: tuple[int, ...], bits: int, part: int) -> Array:
+    """The values (0) or scales (1) of a Q8_0 or Q4_0 matrix in the layout of `lama.kernels.Quantized`."""
+    rows, d_in = shape
+    kind = KINDS[8 if bits == 8 else 2]
+    size, groups = row_sizes(d_in, bits)
+    blocks = read_bytes(path, start, rows * d_in // 32 * kind.size).reshape(rows, d_in // 32, kind.size)
+    if part == 1:
+        scales = np.zeros((rows, groups), np.float16)
+        scales[:, : d_in // 32] = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0]
+        return scales
+    packed = blocks[:, :, 2:]
+    if bits == 4:  # weights i and i + 16 of a group to 2 i and 2 i + 1
+        each = np.concatenate([packed & 15, packed >> 4], axis=-1)
+        packed = each[:, :, ::2] | each[:, :, 1::2] << 4
+    values = np.full((rows, size), 0 if bits == 8 else 0x88, np.uint8)  # padding of zeros
+    values[:, : packed.shape[1] * packed.shape[2]] = packed.reshape(rows, -1)
+    return values.view(np.int8) if bits == 8 else values
 
 
 def _dequantized(path: Path, start: int, kind: Kind, shape: tuple[int, ...]) -> Array:

@@ -2,24 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.shapes import Array
 
+Pair: TypeAlias = tuple[FileTensor, FileTensor]
+
 
 def joined(parts: Sequence[FileTensor]) -> FileTensor:
     """Concatenate tensors of one type, equal but in their first axis, along this axis."""
     first = parts[0]
-    pairs = [part.quantized for part in parts if part.quantized is not None]
     return replace(
         first,
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         read=lambda: np.concatenate([part.read() for part in parts]),
         read_into=None,
-        quantized=(joined([v for v, _ in pairs]), joined([s for _, s in pairs])) if pairs else None,
+        quantized=_joined_pairs([part.quantized for part in parts]),
+        exact=_joined_pairs([part.exact for part in parts]),
     )
+
+
+def _joined_pairs(pairs: Sequence[Pair | None]) -> Pair | None:
+    found = [pair for pair in pairs if pair is not None]
+    if len(found) < len(pairs) or len({values.dtype for values, _ in found}) > 1:
+        return None
+    return joined([values for values, _ in found]), joined([scales for _, scales in found])
 
 
 def selected(tensor: FileTensor, rows: Array) -> FileTensor:
@@ -29,10 +39,13 @@ def selected(tensor: FileTensor, rows: Array) -> FileTensor:
         shape=(len(rows), *tensor.shape[1:]),
         read=lambda: tensor.read()[rows],
         read_into=None,
-        quantized=None
-        if tensor.quantized is None
-        else (selected(tensor.quantized[0], rows), selected(tensor.quantized[1], rows)),
+        quantized=_selected_pair(tensor.quantized, rows),
+        exact=_selected_pair(tensor.exact, rows),
     )
+
+
+def _selected_pair(pair: Pair | None, rows: Array) -> Pair | None:
+    return None if pair is None else (selected(pair[0], rows), selected(pair[1], rows))
 
 
 def mapped(tensor: FileTensor, function: Callable[[Array], Array], width: int | None = None) -> FileTensor:

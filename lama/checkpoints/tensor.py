@@ -37,6 +37,8 @@ class FileTensor:
     """Fills an array with elements from an index on, in the file's order; None if not contiguous there."""
     quantized: "tuple[FileTensor, FileTensor] | None" = None
     """The values and scales of a quantised matrix, in the layout of `lama.kernels.Quantized`."""
+    exact: "tuple[FileTensor, FileTensor] | None" = None
+    """The same for a matrix that is read as floats: a model of these bits takes it without rounding again."""
 
     def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of this tensor with its axes in the file's order."""
