@@ -1,4 +1,4 @@
-"""Export a model in Hugging Face's GPT-2 format, which transformers loads with equal logits."""
+"""Export a model in Hugging Face's format, which transformers loads with equal logits."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import numpy as np
 from tinygrad.nn.state import get_state_dict
 
 from lama.atomic import atomic_folder, write_files
+from lama.checkpoints.families import config_of_form, form_of, tensors_of_form
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
 from lama.checkpoints.safetensors_files import write_safetensors
@@ -22,15 +23,20 @@ from lama.tokenizers import Tokenizer, huggingface_files
 def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> list[str]:
     """Write model.safetensors, config.json and the files of a byte-level tokenizer; returns their names.
 
-    A model without biases gets biases of zero, which GPT-2's format requires. Raises LamaError for a model
-    that it cannot hold, and for a folder that cannot be written.
+    A model of Llama's, Qwen 2's or Qwen 3's form is written as such, others as GPT-2, where a model without
+    biases gets biases of zero. Raises LamaError for a model that none of them can hold, and for a folder that
+    cannot be written.
     """
     refuse_quantized(model, "to be exported")
-    biased = dataclasses.replace(model.config, bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
-    config = huggingface_config(biased, tokenizer.end_of_text)
+    if form := form_of(model.config):
+        config = config_of_form(model.config, form, tokenizer.end_of_text)
+        tensors = tensors_of_form(file_tensors(get_state_dict(model)), model.config, form)
+    else:
+        biased = dataclasses.replace(model.config, bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
+        config, tensors = huggingface_config(biased, tokenizer.end_of_text), _gpt2_tensors(model)
     files = huggingface_files(tokenizer) | {"config.json": (json.dumps(config, indent=1) + "\n").encode()}
     with atomic_folder(Path(folder)) as temporary:
-        write_safetensors(temporary / "model.safetensors", _gpt2_tensors(model))
+        write_safetensors(temporary / "model.safetensors", tensors)
         write_files(temporary, files)
     return sorted([*files, "model.safetensors"])
 

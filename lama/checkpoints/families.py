@@ -14,6 +14,7 @@ from lama.checkpoints.rows import joined, mapped, selected
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
 from lama.files import checked
+from lama.models.config import config_from_dict
 from lama.models.gpt import GPTConfig
 from lama.shapes import Array
 
@@ -139,6 +140,15 @@ def join_qkv(tensors: Tensors) -> None:
             for each in names:
                 del tensors[each]
             tensors[name.replace(".q.", ".qkv.")] = joined(parts)
+
+
+def split_qkv(tensors: Tensors, config: GPTConfig) -> None:
+    """Split what `join_qkv` joins."""
+    ends = np.cumsum([0, config.n_heads, config.n_kv_heads, config.n_kv_heads]) * config.d_head
+    for name in [name for name in tensors if ".attn.qkv." in name]:
+        both = tensors.pop(name)
+        for part, start, end in zip("qkv", ends[:-1], ends[1:], strict=True):
+            tensors[name.replace(".qkv.", f".{part}.")] = selected(both, np.arange(start, end))
 
 
 def permute_heads(
@@ -862,3 +872,53 @@ def name_in_family(family: Family) -> Callable[[str], str]:
         )
 
     return name_of
+
+
+# --- writing
+
+FORMS = {("none", False): "llama", ("none", True): "qwen2", ("head", False): "qwen3"}
+"""The model_type of models of Llama's form, by qk_norm and qkv_bias."""
+SIZES = (
+    *("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp"),
+    *("norm_epsilon", "tied", "rope_theta", "rope_scaling"),
+)
+
+
+def form_of(c: GPTConfig) -> str | None:
+    """The model_type, llama, qwen2 or qwen3, that computes what this model does; None if there is none."""
+    if c.positions != "rope":
+        return None
+    shape: dict[str, object] = {name: getattr(c, name) for name in SIZES}
+    shape |= {**LLAMA_FIXED, "activation": "silu", "positions": "rope"}
+    for (qk_norm, qkv_bias), form in FORMS.items():
+        own = {**shape, "qk_norm": qk_norm, "qkv_bias": qkv_bias}
+        if vars(c) | {"end_tokens": ()} == vars(config_from_dict(GPTConfig, own)):
+            return form
+    return None
+
+
+def config_of_form(c: GPTConfig, form: str, end_of_text: int | None) -> dict[str, object]:
+    """The config.json of a model of one of FORMS, in the spelling of transformers 4, which 5 reads too."""
+    scaling: dict[str, object] | None = None
+    if len(c.rope_scaling) == 1:
+        scaling = {"rope_type": "linear", "factor": c.rope_scaling[0]}
+    elif c.rope_scaling:
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        scaling = {"rope_type": "llama3", **dict(zip(keys, c.rope_scaling, strict=True))}
+    ends = [token for token in dict.fromkeys([end_of_text, *c.end_tokens]) if token is not None]
+    return {
+        "model_type": form,
+        "architectures": [f"{form.capitalize()}ForCausalLM"],
+        **{theirs: getattr(c, ours) for theirs, ours in FAMILIES[form].fields.items()},
+        "rope_theta": c.rope_theta,
+        "rope_scaling": scaling,
+        "bos_token_id": end_of_text,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    }
+
+
+def tensors_of_form(tensors: Tensors, c: GPTConfig, form: str) -> Tensors:
+    """Tensors under lama's names as the form has them."""
+    ours, name_of = dict(tensors), name_in_family(FAMILIES[form])
+    split_qkv(ours, c)
+    return {name_of(name): tensor for name, tensor in ours.items()}

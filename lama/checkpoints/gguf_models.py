@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lama.checkpoints.families import join_qkv, permute_heads
+from lama.checkpoints.families import FORMS, SIZES, form_of, join_qkv, permute_heads, split_qkv
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gguf import GGUF, write_gguf
@@ -48,18 +48,6 @@ NAMES = {
     "blk.*.ffn_down": "blocks.*.mlp.down",
     "blk.*.post_ffw_norm": "blocks.*.ln2_post",
 }
-SIZES = (
-    "vocab_size",
-    "context_length",
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "d_head",
-    "d_mlp",
-    "norm_epsilon",
-    "tied",
-)
 FREQUENCIES = "rope_freqs.weight"  # divisors of the frequencies of rope
 SCALINGS = [(factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0)]  # of Llama 3.1 and 3.2
 
@@ -262,11 +250,6 @@ def gguf_tokenizer(file: GGUF, folder: Path) -> TableTokenizer:
 THEIRS = {ours: name for name, ours in NAMES.items()}
 FILE_TYPES = {"float32": 0, "float16": 1, "int4": 2, "int8": 7, "bfloat16": 32}
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-ROPE_MODELS = {
-    ("none", False): "llama",
-    ("none", True): "qwen2",
-    ("head", False): "qwen3",
-}
 
 
 def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
@@ -303,17 +286,13 @@ def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None
 
 def _architecture_for(c: GPTConfig) -> str:
     """The architecture of GGUF that computes what this model does. Raises LamaError if there is none."""
-    shape: dict[str, object] = {name: getattr(c, name) for name in SIZES}
     biases = dict.fromkeys(("bias", "qkv_bias", "out_bias", "mlp_bias"), True)
-    found = vars(c) | {"end_tokens": ()}
-    if found | biases == vars(config_from_dict(GPTConfig, shape)):
+    shape: dict[str, object] = {name: getattr(c, name) for name in SIZES}
+    if vars(c) | biases | {"end_tokens": ()} == vars(config_from_dict(GPTConfig, shape)):
         return "gpt2"
-    modern = {**LLAMA, "positions": "rope", "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling}
-    for (qk_norm, qkv_bias), architecture in ROPE_MODELS.items():
-        own = {**shape, **modern, "qk_norm": qk_norm, "qkv_bias": qkv_bias}
-        if found == vars(config_from_dict(GPTConfig, own)):
-            return architecture
-    known = ", ".join(("gpt2", *ROPE_MODELS.values()))
+    if form := form_of(c):
+        return form
+    known = ", ".join(("gpt2", *FORMS.values()))
     raise LamaError(
         f"a model must be of an architecture among {known} to be written as GGUF; got another, {c}"
     )
@@ -347,10 +326,7 @@ def _written(model: GPT, architecture: str) -> dict[str, FileTensor]:
     """The tensors under GGUF's names and in its layout."""
     c, ours = model.config, _tensors_of(model)
     if architecture != "gpt2":
-        for name in [name for name in ours if ".attn.qkv." in name]:
-            joined, ends = ours.pop(name), np.cumsum([0, c.n_heads, c.n_kv_heads, c.n_kv_heads]) * c.d_head
-            for part, start, end in zip("qkv", ends, ends[1:], strict=False):
-                ours[name.replace(".qkv.", f".{part}.")] = selected(joined, np.arange(start, end))
+        split_qkv(ours, c)
         if ARCHITECTURES[architecture].interleaved:
             permute_heads(ours, c, lambda d: np.arange(d).reshape(2, -1).T.reshape(-1))
     elif not c.bias:  # GPT-2's format has biases
