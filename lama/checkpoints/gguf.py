@@ -423,7 +423,7 @@ def _value(value: object) -> bytes:
             return struct.pack("<If", 6, value)
         case str():
             return struct.pack("<I", STRING) + _text(value)
-        case [str(), *_]:
+        case [] | [str(), *_]:
             return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(
                 _text(str(each)) for each in value
             )

@@ -210,7 +210,7 @@ def keys_of_tokenizer(tokenizer: Tokenizer, rows: int) -> dict[str, object]:
         keys["bos_token_id"] = begin
     if end is not None:
         keys["eos_token_id"] = end
-    found = {f"tokenizer.ggml.{name}": value for name, value in keys.items() if value != []}
+    found = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
     template = template_of(tokenizer)
     return found | ({} if template is None else {"tokenizer.chat_template": template.source})
 
