@@ -37,15 +37,11 @@ class GatedMLP:
     def __init__(self, d_model: int, d_mlp: int, bias: bool = True, activation: str = "silu"):
         self.gate, self.up = Linear(d_model, d_mlp, bias), Linear(d_model, d_mlp, bias)
         self.down = Linear(d_mlp, d_model, bias)
-        self.activation, self.name = activation_called(activation), activation
+        self.activation = activation_called(activation)
 
     def __call__(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
         gate, up = tap("pre", self.gate(x)), tap("pre_linear", self.up(x))  # (B, T, d_mlp) each
-        if self.name in ("silu", "gelu_new"):
-            hidden = gated(gate, up, self.name)
-        else:
-            hidden = materialise(self.activation(gate) * up)
-        return self.down(tap("post", hidden))
+        return self.down(tap("post", gated(gate, up, self.activation)))
 
 
 def activation_called(name: str) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ with. With LAMA_REFERENCE=1 no kernel is used. To materialise or realise a tenso
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,11 @@ def gelu(x: Tensor) -> Tensor:
     return x.gelu()
 
 
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """activation(gate) · up, materialised; `activation` is silu or gelu_new. Source: Shazeer 2020."""
-    if (y := kernels.gated(gate, up, activation)) is not None:
+def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """activation(gate) · up, materialised. Source: Shazeer 2020."""
+    if (y := kernels.gated(gate, up, activation.__name__)) is not None:
         return y
-    return ((gate.silu() if activation == "silu" else gelu(gate)) * up).contiguous()
+    return (activation(gate) * up).contiguous()
 
 
 def softmax(x: Tensor) -> Tensor:

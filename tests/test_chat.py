@@ -174,8 +174,10 @@ def test_a_turn_costs_its_own_tokens_and_answers_as_the_whole_would(tmp_path: Pa
     template = template_of(tokenizer)
     fed = []
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.0), max_new_tokens=8)
-    extend = conversation._runner.extend_row
-    conversation._runner.extend_row = lambda row, start, ids: fed.append(len(ids)) or extend(row, start, ids)
+    feed = conversation._engine.runner.prefill_row
+    conversation._engine.runner.prefill_row = lambda row, ids, start: (
+        fed.append(len(ids)) or feed(row, ids, start)
+    )
     for text in ("Hello", "Why?", "So?"):
         answer = "".join(conversation.ask(text))
         messages = conversation.messages[:-1]

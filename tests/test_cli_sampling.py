@@ -7,8 +7,10 @@ import pytest
 
 from lama.checkpoints.huggingface import recommended
 from lama.cli import Parser
-from lama.cli.sampling import DEFAULTS, add_sampling, sampling
+from lama.cli.sampling import add_sampling, sampling
 from lama.errors import LamaError, UsageError
+
+DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def parsed(*argv: str):

@@ -46,8 +46,8 @@ class Recording(Runner):
         super().__init__(model, rows)
         self.seen: dict[int, list[bytes]] = {row: [] for row in range(rows)}
 
-    def prefill_row(self, row: int, tokens: np.ndarray) -> np.ndarray:
-        logits = super().prefill_row(row, tokens)
+    def prefill_row(self, row: int, tokens: np.ndarray, start: int = 0) -> np.ndarray:
+        logits = super().prefill_row(row, tokens, start)
         self.seen[row].append(logits.tobytes())
         return logits
 

@@ -10,6 +10,7 @@ from test_kernels_attention import attention64
 from tinygrad import Tensor, dtypes
 
 from lama import ops
+from lama.layers import ACTIVATIONS
 from lama.rotary import Rope
 
 
@@ -49,7 +50,7 @@ def test_gated_product_and_its_gradients(both, activation: str):  # noqa: F811
     slope = (gate(wide + step) - gate(wide - step)) / (2 * step)
     expected = [gate(wide) * up, dy * up * slope, dy * gate(wide)]
     tensors = Tensor(x), Tensor(up)
-    assert_all_close(results(ops.gated(*tensors, activation), dy, *tensors), expected, 2e-6)
+    assert_all_close(results(ops.gated(*tensors, ACTIVATIONS[activation]), dy, *tensors), expected, 2e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tinygrad import Tensor, dtypes
 
 from lama import kernels, ops
 from lama.kernels import Quantized
+from lama.layers import ACTIVATIONS
 from lama.ops import (
     add,
     cross_entropy,
@@ -81,8 +82,8 @@ TRAINED: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda x, h, w: ops.rmsnorm(add(x, h), w, 1e-5),
         [(11, 37), (11, 37), (37,)],
     ),
-    "gated by SiLU": (lambda x, up: ops.gated(x, up, "silu"), [(11, 37), (11, 37)]),
-    "gated by GELU": (lambda x, up: ops.gated(x, up, "gelu_new"), [(11, 37), (11, 37)]),
+    "gated by SiLU": (lambda x, up: ops.gated(x, up, ACTIVATIONS["silu"]), [(11, 37), (11, 37)]),
+    "gated by GELU": (lambda x, up: ops.gated(x, up, ACTIVATIONS["gelu_new"]), [(11, 37), (11, 37)]),
     "rotary positions": (lambda x: ops.rotate(x, Tensor(normal(16, 14)), None), [(2, 3, 13, 21)]),
     "cross-entropy": (lambda x: cross_entropy(x, Tensor(TOKENS), 0.1), [(3, 13, 37)]),
     "embedding": (lambda w, p: add(embedding(w, Tensor(TOKENS)), position_rows(p, 13)), [(37, 19), (17, 19)]),

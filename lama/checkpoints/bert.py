@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from lama.checkpoints.huggingface import checked_config, read_fields, rename, renamed, tie
+from lama.checkpoints.huggingface import COMMON_FIELDS, checked_config, read_fields, rename, renamed, tie
 from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.files import field
@@ -35,13 +35,7 @@ TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # a norm's, in the first conve
 
 # BERT's config and lama's.
 FIELDS = {
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "d_mlp",
-    "hidden_act": "activation",
+    **COMMON_FIELDS,
     "layer_norm_eps": "norm_epsilon",
     "type_vocab_size": "segments",
     "pad_token_id": "pad",

@@ -9,7 +9,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from lama.checkpoints.huggingface import checked_config, end_tokens, read_fields, rename, renamed, tie
+from lama.checkpoints.gpt2 import FIELDS as GPT2_FIELDS
+from lama.checkpoints.huggingface import (
+    COMMON_FIELDS,
+    checked_config,
+    end_tokens,
+    read_fields,
+    rename,
+    renamed,
+    tie,
+)
 from lama.checkpoints.rows import joined, mapped, selected
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
@@ -162,6 +171,26 @@ def permute_heads(
             tensors[name] = selected(tensor, (starts + rows).reshape(-1)[: tensor.shape[0]])
 
 
+def split_gates(tensors: Tensors, layer: str) -> None:
+    """Split the matrix of an MLP's `layer`: its gates, then its inputs."""
+    for name in [name for name in tensors if f".mlp.{layer}." in name]:
+        both = tensors.pop(name)
+        half = both.shape[0] // 2 if both.shape else 0
+        for part, rows in (("gate", np.arange(half)), ("up", np.arange(half, 2 * half))):
+            tensors[name.replace(f".{layer}.", f".{part}.")] = selected(both, rows)
+
+
+def part_neighbours(tensors: Tensors, config: GPTConfig) -> None:
+    """Reorder rows for models that rotate pairs of neighbours: they become i and i + d_rotated / 2."""
+    n = config.d_rotated
+    permute_heads(tensors, config, lambda d: np.r_[0:n:2, 1:n:2, n:d])
+
+
+def root_of_width(width: int) -> dict[str, object]:
+    """The factor of Gemma's embeddings."""
+    return {"embed_scale": float(np.float32(max(width, 1) ** 0.5))}
+
+
 def add_one(tensors: Tensors) -> None:
     """Gemma's norms multiply by 1 + w."""
     for name, tensor in tensors.items():
@@ -186,15 +215,9 @@ LLAMA_NAMES = {
     "lm_head": "unembed",
 }
 LLAMA_FIELDS = {
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
+    **COMMON_FIELDS,
     "num_key_value_heads": "n_kv_heads",
     "head_dim": "d_head",
-    "intermediate_size": "d_mlp",
-    "hidden_act": "activation",
     "rms_norm_eps": "norm_epsilon",
     "tie_word_embeddings": "tied",
 }
@@ -311,15 +334,6 @@ def phi3_more(fields: Fields, source: Source) -> dict[str, object]:
     return rope_of(fields, source) | share | windows_of(fields, source, [SLIDING])
 
 
-def phi3_weights(tensors: Tensors, config: GPTConfig, fields: Fields) -> None:
-    """Gates and inputs of the MLP lie in one matrix, one after the other."""
-    for name in [name for name in tensors if ".mlp.gate_up." in name]:
-        both = tensors.pop(name)
-        half = both.shape[0] // 2 if both.shape else 0
-        tensors[name.replace("gate_up", "gate")] = selected(both, np.arange(half))
-        tensors[name.replace("gate_up", "up")] = selected(both, np.arange(half, 2 * half))
-
-
 PHI3 = replace(
     LLAMA,
     names={name: ours for name, ours in LLAMA_NAMES.items() if ours[-2:] not in (".q", ".k", ".v", "up")}
@@ -337,7 +351,7 @@ PHI3 = replace(
         "eos_token_id": 32000,
     },
     more=phi3_more,
-    weights=phi3_weights,
+    weights=lambda tensors, config, fields: split_gates(tensors, "gate_up"),
 )
 
 
@@ -345,7 +359,7 @@ def gemma_more(fields: Fields, source: Source) -> dict[str, object]:
     if source.get(fields, "use_bidirectional_attention", bool):
         raise source.refuse("use_bidirectional_attention", True)
     width = source.get(fields, "hidden_size", int) or 0
-    return attention_bias(fields, source) | {"embed_scale": float(np.float32(max(width, 1) ** 0.5))}
+    return attention_bias(fields, source) | root_of_width(width)
 
 
 def gemma1_more(fields: Fields, source: Source) -> dict[str, object]:
@@ -496,17 +510,7 @@ NANOCHAT = replace(
     required={"tie_word_embeddings": False},  # only the embedding is normalised
 )
 
-NEOX_FIELDS = {
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "d_mlp",
-    "hidden_act": "activation",
-    "layer_norm_eps": "norm_epsilon",
-    "tie_word_embeddings": "tied",
-}
+NEOX_FIELDS = {**COMMON_FIELDS, "layer_norm_eps": "norm_epsilon", "tie_word_embeddings": "tied"}
 
 
 def neox_more(fields: Fields, source: Source) -> dict[str, object]:
@@ -608,12 +612,6 @@ def gptj_more(fields: Fields, source: Source) -> dict[str, object]:
     return own if width is None else own | {"d_rotated": width}
 
 
-def gptj_weights(tensors: Tensors, config: GPTConfig, fields: Fields) -> None:
-    """Pairs of neighbours are rotated: they become numbers i and i + d_rotated / 2."""
-    n = config.d_rotated
-    permute_heads(tensors, config, lambda d: np.r_[0:n:2, 1:n:2, n:d])
-
-
 GPTJ = Family(
     names={
         "wte": "embed",
@@ -627,17 +625,7 @@ GPTJ = Family(
         "ln_f": "ln_final",
         "lm_head": "unembed",
     },
-    fields={
-        "vocab_size": "vocab_size",
-        "n_positions": "context_length",
-        "n_embd": "d_model",
-        "n_layer": "n_layers",
-        "n_head": "n_heads",
-        "n_inner": "d_mlp",
-        "activation_function": "activation",
-        "layer_norm_epsilon": "norm_epsilon",
-        "tie_word_embeddings": "tied",
-    },
+    fields={key: name for key, name in GPT2_FIELDS.items() if name != "scale_by_layer"},
     defaults={
         "vocab_size": 50400,
         "n_positions": 2048,
@@ -651,7 +639,7 @@ GPTJ = Family(
     },
     fixed={"layout": "parallel_one_norm", "qkv_bias": False, "out_bias": False, "head_bias": True},
     more=gptj_more,
-    weights=gptj_weights,
+    weights=lambda tensors, config, fields: part_neighbours(tensors, config),
     prefix="transformer.",
     required={"tie_word_embeddings": False},  # the head has a bias
 )

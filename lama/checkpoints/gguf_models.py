@@ -10,12 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from lama.checkpoints.families import FORMS, SIZES, form_of, join_qkv, permute_heads, split_qkv
+from lama.checkpoints.families import (
+    FORMS,
+    LLAMA_FIXED,
+    SIZES,
+    form_of,
+    join_qkv,
+    part_neighbours,
+    permute_heads,
+    root_of_width,
+    split_gates,
+    split_qkv,
+)
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gguf import GGUF, write_gguf
 from lama.checkpoints.huggingface import checked_config, rename, tie
-from lama.checkpoints.rows import selected
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
 from lama.files import checked
@@ -48,6 +58,7 @@ NAMES = {
     "blk.*.ffn_down": "blocks.*.mlp.down",
     "blk.*.post_ffw_norm": "blocks.*.ln2_post",
 }
+THEIRS = {ours: name for name, ours in NAMES.items()}
 FREQUENCIES = "rope_freqs.weight"  # divisors of the frequencies of rope
 SCALINGS = [(factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0)]  # of Llama 3.1 and 3.2
 
@@ -123,21 +134,21 @@ def _llama3_scaling(keys: Keys, theta: float) -> tuple[float, ...]:
 
 def gemma3(keys: Keys) -> dict[str, object]:
     width, layers = int(keys.get("embedding_length")), int(keys.get("block_count"))
-    window, pattern = (
-        int(keys.get("attention.sliding_window")),
-        int(keys.get("attention.sliding_window_pattern", 6)),
+    window = int(keys.get("attention.sliding_window"))
+    pattern = int(keys.get("attention.sliding_window_pattern", 6))
+    scale = int(keys.get("attention.key_length"))
+    if layers == 62:  # the model of 27 billion
+        scale = width // int(keys.get("attention.head_count"))
+    return (
+        rope(keys)
+        | root_of_width(width)
+        | {
+            "windows": tuple([window] * (max(pattern, 1) - 1) + [0]),
+            "local_theta": float(keys.get("rope.freq_base_swa", 10000.0)),
+            "attention_scale": max(scale, 1) ** -0.5,
+            "logit_cap": float(keys.get("final_logit_softcapping", 0.0)),
+        }
     )
-    head = int(keys.get("attention.key_length"))
-    scale = (
-        head if layers != 62 else width // int(keys.get("attention.head_count"))
-    )  # the model of 27 billion
-    return rope(keys) | {
-        "embed_scale": float(np.float32(max(width, 1) ** 0.5)),
-        "windows": tuple([window] * (max(pattern, 1) - 1) + [0]),
-        "local_theta": float(keys.get("rope.freq_base_swa", 10000.0)),
-        "attention_scale": max(scale, 1) ** -0.5,
-        "logit_cap": float(keys.get("final_logit_softcapping", 0.0)),
-    }
 
 
 def neox(keys: Keys) -> dict[str, object]:
@@ -152,7 +163,7 @@ def phi3(keys: Keys) -> dict[str, object]:
     return rope(keys) | ({"windows": (window,)} if window else {})
 
 
-LLAMA = {"norm_kind": "rms", "bias": False, "gated": True, "activation": "silu"}
+LLAMA = {**LLAMA_FIXED, "activation": "silu"}
 LAYER_NORM = "attention.layer_norm_epsilon"
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture({"activation": "gelu_new"}, epsilon=LAYER_NORM),
@@ -220,14 +231,9 @@ def translate_gguf(file: GGUF, config: GPTConfig) -> dict[str, FileTensor]:
         rename(name, names) or name: tensor for name, tensor in file.tensors.items() if name != FREQUENCIES
     }
     if kind.interleaved:
-        n = config.d_rotated
-        permute_heads(ours, config, lambda d: np.r_[0:n:2, 1:n:2, n:d])
+        part_neighbours(ours, config)
     if kind.fused:
-        for name in [name for name in ours if name.endswith("mlp.up.weight")]:
-            both = ours.pop(name)
-            half = both.shape[0] // 2
-            ours[name.replace("up", "gate")] = selected(both, np.arange(half))
-            ours[name] = selected(both, np.arange(half, 2 * half))
+        split_gates(ours, "up")
     if config.tied:
         tie(ours, "unembed.weight", "embed.weight", file.source)
     join_qkv(ours)
@@ -236,8 +242,7 @@ def translate_gguf(file: GGUF, config: GPTConfig) -> dict[str, FileTensor]:
 
 def gguf_name(name: str) -> str:
     """lama's name of a tensor -> GGUF's, for error messages."""
-    theirs = {ours: name for name, ours in NAMES.items()}
-    return rename(name, theirs) or name
+    return rename(name, THEIRS) or name
 
 
 def gguf_tokenizer(file: GGUF, folder: Path) -> TableTokenizer:
@@ -247,7 +252,6 @@ def gguf_tokenizer(file: GGUF, folder: Path) -> TableTokenizer:
 
 # --- writing
 
-THEIRS = {ours: name for name, ours in NAMES.items()}
 FILE_TYPES = {"float32": 0, "float16": 1, "int4": 2, "int8": 7, "bfloat16": 32}
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 

@@ -30,13 +30,18 @@ SAMPLING: dict[str, type[float] | type[int]] = {
     "min_p": float,
     "repetition_penalty": float,
 }
-OPTIONAL = (
-    "n_inner",
-    "pad_token_id",
-    "intermediate_size",
-    "num_key_value_heads",
-    "head_dim",
-)  # keys that may be null, which means the default
+COMMON_FIELDS = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_mlp",
+    "hidden_act": "activation",
+}
+"""Keys that most configs share, and lama's fields."""
+# Keys that may be null, which means the default.
+OPTIONAL = ("n_inner", "pad_token_id", "intermediate_size", "num_key_value_heads", "head_dim")
 # Parts of a name that torch.compile, DistributedDataParallel, FSDP, Opacus and checkpointed blocks add.
 WRAPPERS = frozenset({"_orig_mod", "module", "_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 

@@ -2,17 +2,10 @@
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from lama.cli import Parser
-
-DEFAULTS: dict[str, float] = {
-    "temperature": 0.8,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
 
 
 def add_sampling(parser: Parser) -> None:
@@ -37,7 +30,8 @@ def sampling(args: argparse.Namespace, recommended: Mapping[str, float] | None =
     """
     from lama.generation import Sampling
 
-    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
-    options: dict[str, Any] = DEFAULTS | dict(recommended or {}) | given
+    defaults = {each.name: each.default for each in fields(Sampling)} | {"temperature": 0.8}
+    given = {name: value for name in defaults if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = defaults | dict(recommended or {}) | given
     Sampling(**options)
     return {**options, "seed": args.seed}

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError
-from lama.generation.decoder import Runner
-from lama.generation.engine import Event, check_finite
-from lama.generation.sampling import Sampling, next_token
+from lama.generation.engine import Engine, Event, Request
+from lama.generation.sampling import Sampling
 from lama.generation.text import Generation, end_tokens, generate
 from lama.models.protocol import CausalLM
 from lama.tokenizers import Tokenizer
@@ -93,7 +90,7 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.last: Generation | None = None
         """The newest answer."""
-        self._runner = Runner(model)
+        self._engine = Engine(model, 1, tokenizer.vocab_size)
         self._held: list[int] = []  # the tokens in the cache
         self._whole_said = False
 
@@ -122,7 +119,7 @@ class Conversation:
     @property
     def context(self) -> int:
         """Most tokens of the conversation."""
-        return self._runner.context
+        return self._engine.context
 
     def ids(self, add_generation_prompt: bool = True) -> list[int]:
         """The conversation as tokens."""
@@ -139,7 +136,7 @@ class Conversation:
 
     def _fitting(self) -> list[int]:
         """The tokens of the conversation, without its oldest turns where it does not fit the context."""
-        context, dropped = self._runner.context, 0
+        context, dropped = self._engine.context, 0
         while len(ids := self.ids()) >= context:
             first = 1 if self.messages[0]["role"] == "system" else 0
             end = next(
@@ -162,20 +159,19 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": self.last.text})
 
     def _events(self, ids: list[int]) -> Iterator[Event]:
-        same = next((i for i, (a, b) in enumerate(zip(self._held, ids, strict=False)) if a != b), None)
-        start = min(len(self._held), len(ids) - 1) if same is None else min(same, len(ids) - 1)
-        self._held = self._held[:start]
-        logits = self._runner.extend_row(0, start, np.array(ids[start:]))
-        self._held = list(ids)
-        rng, end = np.random.default_rng(self.seed), end_tokens(self.model, self.tokenizer)
-        for n in range(1, self.max_new_tokens + 1):
-            scores = check_finite(logits[: self.tokenizer.vocab_size], len(self._held))
-            token = next_token(scores, self._held, self.sampling, rng)
-            full = len(self._held) == self._runner.context
-            reason = "context" if full else "length" if n == self.max_new_tokens else None
-            reason = "stop" if token in end else reason
-            yield Event(0, token, reason)
-            if reason is not None:
-                return
-            logits = self._runner.decode(np.array([token]))[0]
-            self._held.append(token)
+        same = next(
+            (i for i, (a, b) in enumerate(zip(self._held, ids, strict=False)) if a != b), len(self._held)
+        )
+        held, end = min(same, len(ids) - 1), end_tokens(self.model, self.tokenizer)
+        self._held = self._held[:held]  # if the work is interrupted
+        request = Request(ids, self.max_new_tokens, self.sampling, self.seed, end, held=held)
+        number = self._engine.submit(request)
+        tokens = list(ids)
+        try:
+            while self._engine.is_busy:
+                for event in self._engine.step():
+                    self._held = tokens[: self._engine.runner.positions[0]]
+                    tokens.append(event.token)
+                    yield event
+        finally:
+            self._engine.cancel(number)

@@ -73,11 +73,7 @@ class Runner:
         """Restart all rows with `tokens` (B, T), T at least 1; returns the last logits (B, vocab_size)."""
         return self._feed(tokens, np.arange(self.batch), 0)
 
-    def prefill_row(self, row: int, tokens: Array) -> Array:
-        """Restart one row with `tokens` (T,), T at least 1; returns the last logits (vocab_size,)."""
-        return self.extend_row(row, 0, tokens)
-
-    def extend_row(self, row: int, start: int, tokens: Array) -> Array:
+    def prefill_row(self, row: int, tokens: Array, start: int = 0) -> Array:
         """Feed one row `tokens` (T,), T at least 1, behind its first `start`; returns the last logits."""
         return self._feed(tokens.reshape(1, -1), np.array([row]), start)[0]
 

@@ -30,6 +30,8 @@ class Request:
     """When the context is full, drop its older half and continue; a longer prompt is cut likewise."""
     on_slide: Callable[[int], None] = field(default=lambda kept: None)
     """Called with the number of tokens that a slide of the window keeps."""
+    held: int = 0
+    """Tokens of the prompt, fewer than all, that the cache of an engine with one row still holds."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,14 @@ class Engine:
         first = max(0, -(-(len(row.tokens) - self.context) // dropped) * dropped)
         if first:
             row.request.on_slide(len(row.tokens) - first)
-        return self.runner.prefill_row(place, np.array(row.tokens[first:]))
+        held = row.request.held if len(row.tokens) == len(row.request.tokens) and not first else 0
+        return self.runner.prefill_row(place, np.array(row.tokens[first + held :]), held)
 
     def _draw(self, place: int, row: _Row, logits: Array) -> Event:
-        scores = check_finite(logits[: self.vocab_size], len(row.tokens))
+        scores = logits[: self.vocab_size]
+        if not np.isfinite(scores).all():
+            worst = f"{scores.min()} to {scores.max()} at token {len(row.tokens)}"
+            raise LamaError(f"logits must be finite; got {worst}. Try --dtype float32")
         token = next_token(scores, row.tokens, row.request.sampling, row.rng)
         row.tokens.append(token)
         reason = self._reason(place, row, token)
@@ -142,14 +148,6 @@ class Engine:
         if len(row.tokens) - len(request.tokens) == request.max_new_tokens:
             return "length"
         return "context" if self.runner.positions[place] == self.context and not request.window else None
-
-
-def check_finite(scores: Array, place: int) -> Array:
-    """The logits (vocab_size,) of the token at a place. Raises LamaError for ones that are not finite."""
-    if not np.isfinite(scores).all():
-        worst = f"{scores.min()} to {scores.max()} at token {place}"
-        raise LamaError(f"logits must be finite; got {worst}. Try --dtype float32")
-    return scores
 
 
 WINDOW = "set window=True"  # the advice in an error; the command line says --window in its place

@@ -16,7 +16,7 @@ from lama.runtime.kernel import (
 )
 from lama.runtime.strides import shape_of
 
-GATES = {"silu": 1, "gelu_new": 2}
+GATES = {"silu": 1, "gelu_tanh": 2}  # by the names of functions
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor | None:

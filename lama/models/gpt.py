@@ -11,7 +11,7 @@ from lama.attention import MultiHeadAttention, QKNorm, make_similarity, soft_cap
 from lama.blocks import DECODER_NORMS, Block, make_mlp
 from lama.cache import KVCache
 from lama.dropout import Dropout, no_dropout
-from lama.embeddings import POSITIONS, NoPositions, TokenEmbedding, make_positions, unembedding
+from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
 from lama.errors import quoted
 from lama.layers import NORM_KINDS, Norm, initialise, new_norm
 from lama.masks import Causal
@@ -190,32 +190,28 @@ def make_attention(c: GPTConfig, layer: int) -> MultiHeadAttention:
     if window and c.local_theta:
         rope = Rope(c.d_rotated, c.local_theta)
     has_rope = c.positions == "rope" and (not c.rope_layers or c.rope_layers[layer % len(c.rope_layers)])
-    widths = c.d_head, c.d_head
-    if c.qk_norm == "all":
-        widths = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    divisor = layer + 1 if c.scale_by_layer else 1
     return MultiHeadAttention(
         c.d_model,
         c.n_heads,
         bool(c.qkv_bias),
-        make_similarity(
-            c.similarity,
-            c.n_heads,
-            c.d_head,
-            layer + 1 if c.scale_by_layer else 1,
-            c.attention_scale,
-            c.attention_cap,
-        ),
+        make_similarity(c.similarity, c.n_heads, c.d_head, divisor, c.attention_scale, c.attention_cap),
         n_kv_heads=c.n_kv_heads,
         d_head=c.d_head,
         out_bias=c.out_bias,
-        qk_norm=None
-        if c.qk_norm == "none"
-        else QKNorm(
-            partial(norm, c), *widths, whole=c.qk_norm == "all", after_rope=c.qk_norm == "head_after"
-        ),
+        qk_norm=make_qk_norm(c),
         rope=rope if has_rope else None,
         window=window,
     )
+
+
+def make_qk_norm(c: GPTConfig) -> QKNorm | None:
+    """The norms of queries and keys, where a model has them."""
+    if c.qk_norm == "none":
+        return None
+    whole = c.qk_norm == "all"
+    n_q, n_k = (c.n_heads, c.n_kv_heads) if whole else (1, 1)
+    return QKNorm(partial(norm, c), n_q * c.d_head, n_k * c.d_head, whole, c.qk_norm == "head_after")
 
 
 def norm(c: GPTConfig, width: int = 0) -> Norm:
@@ -276,8 +272,6 @@ class GPT:
         start = None if cache is None else cache.positions
         x = self.embed(tokens.to(device))  # (B, T, d_model)
         x = tap("embed", x if self.config.embed_scale == 1 else x * self.config.embed_scale)
-        if isinstance(self.pos_embed, NoPositions) and tap is no_tap:
-            return dropout("embed", x)
         positions = tap("pos_embed", self.pos_embed(T, start).to(device))  # (T, d_model), or (B, T, d_model)
         return dropout("embed", add(x, positions))
 
