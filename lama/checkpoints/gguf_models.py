@@ -108,7 +108,8 @@ def rope(keys: Keys) -> dict[str, object]:
     own: dict[str, object] = {"positions": "rope", "rope_theta": theta}
     if f"{keys.architecture}.rope.dimension_count" in keys.file.keys:
         own["d_rotated"] = int(keys.get("rope.dimension_count"))
-    kind = keys.file.keys.get(f"{keys.architecture}.rope.scaling.type", "none")
+    name = f"{keys.architecture}.rope.scaling.type"
+    kind = checked(keys.file.keys.get(name, "none"), str, f"{name} in {keys.file.source}")
     if kind == "linear":
         own["rope_scaling"] = (float(keys.get("rope.scaling.factor")),)
     elif kind not in ("none", "llama3"):
