@@ -219,6 +219,25 @@ def test_a_long_context_is_cached_up_to_a_limit(monkeypatch):
     assert Runner(model).cache.length == 32
     tokens = [row[0] for row in generate_tokens(model, [[1, 2, 3]], 100)]
     assert len(tokens) == 30  # the last one is not fed
+    assert Runner(model, context=40).cache.length == 40  # a user's choice goes beyond the limit
+
+
+def test_context_is_that_of_the_argument(tmp_path: Path):
+    tokenizer, model = chat_tokenizer(tmp_path / "t", TEMPLATES["chatml"]), chat_model()
+    options = {"temperature": 0.0, "max_new_tokens": 300}
+    whole = lama.generate(model, tokenizer, [1, 2, 3], **options)
+    short = lama.generate(model, tokenizer, [1, 2, 3], context=9, **options)
+    assert str(whole).startswith(str(short)) and short.finish_reason == "context"
+    assert len(short.tokens) == 7  # the last one is not fed
+    for wrong in (0, -1, 257):
+        with pytest.raises(UsageError, match=f"context must be from 1 to 256, .*; got {wrong}"):
+            lama.generate(model, tokenizer, [1], context=wrong)
+    with pytest.raises(
+        UsageError, match=r"prompt must have at most 5 tokens, the context; got \d+\. Shorten"
+    ):
+        chat(model, tokenizer, MESSAGES[:2], context=5)
+    conversation = Conversation(model, tokenizer, template_of(tokenizer), Sampling(), context=99)
+    assert conversation.context == 99
 
 
 def test_chat_needs_a_template(tmp_path: Path):
@@ -257,11 +276,11 @@ def test_command_answers_each_line_and_knows_its_commands(folder: Path, tmp_path
         "/help",
     ]
     piped(monkeypatch, "\n".join(lines) + "\n")
-    assert main(["chat", "-m", str(folder), "-n", "5", "--system", "Be."]) == 0
+    assert main(["chat", "-m", str(folder), "-n", "5", "--system", "Be.", "--context", "250"]) == 0
     out, err = capsys.readouterr()
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [m["role"] for m in saved] == ["system", "user", "assistant"] and saved[1]["content"] == "Hello"
-    assert "of 256 tokens" in out and "/regenerate" in out
+    assert "of 250 tokens" in out and "/regenerate" in out
     assert "wrote 3 messages to talk.json" in err and "read 3 messages from talk.json" in err
 
 
@@ -274,6 +293,9 @@ def test_command_answers_each_line_and_knows_its_commands(folder: Path, tmp_path
         ("/regenerate\n", [], "there must be an answer to generate again"),
         ("\udcff\n", [], "messages must be UTF-8 text; got byte 0xff"),
         ("x\n", ["--temperature", "-1"], "temperature must be 0"),
+        ("x\n", ["--context", "-1"], "context must be at least 1; got -1"),
+        ("x\n", ["--context", "257"], "context must be from 1 to 256, the model's context_length; got 257"),
+        ("x\n", ["--context", "3"], "tokens for a context of 3. Shorten it"),
         ("x\n", ["--template", "nothing.jinja"], "nothing.jinja"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, machine
 from lama.cli.sampling import add_sampling, sampling
-from lama.errors import LamaError, UsageError, first_line, note, quoted
+from lama.errors import LamaError, UsageError, check_least, first_line, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation.chat import Conversation
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.generation import Sampling, check_options
 
     check_options(args.max_new_tokens, args.seed, ())
+    check_least("context", args.context, 1)
     machine.use(args)
     from lama.checkpoints import load_causal
     from lama.generation.chat import Conversation
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         on_drop=lambda n: note(f"the context is full; left out the {n} oldest messages"),
         on_whole=lambda: note("special tokens in messages count, as this template changes the messages"),
         options={"enable_thinking": False} if args.no_think else {},
+        context=args.context,
     )
     if args.system is not None:
         conversation.messages.append({"role": "system", "content": args.system})
