@@ -3,7 +3,12 @@
 
 import io
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ from helpers import fill
 
 import lama
 from lama.cli import main
+from lama.cli.chat import until_interrupted
 from lama.errors import LamaError, UsageError
 from lama.generation import Sampling
 from lama.generation.chat import Conversation, chat
@@ -317,3 +323,63 @@ def test_generate_chat_answers_and_raw_continues(folder: Path, capsys):
     assert capsys.readouterr().out.startswith("Hello")
     assert main(["generate", "-m", str(folder), "-p", "x", "--raw", "--chat"]) == 2
     assert np.isfinite(len(answer))
+
+
+def test_ctrl_c_ends_an_answer_however_often_it_is_pressed():
+    done = []
+
+    def answer(line: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            done.append(line)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        until_interrupted(answer, "a")
+        signal.raise_signal(signal.SIGINT)
+        until_interrupted(done.append, "b")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_terminal_has_lines_a_history_and_an_end(folder: Path, tmp_path: Path):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lama", "chat", "-m", str(folder), "-n", "1"]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    chat = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env, start_new_session=True
+    )
+    os.close(theirs)
+
+    def wait(what: bytes = b"") -> None:
+        """Read until this was printed and a message can be typed again."""
+        seen = b""
+        while not re.search(re.escape(what) + rb".*\x1b\[\?2004h", seen, re.DOTALL):
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 10_000)
+
+    def send(keys: bytes, what: bytes = b"") -> None:
+        os.write(ours, keys)
+        wait(what)
+
+    try:
+        wait()
+        send(b"two\x1b\rlines\r")
+        send(b"/save first.json\r", b"wrote 2 messages")
+        chat.send_signal(signal.SIGINT)  # not during an answer: nothing ends
+        send(b"\x1b[A\x7f\x7f\x7f\x7f\x7f2.json\r", b"wrote 2 messages")
+        send(b"dropped\x03")
+        send(b"/nope\r", b"a command must be one of")
+        os.write(ours, b"\x04")
+        assert chat.wait(60) == 0
+    finally:
+        chat.kill()
+        os.close(ours)
+    saved = json.loads((tmp_path / "first2.json").read_text())["messages"]
+    assert saved[0]["content"] == "two\nlines"

@@ -6,9 +6,11 @@ message. Commands: /reset, /system TEXT, /save FILE, /load FILE, /regenerate, /t
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, machine
@@ -77,19 +79,42 @@ def run(args: argparse.Namespace) -> int:
     if args.system is not None:
         conversation.messages.append({"role": "system", "content": args.system})
     is_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal:
-        note("Enter sends a message, /help lists commands, Ctrl-D leaves")
-    for line in typed_lines() if is_terminal else piped_lines():
+
+    def answer(line: str) -> None:
+        if line.startswith("/"):
+            command(conversation, line)
+        elif line.strip():
+            show(conversation, conversation.ask(line), args.verbose)
+
+    if not is_terminal:
+        for line in piped_lines():
+            answer(line)
+        return 0
+    note("Enter sends a message, /help lists commands, Ctrl-D leaves")
+    for line in typed_lines():
         try:
-            if line.startswith("/"):
-                command(conversation, line)
-            elif line.strip():
-                show(conversation, conversation.ask(line), args.verbose)
+            until_interrupted(answer, line)
         except UsageError as error:
-            if not is_terminal:
-                raise
             note(str(error))
     return 0
+
+
+def until_interrupted(answer: Callable[[str], None], line: str) -> None:
+    """Answer a line until Ctrl-C, which ends this alone, however often it is pressed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGINT, stop)
+        try:
+            answer(line)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as interrupt:
+        if type(interrupt) is not KeyboardInterrupt:
+            raise
 
 
 def read_template(args: argparse.Namespace, tokenizer: "Tokenizer") -> "ChatTemplate":
@@ -112,7 +137,7 @@ def read_template(args: argparse.Namespace, tokenizer: "Tokenizer") -> "ChatTemp
 
 
 def typed_lines() -> Iterator[str]:
-    """Messages typed in a terminal, with a history."""
+    """Messages typed in a terminal, with a history. Between them SIGINT is ignored."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -136,13 +161,17 @@ def typed_lines() -> Iterator[str]:
     except OSError as error:
         note(f"messages are not remembered: {first_line(error)}")
     session: PromptSession[str] = PromptSession(history=history, key_bindings=keys, multiline=True)
-    while True:
-        try:
-            yield session.prompt("> ")
-        except KeyboardInterrupt:
-            continue  # drops the line
-        except EOFError:
-            return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is a key for the session
+    try:
+        while True:
+            try:
+                yield session.prompt("> ", handle_sigint=False)
+            except KeyboardInterrupt:
+                continue  # drops the line
+            except EOFError:
+                return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def piped_lines() -> Iterator[str]:
@@ -157,17 +186,15 @@ def piped_lines() -> Iterator[str]:
 
 
 def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> None:
-    """Print an answer as it comes; Ctrl-C ends it."""
+    """Print an answer as it comes."""
     dim = sys.stdout.isatty()
     try:
         for piece in pieces:
             if dim:
                 piece = piece.replace(THINK, DIM + THINK).replace(THOUGHT, THOUGHT + PLAIN)
             print(piece, end="", flush=True)
-    except KeyboardInterrupt as stop:
-        if type(stop) is not KeyboardInterrupt:
-            raise
-    print(PLAIN if dim else "", flush=True)
+    finally:
+        print(PLAIN if dim else "", flush=True)
     answer = conversation.last
     if answer is None:
         return
