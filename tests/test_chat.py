@@ -325,6 +325,16 @@ def test_generate_chat_answers_and_raw_continues(folder: Path, capsys):
     assert np.isfinite(len(answer))
 
 
+def test_line_ends_and_marks_of_other_systems_are_no_part_of_a_message(
+    folder: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    piped(monkeypatch, "\ufeffHello\r\n\r\n/save talk.json\r\n")
+    assert main(["chat", "-m", str(folder), "-n", "2"]) == 0
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [m["content"] for m in saved if m["role"] == "user"] == ["Hello"]
+
+
 def test_ctrl_c_ends_an_answer_however_often_it_is_pressed():
     done = []
 

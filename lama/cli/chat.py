@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     def answer(line: str) -> None:
         if line.startswith("/"):
-            command(conversation, line)
+            command(conversation, line, args.verbose)
         elif line.strip():
             show(conversation, conversation.ask(line), args.verbose)
 
@@ -180,7 +180,7 @@ def piped_lines() -> Iterator[str]:
         raise UsageError("standard input must be open; got none")
     for line in sys.stdin.buffer:
         try:
-            yield line.decode("utf-8").removesuffix("\n")
+            yield line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise LamaError(f"messages must be UTF-8 text; got byte 0x{line[error.start]:02x}") from None
 
@@ -206,7 +206,7 @@ def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> 
         note(f"first token after {first:.2f} s, then {rate:.1f} tokens/s")
 
 
-def command(conversation: "Conversation", line: str) -> None:
+def command(conversation: "Conversation", line: str, verbose: bool) -> None:
     """Do what a line with / asks. Raises UsageError."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
@@ -215,7 +215,7 @@ def command(conversation: "Conversation", line: str) -> None:
         "/system": lambda: reset(conversation, rest),
         "/save": lambda: save(conversation, rest),
         "/load": lambda: load(conversation, rest),
-        "/regenerate": lambda: show(conversation, conversation.regenerate(), False),
+        "/regenerate": lambda: show(conversation, conversation.regenerate(), verbose),
         "/tokens": lambda: tokens(conversation),
         "/help": lambda: print(HELP, flush=True),
     }
