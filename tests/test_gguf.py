@@ -37,6 +37,7 @@ GPT2 = {"vocab_size": 257, "context_length": 40, "d_model": 64, "n_layers": 2, "
 MODELS = {
     "gpt2": GPT2,
     "gpt2-without-biases": {**GPT2, "bias": False, "tied": False},
+    "gpt2-with-some-biases": {**GPT2, "qkv_bias": False},
     "llama": LLAMA,
     "llama3": {
         **LLAMA,

@@ -25,6 +25,7 @@ from lama.checkpoints.families import (
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gguf import GGUF, write_gguf
+from lama.checkpoints.gpt2 import with_biases
 from lama.checkpoints.huggingface import checked_config, rename, tie
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
@@ -334,11 +335,8 @@ def _written(model: GPT, architecture: str) -> dict[str, FileTensor]:
         split_qkv(ours, c)
         if ARCHITECTURES[architecture].interleaved:
             permute_heads(ours, c, lambda d: np.arange(d).reshape(2, -1).T.reshape(-1))
-    elif not c.bias:  # GPT-2's format has biases
-        for name, tensor in list(ours.items()):
-            if "." in name.removesuffix(".weight") or name.startswith("ln"):
-                zeros = np.zeros(tensor.shape[0], np.float32)
-                ours[name.replace("weight", "bias")] = FileTensor(name, "float32", zeros.shape, zeros.copy)
+    else:
+        ours = with_biases(ours)
     return {rename(name, THEIRS) or name: tensor for name, tensor in ours.items()}
 
 
