@@ -16,8 +16,8 @@ import pytest
 from helpers import fill
 
 import lama
-from lama.cli import main
-from lama.cli.chat import until_interrupted
+from lama.cli import Terminated, main
+from lama.cli.chat import typed_lines, until_interrupted
 from lama.errors import LamaError, UsageError
 from lama.generation import Sampling
 from lama.generation.chat import Conversation, chat
@@ -393,3 +393,23 @@ def test_terminal_has_lines_a_history_and_an_end(folder: Path, tmp_path: Path):
         os.close(ours)
     saved = json.loads((tmp_path / "first2.json").read_text())["messages"]
     assert saved[0]["content"] == "two\nlines"
+
+
+def test_ctrl_c_drops_a_typed_line_and_a_signal_ends_the_program(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    events: list[BaseException | str] = [KeyboardInterrupt(), "a", Terminated(signal.SIGTERM)]
+
+    def prompt(*args: object, **options: object) -> str:
+        event = events.pop(0)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    monkeypatch.setattr("prompt_toolkit.PromptSession.__init__", lambda *args, **options: None)
+    monkeypatch.setattr("prompt_toolkit.PromptSession.prompt", prompt)
+    before = signal.getsignal(signal.SIGINT)
+    lines = typed_lines()
+    assert next(lines) == "a" and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with pytest.raises(Terminated):
+        next(lines)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -166,7 +166,9 @@ def typed_lines() -> Iterator[str]:
         while True:
             try:
                 yield session.prompt("> ", handle_sigint=False)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
+                if type(interrupt) is not KeyboardInterrupt:
+                    raise
                 continue  # drops the line
             except EOFError:
                 return
