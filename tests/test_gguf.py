@@ -37,7 +37,8 @@ GPT2 = {"vocab_size": 257, "context_length": 40, "d_model": 64, "n_layers": 2, "
 MODELS = {
     "gpt2": GPT2,
     "gpt2-without-biases": {**GPT2, "bias": False, "tied": False},
-    "gpt2-with-some-biases": {**GPT2, "qkv_bias": False},
+    "gpt2-with-some-biases": {**GPT2, "bias": False, "mlp_bias": True},
+    "gpt2-without-some-biases": {**GPT2, "mlp_bias": False, "qkv_bias": False, "tied": False},
     "llama": LLAMA,
     "llama3": {
         **LLAMA,
