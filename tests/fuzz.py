@@ -31,13 +31,14 @@ import numpy as np
 from reference.random_gpt2 import write_shards, write_torch
 
 import lama
-from lama.checkpoints import open_weights, smollm2
+from lama.checkpoints import export_gguf, open_weights, smollm2
 from lama.cli import main, make_parser
 from lama.data import open_corpus
 from lama.data.labelled import open_labelled
 from lama.data.pairs import read_pairs
 from lama.errors import LamaError
 from lama.evaluation.tasks import TASKS, read_examples
+from lama.tokenizers import ByteTokenizer
 from lama.training.folder import RunFolder
 from lama.training.prepare import resumed_run
 from lama.training.settings import read_settings, run_config
@@ -168,6 +169,13 @@ def damage_header(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
+def damage_gguf(content: bytes, rng: random.Random) -> bytes:
+    """A GGUF file with other bytes in its header, such as a length, a type, or a number of a key."""
+    at = rng.randrange(min(len(content), rng.choice([100, 1000, 10_000])))
+    new = struct.pack("<Q", rng.choice([0, 1, 7, 8, 9, 12, 2**31, 2**63, 2**64 - 1]))
+    return content[:at] + new[: (n := rng.choice([1, 4, 8]))] + content[at + n :]
+
+
 def damage_lines(content: bytes, rng: random.Random) -> bytes:
     lines = content.split(b"\n")
     i = rng.randrange(len(lines))
@@ -194,7 +202,8 @@ def damage_bytes(content: bytes, rng: random.Random) -> bytes:
 
 def damage_file(path: Path, rng: random.Random) -> str:
     """Damage the file; returns how."""
-    content, by_name = path.read_bytes(), {".json": damage_json, ".safetensors": damage_header}
+    content = path.read_bytes()
+    by_name = {".json": damage_json, ".safetensors": damage_header, ".gguf": damage_gguf}
     how: Callable[[bytes, random.Random], bytes] = rng.choice(
         [by_name.get(path.suffix, damage_lines)] * 5 + [damage_bytes, damage_lines]
     )
@@ -228,7 +237,7 @@ def damaged(base: Path, to: Path, rng: random.Random) -> str:
 
 
 def make_models(work: Path) -> list[Path]:
-    """One of every kind: those of an earlier version, a BERT, a sharded GPT-2, and a pytorch_model.bin."""
+    """One of every kind: those of an earlier version, a BERT, GPT-2 sharded and of torch, and a GGUF file."""
     tensors = {
         name: tensor.read()
         for name, tensor in open_weights(EARLIER / "exported" / "model.safetensors").items()
@@ -237,9 +246,12 @@ def make_models(work: Path) -> list[Path]:
         shutil.copytree(EARLIER / "exported", work / name, ignore=shutil.ignore_patterns("*.safetensors"))
         write(work / name, tensors)
     write_bert(work / "wordpiece")
+    (work / "gguf").mkdir()
+    small = lama.GPT(lama.GPTConfig(256, context_length=8, d_model=8, n_layers=2, n_heads=2))
+    export_gguf(work / "gguf" / "model.gguf", small, ByteTokenizer(), "small")
     found = [
         *(EARLIER / name for name in MODELS),
-        *(work / name for name in ("torch", "sharded", "wordpiece")),
+        *(work / name for name in ("torch", "sharded", "wordpiece", "gguf")),
     ]
     for folder in found:
         lama.load(folder)  # undamaged, they do

@@ -3,7 +3,12 @@
 
 import io
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,8 @@ import pytest
 from helpers import fill
 
 import lama
-from lama.cli import main
+from lama.cli import Terminated, main
+from lama.cli.chat import typed_lines, until_interrupted
 from lama.errors import LamaError, UsageError
 from lama.generation import Sampling
 from lama.generation.chat import Conversation, chat
@@ -219,6 +225,25 @@ def test_a_long_context_is_cached_up_to_a_limit(monkeypatch):
     assert Runner(model).cache.length == 32
     tokens = [row[0] for row in generate_tokens(model, [[1, 2, 3]], 100)]
     assert len(tokens) == 30  # the last one is not fed
+    assert Runner(model, context=40).cache.length == 40  # a user's choice goes beyond the limit
+
+
+def test_context_is_that_of_the_argument(tmp_path: Path):
+    tokenizer, model = chat_tokenizer(tmp_path / "t", TEMPLATES["chatml"]), chat_model()
+    options = {"temperature": 0.0, "max_new_tokens": 300}
+    whole = lama.generate(model, tokenizer, [1, 2, 3], **options)
+    short = lama.generate(model, tokenizer, [1, 2, 3], context=9, **options)
+    assert str(whole).startswith(str(short)) and short.finish_reason == "context"
+    assert len(short.tokens) == 7  # the last one is not fed
+    for wrong in (0, -1, 257):
+        with pytest.raises(UsageError, match=f"context must be from 1 to 256, .*; got {wrong}"):
+            lama.generate(model, tokenizer, [1], context=wrong)
+    with pytest.raises(
+        UsageError, match=r"prompt must have at most 5 tokens, the context; got \d+\. Shorten"
+    ):
+        chat(model, tokenizer, MESSAGES[:2], context=5)
+    conversation = Conversation(model, tokenizer, template_of(tokenizer), Sampling(), context=99)
+    assert conversation.context == 99
 
 
 def test_chat_needs_a_template(tmp_path: Path):
@@ -257,11 +282,11 @@ def test_command_answers_each_line_and_knows_its_commands(folder: Path, tmp_path
         "/help",
     ]
     piped(monkeypatch, "\n".join(lines) + "\n")
-    assert main(["chat", "-m", str(folder), "-n", "5", "--system", "Be."]) == 0
+    assert main(["chat", "-m", str(folder), "-n", "5", "--system", "Be.", "--context", "250"]) == 0
     out, err = capsys.readouterr()
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [m["role"] for m in saved] == ["system", "user", "assistant"] and saved[1]["content"] == "Hello"
-    assert "of 256 tokens" in out and "/regenerate" in out
+    assert "of 250 tokens" in out and "/regenerate" in out
     assert "wrote 3 messages to talk.json" in err and "read 3 messages from talk.json" in err
 
 
@@ -274,6 +299,9 @@ def test_command_answers_each_line_and_knows_its_commands(folder: Path, tmp_path
         ("/regenerate\n", [], "there must be an answer to generate again"),
         ("\udcff\n", [], "messages must be UTF-8 text; got byte 0xff"),
         ("x\n", ["--temperature", "-1"], "temperature must be 0"),
+        ("x\n", ["--context", "-1"], "context must be at least 1; got -1"),
+        ("x\n", ["--context", "257"], "context must be from 1 to 256, the model's context_length; got 257"),
+        ("x\n", ["--context", "3"], "tokens for a context of 3. Shorten it"),
         ("x\n", ["--template", "nothing.jinja"], "nothing.jinja"),
     ],
 )
@@ -295,3 +323,93 @@ def test_generate_chat_answers_and_raw_continues(folder: Path, capsys):
     assert capsys.readouterr().out.startswith("Hello")
     assert main(["generate", "-m", str(folder), "-p", "x", "--raw", "--chat"]) == 2
     assert np.isfinite(len(answer))
+
+
+def test_line_ends_and_marks_of_other_systems_are_no_part_of_a_message(
+    folder: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    piped(monkeypatch, "\ufeffHello\r\n\r\n/save talk.json\r\n")
+    assert main(["chat", "-m", str(folder), "-n", "2"]) == 0
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [m["content"] for m in saved if m["role"] == "user"] == ["Hello"]
+
+
+def test_ctrl_c_ends_an_answer_however_often_it_is_pressed():
+    done = []
+
+    def answer(line: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            done.append(line)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        until_interrupted(answer, "a")
+        signal.raise_signal(signal.SIGINT)
+        until_interrupted(done.append, "b")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_terminal_has_lines_a_history_and_an_end(folder: Path, tmp_path: Path):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lama", "chat", "-m", str(folder), "-n", "1"]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    chat = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env, start_new_session=True
+    )
+    os.close(theirs)
+
+    def wait(what: bytes = b"") -> None:
+        """Read until this was printed and a message can be typed again."""
+        seen = b""
+        while not re.search(re.escape(what) + rb".*\x1b\[\?2004h", seen, re.DOTALL):
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 10_000)
+
+    def send(keys: bytes, what: bytes = b"") -> None:
+        os.write(ours, keys)
+        wait(what)
+
+    try:
+        wait()
+        send(b"two\x1b\rlines\r")
+        send(b"/save first.json\r", b"wrote 2 messages")
+        chat.send_signal(signal.SIGINT)  # not during an answer: nothing ends
+        send(b"\x1b[A\x7f\x7f\x7f\x7f\x7f2.json\r", b"wrote 2 messages")
+        send(b"dropped\x03")
+        send(b"/nope\r", b"a command must be one of")
+        os.write(ours, b"\x04")
+        assert chat.wait(60) == 0
+    finally:
+        chat.kill()
+        os.close(ours)
+    saved = json.loads((tmp_path / "first2.json").read_text())["messages"]
+    assert saved[0]["content"] == "two\nlines"
+
+
+def test_ctrl_c_drops_a_typed_line_and_a_signal_ends_the_program(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    events: list[BaseException | str] = [KeyboardInterrupt(), "a", Terminated(signal.SIGTERM)]
+
+    def prompt(*args: object, **options: object) -> str:
+        event = events.pop(0)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    monkeypatch.setattr("prompt_toolkit.PromptSession.__init__", lambda *args, **options: None)
+    monkeypatch.setattr("prompt_toolkit.PromptSession.prompt", prompt)
+    before = signal.getsignal(signal.SIGINT)
+    lines = typed_lines()
+    assert next(lines) == "a" and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with pytest.raises(Terminated):
+        next(lines)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -107,7 +107,10 @@ def copy(folder: str, to: Path) -> Path:
             "give one prompt: -p TEXT, -p - for standard input, or --prompt-file FILE",
         ),
         (["-p", "x", "--prompt-file", "y"], "give one prompt"),
-        (["-p", "x" * 44], "prompt has 44 tokens but context_length is 43; shorten it or pass --window"),
+        (
+            ["-p", "x" * 44],
+            "prompt must have at most 43 tokens, the context; got 44. Shorten it or pass --window",
+        ),
         (["-p", "x", "--temperature", "-1"], "temperature must be 0 (greedy) or above; got -1.0"),
         (["-p", "x", "--temperature", "nan"], "temperature must be 0 (greedy) or above; got nan"),
         (["-p", "x", "--top-p", "0"], "top_p must be above 0 and at most 1; got 0.0"),
@@ -119,6 +122,12 @@ def copy(folder: str, to: Path) -> Path:
             "repetition_penalty must be between 0.01 and 100; 1 changes nothing; got 0.0",
         ),
         (["-p", "x", "-n", "0"], "max_new_tokens must be at least 1; got 0"),
+        (["-p", "x", "--context", "0"], "context must be at least 1; got 0"),
+        (["-p", "x", "--context", "44"], "context must be from 1 to 43, the model's context_length; got 44"),
+        (
+            ["-p", "xxx", "--context", "2"],
+            "prompt must have at most 2 tokens, the context; got 3. Shorten it",
+        ),
         (["-p", "x", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         (["-p", "x", "--seed", "-1"], "seed must be 0 or above; got -1"),
         (["-p", "x", "--stop", ""], "stop must be a non-empty string"),
@@ -493,6 +502,8 @@ def test_full_context_ends_the_text_and_window_goes_on_and_says_so(run, tiny):
     code, out, err = run("generate", *options, "--window")
     assert (code, err) == (0, "lama: context of 43 tokens is full; continued with the last 21\n")
     assert len(json.loads(out)["samples"][0]["tokens"]) == 9
+    code, out, err = run("generate", "-m", tiny, "-p", "x" * 5, "-n", "9", "--context", "7", "--window")
+    assert (code, err) == (0, "lama: context of 7 tokens is full; continued with the last 3\n" * 2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

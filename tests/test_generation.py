@@ -235,7 +235,10 @@ def test_window_in_a_batch_equals_one_by_one(model):
     [
         ([], "prompts must hold at least one prompt; got none"),
         ([[1], []], "prompt must hold at least one token; got an empty prompt"),
-        ([[1] * 38], "prompt has 38 tokens but context_length is 37; shorten it or set window=True"),
+        (
+            [[1] * 38],
+            "prompt must have at most 37 tokens, the context; got 38. Shorten it or set window=True",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_continued_are_refused(model, prompts, message):
@@ -529,7 +532,7 @@ def test_generate_works_only_when_it_is_read(model, monkeypatch):
 def test_generate_refuses_bad_prompts_at_once(model):
     with pytest.raises(UsageError, match="got an empty prompt"):
         generate(model, ByteTokenizer(), "")
-    with pytest.raises(UsageError, match="prompt has 41 tokens but context_length is 37"):
+    with pytest.raises(UsageError, match="prompt must have at most 37 tokens, the context; got 41"):
         generate(model, ByteTokenizer(), "x" * 41)
 
 

@@ -37,6 +37,8 @@ GPT2 = {"vocab_size": 257, "context_length": 40, "d_model": 64, "n_layers": 2, "
 MODELS = {
     "gpt2": GPT2,
     "gpt2-without-biases": {**GPT2, "bias": False, "tied": False},
+    "gpt2-with-some-biases": {**GPT2, "bias": False, "mlp_bias": True},
+    "gpt2-without-some-biases": {**GPT2, "mlp_bias": False, "qkv_bias": False, "tied": False},
     "llama": LLAMA,
     "llama3": {
         **LLAMA,
@@ -215,6 +217,10 @@ def edited(tensors=None, **keys) -> tuple[dict, dict]:
         ({"llama__rope__scaling__type": "yarn"}, "has rope.scaling.type='yarn', which lama does not support"),
         ({"tokenizer__ggml__pre": "future"}, "must have tokenizer.ggml.pre among default, .*; got 'future'"),
         ({"tokenizer__ggml__model": "bert"}, "must have tokenizer.ggml.model gpt2 or llama; got 'bert'"),
+        ({"tokenizer__ggml__pre": ["a", "b"]}, "tokenizer.ggml.pre in .* must be a text; got"),
+        ({"tokenizer__ggml__model": [1, 2]}, "tokenizer.ggml.model in .* must be a text; got"),
+        ({"tokenizer__ggml__add_bos_token": [1, 2]}, "tokenizer.ggml.add_bos_token in .* must be true or"),
+        ({"llama__rope__scaling__type": [1, 2]}, "llama.rope.scaling.type in .* must be a text; got"),
         ({"tokenizer__ggml__tokens": ["a", "a"]}, "must have distinct tokens; got 'a' twice"),
         ({"tokenizer__ggml__token_type": [1]}, "must have a token_type for each of 256 tokens"),
         ({"tokenizer__ggml__eos_token_id": 999}, "eos_token_id must be below 256; got 999"),

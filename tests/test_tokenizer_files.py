@@ -44,6 +44,7 @@ BYTES = {symbol: i for i, symbol in enumerate(bpe.byte_alphabet())}
 VOCABULARY = BYTES | {merge.replace(" ", ""): 256 + i for i, merge in enumerate(MERGES)} | {END: 260}
 LINES = "\n".join(["#version: 0.2", *MERGES, ""])
 OLD = {"vocab.json": VOCABULARY, "merges.txt": LINES}
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
 
 def spec_of(*added: dict[str, Any], **parts: Any) -> dict[str, Any]:
@@ -458,6 +459,10 @@ def test_damaged_files_load_or_are_one_clear_line(tmp_path, every):
         (
             {"tokenizer.json": spec_of(normalizer={"type": "Foo"})},
             "normalizer must be one that the library tokenizers knows",
+        ),
+        (
+            {"tokenizer.json": spec_of(normalizer={"type": "Sequence", "normalizers": [DOUBLE] * 14})},
+            "normalizer must write at most 10,000 characters in place of one; got 16384 in",
         ),
         (
             {"tokenizer.json": spec_of(token("z" * 20_000, 261))},

@@ -2,21 +2,18 @@
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tinygrad.nn.state import get_state_dict
 
 from lama.atomic import atomic_folder, write_files
 from lama.checkpoints.families import config_of_form, form_of, tensors_of_form
 from lama.checkpoints.folder import file_tensors
-from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed
+from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed, with_biases
 from lama.checkpoints.safetensors_files import write_safetensors
-from lama.checkpoints.tensor import NUMPY, FileTensor
+from lama.checkpoints.tensor import FileTensor
 from lama.models.gpt import GPT
 from lama.models.quantized import refuse_quantized
-from lama.shapes import Array
 from lama.tokenizers import Tokenizer, huggingface_files
 
 
@@ -44,13 +41,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
 def _gpt2_tensors(model: GPT) -> dict[str, FileTensor]:
     """The parameters with GPT-2's names and layout."""
     tensors: dict[str, FileTensor] = {}
-    parameters = get_state_dict(model)
-    for name, tensor in file_tensors(parameters).items():
+    for name, tensor in with_biases(file_tensors(get_state_dict(model))).items():
         theirs = gpt2_name(name) if name.startswith("unembed") else PREFIX + gpt2_name(name)
         tensors[theirs] = transposed(tensor) if theirs.endswith(TRANSPOSED) else tensor
-        lacks_bias = name.endswith("weight") and f"{name.removesuffix('weight')}bias" not in parameters
-        if lacks_bias and not name.startswith(("embed", "pos_embed", "unembed")):
-            zeros: Array = np.zeros(tensors[theirs].shape[-1:], NUMPY[tensor.dtype])
-            bias = dataclasses.replace(tensor, shape=zeros.shape, read=partial(np.copy, zeros))
-            tensors[theirs.removesuffix("weight") + "bias"] = bias
     return tensors

@@ -25,6 +25,7 @@ from lama.checkpoints.families import (
 from lama.checkpoints.fill import DTYPE_NAMES
 from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gguf import GGUF, write_gguf
+from lama.checkpoints.gpt2 import with_biases
 from lama.checkpoints.huggingface import checked_config, rename, tie
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
@@ -108,7 +109,8 @@ def rope(keys: Keys) -> dict[str, object]:
     own: dict[str, object] = {"positions": "rope", "rope_theta": theta}
     if f"{keys.architecture}.rope.dimension_count" in keys.file.keys:
         own["d_rotated"] = int(keys.get("rope.dimension_count"))
-    kind = keys.file.keys.get(f"{keys.architecture}.rope.scaling.type", "none")
+    name = f"{keys.architecture}.rope.scaling.type"
+    kind = checked(keys.file.keys.get(name, "none"), str, f"{name} in {keys.file.source}")
     if kind == "linear":
         own["rope_scaling"] = (float(keys.get("rope.scaling.factor")),)
     elif kind not in ("none", "llama3"):
@@ -333,11 +335,8 @@ def _written(model: GPT, architecture: str) -> dict[str, FileTensor]:
         split_qkv(ours, c)
         if ARCHITECTURES[architecture].interleaved:
             permute_heads(ours, c, lambda d: np.arange(d).reshape(2, -1).T.reshape(-1))
-    elif not c.bias:  # GPT-2's format has biases
-        for name, tensor in list(ours.items()):
-            if "." in name.removesuffix(".weight") or name.startswith("ln"):
-                zeros = np.zeros(tensor.shape[0], np.float32)
-                ours[name.replace("weight", "bias")] = FileTensor(name, "float32", zeros.shape, zeros.copy)
+    else:
+        ours = with_biases(ours)
     return {rename(name, THEIRS) or name: tensor for name, tensor in ours.items()}
 
 

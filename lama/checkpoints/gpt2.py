@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lama.checkpoints.huggingface import checked_config, end_tokens, read_fields, rename, renamed, tie
-from lama.checkpoints.tensor import TRANSPOSED_ROWS, FileTensor
+from lama.checkpoints.tensor import NUMPY, TRANSPOSED_ROWS, FileTensor
 from lama.errors import LamaError
 from lama.files import checked
 from lama.models.gpt import GPTConfig
@@ -134,6 +134,18 @@ def translate(
         advice = ". Set tie_word_embeddings to false in its config.json"
         tie(ours, "unembed.weight", "embed.weight", source, advice)
     return ours
+
+
+def with_biases(tensors: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
+    """The tensors of a model of GPT-2's form under lama's names, and zeros for each bias that it lacks."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        layer, _, parameter = name.rpartition(".")
+        if parameter == "weight" and layer not in ("embed", "pos_embed", "unembed"):
+            dtype = "float32" if tensor.quantized else tensor.dtype
+            zeros: Array = np.zeros(tensor.shape[0], NUMPY[dtype])
+            found.setdefault(f"{layer}.bias", FileTensor(name, dtype, zeros.shape, zeros.copy))
+    return found
 
 
 def transposed(tensor: FileTensor) -> FileTensor:

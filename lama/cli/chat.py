@@ -6,14 +6,16 @@ message. Commands: /reset, /system TEXT, /save FILE, /load FILE, /regenerate, /t
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, machine
 from lama.cli.sampling import add_sampling, sampling
-from lama.errors import LamaError, UsageError, first_line, note, quoted
+from lama.errors import LamaError, UsageError, check_least, first_line, note, quoted
 
 if TYPE_CHECKING:
     from lama.generation.chat import Conversation
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from lama.generation import Sampling, check_options
 
     check_options(args.max_new_tokens, args.seed, ())
+    check_least("context", args.context, 1)
     machine.use(args)
     from lama.checkpoints import load_causal
     from lama.generation.chat import Conversation
@@ -71,23 +74,47 @@ def run(args: argparse.Namespace) -> int:
         on_drop=lambda n: note(f"the context is full; left out the {n} oldest messages"),
         on_whole=lambda: note("special tokens in messages count, as this template changes the messages"),
         options={"enable_thinking": False} if args.no_think else {},
+        context=args.context,
     )
     if args.system is not None:
         conversation.messages.append({"role": "system", "content": args.system})
     is_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal:
-        note("Enter sends a message, /help lists commands, Ctrl-D leaves")
-    for line in typed_lines() if is_terminal else piped_lines():
+
+    def answer(line: str) -> None:
+        if line.startswith("/"):
+            command(conversation, line, args.verbose)
+        elif line.strip():
+            show(conversation, conversation.ask(line), args.verbose)
+
+    if not is_terminal:
+        for line in piped_lines():
+            answer(line)
+        return 0
+    note("Enter sends a message, /help lists commands, Ctrl-D leaves")
+    for line in typed_lines():
         try:
-            if line.startswith("/"):
-                command(conversation, line)
-            elif line.strip():
-                show(conversation, conversation.ask(line), args.verbose)
+            until_interrupted(answer, line)
         except UsageError as error:
-            if not is_terminal:
-                raise
             note(str(error))
     return 0
+
+
+def until_interrupted(answer: Callable[[str], None], line: str) -> None:
+    """Answer a line until Ctrl-C, which ends this alone, however often it is pressed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGINT, stop)
+        try:
+            answer(line)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as interrupt:
+        if type(interrupt) is not KeyboardInterrupt:
+            raise
 
 
 def read_template(args: argparse.Namespace, tokenizer: "Tokenizer") -> "ChatTemplate":
@@ -110,7 +137,7 @@ def read_template(args: argparse.Namespace, tokenizer: "Tokenizer") -> "ChatTemp
 
 
 def typed_lines() -> Iterator[str]:
-    """Messages typed in a terminal, with a history."""
+    """Messages typed in a terminal, with a history. Between them SIGINT is ignored."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -134,13 +161,19 @@ def typed_lines() -> Iterator[str]:
     except OSError as error:
         note(f"messages are not remembered: {first_line(error)}")
     session: PromptSession[str] = PromptSession(history=history, key_bindings=keys, multiline=True)
-    while True:
-        try:
-            yield session.prompt("> ")
-        except KeyboardInterrupt:
-            continue  # drops the line
-        except EOFError:
-            return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is a key for the session
+    try:
+        while True:
+            try:
+                yield session.prompt("> ", handle_sigint=False)
+            except KeyboardInterrupt as interrupt:
+                if type(interrupt) is not KeyboardInterrupt:
+                    raise
+                continue  # drops the line
+            except EOFError:
+                return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def piped_lines() -> Iterator[str]:
@@ -149,23 +182,21 @@ def piped_lines() -> Iterator[str]:
         raise UsageError("standard input must be open; got none")
     for line in sys.stdin.buffer:
         try:
-            yield line.decode("utf-8").removesuffix("\n")
+            yield line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise LamaError(f"messages must be UTF-8 text; got byte 0x{line[error.start]:02x}") from None
 
 
 def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> None:
-    """Print an answer as it comes; Ctrl-C ends it."""
+    """Print an answer as it comes."""
     dim = sys.stdout.isatty()
     try:
         for piece in pieces:
             if dim:
                 piece = piece.replace(THINK, DIM + THINK).replace(THOUGHT, THOUGHT + PLAIN)
             print(piece, end="", flush=True)
-    except KeyboardInterrupt as stop:
-        if type(stop) is not KeyboardInterrupt:
-            raise
-    print(PLAIN if dim else "", flush=True)
+    finally:
+        print(PLAIN if dim else "", flush=True)
     answer = conversation.last
     if answer is None:
         return
@@ -177,7 +208,7 @@ def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> 
         note(f"first token after {first:.2f} s, then {rate:.1f} tokens/s")
 
 
-def command(conversation: "Conversation", line: str) -> None:
+def command(conversation: "Conversation", line: str, verbose: bool) -> None:
     """Do what a line with / asks. Raises UsageError."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
@@ -186,7 +217,7 @@ def command(conversation: "Conversation", line: str) -> None:
         "/system": lambda: reset(conversation, rest),
         "/save": lambda: save(conversation, rest),
         "/load": lambda: load(conversation, rest),
-        "/regenerate": lambda: show(conversation, conversation.regenerate(), False),
+        "/regenerate": lambda: show(conversation, conversation.regenerate(), verbose),
         "/tokens": lambda: tokens(conversation),
         "/help": lambda: print(HELP, flush=True),
     }

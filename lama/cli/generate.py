@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
     check_least("num_samples", args.num_samples, 1)
+    check_least("context", args.context, 1)
     from lama.generation import check_options, generate
     from lama.generation.decoder import context_of
     from lama.generation.engine import WINDOW
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
     options = sampling(args, model.sampling)
     given, shown = prompt_of(args, tokenizer, prompt), "" if args.chat else prompt
-    context = f"context of {context_of(model)} tokens"
+    context = f"context of {context_of(model, args.context)} tokens"
     samples, code = [], 0
     for i in range(args.num_samples):
         try:
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 max_new_tokens=args.max_new_tokens,
                 stop=stops,
                 window=args.window,
+                context=args.context,
                 on_slide=lambda n: note(f"{context} is full; continued with the last {n}"),
                 **{**options, "seed": args.seed + i},
             )

@@ -1,4 +1,4 @@
-"""Options of sampling."""
+"""Options of sampling, and of the context."""
 
 import argparse
 from collections.abc import Mapping
@@ -21,6 +21,8 @@ def add_sampling(parser: Parser) -> None:
     )
     add("--repetition-penalty R", f"above 1 makes tokens seen before less likely {own}, else 1)", type=float)
     add("--seed SEED", "the same seed gives the same text", 0)
+    most = "as many as the model can, in a cache of up to 2^28 numbers"
+    add("--context N", f"largest number of tokens that the model looks at (default: {most})", type=int)
 
 
 def sampling(args: argparse.Namespace, recommended: Mapping[str, float] | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lama.atomic import atomic_folder, write_atomically
 from lama.data.corpora import Corpus, last_boundary
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, first_line
 from lama.files import read_object
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer, encode_inside
@@ -131,7 +131,7 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         files = f"train.bin, validation.bin and {META}"
         raise LamaError(f"{folder} must hold {files}; got {found}. {again}") from None
     except (ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
+        found = f"{type(error).__name__}: {first_line(error)}"
         raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
 
 

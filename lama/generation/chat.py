@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError
+from lama.generation.decoder import Runner
 from lama.generation.engine import Engine, Event, Request
 from lama.generation.sampling import Sampling
 from lama.generation.text import Generation, end_tokens, generate
@@ -39,6 +40,7 @@ def chat(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    context: int | None = None,
     **options: object,
 ) -> Generation:
     """Answer a conversation: messages such as {"role": "user", "content": "Why is the sky blue?"}.
@@ -62,6 +64,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        context=context,
     )
 
 
@@ -82,6 +85,7 @@ class Conversation:
         on_drop: Callable[[int], None] = lambda n: None,
         on_whole: Callable[[], None] = lambda: None,
         options: Mapping[str, object] | None = None,
+        context: int | None = None,
     ):
         """`on_drop` gets the number of messages left out as the context is full; see `encode_chat`."""
         self.model, self.tokenizer, self.template = model, tokenizer, template
@@ -90,7 +94,7 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.last: Generation | None = None
         """The newest answer."""
-        self._engine = Engine(model, 1, tokenizer.vocab_size)
+        self._engine = Engine(model, 1, tokenizer.vocab_size, runner=Runner(model, context=context))
         self._held: list[int] = []  # the tokens in the cache
         self._whole_said = False
 

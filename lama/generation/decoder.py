@@ -6,6 +6,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.nn.state import get_parameters, get_state_dict
 
+from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
 from lama.runtime.buffers import from_array
@@ -37,9 +38,17 @@ def bucket(n: int, most: int) -> int:
     return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))
 
 
-def context_of(model: CausalLM) -> int:
-    """Most tokens of a text that is generated: the model's, or as many as MOST_NUMBERS allows."""
+def context_of(model: CausalLM, context: int | None = None) -> int:
+    """Most tokens of a text that is generated: `context`, else the model's, or what MOST_NUMBERS allows.
+
+    Raises UsageError for a `context` above the model's context_length, or below 1.
+    """
     c = model.config
+    if context is not None:
+        if not 1 <= context <= c.context_length:
+            rule = f"be from 1 to {c.context_length}, the model's context_length"
+            raise UsageError(f"context must {rule}; got {context}")
+        return context
     return min(c.context_length, max(1, MOST_NUMBERS // max(1, 2 * c.n_layers * c.n_kv_heads * c.d_head)))
 
 
@@ -55,18 +64,20 @@ class Runner:
     for each bucket of prompt lengths and once for decoding. Not thread-safe.
     """
 
-    def __init__(self, model: CausalLM, batch: int = 1, jit: bool = True):
+    def __init__(self, model: CausalLM, batch: int = 1, jit: bool = True, context: int | None = None):
+        """`context`: most tokens of a row, by default those of `context_of`, which raises UsageError."""
         self.model, self.batch, self.jit = model, batch, jit
         self.positions = np.zeros(batch, np.int32)
         """Number of tokens that each row has been fed."""
         self._weights = buffers(model)
-        self.context = context_of(model)
+        self.context = context_of(model, context)
         self.cache = model.new_cache(batch, self.context)
         self._steps: dict[tuple[str, int, int], Step] = {}
 
-    def fits(self, model: CausalLM, batch: int, jit: bool) -> bool:
+    def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
         """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
         same = self.model is model and self.batch == batch and self.jit == jit
+        same = same and self.context == context_of(model, context)
         return same and self._weights == buffers(model)
 
     def prefill(self, tokens: Array) -> Array:

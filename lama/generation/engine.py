@@ -158,6 +158,5 @@ def check_prompt(tokens: Sequence[int], context: int, window: bool) -> None:
     if not tokens:
         raise UsageError("prompt must hold at least one token; got an empty prompt. Give some text")
     if len(tokens) > context and not window:
-        raise UsageError(
-            f"prompt has {len(tokens)} tokens but context_length is {context}; shorten it or {WINDOW}"
-        )
+        rule = f"have at most {context} tokens, the context"
+        raise UsageError(f"prompt must {rule}; got {len(tokens)}. Shorten it or {WINDOW}")

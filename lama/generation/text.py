@@ -96,6 +96,7 @@ def generate(
     stop: str | Sequence[str] = (),
     window: bool = False,
     on_slide: Callable[[int], None] = lambda kept: None,
+    context: int | None = None,
     jit: bool = True,
 ) -> Generation:
     """Continue `prompt`, a text or tokens. Arguments are checked here; the result is computed as it is read.
@@ -103,17 +104,18 @@ def generate(
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
     `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and
-    `on_slide` those of `generate_tokens`. Text ends at the tokenizer's end of text, at the model's
+    `on_slide` those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as
+    many as it can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
     `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    check_prompts([prompt_tokens], context_of(model), window)
+    check_prompts([prompt_tokens], context_of(model, context), window)
     check_tokens(tokenizer, prompt_tokens, model.config.vocab_size)
     end = end_tokens(model, tokenizer)
     request = Request(prompt_tokens, max_new_tokens, sampling, seed, end, window, on_slide)
-    events = generate_events(model, request, tokenizer.vocab_size, jit)
+    events = generate_events(model, request, tokenizer.vocab_size, jit, context)
     return Generation(prompt_tokens, events, tokenizer, stop_strings(stop))
 
 

@@ -16,9 +16,12 @@ _idle: list[Runner] = []  # the runner of the last generation, while none uses i
 
 
 @contextmanager
-def borrowed_engine(model: CausalLM, rows: int, vocab_size: int | None, jit: bool) -> Iterator[Engine]:
+def borrowed_engine(
+    model: CausalLM, rows: int, vocab_size: int | None, jit: bool, context: int | None = None
+) -> Iterator[Engine]:
     """An engine for one generation, on the last one's runner and its compiled steps where they fit."""
-    runner = _idle.pop() if _idle and _idle[0].fits(model, rows, jit) else Runner(model, rows, jit)
+    wanted = model, rows, jit, context
+    runner = _idle.pop() if _idle and _idle[0].fits(*wanted) else Runner(*wanted)
     try:
         yield Engine(model, rows, vocab_size, runner=runner)
     finally:
@@ -26,10 +29,14 @@ def borrowed_engine(model: CausalLM, rows: int, vocab_size: int | None, jit: boo
 
 
 def generate_events(
-    model: CausalLM, request: Request, vocab_size: int | None = None, jit: bool = True
+    model: CausalLM,
+    request: Request,
+    vocab_size: int | None = None,
+    jit: bool = True,
+    context: int | None = None,
 ) -> Iterator[Event]:
     """Yield the tokens of one request. Raises LamaError as `Engine` does."""
-    with borrowed_engine(model, 1, vocab_size, jit) as engine:
+    with borrowed_engine(model, 1, vocab_size, jit, context) as engine:
         engine.submit(request)
         while engine.is_busy:
             yield from engine.step()

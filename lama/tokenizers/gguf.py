@@ -67,7 +67,11 @@ def tokenizer_of_keys(keys: Mapping[str, object], source: str, folder: Path) -> 
     def get(name: str, default: object = None) -> object:
         return keys.get(f"tokenizer.ggml.{name}", default)
 
-    kind, pre = get("model"), get("pre", "default")
+    def switch(name: str, default: bool) -> bool:
+        return checked(get(name, default), bool, f"tokenizer.ggml.{name} in {source}")
+
+    kind = checked(get("model"), str, f"tokenizer.ggml.model in {source}")
+    pre = checked(get("pre", "default"), str, f"tokenizer.ggml.pre in {source}")
     if kind not in ("gpt2", "llama"):
         raise LamaError(f"{source} must have tokenizer.ggml.model gpt2 or llama; got {quoted(kind)}")
     tokens = checked(get("tokens"), list, f"tokenizer.ggml.tokens in {source}")
@@ -103,7 +107,7 @@ def tokenizer_of_keys(keys: Mapping[str, object], source: str, folder: Path) -> 
             raise LamaError(f"{source}: {rule}; got {quoted(number)}")
         named[f"{ours}_token"] = tokens[number]
     if kind == "llama":
-        spec = _sentencepiece(tokens, get("scores"), bool(get("add_space_prefix", True)), source)
+        spec = _sentencepiece(tokens, get("scores"), switch("add_space_prefix", True), source)
     else:
         if pre not in PRE:
             known = ", ".join(PRE)
@@ -111,9 +115,9 @@ def tokenizer_of_keys(keys: Mapping[str, object], source: str, folder: Path) -> 
         merges = checked(get("merges", []), list, f"tokenizer.ggml.merges in {source}")
         model = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": pre in IGNORE_MERGES}
         normalizer = {"type": "NFC"} if pre in NORMALIZED else None
-        spec = {"model": model, "normalizer": normalizer, "pre_tokenizer": PRE[str(pre)]}
+        spec = {"model": model, "normalizer": normalizer, "pre_tokenizer": PRE[pre]}
     default_bos = kind == "llama" or pre in WITH_BOS
-    frame = [bool(get("add_bos_token", default_bos)), bool(get("add_eos_token", False))]
+    frame = [switch("add_bos_token", default_bos), switch("add_eos_token", False)]
     spec |= {"added_tokens": added, "post_processor": _template(frame, named, vocab, source)}
     config: dict[str, object] = dict(named)
     template = keys.get("tokenizer.chat_template")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,9 @@ from lama.files import Json
 from lama.tokenizers.base import Common, TableTokenizer
 from lama.tokenizers.bpe import byte_alphabet, missing_byte, spell
 from lama.tokenizers.special import AddedToken
+
+MOST_GROWTH = 10_000
+"""Characters that a normalizer may write in place of one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ class LibraryTokenizer(TableTokenizer):
             with _refusing(f"{name} must {rule}; got {quoted(step)} in {source}"):
                 nothing = {"type": "BPE", "vocab": {}, "merges": []}
                 Tokenizer.from_str(json.dumps({"model": nothing, name: step}))
+        if (growth := _growth(self._pipeline.normalizer)) > MOST_GROWTH:
+            rule = f"normalizer must write at most {MOST_GROWTH:,} characters in place of one"
+            raise LamaError(f"{rule}; got {quoted(growth)} in {source}")
         model = replace(self._model, vocab=vocab).to_json()
         with _refusing(f"{source} cannot be read"):
             return Tokenizer.from_str(
@@ -116,6 +123,18 @@ class LibraryTokenizer(TableTokenizer):
             unknown = bytes([byte for byte in text[start:end].encode() if byte not in known])
             raise missing_byte(unknown[:1], text)
         return ids
+
+
+def _growth(step: Json) -> int:
+    """Most characters that the replacements of a normalizer write in place of one."""
+    match step:
+        case {"normalizers": [*inner]}:
+            return math.prod(map(_growth, inner))
+        case {"pattern": {"String": str(pattern)}, "content": str(content)} if pattern:
+            return max(1, len(content))
+        case {"content": str(text)} | {"prepend": str(text)}:  # also where a pattern matches nothing
+            return 1 + len(text)
+    return 1
 
 
 def _piece(token: str) -> bytes:
