@@ -15,7 +15,7 @@ from tinygrad import Tensor, dtypes
 from lama import kernels
 from lama.kernels.dropout import threshold
 from lama.kernels.matmul import reduced_precision
-from lama.kernels.quantized import CANDIDATES, GROUP, Quantized, row_sizes
+from lama.kernels.quantized import BLOCK, CANDIDATES, GROUP, Quantized, row_sizes
 from lama.shapes import Array
 
 HIDDEN = -3.4e38  # the score of a hidden key; finite, so that a row of hidden keys is uniform and not NaN
@@ -371,9 +371,24 @@ def dequantize(weight: Quantized) -> Tensor:
         return w
     values = weight.values
     if weight.bits == 4:
-        values = Tensor.stack(values & 15, values >> 4, dim=-1).flatten(-2).cast(dtypes.int8) - 8
-    grouped = values.float().unflatten(-1, (-1, GROUP)) * weight.scales.float().unsqueeze(-1)
+        values = Tensor.stack(values & 15, values >> 4, dim=-1).flatten(-2).cast(dtypes.int8)
+        values = values if weight.has_minima else values - 8
+    scales, minima = _scales_and_minima(weight)
+    grouped = values.float().unflatten(-1, (-1, GROUP)) * scales.unsqueeze(-1)
+    if minima is not None:
+        grouped = grouped + minima.unsqueeze(-1)
     return grouped.flatten(-2)[..., : weight.d_in]
+
+
+def _scales_and_minima(weight: Quantized) -> tuple[Tensor, Tensor | None]:
+    """(..., groups) each, float32."""
+    if weight.in_blocks:
+        blocks = weight.scales.unflatten(-1, (-1, BLOCK))
+        factors = blocks[..., :4].contiguous().bitcast(dtypes.float16).float()  # d and dmin
+        scales = blocks[..., 4:12].float() * factors[..., :1]
+        return scales.flatten(-2), (blocks[..., 12:].float() * -factors[..., 1:]).flatten(-2)
+    scales, groups = weight.scales.float(), weight.groups
+    return scales[..., :groups], scales[..., groups:] if weight.has_minima else None
 
 
 def quantize(weight: Tensor, bits: int) -> Quantized:

@@ -1,5 +1,6 @@
 """GGUF files: read and written, by the package `gguf` as the oracle, and hostile ones refused in one line."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,9 +12,16 @@ from tinygrad import Tensor
 
 import lama
 from lama.checkpoints import export_gguf, load_model
-from lama.checkpoints.gguf import KINDS, open_gguf, write_gguf
-from lama.errors import LamaError
+from lama.checkpoints.fill import filled
+from lama.checkpoints.formats import open_checkpoint
+from lama.checkpoints.gguf import KINDS, _tensor, open_gguf, write_gguf
+from lama.checkpoints.rows import joined
+from lama.checkpoints.tensor import FileTensor
+from lama.errors import LamaError, LamaWarning
+from lama.kernels import Quantized
 from lama.models.gpt import GPT, GPTConfig
+from lama.models.quantized import dtype_of
+from lama.ops import dequantize
 from lama.tokenizers import ByteTokenizer, load_huggingface_tokenizer
 from lama.tokenizers.chat_template import template_of
 from lama.tokenizers.gguf import PRE
@@ -115,16 +123,97 @@ def test_written_precisions(name: str, dtype: str, tmp_path: Path):
     kinds = {"float16": "F16", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
     assert file.kinds["blk.0.ffn_up.weight"] == kinds[dtype] and file.kinds["output_norm.weight"] == "F32"
     assert file.kinds["token_embd.weight"] == ("Q8_0" if dtype == "int4" else kinds[dtype])
-    from lama.kernels import Quantized
-    from lama.ops import dequantize
-
     weight = model.blocks[0].mlp.down.weight
     values = (dequantize(weight) if isinstance(weight, Quantized) else weight.float()).numpy()
-    found = load_model(tmp_path / "model.gguf")
+    found = load_model(tmp_path / "model.gguf", dtype="float32")
     np.testing.assert_array_equal(found.blocks[0].mlp.down.weight.numpy(), values)
     if dtype in ("int8", "int4"):  # not rounded again
-        again = load_model(tmp_path / "model.gguf", dtype=dtype)
-        np.testing.assert_array_equal(logits(again), logits(model))
+        for asked in (dtype, None):
+            again = load_model(tmp_path / "model.gguf", dtype=asked)
+            assert dtype_of(again) == dtype
+            np.testing.assert_array_equal(logits(again), logits(model))
+
+
+HALVES = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
+
+
+def blocks_of(number: int, n: int, seed: int = 0) -> np.ndarray:
+    """n random blocks of a type, with finite scales."""
+    rng, kind = np.random.default_rng(seed), KINDS[number]
+    blocks = rng.integers(0, 256, (n, kind.size), dtype=np.uint8)
+    for at in HALVES.get(kind.name, [0]):
+        blocks[:, at : at + 2] = (rng.standard_normal((n, 1)) / 50).astype("<f2").view(np.uint8)
+    return blocks
+
+
+def tensor_of(number: int, shape: tuple[int, int], folder: Path, seed: int = 0) -> FileTensor:
+    """A matrix of a type, in a file of its own."""
+    kind, path = KINDS[number], folder / f"{number}-{seed}"
+    path.write_bytes(blocks_of(number, shape[0] * shape[1] // kind.numbers, seed).tobytes())
+    return _tensor(path, "w", (kind, shape, 0), 0)
+
+
+def held(tensor: FileTensor) -> Quantized:
+    assert tensor.exact is not None
+    return Quantized(*(Tensor(part.read()) for part in tensor.exact), tensor.shape[1])
+
+
+WITH_LAYOUT = {kind.name: number for number, kind in KINDS.items() if kind.bits}
+
+
+@pytest.mark.parametrize("name", WITH_LAYOUT)
+def test_matrix_of_blocks_is_held_without_rounding(name: str, tmp_path: Path):
+    shapes = [(5, 256), (7, 768)] if name.endswith("K") else [(3, 32), (5, 256), (600, 544)]
+    for shape in shapes:
+        tensor = tensor_of(WITH_LAYOUT[name], shape, tmp_path)
+        np.testing.assert_array_equal(dequantize(held(tensor)).numpy(), tensor.read())
+        rows = joined([tensor, tensor_of(WITH_LAYOUT[name], shape, tmp_path, seed=1)])
+        np.testing.assert_array_equal(dequantize(held(rows)).numpy(), rows.read())
+
+
+def test_matrix_in_memory_is_hardly_larger_than_in_the_file(tmp_path: Path):
+    for name in ("Q4_0", "Q4_1", "Q8_0", "Q4_K"):
+        weight, kind = held(tensor_of(WITH_LAYOUT[name], (4, 768), tmp_path)), KINDS[WITH_LAYOUT[name]]
+        assert sum(part.nbytes() for part in weight.tensors()) <= 1.1 * 4 * 768 / kind.numbers * kind.size
+
+
+def test_blocks_with_infinite_scales_are_refused(tmp_path: Path):
+    tensor = tensor_of(WITH_LAYOUT["Q4_K"], (2, 256), tmp_path)
+    data = bytearray((tmp_path / "12-0").read_bytes())
+    data[144:146] = np.float16(np.inf).tobytes()
+    (tmp_path / "12-0").write_bytes(data)
+    assert tensor.exact is not None
+    with pytest.raises(LamaError, match="weights must be finite; got NaN or infinity in w"):
+        tensor.exact[1].read()
+
+
+def test_stored_matrices_stay_quantised_and_second_rounding_is_told(tmp_path: Path):
+    """Q4_1 stays as it is; Q6_K, and rows of two types, are rounded to 8 bits; vectors are float32."""
+    config = {**LLAMA, "d_model": 256, "n_layers": 1, "d_mlp": 256}
+    lama.save(tmp_path / "float32", model_of(**config), tokenizer(tmp_path / "tokenizer"))
+    checkpoint = open_checkpoint(tmp_path / "float32")
+    tensors = {**checkpoint.tensors()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    tensors["embed.weight"] = tensor_of(14, shapes["embed.weight"], tmp_path)
+    tensors["blocks.0.mlp.up.weight"] = tensor_of(3, shapes["blocks.0.mlp.up.weight"], tmp_path)
+    rows = shapes["blocks.0.attn.qkv.weight"][0]
+    parts = [tensor_of(3, (rows - 8, 256), tmp_path, 2), tensor_of(14, (8, 256), tmp_path, 2)]
+    tensors["blocks.0.attn.qkv.weight"] = joined(parts)
+    changed = dataclasses.replace(checkpoint, tensors=lambda: tensors)
+    with pytest.warns(LamaWarning, match=r"2 matrices of Q4_1, Q6_K in .* second time, .* error of 0\.\d\d%"):
+        model = filled(changed)
+    up, qkv = model.blocks[0].mlp.up.weight, model.blocks[0].attn.qkv.weight
+    assert (up.bits, qkv.bits, model.embed.weight.bits, dtype_of(model)) == (4, 8, 8, "int4")
+    assert isinstance(model.blocks[0].mlp.down.weight, Tensor) and isinstance(model.ln_final.weight, Tensor)
+    exact = filled(changed, "float32")
+    np.testing.assert_array_equal(dequantize(up).numpy(), exact.blocks[0].mlp.up.weight.numpy())
+    found, expected = logits(model), logits(exact)
+    assert np.square(found - expected).sum() < 1e-3 * np.square(expected).sum()
+    with pytest.raises(LamaError, match=r"as? ?.*lama quantize makes.*float32"):
+        lama.save(tmp_path / "new", model, ByteTokenizer())
+    with pytest.warns(LamaWarning, match="3 matrices of"):  # lama's own int4 has no minima
+        own = filled(changed, "int4")
+    lama.save(tmp_path / "new", own, ByteTokenizer())
 
 
 def test_models_that_gguf_cannot_hold_are_refused_by_one_line(tmp_path: Path):
@@ -278,14 +367,10 @@ def test_split_file_is_read_from_any_part_and_a_missing_part_is_named(small: byt
 @pytest.mark.peers
 def test_quantised_types_equal_the_package_gguf():
     gguf = pytest.importorskip("gguf")
-    rng = np.random.default_rng(0)
     for number, kind in KINDS.items():
-        if kind.dequantize is None:
+        if kind.integers is None:
             continue
-        blocks = rng.integers(0, 256, (300, kind.size), dtype=np.uint8)
-        halves = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2]}
-        for at in halves.get(kind.name, [0]):
-            blocks[:, at : at + 2] = rng.standard_normal((300, 1)).astype("<f2").view(np.uint8)
+        blocks = blocks_of(number, 300)
         expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(number))
         np.testing.assert_array_equal(kind.dequantize(blocks), expected.reshape(300, -1), kind.name)
 

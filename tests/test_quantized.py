@@ -21,10 +21,21 @@ from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.generation import generate_tokens
 from lama.kernels import Quantized
+from lama.kernels.quantized import row_sizes
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of, weights_of
 from lama.models.registry import n_parameters
-from lama.ops import add, dequantize, embedding, gelu, layernorm, matmul, quantize, quantize_array
+from lama.ops import (
+    add,
+    dequantize,
+    embedding,
+    gelu,
+    layernorm,
+    matmul,
+    quantize,
+    quantize_array,
+    round_activations,
+)
 from lama.runtime import kernel as program
 from lama.tokenizers import CharacterTokenizer
 from lama.training.loop import Trainer
@@ -104,6 +115,54 @@ def test_quantize_keeps_what_integers_can_say(both, bits):  # noqa: F811
 
 
 # --- kernels against the formula
+
+
+def with_minima(d_out: int, d_in: int, bits: int, in_blocks: bool) -> tuple[Quantized, np.ndarray]:
+    """A matrix as GGUF files have them, and its weights by plain numpy."""
+    rng = np.random.default_rng(d_in)
+    size, groups = row_sizes(d_in, bits)
+    n = groups * 32
+    integers = rng.integers(0, 16 if bits == 4 else 32, (d_out, n)).astype(np.uint8)
+    values = (integers[:, ::2] | integers[:, 1::2] << 4) if bits == 4 else integers.view(np.int8)
+    if in_blocks:
+        factors = (rng.standard_normal((d_out, groups // 8, 2)) / 500).astype(np.float16)
+        small = rng.integers(0, 64, (d_out, groups // 8, 16)).astype(np.uint8)
+        held = np.concatenate([factors.view(np.uint8), small], axis=-1).reshape(d_out, -1)
+        scales = (factors[..., :1].astype(np.float32) * small[..., :8]).reshape(d_out, -1)
+        minima = -(factors[..., 1:].astype(np.float32) * small[..., 8:]).reshape(d_out, -1)
+    else:
+        held = (rng.standard_normal((d_out, 2 * groups)) / 20).astype(np.float16)
+        scales, minima = np.split(held.astype(np.float32), 2, axis=1)
+    weights = integers * np.repeat(scales, 32, axis=1) + np.repeat(minima, 32, axis=1)
+    weight = Quantized(Tensor(values), Tensor(held), d_in)
+    assert weight.has_minima and weight.in_blocks == in_blocks and weight.values.shape == (d_out, size)
+    Tensor.realize(*weight.tensors())
+    return weight, weights[:, :d_in]
+
+
+MINIMA = [(7, 40, False), (33, 576, False), (130, 1536, False), (20, 256, True), (9, 768, True)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("d_out", "d_in", "in_blocks"), MINIMA)
+def test_matrix_with_minima_equals_the_formula(both, d_out, d_in, in_blocks, bits):  # noqa: F811
+    weight, weights = with_minima(d_out, d_in, bits, in_blocks)
+    np.testing.assert_array_equal(dequantize(weight).numpy(), weights)
+    tokens = np.arange(d_out)[None, ::-1].astype(np.int32)
+    np.testing.assert_array_equal(embedding(weight, Tensor(tokens)).numpy(), weights[tokens])
+    for m in (1, 3, 8, 70):
+        a, bias = Tensor(normal(m, d_in, seed=m)).realize(), normal(d_out)
+        product, rounded = matmul(a, weight, transpose_b=True, bias=Tensor(bias)), round_activations(a)
+        expected = rounded.numpy().astype(float) @ weights.astype(float).T + bias
+        assert_all_close([product.numpy()], [expected], 2e-6)
+
+
+@pytest.mark.parametrize("m", [2, 70])
+def test_gradient_passes_through_a_matrix_with_minima(both, m):  # noqa: F811
+    weight, weights = with_minima(33, 576, 4, False)
+    x = Tensor(normal(m, 576)).realize()
+    (gradient,) = matmul(x, weight, transpose_b=True).sum().gradient(x)
+    assert_all_close([gradient.numpy()], [np.tile(weights.sum(0), (m, 1))], 2e-6)
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -47,7 +47,7 @@ def both():
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model.generation_config.eos_token_id = None  # each call names its own
-    return (*lama.load("smollm2", offline=True), model.eval(), tokenizer)
+    return (*lama.load("smollm2", offline=True, dtype="float32"), model.eval(), tokenizer)
 
 
 def check_greedy(both, prompt: str, n: int, ends: tuple[int, ...] = ()) -> None:

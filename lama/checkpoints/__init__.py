@@ -53,8 +53,8 @@ GPTName: TypeAlias = Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "la
 class LoadOptions(TypedDict, total=False):
     """The options of `load`."""
 
-    dtype: str
-    """float32, float16, bfloat16, int8 or int4; a model that was saved quantised is loaded unchanged."""
+    dtype: str | None
+    """float32, float16, bfloat16, int8 or int4; None: quantised if the file is, else float32."""
     device: str | None
     offline: bool
     revision: str | None
@@ -111,7 +111,7 @@ def _load(
     model: str | Path,
     tokenizers: type | tuple[type, ...],
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
     offline: bool = False,
     revision: str | None = None,
@@ -140,7 +140,7 @@ def _load(
     return loaded, tokenizer
 
 
-def load_model(path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Model:
+def load_model(path: str | Path, *, dtype: str | None = None, device: str | None = None) -> Model:
     """Load the model in a folder, or in a weight file with its config.json beside it. Raises LamaError."""
     return filled(open_checkpoint(path), dtype, device)
 

@@ -1,21 +1,23 @@
 """Build a model and fill it with the tensors of a file."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.checkpoint import Checkpoint
-from lama.checkpoints.tensor import FileTensor, read_weights
-from lama.errors import LamaError, UsageError, abbreviated, quoted
+from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
+from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
 from lama.kernels.quantized import empty
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
-from lama.models.quantized import BITS, bits_of_weights, make_quantized, set_weight, weights_of
+from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
 from lama.models.registry import Config, Model, make_model
-from lama.ops import quantize
+from lama.ops import dequantize, quantize
 from lama.runtime.buffers import from_array, host_array, release_unused
 from lama.runtime.threads import on_threads
 from lama.shapes import Array
@@ -26,25 +28,26 @@ _DTYPES = DTYPES | {"int8": dtypes.int8, "uint8": dtypes.uint8}  # with those of
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise UsageError if weights cannot have this dtype."""
-    if dtype not in (*DTYPES, *BITS):
+def check_dtype(dtype: str | None) -> None:
+    """Raise UsageError if weights cannot have this dtype; None is the file's own."""
+    if dtype is not None and dtype not in (*DTYPES, *BITS):
         raise UsageError(f"dtype must be one of {', '.join((*DTYPES, *BITS))}; got {quoted(dtype)}")
 
 
-def filled(checkpoint: Checkpoint, dtype: str = "float32", device: str | None = None) -> Model:
+def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None = None) -> Model:
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
-    Names and shapes are compared before a weight is read. Then at most one tensor is in memory beside the
-    weights. For int8 and int4 matrices are rounded one by one, unless they are quantised in the file; the
-    rest is float32.
+    Without a dtype, matrices that are quantised in a GGUF file stay so, and the rest is float32. Names and
+    shapes are compared before a weight is read. Then at most one tensor is in memory beside the weights. For
+    int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without minima.
+    Warns of what is rounded a second time.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
-        if dtype not in ("float32", checkpoint.dtype):
+        if dtype not in (None, "float32", checkpoint.dtype):
             got = f"got dtype={dtype} for one of {checkpoint.dtype} in {checkpoint.source}"
             raise LamaError(f"a quantised model is loaded as it is; {got}")
-        dtype = "float32"
+        dtype = None
     tensors, config = dict(checkpoint.tensors()), checkpoint.config
     shapes = {name: tuple(map(int, each.shape)) for name, each in parameters_of(config).items()}
     check_tensors(shapes, tensors, checkpoint.source, checkpoint.name_in_file)
@@ -55,16 +58,21 @@ def filled(checkpoint: Checkpoint, dtype: str = "float32", device: str | None = 
             set_weight(model, name, empty(d_out, d_in, BITS[tensor.dtype]))
             tensors[f"{name}.values"], tensors[f"{name}.scales"] = tensor.quantized
     parameters = get_state_dict(model)
-    if dtype in BITS:
-        for name, bits in bits_of_weights(model, dtype).items():
-            set_weight(model, name, _rounded(tensors[name], bits, dtype, device))
+    if dtype in (None, *BITS):
+        wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
+        again = RoundedAgain()
+        for name, bits in wanted.items():
+            found = _as_stored(tensors[name], bits, dtype is None, device)
+            set_weight(model, name, found or _rounded(tensors[name], bits, device, again))
             del parameters[name]
-        release_unused(device)
-        dtype = "float32"
+        if wanted:
+            release_unused(device)
+        again.tell(checkpoint.source)
+    held_as = "float32" if dtype is None or dtype in BITS else dtype
     target: dict[str, Tensor] = {}
     in_parts: list[str] = []
     for name, p in parameters.items():
-        held = DTYPES[dtype] if p.dtype == dtypes.float32 else p.dtype  # else of a quantised matrix
+        held = DTYPES[held_as] if p.dtype == dtypes.float32 else p.dtype  # else of a quantised matrix
         target[name] = Tensor.empty(*p.shape, dtype=held, device=device)
         if tensors[name].read_into is not None and host_array(target[name]) is not None:
             in_parts.append(name)
@@ -108,17 +116,57 @@ def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor 
     return parameters
 
 
-def _rounded(tensor: FileTensor, bits: int, dtype: str, device: str | None) -> Quantized:
-    """Read a matrix and quantise it, unless the file has it in these bits. Raises LamaError."""
-    if tensor.exact is not None and tensor.exact[0].dtype == ("int8" if bits == 8 else "uint8"):
-        values, scales = tensor.exact
-        kind = dtypes.int8 if bits == 8 else dtypes.uint8
-        halves = read_weights(scales, "float16")
-        return Quantized(
-            from_array(read_weights(values, values.dtype), kind, device),
-            from_array(halves, dtypes.float16, device),
-            tensor.shape[1],
-        )
+@dataclass
+class RoundedAgain:
+    """Matrices that are quantised in the file and had to be rounded again, and the error of that."""
+
+    matrices: int = 0
+    types: set[str] = field(default_factory=set)
+    error: float = 0.0
+    """Σ (rounded − read)²."""
+    size: float = 0.0
+    """Σ read²."""
+
+    def add(self, tensor: FileTensor, rounded: Quantized, read: Array) -> None:
+        self.matrices += 1
+        self.types.update(tensor.stored.split(", "))
+        for row in range(0, len(read), rows := max(1, CHUNK // tensor.shape[1])):
+            some = read[row : row + rows]
+            self.error += float(
+                np.square(dequantize(rounded[row : row + rows]).numpy() - some).sum(dtype=float)
+            )
+            self.size += float(np.square(some).sum(dtype=float))
+
+    def tell(self, source: str) -> None:
+        """Warn of them, if there are any."""
+        if self.matrices:
+            error = math.sqrt(self.error / self.size) if self.size else 0.0
+            what = f"{self.matrices} matrices of {', '.join(sorted(self.types))} in {source}"
+            warn(f"{what} are rounded a second time, with a relative rms error of {error:.2%}")
+
+
+def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, int]:
+    """The bits of the matrices that are quantised in the file: its own, where lama has a layout for them."""
+    return {
+        name: 4 if tensor.exact is not None and tensor.exact[0].dtype == "uint8" else 8
+        for name in matrices_of(model)
+        if (tensor := tensors[name]).stored
+    }
+
+
+def _as_stored(tensor: FileTensor, bits: int, minima: bool, device: str | None) -> Quantized | None:
+    """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
+    if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
+        return None
+    values, scales = (
+        from_array(read_weights(part, part.dtype), _DTYPES[part.dtype], device) for part in tensor.exact
+    )
+    found = Quantized(values, scales, tensor.shape[1])
+    return found if minima or not found.has_minima else None
+
+
+def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:
+    """Read a matrix and quantise it. Raises LamaError."""
     weight = Tensor.empty(*tensor.shape, device=device)
     memory = host_array(weight)
     array = read_weights(tensor, "float32", memory)
@@ -128,7 +176,9 @@ def _rounded(tensor: FileTensor, bits: int, dtype: str, device: str | None) -> Q
     Tensor.realize(*quantized.tensors())
     if not np.isfinite(quantized.scales.numpy()).all():
         got = f"got too large ones in {tensor.name}. Load it as float32"
-        raise LamaError(f"weights must fit {dtype}, whose scales are float16; {got}")
+        raise LamaError(f"weights must fit int{bits}, whose scales are float16; {got}")
+    if tensor.stored:
+        again.add(tensor, quantized, array)
     return quantized
 
 

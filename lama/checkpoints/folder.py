@@ -20,7 +20,7 @@ from lama.checkpoints.fill import DTYPE_NAMES, check_tensors, parameters_of
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.tensor import FileTensor
 from lama.kernels import Quantized
-from lama.models.quantized import dtype_of
+from lama.models.quantized import check_layout, dtype_of
 from lama.models.registry import Config, Model, kind_of
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer
@@ -43,6 +43,7 @@ def save(
         "training": dict(notes or {}),
     }
     if (dtype := dtype_of(model)) is not None:
+        check_layout(model, dtype)
         spec["dtype"] = dtype
     with atomic_folder(Path(folder)) as temporary:
         tokenizer.save(temporary)

@@ -8,7 +8,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from lama.atomic import atomic_write
 from lama.checkpoints.tensor import CHUNK, FileTensor, explained, fill_from, read_bytes, read_weights
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
-from lama.kernels.quantized import row_sizes
+from lama.kernels.quantized import BLOCK, GROUP, row_sizes
 from lama.shapes import Array
 
 MAGIC = b"GGUF"
@@ -47,13 +47,24 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of tensors: blocks of `numbers` in `size` bytes."""
+    """A type of tensors: blocks of `numbers` in `size` bytes. A float type has no integers and no scales."""
 
     name: str
     numbers: int
     size: int
-    dequantize: Callable[[Array], Array] | None = None
-    """Blocks (n, size) of uint8 -> (n, numbers) float32; None for a float type."""
+    integers: Callable[[Array], Array] | None = None
+    """Blocks (n, size) of uint8 -> (n, numbers), int8 or uint8."""
+    scales: Callable[[Array], tuple[Array, Array | None]] | None = None
+    """The same -> the scales of a block's groups and, if any, their minima, (n, groups) float32 each."""
+    bits: int = 0
+    """Of the matrices of lama that hold it without rounding again; 0 if there are none."""
+
+    def dequantize(self, blocks: Array) -> Array:
+        """(n, size) of uint8 -> (n, numbers) float32."""
+        assert self.integers is not None and self.scales is not None
+        scales, minima = self.scales(blocks)
+        numbers = self.integers(blocks).reshape(*scales.shape, -1) * scales[..., None]
+        return (numbers if minima is None else numbers + minima[..., None]).reshape(len(blocks), self.numbers)
 
 
 def _half(blocks: Array, at: int) -> Array:
@@ -71,40 +82,28 @@ def _fifth_bits(packed: Array) -> Array:
     return np.unpackbits(packed, axis=1, bitorder="little") << 4
 
 
-def _q8_0(blocks: Array) -> Array:
-    return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
+def _one_scale(blocks: Array) -> tuple[Array, Array | None]:
+    return _half(blocks, 0), None
 
 
-def _q4_0(blocks: Array) -> Array:
-    return _half(blocks, 0) * (_nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+def _scale_and_minimum(blocks: Array) -> tuple[Array, Array | None]:
+    return _half(blocks, 0), _half(blocks, 2)
 
 
-def _q4_1(blocks: Array) -> Array:
-    return _half(blocks, 0) * _nibbles(blocks[:, 4:]) + _half(blocks, 2)
-
-
-def _q5_0(blocks: Array) -> Array:
-    values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return _half(blocks, 0) * (values.astype(np.float32) - 16)
-
-
-def _q5_1(blocks: Array) -> Array:
-    return _half(blocks, 0) * (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])) + _half(blocks, 2)
-
-
-def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
-    """Eight scales and eight minima of 6 bits from 12 bytes: (n, 12) -> (n, 8, 1) each, float32."""
+def _six_bits(packed: Array) -> Array:
+    """Eight scales, then eight minima of 6 bits from 12 bytes: (n, 12) -> (n, 16)."""
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=1)
-    minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=1)
-    return scales[..., None].astype(np.float32), minima[..., None].astype(np.float32)
+    scales = [low & 63, (high & 15) | (low >> 6 << 4)]
+    return np.concatenate([*scales, middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=1)
 
 
-def _affine(blocks: Array, values: Array) -> Array:
-    """d · scale · value − dmin · minimum, for (n, 8, 32) values of blocks with d, dmin and their scales."""
-    scales, minima = _scales_and_minima(blocks[:, 4:16])
-    d, dmin = _half(blocks, 0)[..., None], _half(blocks, 2)[..., None]
-    return (d * scales * values - dmin * minima).reshape(len(blocks), 256)
+def _scales_of_k(blocks: Array) -> tuple[Array, Array | None]:
+    both = _six_bits(blocks[:, 4:16]).astype(np.float32)
+    return _half(blocks, 0) * both[:, :8], -(_half(blocks, 2) * both[:, 8:])
+
+
+def _scales_of_q6_k(blocks: Array) -> tuple[Array, Array | None]:
+    return blocks[:, 192:208].view(np.int8) * _half(blocks, 208), None
 
 
 def _pairs_of_32(packed: Array) -> Array:
@@ -113,13 +112,9 @@ def _pairs_of_32(packed: Array) -> Array:
     return np.concatenate([groups & 15, groups >> 4], axis=2).reshape(len(packed), 8, 32)
 
 
-def _q4_k(blocks: Array) -> Array:
-    return _affine(blocks, _pairs_of_32(blocks[:, 16:]))
-
-
 def _q5_k(blocks: Array) -> Array:
     bits = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None] & 1  # (n, 8, 32)
-    return _affine(blocks, _pairs_of_32(blocks[:, 48:]) | bits << 4)
+    return _pairs_of_32(blocks[:, 48:]) | bits << 4
 
 
 def _q6_k(blocks: Array) -> Array:
@@ -128,26 +123,30 @@ def _q6_k(blocks: Array) -> Array:
     low = np.concatenate([low & 15, low >> 4], axis=2).reshape(n, 2, 4, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
     high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> shifts & 3  # (n, 2, 4, 32)
-    values = (low | high << 4).astype(np.float32) - 32
-    scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _half(blocks, 208)  # (n, 16)
-    return (values.reshape(n, 16, 16) * scales[..., None]).reshape(n, 256)
+    return (low | high << 4).view(np.int8) - 32
 
 
 KINDS = {
     0: Kind("F32", 1, 4),
     1: Kind("F16", 1, 2),
     30: Kind("BF16", 1, 2),
-    8: Kind("Q8_0", 32, 34, _q8_0),
-    2: Kind("Q4_0", 32, 18, _q4_0),
-    3: Kind("Q4_1", 32, 20, _q4_1),
-    6: Kind("Q5_0", 32, 22, _q5_0),
-    7: Kind("Q5_1", 32, 24, _q5_1),
-    12: Kind("Q4_K", 256, 144, _q4_k),
-    13: Kind("Q5_K", 256, 176, _q5_k),
-    14: Kind("Q6_K", 256, 210, _q6_k),
+    8: Kind("Q8_0", 32, 34, lambda b: b[:, 2:].view(np.int8), _one_scale, 8),
+    2: Kind("Q4_0", 32, 18, lambda b: _nibbles(b[:, 2:]).view(np.int8) - 8, _one_scale, 4),
+    3: Kind("Q4_1", 32, 20, lambda b: _nibbles(b[:, 4:]), _scale_and_minimum, 4),
+    6: Kind(
+        "Q5_0",
+        32,
+        22,
+        lambda b: (_nibbles(b[:, 6:]) | _fifth_bits(b[:, 2:6])).view(np.int8) - 16,
+        _one_scale,
+        8,
+    ),
+    7: Kind("Q5_1", 32, 24, lambda b: _nibbles(b[:, 8:]) | _fifth_bits(b[:, 4:8]), _scale_and_minimum, 8),
+    12: Kind("Q4_K", 256, 144, lambda b: _pairs_of_32(b[:, 16:]), _scales_of_k, 4),
+    13: Kind("Q5_K", 256, 176, _q5_k, _scales_of_k, 8),
+    14: Kind("Q6_K", 256, 210, _q6_k, _scales_of_q6_k),
 }
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-EXACT = {"Q8_0": 8, "Q4_0": 4}  # types that lama's matrices of as many bits hold as they are
 # Types that lama does not read, so that an error can name them. Source: ggml/include/ggml.h.
 OTHERS = {10: "Q2_K", 11: "Q3_K", 20: "IQ4_NL", 23: "IQ4_XS", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 
@@ -325,7 +324,7 @@ def _check_places(
 def _tensor(path: Path, name: str, entry: tuple[Kind, tuple[int, ...], int], begin: int) -> FileTensor:
     kind, shape, offset = entry
     start = begin + offset
-    if kind.dequantize is None:
+    if kind.integers is None:
         dtype = FLOATS[kind.name]
 
         def read() -> Array:
@@ -336,38 +335,63 @@ def _tensor(path: Path, name: str, entry: tuple[Kind, tuple[int, ...], int], beg
             fill_from(path, start + first * kind.size, out)
 
         return FileTensor(name, dtype, shape, read, read_into=read_into)
-    exact = None
-    if kind.name in EXACT and len(shape) == 2:
-        bits = EXACT[kind.name]
-        size, groups = row_sizes(shape[1], bits)
-        values_of, scales_of = (partial(_repacked, path, start, shape, bits, part) for part in (0, 1))
-        values = FileTensor(name, "int8" if bits == 8 else "uint8", (shape[0], size), values_of)
-        exact = values, FileTensor(name, "float16", (shape[0], groups), scales_of)
-    return FileTensor(name, "float32", shape, partial(_dequantized, path, start, kind, shape), exact=exact)
+    exact = _home(path, name, start, kind, shape) if kind.bits and len(shape) == 2 else None
+    read = partial(_dequantized, path, start, kind, shape)
+    return FileTensor(name, "float32", shape, read, exact=exact, stored=kind.name)
 
 
-def _repacked(path: Path, start: int, shape: tuple[int, ...], bits: int, part: int) -> Array:
-    """The values (0) or scales (1) of a Q8_0 or Q4_0 matrix in the layout of `lama.kernels.Quantized`."""
+def _home(
+    path: Path, name: str, start: int, kind: Kind, shape: tuple[int, ...]
+) -> tuple[FileTensor, FileTensor]:
+    """The values and scales of a matrix in the layout of `lama.kernels.Quantized`."""
+    integers, in_blocks, has_minima = kind.integers, kind.numbers == 8 * GROUP, kind.scales is not _one_scale
+    assert integers is not None
     rows, d_in = shape
-    kind = KINDS[8 if bits == 8 else 2]
-    size, groups = row_sizes(d_in, bits)
-    blocks = read_bytes(path, start, rows * d_in // 32 * kind.size).reshape(rows, d_in // 32, kind.size)
-    if part == 1:
-        scales = np.zeros((rows, groups), np.float16)
-        scales[:, : d_in // 32] = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0]
-        return scales
-    packed = blocks[:, :, 2:]
-    if bits == 4:  # weights i and i + 16 of a group to 2 i and 2 i + 1
-        each = np.concatenate([packed & 15, packed >> 4], axis=-1)
-        packed = each[:, :, ::2] | each[:, :, 1::2] << 4
-    values = np.full((rows, size), 0 if bits == 8 else 0x88, np.uint8)  # padding of zeros
-    values[:, : packed.shape[1] * packed.shape[2]] = packed.reshape(rows, -1)
-    return values.view(np.int8) if bits == 8 else values
+    n = d_in // kind.numbers  # blocks of a row
+    size, groups = row_sizes(d_in, kind.bits)
+
+    def parts(out: Array) -> Iterator[tuple[Array, Array]]:
+        """Some rows of `out`, and their blocks."""
+        step = max(1, CHUNK // d_in)
+        for row in range(0, rows, step):
+            count = min(step, rows - row) * n
+            data = read_bytes(path, start + row * n * kind.size, count * kind.size)
+            yield out[row : row + count // n], data.reshape(count, kind.size)
+
+    def values() -> Array:
+        plain = kind.bits == 4 and not has_minima  # what is in memory is then the integer + 8
+        out = np.full((rows, size), 0x88 if plain else 0, np.uint8)
+        for some, blocks in parts(out):
+            each = (integers(blocks) + 8 * plain).view(np.uint8).reshape(-1, d_in)
+            packed = each if kind.bits == 8 else each[:, ::2] | each[:, 1::2] << 4
+            some[:, : packed.shape[1]] = packed
+        return out.view(np.int8) if kind.bits == 8 else out
+
+    def scales() -> Array:
+        if in_blocks:
+            packed: Array = np.empty((rows, groups // 8, BLOCK), np.uint8)
+            for some, blocks in parts(packed):
+                if not np.isfinite(np.ascontiguousarray(blocks[:, :4]).view("<f2")).all():
+                    got = f"got NaN or infinity in {quoted(name, plain=True)}. The checkpoint is damaged"
+                    raise LamaError(f"weights must be finite; {got}")
+                each = np.concatenate([blocks[:, :4], _six_bits(blocks[:, 4:16])], axis=1)
+                some[:] = each.reshape(-1, n, BLOCK)
+            return packed.reshape(rows, -1)
+        out: Array = np.zeros((rows, 1 + has_minima, groups), np.float16)
+        for some, blocks in parts(out):
+            halves = np.ascontiguousarray(blocks[:, : 2 + 2 * has_minima]).view("<f2")
+            some[:, :, :n] = halves.reshape(-1, n, 1 + has_minima).transpose(0, 2, 1)
+        return out.reshape(rows, -1)
+
+    width = groups // 8 * BLOCK if in_blocks else groups * (1 + has_minima)
+    return (
+        FileTensor(name, "int8" if kind.bits == 8 else "uint8", (rows, size), values),
+        FileTensor(name, "uint8" if in_blocks else "float16", (rows, width), scales),
+    )
 
 
 def _dequantized(path: Path, start: int, kind: Kind, shape: tuple[int, ...]) -> Array:
     """All numbers of a quantised tensor, read and widened a part at a time."""
-    assert kind.dequantize is not None
     out: Array = np.empty(math.prod(shape), np.float32)
     step = max(1, CHUNK // kind.numbers)  # blocks
     for block in range(0, len(out) // kind.numbers, step):

@@ -33,7 +33,7 @@ from lama.files import checked
 from lama.kernels import Quantized
 from lama.models.config import config_from_dict
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.quantized import dtype_of, weights_of
+from lama.models.quantized import BITS, check_layout, dtype_of, weights_of
 from lama.rotary import Rope
 from lama.tokenizers import Tokenizer
 from lama.tokenizers.base import TableTokenizer
@@ -265,6 +265,8 @@ def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None
     hold, and a file that cannot be written.
     """
     config, dtype = model.config, dtype_of(model) or DTYPE_NAMES[model.embed.weight.dtype]
+    if dtype in BITS:
+        check_layout(model, dtype)
     architecture = _architecture_for(config)
     keys: dict[str, object] = {
         "general.architecture": architecture,

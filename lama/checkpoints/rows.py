@@ -22,12 +22,14 @@ def joined(parts: Sequence[FileTensor]) -> FileTensor:
         read_into=None,
         quantized=_joined_pairs([part.quantized for part in parts]),
         exact=_joined_pairs([part.exact for part in parts]),
+        stored=", ".join(sorted({part.stored for part in parts} - {""})),
     )
 
 
 def _joined_pairs(pairs: Sequence[Pair | None]) -> Pair | None:
     found = [pair for pair in pairs if pair is not None]
-    if len(found) < len(pairs) or len({values.dtype for values, _ in found}) > 1:
+    forms = {(values.dtype, scales.dtype, values.shape[1], scales.shape[1]) for values, scales in found}
+    if len(found) < len(pairs) or len(forms) > 1:
         return None
     return joined([values for values, _ in found]), joined([scales for _, scales in found])
 

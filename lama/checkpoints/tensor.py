@@ -39,6 +39,8 @@ class FileTensor:
     """The values and scales of a quantised matrix, in the layout of `lama.kernels.Quantized`."""
     exact: "tuple[FileTensor, FileTensor] | None" = None
     """The same for a matrix that is read as floats: a model of these bits takes it without rounding again."""
+    stored: str = ""
+    """The quantised type in the file of a matrix that is read as floats, such as Q6_K."""
 
     def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of this tensor with its axes in the file's order."""

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
-        note(machine.about(args, args.model, model))
+        note(machine.about(args.model, model))
     options = sampling(args, model.sampling)
     seed = options.pop("seed")
     conversation = Conversation(

@@ -62,7 +62,7 @@ def load_model(args: argparse.Namespace) -> "tuple[GPT, Tokenizer]":
 
     model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
-        note(machine.about(args, args.model, model))
+        note(machine.about(args.model, model))
     return model, tokenizer
 
 

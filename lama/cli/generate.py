@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     name, model, tokenizer = load_model(args)
     load_seconds = time.perf_counter() - started
     if args.verbose:
-        note(f"{machine.about(args, name, model)}, loaded in {load_seconds:.2f} s")
+        note(f"{machine.about(name, model)}, loaded in {load_seconds:.2f} s")
     options = sampling(args, model.sampling)
     given, shown = prompt_of(args, tokenizer, prompt), "" if args.chat else prompt
     context = f"context of {context_of(model, args.context)} tokens"

@@ -24,7 +24,8 @@ def add_options(parser: Parser) -> None:
 def add_loading(parser: Parser) -> None:
     """Add --dtype and the options of `add_options` and `add_finding`."""
     dtypes = "precision of the weights; int8 and int4 apply to matrices"
-    parser.add("--dtype", dtypes, "float32", choices=(*FLOATS, "int8", "int4"))
+    dtypes += " (default: a quantised file's, else float32)"
+    parser.add("--dtype", dtypes, choices=(*FLOATS, "int8", "int4"))
     add_options(parser)
     add_finding(parser)
 
@@ -39,12 +40,16 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in LOADING}
 
 
-def about(args: argparse.Namespace, name: str, model: "GPT") -> str:
+def about(name: str, model: "GPT") -> str:
     """The name and size of a loaded model, and its place: `float32 on CPU (named by DEV)`."""
+    from lama.checkpoints.fill import DTYPE_NAMES
+    from lama.models.quantized import dtype_of
     from lama.models.registry import describe
     from lama.runtime.device import device_reason
 
-    return f"{name}: {describe(model)}; {args.dtype} on {model.embed.weight.device} ({device_reason()})"
+    weight = model.embed.weight
+    dtype = dtype_of(model) or DTYPE_NAMES[weight.dtype]
+    return f"{name}: {describe(model)}; {dtype} on {weight.device} ({device_reason()})"
 
 
 def use(args: argparse.Namespace) -> None:

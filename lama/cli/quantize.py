@@ -45,7 +45,7 @@ def quantize(args: argparse.Namespace) -> int:
 
     text = read_text(args)
     path = find(args.model, offline=args.offline).path
-    model, tokenizer = load_causal(path, **machine.loading(args))
+    model, tokenizer = load_causal(path, dtype="float32", **machine.loading(args))
     refuse_quantized(model, "to be quantised")
     quantized, _ = load_causal(path, dtype=args.to, **machine.loading(args))
     before, after = (sum(weight.nbytes() for weight in get_parameters(m)) / 1e6 for m in (model, quantized))

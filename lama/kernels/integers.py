@@ -30,8 +30,8 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
     """a · wᵀ with a, (M, K), rounded first: (M, K) · (N, K) -> (M, N).
 
     `inputs`: a, w and scales, the values and scales of a `Quantized`, first; then, each optional, bias (N,),
-    which is added, and residual, (M, N), which is added after GELU. The kernel has two more inputs: a's
-    integers and their scales.
+    which is added, and residual, (M, N), which is added after GELU. The kernel has more inputs: a's integers,
+    their scales and, where w has minima, the sums of their groups.
     """
     a, w = inputs["a"], inputs["w"]
     (m, k), n = (int(size) for size in a.shape), int(w.shape[0])
@@ -39,24 +39,26 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
     parts_n = max(1, min(wanted, n // LEAST))
     parts_m = min(-(-wanted // parts_n), max(1, m // LEAST))
     macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "M": m, "N": n, "K": k}
-    macros |= Quantized(w, inputs["scales"], k).macros()
+    weight = Quantized(w, inputs["scales"], k)
+    macros |= weight.macros()
     macros |= {"BIAS": "bias" in inputs, "GELU": gelu, "RESIDUAL": "residual" in inputs}
-    operations, slices, headers = 2 * m * n * k, parts_m * parts_n, ("integers.h",)
+    operations, slices, headers = 2 * m * n * k, parts_m * parts_n, ("integers.h", "quantized.h")
     kernel = make_kernel("matmul_integers.c", macros, operations=operations, slices=slices, headers=headers)
-    return kernel((m, n), *inputs.values(), *_integers(a), gradient=gradient)
+    return kernel((m, n), *inputs.values(), *_integers(a, weight.has_minima), gradient=gradient)
 
 
-def _integers(x: Tensor) -> list[Tensor]:
-    """x, (M, K), as integers, a row of whole groups each, and their scales, float32."""
+def _integers(x: Tensor, sums: bool) -> list[Tensor]:
+    """x, (M, K), as integers, a row of whole groups each; their scales, float32; if wanted, their sums."""
     rows, groups = int(x.shape[0]), -(-int(x.shape[1]) // GROUP)
     integers = Tensor.empty(rows, groups * GROUP, dtype=dtypes.uint8, device=x.device)
-    return _rounding(x, floats=False).into([integers, Tensor.empty(rows, groups, device=x.device)], x)
+    of_groups = [Tensor.empty(rows, groups, device=x.device) for _ in range(1 + sums)]
+    return _rounding(x, floats=False, sums=sums).into([integers, *of_groups], x)
 
 
-def _rounding(x: Tensor, floats: bool) -> Kernel:
+def _rounding(x: Tensor, floats: bool, sums: bool = False) -> Kernel:
     k = int(x.shape[-1])
     rows = int(x.numel()) // k
-    macros = {"ROWS": rows, "K": k, "FLOATS": floats}
+    macros = {"ROWS": rows, "K": k, "FLOATS": floats, "SUMS": sums}
     slices = min(rows, slices_for(0.3 * rows * k))
     return make_kernel("round.c", macros, slices=slices, headers=("integers.h", "rounding.h"))
 

@@ -28,22 +28,18 @@ from lama.runtime.strides import shape_of
 
 @dataclass(frozen=True)
 class Normalised(Producer):
-    """Layer normalisation of x: a product of few rows normalises them itself."""
+    """A norm of x: a product of few rows normalises them itself."""
 
     x: UOp
     weight: UOp
     bias: UOp | None
     epsilon: float
+    rms: bool
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor | None:
     """`ops.layernorm` by a kernel, which also computes x if that is a sum; None where there is none for x."""
-    is_sum = x.ndim > 1 and producer_of(x, Sum) is not None
-    y = _norm(x, [weight] if bias is None else [weight, bias], epsilon, False)
-    if y is None or is_sum:
-        return y
-    bias_uop = None if bias is None else bias.uop
-    return remember(y, Normalised(computed(x).uop, weight.uop, bias_uop, epsilon))
+    return _norm(x, [weight] if bias is None else [weight, bias], epsilon, False)
 
 
 def rmsnorm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
@@ -62,7 +58,9 @@ def _norm(x: Tensor, parameters: list[Tensor], epsilon: float, rms: bool) -> Ten
         return y
     x = computed(x)
     kernel = _kernel(x, epsilon, BIAS=len(parameters) - 1, RMS=int(rms))
-    return kernel(shape_of(x), x, *_widened(parameters), gradient=_gradient_for(epsilon, rms))
+    y = kernel(shape_of(x), x, *_widened(parameters), gradient=_gradient_for(epsilon, rms))
+    weight, *bias = (t.uop for t in parameters)
+    return remember(y, Normalised(x.uop, weight, bias[0] if bias else None, epsilon, rms))
 
 
 def add_layernorm(

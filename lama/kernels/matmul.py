@@ -11,7 +11,7 @@ from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
-from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients
+from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
 from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
 from lama.runtime.fusion import Producer, producer_of, remember
@@ -132,6 +132,8 @@ class Product(Producer):
             if "bias" in inputs:
                 inputs["bias"] = inputs["bias"].cast(dtypes.float32)
             names = (*inputs, "integers", "their scales")
+            if Quantized(b, inputs["scales"], int(a.shape[-1])).has_minima:
+                names += ("their sums",)
             out = integer_product(inputs, self.gelu, _fused_gradient(names, self.gelu, 0.0))
         elif self.scales is None and self.residual is None:
             # One b for all: the leading axes of a are more rows.
@@ -152,8 +154,11 @@ class Product(Producer):
         """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
         a, b = Tensor(self.a), Tensor(self.b)
         norm = producer_of(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
-        inputs, epsilon = self._inputs(norm), 0.0 if norm is None else norm.epsilon
-        return matvec(inputs, self.gelu, epsilon, _fused_gradient(tuple(inputs), self.gelu, epsilon))
+        inputs = self._inputs(norm)
+        epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
+        return matvec(
+            inputs, self.gelu, epsilon, rms, _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
+        )
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
         """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
@@ -199,7 +204,7 @@ class Product(Producer):
 
 
 @functools.cache
-def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradient:
+def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False) -> Gradient:
     """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -207,7 +212,10 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradi
         a, w, bias = inputs["a"], inputs["w"], inputs.get("bias")
         norm_weight, norm_bias = inputs.get("norm_weight"), inputs.get("norm_bias")
         weight = Quantized(w, inputs["scales"], int(a.shape[-1])) if "scales" in inputs else w
-        x = a if norm_weight is None else of_kernel(layernorm(a, norm_weight, norm_bias, epsilon))
+        x = a
+        if norm_weight is not None:
+            y = rmsnorm(a, norm_weight, epsilon) if rms else layernorm(a, norm_weight, norm_bias, epsilon)
+            x = of_kernel(y)
         gradients = {"residual": grad}
         if gelu:
             grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
@@ -216,7 +224,7 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float) -> Gradi
             gradients["w"] = product(grad, x, transpose_a=True)
         grad = product(grad, weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight)))
         if norm_weight is not None:
-            norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon)
+            norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
         gradients["a"] = grad
         found = {name: g.cast(inputs[name].dtype).uop for name, g in gradients.items() if name in inputs}

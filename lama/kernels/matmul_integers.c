@@ -1,6 +1,7 @@
 // c = finish(a · wᵀ): a, (M, K), has been rounded by round.c, and w, (N, K), is quantised: see quantized.h.
 // Integers are multiplied, and their sums over a group of 32 scaled: c = Σ scale of a · scale of w · Σ
-// products. `finish` adds the bias, applies GELU and adds the residual, (M, N).
+// products; with minima, + Σ minimum of w · sum of a. `finish` adds the bias, applies GELU and adds the
+// residual, (M, N).
 //
 // Method: the part of w for some columns of c is packed in a panel that the first cache holds. All rows of a
 // meet it, and the sums of a tile of c are in registers. Packing a panel costs as much as its product with
@@ -22,6 +23,9 @@ struct panel {
   ints words[DEPTH * 8][VECTORS];  // four bytes of each column
   ints start[DEPTH][VECTORS];      // removes SHIFT from a group's sums
   vec scales[DEPTH][VECTORS];
+#if MINIMA
+  vec minima[DEPTH][VECTORS];
+#endif
 } __attribute__((aligned(64)));
 
 // V words of a row of w, from word k on.
@@ -29,21 +33,21 @@ PART ints words_of(const unsigned char *w, long k) {
 #if BITS == 8
   return *(const ints *)(w + 4 * k);
 #else
-  // A weight w is w + 8 in half a byte.
+  // Without minima, a weight w is w + 8 in half a byte.
   uints words = __builtin_convertvector(*(const shorts *)(w + 2 * k), uints);
   words = (words | words << 8) & 0x00ff00ff;
   words = (words | words << 4) & 0x0f0f0f0f;
-  return (ints)((words + 0x78787878) ^ 0x80808080);
+  return (ints)(MINIMA ? words : (words + 0x78787878) ^ 0x80808080);
 #endif
 }
 
-// Pack `columns` rows of w, `depth` groups of each; zeros after the last column.
-PART void pack(struct panel *restrict to, const unsigned char *restrict w, const _Float16 *restrict scales, int depth, int columns) {
+// Pack `columns` rows of w, `depth` groups of each from the `first` on; zeros after the last column.
+PART void pack(struct panel *restrict to, const unsigned char *restrict w, const scale_type *restrict scales, int first, int depth, int columns) {
   for (int j = 0; j < VECTORS; j++) {
     const int some = MIN(V, columns - j * V);
     for (int k = 0; k < depth * 8; k += V) {
       vec x[V];
-      EACH(i, V) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES, k) : (vec)0;
+      EACH(i, V) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES + 4 * BITS * first, k) : (vec)0;
       transpose_vecs(x);
       EACH(i, V) to->words[k + i][j] = (ints)x[i];
     }
@@ -52,14 +56,18 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
       if (SHIFT) EACH(k, 8) sum = dot4(sum, (ints)0x01010101, to->words[8 * g + k][j]);
       to->start[g][j] = sum * -SHIFT;
       vec widened = 0;
-      for (int i = 0; i < some; i++) widened[i] = load1(scales + (long)(j * V + i) * GROUPS + g);
+      for (int i = 0; i < some; i++) widened[i] = scale_at(scales + (long)(j * V + i) * SCALES, first + g);
       to->scales[g][j] = widened;
+#if MINIMA
+      for (int i = 0; i < some; i++) widened[i] = minimum_at(scales + (long)(j * V + i) * SCALES, first + g);
+      to->minima[g][j] = widened;
+#endif
     }
   }
 }
 
 // One tile of c, `columns` of it: rows x COLUMNS sums of `depth` groups. Prefetches its rows of c.
-PART void tile_of(const int rows, output c, const unsigned char *restrict a, input scales,
+PART void tile_of(const int rows, output c, const unsigned char *restrict a, input scales, const float *sums_of_a,
                   const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
   vec sums[ROWS][VECTORS];
   EACH(i, rows) EACH(j, VECTORS) sums[i][j] = 0;
@@ -76,6 +84,9 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
     }
     EACH(i, rows) EACH(j, VECTORS)
         sums[i][j] += __builtin_convertvector(dots[i][j], vec) * (w->scales[g][j] * scales[i * ALL + g]);
+#if MINIMA
+    EACH(i, rows) EACH(j, VECTORS) sums[i][j] += w->minima[g][j] * sums_of_a[i * ALL + g];
+#endif
   }
   vec out[ROWS][VECTORS];
   EACH(i, rows) EACH(j, VECTORS) out[i][j] = sums[i][j];
@@ -96,8 +107,12 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
 
 // c is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them. `a` itself is an input for its
 // gradient only.
-KERNEL NAME(output c, input a, const unsigned char *restrict w, const _Float16 *restrict scales WITH(BIAS, input bias)
-                WITH(RESIDUAL, input residual), const unsigned char *restrict rounded, input rounded_scales, int slice) {
+KERNEL NAME(output c, input a, const unsigned char *restrict w, const scale_type *restrict scales WITH(BIAS, input bias)
+                WITH(RESIDUAL, input residual), const unsigned char *restrict rounded, input rounded_scales
+                WITH(MINIMA, input rounded_sums), int slice) {
+#if !MINIMA
+  const float *rounded_sums = 0;
+#endif
 #if !BIAS
   const float *bias = 0;
 #endif
@@ -112,15 +127,16 @@ KERNEL NAME(output c, input a, const unsigned char *restrict w, const _Float16 *
     for (int g = 0; g < ALL; g += DEPTH)
       for (long n = n_first; n < n_last; n += COLUMNS) {
         const int depth = MIN(DEPTH, ALL - g), columns = MIN(COLUMNS, N - n), last = g + DEPTH >= ALL;
-        pack(&panel, w + n * ROW_BYTES + 4 * BITS * g, scales + n * GROUPS + g, depth, columns);
+        pack(&panel, w + n * ROW_BYTES, scales + n * SCALES, g, depth, columns);
         for (long m = m_first; m < m_last; m += ROWS) {
           float *to = c + m * N + n;
           const unsigned char *from = rounded + (m * ALL + g) * 32;
+          const float *from_scales = rounded_scales + m * ALL + g, *sums = MINIMA ? rounded_sums + m * ALL + g : rounded_sums;
           const float *more = RESIDUAL ? residual + m * N + n : residual, *biases = BIAS ? bias + n : bias;
           if (m + ROWS <= M)
-            tile_of(ROWS, to, from, rounded_scales + m * ALL + g, &panel, biases, more, depth, columns, g == 0, last);
+            tile_of(ROWS, to, from, from_scales, sums, &panel, biases, more, depth, columns, g == 0, last);
           else
-            tile_of(M % ROWS, to, from, rounded_scales + m * ALL + g, &panel, biases, more, depth, columns, g == 0, last);
+            tile_of(M % ROWS, to, from, from_scales, sums, &panel, biases, more, depth, columns, g == 0, last);
         }
       }
   }

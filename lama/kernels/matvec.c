@@ -1,10 +1,10 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
-// order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With BITS, w is quantised: see
-// quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
+// order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
+// BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
 #ifdef BITS
 #define LANES 1
-#define DOTS(n, lanes) quantized_dots(y + (n), a, w + (n) * ROW_BYTES, scales + (n) * GROUPS)
+#define DOTS(n, lanes) quantized_dots(y + (n), a, w + (n) * ROW_BYTES, scales + (n) * SCALES)
 #else
 #define DOTS(n, lanes) dots(y + (n), a, w + (n) * K, lanes)
 // The rows of w at a time, and the vectors of each. One row, read in order, is best for memory; many rows of
@@ -48,7 +48,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #if NORM_WEIGHT
   float normalised[M * K] __attribute__((aligned(64)));
   for (int m = 0; m < M; m++) {
-    float mean = mean_of(a + m * K, K), scale = scale_of(a + m * K, K, mean, EPSILON);
+    float mean = RMS ? 0 : mean_of(a + m * K, K), scale = scale_of(a + m * K, K, mean, EPSILON);
     for (int k = 0; k < K; k += V) {
       vec weights = get(norm_weight + k, K - k, 0), biases = 0;
 #if NORM_BIAS
@@ -60,8 +60,8 @@ KERNEL NAME(output y, INPUTS, int slice) {
   a = normalised;
 #endif
 #ifdef BITS
-  float arranged[M * LINES * X_LINE] __attribute__((aligned(64)));
-  for (int m = 0; m < M; m++) arrange(arranged + m * LINES * X_LINE, a + m * K);
+  float arranged[M * X_ROW] __attribute__((aligned(64)));
+  for (int m = 0; m < M; m++) arrange(arranged + m * X_ROW, a + m * K);
   a = arranged;
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {

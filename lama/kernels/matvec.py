@@ -24,13 +24,17 @@ def slices_of_reader(nanoseconds: float) -> int:
 
 
 def matvec(
-    inputs: dict[str, Tensor], gelu: bool = False, epsilon: float = 0.0, gradient: Gradient | None = None
+    inputs: dict[str, Tensor],
+    gelu: bool = False,
+    epsilon: float = 0.0,
+    rms: bool = False,
+    gradient: Gradient | None = None,
 ) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
     `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
     which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
-    layer normalisation of a.
+    layer normalisation of a, or with `rms` its division by the root mean square.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
@@ -39,9 +43,11 @@ def matvec(
     headers: tuple[str, ...] = ()
     if "scales" in inputs:
         layout, headers = Quantized(w, inputs["scales"], k).macros(), ("rounding.h", "quantized.h")
+        layout["FEW_ROWS"] = True
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
-        "gelu": gelu
+        "gelu": gelu,
+        "rms": rms,
     }
     macros: Macros = {
         "BATCH": batch,
@@ -53,7 +59,11 @@ def matvec(
     }
     macros |= layout | {name.upper(): flag for name, flag in flags.items()}
     macros["INPUTS"] = ", ".join(f"const {type_} *restrict {name}" for name, type_ in types.items())
-    kind = f"int{layout['BITS']}" if layout else types["w"]
+    kind = types["w"]
+    if layout:
+        kind = f"int{layout['BITS']}" + (
+            "_blocks" if layout["BLOCKS"] else "_minima" if layout["MINIMA"] else ""
+        )
     label = "_".join(map(str, [batch, m, n, k, kind, *(name for name, flag in flags.items() if flag)]))
     slices = min(n, slices_of_reader(w.nbytes() / BANDWIDTH))
     operations = 2 * batch * m * n * k

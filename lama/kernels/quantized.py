@@ -1,7 +1,8 @@
 """Weights of 8 or 4 bits: their layout in memory, and the kernels that write and read it.
 
-32 weights of a row, a group, share a scale: weight = scale · integer. A row is padded with zeros to whole
-cache lines, 64 weights of 8 bits or 128 of 4.
+32 weights of a row, a group, share a scale: weight = scale · integer. Those from GGUF files may also share a
+minimum: weight = scale · integer + minimum. A row is padded with zeros to whole cache lines, 64 weights of 8
+bits or 128 of 4.
 """
 
 import math
@@ -21,6 +22,7 @@ else:
 
 GROUP = 32  # weights that share a scale
 LINE = 64  # bytes that rows are padded to multiples of
+BLOCK = 20  # bytes of the scales and minima of eight groups that share d and dmin
 CANDIDATES = tuple(float(steps) for steps in np.linspace(6.8, 9, 6, dtype=np.float32))
 """For 4 bits: the integers, negated, that a group's largest weight is mapped to in turn.
 
@@ -33,14 +35,34 @@ class Quantized:
     """A matrix (d_out, d_in) of small integers and their scales, both parameters of the state dict."""
 
     values: Tensor
-    """(d_out, bytes of a row): int8; or uint8, two weights + 8 in each, the first in the lower half."""
+    """(d_out, bytes of a row): int8; or uint8, two integers in each, the first in the lower half.
+
+    An integer of 4 bits is a weight + 8; with minima, it is from 0 to 15.
+    """
     scales: Tensor
-    """(d_out, groups of a row), float16; 0 for a group of padding."""
+    """(d_out, groups of a row), float16, 0 for a group of padding; with minima in one of two forms.
+
+    float16: a row's scales, then its minima. uint8: BLOCK bytes for eight groups, as in Q4_K: d and dmin in
+    float16, eight bytes s and eight bytes m; a scale is d · s and a minimum −dmin · m.
+    """
     d_in: int
 
     @property
     def bits(self) -> int:
         return 8 if self.values.dtype == dtypes.int8 else 4
+
+    @property
+    def groups(self) -> int:
+        return int(self.values.shape[-1]) * 8 // self.bits // GROUP
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether eight groups share d and dmin."""
+        return self.scales.dtype == dtypes.uint8
+
+    @property
+    def has_minima(self) -> bool:
+        return self.in_blocks or int(self.scales.shape[-1]) > self.groups
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,8 +89,8 @@ class Quantized:
 
     def macros(self) -> Macros:
         """The layout, for a kernel that reads it."""
-        size = int(self.values.shape[-1])
-        return {"BITS": self.bits, "ROW_BYTES": size, "GROUPS": size * 8 // self.bits // GROUP}
+        sizes: Macros = {"BITS": self.bits, "ROW_BYTES": int(self.values.shape[-1]), "GROUPS": self.groups}
+        return {**sizes, "MINIMA": self.has_minima, "BLOCKS": self.in_blocks}
 
 
 def row_sizes(d_in: int, bits: int) -> tuple[int, int]:

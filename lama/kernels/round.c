@@ -1,5 +1,6 @@
 // Round ROWS rows of K floats to signed bytes, with a scale for each group: see rounding.h. A row's last
-// group is filled up with zeros. With FLOATS, the rounded numbers are floats.
+// group is filled up with zeros. With FLOATS, the rounded numbers are floats; with SUMS, also write the sum of
+// each group.
 
 #define GROUPS ((K + 31) / 32)
 
@@ -13,13 +14,18 @@ KERNEL NAME(output y, input x, int slice) {
     }
 }
 #else
-KERNEL NAME(unsigned char *restrict values, output scales, input x, int slice) {
+KERNEL NAME(unsigned char *restrict values, output scales WITH(SUMS, output sums), input x, int slice) {
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
     for (int g = 0; g < GROUPS; g++) {
       vec steps[32 / V];
       scales[row * GROUPS + g] = round_group(steps, x + row * K + 32 * g, K - 32 * g);
       EACH(i, 32 / V)
         *(bytes *)(values + (row * GROUPS + g) * 32 + i * V) = __builtin_convertvector((uints)steps[i] + SHIFT, bytes);
+#if SUMS
+      vec sum = 0;
+      EACH(i, 32 / V) sum += steps[i] - UNIT;
+      sums[row * GROUPS + g] = sum_vec(sum) * scales[row * GROUPS + g];
+#endif
     }
 }
 #endif

@@ -23,14 +23,23 @@ def bits_of_weights(model: object, dtype: str) -> dict[str, int]:
     if not isinstance(model, GPT):
         raise LamaError(f"a model must be a GPT to be held in {dtype}; got a {type(model).__name__}")
     bits = {}
-    for name in get_state_dict(model):
-        layer, _, parameter = name.rpartition(".")
-        owner = _at(model, layer)
-        if parameter == "weight" and isinstance(owner, Linear):
+    for name, owner in matrices_of(model).items():
+        if isinstance(owner, Linear):
             bits[name] = BITS[dtype]
-        elif isinstance(owner, TokenEmbedding) and model.config.tied:
+        elif model.config.tied:
             bits[name] = 8
     return bits
+
+
+def matrices_of(model: object) -> dict[str, Linear | TokenEmbedding]:
+    """The layers whose parameter can be quantised, by the parameter's name."""
+    found: dict[str, Linear | TokenEmbedding] = {}
+    for name in weights_of(model):
+        layer, _, parameter = name.rpartition(".")
+        owner = _at(model, layer) if layer else None
+        if parameter == "weight" and isinstance(owner, Linear | TokenEmbedding):
+            found[name] = owner
+    return found
 
 
 def set_weight(model: object, name: str, weight: Quantized) -> None:
@@ -63,6 +72,15 @@ def dtype_of(model: object) -> str | None:
     """int8 or int4 if its matrices are such, else None."""
     found = {weight.bits for weight in weights_of(model).values() if isinstance(weight, Quantized)}
     return next((name for name, bits in BITS.items() if found and min(found) == bits), None)
+
+
+def check_layout(model: object, dtype: str) -> None:
+    """Raise LamaError if a matrix of a quantised model is not of a kind that `lama quantize` makes."""
+    wanted = bits_of_weights(model, dtype)
+    for name, weight in weights_of(model).items():
+        if isinstance(weight, Quantized) and (weight.has_minima or weight.bits != wanted.get(name)):
+            rule = "a quantised model must have the matrices that lama quantize makes to be saved or exported"
+            raise LamaError(f'{rule}; got another kind in {name}. Load it with dtype="float32"')
 
 
 def refuse_quantized(model: object, what: str) -> None:

@@ -115,7 +115,7 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
         if out in (source, *source.parents):
             got = f"got {quoted_path(folder.path)} and --from {initial}"
             raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
-        model, tokenizer = load_causal(initial)
+        model, tokenizer = load_causal(initial, dtype="float32")
         refuse_quantized(model, "to be trained")
         given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
     config = run_config(given)
