@@ -14,7 +14,7 @@ import lama
 from lama.checkpoints import export_gguf, load_model
 from lama.checkpoints.fill import filled
 from lama.checkpoints.formats import open_checkpoint
-from lama.checkpoints.gguf import KINDS, _tensor, open_gguf, write_gguf
+from lama.checkpoints.gguf import KINDS, open_gguf, tensor_at, write_gguf
 from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.errors import LamaError, LamaWarning
@@ -150,7 +150,7 @@ def tensor_of(number: int, shape: tuple[int, int], folder: Path, seed: int = 0) 
     """A matrix of a type, in a file of its own."""
     kind, path = KINDS[number], folder / f"{number}-{seed}"
     path.write_bytes(blocks_of(number, shape[0] * shape[1] // kind.numbers, seed).tobytes())
-    return _tensor(path, "w", (kind, shape, 0), 0)
+    return tensor_at(path, "w", kind, shape, 0)
 
 
 def held(tensor: FileTensor) -> Quantized:

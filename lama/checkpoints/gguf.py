@@ -277,7 +277,10 @@ def _read(reader: _Reader, path: Path) -> GGUF:
         entries[name] = _entry(reader, name)
     begin = -(-reader.at // alignment) * alignment
     _check_places(entries, alignment, size - begin, source)
-    tensors = {name: _tensor(path, name, entry, begin) for name, entry in entries.items()}
+    tensors = {
+        name: tensor_at(path, name, kind, shape, begin + offset)
+        for name, (kind, shape, offset) in entries.items()
+    }
     return GGUF(source, keys, tensors, {name: kind.name for name, (kind, _, _) in entries.items()})
 
 
@@ -321,9 +324,8 @@ def _check_places(
         end, before = offset + n, shown
 
 
-def _tensor(path: Path, name: str, entry: tuple[Kind, tuple[int, ...], int], begin: int) -> FileTensor:
-    kind, shape, offset = entry
-    start = begin + offset
+def tensor_at(path: Path, name: str, kind: Kind, shape: tuple[int, ...], start: int) -> FileTensor:
+    """The tensor of a type whose content begins at byte `start` of a file."""
     if kind.integers is None:
         dtype = FLOATS[kind.name]
 

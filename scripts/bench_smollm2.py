@@ -1,0 +1,268 @@
+"""Compare lama with llama.cpp on SmolLM2-135M-Instruct: speed, bytes of the weights, cost of quantisation.
+
+    python scripts/bench_smollm2.py [--only speed,bytes,cost] [--rounds 5] [--json FILE]
+
+speed: tokens/s of 128 new tokens after a prompt of 16, and of a prompt of 512, in a process of its own for
+each engine, in turn. The peer is stock llama.cpp as `pip install xllamacpp` brings it; one that is not
+installed is left out. Both have the file as it is (Q4_1), and its weights in float32. A ratio compares one
+round's pair; above 1, lama is faster.
+
+bytes: what a weight takes in the file and in lama, for each type of GGUF that lama reads, and the error of
+types that are rounded a second time.
+
+cost: the perplexity of the same text, windows and tokens with the weights rounded by each engine from the
+same float32. The peer is `pip install llama-cpp-python`, which compiles, as only it gives all logits.
+
+The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Measure on an otherwise idle
+machine.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lama.atomic import atomic_write
+from lama.host import cores
+
+TASKS = ("speed", "bytes", "cost")
+PROMPT, DECODED, LONG = 16, 128, 512  # tokens
+CHARACTERS, CONTEXT, STRIDE = 16_000, 1024, 512  # of the text whose perplexity is computed, and its windows
+MATRIX = 2048  # rows and columns of the matrices whose bytes are counted
+
+
+def prompt(n: int) -> list[int]:
+    """n token ids, the same for every engine."""
+    return np.random.default_rng(n).integers(1000, 40_000, n).tolist()
+
+
+# --- engines: each is a process that prints a line of JSON
+
+
+def lama_speed(path: str, dtype: str) -> dict[str, float]:
+    import time
+
+    import lama
+    from lama.generation import generate_tokens
+
+    model, _ = lama.load(path, dtype=None if dtype == "file" else dtype)
+
+    def seconds(tokens: list[int], n: int) -> float:
+        start = time.perf_counter()
+        for _ in generate_tokens(model, [tokens], n):
+            pass
+        return time.perf_counter() - start
+
+    short, long = prompt(PROMPT), prompt(LONG)
+    for tokens in (short, long):
+        seconds(tokens, 3)  # compiles
+    first = seconds(short, 1)
+    return {
+        "decode": DECODED / (seconds(short, DECODED + 1) - first),
+        "prefill": LONG / min(seconds(long, 1) for _ in range(2)),
+    }
+
+
+def peer_speed(path: str, _: str) -> dict[str, float]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = path, 2 * LONG, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores()
+    server = xllamacpp.Server(params)
+
+    def timings(tokens: list[int], n: int) -> dict[str, float]:
+        request = {"prompt": tokens, "n_predict": n, "temperature": 0, "ignore_eos": True}
+        return server.handle_completions({**request, "cache_prompt": False})["timings"]
+
+    timings(prompt(LONG), 1)
+    prefill = max(timings(prompt(LONG), 1)["prompt_per_second"] for _ in range(2))
+    return {"decode": timings(prompt(PROMPT), DECODED)["predicted_per_second"], "prefill": prefill}
+
+
+def lama_perplexity(path: str, dtype: str) -> dict[str, float]:
+    import lama
+    from lama.evaluation.sliding import perplexity
+
+    model, tokenizer = lama.load(path, dtype=None if dtype == "file" else dtype)
+    score = perplexity(model, tokenizer, text(), STRIDE, CONTEXT)
+    return {"perplexity": score.perplexity, "tokens": score.tokens}
+
+
+def peer_perplexity(path: str, dtype: str) -> dict[str, float]:
+    """Perplexity in the same windows. Rounds a float32 file to `dtype` first, unless that is `file`."""
+    import llama_cpp
+
+    import lama
+    from lama.evaluation.sliding import strided_windows
+
+    with tempfile.TemporaryDirectory() as folder:
+        if dtype != "file":
+            rounded = f"{folder}/rounded.gguf"
+            params = llama_cpp.llama_model_quantize_default_params()
+            params.ftype, params.pure = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{dtype}"), False
+            if llama_cpp.llama_model_quantize(path.encode(), rounded.encode(), params):
+                raise SystemExit(f"llama.cpp cannot round {path} to {dtype}")
+            path = rounded
+        model = llama_cpp.Llama(
+            path, n_ctx=CONTEXT, n_batch=CONTEXT, logits_all=True, n_threads=cores(), verbose=False
+        )
+        tokens = lama.load("smollm2")[1].encode(text())
+        nats, scored = 0.0, 0
+        for begin, end, n in strided_windows(len(tokens), CONTEXT, STRIDE):
+            model.reset()
+            model.eval(tokens[begin:end])
+            logits = model.scores[end - begin - n - 1 : end - begin - 1].astype(np.float64)
+            most = logits.max(-1)
+            likely = logits[np.arange(n), tokens[end - n : end]]
+            nats += float((most + np.log(np.exp(logits - most[:, None]).sum(-1)) - likely).sum())
+            scored += n
+    return {"perplexity": math.exp(nats / scored), "tokens": scored}
+
+
+def text() -> str:
+    from lama.data import default_corpus
+
+    return default_corpus().text[:CHARACTERS]
+
+
+WORKERS: dict[str, Callable[[str, str], dict[str, float]]] = {
+    each.__name__: each for each in (lama_speed, peer_speed, lama_perplexity, peer_perplexity)
+}
+
+
+def run(worker: str, path: Path | str, dtype: str = "file") -> dict[str, float]:
+    command = [sys.executable, __file__, "--worker", worker, str(path), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{worker} must end well; got {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# --- tables
+
+
+def speed(files: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    engines = ["lama_speed", *(["peer_speed"] if importlib.util.find_spec("xllamacpp") else [])]
+    for _ in range(rounds):
+        for name, path in files.items():
+            for engine in engines:
+                dtype = "float32" if engine == "lama_speed" and name == "F32" else "file"
+                found.setdefault((name, engine), []).append(run(engine, path, dtype))
+    rows = []
+    print("| weights | task | lama, tokens/s | llama.cpp | ratio |\n|---|---|---|---|---|")
+    for name in files:
+        for task in ("decode", "prefill"):
+            ours = [each[task] for each in found[name, "lama_speed"]]
+            theirs = [each[task] for each in found.get((name, "peer_speed"), [])]
+            ratio = median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None
+            row = {"weights": name, "task": task, "lama": median(ours), "ratio": ratio}
+            rows.append(row | {"llama.cpp": median(theirs) if theirs else None})
+            shown = f"{median(theirs):.0f} | {ratio:.2f}" if theirs else "not installed |"
+            print(f"| {name} | {task} | {median(ours):.0f} | {shown} |", flush=True)
+    return rows
+
+
+def count_bytes() -> list[dict[str, Any]]:
+    from tinygrad import Tensor
+
+    from lama.checkpoints.gguf import KINDS, tensor_at
+    from lama.kernels import Quantized
+    from lama.ops import dequantize, quantize
+
+    rows, rng = [], np.random.default_rng(0)
+    print(
+        "| type | bytes per weight, file | lama | ratio | rounded a second time, rms |\n|---|---|---|---|---|"
+    )
+    for kind in KINDS.values():
+        if kind.integers is None:
+            continue
+        blocks = rng.integers(0, 256, (MATRIX * MATRIX // kind.numbers, kind.size), dtype=np.uint8)
+        for at in (208,) if kind.name == "Q6_K" else (0, 2) if kind.name[-1] in "1K" else (0,):
+            blocks[:, at : at + 2] = np.float16([0.01]).view(np.uint8)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "blocks"
+            path.write_bytes(blocks.tobytes())
+            tensor, error = tensor_at(path, "w", kind, (MATRIX, MATRIX), 0), 0.0
+            if tensor.exact is None:
+                read = tensor.read()
+                weight = quantize(Tensor(read).realize(), 8)
+                error = math.sqrt(
+                    np.square(dequantize(weight).numpy() - read).mean() / np.square(read).mean()
+                )
+            else:
+                weight = Quantized(*(Tensor(part.read()) for part in tensor.exact), MATRIX)
+        file = kind.size / kind.numbers
+        ours = sum(part.nbytes() for part in weight.tensors()) / MATRIX**2
+        rows.append({"type": kind.name, "file": file, "lama": ours, "error": error})
+        shown = f"{error:.2%}" if error else "no"
+        print(f"| {kind.name} | {file:.4f} | {ours:.4f} | {ours / file:.3f} | {shown} |")
+    return rows
+
+
+def cost(source: str, float32: Path) -> list[dict[str, Any]]:
+    rows = [
+        ("lama", "float32", run("lama_perplexity", source, "float32")),
+        ("lama", "int8", run("lama_perplexity", source, "int8")),
+        ("lama", "int4", run("lama_perplexity", source, "int4")),
+        ("lama", "the file's Q4_1", run("lama_perplexity", source)),
+    ]
+    if importlib.util.find_spec("llama_cpp"):
+        rows.append(("llama.cpp", "F32", run("peer_perplexity", float32)))
+        for dtype in ("Q8_0", "Q4_0"):
+            rows.append(("llama.cpp", dtype, run("peer_perplexity", float32, dtype)))
+        rows.append(("llama.cpp", "the file's Q4_1", run("peer_perplexity", source)))
+    exact = rows[0][2]["perplexity"]
+    print(
+        f"{rows[0][2]['tokens']:,.0f} tokens of the Bible's beginning, windows of {CONTEXT}, stride {STRIDE}"
+    )
+    print("| engine | weights | perplexity | beside float32 |\n|---|---|---|---|")
+    for engine, dtype, score in rows:
+        rise = score["perplexity"] / exact - 1
+        print(f"| {engine} | {dtype} | {score['perplexity']:.4f} | {rise:+.2%} |")
+    return [{"engine": engine, "weights": dtype, **score} for engine, dtype, score in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", default=",".join(TASKS), help="tasks, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, path, dtype = args.worker
+        print(json.dumps(WORKERS[name](path, dtype)))
+        return
+    if wrong := set(args.only.split(",")) - set(TASKS):
+        parser.error(f"--only must name tasks among {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
+    from lama.checkpoints import export_gguf, find, load_causal
+
+    found: dict[str, Any] = {}
+    source = find("smollm2").path
+    with tempfile.TemporaryDirectory() as folder:
+        float32 = Path(folder) / "float32.gguf"
+        export_gguf(float32, *load_causal(source, dtype="float32"), "SmolLM2")
+        if "speed" in args.only:
+            found["speed"] = speed({"Q4_1": Path(source), "F32": float32}, args.rounds)
+        if "bytes" in args.only:
+            found["bytes"] = count_bytes()
+        if "cost" in args.only:
+            found["cost"] = cost(str(source), float32)
+    if args.json:
+        with atomic_write(args.json) as file:
+            file.write(json.dumps(found, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
