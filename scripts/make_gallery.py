@@ -4,7 +4,7 @@
     python scripts/make_gallery.py heads lens       # only these; other pictures are not changed
 
 The commands run in out/gallery, and their trained models stay there. Screenshots of pages need Chromium on
-PATH.
+PATH. Entries of smollm2 are skipped where the model can be neither found nor fetched.
 """
 
 import io
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lama.atomic import write_atomically
+from lama.checkpoints import find
 from lama.errors import LamaError
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,10 @@ GENESIS = '"In the beginning God created the heaven and the earth. And the earth
 MOSES = '"And Moses spake unto the LORD, and the LORD said unto"'
 DAVID = '"And David spake unto the LORD, and the LORD said unto"'
 ANSWER = '--answer " Moses" --against " David"'
+SMOLLM2 = "-m smollm2"
+TWICE = '"The Blorfin met a Quazmek near Tirvold. The Blorfin met a Quazmek near Tirvold."'
+DURZLEY = '"Mr and Mrs Durzley lived at number five. One morning Mr Dur"'
+INDUCTION = "--head 17.3 --head 17.4 --head 17.5 --head 18.6 --head 18.7"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class Entry:
     """The command as typed; it writes below the working folder."""
     about: str
     files: Sequence[str]
-    """Output files for the gallery; a page (.html) becomes a link."""
+    """Output files for the gallery; a page (.html) becomes a link, and a text (.txt) is shown as it is.
+
+    NAME.txt is what the command of the entry NAME prints.
+    """
     before: str = ""
     """A command to run first, if `out` does not exist yet."""
     out: str = ""
@@ -111,6 +119,60 @@ ENTRIES = (
         ["heads.png"],
     ),
     Entry(
+        "induction-head",
+        "An induction head of SmolLM2",
+        f"lama attention {SMOLLM2} {TWICE} --layer 18 --head 6 --out induction-head.png",
+        "In the second sentence, head 18.6 attends to the token after the same token's earlier position. "
+        "Elsewhere it attends to the first token.",
+        ["induction-head.png"],
+    ),
+    Entry(
+        "smollm2-heads",
+        "Scores of SmolLM2's heads",
+        f"lama heads {SMOLLM2} --out smollm2-heads.png",
+        "The highest induction scores: 18.6 (0.890), 17.3 (0.763), 17.4 (0.706), 17.5 (0.625) and 18.7 "
+        "(0.560). The highest previous-token scores: 16.0 (0.888) and 11.1 (0.846).",
+        ["smollm2-heads.png"],
+    ),
+    Entry(
+        "induction-ablation",
+        "Repetition needs the induction heads",
+        f"lama ablate {SMOLLM2} --repeated 100 --mean {INDUCTION} --draws 10",
+        "100 random tokens, repeated once; removed heads give their mean output. Without the five heads of "
+        "the highest induction score the second copy costs 8.0 nats a token more, and the first costs no "
+        "more. Without five random others of the same layers the second copy costs 0.5 nats more.",
+        ["induction-ablation.txt"],
+    ),
+    Entry(
+        "previous-token-ablation",
+        "The induction heads need one previous-token head",
+        f"lama ablate {SMOLLM2} --repeated 100 --mean --head 16.0 --head 11.1 --draws 10",
+        "Head 16.0 attends to the previous token in the layer before the induction heads: without it the "
+        "second copy costs 7.3 nats more. Head 11.1 attends to it too and hardly matters. Of the heads "
+        "before layer 17, all five induction heads have the highest K-composition with 16.0, 0.15 to 0.17; "
+        "with every other it is below 0.07 (in Python, "
+        '`lama.interp.heads.composition(lama.load("smollm2")[0], "k")`).',
+        ["previous-token-ablation.txt"],
+    ),
+    Entry(
+        "every-head-ablation",
+        "Repetition without each head",
+        f"lama ablate {SMOLLM2} --repeated 25 --mean --out every-head-ablation.png",
+        "Every head of SmolLM2 in turn: without 16.0 the second copy costs 5.1 nats more, without the "
+        "induction head 18.6 1.1, and without any other less than 0.8. No single head changes the first copy "
+        "so much.",
+        ["every-head-ablation.png"],
+    ),
+    Entry(
+        "invented-name",
+        "An invented name, read once",
+        f"lama ablate {SMOLLM2} {DURZLEY} --answer z --against ham --mean {INDUCTION} --draws 10",
+        "SmolLM2 continues Mr Dur with z, as in Durzley (97.6 %, by `lama lens` with `--answer z`), rather "
+        "than ham. Without the five induction heads its logit is 2.3 above that of ham instead of 17.5, and "
+        "without five others 16.4.",
+        ["invented-name.txt"],
+    ),
+    Entry(
         "cross-attention",
         "Which letter is it writing?",
         "lama attention -m out/reverse abcdefghijabcdef --out cross-attention.html",
@@ -155,7 +217,8 @@ def make(entry: Entry) -> None:
     """Run an entry's commands and copy their output into docs/gallery. Raises LamaError."""
     if entry.before and not (WORK / entry.out).exists():
         run(entry.before)
-    run(entry.command)
+    printed = run(entry.command)
+    (WORK / printed_file(entry)).write_bytes(printed)
     for file in entry.files:
         copy(WORK / file, FOLDER / gallery_name(file))
     for file, address in entry.photographs:
@@ -164,15 +227,32 @@ def make(entry: Entry) -> None:
             copy(WORK / file, FOLDER / file)
 
 
-def run(command: str) -> None:
-    """Run one of lama's commands in the working folder. Raises LamaError if it fails."""
+def printed_file(entry: Entry) -> str:
+    return f"{entry.name}.txt"
+
+
+def is_available(entry: Entry) -> bool:
+    """Whether the entry's model can be found or fetched; prints one line otherwise."""
+    if SMOLLM2 not in entry.command:
+        return True
+    try:
+        find("smollm2")
+    except LamaError as error:
+        print(f"{entry.name} is skipped: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def run(command: str) -> bytes:
+    """Run one of lama's commands in the working folder; its output. Raises LamaError if it fails."""
     print(f"$ {command}", file=sys.stderr, flush=True)
     WORK.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     words = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(words, cwd=WORK, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+    done = subprocess.run(words, cwd=WORK, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE)
     if done.returncode:
         raise LamaError(f"a command of the gallery failed with exit code {done.returncode}: {command}")
+    return done.stdout
 
 
 def copy(source: Path, target: Path) -> None:
@@ -215,19 +295,24 @@ def page_text() -> str:
     lines = [
         "# Gallery",
         "",
-        "Pictures of models by lama, each with its command. lama-bpe is the bundled model; `python",
-        "scripts/make_gallery.py` runs all commands (with the extra `plots`).",
+        "Pictures of models by lama, each with its command. lama-bpe is the bundled model, smollm2 is",
+        "SmolLM2-135M-Instruct; `python scripts/make_gallery.py` runs all commands (with the extra `plots`).",
     ]
     for entry in ENTRIES:
         shown = [file for file, _ in entry.photographs]
         shown += [gallery_name(file) for file in entry.files if not file.endswith(".html")]
         if not all((FOLDER / file).exists() for file in shown):
             continue
+        texts = [(FOLDER / file).read_text("utf-8") for file in shown if file.endswith(".txt")]
+        shown = [file for file in shown if not file.endswith(".txt")]
         commands = [entry.before, entry.command] if entry.before else [entry.command]
         lines += ["", f"## {entry.title}", "", "```sh", *commands, "```", "", entry.about]
         pages = [gallery_name(file) for file in entry.files if file.endswith(".html")]
         lines += [f"[{page}](gallery/{page}) is the page itself: download it, and open it." for page in pages]
-        lines += ["", *(f"![{entry.title}](gallery/{file})" for file in shown)]
+        if shown:
+            lines += ["", *(f"![{entry.title}](gallery/{file})" for file in shown)]
+        for text in texts:
+            lines += ["", "```text", text.rstrip("\n"), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -238,7 +323,7 @@ def main(names: Sequence[str]) -> int:
         return 2
     try:
         for entry in ENTRIES:
-            if not names or entry.name in names:
+            if (not names or entry.name in names) and is_available(entry):
                 make(entry)
         write_atomically(PAGE, page_text().encode())
     except LamaError as error:

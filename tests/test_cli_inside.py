@@ -1,7 +1,9 @@
 """lama lens, patch, ablate and heads: tables, pictures, and one line for what they cannot do."""
 
+import argparse
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from helpers import SMALL, fill
 
 import lama
 from lama.cli import main
+from lama.cli.ablate import read_tokens
 from lama.cli.heads import known_table
 from lama.errors import LamaError
 from lama.interp.answers import single_token, with_space
-from lama.interp.heads import head_scores
-from lama.interp.interventions import Removal, ablate, patch
+from lama.interp.heads import head_scores, repeated_tokens
+from lama.interp.interventions import Removal, ablate, patch, random_heads
 from lama.interp.labels import token_labels
 from lama.interp.lens import attribute, logit_lens
 from lama.interp.published import GPT2_SMALL, known_heads
@@ -192,6 +195,35 @@ def test_ablate_without_heads_takes_every_head_in_turn(folder, model, capsys, tm
     assert rows(out)["layer 1"] == [f"{loss - found.losses[0]:.3f}" for loss in found.losses[1:]]
 
 
+def test_ablate_gives_the_loss_on_both_copies_of_random_tokens(capsys, tmp_path):
+    llama = {"norm_kind": "rms", "bias": False, "gated": True, "activation": "silu", "positions": "rope"}
+    model = GPT(GPTConfig(**SMALL | llama | {"n_kv_heads": 1, "d_head": 6}), seed=None)
+    fill(model, seed=1)
+    lama.save(tmp_path / "llama", model, LETTERS)
+    words = f"ablate {tmp_path / 'llama'} --repeated 5 --seed 3 --mean --head 0.1 --head 1.2 --draws 4"
+    assert main([*words.split(), "--out", str(tmp_path / "a.svg")]) == 0
+    table = rows(capsys.readouterr().out)
+    (tokens,) = repeated_tokens(1, 5, 11, None, 3).tolist()
+    every = Removal(((0, 1), (1, 2)))
+    drawn = [Removal(heads) for heads in random_heads(every.heads, 3, 4, 3)]
+    found = ablate(model, tokens, [Removal(), Removal(((0, 1),)), every, *drawn], mean=True)
+    first, second = found.token_losses[:, :4].mean(-1), found.token_losses[:, 5:].mean(-1)
+    assert table["without"] == ["loss, first copy", "change", "loss, second copy", "change"]
+    expected = {"head 0.1": (first[1], second[1]), "head 0.1 + head 1.2": (first[2], second[2])}
+    expected["2 other heads, mean of 4"] = first[3:].mean(), second[3:].mean()
+    for row, values in expected.items():
+        assert table[row][::2] == [f"{value:.4f}" for value in values]
+    assert table["head 0.1"][3] == f"{second[1] - second[0]:+.4f}"
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+@pytest.mark.parametrize(("end", "begin"), [(10, 10), (11, None), (None, None)])
+def test_repeated_random_tokens_follow_the_end_of_text_token_that_the_model_has(model, end, begin):
+    args = argparse.Namespace(repeated=5, seed=3, text=None)
+    tokens = read_tokens(model, SimpleNamespace(end_of_text=end, vocab_size=11), args)
+    assert tokens == repeated_tokens(1, 5, 11, begin, 3)[0].tolist() and len(tokens) == 10 + (begin == 10)
+
+
 def test_heads_prints_what_the_function_finds(folder, model, capsys, tmp_path):
     assert (
         main(
@@ -270,6 +302,15 @@ def test_known_heads_are_shown_for_gpt2_and_no_other():
             "a neuron must be one of the model's; got 0.17, and there are layers 0 to 1 with neurons 0 to 16",
         ),
         ("ablate -m M ab --head 2", 2, "must be a layer and a number, as in 3.11; got '2'"),
+        ("ablate -m M", 2, "give either TEXT or --repeated N"),
+        ("ablate -m M ab --repeated 3", 2, "give either TEXT or --repeated N"),
+        ("ablate -m M --repeated 1", 2, "repeated must be at least 2; got 1"),
+        ("ablate -m M --repeated 7", 2, "must be so few that they fit context_length=13 twice; got 7"),
+        ("ablate -m M --repeated 3 --answer a", 2, "--answer needs TEXT; leave it out with --repeated"),
+        ("ablate -m M ab --draws 3", 2, "--draws needs --head; got --draws alone"),
+        ("ablate -m M ab --head 0.1 --draws 1001", 2, "draws must be at most 1,000; got 1001"),
+        ("ablate -m M ab --head 0.1 --head 0.2 --draws 1", 1, "got 2 of layer 0's 3 heads"),
+        ("ablate -m M ab --head 2.0 --draws 1", 1, "a head must be one of the model's; got 2.0"),
         ("ablate -m M a", 2, "the loss needs at least two tokens; got one. Give a longer TEXT, or --answer"),
         (
             "heads -m M --length 7",

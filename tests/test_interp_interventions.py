@@ -7,11 +7,20 @@ from tinygrad import Tensor
 
 from lama.errors import LamaError, UsageError
 from lama.interp import interventions
-from lama.interp.interventions import SITES, Removal, ablate, patch
+from lama.interp.interventions import SITES, Removal, ablate, patch, random_heads
 from lama.models.gpt import GPT, GPTConfig
 from lama.taps import Recorder, replace
 
 T, H, V = 7, 3, 11
+LLAMA = {
+    "norm_kind": "rms",
+    "bias": False,
+    "gated": True,
+    "activation": "silu",
+    "positions": "rope",
+    "n_kv_heads": 1,
+    "d_head": 6,
+}
 CLEAN, CORRUPTED = TOKENS.tolist()
 ANSWER, AGAINST = 4, 8
 
@@ -72,7 +81,7 @@ def test_patch_and_ablate_work_on_a_post_norm_model():
     found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "resid_post")
     assert found.effect[1] == pytest.approx([0, 0, 0, 0, 0, 0, 1], abs=1e-4)
     assert ablate(model, CLEAN, [Removal()]).losses[0] == pytest.approx(
-        loss(model(Tensor([CLEAN])).numpy()[0]), abs=1e-5
+        token_losses(model(Tensor([CLEAN])).numpy()[0]).mean(), abs=1e-5
     )
 
 
@@ -101,20 +110,24 @@ def test_patch_is_the_same_in_batches_of_any_size(model, monkeypatch):
     assert len(starts) == total > 1 and 7 % (starts[1] - starts[0]) and label == "patching z"
 
 
-def loss(logits: np.ndarray) -> float:
-    return -np.mean(np.log(softmax(logits.astype(float)))[range(T - 1), CLEAN[1:]])
+def token_losses(logits: np.ndarray) -> np.ndarray:
+    return -np.log(softmax(logits.astype(float)))[range(T - 1), CLEAN[1:]]
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["zero", "mean"])
-def test_ablate_is_what_replaced_heads_and_neurons_give(model, mean):
+@pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_ablate_is_what_replaced_heads_and_neurons_give(changes, mean):
+    model = GPT(GPTConfig(**SMALL | changes), seed=None)
+    fill(model, seed=5)
     both = Removal(((0, 1), (1, 2)), ((1, 13), (0, 5)))
     removals = [Removal(), Removal(((1, 0),)), Removal(neurons=((0, 16),)), both]
     found = ablate(model, CLEAN, removals, mean)
     record = Recorder()
     model(Tensor([CLEAN]), tap=record)
+    assert found.token_losses.shape == (4, T - 1)
     for removal, at, logits in zip(removals, found.losses, found.logits, strict=True):
         expected = model(Tensor([CLEAN]), tap=without(removal, record, mean)).numpy()[0]
-        assert at == pytest.approx(loss(expected), abs=1e-5)
+        assert at == pytest.approx(token_losses(expected).mean(), abs=1e-5)
         np.testing.assert_allclose(logits, expected[-1], atol=1e-4)
     assert len(set(np.round(found.losses, 5))) == 4
 
@@ -142,6 +155,33 @@ def without(removal: Removal, record: Recorder, mean: bool):
             f"blocks.{i}.mlp.post", [neuron for layer, neuron in removal.neurons if layer == i], 2
         )
     return replace(edits)
+
+
+def test_patch_of_grouped_heads_replaces_one_query_head():
+    model = GPT(GPTConfig(**SMALL | LLAMA), seed=None)
+    fill(model, seed=5)
+    record = Recorder()
+    model(Tensor([CLEAN]), tap=record)
+    found = patch(model, CLEAN, CORRUPTED, ANSWER, AGAINST, "z")
+    assert found.effect.shape == (2, H)
+    clean, name = record["blocks.1.attn.z"].numpy(), "blocks.1.attn.z"
+    head = np.arange(H).reshape(1, H, 1, 1) == 1
+    edited = difference(model, CORRUPTED, name, lambda x: Tensor(np.where(head, clean, x.numpy())))
+    expected = (edited - found.corrupted) / (found.clean - found.corrupted)
+    assert found.effect[1, 1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_random_heads_are_as_many_others_of_the_same_layers():
+    heads = [(3, 1), (3, 4), (3, 4), (5, 0)]
+    found = random_heads(heads, 5, draws=40, seed=7)
+    assert len(found) == 40 and found == random_heads(heads, 5, draws=40, seed=7)
+    assert found != random_heads(heads, 5, draws=40, seed=8)
+    for drawn in found:
+        assert [layer for layer, _ in drawn] == [3, 3, 5] and len(set(drawn)) == 3
+    others = {(3, 0), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3), (5, 4)}
+    assert {head for drawn in found for head in drawn} == others
+    with pytest.raises(LamaError, match="as many other heads as are removed from it; got 2 of layer 3's 3"):
+        random_heads([(3, 0), (3, 1)], 3, draws=1)
 
 
 def test_a_removal_says_what_it_removes():

@@ -2,30 +2,39 @@
 
 Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. Prints the rise of the
 loss and, with --answer, the change of the answer's logit. Without --head and --neuron, every head of the
-model is removed in turn.
+model is removed in turn. With --repeated the text is random tokens, repeated once: induction heads lower the
+loss on the second copy.
 """
 
 import argparse
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lama.cli import AddVerb, inside
-from lama.errors import UsageError
+from lama.errors import UsageError, check_least
 
 if TYPE_CHECKING:
-    from lama.interp.interventions import Removal
     from lama.interp.pictures import HeatMap
+    from lama.models.gpt import GPT
     from lama.shapes import Array
+    from lama.tokenizers import Tokenizer
+
+MOST = 1000  # draws
 
 
 def add_parser(add_verb: AddVerb) -> None:
     parser = add_verb("ablate", run, __doc__)
     parser.add_model(inside.MODEL)
-    parser.add("text TEXT", "the text to predict; - reads standard input")
+    parser.add("text TEXT", "the text to predict; - reads standard input", nargs="?")
+    repeated = "instead of TEXT: N random tokens, repeated once, with the loss on each copy"
+    parser.add("--repeated N", repeated, type=int)
     add_places = partial(parser.add, type=layer_and_number, action="append")
     add_places("--head L.H", "head H of layer L, both from 0; can be repeated")
     add_places("--neuron L.N", "neuron N of layer L's MLP; can be repeated")
     parser.add("--mean", "set them to their mean over the text instead of 0")
+    draws = "also remove as many random other heads of the same layers: the mean of N draws"
+    parser.add("--draws N", draws, 0)
+    parser.add("--seed SEED", "the same seed gives the same random tokens and heads", 0)
     inside.add_answers(parser, required=False)
     inside.add_options(parser)
 
@@ -39,12 +48,13 @@ def layer_and_number(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_usage(args)
     model, tokenizer = inside.load(args)
-    tokens = inside.read_tokens(model, tokenizer, args.text)
+    tokens = read_tokens(model, tokenizer, args)
     if len(tokens) < 2 and args.answer is None:
         raise UsageError("the loss needs at least two tokens; got one. Give a longer TEXT, or --answer")
     answer, against = inside.read_answers(tokenizer, args)
-    from lama.interp.interventions import Removal, ablate
+    from lama.interp.interventions import Removal, ablate, random_heads
     from lama.interp.labels import token_labels
 
     heads, neurons = tuple(args.head or ()), tuple(args.neuron or ())
@@ -53,20 +63,77 @@ def run(args: argparse.Namespace) -> int:
         chosen.append(Removal(heads, neurons))
     c = model.config
     removals = chosen or [Removal(((i, h),)) for i in range(c.n_layers) for h in range(c.n_heads)]
-    found = ablate(model, tokens, [Removal(), *removals], args.mean, inside.watch)
-    measured = {"loss": found.losses} if len(tokens) > 1 else {}
+    controls = [Removal(drawn) for drawn in random_heads(heads, c.n_heads, args.draws, args.seed)]
+    found = ablate(model, tokens, [Removal(), *removals, *controls], args.mean, inside.watch)
+    measured = losses(found.token_losses, args.repeated) if len(tokens) > 1 else {}
     if answer is not None:
         names = token_labels(tokenizer, [answer] if against is None else [answer, against])
         other = found.logits.mean(-1) if against is None else found.logits[:, against]
         measured[f"logit of {' above '.join(names)}"] = found.logits[:, answer] - other
-    print(removal_table(measured, removals) if chosen else head_tables(measured, c.n_heads))
-    return inside.write_picture(args, panels(measured, removals, c.n_heads if not chosen else 0))
+    names = [str(removal) for removal in removals]
+    if controls:
+        n, last = len(controls[0].heads), 1 + len(removals)
+        names.append(f"{n} other head{'s' if n > 1 else ''}, mean of {args.draws}")
+        measured = {name: with_mean(values, last) for name, values in measured.items()}
+    print(removal_table(measured, names) if chosen else head_tables(measured, c.n_heads))
+    return inside.write_picture(args, panels(measured, names, c.n_heads if not chosen else 0))
 
 
-def removal_table(measured: "dict[str, Array]", removals: "list[Removal]") -> str:
+def check_usage(args: argparse.Namespace) -> None:
+    """Raises UsageError for options that do not go together."""
+    if (args.text is None) == (args.repeated is None):
+        raise UsageError("give either TEXT or --repeated N")
+    if args.repeated is not None:
+        check_least("repeated", args.repeated, 2)
+        if args.answer is not None:
+            raise UsageError("--answer needs TEXT; leave it out with --repeated")
+    check_least("draws", args.draws, 0)
+    check_least("seed", args.seed, 0)
+    if args.draws > MOST:
+        raise UsageError(f"draws must be at most {MOST:,}; got {args.draws}")
+    if args.draws and not args.head:
+        raise UsageError("--draws needs --head; got --draws alone")
+
+
+def read_tokens(model: "GPT", tokenizer: "Tokenizer", args: argparse.Namespace) -> list[int]:
+    """The tokens of TEXT or of --repeated. Raises LamaError where they do not fit the context."""
+    if args.repeated is None:
+        return inside.read_tokens(model, tokenizer, args.text)
+    begin, context = inside.first_token(model, tokenizer), model.config.context_length
+    if 2 * args.repeated + (begin is not None) > context:
+        rule = f"must be so few that they fit context_length={context} twice"
+        raise UsageError(f"repeated random tokens {rule}; got {args.repeated}")
+    from lama.interp.heads import repeated_tokens
+
+    known = min(model.config.vocab_size, tokenizer.vocab_size)
+    (row,) = repeated_tokens(1, args.repeated, known, begin, args.seed)
+    return [int(token) for token in row]
+
+
+def losses(by_token: "Array", repeated: int | None) -> "dict[str, Array]":
+    """Mean losses (N,) of token losses (N, T - 1): of the text, or of the copies of random tokens.
+
+    The second copy is without its first token, which nothing predicts.
+    """
+    if repeated is None:
+        return {"loss": by_token.mean(-1)}
+    return {
+        "loss, first copy": by_token[:, :-repeated].mean(-1),
+        "loss, second copy": by_token[:, 1 - repeated :].mean(-1),
+    }
+
+
+def with_mean(values: "Array", n: int) -> "Array":
+    """The first n values, then the mean of the others."""
+    import numpy as np
+
+    return np.append(values[:n], values[n:].mean())
+
+
+def removal_table(measured: "dict[str, Array]", names: "list[str]") -> str:
     from lama.tables import Table
 
-    columns, rows = ["without"], [["nothing"], *([str(removal)] for removal in removals)]
+    columns, rows = ["without"], [["nothing"], *([name] for name in names)]
     for name, values in measured.items():
         columns += [name, "change"]
         for row, value in zip(rows, values, strict=True):
@@ -83,15 +150,21 @@ def head_tables(measured: "dict[str, Array]", n_heads: int) -> str:
     return "\n\n".join(tables)
 
 
-def panels(measured: "dict[str, Array]", removals: "list[Removal]", n_heads: int) -> "list[HeatMap]":
+def panels(measured: "dict[str, Array]", names: "list[str]", n_heads: int) -> "list[HeatMap]":
     """Heat maps of layers by heads if each head was removed, else with a row for each removal."""
+    import numpy as np
+
     from lama.interp.pictures import HeatMap
 
-    names, found = [str(removal) for removal in removals], []
-    for name, values in measured.items():
-        change, title = values[1:] - values[0], f"change of {name}"
+    found, changes = [], {name: values[1:] - values[0] for name, values in measured.items()}
+    of_losses = [change for name, change in changes.items() if name.startswith("loss")]
+    shared = HeatMap(np.stack(of_losses), centred=True).limits() if of_losses else (None, None)
+    for name, change in changes.items():
+        low, high = shared if name.startswith("loss") else (None, None)
+        scale: dict[str, Any] = {"centred": True, "low": low, "high": high}
+        title = f"change of {name}"
         if n_heads:
-            found.append(inside.layer_map(change.reshape(-1, n_heads), title, x="without head", centred=True))
+            found.append(inside.layer_map(change.reshape(-1, n_heads), title, x="without head", **scale))
         else:
-            found.append(HeatMap(change[:, None], title, names, [""], centred=True))
+            found.append(HeatMap(change[:, None], title, names, [""], **scale))
     return found

@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         all_heads = args.layer is None and args.head is None
         columns = len({head for _, head in heads}) if all_heads else None
         content = heat_maps(panels(found[kind], heads), kind_of_file, columns)
-    write_file(args.out, content, f"{len(found[kind].keys)} tokens, {len(heads)} heads", "attention")
+    n = "1 head" if len(heads) == 1 else f"{len(heads)} heads"
+    write_file(args.out, content, f"{len(found[kind].keys)} tokens, {n}", "attention")
     return 0
 
 

@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sequences > MOST:
         raise UsageError(f"sequences must be at most {MOST:,}; got {args.sequences}")
     model, tokenizer = inside.load(args)
-    begin, context = tokenizer.end_of_text, model.config.context_length
-    begin = None if begin is None or begin >= model.config.vocab_size else begin
+    begin, context = inside.first_token(model, tokenizer), model.config.context_length
     fits = (context - (begin is not None)) // 2
     length = min(LENGTH, fits) if args.length is None else args.length
     if not 2 <= length <= fits:

@@ -104,10 +104,15 @@ class Removal:
 class Ablation:
     """Results of ablation, a row for each removal."""
 
-    losses: Array
-    """(N,): nats per token, over all tokens but the first; NaN for a single token."""
+    token_losses: Array
+    """(N, T − 1): nats, for each token but the first; (N, 1) of NaN for a single token."""
     logits: Array
     """(N, vocab_size): after the last token."""
+
+    @property
+    def losses(self) -> Array:
+        """(N,): nats per token, over all tokens but the first; NaN for a single token."""
+        return np.asarray(self.token_losses.mean(-1))
 
 
 def ablate(
@@ -147,9 +152,8 @@ def ablate(
         logits = model.logits(x).float().contiguous()
         B, last = x.shape[0], logits[:, -1]
         if targets is None:
-            return [last[:, 0] * float("nan"), last]
-        losses = cross_entropy(logits[:, :-1].contiguous(), targets.expand(B, T - 1).contiguous())
-        return [losses.mean(-1), last]
+            return [last[:, :1] * float("nan"), last]
+        return [cross_entropy(logits[:, :-1].contiguous(), targets.expand(B, T - 1).contiguous()), last]
 
     size = T * model.config.vocab_size
     return Ablation(*patched_runs(model, tokens, values, masks, read, size, watch, "ablating"))
@@ -164,6 +168,25 @@ def check_removal(model: GPT, removal: Removal) -> None:
                 choices = f"{what}s 0 to {most - 1}" if most else f"no {what}s"
                 got = f"{layer}.{i}, and there are layers 0 to {c.n_layers - 1} with {choices}"
                 raise LamaError(f"a {what} must be one of the model's; got {got}")
+
+
+def random_heads(
+    heads: Sequence[tuple[int, int]], n_heads: int, draws: int, seed: int = 0
+) -> list[tuple[tuple[int, int], ...]]:
+    """Random heads (layer, head), `draws` times: in each layer as many as in `heads`, and none of these.
+
+    Raises LamaError for a layer with too few others of its `n_heads`.
+    """
+    rng, groups = np.random.default_rng(seed), []
+    for layer in sorted({layer for layer, _ in heads}):
+        taken = sorted({head for i, head in heads if i == layer})
+        others = np.setdiff1d(np.arange(n_heads), taken)
+        if len(others) < len(taken):
+            rule = "each layer must have as many other heads as are removed from it"
+            raise LamaError(f"{rule}; got {len(taken)} of layer {layer}'s {n_heads} heads")
+        groups.append((layer, others, len(taken)))
+    drawn = [[(i, rng.choice(others, n, replace=False)) for i, others, n in groups] for _ in range(draws)]
+    return [tuple((i, int(head)) for i, members in draw for head in members) for draw in drawn]
 
 
 def patched_runs(
