@@ -30,7 +30,7 @@ GENESIS = '"In the beginning God created the heaven and the earth. And the earth
 MOSES = '"And Moses spake unto the LORD, and the LORD said unto"'
 DAVID = '"And David spake unto the LORD, and the LORD said unto"'
 ANSWER = '--answer " Moses" --against " David"'
-SMOLLM2 = "-m smollm2"
+SMOLLM2 = "-m smollm2 --dtype float32"
 TWICE = '"The Blorfin met a Quazmek near Tirvold. The Blorfin met a Quazmek near Tirvold."'
 DURZLEY = '"Mr and Mrs Durzley lived at number five. One morning Mr Dur"'
 INDUCTION = "--head 17.3 --head 17.4 --head 17.5 --head 18.6 --head 18.7"
@@ -151,7 +151,7 @@ ENTRIES = (
         "second copy costs 7.3 nats more. Head 11.1 attends to it too and hardly matters. Of the heads "
         "before layer 17, all five induction heads have the highest K-composition with 16.0, 0.15 to 0.17; "
         "with every other it is below 0.07 (in Python, "
-        '`lama.interp.heads.composition(lama.load("smollm2")[0], "k")`).',
+        '`lama.interp.heads.composition(lama.load("smollm2", dtype="float32")[0], "k")`).',
         ["previous-token-ablation.txt"],
     ),
     Entry(
