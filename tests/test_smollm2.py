@@ -1,13 +1,18 @@
 """SmolLM2-135M-Instruct, real weights: against transformers' reading of the same GGUF file, dequantised."""
 
 import hashlib
+import json
 import math
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_checkpoints_memory import LOAD
 from tinygrad import Tensor
+from tinygrad.nn.state import get_parameters
 
 import lama
 from lama.checkpoints import NotFound, find, smollm2
@@ -15,6 +20,7 @@ from lama.data.corpora import default_corpus
 from lama.errors import LamaError
 from lama.evaluation.sliding import perplexity
 from lama.generation import generate_tokens
+from lama.models.quantized import dtype_of
 from lama.packages import Archive
 from lama.tokenizers.chat_template import encode_chat, template_of
 
@@ -192,3 +198,15 @@ def test_file_in_weights_is_taken_first(cache: Path, tmp_path: Path):
     folder.mkdir(parents=True)
     (folder / "any.gguf").write_bytes(b"GGUF")
     assert find("smollm2", offline=True).path == folder
+
+
+@needs_file
+def test_quantised_file_takes_its_weights_and_no_more_memory():
+    """At most the weights as they are held, the largest of them, and 300 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(find("smollm2").path)], capture_output=True, text=True, check=True
+    )
+    model, _ = lama.load("smollm2", offline=True)
+    sizes = [parameter.nbytes() for parameter in get_parameters(model)]
+    assert dtype_of(model) == "int4" and sum(sizes) < 110e6
+    assert json.loads(done.stdout)["bytes"] < sum(sizes) + max(sizes) + 300e6

@@ -57,7 +57,7 @@ class Kind:
     scales: Callable[[Array], tuple[Array, Array | None]] | None = None
     """The same -> the scales of a block's groups and, if any, their minima, (n, groups) float32 each."""
     bits: int = 0
-    """Of the matrices of lama that hold it without rounding again; 0 if there are none."""
+    """Bits of lama's matrices that hold it without rounding again; 0 if there are none."""
 
     def dequantize(self, blocks: Array) -> Array:
         """(n, size) of uint8 -> (n, numbers) float32."""
