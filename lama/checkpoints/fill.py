@@ -12,7 +12,7 @@ from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
-from lama.kernels.quantized import empty
+from lama.kernels.quantized import empty, row_sizes
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
@@ -158,11 +158,13 @@ def _as_stored(tensor: FileTensor, bits: int, minima: bool, device: str | None) 
     """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
     if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
         return None
-    values, scales = (
-        from_array(read_weights(part, part.dtype), _DTYPES[part.dtype], device) for part in tensor.exact
-    )
-    found = Quantized(values, scales, tensor.shape[1])
-    return found if minima or not found.has_minima else None
+    values, scales = tensor.exact
+    if not minima and (scales.dtype, scales.shape[1]) != ("float16", row_sizes(tensor.shape[1], bits)[1]):
+        return None
+    held = [
+        from_array(read_weights(part, part.dtype), _DTYPES[part.dtype], device) for part in (values, scales)
+    ]
+    return Quantized(held[0], held[1], tensor.shape[1])
 
 
 def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:

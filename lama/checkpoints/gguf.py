@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from lama.atomic import atomic_write
-from lama.checkpoints.tensor import CHUNK, FileTensor, explained, fill_from, read_bytes, read_weights
+from lama.checkpoints.tensor import (
+    CHUNK,
+    FileTensor,
+    check_finite,
+    explained,
+    fill_from,
+    read_bytes,
+    read_weights,
+)
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
 from lama.kernels.quantized import BLOCK, GROUP, row_sizes
@@ -373,9 +381,7 @@ def _home(
         if in_blocks:
             packed: Array = np.empty((rows, groups // 8, BLOCK), np.uint8)
             for some, blocks in parts(packed):
-                if not np.isfinite(np.ascontiguousarray(blocks[:, :4]).view("<f2")).all():
-                    got = f"got NaN or infinity in {quoted(name, plain=True)}. The checkpoint is damaged"
-                    raise LamaError(f"weights must be finite; {got}")
+                check_finite(np.ascontiguousarray(blocks[:, :4]).view("<f2"), "float16", name)
                 each = np.concatenate([blocks[:, :4], _six_bits(blocks[:, 4:16])], axis=1)
                 some[:] = each.reshape(-1, n, BLOCK)
             return packed.reshape(rows, -1)

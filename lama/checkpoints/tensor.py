@@ -131,6 +131,13 @@ def is_finite(values: Array, dtype: str) -> bool:
     return bool(np.isfinite(values).all())
 
 
+def check_finite(values: Array, dtype: str, name: str) -> None:
+    """Raise LamaError for NaN and infinity among the weights of a tensor of that name."""
+    if not is_finite(values, dtype):
+        got = f"got NaN or infinity in {quoted(name, plain=True)}. The checkpoint is damaged"
+        raise LamaError(f"weights must be finite; {got}")
+
+
 def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Array:
     """Read a tensor as another float dtype, contiguous, into `out` if given; bfloat16 as uint16 bits.
 
@@ -147,9 +154,8 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
     if out is None:
         out = np.empty(tensor.shape, NUMPY[dtype])
     for values, view in tensor.parts(out):
-        if dtype in FLOATS and not is_finite(values, tensor.dtype):
-            got = f"got NaN or infinity in {name}. The checkpoint is damaged"
-            raise LamaError(f"weights must be finite; {got}")
+        if dtype in FLOATS:
+            check_finite(values, tensor.dtype, tensor.name)
         if tensor.dtype == dtype:
             if values is not view:
                 view[:] = values

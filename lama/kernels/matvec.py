@@ -39,12 +39,14 @@ def matvec(
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
+    types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     layout: Macros = {}
     headers: tuple[str, ...] = ()
+    kind = types["w"]
     if "scales" in inputs:
-        layout, headers = Quantized(w, inputs["scales"], k).macros(), ("rounding.h", "quantized.h")
+        weight = Quantized(w, inputs["scales"], k)
+        layout, headers, kind = weight.macros(), ("rounding.h", "quantized.h"), weight.kind
         layout["FEW_ROWS"] = True
-    types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
         "gelu": gelu,
         "rms": rms,
@@ -59,11 +61,6 @@ def matvec(
     }
     macros |= layout | {name.upper(): flag for name, flag in flags.items()}
     macros["INPUTS"] = ", ".join(f"const {type_} *restrict {name}" for name, type_ in types.items())
-    kind = types["w"]
-    if layout:
-        kind = f"int{layout['BITS']}" + (
-            "_blocks" if layout["BLOCKS"] else "_minima" if layout["MINIMA"] else ""
-        )
     label = "_".join(map(str, [batch, m, n, k, kind, *(name for name, flag in flags.items() if flag)]))
     slices = min(n, slices_of_reader(w.nbytes() / BANDWIDTH))
     operations = 2 * batch * m * n * k

@@ -65,6 +65,11 @@ class Quantized:
         return self.in_blocks or int(self.scales.shape[-1]) > self.groups
 
     @property
+    def kind(self) -> str:
+        """The bits and the form of the minima, such as int4_minima, for a kernel's label."""
+        return f"int{self.bits}" + ("_blocks" if self.in_blocks else "_minima" if self.has_minima else "")
+
+    @property
     def shape(self) -> tuple[int, int]:
         return int(self.values.shape[0]), self.d_in
 
