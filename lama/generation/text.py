@@ -48,6 +48,7 @@ class Generation:
             reason = event.finish_reason
             if reason == "stop":
                 break
+            assert event.token is not None
             self.tokens.append(event.token)
             pending += decoder.push(event.token)
             ready, pending, stopped = split_at_stop(pending, stop)
@@ -92,6 +93,8 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
     window: bool = False,
@@ -103,12 +106,14 @@ def generate(
 
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
-    `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and
-    `on_slide` those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as
-    many as it can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
+    The arguments from `temperature` to `frequency_penalty` are those of `Sampling`; `window` and `on_slide`
+    those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as many as it
+    can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
     `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
-    sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
+    sampling = Sampling(
+        repetition_penalty, temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty
+    )
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     check_prompts([prompt_tokens], context_of(model, context), window)
