@@ -26,7 +26,7 @@ class Constraint(Protocol):
         """(vocab_size,) bool; at least one is True."""
 
     def accept(self, token: int) -> None:
-        """Go on to the state after `token`."""
+        """Move to the state after `token`."""
 
 
 @dataclass(frozen=True)
