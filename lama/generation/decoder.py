@@ -1,5 +1,6 @@
 """Prefill and decode: a model, its cache, and the captured steps that feed it."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,8 +11,8 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
-from lama.runtime.buffers import from_array, host_array, is_on_host
-from lama.runtime.replay import CachedStep
+from lama.runtime.buffers import from_array, host_array, is_on_host, read
+from lama.runtime.replay import CachedStep, code_digest
 from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
@@ -144,6 +145,30 @@ class Runner:
             part[target, :, :n] = part[source, :, :n]
         self.tokens[target, :n] = self.tokens[source, :n]
         self.positions[target] = n
+
+    def shape_of_prefix(self, n: int) -> tuple[int, ...]:
+        """The shape of `prefix(row, n)`."""
+        _, heads, _, width = map(int, self.cache.keys[0].shape)
+        return 2 * len(self.cache.keys), heads, n, width
+
+    def prefix(self, row: int, n: int) -> Array:
+        """A copy of the first n tokens' keys, then values: (2 · n_layers, n_kv_heads, n, d_head)."""
+        return np.stack([part[row, :, :n] for part in self._host_cache()])
+
+    def restore(self, row: int, tokens: Array, prefix: Array) -> None:
+        """Let a row hold `tokens`, (n,), and nothing else, by what `prefix` returned for them."""
+        for part, numbers in zip(self._host_cache(), prefix, strict=True):
+            part[row, :, : len(tokens)] = numbers
+        self.tokens[row, : len(tokens)] = tokens
+        self.positions[row] = len(tokens)
+
+    def digest(self) -> str:
+        """A name for all that the cache's numbers depend on: weights, lama's code, processor, mode."""
+        found = hashlib.sha256(repr([code_digest(), self.model.config, self.context]).encode())
+        for name, tensor in get_state_dict(self.model).items():
+            found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            found.update(read(tensor.contiguous().realize()).data)
+        return found.hexdigest()[:32]
 
     @property
     def copies(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from lama.errors import LamaError, UsageError
 from lama.generation.decoder import Result, Runner
 from lama.generation.drafts import draft
+from lama.generation.prefix_store import PrefixStore, common
 from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.protocol import CausalLM
 from lama.shapes import Array
@@ -128,19 +129,21 @@ class Engine:
         chunk: int = 0,
         reuse: bool = False,
         drafts: int = 0,
+        store: PrefixStore | None = None,
     ):
         """Only tokens below `vocab_size` (default: all of the model) are drawn.
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
         more rows hold those of requests that have ended. At most `chunk` tokens of prompts are computed
         between two steps of running requests; 0 for whole prompts. While few requests run, `drafts` tokens
-        are taken from an earlier repetition of the text and verified in one step.
+        are taken from an earlier repetition of the text and verified in one step. A `store` has prefixes on
+        disk, and gets those that rows give up.
         """
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")
         self.runner = runner or Runner(model, rows + spare, jit, context)
         self.context, self.vocab_size = self.runner.context, vocab_size
-        self.rows, self.chunk, self.drafts = rows, chunk, drafts
+        self.rows, self.chunk, self.drafts, self.store = rows, chunk, drafts, store
         self.reuse = reuse and self.runner.copies
         if not reuse:
             self.runner.positions[:] = 0
@@ -214,20 +217,46 @@ class Engine:
             best = max(range(runner.batch), key=lambda i: (shared[i], i in free, -runner.positions[i]))
             if best in free and (best == oldest or 2 * shared[best] >= runner.positions[best]):
                 place, row.cached = best, shared[best]
-            elif shared[best] >= LEAST_SHARED:
-                runner.copy(best, oldest, shared[best])
+            self._keep(place, row.cached)
+            if place != best and shared[best] >= LEAST_SHARED:
+                runner.copy(best, place, shared[best])
                 row.cached = shared[best]
+            row.cached = self._loaded(place, wanted, row.cached)
+        else:
+            self._keep(place, 0)
         runner.positions[place] = row.cached
         self._used[place] = max(self._used) + 1
         self._running[place] = row
         if row.request.prompt_logprobs is not None:
             row.prompt_logprobs = [None]
 
+    def _keep(self, place: int, n: int, wait: bool = False) -> None:
+        """Hand what a row holds to the store, if more than its first n tokens are given up."""
+        held = int(self.runner.positions[place])
+        tokens = self.runner.tokens[place, :held]
+        if self.store is not None and held > n + LEAST_SHARED and self.store.lacks(tokens):
+            self.store.keep(tokens, self.runner.prefix(place, held), wait)
+
+    def _loaded(self, place: int, wanted: Array, held: int) -> int:
+        """The number of tokens that a row holds after the store has been asked for more than `held`."""
+        if self.store is None:
+            return held
+        n, entry = self.store.longest(wanted)
+        if entry is None or n < held + LEAST_SHARED or (prefix := self.store.load(entry, n)) is None:
+            return held
+        self.runner.restore(place, wanted[:n], prefix)
+        return n
+
+    def close(self) -> None:
+        """Hand what all rows hold to the store, and wait until it is written."""
+        if self.store is not None:
+            for place in range(self.runner.batch):
+                self._keep(place, 0, wait=True)
+            self.store.close()
+
     def _shared(self, place: int, wanted: Array) -> int:
         """The number of first tokens, fewer than all, that a row of the cache has in common with a text."""
-        n = min(int(self.runner.positions[place]), len(wanted) - 1)
-        differ = np.flatnonzero(self.runner.tokens[place, :n] != wanted[:n])
-        return int(differ[0]) if len(differ) else n
+        return common(self.runner.tokens[place, : self.runner.positions[place]], wanted[:-1])
 
     def _pending(self, place: int, row: _Row) -> int:
         """The number of tokens that a row still has to be fed, after a slide where the context is full."""
