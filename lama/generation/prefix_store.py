@@ -31,7 +31,8 @@ class PrefixStore:
     """A folder of prefixes, of at most `most` bytes; those that were not used for the longest go first.
 
     A file holds the tokens, (n,) int32, and the cache's rows, (2 · n_layers, n_kv_heads, n, d_head), with
-    the SHA-256 of both. Its folder is named after all that the numbers depend on. One process at a time may write.
+    the SHA-256 of both. Its folder is named after all that the numbers depend on. One process at a time may
+    write.
     """
 
     def __init__(self, folder: Path, runner: Runner, most: int):
