@@ -16,7 +16,7 @@ from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
-DRAFTED_ROWS = 2  # that run at once, at most, while tokens are drafted: with more, a step is not free
+DRAFTED_ROWS = 1  # that run at once, at most, while tokens are drafted: with more, longer steps cost more
 
 
 @runtime_checkable
