@@ -15,6 +15,7 @@ from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
+SCORED = 64  # tokens of a prompt at a time whose logits are computed
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
 DRAFTED_ROWS = 1  # that run at once, at most, while tokens are drafted: with more, longer steps cost more
 
@@ -149,7 +150,7 @@ class Engine:
             self.runner.positions[:] = 0
         self._running: dict[int, _Row] = {}  # by the row of the cache, oldest first
         self._waiting: deque[_Row] = deque()
-        self._used = [0] * self.runner.batch  # when each row of the cache was last taken
+        self._used = [0] * self.runner.batch  # when each row of the cache was last freed
         self._submitted = 0
         self._prompts_next = True
 
@@ -188,7 +189,8 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Drop a request that has not ended; its row is free from the next step on."""
         self._waiting = deque(row for row in self._waiting if row.number != number)
-        self._running = {place: row for place, row in self._running.items() if row.number != number}
+        for place in [place for place, row in self._running.items() if row.number == number]:
+            self._free(place)
 
     def step(self) -> list[Event]:
         """Compute a part of the waiting prompts, or advance each running request; returns their events.
@@ -225,7 +227,6 @@ class Engine:
         else:
             self._keep(place, 0)
         runner.positions[place] = row.cached
-        self._used[place] = max(self._used) + 1
         self._running[place] = row
         if row.request.prompt_logprobs is not None:
             row.prompt_logprobs = [None]
@@ -254,6 +255,10 @@ class Engine:
                 self._keep(place, 0, wait=True)
             self.store.close()
 
+    def _free(self, place: int) -> None:
+        del self._running[place]
+        self._used[place] = max(self._used) + 1
+
     def _shared(self, place: int, wanted: Array) -> int:
         """The number of first tokens, fewer than all, that a row of the cache has in common with a text."""
         return common(self.runner.tokens[place, : self.runner.positions[place]], wanted[:-1])
@@ -276,9 +281,10 @@ class Engine:
         events: list[Event] = []
         left = self.chunk
         for place in places:
-            row, n = self._running[place], min(pending[place], left or pending[place])
-            begin = row.first + int(self.runner.positions[place])
-            ends, wants_all = n == pending[place], row.prompt_logprobs is not None
+            row = self._running[place]
+            wants_all = row.prompt_logprobs is not None
+            n = min(pending[place], left or pending[place], SCORED if wants_all else pending[place])
+            begin, ends = row.first + int(self.runner.positions[place]), n == pending[place]
             result: Result = "every" if wants_all else "last" if ends else "none"
             tokens = np.array([row.tokens[begin : begin + n]], np.int32)
             logits = self.runner.feed(np.array([place]), tokens, result)[0]
@@ -321,7 +327,7 @@ class Engine:
         except LamaError as error:
             event = Event(row.number, None, "error", error=str(error))
         if event.finish_reason is not None:
-            del self._running[place]
+            self._free(place)
         if row.is_new:
             row.is_new = False
             event = replace(event, prompt_logprobs=row.prompt_logprobs, cached_tokens=row.cached)
