@@ -199,6 +199,7 @@ class Runner:
 
         if self.jit:
             state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
+            state |= self._rope_tables()
             return CachedStep(function, inputs, state, f"{result} {self.model.config}")
         device = str(self.model.embed.weight.device)
 
@@ -207,6 +208,12 @@ class Runner:
             return function(*tensors).numpy()
 
         return run
+
+    def _rope_tables(self) -> dict[str, Tensor]:
+        """The tables of rotary positions, which a step reads as it reads weights."""
+        ropes = dict.fromkeys(block.attn.rope for block in self.model.blocks)
+        device = str(self.model.embed.weight.device)
+        return {f"rope {rope}": rope.table(self.context, device) for rope in ropes if rope is not None}
 
     def _computed(
         self,
