@@ -21,9 +21,9 @@ CONTEXT = 64
 HERE = "http://127.0.0.1"
 
 
-def make_model() -> GPT:
+def make_model(context: int = CONTEXT) -> GPT:
     tokenizer = ByteTokenizer()
-    model = GPT(GPTConfig(tokenizer.vocab_size, CONTEXT, d_model=16, n_layers=2, n_heads=2), seed=None)
+    model = GPT(GPTConfig(tokenizer.vocab_size, context, d_model=16, n_layers=2, n_heads=2), seed=None)
     fill(model)
     return model
 
@@ -36,10 +36,11 @@ def running(
     queue: int = 32,
     slow: float = 0,
     template: str | None = DIALOGUE,
+    context: int = CONTEXT,
     **options: Any,
 ) -> Iterator[Service]:
     """A service whose engine runs; `slow`: seconds that each of its steps takes longer."""
-    model = model or make_model()
+    model = model or make_model(context)
     engine = Engine(model, rows, ByteTokenizer().vocab_size, reuse=True, spare=1, chunk=24)
     if slow:
         engine.step = partial(slowly, engine.step, slow)  # type: ignore[method-assign]

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from test_server_completions import events
 
 import lama
-from lama.errors import UsageError
 from lama.server.app import make_app
+from lama.server.fields import BadField
 from lama.server.service import Service
 from lama.tokenizers import ByteTokenizer
 
@@ -160,9 +160,9 @@ def stub(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
 def test_constraint_shapes_the_text(client, monkeypatch):
     made = []
 
-    def constraint_of(tokenizer, response_format):
+    def constraint_of(tokenizer, response_format, end_tokens):
         if response_format["type"] != "json_object":
-            raise UsageError("unknown")
+            raise BadField("response_format", "unknown")
         state = SimpleNamespace(accepted=[])
         state.allowed = lambda: np.isin(np.arange(256), list(b"[" if not state.accepted else b"1,"))
         state.accept = state.accepted.append
@@ -178,19 +178,20 @@ def test_constraint_shapes_the_text(client, monkeypatch):
     assert chat(client, response_format={"type": "text"}, max_tokens=1)
 
 
-def test_calls_of_tools(service, client, monkeypatch):
-    def parse_tools(text):
-        before, _, rest = text.partition("<tool_call>")
-        if "</tool_call>" not in rest:
-            return text, []
-        call = {"name": rest.removesuffix("</tool_call>"), "arguments": "{}"}
-        return before, [{"id": "call_1", "type": "function", "function": call}]
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}"
+    "{% for message in messages %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.a }}{% endfor %}"
+    "{% endfor %}"
+)
 
-    stub(monkeypatch, "tools", parse_tools=parse_tools, read_tools=lambda body: body["tools"])
-    wanted = "Look: <tool_call>f</tool_call>"
-    state = SimpleNamespace(n=0)
 
-    def constraint_of(tokenizer, response_format):
+def test_calls_of_tools(monkeypatch):
+    pytest.importorskip("lama.server.tools")
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    wanted, state = f"Look: {call}", SimpleNamespace(n=0)
+
+    def constraint_of(tokenizer, response_format, end_tokens):
         state.n = 0
         return SimpleNamespace(
             allowed=lambda: np.arange(256) == wanted.encode()[state.n],
@@ -198,23 +199,37 @@ def test_calls_of_tools(service, client, monkeypatch):
         )
 
     stub(monkeypatch, "constraints", constraint_of=constraint_of)
+    tool = {"type": "function", "function": {"name": "f"}}
     given = {
-        "messages": ASKED,
-        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [tool],
         "response_format": {"type": "json_object"},
-        "max_tokens": len(wanted),
     }
-    choice = chat(client, **given, stop="</tool_call>x")["choices"][0]
-    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    assert choice["message"] == {"role": "assistant", "content": "Look: ", "tool_calls": [call]}
-    parts = [part["choices"][0] for part in events(client, PATH, **given)]
-    assert "".join(part["delta"].get("content", "") for part in parts) == "Look: "
-    assert [part["delta"]["tool_calls"] for part in parts if "tool_calls" in part["delta"]] == [
-        [{"index": 0, **call}]
-    ]
-    # Cut short inside, it is only text.
-    cut = chat(client, **{**given, "max_tokens": 20})["choices"][0]
-    assert cut["message"] == {"role": "assistant", "content": wanted[:20]}
+    with running(template=TOOL_TEMPLATE, context=128) as service:
+        client = TestClient(make_app(service), base_url=HERE)
+        given["max_tokens"] = len(wanted)
+        choice = chat(client, **given)["choices"][0]
+        (made,) = choice["message"]["tool_calls"]
+        assert made.keys() == {"id", "type", "function"}
+        assert made["function"] == {"name": "f", "arguments": "{}"}
+        assert choice["message"]["content"] == "Look:"
+        parts = [part["choices"][0] for part in events(client, PATH, **given)]
+        assert "".join(part["delta"].get("content", "") for part in parts) == "Look:"
+        calls = [part["delta"]["tool_calls"] for part in parts if "tool_calls" in part["delta"]]
+        assert [[each["index"] for each in some] for some in calls] == [[0]]
+        cut = chat(client, **{**given, "max_tokens": 20})["choices"][0]  # cut short, it is only text
+        assert cut["message"] == {"role": "assistant", "content": wanted[:20]}
+        assert refusal(client, tools=[tool], tool_choice="g")["param"] == "tool_choice"
+        earlier = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+        messages = [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": None, "tool_calls": [earlier]},
+        ]
+        body = {"messages": messages}
+        assert client.post("/apply-template", json=body).json()["prompt"] == "u<tool_call>1"
+        earlier["function"] = {"name": "f", "arguments": "{"}
+        error = refusal(client, messages=messages)
+        assert error["param"] == "messages[1].tool_calls[0].function.arguments"
 
 
 def test_tokens_and_back(service, client):

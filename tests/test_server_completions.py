@@ -68,7 +68,9 @@ def refusal(client: TestClient, status: int = 400, **body: Any) -> dict[str, Any
 @pytest.mark.parametrize("stop", [[], ["a"], ["zz", "\x00"]])
 def test_text_is_that_of_generate(service, client, options, stop):
     given = {"temperature": 1.0, "seed": 0, **options}
-    expected = lama.generate(service.backend.model, ByteTokenizer(), "Hi there", max_new_tokens=20, stop=stop, **given)
+    expected = lama.generate(
+        service.backend.model, ByteTokenizer(), "Hi there", max_new_tokens=20, stop=stop, **given
+    )
     text = str(expected)
     choice = complete(client, prompt="Hi there", max_tokens=20, stop=stop, **given)["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == (text, expected.finish_reason)
@@ -84,7 +86,16 @@ def test_many_prompts_and_answers_each_with_its_seed(service, client):
     for prompts in (["To be", "or not"], [ids, ByteTokenizer().encode("or not")]):
         found = complete(client, prompt=prompts, n=2, seed=7, max_tokens=6)
         texts = [
-            str(lama.generate(service.backend.model, ByteTokenizer(), prompt, max_new_tokens=6, seed=seed, temperature=1.0))
+            str(
+                lama.generate(
+                    service.backend.model,
+                    ByteTokenizer(),
+                    prompt,
+                    max_new_tokens=6,
+                    seed=seed,
+                    temperature=1.0,
+                )
+            )
             for prompt in prompts
             for seed in (7, 8)
         ]
@@ -109,7 +120,9 @@ def test_prompt_is_scored(service, client):
     expected = [log_p[i, token] for i, token in enumerate(ids[1:])]
     assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
     np.testing.assert_allclose(found["token_logprobs"][1 : len(ids)], expected, atol=1e-4)
-    assert found["tokens"][: len(ids)] == list(text) and found["text_offset"][: len(ids)] == [*range(len(ids))]
+    assert found["tokens"][: len(ids)] == list(text) and found["text_offset"][: len(ids)] == [
+        *range(len(ids))
+    ]
     assert choice["text"].startswith(text) and len(found["tokens"]) == len(ids) + 1
     for token, top in zip(found["tokens"][1:], found["top_logprobs"][1:], strict=True):
         assert 3 <= len(top) <= 4 and token in top
@@ -151,7 +164,9 @@ def test_parts_of_characters_have_bytes(client):
 def test_bias_forbids_and_demands(client):
     demanded = complete(client, prompt="a", max_tokens=5, logit_bias={"66": 100}, temperature=0)
     assert demanded["choices"][0]["text"] == "BBBBB"
-    assert complete(client, prompt="a", max_tokens=1, logit_bias={}, temperature=0)["choices"][0]["text"] != "B"
+    assert (
+        complete(client, prompt="a", max_tokens=1, logit_bias={}, temperature=0)["choices"][0]["text"] != "B"
+    )
 
 
 def test_end_tokens_end_unless_ignored(service, client):
@@ -177,7 +192,11 @@ def test_full_context_is_said(client):
     assert events(client, **given)[-1]["choices"][0]["context_full"] is True
     assert "context_full" not in complete(client, prompt="x", max_tokens=2, ignore_eos=True)["choices"][0]
     error = refusal(client, prompt="x" * (CONTEXT + 1))
-    assert (error["code"], error["param"], error["type"]) == ("context_length_exceeded", "prompt", "invalid_request_error")
+    assert (error["code"], error["param"], error["type"]) == (
+        "context_length_exceeded",
+        "prompt",
+        "invalid_request_error",
+    )
 
 
 def test_cached_tokens_are_counted(client):
@@ -259,7 +278,11 @@ def test_unknown_fields_and_models_are_logged_once(client, capfd):
     for _ in range(3):
         complete(client, prompt="secret words", max_tokens=1, model="gpt-5", wibble=[1])
     lines = capfd.readouterr().err.splitlines()
-    assert len([line for line in lines if "gpt-5" in line]) == len([line for line in lines if "wibble" in line]) == 1
+    assert (
+        len([line for line in lines if "gpt-5" in line])
+        == len([line for line in lines if "wibble" in line])
+        == 1
+    )
     assert not any("secret" in line for line in lines)
 
 

@@ -12,13 +12,12 @@ from lama import __version__
 from lama.errors import LamaError
 from lama.files import parse_json
 from lama.generation.engine import Constraint, TokenLogprob
-from lama.generation.text import split_at_stop
 from lama.server.answers import Answer, Piece, Usage, answers, fits
 from lama.server.completions import joined
 from lama.server.fields import BadField, Body, boolean, integer, refuse
 from lama.server.schema import COMMON, MOST_LOGPROBS, Options, check_absent, read_options
 from lama.server.service import Backend, Service, part
-from lama.tokenizers.chat_template import encode_chat
+from lama.tokenizers.chat_template import ChatTemplate, encode_chat
 
 KNOWN = (
     *COMMON,
@@ -26,8 +25,6 @@ KNOWN = (
     *("parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt"),
 )
 MOST_MESSAGES = 4096
-TOOL_CALL = "<tool_call>"
-"""The beginning of a call in Hermes' form."""
 
 
 async def chat_completions(service: Service, body: Body) -> Answer:
@@ -44,47 +41,52 @@ async def chat_completions(service: Service, body: Body) -> Answer:
         options = replace(options, logprobs=top)
     elif top:
         raise BadField("top_logprobs", "top_logprobs must come with logprobs true; got none")
-    tools = read_tools(body)
+    tools, demanded = read_tools(backend, body)
     tokens = await asyncio.to_thread(read_conversation, backend, body, tools)
-    constraint = await asyncio.to_thread(read_format, backend, body)
     fits(backend, tokens, "messages")
+    constraint = await asyncio.to_thread(read_format, backend, body, demanded)
     writer = ChatWriter(backend, options, tokens, bool(tools), constraint)
     return writer.stream() if options.stream else await writer.whole()
 
 
-def read_tools(body: Body) -> list[object] | None:
-    """The tools that the template gets; None without any. Raises BadField."""
+def read_tools(backend: Backend, body: Body) -> tuple[Sequence[object], Sequence[Mapping[str, object]]]:
+    """The tools that the template gets, and the functions of which one must be called. Raises BadField."""
     if body.get("tools") in (None, []) and body.get("tool_choice") in (None, "none", "auto"):
-        return None
-    found: list[object] | None = part("tools").read_tools(body)
-    return found
+        return (), ()
+    found = part("tools").read_tools(body, template_of(backend))
+    return found.tools, found.demanded
 
 
-def read_format(backend: Backend, body: Body) -> Callable[[], Constraint] | None:
-    """A function that makes the constraint of `response_format`; None for any text. Raises BadField."""
+def read_format(
+    backend: Backend, body: Body, demanded: Sequence[Mapping[str, object]] = ()
+) -> Callable[[], Constraint] | None:
+    """A function that makes the constraint of an answer; None for any text. Raises BadField.
+
+    The constraint is that to a call of a demanded function, or that of `response_format`.
+    """
     value = body.get("response_format")
-    if value is None:
-        return None
-    if not isinstance(value, dict):
+    if value is not None and not isinstance(value, dict):
         raise refuse("response_format", "be an object", value)
-    if value.get("type") == "text":
+    if not demanded and (value is None or value.get("type") == "text"):
         return None
-    make = partial(part("constraints").constraint_of, backend.tokenizer, value)
-    try:
-        make()  # a wrong schema is the request's error
-    except BadField:
-        raise
-    except LamaError as error:
-        raise BadField("response_format", str(error)) from None
+    module = part("constraints")
+    function = module.tool_constraint if demanded else module.constraint_of
+    make = partial(function, backend.tokenizer, demanded or value, end_tokens=backend.end)
+    make()  # a wrong schema is the request's error
     return make
+
+
+def template_of(backend: Backend) -> ChatTemplate:
+    """The chat template. Raises BadField for a model without one."""
+    if backend.template is None:
+        message = "the model has no chat template; send a text to /v1/completions"
+        raise BadField("messages", message)
+    return backend.template
 
 
 def read_conversation(backend: Backend, body: Body, tools: Sequence[object] | None = None) -> list[int]:
     """The conversation of a request as tokens. Raises BadField."""
-    if backend.template is None:
-        message = "the model has no chat template; send a text to /v1/completions"
-        raise BadField("messages", message)
-    value = body.get("messages")
+    template, value = template_of(backend), body.get("messages")
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise refuse("messages", f"be a list of 1 to {MOST_MESSAGES} messages", value)
     messages = [read_message(each, f"messages[{i}]") for i, each in enumerate(value)]
@@ -92,11 +94,11 @@ def read_conversation(backend: Backend, body: Body, tools: Sequence[object] | No
     if given is not None and not isinstance(given, dict):
         raise refuse("chat_template_kwargs", "be an object", given)
     options = {name: each for name, each in (given or {}).items() if name not in ("messages", "tools")}
-    options |= {"tools": tools} if tools else {}
+    options |= {"tools": [*tools]} if tools else {}
     prompt = boolean(body, "add_generation_prompt", default=True)
     options.pop("add_generation_prompt", None)
     try:
-        ids = encode_chat(backend.tokenizer, backend.template, messages, prompt, options=options)
+        ids = encode_chat(backend.tokenizer, template, messages, prompt, options=options)
     except LamaError as error:
         raise BadField("messages", str(error)) from None
     if ids and max(ids) >= (rows := backend.model.config.vocab_size):
@@ -158,9 +160,9 @@ class ChatWriter:
         has_tools: bool,
         constraint: Callable[[], Constraint] | None,
     ):
-        self.backend, self.options, self.tokens, self.has_tools = backend, options, tokens, has_tools
+        self.backend, self.options, self.tokens = backend, options, tokens
         self.usage = Usage()
-        self._calls = ["" for _ in range(options.n)]  # text that may be a call of a tool
+        self._tools = [part("tools").ToolStream() for _ in range(options.n)] if has_tools else []
         self._started = [False] * options.n
         self._answers = partial(answers, backend, [tokens], options, self.usage, constraint=constraint)
         self._base = {
@@ -222,20 +224,15 @@ class ChatWriter:
         return found
 
     def _delta(self, piece: Piece) -> tuple[str, list[dict[str, object]]]:
-        """The content that can be shown, and at the end the calls of tools. A call may be no content."""
-        if not self.has_tools:
+        """The content that can be shown, and at the end the calls of tools."""
+        if not self._tools:
             return piece.text, []
-        before, last = self._calls[piece.index], piece.finish_reason is not None
-        text = before + piece.text
-        ready = ""
-        if not before.startswith(TOOL_CALL):
-            ready, _, _ = split_at_stop(text, (TOOL_CALL,), last)
-            text = text[len(ready) :]
-        self._calls[piece.index] = text
-        if not last or not text:
-            return ready, []
-        content, calls = part("tools").parse_tools(text)
-        return ready + (content or ""), [{"index": i, **call} for i, call in enumerate(calls or ())]
+        stream = self._tools[piece.index]
+        content = stream.push(piece.text)
+        if piece.finish_reason is None:
+            return content, []
+        rest, calls = stream.finish()
+        return content + rest, [{"index": i, **call} for i, call in enumerate(calls)]
 
     def _logprobs(self, scores: Sequence[TokenLogprob]) -> list[dict[str, object]]:
         """Tokens with their log-probabilities, and those of the most likely ones."""
