@@ -9,7 +9,7 @@ import threading
 from asyncio import BaseTransport
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lama.errors import LamaError, note
 from lama.server.access import Access
@@ -21,6 +21,7 @@ LAST_BYTES = 10  # seconds that clients have for reading the ends of their answe
 POLL = 0.02  # seconds between looks for the end of the last answer
 
 
+@runtime_checkable
 class Server(Protocol):
     """A server that can be run once."""
 
