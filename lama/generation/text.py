@@ -42,7 +42,7 @@ class Generation:
         return self.text
 
     def _run(self, events: Iterator[Event], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
-        start, decoder, pending, reason = time.perf_counter(), StreamDecoder(tokenizer), "", None
+        start, stream, reason = time.perf_counter(), TextStream(tokenizer, stop), None
         for event in events:
             self.token_times.append(time.perf_counter() - start)
             reason = event.finish_reason
@@ -50,20 +50,39 @@ class Generation:
                 break
             assert event.token is not None
             self.tokens.append(event.token)
-            pending += decoder.push(event.token)
-            ready, pending, stopped = split_at_stop(pending, stop)
-            yield from self._emit(ready)
-            if stopped:
+            yield from self._emit(stream.push(event.token))
+            if stream.stopped:
                 self.finish_reason = "stop"
                 return
-        ready, _, stopped = split_at_stop(pending + decoder.flush(), stop, last=True)
-        self.finish_reason = "stop" if stopped else reason
-        yield from self._emit(ready)
+        rest = stream.flush()
+        self.finish_reason = "stop" if stream.stopped else reason
+        yield from self._emit(rest)
 
     def _emit(self, piece: str) -> Iterator[str]:
         if piece:
             self.text += piece
             yield piece
+
+
+class TextStream:
+    """Text from tokens, piece by piece: whole characters, and nothing from a stop string on."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self.stopped = False
+        """Whether a stop string was found; there is no more text then."""
+        self._decoder, self._stop, self._pending = StreamDecoder(tokenizer), tuple(stop), ""
+
+    def push(self, token: int) -> str:
+        """The text that can be shown after this token, behind that of earlier ones."""
+        return self._ready(self._decoder.push(token))
+
+    def flush(self) -> str:
+        """The rest of the text, after the last token."""
+        return self._ready(self._decoder.flush(), last=True)
+
+    def _ready(self, text: str, last: bool = False) -> str:
+        ready, self._pending, self.stopped = split_at_stop(self._pending + text, self._stop, last)
+        return ready
 
 
 def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
