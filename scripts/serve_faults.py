@@ -304,11 +304,12 @@ def check_load(
     distinct: int = 1000,
     clients: int = 64,
     seed: int = 0,
+    flat: float = FLAT,
 ) -> dict[str, Any]:
     """Send mixed requests to `lama serve` of a model; returns a report whose `faults` must be empty.
 
-    Faults are also: memory that grows by more than 5 % after the first tenth of the requests, and a server
-    that is busy after the last, or does not end with 0.
+    Faults are also: memory at the end above `flat` times that after the first tenth of the requests, and a
+    server that is busy after the last, or does not end with 0.
     """
     model, tokenizer = lama.load(name)
     context = min(model.config.context_length, 2048)
@@ -340,8 +341,10 @@ def check_load(
         if idle > 0.05:
             report.fault(f"an idle server must use no processor time; got {idle:.0%} of a core")
         first, last = memory[max(1, requests // 10) - 1], server.resident()
-        if last > FLAT * first:
-            report.fault(f"memory must stay within 5 %; got {first / 1e6:.1f} MB, then {last / 1e6:.1f} MB")
+        if last > flat * first:
+            report.fault(
+                f"memory must stay within {flat - 1:.0%}; got {first / 1e6:.1f} MB, then {last / 1e6:.1f} MB"
+            )
         if code := server.stop():
             report.fault(f"a server must end with 0 on SIGTERM; got {code}")
         log = server.log.read_text(errors="replace")
