@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from reference.random_gpt2 import make_config, make_weights, write_folder
 
@@ -21,7 +22,7 @@ from lama.tokenizers.bpe import gpt2_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 pytestmark = pytest.mark.peers
-CONTEXT = 96
+CONTEXT, END = 96, 50256
 TEXT = "the a king river said that was in of and boat went over hill green not with seven tall Ships"
 TASKS = {
     "ends": {  # as lambada_openai
@@ -63,8 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint, the tasks' descriptions and their data."""
     folder = tmp_path_factory.mktemp("harness")
     shape = {"n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    config = make_config(**shape, bos_token_id=50256, eos_token_id=50256)
-    write_folder(folder / "model", config, make_weights(config, std=0.3))
+    config = make_config(**shape, bos_token_id=END, eos_token_id=END)
+    weights = make_weights(config, std=0.3)
+    bias = weights["ln_f.bias"]
+    weights["wte.weight"][END] = 10 * bias / np.linalg.norm(bias)  # the likeliest token after some texts
+    write_folder(folder / "model", config, weights)
     for name, content in gpt2_files().items():
         (folder / "model" / name).write_bytes(content)
     model, tokenizer = lama.load(folder / "model")
@@ -73,9 +77,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return str(lama.generate(model, tokenizer, prompt, max_new_tokens=n, temperature=0))
 
     rng, data = random.Random(0), dict[str, list[dict[str, Any]]]()
-    texts = [sentence(rng, rng.randint(3, 70)) for _ in range(12)]
+    texts = [sentence(rng, rng.randint(3, 70)) for _ in range(20)]
     own = [text + word for text in texts if len((word := greedy(text, 1)).split()) == 1 and word[0] == " "]
-    assert len(own) > 2
+    ended = [text for text in texts + own if not greedy(text, 1)]
+    assert len(own) > 2 and len(ended) > 2, (len(own), len(ended))
     data["ends"] = [{"text": text} for text in texts + own]
     data["choices"] = []
     for _ in range(12):
@@ -86,7 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"activity_label": "Rowing", "ctx_a": ctx_a, "ctx_b": ctx_b, "endings": endings, "label": label}
         )
     data["whole"] = [{"text": " " + sentence(rng, n)} for n in (60, 5, 300)]
-    data["answers"] = [{"question": text, "answer": greedy(text, 6).partition("\n")[0]} for text in texts]
+    data["answers"] = [
+        {"question": text, "answer": greedy(text, 6).partition("\n")[0]} for text in texts if greedy(text, 1)
+    ]
     for name, task in TASKS.items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(item) + "\n" for item in data[name]))
