@@ -15,7 +15,8 @@ and CTranslate2 (`pip install ctranslate2`, GPT-2 in int8 only).
 load: mixed requests from 64 clients, with clients that leave, read slowly or send half of a body, and wrong
 requests. Every text is compared with that of `lama.generate` for the same request and seed.
 
-bodies: requests with damaged bodies; each must get an answer of 200 or 4xx.
+bodies: requests with damaged bodies, to a small model with random weights and a template of chats; each must
+get an answer of 200 or 4xx.
 
 llama.cpp: `pip download --no-binary llama-cpp-python --no-deps llama-cpp-python==0.3.36`, unpack, and in
 vendor/llama.cpp: `cmake -B build -G Ninja -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
@@ -43,7 +44,7 @@ from typing import Any
 
 import numpy as np
 from serve_client import Client, Server, lama_command
-from serve_faults import check_bodies, check_load
+from serve_faults import check_bodies, check_load, random_gpt2
 
 from lama.atomic import atomic_write
 from lama.cli.live import say
@@ -61,7 +62,7 @@ numbers = itertools.count()  # of prompts: no two are equal
 
 @dataclass
 class Figures:
-    """What one round measures: tokens/s, and seconds to the first token and between tokens."""
+    """The measurements of one round: tokens/s, and seconds to the first token and between tokens."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -95,22 +96,6 @@ def files(names: Sequence[str], folder: Path) -> dict[str, Path]:
         found[name] = folder / f"{name}.gguf"
         export_gguf(found[name], *load_causal(random_gpt2(folder / "gpt2"), dtype=dtype), "random")
     return found
-
-
-def random_gpt2(folder: Path) -> Path:
-    """A checkpoint of GPT-2 124M's shape with random weights and GPT-2's vocabulary, written once."""
-    if not folder.exists():
-        sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-        from reference.random_gpt2 import make_config, make_weights, write_folder
-
-        from lama.tokenizers.bpe import gpt2_files
-
-        folder.mkdir()
-        config = make_config(bos_token_id=50256, eos_token_id=50256)
-        write_folder(folder, config, make_weights(config))
-        for name, content in gpt2_files().items():
-            (folder / name).write_bytes(content)
-    return folder
 
 
 # --- servers
@@ -314,7 +299,7 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
 
 def bodies(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        report = check_bodies(args.model, Path(folder), args.bodies, args.serve_args)
+        report = check_bodies(Path(folder), args.bodies, args.serve_args)
     print(f"\n{json.dumps(report, indent=1)}")
     return report
 
@@ -330,7 +315,7 @@ def main() -> None:
     add("--concurrent", nargs="+", type=int, default=CONCURRENT, metavar="N", help="streams at a time")
     add("--context", type=int, default=512, help="tokens of a row in speed (default: 512)")
     add("--rounds", type=int, default=3, help="of speed, cached and batch (default: 3)")
-    add("--model", default="lama-bpe", help="the model of load and bodies (default: lama-bpe)")
+    add("--model", default="lama-bpe", help="the model of load (default: lama-bpe)")
     add("--rows", type=int, default=8, help="rows of the server in load (default: 8)")
     add("--requests", type=int, default=10_000, help="of load (default: 10,000)")
     add("--distinct", type=int, default=1000, help="different requests of load (default: 1,000)")

@@ -1,4 +1,4 @@
-"""What bench_serve.py and tests/test_server_load.py share: server processes and a small HTTP client.
+"""Server processes and a small HTTP client, for bench_serve.py and the tests of the server.
 
 The client is asyncio's sockets, so that it takes little of the processor that it measures, and can send half
 a body, read slowly and leave in the middle.

@@ -108,21 +108,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[Any]:
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
+    pytest.importorskip("lm_eval", reason="not installed: pip install 'lm_eval[api]'")
+    pytest.importorskip("tenacity", reason="not installed: pip install 'lm_eval[api]'")
     from serve_client import Server, lama_command
 
     with Server(lama_command(folder / "model", 4, CONTEXT), folder / "log", wait=120) as server:
         yield server
 
 
-def scores(folder: Path, model: str, tasks: list[str], **arguments: Any) -> Scores:
+def scores(folder: Path, name: str, tasks: list[str], arguments: dict[str, Any]) -> Scores:
     """What the harness finds by (task, metric)."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    lm_eval = importlib.import_module("lm_eval")
     tasks_here = importlib.import_module("lm_eval.tasks").TaskManager(
         include_path=str(folder), include_defaults=False
     )
     found = lm_eval.simple_evaluate(
-        model=model,
+        model=name,
         model_args=arguments,
         tasks=tasks,
         task_manager=tasks_here,
@@ -140,14 +142,14 @@ def scores(folder: Path, model: str, tasks: list[str], **arguments: Any) -> Scor
 def through_server(folder: Path, server: Any, tasks: list[str], **arguments: Any) -> Scores:
     fixed = {"base_url": f"http://127.0.0.1:{server.port}/v1/completions", "model": "lama"}
     fixed |= {"tokenizer_backend": "remote", "max_length": CONTEXT, "max_gen_toks": 6}
-    return scores(folder, "local-completions", tasks, **fixed | arguments)
+    return scores(folder, "local-completions", tasks, fixed | arguments)
 
 
 def own_class(folder: Path, tasks: list[str], **arguments: Any) -> Scores:
     """The harness's transformers class, with windows of as many tokens as its HTTP class has."""
     pytest.importorskip("transformers")
     fixed = {"pretrained": str(folder / "model"), "dtype": "float32", "max_length": CONTEXT - 2}
-    return scores(folder, "hf", tasks, **fixed | arguments)
+    return scores(folder, "hf", tasks, fixed | arguments)
 
 
 def lama_eval(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -185,16 +187,7 @@ def test_rolling_scores_are_the_perplexity_of_lama_eval(
     about = json.loads((folder / "whole.yaml").read_text())
     about |= {"task": "rest", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rest.jsonl")}}}
     (tmp_path / "rest.yaml").write_text(json.dumps(about))
-    ours = scores(
-        tmp_path,
-        "local-completions",
-        ["rest"],
-        base_url=f"http://127.0.0.1:{server.port}/v1/completions",
-        model="lama",
-        tokenizer_backend="remote",
-        max_length=CONTEXT,
-        custom_prefix_token_id=first,
-    )
+    ours = through_server(tmp_path, server, ["rest"], custom_prefix_token_id=first)
     (tmp_path / "text.txt").write_text(text)
     found = lama_eval(capsys, "-m", folder / "model", "--text", tmp_path / "text.txt")
     assert ours["rest", "bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-4)

@@ -25,6 +25,6 @@ def test_mixed_traffic_gets_the_texts_of_generate(tmp_path: Path):
 def test_damaged_bodies_get_200_or_4xx(tmp_path: Path):
     from serve_faults import check_bodies
 
-    report = check_bodies(MODEL, tmp_path, 150, [])
+    report = check_bodies(tmp_path, 150, [])
     assert report["faults"] == []
     assert {key.split()[1][0] for key in report["counts"]} == {"2", "4"}
