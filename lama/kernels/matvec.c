@@ -2,45 +2,47 @@
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
-#ifdef BITS
-#define LANES 1
-#define DOTS(n, lanes) quantized_dots(y + (n), a, w + (n) * ROW_BYTES, scales + (n) * SCALES)
-#else
-#define DOTS(n, lanes) dots(y + (n), a, w + (n) * K, lanes)
-// The rows of w at a time, and the vectors of each. One row, read in order, is best for memory; many rows of
-// a come from the second cache and should meet more than one row of w. All sums stay in registers.
-#define LANES (M <= 2 || (V < 16 && M > 4) ? 1 : 2)
-#define AT_ONCE (M <= 2 ? 4 : V == 16 && M <= 4 ? 2 : 1)
-#ifndef AHEAD
-#define AHEAD 4096  // bytes
+#ifndef PLACE
+#define PLACE 2
 #endif
+#if BIAS
+#define BIASES(n) (bias + (n))
+#else
+#define BIASES(n) 0
+#endif
+#ifndef BITS
+// The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
+#define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+#ifndef BLOCK_BYTES
+#define BLOCK_BYTES (256 * 1024)
 #endif
 
-#ifndef BITS
-// The products of `lanes` rows of w with all rows of a, written N apart. Prefetches the next rows: the CPU's
-// own prefetching ends at the end of a page, and a row is hardly longer.
-PART void dots(output y, input a, const WEIGHT *restrict w, const int lanes) {
-  vec sums[M][LANES][AT_ONCE];
-  EACH(m, M) EACH(i, lanes) EACH(j, AT_ONCE) sums[m][i][j] = 0;
-  int k = 0;
-  for (; k + AT_ONCE * V <= K; k += AT_ONCE * V)
-    EACH(i, lanes) {
-      UNROLL for (int byte = 0; byte < AT_ONCE * V * (int)sizeof(WEIGHT); byte += 64)
-        __builtin_prefetch((const char *)(w + i * K + k) + AHEAD + byte);
-      EACH(j, AT_ONCE) {
-        vec weights = load(w + i * K + k + j * V);
-        EACH(m, M) sums[m][i][j] += load(a + m * K + k + j * V) * weights;
+// Columns n to n + V of y, `some` of them: V rows of w at a time are transposed in registers. Prefetches the next V rows.
+PART void columns(output y, input a, const WEIGHT *restrict w, const float *bias, const int full, int some, int more) {
+  vec totals[M];
+  EACH(m, M) totals[m] = BIAS ? get(bias, full ? V : some, 0) : (vec)0;
+  for (int k0 = 0; k0 < K; k0 += DEPTH) {
+    vec sums[M];
+    EACH(m, M) sums[m] = 0;
+    int k = k0, end = MIN(K, k0 + DEPTH);
+    for (; k + V <= end; k += V) {
+      vec x[V];
+      if (more) {
+        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
+          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, PLACE);
       }
+      EACH(i, V) x[i] = load(w + (long)(full ? i : MIN(i, some - 1)) * K + k);
+      transpose_vecs(x);
+      EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
     }
-  for (; k < K; k += V)
-    EACH(i, lanes) {
-      vec weights = get(w + i * K + k, K - k, 0);
-      EACH(m, M) sums[m][i][0] += get(a + m * K + k, K - k, 0) * weights;
+    for (; k < end; k++) {
+      vec x;
+      EACH(i, V) x[i] = load1(w + (long)(full ? i : MIN(i, some - 1)) * K + k);
+      EACH(m, M) sums[m] += a[m * K + k] * x;
     }
-  EACH(m, M) EACH(i, lanes) {
-    UNROLL for (int j = 1; j < AT_ONCE; j++) sums[m][i][0] += sums[m][i][j];
-    y[m * N + i] = sum_vec(sums[m][i][0]);
+    EACH(m, M) totals[m] += sums[m];
   }
+  EACH(m, M) put(y + m * N, totals[m], full ? V : some);
 }
 #endif
 
@@ -65,14 +67,20 @@ KERNEL NAME(output y, INPUTS, int slice) {
   a = arranged;
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
-    long n = FIRST(N);
-    for (; n + LANES <= LAST(N); n += LANES) DOTS(n, LANES);
-    for (; n < LAST(N); n++) DOTS(n, 1);
+#ifdef BITS
+    const long first = FIRST(N), last = LAST(N);
+    for (long n = first; n < last; n++) quantized_dots(y + n, a, w + n * ROW_BYTES, scales + n * SCALES);
+#else
+    const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
+    long n = first;
+    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n), 1, V, n + 2 * V <= last);
+    if (n < last) columns(y + n, a, w + n * K, BIASES(n), 0, last - n, 0);
+#endif
     for (int m = 0; m < M; m++)
-      for (n = FIRST(N); n < LAST(N); n += V) {
-        const long some = LAST(N) - n;
+      for (long n = first; n < last; n += V) {
+        const long some = last - n;
         vec value = get(y + m * N + n, some, 0);
-#if BIAS
+#if BIAS && defined(BITS)
         value += get(bias + n, some, 0);
 #endif
         if (GELU) value = gelu(value);
