@@ -2,25 +2,19 @@
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
-#ifndef PLACE
-#define PLACE 2
-#endif
 #if BIAS
-#define BIASES(n) (bias + (n))
+#define BIASES(n, some) get(bias + (n), some, 0)
 #else
-#define BIASES(n) 0
+#define BIASES(n, some) (vec)0
 #endif
 #ifndef BITS
 // The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
 #define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
-#ifndef BLOCK_BYTES
-#define BLOCK_BYTES (256 * 1024)
-#endif
 
 // Columns n to n + V of y, `some` of them: V rows of w at a time are transposed in registers. Prefetches the next V rows.
-PART void columns(output y, input a, const WEIGHT *restrict w, const float *bias, const int full, int some, int more) {
+PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
   vec totals[M];
-  EACH(m, M) totals[m] = BIAS ? get(bias, full ? V : some, 0) : (vec)0;
+  EACH(m, M) totals[m] = start;
   for (int k0 = 0; k0 < K; k0 += DEPTH) {
     vec sums[M];
     EACH(m, M) sums[m] = 0;
@@ -29,20 +23,20 @@ PART void columns(output y, input a, const WEIGHT *restrict w, const float *bias
       vec x[V];
       if (more) {
         UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
-          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, PLACE);
+          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
       }
-      EACH(i, V) x[i] = load(w + (long)(full ? i : MIN(i, some - 1)) * K + k);
+      EACH(i, V) x[i] = load(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       transpose_vecs(x);
       EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
     }
     for (; k < end; k++) {
       vec x;
-      EACH(i, V) x[i] = load1(w + (long)(full ? i : MIN(i, some - 1)) * K + k);
+      EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       EACH(m, M) sums[m] += a[m * K + k] * x;
     }
     EACH(m, M) totals[m] += sums[m];
   }
-  EACH(m, M) put(y + m * N, totals[m], full ? V : some);
+  EACH(m, M) put(y + m * N, totals[m], all ? V : some);
 }
 #endif
 
@@ -62,22 +56,19 @@ KERNEL NAME(output y, INPUTS, int slice) {
   a = normalised;
 #endif
 #ifdef BITS
-  float arranged[M * X_ROW] __attribute__((aligned(64)));
-  for (int m = 0; m < M; m++) arrange(arranged + m * X_ROW, a + m * K);
-  a = arranged;
+  struct rounded rounded[M];
+  for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
+#define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
+#else
+#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
-#ifdef BITS
-    const long first = FIRST(N), last = LAST(N);
-    for (long n = first; n < last; n++) quantized_dots(y + n, a, w + n * ROW_BYTES, scales + n * SCALES);
-#else
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
-    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n), 1, V, n + 2 * V <= last);
-    if (n < last) columns(y + n, a, w + n * K, BIASES(n), 0, last - n, 0);
-#endif
+    for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);
+    if (n < last) COLUMNS(n, 0, last - n, 0);
     for (int m = 0; m < M; m++)
-      for (long n = first; n < last; n += V) {
+      for (n = first; n < last; n += V) {
         const long some = last - n;
         vec value = get(y + m * N + n, some, 0);
 #if BIAS && defined(BITS)
