@@ -44,7 +44,11 @@ class Rope:
         self, x: Float[Tensor, "B H T d_head"], positions: Int[Tensor, "B"] | None, length: int
     ) -> Float[Tensor, "B H T d_head"]:
         """Rotate each token by its position: from positions[b] on, or from 0; all are below `length`."""
-        return rotate(x, _rope_table(self, 1 << (length - 1).bit_length(), str(x.device)), positions)
+        return rotate(x, self.table(length, str(x.device)), positions)
+
+    def table(self, length: int, device: str) -> Tensor:
+        """The cosines and sines of at least `length` positions, (length, d_rotated); cached."""
+        return _rope_table(self, 1 << (length - 1).bit_length(), device)
 
 
 @functools.lru_cache(maxsize=8)
