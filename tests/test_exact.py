@@ -145,7 +145,9 @@ def weights(n: int, k: int, dtype: str) -> Tensor | kernels.Quantized:
         return with_minima(n, k, 4, dtype.endswith("blocks"))[0]
     w = Tensor(normal(n, k)).realize()
     return (
-        quantize(w, int(dtype[3])) if "int" in dtype else w.cast(getattr(dtypes, dtype)).contiguous().realize()
+        quantize(w, int(dtype[3]))
+        if "int" in dtype
+        else w.cast(getattr(dtypes, dtype)).contiguous().realize()
     )
 
 

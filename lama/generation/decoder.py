@@ -60,6 +60,13 @@ def buffers(model: CausalLM) -> list[UOp]:
     return [parameter.uop for parameter in get_parameters(model)]
 
 
+def rope_tables(model: CausalLM, length: int) -> dict[str, Tensor]:
+    """The tables of rotary positions for texts of this length, which a step reads as it reads weights."""
+    ropes = dict.fromkeys(block.attn.rope for block in model.blocks)
+    device = str(model.embed.weight.device)
+    return {f"rope {rope}": rope.table(length, device) for rope in ropes if rope is not None}
+
+
 class Runner:
     """A model and its cache: takes tokens, returns the logits after them.
 
@@ -199,7 +206,7 @@ class Runner:
 
         if self.jit:
             state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
-            state |= self._rope_tables()
+            state |= rope_tables(self.model, self.context)
             return CachedStep(function, inputs, state, f"{result} {self.model.config}")
         device = str(self.model.embed.weight.device)
 
@@ -208,12 +215,6 @@ class Runner:
             return function(*tensors).numpy()
 
         return run
-
-    def _rope_tables(self) -> dict[str, Tensor]:
-        """The tables of rotary positions, which a step reads as it reads weights."""
-        ropes = dict.fromkeys(block.attn.rope for block in self.model.blocks)
-        device = str(self.model.embed.weight.device)
-        return {f"rope {rope}": rope.table(self.context, device) for rope in ropes if rope is not None}
 
     def _computed(
         self,

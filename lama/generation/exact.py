@@ -17,10 +17,16 @@ def exact_obstacle(model: CausalLM) -> str | None:
     rows, new tokens and threads. It then depends on the model and the processor only.
     """
     layers = matrices_of(model).values()
-    tensors = [t for w in (layer.weight for layer in layers) for t in (w.tensors() if isinstance(w, Quantized) else [w])]
+    tensors = [
+        t
+        for w in (layer.weight for layer in layers)
+        for t in (w.tensors() if isinstance(w, Quantized) else [w])
+    ]
     if not is_fast(*tensors):
         return "lama's kernels for the CPU are not in use"
-    if any(isinstance(layer.weight, Quantized) for layer in layers) and not multiplies_integers(str(tensors[0].device)):
+    if any(isinstance(layer.weight, Quantized) for layer in layers) and not multiplies_integers(
+        str(tensors[0].device)
+    ):
         return "this processor has no instruction for products of integers"
     for block in model.blocks:
         attn = block.attn
