@@ -176,7 +176,7 @@ def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, 
     [
         ([], "give a verb, such as generate or train. See lama help"),
         (["explode"], "invalid choice: 'explode'"),
-        (["fly"], "invalid choice: 'fly' (choose from generate, chat, train, "),
+        (["fly"], "invalid choice: 'fly' (choose from generate, chat, serve, train, "),
         (["generat"], "argument VERB: invalid choice: 'generat'. Did you mean generate? See lama --help"),
         (["help", "trian"], "invalid choice: 'trian'. Did you mean train?"),
         (

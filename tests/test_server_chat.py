@@ -89,7 +89,7 @@ def test_stream(client):
         tokens = [token for c in mine for token in c.get("token_ids", ())]
         assert bytes(tokens) == b"".join(bytes(entry["bytes"]) for entry in scores)
         for entry in scores:
-            assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+            assert entry.keys() == {"id", "token", "logprob", "bytes", "top_logprobs"}
             assert len(entry["top_logprobs"]) == 10
             tops = [top["logprob"] for top in entry["top_logprobs"]]
             assert tops == sorted(tops, reverse=True) and entry["logprob"] <= tops[0] <= 0

@@ -36,7 +36,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--queue N", "requests that may wait for a row (default: 4 for each row)", type=int)
     add("--max-tokens N", "largest number of new tokens of an answer (default: the context)", type=int)
     add("--max-n N", "largest number of answers to a request, for all of its prompts", 128)
-    add("--max-body BYTES", "largest size of a request", 8 << 20)
+    add("--max-body BYTES", "largest size of a request", 4 << 20)
     add("--timeout SECONDS", "longest time that a request may take", 600.0)
     add("--api-key-file FILE", "keys, one a line, of which a request must have one")
     add("--no-key", "let everyone who reaches the address use it")

@@ -57,7 +57,7 @@ class Access:
             message = f"the Host must be an address of this server; got {quoted(host, 80)}"
             return ErrorAnswer(403, message, code="host_not_allowed")
         origin = headers.get("origin")
-        if origin is None or origin in self.origins or origin.partition("://")[2] == host:
+        if origin is None or origin.partition("://")[2] == host or self.origins & {origin, "*"}:
             return None
         message = f"pages of {quoted(origin, 80)} may not use this server; --allow-origin lets them"
         return ErrorAnswer(403, message, code="origin_not_allowed")

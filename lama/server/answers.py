@@ -135,10 +135,10 @@ async def answers(
                 yield piece
 
 
-def check_length(backend: Backend, text: str, param: str) -> None:
-    """Raise Refused for a text that is too long for the context, before it is encoded."""
-    if len(text) > max(LONGEST_TEXT, LONGEST_TOKEN * backend.context):
-        raise _too_long(backend, f"{len(text):,} characters", param)
+def check_length(backend: Backend, n: int, param: str) -> None:
+    """Raise Refused for so many characters that the context cannot hold them, before they are encoded."""
+    if n > max(LONGEST_TEXT, LONGEST_TOKEN * backend.context):
+        raise _too_long(backend, f"{n:,} characters", param)
 
 
 def fits(backend: Backend, tokens: Sequence[int], param: str) -> None:

@@ -20,6 +20,7 @@ from lama.server.metrics import metrics, models, slots
 from lama.server.schema import parse_body
 from lama.server.service import Limits, Service
 from lama.server.tokens import apply_template, detokenize, tokenize, tokenizer_info
+from lama.server.worker import QueueFull
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -213,8 +214,10 @@ class Guard:
             length = headers.get("content-length", "")
             if refusal is None and length.isdecimal() and int(length[:20]) > limits.max_body:
                 refusal = _too_large(limits).answer
+            if refusal is None and self.service.n_active > limits.max_active:
+                refusal = answer_to(QueueFull(f"at most {limits.max_active} requests at a time"))
             if refusal is not None:
-                await JSON(refusal.to_json(), refusal.status)(scope, receive, guarded)
+                await JSON(refusal.to_json(), refusal.status, refusal.headers)(scope, receive, guarded)
                 return
             async with asyncio.timeout(limits.timeout):
                 await self.app(scope, limited, guarded)

@@ -12,7 +12,7 @@ from lama import __version__
 from lama.errors import LamaError
 from lama.files import parse_json
 from lama.generation.engine import Constraint, TokenLogprob
-from lama.server.answers import Answer, Piece, Usage, answers, fits
+from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits
 from lama.server.completions import joined
 from lama.server.fields import BadField, Body, boolean, integer, refuse
 from lama.server.schema import COMMON, MOST_LOGPROBS, Options, check_absent, read_options
@@ -90,6 +90,7 @@ def read_conversation(backend: Backend, body: Body, tools: Sequence[object] | No
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise refuse("messages", f"be a list of 1 to {MOST_MESSAGES} messages", value)
     messages = [read_message(each, f"messages[{i}]") for i, each in enumerate(value)]
+    check_length(backend, sum(len(str(each["content"])) for each in messages), "messages")
     given = body.get("chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
         raise refuse("chat_template_kwargs", "be an object", given)
@@ -239,7 +240,7 @@ class ChatWriter:
 
         def entry(token: int, logprob: float) -> dict[str, object]:
             text, raw = self.backend.piece(token)
-            return {"token": text, "logprob": logprob, "bytes": raw}
+            return {"id": token, "token": text, "logprob": logprob, "bytes": raw}  # id as llama.cpp's server
 
         return [
             {

@@ -50,7 +50,7 @@ def read_prompt(backend: Backend, value: object, name: str) -> tuple[str, list[i
     """The text and the tokens of one prompt, a text or token ids. Raises BadField and Refused."""
     rows = backend.model.config.vocab_size
     if isinstance(value, str):
-        check_length(backend, value, name)
+        check_length(backend, len(value), name)
         try:
             ids, text = backend.tokenizer.encode(value), value
         except LamaError as error:

@@ -27,10 +27,12 @@ class Limits:
     """New tokens of an answer; None for as many as the context holds."""
     max_n: int = 128
     """Answers to one request: its prompts times `n`."""
-    max_body: int = 8 << 20
+    max_body: int = 4 << 20
     """Bytes."""
     timeout: float = 600.0
     """Seconds from a request's first byte to the last one of its answer."""
+    max_active: int = 256
+    """Requests at a time, those too whose bodies are not complete."""
 
 
 @dataclass(frozen=True)

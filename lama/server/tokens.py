@@ -24,7 +24,7 @@ def _tokens(backend: Backend, body: Body) -> list[int]:
     text, frame = body.get("prompt"), boolean(body, "add_special_tokens", default=True)
     if not isinstance(text, str):
         raise refuse("prompt", "be a text", text)
-    check_length(backend, text, "prompt")
+    check_length(backend, len(text), "prompt")
     try:
         return backend.tokenizer.encode(text) if frame else encode_inside(backend.tokenizer, text)
     except LamaError as error:

@@ -84,6 +84,7 @@ class Worker:
     def __init__(self, engine: Engine, queue_size: int = 32):
         """At most `queue_size` requests wait; one more raises QueueFull."""
         self.engine, self.queue_size = engine, queue_size
+        self._most, self._n_jobs = engine.rows + queue_size, 0
         self.counts = Counts()
         self.draining = False
         self.n_admitted = 0
@@ -115,7 +116,7 @@ class Worker:
         """
         if self.draining:
             raise Draining("the server is shutting down; send the request to another one")
-        if self.n_admitted >= self.engine.rows + self.queue_size:
+        if self.n_admitted >= self._most:
             raise QueueFull(f"at most {self.queue_size} requests wait; try again later")
         answers = Answers(self, len(requests))
         self.n_admitted += len(requests)
@@ -135,8 +136,11 @@ class Worker:
     async def run(self, function: Callable[[], T]) -> T:
         """The result of a function that runs in the engine's thread, between two steps.
 
-        Of several, one runs between two steps. One whose caller has left before is left out.
+        Of several, one runs between two steps. One whose caller has left before is left out. Raises QueueFull
+        for too many.
         """
+        if self._n_jobs >= self._most:
+            raise QueueFull(f"at most {self._most} requests wait; try again later")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -150,7 +154,11 @@ class Worker:
             _call(loop, done)
 
         self._commands.put(partial(self._jobs.append, job))
-        return await future
+        self._n_jobs += 1
+        try:
+            return await future
+        finally:
+            self._n_jobs -= 1
 
     def loop(self) -> None:
         """Run until `stop`; the body of the thread."""
