@@ -45,6 +45,7 @@ class FakeServer(ThreadingHTTPServer):
         self.chat = self.internals = True
         self.legacy = self.endless = False
         self.canned: list[dict[str, Any]] | None = None  # the choices of every stream
+        self.loading = 0  # times that the model is asked for before it is there
         self.key: str | None = None
         self.failure: tuple[int, str] | None = None
         self.pause = 0.0  # seconds between tokens
@@ -156,6 +157,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path in FILES:
             name, kind = FILES[self.path]
             self.reply((FOLDER / name).read_bytes(), kind=kind, **{"Content-Security-Policy": CSP})
+        elif server.loading:
+            server.loading -= 1
+            self.refuse(503, "the model is loading; try again")
         elif self.path == "/v1/models" and self.is_allowed():
             meta = {"context": 1024, "n_layers": LAYERS, "n_heads": HEADS, "vocab_size": 50257}
             meta |= {"chat": server.chat, "internals": server.internals}
@@ -192,7 +196,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for choice in self.server.stream(chat):
-                self.wfile.write(f"data: {json.dumps({'id': 'x', 'choices': [choice]})}\n\n".encode())
+                event = choice if "error" in choice else {"id": "x", "choices": [choice]}
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
                 time.sleep(self.server.pause)
             self.wfile.write(b'data: {"id": "x", "choices": [], "usage": {}}\n\ndata: [DONE]\n\n')
         except OSError:

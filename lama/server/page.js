@@ -3,7 +3,6 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const range = (n) => Array.from({ length: n }, (_, i) => i);
 const N_TOP = 10; // alternatives of a token
 const MOST_SURPRISE = 6; // nats: the end of the colour scale
 
@@ -149,7 +148,9 @@ class Answer {
   constructor(holder, prompt, { given = "", again = null } = {}) {
     Object.assign(this, { tokens: [], run: null, ask: prompt });
     const label = "Answer: arrows move between tokens, Enter opens one";
-    this.text = element("div", { class: "text", role: "listbox", "aria-label": label });
+    this.text = element("span", { role: "listbox", "aria-label": label });
+    const before = element("span", { class: "given", text: given });
+    const whole = element("div", { class: "text" }, before, this.text);
     this.strip = element("div", { class: "strip", "aria-hidden": "true" });
     this.facts = element("span", { class: "soft" });
     this.more = button("Continue", () => proceed(this));
@@ -157,8 +158,7 @@ class Answer {
     const foot = element("div", { class: "foot" }, this.facts, this.more);
     if (again) foot.append(button("Regenerate", again));
     this.error = element("p", { class: "error", role: "alert", hidden: "" });
-    this.element = element("article", { class: "answer" }, this.text, this.strip, this.error, foot);
-    if (given) this.text.append(element("span", { class: "given", text: given }));
+    this.element = element("article", { class: "answer" }, whole, this.strip, this.error, foot);
     holder.append(this.element);
 
     const find = (event) => event.target.closest(".token");
@@ -210,7 +210,7 @@ class Answer {
   }
   // Keep the first n tokens.
   cut(n) {
-    for (const i of range(this.tokens.length).slice(n)) this.elements(i).forEach((each) => each.remove());
+    for (let i = n; i < this.tokens.length; i++) this.elements(i).forEach((each) => each.remove());
     this.tokens.length = n;
     const first = this.text.querySelector(".token");
     if (first && !this.text.querySelector('[tabindex="0"]')) first.tabIndex = 0;
@@ -218,13 +218,10 @@ class Answer {
 
   start(run) {
     this.run = run;
-    this.say("");
+    tell(this.error, "");
     this.facts.textContent = "";
     this.element.classList.add("busy");
     this.more.hidden = true;
-  }
-  say(text) {
-    tell(this.error, text);
   }
   finish(reason, n, seconds) {
     this.element.classList.remove("busy");
@@ -232,11 +229,11 @@ class Answer {
     const mean = surprises.reduce((a, b) => a + b, 0) / surprises.length;
     const ends = { length: "max_tokens reached", context: "the context is full", stopped: "stopped" };
     const facts = [`${this.tokens.length} token${this.tokens.length === 1 ? "" : "s"}`];
-    if (n > 1 && seconds > 0) facts.push(`${(n / seconds).toFixed(0)} per second`);
+    if (n > 1) facts.push(`${(n / seconds).toFixed(0)} per second`);
     if (surprises.length) facts.push(`mean surprise ${mean.toFixed(2)}`);
     if (ends[reason]) facts.push(ends[reason]);
     this.facts.textContent = facts.join(" · ");
-    this.more.hidden = reason === "context" || !this.tokens.length || this.tokens.at(-1).end;
+    this.more.hidden = !this.tokens.length || !["length", "stopped"].includes(reason);
   }
 }
 
@@ -280,7 +277,7 @@ async function generate(answer, path, body) {
       if (follows) toEnd();
     }
   } catch (error) {
-    if (error.name !== "AbortError" && answer.run === controller) answer.say(error.message);
+    if (error.name !== "AbortError" && answer.run === controller) tell(answer.error, error.message);
     controller.abort();
   }
   if (running?.controller === controller) {
@@ -310,6 +307,7 @@ async function proceed(answer, i = answer.tokens.length, alternative = null) {
   stop();
   try {
     const before = await answer.prompt();
+    if (!answer.element.isConnected) return;
     if (alternative && alternative.id === undefined) alternative.id = await onlyToken(alternative.text);
     const turn = turns.findIndex((each) => each.answer === answer);
     if (turn >= 0) forget(turn + 1);
@@ -321,7 +319,7 @@ async function proceed(answer, i = answer.tokens.length, alternative = null) {
     if (alternative) answer.elements(i)[0].focus({ preventScroll: true });
     await generate(answer, "v1/completions", { prompt: [...before, ...answer.ids()], logprobs: N_TOP });
   } catch (error) {
-    answer.say(error.message);
+    tell(answer.error, error.message);
   }
 }
 async function onlyToken(text) {
@@ -438,8 +436,8 @@ function composer(form, field, act) {
 
 let opened = null; // {answer, i}
 let asking = null; // the AbortController of what is asked for it
-let weights = null; // the answer of /v1/attention
-let head = null; // the chosen {layer, head}, or null for the mean
+let weights = null; // the answer of /v1/attention, and its heads in one list
+let head = ""; // the key of the chosen head, or "" for the mean
 
 function open(answer, i) {
   opened?.answer.mark("active", opened.i, false);
@@ -526,58 +524,55 @@ async function inside() {
 }
 
 function drawAttention(found) {
-  weights = found;
-  const { layers } = found, n = Math.max(...layers.map((each) => each.heads.length));
-  if (head && !layers.some((each) => each.layer === head.layer)) head = null;
-  const cell = (layer, number, text, name) => element("button", {
-    type: "button", role: "radio", text, class: name, "data-layer": layer, "data-head": number, tabindex: -1,
+  const cell = (key, text, name) => element("button", {
+    type: "button", role: "radio", text, class: name, "data-key": key, tabindex: -1,
   });
-  const mean = cell("", "", "mean of all heads", "mean");
-  const rows = layers.flatMap(({ layer, heads }) => [
-    element("span", { text: layer }),
-    ...heads.map((each) => cell(layer, each.head, "", null)),
-  ]);
-  set($("heads"), { "--heads": n }).replaceChildren(mean, ...rows);
+  const heads = found.layers.flatMap(({ layer, heads }) => heads.map((each) => ({
+    layer,
+    name: `layer ${layer}, head ${each.head}`,
+    weights: each.weights,
+    cell: cell(`${layer}.${each.head}`, "", null),
+  })));
+  const n = found.layers[0].heads.length;
+  const label = (each, i) => (i % n ? [] : [element("span", { text: each.layer })]);
+  const cells = heads.flatMap((each, i) => [...label(each, i), each.cell]);
+  weights = { ...found, heads };
+  set($("heads"), { "--heads": n }).replaceChildren(cell("", "mean of all heads", "mean"), ...cells);
   drawCells();
 }
 
 function drawCells() {
   const measure = $("measure").value;
-  for (const { layer, heads } of weights.layers) {
-    for (const { head: number, weights: row } of heads) {
-      const cell = $("heads").querySelector(`[data-layer="${layer}"][data-head="${number}"]`);
-      const entropy = -row.reduce((sum, w) => sum + (w > 0 ? w * Math.log(w) : 0), 0);
-      const most = Math.max(0, ...(measure === "beyond" ? row.slice(1) : row));
-      const value = measure === "entropy" ? entropy : most, whole = Math.log(row.length) || 1;
-      cell.style.setProperty("--w", (measure === "entropy" ? value / whole : value).toFixed(3));
-      const unit = measure === "entropy" ? " nats" : "";
-      cell.title = `layer ${layer}, head ${number}: ${value.toFixed(2)}${unit}`;
-      cell.setAttribute("aria-label", cell.title);
-    }
+  for (const { cell, name, weights: row } of weights.heads) {
+    const most = Math.max(0, ...row.slice(measure === "beyond" ? 1 : 0));
+    const entropy = -row.reduce((sum, w) => sum + (w > 0 ? w * Math.log(w) : 0), 0);
+    const spread = [entropy / (Math.log(row.length) || 1), `${entropy.toFixed(2)} nats`];
+    const [shade, text] = measure === "entropy" ? spread : [most, most.toFixed(2)];
+    cell.title = `${name}: ${text}`;
+    set(cell, { "--w": shade.toFixed(3), "aria-label": cell.title });
   }
   drawLooked();
 }
 
 // The text, shaded by the weights of the chosen head or by their mean.
 function drawLooked() {
-  const all = weights.layers.flatMap(({ layer, heads }) => heads.map((each) => ({ ...each, layer })));
-  const one = head && all.find((each) => each.layer === head.layer && each.head === head.head);
-  const shown = one ? [one] : all, n = weights.position + 1;
-  const row = range(n).map((i) => shown.reduce((sum, each) => sum + each.weights[i], 0) / shown.length);
+  const { heads, texts, position } = weights, beyond = $("measure").value === "beyond";
+  const one = heads.find((each) => each.cell.dataset.key === head), shown = one ? [one] : heads;
+  const row = texts.map((_, i) => shown.reduce((sum, each) => sum + each.weights[i], 0) / shown.length);
+  if (beyond) row[0] = 0;
+  const most = Math.max(...row), whole = beyond ? most || 1 : 1; // the strongest of the others is 1
   for (const cell of $("heads").querySelectorAll("button")) {
-    const { layer, head: number } = cell.dataset;
-    const chosen = layer === `${one?.layer ?? ""}` && number === `${one?.head ?? ""}`;
+    const chosen = cell.dataset.key === (one ? head : "");
     cell.setAttribute("aria-checked", chosen);
     if (chosen) stopAt($("heads"), cell);
   }
-  const best = row.indexOf(Math.max(...row)), what = visible(weights.texts[best]);
-  const name = one ? `Layer ${one.layer}, head ${one.head}` : "The mean of all heads";
-  say("head-facts", `${name} looks most at ${what} (token ${best}, weight ${row[best].toFixed(2)}).`);
+  const best = row.indexOf(most), who = one ? one.name : "the mean of all heads";
+  say("head-facts", `Most of ${who}: ${visible(texts[best])} (token ${best}, weight ${most.toFixed(2)})`);
   $("looked").replaceChildren(...row.map((w, i) => element("span", {
-    text: weights.texts[i],
+    text: texts[i],
     title: `${i}: ${w.toFixed(3)}`,
-    class: i === n - 1 ? "query" : null,
-    "--w": ($("faint").checked ? Math.sqrt(w) : w).toFixed(3),
+    class: i === position ? "query" : null,
+    "--w": ((w / whole) ** ($("faint").checked ? 0.5 : 1)).toFixed(3),
   })));
 }
 
@@ -681,8 +676,7 @@ function start() {
   $("heads").addEventListener("click", (event) => {
     const cell = event.target.closest("button");
     if (!cell) return;
-    const { layer, head: number } = cell.dataset;
-    head = layer === "" ? null : { layer: Number(layer), head: Number(number) };
+    head = cell.dataset.key;
     drawLooked();
   });
   document.addEventListener("keydown", (event) => {
