@@ -3,6 +3,7 @@
 import functools
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,12 @@ def test_long_pattern_stays_within_its_limits() -> None:
 def test_tokenizer_without_the_letters_of_json_is_refused() -> None:
     with pytest.raises(BadField, match="cannot spell"):
         constraint_of(CharacterTokenizer("abc "), {"type": "json_object"})
+
+
+def test_without_the_package_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(BadField, match="pip install llguidance"):
+        constraint_of(gpt2_tokenizer(), {"type": "json_object"})
 
 
 def test_text_needs_no_constraint() -> None:
