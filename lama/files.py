@@ -75,10 +75,10 @@ def read_object(path: Path) -> dict[str, object]:
     return checked(read_json(path), dict, quoted_path(path))
 
 
-def parse_json(content: bytes, source: object) -> Json:
+def parse_json(content: bytes, source: object, advice: str = AGAIN) -> Json:
     """Parse JSON: valid Unicode, finite numbers, at most `DEEPEST` levels and `DIGITS` digits.
 
-    `source` names the text in error messages. Raises LamaError.
+    `source` names the text in error messages, `advice` ends them. Raises LamaError.
     """
     try:
         text = content.decode(json.detect_encoding(content))  # json.loads accepts halves of characters
@@ -97,7 +97,7 @@ def parse_json(content: bytes, source: object) -> Json:
         wrong = f"over {DEEPEST} levels of lists and objects"
     except ValueError as error:
         wrong = str(error)
-    raise LamaError(f"{source} must be valid JSON; got {wrong}. {AGAIN}")
+    raise LamaError(f"{source} must be valid JSON; got {wrong}. {advice}")
 
 
 def parse_json_lines(lines: Iterable[bytes], source: object) -> list[dict[str, object]]:

@@ -17,6 +17,16 @@ def memory_bytes() -> int:
         return 0
 
 
+def free_bytes() -> int:
+    """The memory that is free or can be freed, or 0 if the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, LookupError):
+        return memory_bytes()
+
+
 def cache_folder() -> Path:
     """The folder for lama's own small files. It may not exist; without a home folder it never can."""
     if base := os.environ.get("XDG_CACHE_HOME"):

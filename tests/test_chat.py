@@ -180,9 +180,9 @@ def test_a_turn_costs_its_own_tokens_and_answers_as_the_whole_would(tmp_path: Pa
     template = template_of(tokenizer)
     fed = []
     conversation = Conversation(model, tokenizer, template, Sampling(temperature=0.0), max_new_tokens=8)
-    feed = conversation._engine.runner.prefill_row
-    conversation._engine.runner.prefill_row = lambda row, ids, start: (
-        fed.append(len(ids)) or feed(row, ids, start)
+    feed = conversation._engine.runner.feed
+    conversation._engine.runner.feed = lambda rows, ids, *args: (
+        fed.append(ids.shape[1]) or feed(rows, ids, *args)
     )
     for text in ("Hello", "Why?", "So?"):
         answer = "".join(conversation.ask(text))

@@ -11,6 +11,7 @@ from lama.cli.sampling import add_sampling, sampling
 from lama.errors import LamaError, UsageError
 
 DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+DEFAULTS |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def parsed(*argv: str):

@@ -117,26 +117,29 @@ def test_buckets_are_powers_of_two_within_the_context():
 
 
 def test_nothing_is_compiled_for_a_new_length_or_a_new_token(model, monkeypatch):
-    steps: list[str] = []
-    for name in ("_prefill_step", "_decode_step"):
-        step = getattr(Runner, name)
-        monkeypatch.setattr(
-            Runner, name, lambda self, *args, name=name, step=step: (steps.append(name), step(self, *args))[1]
-        )
+    steps: list[int] = []
+    computed = Runner._computed
+    monkeypatch.setattr(
+        Runner,
+        "_computed",
+        lambda self, result, tokens, *args, **more: (
+            steps.append(int(tokens.shape[1])) or computed(self, result, tokens, *args, **more)
+        ),
+    )
     monkeypatch.setattr("lama.runtime.replay.diskcache_get", lambda *_: None)  # no step of an earlier run
     decoder = Runner(model)
     # The steps run once, to be captured; from then on they are replayed.
-    for n in range(1, 17):
+    for n in range(2, 17):
         decoder.prefill(np.array([tokens(n)]))
-    assert steps == ["_prefill_step"]
+    assert steps == [16]
     for t in range(20):
         decoder.decode(np.array([t]))
-    assert steps == ["_prefill_step", "_decode_step"]
+    assert steps == [16, 1]
     for n in (17, 18, 25, 32, 3, 16):
         decoder.prefill(np.array([tokens(n)]))
         decoder.decode(np.array([n % VOCAB]))
-    assert steps == ["_prefill_step", "_decode_step", "_prefill_step"]
-    assert sorted(decoder._steps) == [("decode", 1, 1), ("prefill", 1, 16), ("prefill", 1, 32)]
+    assert steps == [16, 1, 32]
+    assert sorted(decoder._steps) == [("last", 1, 1), ("last", 1, 16), ("last", 1, 32)]
 
 
 def test_second_generation_compiles_nothing(model, monkeypatch):
@@ -146,8 +149,7 @@ def test_second_generation_compiles_nothing(model, monkeypatch):
     def fail(*args):
         raise AssertionError("a step that had been captured ran again")
 
-    monkeypatch.setattr(Runner, "_prefill_step", fail)
-    monkeypatch.setattr(Runner, "_decode_step", fail)
+    monkeypatch.setattr(Runner, "_computed", fail)
     assert len(continued(model, PROMPT[:3], 20, DRAWN, seed=5)) == 20
 
 
@@ -387,7 +389,7 @@ def test_filters_equal_those_of_transformers(options):
     for seed in range(20):
         logits, seen = 2 * np.random.default_rng(seed).standard_normal(53), tokens(11, seed)
         sampling = Sampling(**options)
-        ours = probabilities(penalised(logits, seen, sampling.repetition_penalty), sampling)
+        ours = probabilities(penalised(logits, seen, sampling), sampling)
         scores = torch.tensor(logits)[None]
         for name, make in makers.items():
             if name in options:

@@ -24,10 +24,8 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 TRACEBACK = "--traceback"
 MODEL = "a model's name, folder or file, as for lama generate"
 # Modules of the verbs, in the order of `lama --help`.
-MODULES = (
-    "generate chat train seq2seq translate bert classify tokenizer eval quantize export attention lens patch"
-)
-MODULES += " ablate heads experiment doctor"
+MODULES = "generate chat serve train seq2seq translate bert classify tokenizer eval quantize export"
+MODULES += " attention lens patch ablate heads experiment doctor"
 
 
 class Terminated(KeyboardInterrupt):

@@ -20,6 +20,10 @@ def add_sampling(parser: Parser) -> None:
         type=float,
     )
     add("--repetition-penalty R", f"above 1 makes tokens seen before less likely {own}, else 1)", type=float)
+    for name in ("presence", "frequency"):
+        per = "" if name == "presence" else " for each time"
+        about = f"subtract P{per} from the logits of new tokens that the text has already {own}, else 0)"
+        add(f"--{name}-penalty P", about, type=float)
     add("--seed SEED", "the same seed gives the same text", 0)
     most = "as many as the model can, in a cache of up to 2^28 numbers"
     add("--context N", f"largest number of tokens that the model looks at (default: {most})", type=int)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lama.data.inputs import check_tokens
 from lama.errors import LamaError, UsageError
-from lama.generation.decoder import Runner
 from lama.generation.engine import Engine, Event, Request
 from lama.generation.sampling import Sampling
 from lama.generation.text import Generation, end_tokens, generate
+from lama.generation.tokens import without_error
 from lama.models.protocol import CausalLM
 from lama.tokenizers import Tokenizer
 from lama.tokenizers.chat_template import ChatTemplate, Message, check_messages, encode_chat, template_of
@@ -38,6 +38,8 @@ def chat(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
     context: int | None = None,
@@ -62,6 +64,8 @@ def chat(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
         stop=stop,
         context=context,
@@ -94,8 +98,7 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.last: Generation | None = None
         """The newest answer."""
-        self._engine = Engine(model, 1, tokenizer.vocab_size, runner=Runner(model, context=context))
-        self._held: list[int] = []  # the tokens in the cache
+        self._engine = Engine(model, 1, tokenizer.vocab_size, context=context, reuse=True)
         self._whole_said = False
 
     def ask(self, text: str) -> Iterator[str]:
@@ -163,19 +166,11 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": self.last.text})
 
     def _events(self, ids: list[int]) -> Iterator[Event]:
-        same = next(
-            (i for i, (a, b) in enumerate(zip(self._held, ids, strict=False)) if a != b), len(self._held)
-        )
-        held, end = min(same, len(ids) - 1), end_tokens(self.model, self.tokenizer)
-        self._held = self._held[:held]  # if the work is interrupted
-        request = Request(ids, self.max_new_tokens, self.sampling, self.seed, end, held=held)
-        number = self._engine.submit(request)
-        tokens = list(ids)
+        end = end_tokens(self.model, self.tokenizer)
+        number = self._engine.submit(Request(ids, self.max_new_tokens, self.sampling, self.seed, end))
         try:
             while self._engine.is_busy:
                 for event in self._engine.step():
-                    self._held = tokens[: self._engine.runner.positions[0]]
-                    tokens.append(event.token)
-                    yield event
+                    yield without_error(event)
         finally:
             self._engine.cancel(number)

@@ -1,6 +1,8 @@
 """Prefill and decode: a model, its cache, and the captured steps that feed it."""
 
-from typing import Protocol, runtime_checkable
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -9,11 +11,12 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
-from lama.runtime.buffers import from_array
-from lama.runtime.replay import CachedStep
+from lama.runtime.buffers import from_array, host_array, is_on_host, read
+from lama.runtime.replay import CachedStep, code_digest
 from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
+Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
 MOST_NUMBERS = (
     1 << 28
 )  # in a row of the cache: a model may look at 131,072 tokens, which would take gigabytes
@@ -57,22 +60,42 @@ def buffers(model: CausalLM) -> list[UOp]:
     return [parameter.uop for parameter in get_parameters(model)]
 
 
-class Runner:
-    """A model and its cache: takes tokens, returns the logits after the last one of each row.
+def rope_tables(model: CausalLM, length: int) -> dict[str, Tensor]:
+    """The tables of rotary positions for texts of this length, which a step reads as it reads weights."""
+    ropes = dict.fromkeys(block.attn.rope for block in model.blocks)
+    device = str(model.embed.weight.device)
+    return {f"rope {rope}": rope.table(length, device) for rope in ropes if rope is not None}
 
-    Each row has its own position, and its numbers do not depend on the other rows. A step is compiled once
-    for each bucket of prompt lengths and once for decoding. Not thread-safe.
+
+class Runner:
+    """A model and its cache: takes tokens, returns the logits after them.
+
+    Each row of the cache has its own tokens, and its numbers do not depend on the other rows. A step is
+    compiled once for each bucket of prompt lengths and for each of the `sizes` of a batch. Not thread-safe.
     """
 
-    def __init__(self, model: CausalLM, batch: int = 1, jit: bool = True, context: int | None = None):
-        """`context`: most tokens of a row, by default those of `context_of`, which raises UsageError."""
-        self.model, self.batch, self.jit = model, batch, jit
+    def __init__(
+        self,
+        model: CausalLM,
+        batch: int = 1,
+        jit: bool = True,
+        context: int | None = None,
+        sizes: Sequence[int] = (),
+    ):
+        """`batch`: rows of the cache. `context`: most tokens of a row, by default those of `context_of`.
+
+        A single token is fed to as many rows as the smallest of `sizes` has that suffices, else to all of
+        them; results of the others are dropped. Raises UsageError for a context out of range.
+        """
+        self.model, self.batch, self.jit, self.sizes = model, batch, jit, sorted(sizes)
         self.positions = np.zeros(batch, np.int32)
-        """Number of tokens that each row has been fed."""
+        """Number of tokens that each row holds."""
         self._weights = buffers(model)
         self.context = context_of(model, context)
+        self.tokens = np.zeros((batch, self.context), np.int32)
+        """The tokens that each row holds; behind these, any."""
         self.cache = model.new_cache(batch, self.context)
-        self._steps: dict[tuple[str, int, int], Step] = {}
+        self._steps: dict[tuple[Result, int, int], Step] = {}
 
     def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
         """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
@@ -82,50 +105,109 @@ class Runner:
 
     def prefill(self, tokens: Array) -> Array:
         """Restart all rows with `tokens` (B, T), T at least 1; returns the last logits (B, vocab_size)."""
-        return self._feed(tokens, np.arange(self.batch), 0)
+        self.positions[:] = 0
+        return self.feed(np.arange(self.batch), tokens)
 
-    def prefill_row(self, row: int, tokens: Array, start: int = 0) -> Array:
-        """Feed one row `tokens` (T,), T at least 1, behind its first `start`; returns the last logits."""
-        return self._feed(tokens.reshape(1, -1), np.array([row]), start)[0]
+    def decode(self, tokens: Array) -> Array:
+        """Feed each row one more token, `tokens` (B,); returns the logits (B, vocab_size) after it."""
+        return self.feed(np.arange(self.batch), tokens.reshape(-1, 1))
 
-    def _feed(self, tokens: Array, rows: Array, start: int) -> Array:
-        self.positions[rows] = start
-        n = tokens.shape[1]
-        size = bucket(n, self.context - start)
-        # Keys and values of the padding lie behind the prompt: later tokens overwrite them before a query
-        # sees them.
-        padded = np.zeros((len(rows), size), np.int32)
-        padded[:, :n] = tokens
-        last = np.full(len(rows), n - 1)
-        step = self._step("prefill", len(rows), size)
-        logits = step(tokens=padded, positions=self.positions[rows], rows=rows, last=last)
-        self.positions[rows] = start + n
-        return logits
+    def feed(self, rows: Array, tokens: Array, result: Result = "last", counted: int | None = None) -> Array:
+        """Feed n different `rows`, (n,), more tokens, (n, T), behind those that they hold.
 
-    def decode(self, tokens: Array, rows: Array | None = None) -> Array:
-        """Feed each row one more token, `tokens` (B,); returns the logits (B, vocab_size) after it.
-
-        Only rows in the mask `rows` (B,) advance; the results of the others are to be ignored.
+        Returns the logits after the last token, (n, vocab_size), or after every one, (n, T, vocab_size);
+        without logits, an array of no meaning. The context must hold them all. Only the first `counted` of
+        them, by default all, are then held. T is padded to a bucket, except with `counted`.
         """
-        # A row that does not advance writes its key and value behind its tokens, where no query sees them.
-        logits = self._step("decode", self.batch, 1)(tokens=tokens.reshape(-1, 1), positions=self.positions)
-        self.positions += 1 if rows is None else rows.astype(np.int32)
-        return logits
+        (n, T), starts = tokens.shape, self.positions[rows]
+        self.tokens[rows[:, None], starts[:, None] + np.arange(T)] = tokens
+        size = bucket(T, self.context) if counted is None and T > 1 else T
+        # The padding of a bucket must lie in the context: near its end, tokens before these are fed again.
+        # Keys and values of the padding lie behind all tokens: later ones overwrite them before a query sees
+        # them. So do those of rows that are fed only to fill a batch.
+        wanted = next((b for b in self.sizes if b >= n), self.batch) if T == 1 else n
+        others = np.setdiff1d(np.arange(self.batch), rows)[: wanted - n]
+        self.positions[others] = np.minimum(self.positions[others], self.context - size)
+        fed = np.concatenate([rows, others])
+        if len(fed) == self.batch:
+            fed = np.arange(self.batch)
+        begins = np.minimum(self.positions[fed], self.context - size)
+        inputs = {"tokens": self.tokens[fed[:, None], begins[:, None] + np.arange(size)], "positions": begins}
+        if len(fed) < self.batch:
+            inputs["rows"] = fed
+        if result == "last" and size > 1:
+            inputs["last"] = self.positions[fed] - begins + T - 1
+        logits = self._step(result, len(fed), size)(**inputs)
+        places = rows if len(fed) == self.batch else np.arange(n)
+        self.positions[rows] = starts + (T if counted is None else counted)
+        if result == "every":
+            logits = logits.reshape(len(fed), size, -1)
+            first = starts - begins[places]
+            return logits[places[:, None], first[:, None] + np.arange(T)]
+        return logits[places]
 
-    def _step(self, name: str, batch: int, size: int) -> Step:
-        """The prefill or decode step of tokens (batch, size), created once."""
-        if (name, batch, size) not in self._steps:
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Let row `target` hold the first n tokens of row `source`, and nothing else."""
+        for part in self._host_cache():
+            part[target, :, :n] = part[source, :, :n]
+        self.tokens[target, :n] = self.tokens[source, :n]
+        self.positions[target] = n
+
+    def shape_of_prefix(self, n: int) -> tuple[int, ...]:
+        """The shape of `prefix(row, n)`."""
+        _, heads, _, width = map(int, self.cache.keys[0].shape)
+        return 2 * len(self.cache.keys), heads, n, width
+
+    def prefix(self, row: int, n: int) -> Array:
+        """A copy of the first n tokens' keys, then values: (2 · n_layers, n_kv_heads, n, d_head)."""
+        return np.stack([part[row, :, :n] for part in self._host_cache()])
+
+    def restore(self, row: int, tokens: Array, prefix: Array) -> None:
+        """Let a row hold `tokens`, (n,), and nothing else, by what `prefix` returned for them."""
+        for part, numbers in zip(self._host_cache(), prefix, strict=True):
+            part[row, :, : len(tokens)] = numbers
+        self.tokens[row, : len(tokens)] = tokens
+        self.positions[row] = len(tokens)
+
+    def digest(self) -> str:
+        """A name for all that the cache's numbers depend on: weights, lama's code, processor, mode."""
+        found = hashlib.sha256(repr([code_digest(), self.model.config, self.context]).encode())
+        for name, tensor in get_state_dict(self.model).items():
+            found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            found.update(read(tensor.contiguous().realize()).data)
+        return found.hexdigest()[:32]
+
+    @property
+    def copies(self) -> bool:
+        """Whether rows can be copied: the cache is in the host's memory."""
+        return is_on_host(self.cache.keys[0]) if self.cache.keys else False
+
+    def _host_cache(self) -> Iterator[Array]:
+        for tensor in (*self.cache.keys, *self.cache.values):
+            array = host_array(tensor)
+            assert array is not None, "the cache is not in the host's memory"
+            yield array
+
+    def _step(self, result: Result, batch: int, size: int) -> Step:
+        """The step of tokens (batch, size), created once."""
+        key = result, batch, size
+        if key not in self._steps:
             inputs: dict[str, tuple[int, ...]] = {"tokens": (batch, size), "positions": (batch,)}
-            if name == "prefill":
-                inputs |= {"rows": (batch,), "last": (batch,)}
-            function = self._prefill_step if name == "prefill" else self._decode_step
-            self._steps[name, batch, size] = self._new_step(name, function, inputs)
-        return self._steps[name, batch, size]
+            if batch < self.batch:
+                inputs["rows"] = (batch,)
+            if result == "last" and size > 1:
+                inputs["last"] = (batch,)
+            self._steps[key] = self._new_step(result, inputs)
+        return self._steps[key]
 
-    def _new_step(self, name: str, function: StepFunction, inputs: dict[str, tuple[int, ...]]) -> Step:
+    def _new_step(self, result: Result, inputs: dict[str, tuple[int, ...]]) -> Step:
+        def function(*tensors: Tensor) -> Tensor:
+            return self._computed(result, **dict(zip(inputs, tensors, strict=True)))
+
         if self.jit:
             state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
-            return CachedStep(function, inputs, state, f"{name} {self.model.config}")
+            state |= rope_tables(self.model, self.context)
+            return CachedStep(function, inputs, state, f"{result} {self.model.config}")
         device = str(self.model.embed.weight.device)
 
         def run(**arrays: Array) -> Array:
@@ -134,15 +216,20 @@ class Runner:
 
         return run
 
-    def _prefill_step(self, *inputs: Tensor) -> Tensor:
-        tokens, positions, rows, last = inputs
+    def _computed(
+        self,
+        result: Result,
+        tokens: Tensor,
+        positions: Tensor,
+        rows: Tensor | None = None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """The logits after the places `last` of each row, or after all, (·, vocab_size)."""
         B, T = (int(n) for n in tokens.shape)
-        x = self.model.hidden(tokens, self.cache.at(positions, rows if self.batch > B else None))
-        places = (Tensor.arange(B) * T + last).cast(dtypes.int32).contiguous()
-        x = embedding(x.reshape(B * T, -1), places)  # (B, d_model): one place of each row is unembedded
+        x = self.model.hidden(tokens, self.cache.at(positions, rows)).reshape(B * T, -1)
+        if result != "every" and T > 1:  # one place of each row
+            places = Tensor.arange(B) * T + (0 if last is None else last)
+            x = embedding(x, places.cast(dtypes.int32).contiguous())  # (B, d_model)
+        if result == "none":
+            return x.cast(dtypes.float32).realize()
         return self.model.logits(x.unsqueeze(1)).squeeze(1).cast(dtypes.float32).realize()
-
-    def _decode_step(self, *inputs: Tensor) -> Tensor:
-        tokens, positions = inputs
-        x = self.model.hidden(tokens, self.cache.at(positions))
-        return self.model.logits(x).squeeze(1).cast(dtypes.float32).realize()

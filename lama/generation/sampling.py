@@ -26,6 +26,10 @@ class Sampling:
     """Keep the fewest tokens whose probabilities reach this sum. Source: Holtzman et al. 2020."""
     min_p: float = 0.0
     """Keep tokens at least this share as likely as the most likely one. Source: Nguyen et al. 2024."""
+    presence_penalty: float = 0.0
+    """Subtract this from the logits of new tokens that the text has already. Source: OpenAI's API."""
+    frequency_penalty: float = 0.0
+    """Subtract this from them for each time. Both count tokens that were generated, not the prompt's."""
 
     def __post_init__(self) -> None:
         penalty = self.repetition_penalty
@@ -35,6 +39,8 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (keep all) or above"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
         )
         for name, holds, rule in rules:
             if not holds:
@@ -44,9 +50,14 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-def next_token(logits: Array, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> int:
-    """Draw one token from `logits` (vocab_size,); the repetition penalty applies to the tokens `seen`."""
-    logits = penalised(logits, seen, sampling.repetition_penalty)
+def next_token(
+    logits: Array, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator, prompt: int = 0
+) -> int:
+    """Draw one token from `logits` (vocab_size,); penalties apply to the tokens `seen`.
+
+    The first `prompt` of these were given, not generated. Logits of -inf are never drawn.
+    """
+    logits = penalised(logits, seen, sampling, prompt)
     if sampling.temperature == 0:
         return int(logits.argmax())
     tokens, p = _distribution(logits, sampling)
@@ -55,13 +66,17 @@ def next_token(logits: Array, seen: Sequence[int], sampling: Sampling, rng: np.r
     return drawn if tokens is None else int(tokens[drawn])
 
 
-def penalised(logits: Array, seen: Sequence[int], penalty: float) -> Array:
+def penalised(logits: Array, seen: Sequence[int], sampling: Sampling, prompt: int = 0) -> Array:
     """The logits, with tokens already seen made less likely. Source: Keskar et al. 2019, section 4.1."""
-    if penalty == 1 or not len(seen):
-        return logits
-    logits, repeated = logits.astype(np.float64), np.unique(np.asarray(seen))
-    scores = logits[repeated]
-    logits[repeated] = np.where(scores > 0, scores / penalty, scores * penalty)
+    penalty = sampling.repetition_penalty
+    if penalty != 1 and len(seen):
+        logits, repeated = logits.astype(np.float64), np.unique(np.asarray(seen))
+        scores = logits[repeated]
+        logits[repeated] = np.where(scores > 0, scores / penalty, scores * penalty)
+    if (sampling.presence_penalty or sampling.frequency_penalty) and len(seen) > prompt:
+        tokens, counts = np.unique(np.asarray(seen[prompt:]), return_counts=True)
+        logits = logits.astype(np.float64)
+        logits[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     return logits
 
 

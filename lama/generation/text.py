@@ -42,27 +42,47 @@ class Generation:
         return self.text
 
     def _run(self, events: Iterator[Event], tokenizer: Tokenizer, stop: tuple[str, ...]) -> Iterator[str]:
-        start, decoder, pending, reason = time.perf_counter(), StreamDecoder(tokenizer), "", None
+        start, stream, reason = time.perf_counter(), TextStream(tokenizer, stop), None
         for event in events:
             self.token_times.append(time.perf_counter() - start)
             reason = event.finish_reason
             if reason == "stop":
                 break
+            assert event.token is not None
             self.tokens.append(event.token)
-            pending += decoder.push(event.token)
-            ready, pending, stopped = split_at_stop(pending, stop)
-            yield from self._emit(ready)
-            if stopped:
+            yield from self._emit(stream.push(event.token))
+            if stream.stopped:
                 self.finish_reason = "stop"
                 return
-        ready, _, stopped = split_at_stop(pending + decoder.flush(), stop, last=True)
-        self.finish_reason = "stop" if stopped else reason
-        yield from self._emit(ready)
+        rest = stream.flush()
+        self.finish_reason = "stop" if stream.stopped else reason
+        yield from self._emit(rest)
 
     def _emit(self, piece: str) -> Iterator[str]:
         if piece:
             self.text += piece
             yield piece
+
+
+class TextStream:
+    """Text from tokens, piece by piece: whole characters, and nothing from a stop string on."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self.stopped = False
+        """Whether a stop string was found; there is no more text then."""
+        self._decoder, self._stop, self._pending = StreamDecoder(tokenizer), tuple(stop), ""
+
+    def push(self, token: int) -> str:
+        """The text that can be shown after this token, behind that of earlier ones."""
+        return self._ready(self._decoder.push(token))
+
+    def flush(self) -> str:
+        """The rest of the text, after the last token."""
+        return self._ready(self._decoder.flush(), last=True)
+
+    def _ready(self, text: str, last: bool = False) -> str:
+        ready, self._pending, self.stopped = split_at_stop(self._pending + text, self._stop, last)
+        return ready
 
 
 def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
@@ -92,6 +112,8 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
     window: bool = False,
@@ -103,12 +125,14 @@ def generate(
 
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
-    `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are those of `Sampling`; `window` and
-    `on_slide` those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as
-    many as it can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
+    The arguments from `temperature` to `frequency_penalty` are those of `Sampling`; `window` and `on_slide`
+    those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as many as it
+    can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
     `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
-    sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
+    sampling = Sampling(
+        repetition_penalty, temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty
+    )
     check_options(max_new_tokens, seed, stop)
     prompt_tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     check_prompts([prompt_tokens], context_of(model, context), window)

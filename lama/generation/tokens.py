@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from lama.embeddings import check_ids
-from lama.errors import UsageError
+from lama.errors import LamaError, UsageError
 from lama.generation.decoder import Runner, context_of
 from lama.generation.engine import Engine, Event, Request, check_prompt
 from lama.generation.sampling import GREEDY, Sampling
@@ -39,7 +39,8 @@ def generate_events(
     with borrowed_engine(model, 1, vocab_size, jit, context) as engine:
         engine.submit(request)
         while engine.is_busy:
-            yield from engine.step()
+            for event in engine.step():
+                yield without_error(event)
 
 
 def generate_tokens(
@@ -77,13 +78,28 @@ def generate_tokens(
             engine.submit(Request(prompt, max_new_tokens, sampling, seed, end, window, on_slide)): row
             for row, prompt in enumerate(prompts)
         }
-        events = [event for _ in prompts for event in engine.step()]  # each prompt's first token
-        while events:
-            step: list[int | None] = [None] * len(prompts)
-            for event in events:
-                step[rows[event.request]] = event.token
-            yield step
-            events = engine.step()
+        texts: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        n = 0  # steps that were yielded
+        while engine.is_busy:
+            for event in engine.step():
+                row = rows[event.request]
+                token = without_error(event).token
+                assert token is not None
+                texts[row].append(token)
+                ended[row] = event.finish_reason is not None
+            while any(len(text) > n for text in texts) and all(
+                over or len(text) > n for text, over in zip(texts, ended, strict=True)
+            ):
+                yield [text[n] if len(text) > n else None for text in texts]
+                n += 1
+
+
+def without_error(event: Event) -> Event:
+    """The event. Raises LamaError for one that says that its request failed."""
+    if event.error is not None:
+        raise LamaError(event.error)
+    return event
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-from lama.generation.decoder import Step, bucket, buffers
+from lama.generation.decoder import Step, bucket, buffers, rope_tables
 from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.ops import embedding
@@ -37,19 +37,13 @@ class TextSteps:
         key = function, padded.shape[1]
         if key not in self._steps:
             inputs: dict[str, tuple[int, ...]] = {"tokens": padded.shape, "number": (1,)}
+            state = get_state_dict(self.model) | rope_tables(self.model, key[1])
             name = f"{function.__name__} {self.model.config}"
-            self._steps[key] = CachedStep(self._captured(function), inputs, self._state(key[1]), name)
+            self._steps[key] = CachedStep(self._captured(function), inputs, state, name)
         return self._steps[key](tokens=padded, number=np.array([number]))
 
     def _captured(self, function: TextFunction) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda tokens, number: function(self.model, tokens, number).cast(dtypes.float32).realize()
-
-    def _state(self, width: int) -> dict[str, Tensor]:
-        """All that a run reads beside its inputs: the weights, and tables of rotary positions."""
-        ropes = dict.fromkeys(block.attn.rope for block in self.model.blocks)
-        device = str(self.model.embed.weight.device)
-        tables = {f"rope.{i}": r.table(width, device) for i, r in enumerate(ropes) if r is not None}
-        return get_state_dict(self.model) | tables
 
 
 _last: list[TextSteps] = []  # those of one model are kept

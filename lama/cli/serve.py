@@ -1,0 +1,130 @@
+"""Answer requests over HTTP.
+
+Answer requests over HTTP as OpenAI's API does, many at a time, with a page at /. Needs the packages of
+pip install 'lama[serve]'.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lama.cli import AddVerb, machine
+from lama.errors import LamaError, UsageError, check_least, note
+
+if TYPE_CHECKING:
+    from lama.server.service import Backend, Service
+
+LARGEST_CONTEXT = 2048  # of a row, unless --context says otherwise
+CHUNK = 256  # tokens of prompts that are computed between two steps of running answers
+DRAFTS = 4
+LEAST = {"rows": 1, "context": 1, "queue": 0, "max_tokens": 1, "max_n": 1, "max_body": 1, "spare": 0}
+
+
+def add_parser(add_verb: AddVerb) -> None:
+    parser = add_verb("serve", run, __doc__)
+    add = parser.add
+    add("-m, --model MODEL", "a model's name, folder or file", "smollm2")
+    add("--host HOST", "address to listen on; another than this machine's own needs a key", "127.0.0.1")
+    add("--port PORT", "port to listen on; 0 for any that is free", 8080)
+    add("--rows N", "requests that are answered at a time", 8)
+    context = f"tokens of a prompt and its answer (default: the model's, at most {LARGEST_CONTEXT})"
+    add("--context N", context, type=int)
+    add("--spare N", "more rows of the cache, which keep the prompts of requests that have ended", 4)
+    add("--queue N", "requests that may wait for a row (default: 4 for each row)", type=int)
+    add("--max-tokens N", "largest number of new tokens of an answer (default: the context)", type=int)
+    add("--max-n N", "largest number of answers to a request, for all of its prompts", 128)
+    add("--max-body BYTES", "largest size of a request", 8 << 20)
+    add("--timeout SECONDS", "longest time that a request may take", 600.0)
+    add("--api-key-file FILE", "keys, one a line, of which a request must have one")
+    add("--no-key", "let everyone who reaches the address use it")
+    add("--allow-origin ORIGIN", "let pages of this origin use the server; several times", action="append")
+    add("--no-internals", "refuse requests for the inside of the model")
+    add("--cache-dir DIR", "keep the cache of prompts in this folder, for the next start")
+    add("--cache-size GB", "largest size of that folder", 10.0)
+    add("--exact", "the same bits whatever else the server does, where that costs speed")
+    add("--no-drafts", "compute each token by itself, also where the text repeats itself")
+    machine.add_loading(parser)
+    add("--revision REVISION", "branch, tag or commit to download from the hub")
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, least in LEAST.items():
+        check_least(name, getattr(args, name), least)
+    if not 0 <= args.port < 65536:
+        raise UsageError(f"port must be from 0 to 65535; got {args.port}")
+    if not 0 < args.timeout < float("inf"):
+        raise UsageError(f"timeout must be above 0 seconds; got {args.timeout}")
+    machine.use(args)
+    from lama.server.access import Access, is_loopback, read_keys
+    from lama.server.service import Limits, Service
+    from lama.server.serving import listen, make_server, url_of
+
+    keys = read_keys(Path(args.api_key_file)) if args.api_key_file is not None else frozenset[str]()
+    if not keys and not args.no_key and not is_loopback(args.host):
+        got = f"got --host {args.host}. Give --api-key-file FILE, or --no-key to let everyone in"
+        raise UsageError(f"a server that others can reach must have a key; {got}")
+    access = Access(args.host, keys, frozenset(args.allow_origin or ()))
+    service = Service(Limits(args.max_tokens, args.max_n, args.max_body, args.timeout), not args.no_internals)
+    with listen(args.host, args.port) as sock:
+        server = make_server(service, access, lambda: load(args, service, keys, url_of(sock, args.host)))
+        server.run(sockets=[sock])
+    if service.is_loaded:
+        service.backend.worker.stop()
+    if server.failure is not None:
+        raise server.failure
+    return 0
+
+
+def load(args: argparse.Namespace, service: "Service", keys: Collection[str], url: str) -> "Backend":
+    """Load the model, and what runs it. Raises LamaError, also where memory does not suffice."""
+    from lama.checkpoints import find, load_causal, open_checkpoint
+    from lama.generation.engine import Engine, Request
+    from lama.models.gpt import GPTConfig
+    from lama.server.service import Backend
+    from lama.server.worker import Worker
+    from lama.tokenizers.chat_template import template_of
+
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(find(args.model, offline=args.offline, revision=args.revision).path)
+    config = checkpoint.config
+    if not isinstance(config, GPTConfig):
+        raise LamaError(f"lama serve needs a model that continues texts; got a {checkpoint.kind}")
+    context = args.context or min(config.context_length, LARGEST_CONTEXT)
+    if context > config.context_length:
+        raise UsageError(f"--context must be at most {config.context_length}, the model's; got {context}")
+    rows = args.rows + args.spare
+    cache = 2 * config.n_layers * rows * context * config.n_kv_heads * config.d_head * 4
+    size = f"{rows} rows of {context:,} tokens take {cache / 1e6:,.0f} MB"
+    check_memory(cache + os.path.getsize(checkpoint.source), size)
+    on = [name for name, is_on in (("internals", service.internals), ("keys", bool(keys))) if is_on]
+    note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on; loading")
+    model, tokenizer = load_causal(args.model, **machine.loading(args))
+    engine = Engine(
+        model,
+        args.rows,
+        tokenizer.vocab_size,
+        context=context,
+        spare=args.spare,
+        chunk=CHUNK,
+        reuse=True,
+        drafts=0 if args.no_drafts else DRAFTS,
+    )
+    engine.submit(Request([0], 2))  # compiles the steps, or finds them compiled
+    while engine.is_busy:
+        engine.step()
+    queue = 4 * args.rows if args.queue is None else args.queue
+    worker = Worker(engine, queue)
+    note(f"ready after {time.perf_counter() - started:.1f} s; Ctrl-C ends")
+    return Backend(Path(args.model).name, model, tokenizer, worker, template_of(tokenizer))
+
+
+def check_memory(needed: int, size: str) -> None:
+    """Raise LamaError for more bytes than are free."""
+    from lama.host import free_bytes
+
+    if (free := free_bytes()) and needed > free:
+        got = f"with the weights {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        raise LamaError(f"the cache must fit the memory; {size}, {got}. Lower --rows, --spare or --context")

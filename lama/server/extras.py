@@ -1,0 +1,63 @@
+"""Endpoints whose answers other modules compute: embeddings, and the inside of the model."""
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from lama.server.completions import read_prompt
+from lama.server.errors import Refused
+from lama.server.fields import Body, choice, refuse
+from lama.server.schema import check_absent
+from lama.server.service import Service, part
+from lama.shapes import Array
+
+KNOWN = ("model", "input", "encoding_format", "dimensions", "user")
+
+
+@dataclass(frozen=True)
+class Content:
+    """An answer that is ready to be sent."""
+
+    content: bytes
+    media_type: str = "application/json"
+
+
+async def embeddings(service: Service, body: Body) -> dict[str, object]:
+    """The embedding of each input: the mean of the last hidden states, of length 1. Raises BadField."""
+    backend = service.backend
+    service.note_unused(body, KNOWN)
+    check_absent(body, "dimensions", "an embedding has the model's d_model numbers")
+    form = choice(body, "encoding_format", ("float", "base64"))
+    embed = part("embeddings").embed
+    inputs = await asyncio.to_thread(_inputs, service, body)
+    data: list[dict[str, object]] = []
+    for i, tokens in enumerate(inputs):
+        vector: Array = await backend.worker.run(partial(embed, backend.model, tokens))
+        written = vector.tolist() if form == "float" else base64.b64encode(vector.tobytes()).decode()
+        data.append({"object": "embedding", "index": i, "embedding": written})
+    n = sum(map(len, inputs))
+    usage = {"prompt_tokens": n, "total_tokens": n}
+    return {"object": "list", "model": backend.name, "data": data, "usage": usage}
+
+
+def _inputs(service: Service, body: Body) -> list[list[int]]:
+    value, most = body.get("input"), service.limits.max_n
+    if isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int):
+        value = [value]
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        raise refuse("input", f"be a text, token ids, or a list of 1 to {most} of either", value)
+    return [read_prompt(service.backend, each, "input")[1] for each in value]
+
+
+async def inside(service: Service, body: Body, name: str) -> Content:
+    """The answer of a function of `lama.server.inside`: internals, lens or attention. Raises BadField."""
+    if not service.internals:
+        raise Refused(403, "the inside of the model is off here (--no-internals)", code="no_internals")
+    module, backend = part("inside"), service.backend
+    function = partial(getattr(module, name), backend.model, backend.tokenizer, body)
+    answer: Mapping[str, object] = await backend.worker.run(function)
+    if name == "internals" and body.get("format") == "npz":
+        return Content(await asyncio.to_thread(module.to_npz, answer), "application/octet-stream")
+    return Content(await asyncio.to_thread(module.to_json, answer))

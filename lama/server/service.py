@@ -1,0 +1,142 @@
+"""The things that all endpoints share: the model with its worker, the limits, and what was logged already."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from types import ModuleType
+
+from lama.errors import note, quoted
+from lama.generation.text import end_tokens
+from lama.models.gpt import GPT
+from lama.server.errors import Refused
+from lama.server.worker import Worker
+from lama.tokenizers import Tokenizer
+from lama.tokenizers.chat_template import ChatTemplate
+
+MOST_NOTES = 100  # names of fields and models that are logged
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest sizes of a request."""
+
+    max_tokens: int | None = None
+    """New tokens of an answer; None for as many as the context holds."""
+    max_n: int = 128
+    """Answers to one request: its prompts times `n`."""
+    max_body: int = 8 << 20
+    """Bytes."""
+    timeout: float = 600.0
+    """Seconds from a request's first byte to the last one of its answer."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A loaded model and the thread that runs it."""
+
+    name: str
+    model: GPT
+    tokenizer: Tokenizer
+    worker: Worker
+    template: ChatTemplate | None = None
+    """None for a model that knows no conversations."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt with its answer."""
+        return self.worker.engine.context
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of tokens that the model can generate."""
+        return min(self.tokenizer.vocab_size, self.model.config.vocab_size)
+
+    @cached_property
+    def sampling(self) -> Mapping[str, float]:
+        """The values of `Sampling` for a request that names none: the model's own, else OpenAI's."""
+        return {"temperature": 1.0, **self.model.sampling}
+
+    @cached_property
+    def end(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset(end_tokens(self.model, self.tokenizer))
+
+    @cached_property
+    def _pieces(self) -> dict[int, tuple[str, list[int]]]:
+        return {}
+
+    def piece(self, token: int) -> tuple[str, list[int]]:
+        """The text of one token and its bytes; a part of a character is written `bytes:\\xe2\\x80`."""
+        if token not in self._pieces:
+            raw = self.tokenizer.decode_bytes([token]) if token < self.tokenizer.vocab_size else b""
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError:
+                text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+            self._pieces[token] = text, list(raw)
+        return self._pieces[token]
+
+
+def part(name: str) -> ModuleType:
+    """A module of the server. Raises Refused, with status 501, where this version lacks it."""
+    try:
+        return import_module(f"lama.server.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"lama.server.{name}":
+            raise
+        raise Refused(501, f"this version of lama has no {name}", type="not_implemented") from None
+
+
+class Service:
+    """The state of a server; without a model until `backend` is set."""
+
+    def __init__(self, limits: Limits | None = None, internals: bool = True):
+        """`internals`: whether the inside of the model may be asked for."""
+        self.limits, self.internals = limits or Limits(), internals
+        self.draining = False
+        self.n_active = 0
+        """Requests over HTTP whose answers have not ended."""
+        self.statuses: Counter[int] = Counter()
+        """Number of answers by status."""
+        self._backend: Backend | None = None
+        self._noted: set[str] = set()
+
+    @property
+    def backend(self) -> Backend:
+        """The loaded model. Raises Refused while it is loading."""
+        if self._backend is None:
+            raise Refused(503, "the model is loading; try again", type="unavailable_error", code="loading")
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a model."""
+        return self._backend is not None
+
+    def drain(self) -> None:
+        """Take no more requests; those that wait or run still end."""
+        self.draining = True
+        if self._backend is not None:
+            self._backend.worker.drain()
+
+    def note_once(self, message: str) -> None:
+        """Log a line, unless it was logged before or there were many."""
+        if message not in self._noted and len(self._noted) < MOST_NOTES:
+            self._noted.add(message)
+            note(message)
+
+    def note_unused(self, body: Mapping[str, object], known: Iterable[str]) -> None:
+        """Log the fields of a request that this server does not know, and another model's name."""
+        for name in body.keys() - set(known):
+            self.note_once(f"the field {quoted(name, 60)} of a request is not known here; ignored")
+        asked = body.get("model")
+        if isinstance(asked, str) and asked != self.backend.name:
+            self.note_once(f"a request names the model {quoted(asked, 60)}; {self.backend.name} answers")
