@@ -149,7 +149,7 @@ def test_opened_token_shows_its_probability_the_alternatives_and_the_inside(brow
     mean = browser.run(weight)
     browser.mouse("#heads [data-key='2.1']", clicks=1)
     assert browser.run(weight) > mean and browser.text("#head-facts").startswith(
-        "Most of layer 2, head 1: <user>"
+        "layer 2, head 1: most at <user>"
     )
 
     def choose(measure):
@@ -203,6 +203,24 @@ def test_alternative_without_an_id_is_tokenized(browser, server):
     assert browser.text(".text") == " other1 so it went on."
     open_token(browser, 1)
     assert len(texts(browser, "#alternatives button")) == 10
+
+
+def test_token_that_is_not_among_the_ten_is_listed_below_them(browser, server):
+    top = [{"id": server.id_of(f" o{i}"), "token": f" o{i}", "logprob": -1 - i / 9} for i in range(10)]
+    entry = {"token": "rare", "logprob": -7.5, "top_logprobs": top}
+    choice = {
+        "delta": {"content": "rare"},
+        "token_ids": [server.id_of("rare")],
+        "logprobs": {"content": [entry]},
+    }
+    server.canned = [choice, {"delta": {}, "finish_reason": "stop"}]
+    open_page(browser, server, width=1280)
+    chat(browser)
+    open_token(browser, 0)
+    assert texts(browser, "#alternatives button")[-1] == "rare0.1 %" and browser.text("#facts").endswith(
+        "rank above 10"
+    )
+    assert not is_shown(browser, ".foot button")  # an answer that has ended is not continued
 
 
 def test_running_answer_is_stopped_and_nothing_inside_is_asked_for_meanwhile(browser, server):
@@ -341,7 +359,7 @@ def test_everything_is_done_by_keyboard(browser, server):
     while browser.run("return document.activeElement.getAttribute('role')") != "radio":
         browser.key("Tab")
     browser.key("ArrowDown")
-    assert re.match(r"Most of layer 0, head \d: ", browser.text("#head-facts"))
+    assert re.match(r"layer 0, head \d: most at ", browser.text("#head-facts"))
     browser.key("Escape")
     assert not is_shown(browser, "#panel") and browser.run("return document.activeElement.dataset.i") == "2"
     browser.key("Enter")
@@ -466,6 +484,7 @@ def test_errors_are_one_line_at_the_answer(browser, server):
     browser.mouse(".foot button:last-child", clicks=1)
     answered(browser)
     assert browser.text(".answer .error") == "it failed" and browser.text(".text") == "a"
+    assert texts(browser, ".foot button") == ["Continue", "Regenerate"] and is_shown(browser, ".foot button")
 
 
 def test_page_waits_for_a_model_that_is_loading(browser, server):

@@ -232,8 +232,8 @@ class Answer {
     if (n > 1) facts.push(`${(n / seconds).toFixed(0)} per second`);
     if (surprises.length) facts.push(`mean surprise ${mean.toFixed(2)}`);
     if (ends[reason]) facts.push(ends[reason]);
-    this.facts.textContent = facts.join(" · ");
-    this.more.hidden = !this.tokens.length || !["length", "stopped"].includes(reason);
+    this.facts.textContent = this.tokens.length ? facts.join(" · ") : "";
+    this.more.hidden = !this.tokens.length || ["stop", "context"].includes(reason);
   }
 }
 
@@ -277,7 +277,10 @@ async function generate(answer, path, body) {
       if (follows) toEnd();
     }
   } catch (error) {
-    if (error.name !== "AbortError" && answer.run === controller) tell(answer.error, error.message);
+    if (error.name !== "AbortError" && answer.run === controller) {
+      tell(answer.error, error.message);
+      reason = "failed";
+    }
     controller.abort();
   }
   if (running?.controller === controller) {
@@ -467,7 +470,7 @@ function describe() {
     facts.push(`probability ${percent(Math.exp(logprob))}`, `surprise ${(-logprob).toFixed(2)} nats`);
   }
   const rank = token.top.findIndex((each) => same(each, token));
-  if (rank >= 0) facts.push(`rank ${rank + 1}`);
+  if (logprob !== null) facts.push(rank < 0 || rank >= N_TOP ? `rank above ${N_TOP}` : `rank ${rank + 1}`);
   say("facts", facts.join(" · "));
   $("previous").disabled = i === 0;
   $("next").disabled = i === tokens.length - 1;
@@ -566,8 +569,8 @@ function drawLooked() {
     cell.setAttribute("aria-checked", chosen);
     if (chosen) stopAt($("heads"), cell);
   }
-  const best = row.indexOf(most), who = one ? one.name : "the mean of all heads";
-  say("head-facts", `Most of ${who}: ${visible(texts[best])} (token ${best}, weight ${most.toFixed(2)})`);
+  const best = row.indexOf(most), who = one ? one.name : "mean of all heads";
+  say("head-facts", `${who}: most at ${visible(texts[best])} (token ${best}, weight ${most.toFixed(2)})`);
   $("looked").replaceChildren(...row.map((w, i) => element("span", {
     text: texts[i],
     title: `${i}: ${w.toFixed(3)}`,
