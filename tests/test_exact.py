@@ -30,14 +30,11 @@ LLAMA = {
 MODELS: dict[str, dict] = {
     "gpt2": {},
     "llama": LLAMA,
-    "qwen3": {**LLAMA, "qk_norm": "head", "d_head": 20},
     "neox": {"positions": "rope", "d_rotated": 4, "layout": "parallel", "activation": "gelu"},
     "gemma3": {
-        **LLAMA, "windows": (9, 0), "norm": "sandwich", "qk_norm": "head", "activation": "gelu_new",
+        **LLAMA, "d_head": 20, "windows": (9, 0), "norm": "sandwich", "qk_norm": "head", "activation": "gelu_new",
         "logit_cap": 3.0, "embed_scale": 7.0, "tied": True,
     },
-    "olmo2": {**LLAMA, "norm": "output", "qk_norm": "all", "windows": (5,)},
-    "opt": {"activation": "relu", "norm": "post"},
 }  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4", "int4 minima", "int4 blocks")
 TEXT = np.random.default_rng(5).integers(0, 83, 61)
@@ -89,9 +86,16 @@ def assert_same(found: State, expected: State, what: object) -> None:
         np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32), f"{what}, array {i}")
 
 
-CASES = [(name, "float32") for name in MODELS] + [
-    (name, dtype) for name in ("gpt2", "llama") for dtype in DTYPES[1:]
-]  # fmt: skip
+CASES = [
+    ("gpt2", "float32"),
+    ("gpt2", "bfloat16"),
+    ("gpt2", "int4"),
+    ("llama", "float32"),
+    ("llama", "int8"),
+    ("llama", "int4 minima"),
+    ("neox", "float16"),
+    ("gemma3", "float32"),
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
@@ -100,21 +104,20 @@ def test_logits_and_cache_have_the_same_bits_however_a_text_is_fed(name, dtype):
     assert exact_obstacle(model) is None
     whole, n = in_chunks(model), len(TEXT)
     assert np.isfinite(whole[0]).all() and whole[0].std() > 0.01
-    assert_same(in_chunks(model, 20, 23, 57), whole, "chunks")
+    assert_same(in_chunks(model, 3, 14, 25), whole, "chunks")
     assert_same(in_chunks(model, *range(1, n)), whole, "token by token")
-    for batch in (3, 9):
-        assert_same(in_chunks(model, *range(50, n), batch=batch), whole, f"a batch of {batch}")
+    assert_same(in_chunks(model, 14, *range(50, n), batch=9), whole, "a batch of 9")
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("gpt2", "float32"), ("llama", "int4 minima")])
 def test_logits_and_cache_have_the_same_bits_in_any_batch_and_for_any_threads(monkeypatch, name, dtype):
     model = make(name, dtype)
     whole = in_chunks(model)
-    for batch in (2, 4, 8, 17):
-        assert_same(in_chunks(model, *range(56, 61), batch=batch), whole, f"a batch of {batch}")
-    for threads in (1, 3):
+    for batch in (2, 3, 8, 17):
+        assert_same(in_chunks(model, 14, *range(56, 61), batch=batch), whole, f"a batch of {batch}")
+    for threads in (1, 2):
         run_on(monkeypatch, threads)
-        assert_same(in_chunks(model, 30, *range(56, 61)), whole, f"{threads} threads")
+        assert_same(in_chunks(model, 14, *range(56, 61)), whole, f"{threads} threads")
 
 
 @pytest.fixture(params=[8, 4])
@@ -129,12 +132,12 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     program._program.cache_clear()
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("gemma3", "float32"), ("gpt2", "int8"), ("llama", "int4")])
+@pytest.mark.parametrize(("name", "dtype"), [("gemma3", "float32"), ("llama", "int8"), ("gpt2", "int4")])
 def test_logits_and_cache_have_the_same_bits_on_narrower_machines(narrow, name, dtype):
     model = make(name, dtype)
     whole = in_chunks(model, jit=False)
-    assert_same(in_chunks(model, 20, 23, 58, 59, 60, jit=False), whole, "chunks")
-    assert_same(in_chunks(model, 60, batch=3, jit=False), whole, "a batch of 3")
+    assert_same(in_chunks(model, 14, 58, 59, 60, jit=False), whole, "chunks")
+    assert_same(in_chunks(model, 14, 60, batch=3, jit=False), whole, "a batch of 3")
 
 
 # --- the kernels, at sizes beyond those of the models: sums in several pieces
@@ -152,8 +155,7 @@ def weights(n: int, k: int, dtype: str) -> Tensor | kernels.Quantized:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(37, 1601), (131, 768), (5, 67), (48, 200)])
-@pytest.mark.parametrize("steps", ["", "norm gelu add"])
+@pytest.mark.parametrize(("n", "k", "steps"), [(37, 1601, "norm gelu add"), (131, 200, "")])
 def test_a_row_of_a_product_has_the_same_bits_among_any_number_of_rows(dtype, n, k, steps):
     if "blocks" in dtype:
         k = -(-k // 256) * 256
@@ -168,13 +170,14 @@ def test_a_row_of_a_product_has_the_same_bits_among_any_number_of_rows(dtype, n,
         return add(r, gelu(matmul(y, w, transpose_b=True, bias=bias))).numpy()
 
     expected = outcome(33)
-    for rows in (1, 2, 5, 8, 9):
+    for rows in (1, 5, 8):
         assert_same([outcome(rows)], [expected[:rows]], f"{rows} rows")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("window", [0, 23, 100])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "window", "heads", "kv_heads"),
+    [("float32", 0, 2, 2), ("bfloat16", 23, 6, 2), ("float32", 100, 4, 2)],
+)
 def test_attention_has_the_same_bits_for_any_number_of_new_tokens(ran, dtype, window, heads, kv_heads):  # noqa: F811
     d, n = 200, 171  # blocks of 64 keys with vectors of 16
     q, k, v = (normal(1, h, n, d, seed=i) for i, h in enumerate((heads, kv_heads, kv_heads)))
