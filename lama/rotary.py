@@ -44,11 +44,14 @@ class Rope:
         self, x: Float[Tensor, "B H T d_head"], positions: Int[Tensor, "B"] | None, length: int
     ) -> Float[Tensor, "B H T d_head"]:
         """Rotate each token by its position: from positions[b] on, or from 0; all are below `length`."""
-        return rotate(x, _rope_table(self, 1 << (length - 1).bit_length(), str(x.device)), positions)
+        return rotate(x, self.table(length, str(x.device)), positions)
+
+    def table(self, length: int, device: str) -> Float[Tensor, "positions d_rotated"]:
+        """Row p has the cosines of p · frequencies, then the sines; `length` rows or more."""
+        return _rope_table(self, 1 << (length - 1).bit_length(), device)
 
 
 @functools.lru_cache(maxsize=8)
 def _rope_table(rope: Rope, length: int, device: str) -> Tensor:
-    """(length, d_rotated): row p has the cosines of p · frequencies, then the sines."""
     angles = np.arange(length, dtype=np.float32)[:, None] * rope.frequencies()
     return Tensor(np.concatenate([np.cos(angles), np.sin(angles)], axis=1), device=device).realize()

@@ -103,9 +103,9 @@ class Browser:
                 self.complaints.append(f"asked for {about['request']['url']}")
 
     def open(
-        self, path: Path, address: str = "", width: int = 360, height: int = 740, dark: bool = False
+        self, page: Path | str, address: str = "", width: int = 360, height: int = 740, dark: bool = False
     ) -> None:
-        """In a window of that size, until the page says that it is drawn."""
+        """A file or an address, in a window of that size, until the page says that it is drawn."""
         self.complaints.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -119,9 +119,12 @@ class Browser:
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
         self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=f"{path.as_uri()}{address}")
-        wait = "await new Promise((done) => setTimeout(done, 10))"
-        self.run(f"while (!document.documentElement?.dataset.ready) {wait}")
+        self.call("Page.navigate", url=f"{page.as_uri() if isinstance(page, Path) else page}{address}")
+        self.until("document.documentElement?.dataset.ready")
+
+    def until(self, condition: str) -> None:
+        """Wait until an expression is true."""
+        self.run(f"while (!({condition})) await new Promise((done) => setTimeout(done, 10))")
 
     def run(self, script: str) -> Any:
         """What `script`, the body of an async function, returns, once what it set off is drawn."""
@@ -157,7 +160,12 @@ class Browser:
                 self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=n)
         self.run("")
 
-    def key(self, name: str) -> None:
+    def type(self, text: str) -> None:
+        """Into the field that has the focus."""
+        self.call("Input.insertText", text=text)
+        self.run("")
+
+    def key(self, name: str, shift: bool = False) -> None:
         codes = {
             "ArrowLeft": 37,
             "ArrowUp": 38,
@@ -167,10 +175,10 @@ class Browser:
             "Enter": 13,
             "Escape": 27,
         }
+        about = {"key": name, "code": name, "windowsVirtualKeyCode": codes[name], "modifiers": 8 * shift}
         for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=codes[name]
-            )
+            text = {"text": "\r"} if name == "Enter" and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, **about, **text)
         self.run("")
 
     def screenshot(self, path: Path) -> None:

@@ -321,3 +321,12 @@ def test_an_error_ends_its_own_request_only(plain):
     (last,) = (e for e in events if e.request == failing and e.finish_reason)
     assert (last.token, last.finish_reason, last.error) == (None, "error", "five are enough")
     assert sum(e.request == failing for e in events) == 6 and sum(e.request == other for e in events) == 9
+
+
+def test_steps_of_rotary_models_are_replayed_from_the_disk():
+    shape = GPTConfig(11, 64, d_model=16, n_layers=1, n_heads=2, positions="rope", norm_kind="rms")
+    runner = Runner(GPT(shape), 2, sizes=(1,))
+    runner.feed(np.array([0]), np.array([[1, 2, 3]]))
+    runner.feed(np.array([0]), np.array([[4]]))
+    runner.decode(np.array([5, 6]))
+    assert len(runner._steps) == 3 and all(step._calls is not None for step in runner._steps.values())

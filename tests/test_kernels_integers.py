@@ -140,15 +140,17 @@ def test_few_rows_are_rounded_as_many_are(both):  # noqa: F811
 
 @needs_c
 @pytest.mark.parametrize("bits", BITS)
-def test_the_instruction_gives_what_the_portable_code_gives(monkeypatch, bits):
+@pytest.mark.parametrize("rows", [3, 15])
+@pytest.mark.parametrize("macros", ["PORTABLE 1", "HALVES 1", "HALVES 1\n#define V 8", "HALVES 1\n#define V 4"])
+def test_the_instruction_gives_what_other_code_gives(monkeypatch, bits, rows, macros):
     monkeypatch.setattr(MATMUL, "multiplies_integers", lambda device: True)
-    weight, a, source = made(67, 200, bits=bits), Tensor(normal(15, 200)).realize(), program.Kernel.source
+    weight, a, source = made(67, 200, bits=bits), Tensor(normal(rows, 200)).realize(), program.Kernel.source
     ours = matmul(a, weight, transpose_b=True).numpy()
     program._program.cache_clear()
-    monkeypatch.setattr(program.Kernel, "source", lambda kernel: "#define PORTABLE 1\n" + source(kernel))
-    portable = matmul(a, weight, transpose_b=True).numpy()
+    monkeypatch.setattr(program.Kernel, "source", lambda kernel: f"#define {macros}\n" + source(kernel))
+    other = matmul(a, weight, transpose_b=True).numpy()
     program._program.cache_clear()
-    assert (ours == portable).all()
+    assert (ours == other).all()
 
 
 @needs_c
@@ -157,6 +159,6 @@ def test_the_instruction_is_found_only_where_there_is_one(monkeypatch):
     found = integers.multiplies_integers.__wrapped__(device)
     processor = Path("/proc/cpuinfo")
     if found and processor.exists():
-        assert {"avx512_vnni", "avx_vnni", "asimddp"} & set(processor.read_text().split())
+        assert {"avx512_vnni", "avx_vnni", "asimddp", "sse2"} & set(processor.read_text().split())
     monkeypatch.setattr(program.Kernel, "source", lambda kernel: "#define PORTABLE 1\n" + source(kernel))
     assert not integers.multiplies_integers.__wrapped__(device)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lama.server.service import Backend, Service
 
 LARGEST_CONTEXT = 2048  # of a row, unless --context says otherwise
-CHUNK = 256  # tokens of prompts that are computed between two steps of running answers
-DRAFTS = 4
+CHUNK = 128  # tokens of prompts that are computed between two steps of running answers
+DRAFTS = 3
 LEAST = {"rows": 1, "context": 1, "queue": 0, "max_tokens": 1, "max_n": 1, "max_body": 1, "spare": 0}
 
 
@@ -44,7 +44,6 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--no-internals", "refuse requests for the inside of the model")
     add("--cache-dir DIR", "keep the cache of prompts in this folder, for the next start")
     add("--cache-size GB", "largest size of that folder", 10.0)
-    add("--exact", "the same bits whatever else the server does, where that costs speed")
     add("--no-drafts", "compute each token by itself, also where the text repeats itself")
     machine.add_loading(parser)
     add("--revision REVISION", "branch, tag or commit to download from the hub")
@@ -73,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         server.run(sockets=[sock])
     if service.is_loaded:
         service.backend.worker.stop()
+        service.backend.worker.engine.close()
     if server.failure is not None:
         raise server.failure
     return 0
@@ -81,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
 def load(args: argparse.Namespace, service: "Service", keys: Collection[str], url: str) -> "Backend":
     """Load the model, and what runs it. Raises LamaError, also where memory does not suffice."""
     from lama.checkpoints import find, load_causal, open_checkpoint
-    from lama.generation.engine import Engine, Request
+    from lama.generation.decoder import Runner
+    from lama.generation.engine import Engine
+    from lama.generation.exact import exact_obstacle
+    from lama.generation.prefix_store import PrefixStore
     from lama.models.gpt import GPTConfig
     from lama.server.service import Backend
     from lama.server.worker import Worker
@@ -102,19 +105,24 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
     on = [name for name, is_on in (("internals", service.internals), ("keys", bool(keys))) if is_on]
     note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on; loading")
     model, tokenizer = load_causal(args.model, **machine.loading(args))
+    runner = Runner(model, rows, context=context, sizes=[1 << i for i in range(args.rows.bit_length())])
+    store = None
+    if args.cache_dir is not None:
+        store = PrefixStore(Path(args.cache_dir), runner, int(args.cache_size * 1e9))
+    drafts = 0 if args.no_drafts else DRAFTS
     engine = Engine(
         model,
         args.rows,
         tokenizer.vocab_size,
-        context=context,
-        spare=args.spare,
+        runner=runner,
         chunk=CHUNK,
         reuse=True,
-        drafts=0 if args.no_drafts else DRAFTS,
+        drafts=drafts,
+        store=store,
     )
-    engine.submit(Request([0], 2))  # compiles the steps, or finds them compiled
-    while engine.is_busy:
-        engine.step()
+    engine.warm_up()
+    if obstacle := exact_obstacle(model):
+        note(f"answers may differ in rare tokens with what else the server does: {obstacle}")
     queue = 4 * args.rows if args.queue is None else args.queue
     worker = Worker(engine, queue)
     note(f"ready after {time.perf_counter() - started:.1f} s; Ctrl-C ends")

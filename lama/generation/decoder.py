@@ -1,7 +1,8 @@
 """Prefill and decode: a model, its cache, and the captured steps that feed it."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -10,12 +11,13 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
-from lama.runtime.buffers import from_array, host_array, is_on_host
-from lama.runtime.replay import CachedStep
+from lama.runtime.buffers import from_array, host_array, is_on_host, read
+from lama.runtime.replay import CachedStep, code_digest
 from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
 Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
+RESULTS: tuple[Result, ...] = get_args(Result)
 MOST_NUMBERS = (
     1 << 28
 )  # in a row of the cache: a model may look at 131,072 tokens, which would take gigabytes
@@ -57,6 +59,13 @@ def context_of(model: CausalLM, context: int | None = None) -> int:
 def buffers(model: CausalLM) -> list[UOp]:
     """The buffers of the model's weights, which change when a parameter is replaced."""
     return [parameter.uop for parameter in get_parameters(model)]
+
+
+def rope_tables(model: CausalLM, length: int) -> dict[str, Tensor]:
+    """The tables of rotary positions for texts of this length, which a step reads as it reads weights."""
+    ropes = dict.fromkeys(block.attn.rope for block in model.blocks)
+    device = str(model.embed.weight.device)
+    return {f"rope {rope}": rope.table(length, device) for rope in ropes if rope is not None}
 
 
 class Runner:
@@ -145,6 +154,30 @@ class Runner:
         self.tokens[target, :n] = self.tokens[source, :n]
         self.positions[target] = n
 
+    def shape_of_prefix(self, n: int) -> tuple[int, ...]:
+        """The shape of `prefix(row, n)`."""
+        _, heads, _, width = map(int, self.cache.keys[0].shape)
+        return 2 * len(self.cache.keys), heads, n, width
+
+    def prefix(self, row: int, n: int) -> Array:
+        """A copy of the first n tokens' keys, then values: (2 · n_layers, n_kv_heads, n, d_head)."""
+        return np.stack([part[row, :, :n] for part in self._host_cache()])
+
+    def restore(self, row: int, tokens: Array, prefix: Array) -> None:
+        """Let a row hold `tokens`, (n,), and nothing else, by what `prefix` returned for them."""
+        for part, numbers in zip(self._host_cache(), prefix, strict=True):
+            part[row, :, : len(tokens)] = numbers
+        self.tokens[row, : len(tokens)] = tokens
+        self.positions[row] = len(tokens)
+
+    def digest(self) -> str:
+        """A name for all that the cache's numbers depend on: weights, lama's code, processor, mode."""
+        found = hashlib.sha256(repr([code_digest(), self.model.config, self.context]).encode())
+        for name, tensor in get_state_dict(self.model).items():
+            found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            found.update(read(tensor.contiguous().realize()).data)
+        return found.hexdigest()[:32]
+
     @property
     def copies(self) -> bool:
         """Whether rows can be copied: the cache is in the host's memory."""
@@ -174,6 +207,7 @@ class Runner:
 
         if self.jit:
             state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
+            state |= rope_tables(self.model, self.context)
             return CachedStep(function, inputs, state, f"{result} {self.model.config}")
         device = str(self.model.embed.weight.device)
 

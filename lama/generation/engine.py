@@ -8,14 +8,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lama.errors import LamaError, UsageError
-from lama.generation.decoder import Result, Runner
+from lama.generation.decoder import RESULTS, SMALLEST_BUCKET, Result, Runner
 from lama.generation.drafts import draft
+from lama.generation.prefix_store import PrefixStore, common
 from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
+SCORED = 64  # tokens of a prompt at a time whose logits are computed
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
-DRAFTED_ROWS = 2  # that run at once, at most, while tokens are drafted: with more, a step is not free
+DRAFTED_ROWS = 1  # that run at once, at most, while tokens are drafted: with more, longer steps cost more
 
 
 @runtime_checkable
@@ -128,25 +130,27 @@ class Engine:
         chunk: int = 0,
         reuse: bool = False,
         drafts: int = 0,
+        store: PrefixStore | None = None,
     ):
         """Only tokens below `vocab_size` (default: all of the model) are drawn.
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
         more rows hold those of requests that have ended. At most `chunk` tokens of prompts are computed
         between two steps of running requests; 0 for whole prompts. While few requests run, `drafts` tokens
-        are taken from an earlier repetition of the text and verified in one step.
+        are taken from an earlier repetition of the text and verified in one step. A `store` has prefixes on
+        disk, and gets those that rows give up.
         """
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")
         self.runner = runner or Runner(model, rows + spare, jit, context)
         self.context, self.vocab_size = self.runner.context, vocab_size
-        self.rows, self.chunk, self.drafts = rows, chunk, drafts
+        self.rows, self.chunk, self.drafts, self.store = rows, chunk, drafts, store
         self.reuse = reuse and self.runner.copies
         if not reuse:
             self.runner.positions[:] = 0
         self._running: dict[int, _Row] = {}  # by the row of the cache, oldest first
         self._waiting: deque[_Row] = deque()
-        self._used = [0] * self.runner.batch  # when each row of the cache was last taken
+        self._used = [0] * self.runner.batch  # when each row of the cache was last freed
         self._submitted = 0
         self._prompts_next = True
 
@@ -171,6 +175,21 @@ class Engine:
         held = enumerate(self.runner.positions.tolist())
         return [SlotState(place, numbers.get(place), n) for place, n in held]
 
+    def warm_up(self) -> None:
+        """Compile the steps of all sizes of a batch, and of prompts up to a chunk, before the first request."""
+        runner, n = self.runner, SMALLEST_BUCKET
+        while n <= min(self.chunk, self.context):
+            for result in RESULTS:
+                runner.feed(np.array([0]), np.zeros((1, n), np.int32), result)
+                runner.positions[:] = 0
+            n *= 2
+        for n in runner.sizes:
+            runner.feed(np.arange(n), np.zeros((n, 1), np.int32))
+        if 0 < self.drafts < self.context:
+            runner.positions[:] = 0
+            runner.feed(np.array([0]), np.zeros((1, 1 + self.drafts), np.int32), "every", counted=1)
+        runner.positions[:] = 0
+
     def submit(self, request: Request) -> int:
         """Add a request; returns its number. Raises UsageError for a prompt that cannot be continued."""
         check_prompt(request.tokens, self.context, request.window)
@@ -185,7 +204,8 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Drop a request that has not ended; its row is free from the next step on."""
         self._waiting = deque(row for row in self._waiting if row.number != number)
-        self._running = {place: row for place, row in self._running.items() if row.number != number}
+        for place in [place for place, row in self._running.items() if row.number == number]:
+            self._free(place)
 
     def step(self) -> list[Event]:
         """Compute a part of the waiting prompts, or advance each running request; returns their events.
@@ -214,20 +234,49 @@ class Engine:
             best = max(range(runner.batch), key=lambda i: (shared[i], i in free, -runner.positions[i]))
             if best in free and (best == oldest or 2 * shared[best] >= runner.positions[best]):
                 place, row.cached = best, shared[best]
-            elif shared[best] >= LEAST_SHARED:
-                runner.copy(best, oldest, shared[best])
+            self._keep(place, row.cached)
+            if place != best and shared[best] >= LEAST_SHARED:
+                runner.copy(best, place, shared[best])
                 row.cached = shared[best]
+            row.cached = self._loaded(place, wanted, row.cached)
+        else:
+            self._keep(place, 0)
         runner.positions[place] = row.cached
-        self._used[place] = max(self._used) + 1
         self._running[place] = row
         if row.request.prompt_logprobs is not None:
             row.prompt_logprobs = [None]
 
+    def _keep(self, place: int, n: int, wait: bool = False) -> None:
+        """Hand what a row holds to the store, if more than its first n tokens are given up."""
+        held = int(self.runner.positions[place])
+        tokens = self.runner.tokens[place, :held]
+        if self.store is not None and held > n + LEAST_SHARED and self.store.lacks(tokens):
+            self.store.keep(tokens, self.runner.prefix(place, held), wait)
+
+    def _loaded(self, place: int, wanted: Array, held: int) -> int:
+        """The number of tokens that a row holds after the store has been asked for more than `held`."""
+        if self.store is None:
+            return held
+        n, entry = self.store.longest(wanted)
+        if entry is None or n < held + LEAST_SHARED or (prefix := self.store.load(entry, n)) is None:
+            return held
+        self.runner.restore(place, wanted[:n], prefix)
+        return n
+
+    def close(self) -> None:
+        """Hand what all rows hold to the store, and wait until it is written."""
+        if self.store is not None:
+            for place in range(self.runner.batch):
+                self._keep(place, 0, wait=True)
+            self.store.close()
+
+    def _free(self, place: int) -> None:
+        del self._running[place]
+        self._used[place] = max(self._used) + 1
+
     def _shared(self, place: int, wanted: Array) -> int:
         """The number of first tokens, fewer than all, that a row of the cache has in common with a text."""
-        n = min(int(self.runner.positions[place]), len(wanted) - 1)
-        differ = np.flatnonzero(self.runner.tokens[place, :n] != wanted[:n])
-        return int(differ[0]) if len(differ) else n
+        return common(self.runner.tokens[place, : self.runner.positions[place]], wanted[:-1])
 
     def _pending(self, place: int, row: _Row) -> int:
         """The number of tokens that a row still has to be fed, after a slide where the context is full."""
@@ -247,9 +296,10 @@ class Engine:
         events: list[Event] = []
         left = self.chunk
         for place in places:
-            row, n = self._running[place], min(pending[place], left or pending[place])
-            begin = row.first + int(self.runner.positions[place])
-            ends, wants_all = n == pending[place], row.prompt_logprobs is not None
+            row = self._running[place]
+            wants_all = row.prompt_logprobs is not None
+            n = min(pending[place], left or pending[place], SCORED if wants_all else pending[place])
+            begin, ends = row.first + int(self.runner.positions[place]), n == pending[place]
             result: Result = "every" if wants_all else "last" if ends else "none"
             tokens = np.array([row.tokens[begin : begin + n]], np.int32)
             logits = self.runner.feed(np.array([place]), tokens, result)[0]
@@ -292,7 +342,7 @@ class Engine:
         except LamaError as error:
             event = Event(row.number, None, "error", error=str(error))
         if event.finish_reason is not None:
-            del self._running[place]
+            self._free(place)
         if row.is_new:
             row.is_new = False
             event = replace(event, prompt_logprobs=row.prompt_logprobs, cached_tokens=row.cached)

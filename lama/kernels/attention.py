@@ -30,7 +30,6 @@ FLOPS = 70  # floating-point operations that a core does in a nanosecond, about
 PARTS = 2  # for each thread, where there are fewer heads
 FEW_QUERIES = 4  # up to so many, the keys and values are read once, in order
 FEW_SUMS = 8  # queries of all heads that share keys, whose sums the registers hold
-ON_STACK = 32768  # floats on the stack of a slice
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 FEWEST_QUERIES = 64  # of a part: each part copies the keys and values for itself
 
@@ -205,7 +204,7 @@ def attention_in_cache(
     cached = functools.partial(make_kernel, in_place=True, headers=("cache.h",))
     outputs = [Tensor.empty(B, T, H, D, device=q.device), keys, values]
     few = T <= FEW_QUERIES if group == 1 else T * group <= FEW_SUMS
-    if few and T * group * S <= ON_STACK:
+    if few:
         macros, operations = {**spec.sizes(), **macros}, 4 * B * H * T * S * D
         heads = B * H // group
         slices = min(heads, slices_for(2 * heads * S * D * keys.dtype.itemsize / BANDWIDTH))

@@ -1,69 +1,94 @@
 // Attention of a few new queries, T, to all keys of a cache: each head's keys and values are read once, in
-// order, for the GROUP heads of q that it serves.
+// order, for the GROUP heads of q that it serves. All sums are those of attention.c in its order: the same bits.
 //
 // Query t sees the keys up to positions[b] + t, with a WINDOW the last WINDOW of these. z, q, k and v are as in
 // attention.c, the caches as in cache.h.
 
 #define VECTORS PIECES(D, V)  // of a row
-#define LANES 4  // rows at a time
 #define M (GROUP * T)  // queries for each head of keys: those of one head of q, then of the next
 #define AHEAD (4096 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
+#define HIDDEN -3.4e38f  // as in ops.py
+#define NOTHING -__builtin_inff()
 
 PART void ask_for(const KV *row) {
   UNROLL for (int byte = 0; byte < D * (int)sizeof(KV); byte += 64) __builtin_prefetch((const char *)row + byte);
 }
 
-#define PIECE(row, i) get((row) + (i), D - (i), 0)
-
-// scores[m][j] of `lanes` keys.
-PART void score(output scores, const vec (*q)[VECTORS], const KV *keys, int lanes) {
-  vec sums[M][LANES];
-  EACH(m, M) EACH(j, LANES) sums[m][j] = 0;
-  EACH(i, VECTORS) EACH(j, LANES)
-      if (j < lanes) {
-        vec key = PIECE(keys + j * D, i * V);
-        EACH(m, M) sums[m][j] += q[m][i] * key;
-      }
-  EACH(m, M) EACH(j, LANES) if (j < lanes) scores[m * S + j] = sum_vec(sums[m][j]);
+// Element i of V rows in one vector, for V numbers from row[i] on; rows after `some` are the last of these.
+PART void transposed(vec x[V], const KV *rows, int some, int i) {
+  if (some >= V)
+    EACH(j, V) x[j] = get(rows + j * D + i, D - i, 0);
+  else
+    EACH(j, V) x[j] = get(rows + MIN(j, some - 1) * D + i, D - i, 0);
+  transpose_vecs(x);
 }
 
 KERNEL NAME(output z, KV *key_cache, KV *value_cache, input q, input k, input v, const int *restrict positions
                 WITH(IN_ROWS, const int *restrict rows), int slice) {
-  float scores[M * S] __attribute__((aligned(64)));
+  float scores[M][KEYS] __attribute__((aligned(64))), query[M][D];
   for (long unit = FIRST(B * KV_HEADS); unit < LAST(B * KV_HEADS); unit++) {
     const long b = unit / KV_HEADS, kv = unit % KV_HEADS, place = CACHE_ROW(b) * KV_HEADS + kv;
-    const int old = MAX(0, MIN(positions[b], S - T)), start = WINDOW ? MAX(0, old + 1 - WINDOW) : 0;
+    const int old = MAX(0, MIN(positions[b], S - T)), end = old + T;
+    const int start = WINDOW ? MAX(0, old + 1 - WINDOW) / KEYS * KEYS : 0;
     KV *keys = key_cache + place * S * D, *values = value_cache + place * S * D;
     add_rows(keys + (long)old * D, k + K_AT + b * KB + kv * KH, KT, T);
     add_rows(values + (long)old * D, v + V_AT + b * VB + kv * VH, VT, T);
-    vec query[M][VECTORS], sums[M][VECTORS];
-    EACH(m, M) EACH(i, VECTORS) {
-      query[m][i] = PIECE(q + Q_AT + b * QB + (kv * GROUP + m / T) * QH + m % T * QT, i * V) * SCALE;
-      sums[m][i] = 0;
+    for (int m = 0; m < M; m++)
+      for (int i = 0; i < D; i++) query[m][i] = SCALE * q[Q_AT + b * QB + (kv * GROUP + m / T) * QH + m % T * QT + i];
+    vec sums[M][VECTORS];
+    float tops[M], totals[M];
+    EACH(m, M) {
+      EACH(i, VECTORS) sums[m][i] = 0;
+      tops[m] = NOTHING, totals[m] = 0;
     }
-    int j = start;
-    for (; j + LANES <= old + T; j += LANES) {
-      for (int i = j + AHEAD; i < MIN(j + AHEAD + LANES, old + T); i++) ask_for(keys + (long)i * D);
-      score(scores + j, query, keys + (long)j * D, LANES);
-    }
-    for (; j < old + T; j++) score(scores + j, query, keys + (long)j * D, 1);
-    float scales[M];
-    for (int m = 0; m < M; m++) {
-      const int t = m % T, first = WINDOW ? MAX(start, old + t + 1 - WINDOW) : 0;
-      float *row = scores + m * S;
-      scales[m] = 1 / exp_row(row + first, row + first, old + t + 1 - first);
-      for (j = start; j < first; j++) row[j] = 0;
-      for (j = old + t + 1; j < old + T; j++) row[j] = 0;
-    }
-    for (j = start; j < old + T; j++) {
-      if (j + AHEAD < old + T) ask_for(values + (long)(j + AHEAD) * D);
-      EACH(i, VECTORS) {
-        vec value = PIECE(values + (long)j * D, i * V);
-        EACH(m, M) sums[m][i] += scores[m * S + j] * value;
+    for (int k0 = start; k0 < end; k0 += KEYS) {
+      const int n = MIN(KEYS, end - k0);
+      for (int j = 0; j < n; j += V) {
+        for (int row = k0 + j + AHEAD; row < MIN(k0 + j + AHEAD + V, end); row++) ask_for(keys + (long)row * D);
+        vec dots[M];
+        EACH(m, M) dots[m] = 0;
+        for (int i = 0; i < D; i += V) {
+          vec x[V];
+          transposed(x, keys + (long)(k0 + j) * D, n - j, i);
+          EACH(c, V) if (i + c < D) EACH(m, M) dots[m] += query[m][i + c] * x[c];
+        }
+        EACH(m, M) store(scores[m] + j, dots[m]);
+      }
+      float scales[M];
+      for (int m = 0; m < M; m++) {
+        // It sees the keys of the block from `first` to before `seen`.
+        const int t = m % T, seen = MIN(n, old + t + 1 - k0), first = WINDOW ? old + t + 1 - WINDOW - k0 : 0;
+        vec most = NOTHING, total = 0;
+        for (int j = 0; j < n; j += V) {
+          vec x = (ints)each_from(0) < seen - j ? load(scores[m] + j) : (vec)NOTHING;
+          if (WINDOW) x = (ints)each_from(0) >= first - j ? x : (vec)NOTHING;
+          store(scores[m] + j, x);
+          most = __builtin_elementwise_max(most, x);
+        }
+        const float before = tops[m];
+        float top = max_vec(most);
+        top = before > top ? before : top;
+        if (WINDOW) top = top > HIDDEN ? top : HIDDEN;
+        for (int j = 0; j < n; j += V) {
+          vec e = exp_vec(load(scores[m] + j) - top);
+          total += e;
+          store(scores[m] + j, e);
+        }
+        scales[m] = k0 > start ? exp_vec((vec)(before - top))[0] : 0;
+        totals[m] = (k0 > start ? totals[m] * scales[m] : 0) + sum_vec(total);
+        tops[m] = top;
+      }
+      EACH(m, M) EACH(i, VECTORS) sums[m][i] = scales[m] * sums[m][i];
+      for (int j = 0; j < n; j++) {
+        if (k0 + j + AHEAD < end) ask_for(values + (long)(k0 + j + AHEAD) * D);
+        EACH(i, VECTORS) {
+          vec value = get(values + (long)(k0 + j) * D + i * V, D - i * V, 0);
+          EACH(m, M) sums[m][i] += scores[m][j] * value;
+        }
       }
     }
     EACH(m, M) EACH(i, VECTORS) {
-      put(z + ((b * T + m % T) * H + kv * GROUP + m / T) * D + i * V, sums[m][i] * scales[m], D - i * V);
+      put(z + ((b * T + m % T) * H + kv * GROUP + m / T) * D + i * V, sums[m][i] * (1 / totals[m]), D - i * V);
     }
   }
 }

@@ -1,6 +1,9 @@
 // Two caches (., KV_HEADS, S, D) of type KV, which already hold positions[b] keys and values of each head in row b, or
 // with IN_ROWS, in row rows[b]. The T new ones, at k and v, are written behind these first.
 
+// Keys of a block, whose exponentials are summed first: as many whatever S is, unless S is less.
+enum { KEYS = MIN(MAX(2 * V, 16384 / UP(D, V) / (2 * V) * (2 * V)), UP(S, 2 * V)) };
+
 #if IN_ROWS
 #define CACHE_ROW(b) (long)rows[b]
 #else

@@ -1,31 +1,44 @@
 // Products of bytes, four at a time. A lane of `a` and one of `w` are four signed bytes each; the bytes of
 // `a` have SHIFT added, for an instruction that takes them unsigned.
 //
-// Such an instruction has four times the speed of float multiply-adds; the code without it has a quarter of
-// it. `multiplies_integers` looks for DOT.
+// Such an instruction has four times the speed of float multiply-adds; two that multiply halves of words have
+// that of floats, and the code without either has a quarter of it. `multiplies_integers` looks for DOT.
 
 #if PORTABLE
-#elif defined(__AVX512VNNI__)
+#elif defined(__AVX512VNNI__) && !HALVES
 #define DOT "vpdpbusd %2, %1, %0"
 #define SHIFT 128
 #define PLACE "v"
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && !HALVES
 #define DOT "%{vex%} vpdpbusd %2, %1, %0"
 #define SHIFT 128
 #define PLACE "x"
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_FEATURE_DOTPROD) && !HALVES
 #define DOT "sdot %0.4s, %1.16b, %2.16b"
 #define SHIFT 0
 #define PLACE "w"
+#elif V == 4 && defined(__SSE2__)
+#define DOT __builtin_ia32_pmaddwd128
+#elif V == 8 && defined(__AVX2__)
+#define DOT __builtin_ia32_pmaddwd256
+#elif V == 16 && defined(__AVX512BW__)
+#define DOT __builtin_ia32_pmaddwd512
 #endif
 
 typedef unsigned char bytes __attribute__((ext_vector_type(V), aligned(1)));
 
 // sums + the four products, in each lane.
-#ifdef DOT
+#ifdef PLACE
 PART ints dot4(ints sums, ints a, ints w) {
   __asm__(DOT : "+" PLACE(sums) : PLACE(a), PLACE(w));
   return sums;
+}
+#elif defined(DOT)
+#define SHIFT 0
+typedef short pairs __attribute__((vector_size(4 * V)));
+PART ints dot4(ints sums, ints a, ints w) {
+  const pairs even = (pairs)DOT((pairs)a << 8 >> 8, (pairs)w << 8 >> 8), odd = (pairs)DOT((pairs)a >> 8, (pairs)w >> 8);
+  return sums + (ints)even + (ints)odd;
 }
 #else
 #define SHIFT 0

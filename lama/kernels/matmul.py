@@ -75,9 +75,8 @@ def matmul(
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
-        few = math.prod(a.shape[:-1]) <= FEW_ROWS
-        fits = is_fast(a, *b.tensors())
-        if not fits or not (a.numel() <= 4 * ON_STACK if few else multiplies_integers(b.device)):
+        few = _are_few(math.prod(a.shape[:-1]), int(a.shape[-1]), True)
+        if not (is_fast(a, *b.tensors()) and (few or multiplies_integers(b.device))):
             return None
         return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
@@ -123,9 +122,9 @@ class Product(Producer):
     def tensor(self) -> Tensor | None:
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
-        *lead, m, _ = (int(n) for n in a.shape)
-        rows = m if b.ndim > 2 else m * math.prod(lead)
-        if self.factor is None and not self.transpose_a and self.transpose_b and rows <= FEW_ROWS:
+        *lead, m, k = (int(n) for n in a.shape)
+        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, self.scales is not None)
+        if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
             inputs = self._inputs(None)
@@ -291,6 +290,11 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
             rows, columns = min(pairs, key=lambda pair: m / pair[0] + n / pair[1])
             break
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
+
+
+def _are_few(rows: int, k: int, quantized: bool) -> bool:
+    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
+    return rows <= FEW_ROWS and not (quantized and (k > ON_STACK or rows * k > 4 * ON_STACK))
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -2,45 +2,41 @@
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
-#ifdef BITS
-#define LANES 1
-#define DOTS(n, lanes) quantized_dots(y + (n), a, w + (n) * ROW_BYTES, scales + (n) * SCALES)
+#if BIAS
+#define BIASES(n, some) get(bias + (n), some, 0)
 #else
-#define DOTS(n, lanes) dots(y + (n), a, w + (n) * K, lanes)
-// The rows of w at a time, and the vectors of each. One row, read in order, is best for memory; many rows of
-// a come from the second cache and should meet more than one row of w. All sums stay in registers.
-#define LANES (M <= 2 || (V < 16 && M > 4) ? 1 : 2)
-#define AT_ONCE (M <= 2 ? 4 : V == 16 && M <= 4 ? 2 : 1)
-#ifndef AHEAD
-#define AHEAD 4096  // bytes
+#define BIASES(n, some) (vec)0
 #endif
-#endif
-
 #ifndef BITS
-// The products of `lanes` rows of w with all rows of a, written N apart. Prefetches the next rows: the CPU's
-// own prefetching ends at the end of a page, and a row is hardly longer.
-PART void dots(output y, input a, const WEIGHT *restrict w, const int lanes) {
-  vec sums[M][LANES][AT_ONCE];
-  EACH(m, M) EACH(i, lanes) EACH(j, AT_ONCE) sums[m][i][j] = 0;
-  int k = 0;
-  for (; k + AT_ONCE * V <= K; k += AT_ONCE * V)
-    EACH(i, lanes) {
-      UNROLL for (int byte = 0; byte < AT_ONCE * V * (int)sizeof(WEIGHT); byte += 64)
-        __builtin_prefetch((const char *)(w + i * K + k) + AHEAD + byte);
-      EACH(j, AT_ONCE) {
-        vec weights = load(w + i * K + k + j * V);
-        EACH(m, M) sums[m][i][j] += load(a + m * K + k + j * V) * weights;
+// The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
+#define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+
+// Columns n to n + V of y, `some` of them: V rows of w at a time are transposed in registers. Prefetches the next V rows.
+PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
+  vec totals[M];
+  EACH(m, M) totals[m] = start;
+  for (int k0 = 0; k0 < K; k0 += DEPTH) {
+    vec sums[M];
+    EACH(m, M) sums[m] = 0;
+    int k = k0, end = MIN(K, k0 + DEPTH);
+    for (; k + V <= end; k += V) {
+      vec x[V];
+      if (more) {
+        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
+          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
       }
+      EACH(i, V) x[i] = load(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      transpose_vecs(x);
+      EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
     }
-  for (; k < K; k += V)
-    EACH(i, lanes) {
-      vec weights = get(w + i * K + k, K - k, 0);
-      EACH(m, M) sums[m][i][0] += get(a + m * K + k, K - k, 0) * weights;
+    for (; k < end; k++) {
+      vec x;
+      EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      EACH(m, M) sums[m] += a[m * K + k] * x;
     }
-  EACH(m, M) EACH(i, lanes) {
-    UNROLL for (int j = 1; j < AT_ONCE; j++) sums[m][i][0] += sums[m][i][j];
-    y[m * N + i] = sum_vec(sums[m][i][0]);
+    EACH(m, M) totals[m] += sums[m];
   }
+  EACH(m, M) put(y + m * N, totals[m], all ? V : some);
 }
 #endif
 
@@ -60,19 +56,22 @@ KERNEL NAME(output y, INPUTS, int slice) {
   a = normalised;
 #endif
 #ifdef BITS
-  float arranged[M * X_ROW] __attribute__((aligned(64)));
-  for (int m = 0; m < M; m++) arrange(arranged + m * X_ROW, a + m * K);
-  a = arranged;
+  struct rounded rounded[M];
+  for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
+#define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
+#else
+#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
-    long n = FIRST(N);
-    for (; n + LANES <= LAST(N); n += LANES) DOTS(n, LANES);
-    for (; n < LAST(N); n++) DOTS(n, 1);
+    const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
+    long n = first;
+    for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);
+    if (n < last) COLUMNS(n, 0, last - n, 0);
     for (int m = 0; m < M; m++)
-      for (n = FIRST(N); n < LAST(N); n += V) {
-        const long some = LAST(N) - n;
+      for (n = first; n < last; n += V) {
+        const long some = last - n;
         vec value = get(y + m * N + n, some, 0);
-#if BIAS
+#if BIAS && defined(BITS)
         value += get(bias + n, some, 0);
 #endif
         if (GELU) value = gelu(value);

@@ -45,7 +45,7 @@ def matvec(
     kind = types["w"]
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
-        layout, headers, kind = weight.macros(), ("rounding.h", "quantized.h"), weight.kind
+        layout, headers, kind = weight.macros(), ("integers.h", "rounding.h", "quantized.h"), weight.kind
         layout["FEW_ROWS"] = True
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
         "gelu": gelu,

@@ -1,6 +1,5 @@
 // Rows of quantised weights: K of them, of BITS each, in ROW_BYTES, with GROUPS scales. See quantized.py.
 
-#define LINES (ROW_BYTES / 64)
 #define LEAST (MINIMA ? 0 : 8)  // what 4 bits hold is larger by this than the integer
 
 // Of a row's scales and minima.
@@ -31,7 +30,7 @@ PART void unpack(output y, const unsigned char *restrict w, const scale_type *re
 }
 
 #if FEW_ROWS  // what follows is for matvec.c's products with M rows
-#define FAR 4096  // bytes
+#define ADDED (BITS == 8 ? SHIFT : LEAST)  // to each weight
 
 // Half precision to float32, V at a time; the last V overlap those before where V does not divide them.
 PART void widen(output to, const _Float16 *restrict halves) {
@@ -57,102 +56,83 @@ PART void widen_all(output to, output minima, const scale_type *restrict scales)
 #endif
 }
 
-// A row of x is arranged as LINES times X_LINE numbers; with minima, the sums of its groups follow.
-#define X_SUMS (LINES * X_LINE)
-#define X_ROW (X_SUMS + (MINIMA ? UP(GROUPS, V) : 0))
+// A row of x, rounded to signed bytes.
+struct rounded {
+  int words[GROUPS * 8];  // in the order in which `columns` takes weights
+  int starts[GROUPS];     // of a group's integer sum: removes what is added to the weights
+  float scales[GROUPS], sums[GROUPS];
+} __attribute__((aligned(64)));
 
-#if BITS == 8
-// A line is two groups; x is rounded.
-typedef signed char bytes __attribute__((ext_vector_type(V), aligned(1)));
-#define X_LINE 64
+typedef unsigned char group_of_bytes __attribute__((ext_vector_type(32), aligned(1)));
 
-PART void arrange(output x, input a) {
-  for (int g = 0; g < X_ROW - X_SUMS; g++) x[X_SUMS + g] = 0;
-  for (int k = 0; k < X_SUMS; k += 32) {
-    rounded_group(x + k, a + k, K - k);
-    if (MINIMA) EACH(i, 32) x[X_SUMS + k / 32] += x[k + i];
-  }
-}
-
-PART void add_line(vec sums[M], const unsigned char *restrict w, input scales, input x) {
-  EACH(g, 2) {
-    vec products[M];
+PART void round_row(struct rounded *restrict to, input a) {
+  for (int g = 0; g < GROUPS; g++) {
+    vec steps[32 / V], sums = 0;
+    unsigned char group[32];
+    to->scales[g] = round_group(steps, a + 32 * g, K - 32 * g);
     EACH(i, 32 / V) {
-      vec weights = __builtin_convertvector(*(const bytes *)(w + 32 * g + i * V), vec);
-      EACH(m, M) {
-        vec some = load(x + m * X_ROW + 32 * g + i * V);
-        products[m] = i ? products[m] + weights * some : weights * some;
-      }
+      *(bytes *)(group + i * V) = __builtin_convertvector((uints)steps[i], bytes);
+      sums += steps[i] - UNIT;
     }
-    EACH(m, M) sums[m] += products[m] * scales[g];
-  }
-}
-#else
-// A line is 16 words of eight weights, four words a group. What a weight has in memory, n, is put into the
-// upper bits of a float's fraction: 1 + n / 16. x is arranged for that: rounded, 16 times as large, first the
-// numbers for the first weights of the 16 words, and so on. Before all these are 16 sums that remove the 1
-// and, without minima, the 8.
-#define X_LINE (9 * 16)
-
-PART void arrange(output x, input a) {
-  float *sums = x + X_SUMS;
-  for (int g = 0; g < X_ROW - X_SUMS; g++) sums[g] = 0;
-  for (int k = 0; k < LINES * 128; k += 128, x += X_LINE)
-    for (int g = 0; g < 4; g++) {
-      float group[32];
-      rounded_group(group, a + k + 32 * g, K - k - 32 * g);
-      for (int word = 0; word < 4; word++) {
-        float sum = 0;
-        for (int place = 0; place < 8; place++) {
-          float value = group[word * 8 + place] * 16;
-          x[(1 + place) * 16 + 4 * g + word] = value;
-          sum += value;
-        }
-        x[4 * g + word] = -(1 + LEAST / 16.0f) * sum;
-        if (MINIMA) sums[k / 32 + g] += sum * (1 / 16.0f);
-      }
-    }
-}
-
-#if V == 16
-#define FOUR_EACH 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3
-#elif V == 8
-#define FOUR_EACH 0, 0, 0, 0, 1, 1, 1, 1
-#else
-#define FOUR_EACH 0, 0, 0, 0
+    const float sum = sum_vec(sums);
+    to->sums[g] = sum * to->scales[g];
+    to->starts[g] = (int)sum * -ADDED;
+    group_of_bytes x = *(group_of_bytes *)group;
+#if BITS == 4  // of eight numbers, first those of even places
+    x = __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 16, 18, 20, 22, 17, 19, 21, 23, 24, 26, 28, 30, 25, 27, 29, 31);
 #endif
-typedef float few __attribute__((ext_vector_type(V / 4 > 1 ? V / 4 : 2), aligned(4)));
-
-PART void add_line(vec sums[M], const unsigned char *restrict w, input scales, input x) {
-  UNROLL for (int i = 0; i < 16; i += V) {
-    uints words = *(const uints *)(w + 4 * i);
-    vec products[M];
-    EACH(m, M) products[m] = load(x + m * X_ROW + i);
-    EACH(place, 8) {
-      uints bits = place < 5 ? words << (19 - 4 * place) : words >> (4 * place - 19);
-      vec weights = (vec)((bits & 0x780000) | 0x3f800000);
-      EACH(m, M) products[m] += weights * load(x + m * X_ROW + (1 + place) * 16 + i);
-    }
-    few some = *(const few *)(scales + i / 4);
-    EACH(m, M) sums[m] += products[m] * __builtin_shufflevector(some, some, FOUR_EACH);
+    *(group_of_bytes *)(to->words + 8 * g) = x;
   }
 }
-#endif
 
-// The products of one row of w with all rows of x, which are arranged; written N apart. Prefetches the next
-// rows.
-PART void quantized_dots(output y, input x, const unsigned char *restrict w, const scale_type *restrict scales) {
-  vec sums[M];
-  float widened[GROUPS + 2] __attribute__((aligned(64))), minima[UP(GROUPS, V)] __attribute__((aligned(64)));
-  for (int g = GROUPS; g < UP(GROUPS, V); g++) minima[g] = 0;
-  widen_all(widened, minima, scales);
-  EACH(m, M) sums[m] = 0;
-  for (int i = 0; i < LINES; i++) {
-    __builtin_prefetch(w + 64 * i + FAR);
-    add_line(sums, w + 64 * i, widened + i * (GROUPS / LINES), x + i * X_LINE);
+#define WORDS BITS  // of four bytes, a group's
+#define TOGETHER MAX(1, V / WORDS)  // groups
+#define ALL PIECES(K, 32)
+#define DEPTH UP(PIECES(ALL, PIECES(ALL, 24)), 2)
+
+// Columns n to n + V of y, `some` of them unless all: V rows of w at a time are transposed in registers. The
+// sums are those of matmul_integers.c in its order. With `more`, prefetches the V rows that follow.
+PART void columns(output y, const struct rounded *x, const unsigned char *restrict w, const scale_type *restrict scales,
+                  const int all, int some, int more) {
+  float widened[2][V][UP(GROUPS, V)] __attribute__((aligned(64)));
+  vec factors[1 + MINIMA][UP(GROUPS, V)];
+  for (int i = 0; i < V; i++) widen_all(widened[0][i], widened[1][i], scales + (all ? i : MIN(i, some - 1)) * SCALES);
+  EACH(kind, 1 + MINIMA) for (int g = 0; g < GROUPS; g += V) {
+    EACH(i, V) factors[kind][g + i] = load(widened[kind][i] + g);
+    transpose_vecs(factors[kind] + g);
   }
-  for (int g = 0; MINIMA && g < GROUPS; g += V)
-    EACH(m, M) sums[m] += load(minima + g) * load(x + m * X_ROW + X_SUMS + g);
-  EACH(m, M) y[m * N] = sum_vec(sums[m]);
+  vec totals[M], sums[M];
+  EACH(m, M) totals[m] = sums[m] = 0;
+  for (int g = 0; g < GROUPS; g += TOGETHER) {
+    vec four[WORDS * TOGETHER];
+    if (more) UNROLL for (int byte = 0; byte < V * WORDS * TOGETHER * 4; byte += 64)
+      __builtin_prefetch(w + (V * ROW_BYTES + V * WORDS * 4 * g) + byte, 0, 2);
+    EACH(part, WORDS * TOGETHER / V) {
+      EACH(i, V) four[part * V + i] = load((const float *)(w + (all ? i : MIN(i, some - 1)) * ROW_BYTES) + WORDS * g + part * V);
+      transpose_vecs(four + part * V);
+    }
+    EACH(j, TOGETHER) {
+      if ((g + j) % DEPTH == 0) EACH(m, M) {
+        totals[m] += sums[m];
+        sums[m] = 0;
+      }
+      ints dots[M];
+      EACH(m, M) dots[m] = x[m].starts[g + j];
+      EACH(k, WORDS) {
+        const uints words = (uints)four[j * WORDS + k];
+#if BITS == 8
+        EACH(m, M) dots[m] = dot4(dots[m], (ints)(SHIFT ? words ^ 0x80808080 : words), (ints)x[m].words[8 * (g + j) + k]);
+#else
+        EACH(m, M) dots[m] = dot4(dots[m], (ints)(words & 0x0f0f0f0f), (ints)x[m].words[8 * (g + j) + 2 * k]);
+        EACH(m, M) dots[m] = dot4(dots[m], (ints)(words >> 4 & 0x0f0f0f0f), (ints)x[m].words[8 * (g + j) + 2 * k + 1]);
+#endif
+      }
+      EACH(m, M) sums[m] += __builtin_convertvector(dots[m], vec) * (factors[0][g + j] * x[m].scales[g + j]);
+#if MINIMA
+      EACH(m, M) sums[m] += factors[1][g + j] * x[m].sums[g + j];
+#endif
+    }
+  }
+  EACH(m, M) put(y + m * N, totals[m] + sums[m], all ? V : some);
 }
 #endif

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from lama.errors import LamaError
+from lama.tokenizers.special import AddedToken
 
 WHITE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -93,6 +94,9 @@ class Common:
 
 class TableTokenizer(PlainTokenizer):
     """The shared part of byte-pair encoding and WordPiece. A subclass finds the ids of a text in `_ids`."""
+
+    added: Sequence[AddedToken] = ()
+    """The tokens that stand for their exact text."""
 
     def __init__(self, table: Mapping[int, bytes], common: Common):
         """`table` maps each id to its bytes."""

@@ -57,6 +57,7 @@ class BytePairTokenizer(TableTokenizer):
         table.pop(-1, None)
         super().__init__(table, common)
         self.add_prefix_space = add_prefix_space
+        self.added = added
         self._engine = tiktoken.Encoding(
             "lama", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
         )

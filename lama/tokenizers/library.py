@@ -74,6 +74,7 @@ class LibraryTokenizer(TableTokenizer):
             for i, token in self.vocabulary.items():
                 table[i] = (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
         super().__init__(table, common)
+        self.added = pipeline.added
         self._missing = -1
         letters = byte_alphabet().keys()
         is_bytes = model.type == "BPE" and not of_pieces

@@ -1,0 +1,40 @@
+"""Same bits: whether a token's logits depend on the batch and on the chunks in which its prompt was fed."""
+
+from lama.attention import scale_of
+from lama.kernels.attention import WIDEST
+from lama.kernels.integers import multiplies_integers
+from lama.kernels.quantized import Quantized
+from lama.layers import LayerNorm, RMSNorm
+from lama.models.protocol import CausalLM
+from lama.models.quantized import matrices_of
+from lama.runtime.kernel import is_fast
+
+
+def exact_obstacle(model: CausalLM) -> str | None:
+    """The reason why a token's logits may differ in their last bits with the batch or the chunks of its prompt.
+
+    None where they never do: for these, every sum of lama's kernels runs in one order, whatever the number of
+    rows, new tokens and threads. It then depends on the model and the processor only.
+    """
+    layers = matrices_of(model).values()
+    tensors = [
+        t
+        for w in (layer.weight for layer in layers)
+        for t in (w.tensors() if isinstance(w, Quantized) else [w])
+    ]
+    if not is_fast(*tensors):
+        return "lama's kernels for the CPU are not in use"
+    if any(isinstance(layer.weight, Quantized) for layer in layers) and not multiplies_integers(
+        str(tensors[0].device)
+    ):
+        return "this processor has no instruction for products of integers"
+    for block in model.blocks:
+        attn = block.attn
+        if scale_of(attn.similarity, attn.d_head) is None:
+            return "its attention scores are not a scaled dot product"
+        if attn.d_head > WIDEST:
+            return f"its heads have more than {WIDEST} numbers"
+        norms = [part for part in vars(block).values() if isinstance(part, LayerNorm | RMSNorm)]
+        if any(norm.weight is None for norm in norms):
+            return "its norms have no weights"
+    return None
