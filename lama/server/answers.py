@@ -98,7 +98,7 @@ async def answers(
     usage: Usage,
     *,
     prompt_logprobs: int | None = None,
-    constraint: Callable[[], Constraint] | None = None,
+    constraint: Callable[[], Constraint | None] | None = None,
 ) -> AsyncGenerator[Piece, None]:
     """The pieces of all answers, as they come; counts tokens in `usage`.
 

@@ -14,9 +14,11 @@ from lama.files import parse_json
 from lama.generation.engine import Constraint, TokenLogprob
 from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits
 from lama.server.completions import joined
+from lama.server.constraints import constraint_of, tool_constraint
 from lama.server.fields import BadField, Body, boolean, integer, refuse
 from lama.server.schema import COMMON, MOST_LOGPROBS, Options, check_absent, read_options
-from lama.server.service import Backend, Service, part
+from lama.server.service import Backend, Service
+from lama.server.tools import ToolStream, read_tools
 from lama.tokenizers.chat_template import ChatTemplate, encode_chat
 
 KNOWN = (
@@ -41,39 +43,27 @@ async def chat_completions(service: Service, body: Body) -> Answer:
         options = replace(options, logprobs=top)
     elif top:
         raise BadField("top_logprobs", "top_logprobs must come with logprobs true; got none")
-    tools, demanded = read_tools(backend, body)
-    tokens = await asyncio.to_thread(read_conversation, backend, body, tools)
+    tools = read_tools(body, template_of(backend))
+    tokens = await asyncio.to_thread(read_conversation, backend, body, tools.tools)
     fits(backend, tokens, "messages")
-    constraint = await asyncio.to_thread(read_format, backend, body, demanded)
-    writer = ChatWriter(backend, options, tokens, bool(tools), constraint)
+    constraint = await asyncio.to_thread(read_format, backend, body, tools.demanded)
+    writer = ChatWriter(backend, options, tokens, bool(tools.tools), constraint)
     return writer.stream() if options.stream else await writer.whole()
-
-
-def read_tools(backend: Backend, body: Body) -> tuple[Sequence[object], Sequence[Mapping[str, object]]]:
-    """The tools that the template gets, and the functions of which one must be called. Raises BadField."""
-    if body.get("tools") in (None, []) and body.get("tool_choice") in (None, "none", "auto"):
-        return (), ()
-    found = part("tools").read_tools(body, template_of(backend))
-    return found.tools, found.demanded
 
 
 def read_format(
     backend: Backend, body: Body, demanded: Sequence[Mapping[str, object]] = ()
-) -> Callable[[], Constraint] | None:
+) -> Callable[[], Constraint | None] | None:
     """A function that makes the constraint of an answer; None for any text. Raises BadField.
 
     The constraint is that to a call of a demanded function, or that of `response_format`.
     """
-    value = body.get("response_format")
-    if value is not None and not isinstance(value, dict):
-        raise refuse("response_format", "be an object", value)
-    if not demanded and (value is None or value.get("type") == "text"):
-        return None
-    module = part("constraints")
-    function = module.tool_constraint if demanded else module.constraint_of
-    make = partial(function, backend.tokenizer, demanded or value, end_tokens=backend.end)
-    make()  # a wrong schema is the request's error
-    return make
+    make: Callable[[], Constraint | None]
+    if demanded:
+        make = partial(tool_constraint, backend.tokenizer, demanded, backend.end)
+    else:
+        make = partial(constraint_of, backend.tokenizer, body.get("response_format"), backend.end)
+    return None if make() is None else make  # a wrong schema is an error before the answer begins
 
 
 def template_of(backend: Backend) -> ChatTemplate:
@@ -159,11 +149,11 @@ class ChatWriter:
         options: Options,
         tokens: list[int],
         has_tools: bool,
-        constraint: Callable[[], Constraint] | None,
+        constraint: Callable[[], Constraint | None] | None,
     ):
         self.backend, self.options, self.tokens = backend, options, tokens
         self.usage = Usage()
-        self._tools = [part("tools").ToolStream() for _ in range(options.n)] if has_tools else []
+        self._tools = [ToolStream() for _ in range(options.n)] if has_tools else []
         self._started = [False] * options.n
         self._answers = partial(answers, backend, [tokens], options, self.usage, constraint=constraint)
         self._base = {

@@ -1,19 +1,21 @@
-"""Endpoints whose answers other modules compute: embeddings, and the inside of the model."""
+"""Endpoints beside the answers: embeddings, and the inside of the model."""
 
 import asyncio
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from lama.server.completions import read_prompt
+from lama.server.embeddings import embed
 from lama.server.errors import Refused
 from lama.server.fields import Body, choice, refuse
+from lama.server.inside import attention, internals, lens, to_json, to_npz
 from lama.server.schema import check_absent
-from lama.server.service import Service, part
+from lama.server.service import Service
 from lama.shapes import Array
 
 KNOWN = ("model", "input", "encoding_format", "dimensions", "user")
+INSIDE = {"internals": internals, "lens": lens, "attention": attention}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ async def embeddings(service: Service, body: Body) -> dict[str, object]:
     service.note_unused(body, KNOWN)
     check_absent(body, "dimensions", "an embedding has the model's d_model numbers")
     form = choice(body, "encoding_format", ("float", "base64"))
-    embed = part("embeddings").embed
     inputs = await asyncio.to_thread(_inputs, service, body)
     data: list[dict[str, object]] = []
     for i, tokens in enumerate(inputs):
@@ -55,9 +56,8 @@ async def inside(service: Service, body: Body, name: str) -> Content:
     """The answer of a function of `lama.server.inside`: internals, lens or attention. Raises BadField."""
     if not service.internals:
         raise Refused(403, "the inside of the model is off here (--no-internals)", code="no_internals")
-    module, backend = part("inside"), service.backend
-    function = partial(getattr(module, name), backend.model, backend.tokenizer, body)
-    answer: Mapping[str, object] = await backend.worker.run(function)
+    backend = service.backend
+    answer = await backend.worker.run(partial(INSIDE[name], backend.model, backend.tokenizer, body))
     if name == "internals" and body.get("format") == "npz":
-        return Content(await asyncio.to_thread(module.to_npz, answer), "application/octet-stream")
-    return Content(await asyncio.to_thread(module.to_json, answer))
+        return Content(await asyncio.to_thread(to_npz, answer), "application/octet-stream")
+    return Content(await asyncio.to_thread(to_json, answer))

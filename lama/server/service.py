@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
-from types import ModuleType
 
 from lama.errors import note, quoted
 from lama.generation.text import end_tokens
@@ -81,16 +79,6 @@ class Backend:
                 text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
             self._pieces[token] = text, list(raw)
         return self._pieces[token]
-
-
-def part(name: str) -> ModuleType:
-    """A module of the server. Raises Refused, with status 501, where this version lacks it."""
-    try:
-        return import_module(f"lama.server.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"lama.server.{name}":
-            raise
-        raise Refused(501, f"this version of lama has no {name}", type="not_implemented") from None
 
 
 class Service:

@@ -149,6 +149,7 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=Patient,
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,
