@@ -28,6 +28,8 @@ class Piece:
     """The tokens of the text, without an end token."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """For each token, if asked for."""
+    end_logprob: TokenLogprob | None = None
+    """The log-probability of an end token, if asked for; the token is not part of `tokens`."""
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     """On an answer's first piece, if asked for."""
     finish_reason: str | None = None
@@ -78,6 +80,8 @@ class Choice:
             if event.logprob is not None:
                 piece.logprobs.append(event.logprob)
             piece.text += self._stream.push(event.token)
+        elif event.token is not None:
+            piece.end_logprob = event.logprob
         if reason is not None and not self._stream.stopped:
             piece.text += self._stream.flush()
         self.stopped = self._stream.stopped
