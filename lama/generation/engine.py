@@ -176,7 +176,7 @@ class Engine:
         return [SlotState(place, numbers.get(place), n) for place, n in held]
 
     def warm_up(self) -> None:
-        """Compile the steps of all sizes of a batch, and of prompts up to a chunk, before the first request."""
+        """Compile the steps of all sizes of a batch, and of prompts up to a chunk."""
         runner, n = self.runner, SMALLEST_BUCKET
         while n <= min(self.chunk, self.context):
             for result in RESULTS:
