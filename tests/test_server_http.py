@@ -351,6 +351,23 @@ def test_inside_of_the_model(service, monkeypatch):
         assert client.get("/v1/models").json()["data"][0]["meta"]["internals"] is False
 
 
+def test_inside_of_a_continued_prompt(service):
+    client = TestClient(make_app(service), base_url=HERE)
+    body = {"prompt": "Why?", "temperature": 0, "max_tokens": 4, "logprobs": 0, "return_token_ids": True}
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    asked = {"prompt": "Why?", "taps": ["logits"], "max_tokens": 4, "positions": [-2]}
+    found = client.post("/v1/internals", json=asked).json()
+    assert found["tokens"] == [*b"Why?", *choice["token_ids"]]
+    logits = np.array(found["taps"]["logits"]["data"][0])
+    scores = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    last = found["tokens"][-1]
+    assert last == scores[:256].argmax()
+    assert scores[last] == pytest.approx(choice["logprobs"]["token_logprobs"][-1], abs=1e-4)
+    assert (
+        error_of(client.post("/v1/internals", json={**asked, "max_tokens": 99}), 400)["param"] == "max_tokens"
+    )
+
+
 def test_failed_steps_and_functions_end_alone(monkeypatch, capfd):
     model = make_model()
     with running(model) as service:

@@ -75,15 +75,6 @@ def test_width_of_the_padding_changes_nothing(model: GPT, monkeypatch: pytest.Mo
         np.testing.assert_allclose(value, padded[name], atol=1e-3, rtol=1e-4)
 
 
-def test_continuation_is_part_of_the_answer(model: GPT) -> None:
-    body = {"prompt": TEXT, "taps": ["logits"], "max_tokens": 4}
-    answer = internals(model, BYTES, body)
-    tokens, logits = answer["tokens"], taps(answer)["logits"]
-    assert tokens[:7] == TOKENS and 7 < len(tokens) <= 11 and len(logits) == len(tokens)
-    assert tokens[7:] == logits[6 : len(tokens) - 1, :256].argmax(-1).tolist()
-    assert answer["texts"][:5] == list("Why? ") and answer["texts"][5] == "\ufffd"
-
-
 def test_json_and_npz_hold_the_same_numbers(model: GPT) -> None:
     answer = internals(model, BYTES, {"prompt": TEXT, "taps": ["blocks.0.attn.scores", "blocks.1.resid_mid"]})
     read = json.loads(to_json(answer))

@@ -5,13 +5,14 @@ import base64
 from dataclasses import dataclass
 from functools import partial
 
+from lama.generation.engine import Request
 from lama.server.completions import read_prompt
 from lama.server.embeddings import embed
 from lama.server.errors import Refused
 from lama.server.fields import Body, choice, refuse
-from lama.server.inside import attention, internals, lens, to_json, to_npz
+from lama.server.inside import attention, internals, lens, read_text, to_json, to_npz
 from lama.server.schema import check_absent
-from lama.server.service import Service
+from lama.server.service import Backend, Service
 from lama.shapes import Array
 
 KNOWN = ("model", "input", "encoding_format", "dimensions", "user")
@@ -57,7 +58,18 @@ async def inside(service: Service, body: Body, name: str) -> Content:
     if not service.internals:
         raise Refused(403, "the inside of the model is off here (--no-internals)", code="no_internals")
     backend = service.backend
+    if name == "internals" and body.get("max_tokens"):
+        body = await continued(backend, body)
     answer = await backend.worker.run(partial(INSIDE[name], backend.model, backend.tokenizer, body))
     if name == "internals" and body.get("format") == "npz":
         return Content(await asyncio.to_thread(to_npz, answer), "application/octet-stream")
     return Content(await asyncio.to_thread(to_json, answer))
+
+
+async def continued(backend: Backend, body: Body) -> Body:
+    """The request with its prompt continued by up to `max_tokens` greedy tokens. Raises BadField."""
+    tokens, n = await backend.worker.run(partial(read_text, backend.model, backend.tokenizer, body))
+    with backend.worker.answering([Request(tokens, n, end=backend.end)]) as events:
+        found = [event.token async for _, event in events if event.error is None]
+    new = [token for token in found if token is not None and token not in backend.end]
+    return {**body, "prompt": [*tokens, *new], "max_tokens": 0}

@@ -19,9 +19,6 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.errors import LamaError, did_you_mean, quoted
-from lama.generation.engine import Request
-from lama.generation.text import end_tokens
-from lama.generation.tokens import generate_events
 from lama.interp.record import as_tokens, short_name
 from lama.masks import Causal
 from lama.models.gpt import GPT
@@ -143,30 +140,26 @@ def unembedded(model: GPT, rows: Array) -> Array:
 
 
 def internals(model: GPT, tokenizer: Tokenizer, body: Body) -> Answer:
-    """The answer to /v1/internals: {"tokens", "texts", "taps": {name: {"shape", "data"}}}. Raises BadField.
+    """The answer to /v1/internals: {"tokens", "texts", "taps": {name: {"shape", "data"}}}.
 
-    With `max_tokens`, tokens are generated greedily after the prompt first, and the answer is of the whole.
+    Raises BadField.
     """
-    most = min(MOST_TOKENS, model.config.context_length)
-    tokens = prompt_tokens(model, tokenizer, body, most)
-    new = integer(body, "max_tokens", 0, most - len(tokens), 0)
-    chosen = read_selection(model, body, len(tokens) + new)
-    if new:
-        tokens += continuation(model, tokenizer, tokens, new)
-        chosen = read_selection(model, body, len(tokens))
-    arrays = run(model, tokens, chosen)
+    tokens, _ = read_text(model, tokenizer, body)
+    arrays = run(model, tokens, read_selection(model, body, len(tokens)))
     shapes = {name: {"shape": list(array.shape), "data": array} for name, array in arrays.items()}
     return {"tokens": tokens, "texts": pieces(tokenizer, tokens), "taps": shapes}
 
 
-def continuation(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], most: int) -> list[int]:
-    """Up to `most` greedy tokens, without an end token."""
-    end = end_tokens(model, tokenizer)
-    request = Request(tokens, most, end=end)
-    context = min(MOST_TOKENS, model.config.context_length)
-    events = generate_events(model, request, tokenizer.vocab_size, context=context)
-    found = [event.token for event in events]
-    return [token for token in found if token is not None and token not in end]
+def read_text(model: GPT, tokenizer: Tokenizer, body: Body) -> tuple[list[int], int]:
+    """The prompt's tokens, and how many are to be generated before the inside of the whole is taken.
+
+    Raises BadField, also for an answer that would then be too large.
+    """
+    most = min(MOST_TOKENS, model.config.context_length)
+    tokens = prompt_tokens(model, tokenizer, body, most)
+    new = integer(body, "max_tokens", 0, most - len(tokens), 0)
+    read_selection(model, body, len(tokens) + new)
+    return tokens, new
 
 
 def read_selection(model: GPT, body: Body, n: int) -> Selection:
