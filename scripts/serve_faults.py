@@ -163,6 +163,10 @@ def make_cases(model: GPT, tokenizer: Tokenizer, context: int, n: int, seed: int
 # --- clients
 
 
+class Busy(Exception):
+    """The queue of the server is full; the argument is the time to wait, in seconds."""
+
+
 @dataclass
 class Traffic:
     """The clients of one server."""
@@ -173,7 +177,7 @@ class Traffic:
     rng: random.Random
 
     async def client(self, kinds: list[str], done: Callable[[], None]) -> None:
-        """Send a request of each kind, until none is left."""
+        """Send a request of each kind, until none is left; waits where the queue is full."""
         connection = Client(self.port)
         while kinds:
             kind = kinds.pop()
@@ -182,6 +186,11 @@ class Traffic:
                 async with asyncio.timeout(SECONDS):
                     await getattr(self, kind)(connection, case)
                 self.report.counts[kind] += 1
+            except Busy as busy:
+                self.report.counts["429"] += 1
+                kinds.append(kind)
+                await asyncio.sleep(busy.args[0] * self.rng.random())
+                continue
             except TimeoutError:
                 self.report.fault(f"{kind}: no answer within {SECONDS} s", case.body)
                 connection.close()
@@ -192,22 +201,14 @@ class Traffic:
         connection.close()
 
     async def good(self, connection: Client, case: Case) -> None:
-        """Send a request and compare all of its answer; waits and tries again where the queue is full."""
+        """Send a request and compare all of its answer."""
         began = time.perf_counter()
-        while True:
-            await connection.send(COMPLETIONS, case.body)
-            if await connection.head() != 429:
-                break
-            self.report.counts["429"] += 1
-            wait = float(connection.headers.get("retry-after", "nan"))
-            if not 0 <= wait < SECONDS:
-                self.report.fault(f"429 must come with Retry-After; got {connection.headers}", case.body)
-                return
-            async for _ in connection.parts():
-                pass
-            await asyncio.sleep(max(wait, 0.05) * self.rng.random())
-        if connection.status != 200:
+        await connection.send(COMPLETIONS, case.body)
+        if await connection.head() != 200:
             text = b"".join([part async for part in connection.parts()]).decode(errors="replace")
+            wait = connection.headers.get("retry-after", "")
+            if connection.status == 429 and wait.isdecimal() and int(wait) < SECONDS:
+                raise Busy(int(wait))
             self.report.fault(f"a good request must get 200; got {connection.status} {text[:300]}", case.body)
             return
         if case.body.get("stream"):

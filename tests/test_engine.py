@@ -313,6 +313,17 @@ def test_bias_and_constraint_decide(plain):
         assert found == constraint.taken and [token % 2 for token in found] == [0, 1, 0, 1, 0]
 
 
+def test_a_constraint_that_allows_nothing_ends_the_text(plain):
+    class Two(Alternating):
+        def allowed(self) -> np.ndarray:
+            return super().allowed() & (len(self.taken) < 2)
+
+    engine = Engine(plain, 1)
+    engine.submit(Request([1], 9, constraint=Two()))
+    *_, last = events = list(drained(engine))
+    assert (len(events), last.token, last.finish_reason) == (3, None, "stop")
+
+
 def test_an_error_ends_its_own_request_only(plain):
     engine = Engine(plain, 2)
     failing = engine.submit(Request([1], 9, constraint=Alternating()))

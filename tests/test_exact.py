@@ -1,7 +1,6 @@
-"""Same bits: a token's logits, keys and values do not depend on the batch, the chunks of its prompt, the threads."""
+"""Same bits: a token's logits, keys and values depend on no batch, no chunks of its prompt, no threads."""
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -32,8 +31,8 @@ MODELS: dict[str, dict] = {
     "llama": LLAMA,
     "neox": {"positions": "rope", "d_rotated": 4, "layout": "parallel", "activation": "gelu"},
     "gemma3": {
-        **LLAMA, "d_head": 20, "windows": (9, 0), "norm": "sandwich", "qk_norm": "head", "activation": "gelu_new",
-        "logit_cap": 3.0, "embed_scale": 7.0, "tied": True,
+        **LLAMA, "d_head": 20, "windows": (9, 0), "norm": "sandwich", "qk_norm": "head",
+        "activation": "gelu_new", "logit_cap": 3.0, "embed_scale": 7.0, "tied": True,
     },
 }  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4", "int4 minima", "int4 blocks")
@@ -147,11 +146,9 @@ def weights(n: int, k: int, dtype: str) -> Tensor | kernels.Quantized:
     if " " in dtype:
         return with_minima(n, k, 4, dtype.endswith("blocks"))[0]
     w = Tensor(normal(n, k)).realize()
-    return (
-        quantize(w, int(dtype[3]))
-        if "int" in dtype
-        else w.cast(getattr(dtypes, dtype)).contiguous().realize()
-    )
+    if "int" in dtype:
+        return quantize(w, int(dtype[3]))
+    return w.cast(getattr(dtypes, dtype)).contiguous().realize()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -141,7 +141,9 @@ def test_few_rows_are_rounded_as_many_are(both):  # noqa: F811
 @needs_c
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("rows", [3, 15])
-@pytest.mark.parametrize("macros", ["PORTABLE 1", "HALVES 1", "HALVES 1\n#define V 8", "HALVES 1\n#define V 4"])
+@pytest.mark.parametrize(
+    "macros", ["PORTABLE 1", "HALVES 1", "HALVES 1\n#define V 8", "HALVES 1\n#define V 4"]
+)
 def test_the_instruction_gives_what_other_code_gives(monkeypatch, bits, rows, macros):
     monkeypatch.setattr(MATMUL, "multiplies_integers", lambda device: True)
     weight, a, source = made(67, 200, bits=bits), Tensor(normal(rows, 200)).realize(), program.Kernel.source

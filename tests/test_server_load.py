@@ -15,11 +15,9 @@ MODEL = str(Path(__file__).parent.parent / "weights" / "lama-bpe")
 def test_mixed_traffic_gets_the_texts_of_generate(tmp_path: Path):
     from serve_faults import check_load
 
-    report = check_load(MODEL, tmp_path, 6, [], requests=300, distinct=40, clients=24, flat=1.3)
+    report = check_load(MODEL, tmp_path, 6, [], requests=220, distinct=25, clients=20, flat=1.3)
     assert report["faults"] == []
-    assert (
-        report["counts"]["good"] > 200 and report["counts"]["wrong"] > 10 and report["counts"]["leave"] > 10
-    )
+    assert report["counts"]["good"] > 150 and report["counts"]["wrong"] > 5 and report["counts"]["leave"] > 5
 
 
 def test_damaged_bodies_get_200_or_4xx(tmp_path: Path):

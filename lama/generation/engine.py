@@ -25,7 +25,7 @@ class Constraint(Protocol):
     """The tokens that may come next, such as those of valid JSON."""
 
     def allowed(self) -> Array:
-        """(vocab_size,) bool; at least one is True."""
+        """(vocab_size,) bool; where none is True, the text ends."""
 
     def accept(self, token: int) -> None:
         """Move to the state after `token`."""
@@ -176,7 +176,7 @@ class Engine:
         return [SlotState(place, numbers.get(place), n) for place, n in held]
 
     def warm_up(self) -> None:
-        """Compile the steps of all sizes of a batch, and of prompts up to a chunk, before the first request."""
+        """Compile the steps of all sizes of a batch, and of prompts up to a chunk."""
         runner, n = self.runner, SMALLEST_BUCKET
         while n <= min(self.chunk, self.context):
             for result in RESULTS:
@@ -356,6 +356,8 @@ class Engine:
         if request.max_new_tokens == 0:
             return Event(row.number, None, "length")
         scores = biased(logits, request)
+        if request.constraint is not None and scores.max() == -np.inf:
+            return Event(row.number, None, "stop")
         token = next_token(scores, row.tokens, request.sampling, row.rng, len(request.tokens))
         if request.constraint is not None and token not in request.end:
             request.constraint.accept(token)

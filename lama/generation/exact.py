@@ -11,22 +11,17 @@ from lama.runtime.kernel import is_fast
 
 
 def exact_obstacle(model: CausalLM) -> str | None:
-    """The reason why a token's logits may differ in their last bits with the batch or the chunks of its prompt.
+    """The reason why the last bits of a token's logits may depend on the batch or on its prompt's chunks.
 
-    None where they never do: for these, every sum of lama's kernels runs in one order, whatever the number of
-    rows, new tokens and threads. It then depends on the model and the processor only.
+    None where they never do: every sum then runs in one order, whatever the number of rows, of new tokens and
+    of threads. That order depends on the model and the processor only.
     """
-    layers = matrices_of(model).values()
-    tensors = [
-        t
-        for w in (layer.weight for layer in layers)
-        for t in (w.tensors() if isinstance(w, Quantized) else [w])
-    ]
+    weights = [layer.weight for layer in matrices_of(model).values()]
+    tensors = [t for w in weights for t in (w.tensors() if isinstance(w, Quantized) else [w])]
     if not is_fast(*tensors):
         return "lama's kernels for the CPU are not in use"
-    if any(isinstance(layer.weight, Quantized) for layer in layers) and not multiplies_integers(
-        str(tensors[0].device)
-    ):
+    has_integers = any(isinstance(w, Quantized) for w in weights)
+    if has_integers and not multiplies_integers(str(tensors[0].device)):
         return "this processor has no instruction for products of integers"
     for block in model.blocks:
         attn = block.attn

@@ -6,7 +6,8 @@
 
 #define VECTORS PIECES(D, V)  // of a row
 #define M (GROUP * T)  // queries for each head of keys: those of one head of q, then of the next
-#define AHEAD (4096 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
+#define WIDE(i) (D % V ? D - (i) : V)  // numbers of a row from i on, V if more
+#define AHEAD (8192 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
 #define HIDDEN -3.4e38f  // as in ops.py
 #define NOTHING -__builtin_inff()
 
@@ -17,9 +18,9 @@ PART void ask_for(const KV *row) {
 // Element i of V rows in one vector, for V numbers from row[i] on; rows after `some` are the last of these.
 PART void transposed(vec x[V], const KV *rows, int some, int i) {
   if (some >= V)
-    EACH(j, V) x[j] = get(rows + j * D + i, D - i, 0);
+    EACH(j, V) x[j] = get(rows + j * D + i, WIDE(i), 0);
   else
-    EACH(j, V) x[j] = get(rows + MIN(j, some - 1) * D + i, D - i, 0);
+    EACH(j, V) x[j] = get(rows + MIN(j, some - 1) * D + i, WIDE(i), 0);
   transpose_vecs(x);
 }
 
@@ -44,13 +45,16 @@ KERNEL NAME(output z, KV *key_cache, KV *value_cache, input q, input k, input v,
     for (int k0 = start; k0 < end; k0 += KEYS) {
       const int n = MIN(KEYS, end - k0);
       for (int j = 0; j < n; j += V) {
-        for (int row = k0 + j + AHEAD; row < MIN(k0 + j + AHEAD + V, end); row++) ask_for(keys + (long)row * D);
+        const KV *later = keys + (long)MIN(k0 + j + AHEAD, end) * D;
         vec dots[M];
         EACH(m, M) dots[m] = 0;
         for (int i = 0; i < D; i += V) {
           vec x[V];
           transposed(x, keys + (long)(k0 + j) * D, n - j, i);
-          EACH(c, V) if (i + c < D) EACH(m, M) dots[m] += query[m][i + c] * x[c];
+          EACH(c, V) if (D % V == 0 || i + c < D) {
+            if ((i + c) * 64 < V * D * (int)sizeof(KV)) __builtin_prefetch((const char *)later + (i + c) * 64);
+            EACH(m, M) dots[m] += query[m][i + c] * x[c];
+          }
         }
         EACH(m, M) store(scores[m] + j, dots[m]);
       }
@@ -82,7 +86,7 @@ KERNEL NAME(output z, KV *key_cache, KV *value_cache, input q, input k, input v,
       for (int j = 0; j < n; j++) {
         if (k0 + j + AHEAD < end) ask_for(values + (long)(k0 + j + AHEAD) * D);
         EACH(i, VECTORS) {
-          vec value = get(values + (long)(k0 + j) * D + i * V, D - i * V, 0);
+          vec value = get(values + (long)(k0 + j) * D + i * V, WIDE(i * V), 0);
           EACH(m, M) sums[m][i] += scores[m][j] * value;
         }
       }

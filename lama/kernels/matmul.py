@@ -75,7 +75,8 @@ def matmul(
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
-        few = _are_few(math.prod(a.shape[:-1]), int(a.shape[-1]), True)
+        *lead, k = (int(n) for n in a.shape)
+        few = _are_few(math.prod(lead), k, True)
         if not (is_fast(a, *b.tensors()) and (few or multiplies_integers(b.device))):
             return None
         return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop).tensor()

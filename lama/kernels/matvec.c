@@ -11,7 +11,8 @@
 // The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
 #define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
 
-// Columns n to n + V of y, `some` of them: V rows of w at a time are transposed in registers. Prefetches the next V rows.
+// V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
+// prefetches the V rows that follow. `start` is added first.
 PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
   vec totals[M];
   EACH(m, M) totals[m] = start;

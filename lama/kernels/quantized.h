@@ -90,8 +90,8 @@ PART void round_row(struct rounded *restrict to, input a) {
 #define ALL PIECES(K, 32)
 #define DEPTH UP(PIECES(ALL, PIECES(ALL, 24)), 2)
 
-// Columns n to n + V of y, `some` of them unless all: V rows of w at a time are transposed in registers. The
-// sums are those of matmul_integers.c in its order. With `more`, prefetches the V rows that follow.
+// V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. The sums are
+// those of matmul_integers.c in its order. With `more`, prefetches the V rows that follow.
 PART void columns(output y, const struct rounded *x, const unsigned char *restrict w, const scale_type *restrict scales,
                   const int all, int some, int more) {
   float widened[2][V][UP(GROUPS, V)] __attribute__((aligned(64)));
