@@ -25,11 +25,9 @@ class Piece:
     """The number of the answer: the prompt's times `n`, and that of the answer to it."""
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    """The tokens of the text, without an end token."""
+    """The tokens of the text, and an end token, which has no text: lm-evaluation-harness counts on it."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """For each token, if asked for."""
-    end_logprob: TokenLogprob | None = None
-    """The log-probability of an end token, if asked for; the token is not part of `tokens`."""
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     """On an answer's first piece, if asked for."""
     finish_reason: str | None = None
@@ -75,13 +73,12 @@ class Choice:
         piece, reason = self._next, event.finish_reason
         if event.prompt_logprobs is not None:
             piece.prompt_logprobs = event.prompt_logprobs
-        if event.token is not None and reason != "stop":
+        if event.token is not None:
             piece.tokens.append(event.token)
             if event.logprob is not None:
                 piece.logprobs.append(event.logprob)
-            piece.text += self._stream.push(event.token)
-        elif event.token is not None:
-            piece.end_logprob = event.logprob
+            if reason != "stop":
+                piece.text += self._stream.push(event.token)
         if reason is not None and not self._stream.stopped:
             piece.text += self._stream.flush()
         self.stopped = self._stream.stopped

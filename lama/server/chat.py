@@ -204,14 +204,18 @@ class ChatWriter:
             ids = {"prompt_token_ids": self.tokens} if self.options.token_ids else {}
             add({"role": "assistant", "content": ""}, **ids)
         delta, calls = self._delta(piece)
-        if delta or piece.tokens:
-            ids = {"token_ids": piece.tokens} if self.options.stream or self.options.token_ids else {}
-            add({"content": delta} if delta else {}, logprobs=logprobs, **ids)
+        scores: dict[str, object] = {"logprobs": logprobs}
+        if self.options.stream or self.options.token_ids:
+            scores["token_ids"] = piece.tokens
+        if delta or piece.finish_reason is None:
+            add({"content": delta} if delta else {}, **scores)
+            scores = {}
         if calls:
             add({"tool_calls": calls})
         if piece.finish_reason is not None:
             reason = "tool_calls" if calls and piece.finish_reason == "stop" else piece.finish_reason
-            add({}, finish_reason=reason, **({"context_full": True} if piece.context_full else {}))
+            full = {"context_full": True} if piece.context_full else {}
+            add({}, finish_reason=reason, **scores, **full)
         return found
 
     def _delta(self, piece: Piece) -> tuple[str, list[dict[str, object]]]:

@@ -125,8 +125,6 @@ class Writer:
                 scores = [*(piece.prompt_logprobs or ()), *scores]
             if options.token_ids:
                 choice["prompt_token_ids"] = ids
-        if piece.end_logprob is not None:  # lm-eval counts on one entry for each token computed
-            tokens, scores = [*tokens, piece.end_logprob.token], [*scores, piece.end_logprob]
         logprobs = None if options.logprobs is None else self._logprobs(index, tokens, scores)
         choice |= {"text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
         if options.stream or options.token_ids:
