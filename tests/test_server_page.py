@@ -515,3 +515,26 @@ def test_page_fits_a_phone_in_light_and_dark(browser, server, dark):
     other = browser.run("return getComputedStyle(document.body).backgroundColor")
     browser.run("localStorage.removeItem('lama-theme')")
     assert (sum(map(int, re.findall(r"\d+", other))) < 150) != dark
+
+
+def test_page_before_the_real_server():
+    """Chat, an opened token and an alternative, on a small random model; no console errors."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    from servers import listening, running
+
+    with running(context=256) as service, listening(service) as url, Browser() as browser:
+        browser.open(f"{url}/")
+        chat(browser, "Hello")
+        before = browser.text(".text")
+        open_token(browser, 3)
+        assert re.search(r"4 of \d+ · id \d+ · probability", browser.text("#facts"))
+        assert len(texts(browser, "#alternatives button")) >= 10
+        browser.until("document.querySelector('#lens').checkVisibility()")
+        assert texts(browser, "#lens tr th:first-child") == ["layer", "embed", "layer 0", "output"]
+        assert len(texts(browser, "#heads button")) == 2 * 2 + 1
+        browser.run("document.querySelectorAll('#alternatives button:not([aria-current])')[0].click()")
+        browser.until("!document.querySelector('.busy')")
+        answered(browser)
+        assert browser.text(".text") != before and browser.text(".text")[:3] == before[:3]
+        assert [each for each in browser.complaints if not each.startswith(f"asked for {url}/")] == []
