@@ -94,6 +94,17 @@ def test_stream(client):
             assert tops == sorted(tops, reverse=True) and entry["logprob"] <= tops[0] <= 0
 
 
+def test_end_token_stands_with_the_end(service, client, monkeypatch):
+    monkeypatch.setitem(service.backend.__dict__, "end", frozenset({66}))
+    given = {"messages": ASKED, "logit_bias": {"66": 100}, "temperature": 0, "logprobs": True}
+    *_, last = events(client, PATH, **given)
+    (choice,) = last["choices"]
+    assert (choice["delta"], choice["finish_reason"], choice["token_ids"]) == ({}, "stop", [66])
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["B"]
+    whole = chat(client, **given)["choices"][0]
+    assert (whole["message"]["content"], len(whole["logprobs"]["content"])) == ("", 1)
+
+
 def test_contents_in_parts_and_the_developer(client):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
