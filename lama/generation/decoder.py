@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -17,7 +17,6 @@ from lama.shapes import Array
 
 SMALLEST_BUCKET = 16
 Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
-RESULTS: tuple[Result, ...] = get_args(Result)
 MOST_NUMBERS = (
     1 << 28
 )  # in a row of the cache: a model may look at 131,072 tokens, which would take gigabytes

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lama.errors import LamaError, UsageError
-from lama.generation.decoder import RESULTS, SMALLEST_BUCKET, Result, Runner
+from lama.generation.decoder import SMALLEST_BUCKET, Result, Runner
 from lama.generation.drafts import draft
 from lama.generation.prefix_store import PrefixStore, common
 from lama.generation.sampling import GREEDY, Sampling, next_token
@@ -177,18 +177,22 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile the steps of all sizes of a batch, and of prompts up to a chunk."""
-        runner, n = self.runner, SMALLEST_BUCKET
-        while n <= min(self.chunk, self.context):
-            for result in RESULTS:
-                runner.feed(np.array([0]), np.zeros((1, n), np.int32), result)
-                runner.positions[:] = 0
-            n *= 2
-        for n in runner.sizes:
-            runner.feed(np.arange(n), np.zeros((n, 1), np.int32))
-        if 0 < self.drafts < self.context:
+        runner, row = self.runner, np.array([0])
+
+        def feed(rows: Array, n: int, result: Result = "last", counted: int | None = None) -> None:
+            if n <= self.context:
+                runner.feed(rows, np.zeros((len(rows), n), np.int32), result, counted)
             runner.positions[:] = 0
-            runner.feed(np.array([0]), np.zeros((1, 1 + self.drafts), np.int32), "every", counted=1)
-        runner.positions[:] = 0
+
+        for n in runner.sizes:
+            feed(np.arange(n), 1)
+        n = SMALLEST_BUCKET
+        while n <= self.chunk:
+            feed(row, n)
+            n *= 2
+        feed(row, self.chunk or SMALLEST_BUCKET, "none")
+        if self.drafts:
+            feed(row, 1 + self.drafts, "every", 1)
 
     def submit(self, request: Request) -> int:
         """Add a request; returns its number. Raises UsageError for a prompt that cannot be continued."""
