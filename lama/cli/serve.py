@@ -103,9 +103,8 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
     size = f"{rows} rows of {context:,} tokens take {cache / 1e6:,.0f} MB"
     check_memory(cache + os.path.getsize(checkpoint.source), size)
     on = [name for name, is_on in (("internals", service.internals), ("keys", bool(keys))) if is_on]
-    note(
-        f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on; loading, and compiling on the first start"
-    )
+    note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on")
+    note("loading; the first start compiles too, for up to a minute")
     model, tokenizer = load_causal(args.model, **machine.loading(args))
     runner = Runner(model, rows, context=context, sizes=[1 << i for i in range(args.rows.bit_length())])
     store = None

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lama.errors import LamaError, UsageError
+from lama.errors import LamaError, UsageError, first_line
 from lama.generation.decoder import SMALLEST_BUCKET, Result, Runner
 from lama.generation.drafts import draft
 from lama.generation.prefix_store import PrefixStore, common
@@ -343,8 +343,10 @@ class Engine:
         """The next token of a row, or the error that ends it."""
         try:
             event = self._next(place, row, logits[: self.vocab_size])
-        except LamaError as error:
-            event = Event(row.number, None, "error", error=str(error))
+        except Exception as error:  # of its constraint: the others go on
+            known = isinstance(error, LamaError)
+            what = str(error) if known else f"unexpected {type(error).__name__}: {first_line(error)}"
+            event = Event(row.number, None, "error", error=what)
         if event.finish_reason is not None:
             self._free(place)
         if row.is_new:

@@ -62,7 +62,7 @@ class LargePages:
 def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
     """A realised tensor of zeros. On the CPU without a kernel, which costs a new process 0.2 s.
 
-    Large memory comes anew from the system: it is zero, and takes room only where it is written.
+    Large memory comes from the system: it is zero, and takes room only where it is written.
     """
     tensor = Tensor.empty(*shape, dtype=dtype, device=device)
     if not is_on_host(tensor):
