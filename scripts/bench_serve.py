@@ -329,6 +329,7 @@ def main() -> None:
         parser.error(f"--only must name some of {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1; got {args.rounds}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers too
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
