@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,18 +43,8 @@ print(LLMatcher.validate_grammar(sys.stdin.buffer.read().decode(), limits=limits
 """
 
 
-class Constraint(Protocol):
-    """The part of llguidance that an engine uses: which tokens may come next."""
-
-    def allowed(self) -> Array:
-        """A mask of the tokens that may follow, (vocab_size,); none where the text is complete."""
-
-    def accept(self, token: int) -> None:
-        """Go to the state after an allowed token."""
-
-
 class GrammarConstraint:
-    """A text within a grammar. End tokens are allowed where it is complete, other special tokens nowhere.
+    """An engine's `Constraint` to a grammar. End tokens are allowed where it is complete, other special tokens nowhere.
 
     Not thread-safe.
     """
