@@ -16,7 +16,7 @@ from lama.errors import LamaError
 from lama.server import constraints
 from lama.server.constraints import GrammarConstraint, constraint_of, tool_constraint
 from lama.server.fields import BadField
-from lama.server.tools import parse_tools
+from lama.server.tools import ToolStream
 from lama.tokenizers import ByteTokenizer, Tokenizer, gpt2_tokenizer
 from lama.tokenizers.basic import CharacterTokenizer
 from lama.tokenizers.gguf import tokenizer_of_keys
@@ -129,9 +129,11 @@ def test_calls_of_tools_are_calls(tokenizer: Tokenizer) -> None:
     names = set()
     for seed in range(12):
         text = sampled(tool_constraint(tokenizer, functions), tokenizer, seed)
-        content, (call,) = parse_tools(text)
+        stream = ToolStream()
+        assert stream.push(text) == ""
+        rest, (call,) = stream.finish()
         function = call["function"]
-        assert content == "" and isinstance(function, dict)
+        assert rest == "" and isinstance(function, dict)
         names.add(function["name"])
         arguments = json.loads(function["arguments"])
         assert arguments == {} if function["name"] == "stop-1" else is_person(arguments)

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from lama.server.fields import BadField
-from lama.server.tools import ToolStream, parse_tools, read_tools
+from lama.server.tools import ToolStream, read_tools
 from lama.tokenizers.chat_template import CHATML, ChatTemplate
 
 HERMES = ChatTemplate("{% for t in tools %}{{ t | tojson }}{% endfor %}Call <tool_call>{...}</tool_call>")
@@ -51,8 +51,10 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("text", "content", "calls"), ANSWERS, ids=range(len(ANSWERS)))
 def test_calls_and_content_of_an_answer(text: str, content: str | None, calls: list) -> None:
-    found, parsed = parse_tools(text)
-    assert found == (text if content is None else content)
+    stream = ToolStream()
+    begin = stream.push(text)
+    rest, parsed = stream.finish()
+    assert begin + rest == (text if content is None else content)
     assert functions(parsed) == calls
 
 

@@ -44,9 +44,9 @@ print(LLMatcher.validate_grammar(sys.stdin.buffer.read().decode(), limits=limits
 
 
 class GrammarConstraint:
-    """An engine's `Constraint` to a grammar. End tokens are allowed where it is complete, other special tokens nowhere.
+    """An engine's `Constraint` to a grammar. Not thread-safe.
 
-    Not thread-safe.
+    End tokens are allowed where the text is complete, other special tokens nowhere.
     """
 
     def __init__(self, matcher: "LLMatcher", vocab_size: int, end_tokens: Collection[int]):

@@ -111,14 +111,6 @@ class ToolStream:
         return rest.rstrip() if self.calls else rest, self.calls
 
 
-def parse_tools(text: str) -> tuple[str, list[Call]]:
-    """The content and the calls of a whole answer."""
-    stream = ToolStream()
-    content = stream.push(text)
-    rest, calls = stream.finish()
-    return content + rest, calls
-
-
 def _call(text: str) -> Call | None:
     """A call in OpenAI's form; None for text that is not one."""
     try:
