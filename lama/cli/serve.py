@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lama.server.service import Backend, Service
 
 LARGEST_CONTEXT = 2048  # of a row, unless --context says otherwise
-CHUNK = 128  # tokens of prompts that are computed between two steps of running answers
+CHUNK = 64  # tokens of prompts that are computed between two steps of running answers
 DRAFTS = 3
 LEAST = {"rows": 1, "context": 1, "queue": 0, "max_tokens": 1, "max_n": 1, "max_body": 1, "spare": 0}
 

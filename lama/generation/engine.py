@@ -16,6 +16,7 @@ from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
 SCORED = 64  # tokens of a prompt at a time whose logits are computed
+ALONE = 4  # chunks of a prompt at once, while no running request waits for its next token
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
 DRAFTED_ROWS = 1  # that run at once, at most, while tokens are drafted: with more, longer steps cost more
 
@@ -187,10 +188,11 @@ class Engine:
         for n in runner.sizes:
             feed(np.arange(n), 1)
         n = SMALLEST_BUCKET
-        while n <= self.chunk:
+        while n <= ALONE * self.chunk:
             feed(row, n)
             n *= 2
-        feed(row, self.chunk or SMALLEST_BUCKET, "none")
+        for n in (self.chunk, ALONE * self.chunk):
+            feed(row, n or SMALLEST_BUCKET, "none")
         if self.drafts:
             feed(row, 1 + self.drafts, "every", 1)
 
@@ -296,9 +298,9 @@ class Engine:
         return max(0, -(-(len(row.tokens) - self.context) // dropped) * dropped)
 
     def _prefill(self, places: list[int], pending: dict[int, int], alone: bool) -> list[Event]:
-        """Feed the oldest prompts, up to `chunk` tokens of all; `alone`, those of one prompt only."""
+        """Feed the oldest prompts, up to `chunk` tokens of all; `alone`, more of one prompt."""
         events: list[Event] = []
-        left = self.chunk
+        left = self.chunk * (ALONE if alone else 1)
         for place in places:
             row = self._running[place]
             wants_all = row.prompt_logprobs is not None
