@@ -136,7 +136,7 @@ class Engine:
         """Only tokens below `vocab_size` (default: all of the model) are drawn.
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
-        more rows hold those of requests that have ended. At most `chunk` tokens of prompts are computed
+        more rows hold those of requests that have ended. At most `chunk` tokens of a prompt are computed
         between two steps of running requests; 0 for whole prompts. While few requests run, `drafts` tokens
         are taken from an earlier repetition of the text and verified in one step. A `store` has prefixes on
         disk, and gets those that rows give up.
@@ -214,7 +214,7 @@ class Engine:
             self._free(place)
 
     def step(self) -> list[Event]:
-        """Compute a part of the waiting prompts, or advance each running request; returns their events.
+        """Compute a part of the oldest waiting prompt, or advance each running request; returns their events.
 
         A request whose logits are not finite ends with the reason error; the others do not notice.
         """
@@ -225,7 +225,8 @@ class Engine:
         decoding = [place for place, n in pending.items() if n == 1]
         if prompts and (self._prompts_next or not self.chunk or not decoding):
             self._prompts_next = False
-            return self._prefill(prompts, pending, alone=not decoding)
+            most = self.chunk if decoding else ALONE * self.chunk
+            return self._prefill(prompts[0], pending[prompts[0]], most)
         self._prompts_next = True
         return self._decode(decoding) if decoding else []
 
@@ -297,26 +298,18 @@ class Engine:
         dropped = self.context + 1 - max(1, self.context // 2)  # by each slide: makes room for a new token
         return max(0, -(-(len(row.tokens) - self.context) // dropped) * dropped)
 
-    def _prefill(self, places: list[int], pending: dict[int, int], alone: bool) -> list[Event]:
-        """Feed the oldest prompts, up to `chunk` tokens of all; `alone`, more of one prompt."""
-        events: list[Event] = []
-        left = self.chunk * (ALONE if alone else 1)
-        for place in places:
-            row = self._running[place]
-            wants_all = row.prompt_logprobs is not None
-            n = min(pending[place], left or pending[place], SCORED if wants_all else pending[place])
-            begin, ends = row.first + int(self.runner.positions[place]), n == pending[place]
-            result: Result = "every" if wants_all else "last" if ends else "none"
-            tokens = np.array([row.tokens[begin : begin + n]], np.int32)
-            logits = self.runner.feed(np.array([place]), tokens, result)[0]
-            if wants_all:
-                self._score_prompt(row, begin, logits)
-            if ends:
-                events.append(self._draw(place, row, logits[-1] if wants_all else logits))
-            left -= n
-            if alone or left <= 0:
-                break
-        return events
+    def _prefill(self, place: int, pending: int, most: int) -> list[Event]:
+        """Feed a prompt up to `most` tokens, 0 for all that are pending; its first event at its end."""
+        row = self._running[place]
+        wants_all = row.prompt_logprobs is not None
+        n = min(pending, most or pending, SCORED if wants_all else pending)
+        begin, ends = row.first + int(self.runner.positions[place]), n == pending
+        result: Result = "every" if wants_all else "last" if ends else "none"
+        tokens = np.array([row.tokens[begin : begin + n]], np.int32)
+        logits = self.runner.feed(np.array([place]), tokens, result)[0]
+        if wants_all:
+            self._score_prompt(row, begin, logits)
+        return [self._draw(place, row, logits[-1] if wants_all else logits)] if ends else []
 
     def _decode(self, places: list[int]) -> list[Event]:
         """Feed each of these rows its last token, and drafts of the next ones."""
