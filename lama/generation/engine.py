@@ -18,7 +18,6 @@ from lama.shapes import Array
 SCORED = 64  # tokens of a prompt at a time whose logits are computed
 ALONE = 4  # chunks of a prompt at once, while no running request waits for its next token
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
-DRAFTED_ROWS = 1  # that run at once, at most, while tokens are drafted: with more, longer steps cost more
 
 
 @runtime_checkable
@@ -137,16 +136,16 @@ class Engine:
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
         more rows hold those of requests that have ended. At most `chunk` tokens of a prompt are computed
-        between two steps of running requests; 0 for whole prompts. While few requests run, `drafts` tokens
-        are taken from an earlier repetition of the text and verified in one step. A `store` has prefixes on
-        disk, and gets those that rows give up.
+        between two steps of running requests; 0 for whole prompts. While one request runs, up to `drafts`
+        tokens are taken from an earlier repetition of its text and verified in one step. A `store` has
+        prefixes on disk, and gets those that rows give up.
         """
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")
         self.runner = runner or Runner(model, rows + spare, jit, context)
         self.context, self.vocab_size = self.runner.context, vocab_size
         self.rows, self.chunk, self.drafts, self.store = rows, chunk, drafts, store
-        self.reuse = reuse and self.runner.copies
+        self.reuse = reuse
         if not reuse:
             self.runner.positions[:] = 0
         self._running: dict[int, _Row] = {}  # by the row of the cache, oldest first
@@ -242,7 +241,7 @@ class Engine:
             if best in free and (best == oldest or 2 * shared[best] >= runner.positions[best]):
                 place, row.cached = best, shared[best]
             self._keep(place, row.cached)
-            if place != best and shared[best] >= LEAST_SHARED:
+            if place != best and shared[best] >= LEAST_SHARED and runner.copies:
                 runner.copy(best, place, shared[best])
                 row.cached = shared[best]
             row.cached = self._loaded(place, wanted, row.cached)
@@ -312,26 +311,27 @@ class Engine:
         return [self._draw(place, row, logits[-1] if wants_all else logits)] if ends else []
 
     def _decode(self, places: list[int]) -> list[Event]:
-        """Feed each of these rows its last token, and drafts of the next ones."""
-        running = [(place, self._running[place]) for place in places]
-        most = self.context - int(self.runner.positions[places].max()) - 1
-        drafts: dict[int, list[int]] = {}
-        if self.drafts and len(running) <= DRAFTED_ROWS and most >= self.drafts:
-            drafts = {place: draft(row.tokens, self.drafts) for place, row in running}
-        if not any(drafts.values()):
-            logits = self.runner.feed(np.array(places), np.array([[row.tokens[-1]] for _, row in running]))
-            return [self._draw(place, row, logits[i]) for i, (place, row) in enumerate(running)]
-        fed = np.zeros((len(running), 1 + self.drafts), np.int32)
-        for i, (place, row) in enumerate(running):
-            fed[i, : 1 + len(drafts[place])] = row.tokens[-1], *drafts[place]
-        logits = self.runner.feed(np.array(places), fed, "every", counted=1)
+        """Feed each of these rows its last token; one alone, drafts of the next ones too."""
+        rows = [self._running[place] for place in places]
+        room = self.context - int(self.runner.positions[places].max()) - 1
+        # With more rows, a longer step costs more than it gains.
+        alone = len(rows) == 1 and room >= self.drafts
+        if alone and (guesses := draft(rows[0].tokens, self.drafts)):
+            return self._verify(places[0], rows[0], guesses)
+        logits = self.runner.feed(np.array(places), np.array([[row.tokens[-1]] for row in rows]))
+        return [self._draw(*each) for each in zip(places, rows, logits, strict=True)]
+
+    def _verify(self, place: int, row: _Row, guesses: list[int]) -> list[Event]:
+        """Feed a row its last token and guesses; the new tokens are the right guesses and one more."""
+        fed = np.zeros((1, 1 + self.drafts), np.int32)
+        fed[0, : 1 + len(guesses)] = row.tokens[-1], *guesses
+        logits = self.runner.feed(np.array([place]), fed, "every", counted=1)[0]
         events: list[Event] = []
-        for i, (place, row) in enumerate(running):
-            for n, guess in enumerate([*drafts[place], None]):
-                events.append(self._draw(place, row, logits[i, n]))
-                if events[-1].finish_reason is not None or events[-1].token != guess:
-                    break
-                self.runner.positions[place] += 1  # the draft was right, and its key and value are there
+        for scores, guess in zip(logits, [*guesses, None], strict=False):
+            events.append(self._draw(place, row, scores))
+            if events[-1].finish_reason is not None or events[-1].token != guess:
+                break
+            self.runner.positions[place] += 1  # the guess was right, and its key and value are there
         return events
 
     def _draw(self, place: int, row: _Row, logits: Array) -> Event:
