@@ -75,7 +75,7 @@ def in_chunks(model: GPT, *ends: int, batch: int = 1, jit: bool = True) -> State
         elif end - start == 1:
             logits = runner.decode(others[:, start])[row]
         else:
-            logits = runner.prefill_row(row, TEXT[start:end], start)
+            logits = runner.feed(np.array([row]), TEXT[None, start:end])[0]
         start = end
     return state_of(runner, row, logits)
 
@@ -216,3 +216,14 @@ def test_a_model_without_such_kernels_is_named(what):
 def test_the_reference_is_named(monkeypatch):
     monkeypatch.setattr(program, "_reference", lambda: True)
     assert "kernels" in str(exact_obstacle(make("gpt2")))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("gpt2", "float32"), ("llama", "int8"), ("gemma3", "float32")])
+def test_tokens_that_are_verified_together_have_the_bits_of_decoding(name, dtype):
+    model, place = make(name, dtype), np.array([1])
+    runners = [Runner(model, 3, sizes=(1,)) for _ in range(2)]
+    for runner in runners:
+        runner.feed(place, TEXT[None, :20])
+    together = runners[0].feed(place, TEXT[None, 20:24], "every", 4)[0]
+    alone = np.array([runners[1].feed(place, TEXT[None, i : i + 1])[0] for i in range(20, 24)])
+    assert_same([together], [alone], "logits")

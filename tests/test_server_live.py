@@ -231,7 +231,7 @@ def test_sigterm_lets_answers_end():
             assert first.startswith(b"HTTP/1.1 200")
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
-            assert [process.stderr.readline() for _ in range(2)][1].startswith(
+            assert [process.stderr.readline() for _ in range(3)][2].startswith(
                 "lama: SIGTERM: running answers"
             )
             with pytest.raises(urllib.error.HTTPError) as refused:
@@ -255,7 +255,7 @@ def test_second_signal_ends_at_once():
             assert connection.recv(100)
             process.send_signal(signal.SIGINT)
             assert process.stderr is not None
-            assert [process.stderr.readline() for _ in range(2)][1].startswith("lama: SIGINT")
+            assert [process.stderr.readline() for _ in range(3)][2].startswith("lama: SIGINT")
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
     finally:
