@@ -281,7 +281,7 @@ def test_family_equals_transformers(name: str, i: int, tmp_path: Path):
 
     # With a cache: prompts of unequal lengths in one batch, then token by token.
     runner, rows = Runner(model, 3), [row[:n].tolist() for row, n in zip(PROMPTS, LENGTHS, strict=True)]
-    logits = np.stack([runner.prefill_row(place, np.array(row)) for place, row in enumerate(rows)])
+    logits = np.stack([runner.feed(np.array([place]), np.array([row]))[0] for place, row in enumerate(rows)])
     for _ in range(NEW):
         for place, row in enumerate(rows):
             row.append(int(logits[place].argmax()))
