@@ -16,6 +16,9 @@ from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
 SCORED = 64  # tokens of a prompt at a time whose logits are computed
+FEW = (
+    16  # running requests that wait for several short prompts at once: rare long steps, not many shorter ones
+)
 ALONE = 4  # chunks of a prompt at once, while no running request waits for its next token
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
 
@@ -135,7 +138,7 @@ class Engine:
         """Only tokens below `vocab_size` (default: all of the model) are drawn.
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
-        more rows hold those of requests that have ended. At most `chunk` tokens of a prompt are computed
+        more rows hold those of requests that have ended. At most `chunk` tokens of prompts are computed
         between two steps of running requests; 0 for whole prompts. While one request runs, up to `drafts`
         tokens are taken from an earlier repetition of its text and verified in one step. A `store` has
         prefixes on disk, and gets those that rows give up.
@@ -213,7 +216,7 @@ class Engine:
             self._free(place)
 
     def step(self) -> list[Event]:
-        """Compute a part of the oldest waiting prompt, or advance each running request; returns their events.
+        """Compute a part of the oldest prompts, or advance each running request; returns their events.
 
         A request whose logits are not finite ends with the reason error; the others do not notice.
         """
@@ -224,8 +227,15 @@ class Engine:
         decoding = [place for place, n in pending.items() if n == 1]
         if prompts and (self._prompts_next or not self.chunk or not decoding):
             self._prompts_next = False
-            most = self.chunk if decoding else ALONE * self.chunk
-            return self._prefill(prompts[0], pending[prompts[0]], most)
+            if not decoding:
+                return self._prefill(prompts[0], pending[prompts[0]], ALONE * self.chunk)
+            events, left = [], self.chunk
+            for place in prompts if len(decoding) <= FEW else prompts[:1]:
+                events += self._prefill(place, pending[place], left)
+                left -= pending[place]
+                if left < self.chunk / 2:
+                    break
+            return events
         self._prompts_next = True
         return self._decode(decoding) if decoding else []
 
