@@ -13,7 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on PATH: the page is not looked at in a browser"
+)
 PATIENCE = 180  # seconds
 
 

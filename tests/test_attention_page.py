@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser, needs_chromium
 from helpers import SMALL, fill
 
 import lama
@@ -162,11 +162,6 @@ def test_page_of_additive_attention_has_no_vectors_to_multiply():
         and 'id="p-0-1"' in content
         and 'id="v-0-1"' not in content
     )
-
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on PATH: the page is not looked at in a browser"
-)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +200,21 @@ def test_requests_join_running_ones(service, url):
         assert found[i] == text, prompt
 
 
-def serving(*options: str) -> tuple[subprocess.Popen[str], str]:
-    """A process of `lama serve` with the bundled model, and its address."""
+@contextmanager
+def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process of `lama serve` with the bundled model, ready, and its address."""
     command = [sys.executable, "-m", "lama", "serve", "-m", str(BUNDLED), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    assert " at http://127.0.0.1:" in line and " MB" in line, line
-    url = "http://127.0.0.1:" + line.partition(" at http://127.0.0.1:")[2].partition(":")[0]
-    return process, url
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert " at http://127.0.0.1:" in line and " MB" in line, line
+        url = "http://127.0.0.1:" + line.partition(" at http://127.0.0.1:")[2].partition(":")[0]
+        until(lambda: is_ready(url), 120)
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def is_ready(url: str) -> bool:
@@ -222,9 +228,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_sigterm_lets_answers_end():
-    process, url = serving("--rows", "1", "--spare", "0")
-    try:
-        until(lambda: is_ready(url), 120)
+    with serving("--rows", "1", "--spare", "0") as (process, url):
         given = {"prompt": "In the", "max_tokens": 250, "n": 4, "ignore_eos": True, "stream": True}
         with closing(connected(url, request(**given))) as connection:
             first = connection.recv(100)
@@ -240,16 +244,11 @@ def test_sigterm_lets_answers_end():
             rest = b"".join(iter(lambda: connection.recv(1 << 16), b""))
         assert b"data: [DONE]" in rest and rest.count(b'"finish_reason":"length"') == 4
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_second_signal_ends_at_once():
-    process, url = serving("--rows", "1", "--spare", "0")
-    try:
-        until(lambda: is_ready(url), 120)
+    with serving("--rows", "1", "--spare", "0") as (process, url):
         given = {"prompt": "In the", "max_tokens": 250, "n": 100, "ignore_eos": True, "stream": True}
         with closing(connected(url, request(**given))) as connection:
             assert connection.recv(100)
@@ -258,9 +257,6 @@ def test_second_signal_ends_at_once():
             assert [process.stderr.readline() for _ in range(3)][2].startswith("lama: SIGINT")
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(

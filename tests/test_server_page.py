@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser, needs_chromium
 from fake_server import ANSWER, END, FOLDER, HEADS, LAYERS, FakeServer
 
 QUESTION = "Tell me about the cat."
@@ -31,9 +31,7 @@ def test_page_has_no_way_for_markup_to_get_in():
     )
 
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on PATH: the page is not looked at in a browser"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,6 @@ class Step(Protocol):
     def __call__(self, **inputs: Array) -> Array: ...
 
 
-@runtime_checkable
-class StepFunction(Protocol):
-    """The computation of a step on its input tensors."""
-
-    def __call__(self, *inputs: Tensor) -> Tensor: ...
-
-
 def bucket(n: int, most: int) -> int:
     """The padded length of n tokens: a power of two up to `most`, so that few lengths are compiled."""
     return min(most, max(SMALLEST_BUCKET, 1 << (n - 1).bit_length()))

@@ -163,11 +163,6 @@ class Engine:
         return bool(self._waiting or self._running)
 
     @property
-    def n_waiting(self) -> int:
-        """Number of requests that have no row yet."""
-        return len(self._waiting)
-
-    @property
     def n_running(self) -> int:
         """Number of requests that have a row."""
         return len(self._running)

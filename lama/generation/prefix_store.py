@@ -24,7 +24,6 @@ ENDING = ".safetensors"
 class _Entry:
     path: Path
     tokens: Array
-    size: int  # bytes
 
 
 class PrefixStore:
@@ -115,7 +114,7 @@ class PrefixStore:
         with atomic_write(path) as file:
             file.write(save({"tokens": tokens, "cache": rows}, {"sha256": _digest(tokens, rows)}))
         with self._lock:
-            self._entries.append(_Entry(path, tokens, rows.nbytes))
+            self._entries.append(_Entry(path, tokens))
 
     def _make_room(self, n: int) -> None:
         """Remove the files that were not used for the longest, of other models too."""
@@ -139,7 +138,7 @@ class PrefixStore:
                 tokens = file.get_tensor("tokens")
             if tokens.dtype != np.int32 or tokens.ndim != 1 or len(tokens) >= self.runner.context:
                 raise ValueError("its tokens are not what was written")
-            return _Entry(path, tokens, path.stat().st_size)
+            return _Entry(path, tokens)
         except Exception as error:  # safetensors raises errors of its own
             warn(f"removed a damaged file of prefixes, {quoted_path(path)}: {first_line(error)}")
             with suppress(OSError):

@@ -1,8 +1,11 @@
 """The answers to a request's prompts as pieces of text, for completions and chat alike."""
 
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from secrets import token_hex
 
+from lama import __version__
 from lama.generation.engine import Constraint, Event, TokenLogprob
 from lama.generation.engine import Request as EngineRequest
 from lama.generation.text import TextStream
@@ -134,6 +137,16 @@ async def answers(
                 found.end(index)
             if piece is not None:
                 yield piece
+
+
+def heading(backend: Backend, prefix: str) -> dict[str, object]:
+    """The fields that all objects of one answer begin with."""
+    return {
+        "id": f"{prefix}-{token_hex(12)}",
+        "created": int(time.time()),
+        "model": backend.name,
+        "system_fingerprint": f"lama-{__version__}",
+    }
 
 
 def check_length(backend: Backend, n: int, param: str) -> None:

@@ -1,18 +1,15 @@
 """/v1/chat/completions: answers to conversations, by the model's chat template."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from secrets import token_hex
 
-from lama import __version__
 from lama.errors import LamaError
 from lama.files import parse_json
 from lama.generation.engine import Constraint, TokenLogprob
-from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits
+from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits, heading
 from lama.server.completions import joined
 from lama.server.constraints import constraint_of, tool_constraint
 from lama.server.fields import BadField, Body, boolean, integer, refuse
@@ -156,12 +153,7 @@ class ChatWriter:
         self._tools = [ToolStream() for _ in range(options.n)] if has_tools else []
         self._started = [False] * options.n
         self._answers = partial(answers, backend, [tokens], options, self.usage, constraint=constraint)
-        self._base = {
-            "id": f"chatcmpl-{token_hex(12)}",
-            "created": int(time.time()),
-            "model": backend.name,
-            "system_fingerprint": f"lama-{__version__}",
-        }
+        self._base = heading(backend, "chatcmpl")
 
     async def whole(self) -> dict[str, object]:
         """The answer in one object."""

@@ -1,17 +1,13 @@
 """/v1/completions: texts that are continued, with log-probabilities of the prompt too."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from secrets import token_hex
 
-from lama import __version__
-from lama.errors import LamaError
 from lama.generation.engine import TokenLogprob
-from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits
-from lama.server.fields import BadField, Body, boolean, integer, refuse, token_ids
+from lama.server.answers import Answer, Piece, Usage, answers, check_length, fits, heading
+from lama.server.fields import BadField, Body, boolean, encoded, integer, refuse, token_ids
 from lama.server.schema import COMMON, MOST_LOGPROBS, Options, check_absent, read_options
 from lama.server.service import Backend, Service
 from lama.tokenizers import StreamDecoder
@@ -51,12 +47,7 @@ def read_prompt(backend: Backend, value: object, name: str) -> tuple[str, list[i
     rows = backend.model.config.vocab_size
     if isinstance(value, str):
         check_length(backend, len(value), name)
-        try:
-            ids, text = backend.tokenizer.encode(value), value
-        except LamaError as error:
-            raise BadField(name, f"{name} cannot be encoded: {error}") from None
-        if ids and max(ids) >= rows:
-            raise refuse(name, f"be made of the model's {rows} tokens", max(ids))
+        ids, text = encoded(backend.tokenizer, value, name, rows), value
     else:
         ids = token_ids({name: value}, name, rows)
         text = backend.tokenizer.decode([i for i in ids if i < backend.tokenizer.vocab_size])
@@ -76,13 +67,7 @@ class Writer:
         self._decoders = [StreamDecoder(backend.tokenizer) for _ in range(n)]
         self._offsets = [0] * n
         self._started = [False] * n
-        self._base = {
-            "id": f"cmpl-{token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": backend.name,
-            "system_fingerprint": f"lama-{__version__}",
-        }
+        self._base = {**heading(backend, "cmpl"), "object": "text_completion"}
 
     async def whole(self) -> dict[str, object]:
         """The answer in one object."""

@@ -20,7 +20,7 @@ from lama.errors import LamaError, quoted
 from lama.server.fields import BadField, refuse
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer
-from lama.tokenizers.base import TableTokenizer
+from lama.tokenizers.base import TableTokenizer, encode_inside
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -95,7 +95,7 @@ class _Vocabulary:
     def __call__(self, text: bytes) -> list[int]:
         """The ids of a text within another, which llguidance prefers where the grammar has no choice."""
         try:
-            if self._spells(ids := _ordinary(self.tokenizer, text.decode()), text):
+            if self._spells(ids := encode_inside(self.tokenizer, text.decode(), added=False), text):
                 return ids
         except LamaError:
             pass
@@ -105,13 +105,6 @@ class _Vocabulary:
 
     def _spells(self, ids: Sequence[int], text: bytes) -> bool:
         return b"".join([self.tokens[i] for i in ids]) == text
-
-
-def _ordinary(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text inside another; the text of an added token is only text."""
-    if isinstance(tokenizer, TableTokenizer):
-        return tokenizer.encode_inside(text, False)
-    return tokenizer.encode(text)
 
 
 _tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()

@@ -93,6 +93,17 @@ def token_ids(body: Body, name: str, vocab_size: int) -> list[int]:
     return list(value)
 
 
+def encoded(tokenizer: Tokenizer, text: str, name: str, vocab_size: int) -> list[int]:
+    """The tokens of a text in the field `name`, all below `vocab_size`. Raises BadField."""
+    try:
+        ids = tokenizer.encode(text)
+    except LamaError as error:
+        raise BadField(name, f"{name} cannot be encoded: {error}") from None
+    if unknown := [i for i in ids if i >= vocab_size]:
+        raise refuse(name, f"be made of the model's {vocab_size} tokens", unknown[0])
+    return ids
+
+
 def prompt_tokens(model: CausalLM, tokenizer: Tokenizer, body: Body, most: int) -> list[int]:
     """The tokens of the field `prompt`, a text or ids: 1 to `most`. Raises BadField."""
     value, rows = body.get("prompt"), model.config.vocab_size
@@ -100,12 +111,7 @@ def prompt_tokens(model: CausalLM, tokenizer: Tokenizer, body: Body, most: int) 
         rule = f"have at most {most} tokens"
         if len(value) > LONGEST_TEXT:
             raise refuse("prompt", rule, f"{len(value):,} characters")
-        try:
-            ids = tokenizer.encode(value)
-        except LamaError as error:
-            raise BadField("prompt", f"prompt cannot be encoded: {error}") from None
-        if unknown := [i for i in ids if i >= rows]:
-            raise refuse("prompt", f"be made of the model's {rows} tokens", unknown[0])
+        ids = encoded(tokenizer, value, "prompt", rows)
     else:
         ids = token_ids(body, "prompt", rows)
     if len(ids) > most:

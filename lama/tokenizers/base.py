@@ -144,9 +144,14 @@ class TableTokenizer(PlainTokenizer):
             (folder / name).write_bytes(content)
 
 
-def encode_inside(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text inside another text, without a frame. Raises LamaError as `encode`."""
-    return tokenizer.encode_inside(text) if isinstance(tokenizer, TableTokenizer) else tokenizer.encode(text)
+def encode_inside(tokenizer: Tokenizer, text: str, added: bool = True) -> list[int]:
+    """The ids of a text inside another text, without a frame. Raises LamaError as `encode`.
+
+    Without `added`, the text of an added token is only text.
+    """
+    if isinstance(tokenizer, TableTokenizer):
+        return tokenizer.encode_inside(text, added)
+    return tokenizer.encode(text)
 
 
 class StreamDecoder:
