@@ -190,6 +190,27 @@ def test_alternative_is_followed_from_its_place_in_chat(browser, server):
     )
 
 
+def test_alternative_that_is_a_part_of_a_character_shows_the_replacement_character(browser, server):
+    part = {"id": server.id_of("part"), "token": r"bytes:\xe2\x80", "logprob": -2}
+    server.canned = [
+        {
+            "delta": {"content": "whole"},
+            "token_ids": [server.id_of("whole")],
+            "logprobs": {"content": [{"token": "whole", "logprob": -0.5, "top_logprobs": [part]}]},
+        },
+        {"delta": {}, "finish_reason": "length"},
+    ]
+    open_page(browser, server, width=1280)
+    chat(browser)
+    server.canned = None
+    open_token(browser, 0)
+    assert texts(browser, "#alternatives button")[0] == r"bytes:\xe2\x8014 %"
+    browser.mouse("#alternatives li:nth-child(1) button", clicks=1)
+    answered(browser)
+    assert browser.text(".text").startswith("\ufffd")
+    assert words(server, server.of("/v1/completions")[0]["prompt"])[-1] == "part"
+
+
 def test_alternative_without_an_id_is_tokenized(browser, server):
     server.legacy = True
     open_page(browser, server, width=1280)
@@ -524,7 +545,7 @@ def test_page_before_the_real_server():
     with running(context=256) as service, listening(service) as url, Browser() as browser:
         browser.open(f"{url}/")
         chat(browser, "Hello")
-        before = browser.text(".text")
+        before = texts(browser, ".token")
         open_token(browser, 3)
         assert re.search(r"4 of \d+ · id \d+ · probability", browser.text("#facts"))
         assert len(texts(browser, "#alternatives button")) >= 10
@@ -534,5 +555,7 @@ def test_page_before_the_real_server():
         browser.run("document.querySelectorAll('#alternatives button:not([aria-current])')[0].click()")
         browser.until("!document.querySelector('.busy')")
         answered(browser)
-        assert browser.text(".text") != before and browser.text(".text")[:3] == before[:3]
+        after = texts(browser, ".token")
+        assert after != before and after[:3] == before[:3]
+        assert "bytes:" not in browser.text(".text")
         assert [each for each in browser.complaints if not each.startswith(f"asked for {url}/")] == []

@@ -317,7 +317,7 @@ async function proceed(answer, i = answer.tokens.length, alternative = null) {
     const { top } = answer.tokens[i] ?? {};
     answer.cut(i);
     if (answer.tokens.at(-1)?.end) answer.cut(i - 1);
-    if (alternative) answer.add({ ...alternative, name: alternative.text, top });
+    if (alternative) answer.add({ ...alternative, text: shown(alternative.text), name: alternative.text, top });
     if (opened?.answer === answer) alternative ? open(answer, i) : close();
     if (alternative) answer.elements(i)[0].focus({ preventScroll: true });
     await generate(answer, "v1/completions", { prompt: [...before, ...answer.ids()], logprobs: N_TOP });
@@ -325,6 +325,8 @@ async function proceed(answer, i = answer.tokens.length, alternative = null) {
     tell(answer.error, error.message);
   }
 }
+// A part of a character, which the server writes as bytes, is U+FFFD in a text.
+const shown = (text) => (/^bytes:(\\x[0-9a-f]{2})+$/.test(text) ? "\ufffd" : text);
 async function onlyToken(text) {
   const { tokens } = await answerTo("tokenize", { prompt: text, add_special_tokens: false });
   if (tokens.length !== 1) throw new Error("This alternative is part of a character: it cannot be chosen.");
