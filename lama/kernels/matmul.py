@@ -69,12 +69,15 @@ def matmul(
     bias: Tensor | None = None,
 ) -> Tensor | None:
     """`ops.matmul` by a kernel; None where there is none for these."""
-    if a.dtype != dtypes.float32 or reduced_precision() is not None:
+    low = reduced_precision()
+    if a.dtype != dtypes.float32 or low not in (None, dtypes.bfloat16):
         return None
     if not (bias is None or bias.shape == (b.shape[-2 if transpose_b else -1],)):
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
+        if low is not None:
+            return None
         *lead, k = (int(n) for n in a.shape)
         few = _are_few(math.prod(lead), k, True)
         if not (is_fast(a, *b.tensors()) and (few or multiplies_integers(b.device))):
@@ -83,12 +86,14 @@ def matmul(
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
-    return Product(a.uop, b.uop, added, transpose_a, transpose_b).tensor()
+    return Product(a.uop, b.uop, added, transpose_a, transpose_b, low is not None).tensor()
 
 
-def product(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, rounds: bool = False
+) -> Tensor:
     """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
-    return of_kernel(matmul(a, b, transpose_a, transpose_b))
+    return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, rounds).tensor())
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Product(Producer):
     bias: UOp | None
     transpose_a: bool
     transpose_b: bool
+    rounds: bool = False
+    """Whether a and b are rounded to bfloat16."""
     gelu: bool = False
     residual: UOp | None = None
     factor: UOp | None = None
@@ -125,7 +132,7 @@ class Product(Producer):
         a, b = Tensor(self.a), Tensor(self.b)
         *lead, m, k = (int(n) for n in a.shape)
         few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, self.scales is not None)
-        if self.factor is None and not self.transpose_a and self.transpose_b and few:
+        if few and self.transpose_b and not (self.rounds or self.factor or self.transpose_a):
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
             inputs = self._inputs(None)
@@ -183,6 +190,8 @@ class Product(Producer):
         # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
         parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
         flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
+        flags["BFLOAT16"] = self.rounds
+        headers = ("bfloat16.h",) if self.rounds else ()
         ams, aks = (1, m) if self.transpose_a else (k, 1)
         wks, wns = (1, k) if self.transpose_b else (n, 1)
         type_ = C_TYPES[b.dtype]
@@ -192,14 +201,16 @@ class Product(Producer):
         label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
         label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
         operations = 2 * batch * m * n * k
-        kernel = make_kernel("matmul.c", macros, label=label, operations=operations, slices=slices)
+        kernel = make_kernel(
+            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
+        )
         outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
         inputs = [a, b]
         if self.bias is not None:
             inputs.append(Tensor(self.bias).cast(dtypes.float32))
         if self.factor is not None:  # in a gradient, which needs none of its own
             return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu)
+        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.rounds)
         return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
@@ -234,7 +245,7 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool) -> Gradient:
+def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, rounds: bool) -> Gradient:
     """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -242,13 +253,13 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool) -> Gradient:
         if gelu:
             grad = _times(grad, result_of(call, 1))
         if transpose_a:
-            grad_a = product(b.float(), grad, transpose_b, True)
+            grad_a = product(b.float(), grad, transpose_b, True, rounds)
         else:
-            grad_a = product(grad, b, False, not transpose_b)
+            grad_a = product(grad, b, False, not transpose_b, rounds)
         if transpose_b:
-            grad_b = product(grad, a, True, transpose_a)
+            grad_b = product(grad, a, True, transpose_a, rounds)
         else:
-            grad_b = product(a, grad, not transpose_a, False)
+            grad_b = product(a, grad, not transpose_a, False, rounds)
         found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
         return (None, None, *found) if gelu else (None, *found)
 

@@ -1,0 +1,51 @@
+// Pairs of bfloat16 factors, one above the other in the 32 bits of a float, and their products.
+//
+// An instruction for them does two multiply-adds where one of floats does one. It adds the upper product, then
+// the lower, each sum rounded once, like the code without it; numbers below 2^-126 may count as 0.
+// `multiplies_bfloat16` looks for DOT2.
+
+#if PORTABLE
+#elif defined(__AVX512BF16__)
+#define DOT2 "vdpbf16ps %2, %1, %0"
+#define ROUND2 "vcvtne2ps2bf16 %1, %2, %0"
+#define PLACE "v"
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define DOT2 "bfdot %0.4s, %1.8h, %2.8h"
+#define PLACE "w"
+#endif
+
+// sums + both products, in each lane.
+PART vec dot2(vec sums, vec a, vec w) {
+#ifdef DOT2
+  __asm__(DOT2 : "+" PLACE(sums) : PLACE(a), PLACE(w));
+  return sums;
+#else
+  const uints high = 0xffff0000;
+  sums += (vec)((uints)a & high) * (vec)((uints)w & high);
+  return sums + (vec)((uints)a << 16) * (vec)((uints)w << 16);
+#endif
+}
+
+// Round 2 V numbers, to nearest, to pairs: of those that follow one another; of those at one place.
+PART vec pairs_along(vec first, vec second) {
+#ifdef ROUND2
+  vec pairs;
+  __asm__(ROUND2 : "=" PLACE(pairs) : PLACE(first), PLACE(second));
+  return pairs;
+#else
+  unsigned short rounded[2 * V];
+  store(rounded, first);
+  store(rounded + V, second);
+  return *(const vec *)rounded;
+#endif
+}
+PART vec pairs_across(vec lower, vec upper) { return (vec)(bfloat16_bits(lower) | bfloat16_bits(upper) << 16); }
+
+// Read the first n numbers at x, 2 V if n is larger, as pairs, with zeros in the other places.
+#define GET_PAIRS(type) \
+  PART OVERLOADED vec get_pairs(const type *x, long n) { return pairs_along(get(x, n, 0), get(x + V, n - V, 0)); }
+GET_PAIRS(float)
+GET_PAIRS(_Float16)
+PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
+  return n >= 2 * V ? *(const vec *)x : pairs_along(get(x, n, 0), get(x + V, n - V, 0));
+}
