@@ -26,6 +26,8 @@ PART vec dot2(vec sums, vec a, vec w) {
 #endif
 }
 
+typedef unsigned short both __attribute__((vector_size(4 * V)));
+
 // Round 2 V numbers, to nearest, to pairs: of those that follow one another; of those at one place.
 PART vec pairs_along(vec first, vec second) {
 #ifdef ROUND2
@@ -39,7 +41,10 @@ PART vec pairs_along(vec first, vec second) {
   return *(const vec *)rounded;
 #endif
 }
-PART vec pairs_across(vec lower, vec upper) { return (vec)(bfloat16_bits(lower) | bfloat16_bits(upper) << 16); }
+PART vec pairs_across(vec lower, vec upper) {
+  both x = (both)pairs_along(lower, upper);
+  return (vec)__builtin_shufflevector(x, x, LOW, HIGH);
+}
 
 // Read the first n numbers at x, 2 V if n is larger, as pairs, with zeros in the other places.
 #define GET_PAIRS(type) \
