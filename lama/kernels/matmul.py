@@ -21,6 +21,7 @@ from lama.runtime.kernel import (
     Gradient,
     Gradients,
     Macros,
+    finds_instruction,
     inputs_of,
     is_fast,
     make_kernel,
@@ -59,6 +60,15 @@ def matmul_precision(dtype: DType) -> Iterator[None]:
 def reduced_precision() -> DType | None:
     """The dtype that factors are rounded to, within `matmul_precision` of less than float32; else None."""
     return _precision.get()
+
+
+@functools.cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether this CPU device's processor has the instruction for products of bfloat16.
+
+    Without it the kernel multiplies the same rounded numbers as floats.
+    """
+    return is_fast(Tensor.empty(1, device=device)) and finds_instruction(device, "bfloat16.h", "DOT2")
 
 
 def matmul(
