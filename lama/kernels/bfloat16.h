@@ -26,7 +26,7 @@ PART vec dot2(vec sums, vec a, vec w) {
 #endif
 }
 
-typedef unsigned short both __attribute__((vector_size(4 * V)));
+typedef unsigned short both __attribute__((ext_vector_type(2 * V), aligned(2)));
 
 // Round 2 V numbers, to nearest, to pairs: of those that follow one another; of those at one place.
 PART vec pairs_along(vec first, vec second) {
@@ -38,7 +38,7 @@ PART vec pairs_along(vec first, vec second) {
   unsigned short rounded[2 * V];
   store(rounded, first);
   store(rounded + V, second);
-  return *(const vec *)rounded;
+  return (vec)*(const both *)rounded;
 #endif
 }
 PART vec pairs_across(vec lower, vec upper) {
@@ -52,5 +52,21 @@ PART vec pairs_across(vec lower, vec upper) {
 GET_PAIRS(float)
 GET_PAIRS(_Float16)
 PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
-  return n >= 2 * V ? *(const vec *)x : pairs_along(get(x, n, 0), get(x + V, n - V, 0));
+  return n >= 2 * V ? (vec)*(const both *)x : pairs_along(get(x, n, 0), get(x + V, n - V, 0));
 }
+
+// A sum of K products in lanes: with BFLOAT16 a lane is a pair, else a number. ALONG: V lanes of a row that lies
+// along the sum, of which `numbers` are left. ACROSS: one lane of V rows, of which `some` are there, `step`
+// between its numbers.
+#if BFLOAT16
+#define PER_LANE 2
+#define MULTIPLY_ADD(sums, a, w) dot2(sums, a, w)
+#define ALONG(x, numbers) get_pairs(x, numbers)
+#define ACROSS(x, step, numbers, some) pairs_across(get(x, some, 0), (numbers) > 1 ? get((x) + (step), some, 0) : (vec)0)
+#else
+#define PER_LANE 1
+#define MULTIPLY_ADD(sums, a, w) ((sums) + (a) * (w))
+#define ALONG(x, numbers) get(x, numbers, 0)
+#define ACROSS(x, step, numbers, some) get(x, some, 0)
+#endif
+#define LANES PIECES(K, PER_LANE)

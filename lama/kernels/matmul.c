@@ -1,10 +1,8 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS +
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
-// FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded to pairs of bfloat16 as they
-// are copied: see bfloat16.h.
-//
-// A lane is a number of a sum along k, or with BFLOAT16 a pair of them.
+// FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
+// along k is then a pair: see bfloat16.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -23,14 +21,6 @@
 
 #define COST(rows) (M / (rows) * (rows) + (M % (rows) == 0 ? 0 : M % (rows) > MOST_ROWS / 2 ? M % (rows) : MOST_ROWS / 2))
 #define BETTER(one, other) (COST(one) * 32 <= COST(other) * 33 ? (one) : (other))
-#if BFLOAT16
-#define PER_LANE 2
-#define MULTIPLY_ADD dot2
-#else
-#define PER_LANE 1
-#define MULTIPLY_ADD(sums, a, w) ((sums) + (a) * (w))
-#endif
-#define LANES PIECES(K, PER_LANE)  // of a sum
 enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
@@ -155,16 +145,6 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
   else
     tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
-
-// V lanes of a row or column that lies along the sum, of which `numbers` are left; lane 0 of V rows or columns
-// that lie across it, `step` between its numbers, of which `some` are there.
-#if BFLOAT16
-#define ALONG(x, numbers) get_pairs(x, numbers)
-#define ACROSS(x, step, numbers, some) pairs_across(get(x, some, 0), (numbers) > 1 ? get((x) + (step), some, 0) : (vec)0)
-#else
-#define ALONG(x, numbers) get(x, numbers, 0)
-#define ACROSS(x, step, numbers, some) get(x, some, 0)
-#endif
 
 // Transpose V columns of w, V lanes long, to rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {

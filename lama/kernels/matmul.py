@@ -96,7 +96,8 @@ def matmul(
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
-    return Product(a.uop, b.uop, added, transpose_a, transpose_b, low is not None).tensor()
+    rounds = low is not None or b.dtype == dtypes.bfloat16
+    return Product(a.uop, b.uop, added, transpose_a, transpose_b, rounds).tensor()
 
 
 def product(
@@ -141,8 +142,9 @@ class Product(Producer):
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         *lead, m, k = (int(n) for n in a.shape)
-        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, self.scales is not None)
-        if few and self.transpose_b and not (self.rounds or self.factor or self.transpose_a):
+        rounds = self.rounds or self.scales is not None
+        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, rounds)
+        if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
             inputs = self._inputs(None)
@@ -173,9 +175,8 @@ class Product(Producer):
         norm = producer_of(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
         inputs = self._inputs(norm)
         epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        return matvec(
-            inputs, self.gelu, epsilon, rms, _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
-        )
+        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms, self.rounds)
+        return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
         """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
@@ -201,7 +202,6 @@ class Product(Producer):
         parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
         flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
         flags["BFLOAT16"] = self.rounds
-        headers = ("bfloat16.h",) if self.rounds else ()
         ams, aks = (1, m) if self.transpose_a else (k, 1)
         wks, wns = (1, k) if self.transpose_b else (n, 1)
         type_ = C_TYPES[b.dtype]
@@ -212,7 +212,7 @@ class Product(Producer):
         label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
         operations = 2 * batch * m * n * k
         kernel = make_kernel(
-            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
+            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=("bfloat16.h",)
         )
         outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
         inputs = [a, b]
@@ -225,7 +225,9 @@ class Product(Producer):
 
 
 @functools.cache
-def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False) -> Gradient:
+def _fused_gradient(
+    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, rounds: bool = False
+) -> Gradient:
     """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -239,11 +241,14 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
             x = of_kernel(y)
         gradients = {"residual": grad}
         if gelu:
-            grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
+            with matmul_precision(dtypes.bfloat16 if rounds else dtypes.float32):
+                before = of_kernel(matmul(x, weight, transpose_b=True, bias=bias))
+            grad = gelu_gradient(before, grad)
         gradients["bias"] = sum_rows(grad)
         if isinstance(weight, Tensor):  # nothing is learned by integers
-            gradients["w"] = product(grad, x, transpose_a=True)
-        grad = product(grad, weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight)))
+            gradients["w"] = product(grad, x, True, False, rounds)
+        wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
+        grad = product(grad, wide, rounds=rounds)
         if norm_weight is not None:
             norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
@@ -314,9 +319,9 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
 
 
-def _are_few(rows: int, k: int, quantized: bool) -> bool:
+def _are_few(rows: int, k: int, rounds: bool) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    return rows <= FEW_ROWS and not (quantized and (k > ON_STACK or rows * k > 4 * ON_STACK))
+    return rows <= FEW_ROWS and not (rounds and (k > ON_STACK or rows * k > 4 * ON_STACK))
 
 
 def _are_large(size: int, parts: int) -> bool:

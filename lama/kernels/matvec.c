@@ -1,5 +1,5 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
-// order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
+// order, at the speed of memory. With BFLOAT16, the rows of a are rounded first: see bfloat16.h. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
 
 #if BIAS
@@ -9,31 +9,36 @@
 #endif
 #ifndef BITS
 // The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
-#define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+#define DEPTH UP(PIECES(LANES, PIECES(LANES, 192)), V)
+#if BFLOAT16
+#define A_ROW UP(LANES, V)
+#else
+#define A_ROW K
+#endif
 
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first.
 PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
   vec totals[M];
   EACH(m, M) totals[m] = start;
-  for (int k0 = 0; k0 < K; k0 += DEPTH) {
+  for (int k0 = 0; k0 < LANES; k0 += DEPTH) {
     vec sums[M];
     EACH(m, M) sums[m] = 0;
-    int k = k0, end = MIN(K, k0 + DEPTH);
-    for (; k + V <= end; k += V) {
+    int k = k0, end = MIN(LANES, k0 + DEPTH);
+    for (; k + V <= MIN(end, K / PER_LANE); k += V) {
       vec x[V];
       if (more) {
-        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
-          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
+        UNROLL for (int byte = 0; byte < V * V * PER_LANE * (int)sizeof(WEIGHT); byte += 64)
+          __builtin_prefetch((const char *)(w + (long)V * K + (long)k * PER_LANE * V) + byte, 0, 2);
       }
-      EACH(i, V) x[i] = load(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      EACH(i, V) x[i] = ALONG(w + (long)(all ? i : MIN(i, some - 1)) * K + k * PER_LANE, V * PER_LANE);
       transpose_vecs(x);
-      EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
+      EACH(i, V) EACH(m, M) sums[m] = MULTIPLY_ADD(sums[m], (vec)a[m * A_ROW + k + i], x[i]);
     }
     for (; k < end; k++) {
       vec x;
-      EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      EACH(m, M) sums[m] += a[m * K + k] * x;
+      EACH(i, V) x[i] = ACROSS(w + (long)(all ? i : MIN(i, some - 1)) * K + k * PER_LANE, 1, K - k * PER_LANE, 1)[0];
+      EACH(m, M) sums[m] = MULTIPLY_ADD(sums[m], (vec)a[m * A_ROW + k], x);
     }
     EACH(m, M) totals[m] += sums[m];
   }
@@ -61,9 +66,19 @@ KERNEL NAME(output y, INPUTS, int slice) {
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
 #define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
 #else
-#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
+#if BFLOAT16
+  float pairs[M * A_ROW] __attribute__((aligned(64)));
+#define ROWS pairs
+#else
+#define ROWS a
+#endif
+#define COLUMNS(n, all, some, more) columns(y + (n), ROWS, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
+#if BFLOAT16
+    for (int m = 0; m < M; m++)
+      for (int k = 0; k < K; k += 2 * V) store(pairs + m * A_ROW + k / 2, get_pairs(a + m * K + k, K - k));
+#endif
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
     for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);

@@ -28,20 +28,22 @@ def matvec(
     gelu: bool = False,
     epsilon: float = 0.0,
     rms: bool = False,
+    rounds: bool = False,
     gradient: Gradient | None = None,
 ) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
     `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
     which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
-    layer normalisation of a, or with `rms` its division by the root mean square.
+    layer normalisation of a, or with `rms` its division by the root mean square. With `rounds`, a and w are
+    rounded to bfloat16.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     layout: Macros = {}
-    headers: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ("bfloat16.h",)
     kind = types["w"]
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
@@ -50,6 +52,7 @@ def matvec(
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
         "gelu": gelu,
         "rms": rms,
+        "bfloat16": rounds,
     }
     macros: Macros = {
         "BATCH": batch,

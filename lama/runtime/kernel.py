@@ -162,7 +162,7 @@ def _compiles_c(device: str) -> bool:
 
 
 def finds_instruction(device: str, header: str, macro: str) -> bool:
-    """Whether this CPU device's compiler has an instruction that `header` calls `macro`: its output says so."""
+    """Whether this CPU device's compiler has the instruction `macro` of `header`: its output says so."""
     compiler = Device[device].compiler
     if compiler is None:
         return False
