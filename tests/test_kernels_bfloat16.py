@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import normal, rounded
 from test_kernels import FORMS, assert_all_close, gelu64, needs_c, ran, results, stored  # noqa: F401
 from tinygrad import Tensor, dtypes
 
@@ -17,12 +17,6 @@ from lama.runtime import kernel as program
 
 pytestmark = needs_c
 MATMUL = importlib.import_module("lama.kernels.matmul")  # the package has a function of this name
-
-
-def rounded(x: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16, ties to even, as float64."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    return (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(float)
 
 
 @contextmanager
