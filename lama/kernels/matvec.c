@@ -59,15 +59,16 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #ifdef BITS
   struct rounded rounded[M];
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
-#define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
-#else
-#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
-    for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);
-    if (n < last) COLUMNS(n, 0, last - n, 0);
+#ifdef BITS
+    for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), MIN(V, last - n));
+#else
+    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
+    if (n < last) columns(y + n, a, w + n * K, BIASES(n, last - n), 0, last - n, 0);
+#endif
     for (int m = 0; m < M; m++)
       for (n = first; n < last; n += V) {
         const long some = last - n;
