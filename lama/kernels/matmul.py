@@ -12,7 +12,7 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
@@ -153,7 +153,9 @@ class Product(Producer):
     def _few_rows(self) -> Tensor:
         """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
         a, b = Tensor(self.a), Tensor(self.b)
-        norm = producer_of(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
+        k = int(a.shape[-1])
+        is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
+        norm = producer_of(a, Normalised) if is_short else None
         inputs = self._inputs(norm)
         epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
         return matvec(
@@ -295,7 +297,9 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
 
 def _are_few(rows: int, k: int, quantized: bool) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    return rows <= FEW_ROWS and not (quantized and (k > ON_STACK or rows * k > 4 * ON_STACK))
+    if quantized:
+        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
+    return rows <= FEW_ROWS
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -13,6 +13,7 @@
 
 // A word of 4 bytes holds two numbers of half precision, which are transposed together.
 #define STEP (4 / (int)sizeof(WEIGHT) * V)
+#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
 PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
   const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
   return __builtin_convertvector((halves)bits, vec);
@@ -21,6 +22,18 @@ PART OVERLOADED vec number_of(uints words, int second, const unsigned short *kin
   return (vec)(second ? words & 0xffff0000 : words << 16);
 }
 PART OVERLOADED vec number_of(uints words, int second, const float *kind) { return (vec)words; }
+
+// Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
+PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
+  vec added[ROWS];
+  EACH(m, rows) added[m] = sums[m];
+  EACH(i, depth) EACH(m, rows) added[m] += a[m * K + i] * w[i];
+  EACH(m, rows) sums[m] = added[m];
+}
+PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
+  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * K, w);
+  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * K, w);
+}
 
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first.
@@ -32,7 +45,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
     for (; k + STEP <= end; k += STEP) {
-      vec x[V];
+      vec x[V], numbers[STEP];
       if (more) {
         UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
@@ -40,19 +53,17 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
       const float *from[V];
       EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       load_transposed(x, from);
-      EACH(i, STEP) {
-        const vec numbers = number_of((uints)x[i / (STEP / V)], i % 2, w);
-        EACH(m, M) sums[m] += a[m * K + k + i] * numbers;
-      }
+      EACH(i, STEP) numbers[i] = number_of((uints)x[i / (STEP / V)], i % 2, w);
+      add_to_all(STEP, sums, a + k, numbers);
     }
     for (; k < end; k++) {
       vec x;
       EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      EACH(m, M) sums[m] += a[m * K + k] * x;
+      add_to_all(1, sums, a + k, &x);
     }
-    EACH(m, M) totals[m] += sums[m];
+    for (int m = 0; m < M; m++) totals[m] += sums[m];
   }
-  EACH(m, M) put(y + m * N, totals[m], all ? V : some);
+  for (int m = 0; m < M; m++) put(y + m * N, totals[m], all ? V : some);
 }
 #endif
 

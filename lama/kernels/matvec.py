@@ -8,8 +8,10 @@ from lama.kernels.quantized import Quantized
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
 from lama.runtime.threads import threads
 
-FEW_ROWS = 8
+FEW_ROWS = 24  # up to so many, copying the weights to panels as matmul.c does would take longer
+FEWEST_ROWS = 8  # up to so many, every slice normalises or rounds all of them for itself
 ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
+READING = 2  # slices take so many times as long as others, since each normalises and rounds its rows
 SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 
@@ -19,7 +21,7 @@ def slices_of_reader(nanoseconds: float) -> int:
 
     All threads read at the same speed. Little work is shared out too: in decoding no thread sleeps.
     """
-    count, slices = threads(), slices_for(nanoseconds)
+    count, slices = threads(), slices_for(nanoseconds / READING)
     return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
 
 
