@@ -30,13 +30,15 @@ def matvec(
     gelu: bool = False,
     epsilon: float = 0.0,
     rms: bool = False,
+    rounds: bool = True,
     gradient: Gradient | None = None,
 ) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
     `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
     which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
-    layer normalisation of a, or with `rms` its division by the root mean square.
+    layer normalisation of a, or with `rms` its division by the root mean square. With `rounds`, a is rounded
+    for a quantised w.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
@@ -49,7 +51,8 @@ def matvec(
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
         layout, headers, kind = weight.macros(), ("integers.h", "rounding.h", "quantized.h"), weight.kind
-        layout["FEW_ROWS"] = True
+        layout |= {"FEW_ROWS": rounds, "FLOATS": not rounds}
+        kind += "" if rounds else "_floats"
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
         "gelu": gelu,
         "rms": rms,
