@@ -8,16 +8,16 @@
 #elif defined(__AVX512BF16__)
 #define DOT2 "vdpbf16ps %2, %1, %0"
 #define ROUND2 "vcvtne2ps2bf16 %1, %2, %0"
-#define PLACE "v"
+#define REGISTER "v"
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define DOT2 "bfdot %0.4s, %1.8h, %2.8h"
-#define PLACE "w"
+#define REGISTER "w"
 #endif
 
 // sums + both products, in each lane.
 PART vec dot2(vec sums, vec a, vec w) {
 #ifdef DOT2
-  __asm__(DOT2 : "+" PLACE(sums) : PLACE(a), PLACE(w));
+  __asm__(DOT2 : "+" REGISTER(sums) : REGISTER(a), REGISTER(w));
   return sums;
 #else
   const uints high = 0xffff0000;
@@ -32,7 +32,7 @@ typedef unsigned short both __attribute__((ext_vector_type(2 * V), aligned(2)));
 PART vec pairs_along(vec first, vec second) {
 #ifdef ROUND2
   vec pairs;
-  __asm__(ROUND2 : "=" PLACE(pairs) : PLACE(first), PLACE(second));
+  __asm__(ROUND2 : "=" REGISTER(pairs) : REGISTER(first), REGISTER(second));
   return pairs;
 #else
   unsigned short rounded[2 * V];

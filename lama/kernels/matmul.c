@@ -148,9 +148,15 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
 
 // Transpose V columns of w, V lanes long, to rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {
+  const WEIGHT *from[V];
   vec x[V];
-  EACH(i, V) x[i] = ALONG(w + (long)i * WNS, V * PER_LANE);
+#if BFLOAT16
+  EACH(i, V) x[i] = get_pairs(w + (long)i * WNS, 2 * V);
   transpose_vecs(x);
+#else
+  EACH(i, V) from[i] = w + (long)i * WNS;
+  load_transposed(x, from);
+#endif
   EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
 

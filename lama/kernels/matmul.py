@@ -12,7 +12,7 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
@@ -89,22 +89,22 @@ def matmul(
         if low is not None:
             return None
         *lead, k = (int(n) for n in a.shape)
-        few = _are_few(math.prod(lead), k, True)
-        if not (is_fast(a, *b.tensors()) and (few or multiplies_integers(b.device))):
+        few = _are_few(math.prod(lead), k, b.rounds)
+        if not (is_fast(a, *b.tensors()) and (few or (b.rounds and multiplies_integers(b.device)))):
             return None
-        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop).tensor()
+        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop, rounds=b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
     rounds = low is not None or b.dtype == dtypes.bfloat16
-    return Product(a.uop, b.uop, added, transpose_a, transpose_b, rounds).tensor()
+    return Product(a.uop, b.uop, added, transpose_a, transpose_b, bfloat16=rounds).tensor()
 
 
 def product(
-    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, rounds: bool = False
+    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bfloat16: bool = False
 ) -> Tensor:
     """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
-    return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, rounds).tensor())
+    return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, bfloat16=bfloat16).tensor())
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,15 @@ class Product(Producer):
     bias: UOp | None
     transpose_a: bool
     transpose_b: bool
-    rounds: bool = False
-    """Whether a and b are rounded to bfloat16."""
     gelu: bool = False
     residual: UOp | None = None
     factor: UOp | None = None
     scales: UOp | None = None
     """The scales of b, where b is the values of a `Quantized`."""
+    rounds: bool = True
+    """Whether a is rounded for a quantised b."""
+    bfloat16: bool = False
+    """Whether a and b are rounded to bfloat16."""
 
     def with_gelu(self) -> Tensor | None:
         return None if self._is_complete or self.gelu else replace(self, gelu=True).tensor()
@@ -142,8 +144,11 @@ class Product(Producer):
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         *lead, m, k = (int(n) for n in a.shape)
-        rounds = self.rounds or self.scales is not None
-        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, rounds)
+        rows = m if b.ndim > 2 else m * math.prod(lead)
+        if self.scales is None and self.bfloat16:
+            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 8 * ON_STACK
+        else:
+            few = _are_few(rows, k, self.scales is not None and self.rounds)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
@@ -172,10 +177,12 @@ class Product(Producer):
     def _few_rows(self) -> Tensor:
         """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
         a, b = Tensor(self.a), Tensor(self.b)
-        norm = producer_of(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
+        k = int(a.shape[-1])
+        is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
+        norm = producer_of(a, Normalised) if is_short else None
         inputs = self._inputs(norm)
         epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms, self.rounds)
+        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
         return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
@@ -201,7 +208,7 @@ class Product(Producer):
         # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
         parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
         flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
-        flags["BFLOAT16"] = self.rounds
+        flags["BFLOAT16"] = self.bfloat16
         ams, aks = (1, m) if self.transpose_a else (k, 1)
         wks, wns = (1, k) if self.transpose_b else (n, 1)
         type_ = C_TYPES[b.dtype]
@@ -220,14 +227,12 @@ class Product(Producer):
             inputs.append(Tensor(self.bias).cast(dtypes.float32))
         if self.factor is not None:  # in a gradient, which needs none of its own
             return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.rounds)
+        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
         return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
 @functools.cache
-def _fused_gradient(
-    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, rounds: bool = False
-) -> Gradient:
+def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False) -> Gradient:
     """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -241,14 +246,12 @@ def _fused_gradient(
             x = of_kernel(y)
         gradients = {"residual": grad}
         if gelu:
-            with matmul_precision(dtypes.bfloat16 if rounds else dtypes.float32):
-                before = of_kernel(matmul(x, weight, transpose_b=True, bias=bias))
-            grad = gelu_gradient(before, grad)
+            grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
         gradients["bias"] = sum_rows(grad)
         if isinstance(weight, Tensor):  # nothing is learned by integers
-            gradients["w"] = product(grad, x, True, False, rounds)
+            gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
         wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
-        grad = product(grad, wide, rounds=rounds)
+        grad = product(grad, wide, bfloat16=w.dtype == dtypes.bfloat16)
         if norm_weight is not None:
             norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
@@ -260,7 +263,7 @@ def _fused_gradient(
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, rounds: bool) -> Gradient:
+def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool) -> Gradient:
     """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -268,13 +271,13 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, rounds: bool
         if gelu:
             grad = _times(grad, result_of(call, 1))
         if transpose_a:
-            grad_a = product(b.float(), grad, transpose_b, True, rounds)
+            grad_a = product(b.float(), grad, transpose_b, True, bfloat16)
         else:
-            grad_a = product(grad, b, False, not transpose_b, rounds)
+            grad_a = product(grad, b, False, not transpose_b, bfloat16)
         if transpose_b:
-            grad_b = product(grad, a, True, transpose_a, rounds)
+            grad_b = product(grad, a, True, transpose_a, bfloat16)
         else:
-            grad_b = product(a, grad, not transpose_a, False, rounds)
+            grad_b = product(a, grad, not transpose_a, False, bfloat16)
         found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
         return (None, None, *found) if gelu else (None, *found)
 
@@ -319,9 +322,11 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
 
 
-def _are_few(rows: int, k: int, rounds: bool) -> bool:
+def _are_few(rows: int, k: int, are_rounded: bool) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    return rows <= FEW_ROWS and not (rounds and (k > ON_STACK or rows * k > 4 * ON_STACK))
+    if are_rounded:
+        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
+    return rows <= FEW_ROWS
 
 
 def _are_large(size: int, parts: int) -> bool:
