@@ -1,8 +1,8 @@
-// Pairs of bfloat16 factors, one above the other in the 32 bits of a float, and their products.
+// Products of factors that are rounded to bfloat16, with BFLOAT16, else of floats as they are.
 //
-// An instruction for them does two multiply-adds where one of floats does one. It adds the upper product, then
-// the lower, each sum rounded once, like the code without it; numbers below 2^-126 may count as 0.
-// `multiplies_bfloat16` looks for DOT2.
+// An instruction that multiplies pairs of bfloat16 has twice the speed of float multiply-adds. It may round
+// between the two products, and count numbers below 2^-126 as 0. `multiplies_bfloat16` looks for DOT2. Without
+// it the rounded numbers are multiplied as floats.
 
 #if PORTABLE
 #elif defined(__AVX512BF16__)
@@ -14,19 +14,15 @@
 #define REGISTER "w"
 #endif
 
+#ifdef DOT2
+// The pair of a lane lies in the 32 bits of a float, the first number below.
+typedef unsigned short both __attribute__((ext_vector_type(2 * V), aligned(2)));
+
 // sums + both products, in each lane.
 PART vec dot2(vec sums, vec a, vec w) {
-#ifdef DOT2
   __asm__(DOT2 : "+" REGISTER(sums) : REGISTER(a), REGISTER(w));
   return sums;
-#else
-  const uints high = 0xffff0000;
-  sums += (vec)((uints)a & high) * (vec)((uints)w & high);
-  return sums + (vec)((uints)a << 16) * (vec)((uints)w << 16);
-#endif
 }
-
-typedef unsigned short both __attribute__((ext_vector_type(2 * V), aligned(2)));
 
 // Round 2 V numbers, to nearest, to pairs: of those that follow one another; of those at one place.
 PART vec pairs_along(vec first, vec second) {
@@ -54,11 +50,12 @@ GET_PAIRS(_Float16)
 PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
   return n >= 2 * V ? (vec)*(const both *)x : pairs_along(get(x, n, 0), get(x + V, n - V, 0));
 }
+#endif
 
-// A sum of K products in lanes: with BFLOAT16 a lane is a pair, else a number. ALONG: V lanes of a row that lies
-// along the sum, of which `numbers` are left. ACROSS: one lane of V rows, of which `some` are there, `step`
-// between its numbers.
-#if BFLOAT16
+// A sum of K products in lanes of PER_LANE numbers. ALONG: V lanes of a row that lies along the sum, of which
+// `numbers` are left. ACROSS: one lane of V rows, of which `some` are there, `step` between its numbers.
+#define LANES PIECES(K, PER_LANE)
+#if BFLOAT16 && defined(DOT2)
 #define PER_LANE 2
 #define MULTIPLY_ADD(sums, a, w) dot2(sums, a, w)
 #define ALONG(x, numbers) get_pairs(x, numbers)
@@ -66,7 +63,7 @@ PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
 #else
 #define PER_LANE 1
 #define MULTIPLY_ADD(sums, a, w) ((sums) + (a) * (w))
-#define ALONG(x, numbers) get(x, numbers, 0)
-#define ACROSS(x, step, numbers, some) get(x, some, 0)
+#define ALONG(x, numbers) FACTOR_OF(get(x, numbers, 0))
+#define ACROSS(x, step, numbers, some) FACTOR_OF(get(x, some, 0))
+#define FACTOR_OF(x) (BFLOAT16 ? (vec)(bfloat16_bits(x) << 16) : (x))
 #endif
-#define LANES PIECES(K, PER_LANE)

@@ -2,7 +2,7 @@
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
 // FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k is then a pair: see bfloat16.h.
+// along k may then be a pair: see bfloat16.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -151,7 +151,7 @@ PART void transpose(output to, const WEIGHT *restrict w) {
   const WEIGHT *from[V];
   vec x[V];
 #if BFLOAT16
-  EACH(i, V) x[i] = get_pairs(w + (long)i * WNS, 2 * V);
+  EACH(i, V) x[i] = ALONG(w + (long)i * WNS, V * PER_LANE);
   transpose_vecs(x);
 #else
   EACH(i, V) from[i] = w + (long)i * WNS;

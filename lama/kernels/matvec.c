@@ -1,7 +1,7 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. `finish` adds the bias, applies GELU and
-// adds the residual, (M, N). With BFLOAT16, a is rounded and multiplied in pairs, as w lies: see bfloat16.h.
+// adds the residual, (M, N). With BFLOAT16, a is rounded, too: see bfloat16.h.
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
@@ -28,11 +28,14 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 
 #endif
 #ifndef BITS
-// A word of 4 bytes holds two numbers of half precision, which are transposed together; those of bfloat16 stay so.
+// A word of 4 bytes holds two numbers of half precision, which are transposed together; pairs of bfloat16 stay so.
 #define STEP (4 / (int)sizeof(WEIGHT) * V)
 PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
   const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
   return __builtin_convertvector((halves)bits, vec);
+}
+PART OVERLOADED vec number_of(uints words, int second, const unsigned short *kind) {
+  return (vec)(second ? words & 0xffff0000 : words << 16);
 }
 PART OVERLOADED vec number_of(uints words, int second, const float *kind) { return (vec)words; }
 
@@ -54,7 +57,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
       const float *from[V];
       EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       load_transposed(x, from);
-#if BFLOAT16
+#if PER_LANE == 2
       add_to_all(V, sums, a + k / 2, x);
 #else
       vec numbers[STEP];
@@ -114,10 +117,11 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
 #if BFLOAT16
-    float pairs[M * A_ROW] __attribute__((aligned(64)));
+    float factors[M * A_ROW] __attribute__((aligned(64)));
     for (int m = 0; m < M; m++)
-      for (int k = 0; k < K; k += 2 * V) store(pairs + m * A_ROW + k / 2, get_pairs(a + m * K + k, K - k));
-#define FACTORS pairs
+      for (int lane = 0; lane < LANES; lane += V)
+        store(factors + m * A_ROW + lane, ALONG(a + m * K + lane * PER_LANE, K - lane * PER_LANE));
+#define FACTORS factors
 #else
 #define FACTORS a
 #endif
