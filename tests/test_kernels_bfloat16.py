@@ -105,19 +105,6 @@ def test_what_is_not_finite_stays_so_and_in_its_row(value):
     assert not np.isfinite(y[2]).any() and np.isfinite(np.delete(y, 2, axis=0)).all()
 
 
-@pytest.mark.skipif(not MATMUL.multiplies_bfloat16("CPU"), reason="this processor does not multiply bfloat16")
-def test_the_instruction_gives_what_other_code_gives():
-    a, b = Tensor(normal(53, 801)).realize(), Tensor(normal(67, 801)).realize()
-
-    def outcome() -> np.ndarray:
-        with matmul_precision(dtypes.bfloat16):
-            return matmul(a, b, transpose_b=True).numpy()
-
-    ours = outcome()
-    with compiled_with("PORTABLE 1"):
-        np.testing.assert_array_equal(ours, outcome())
-
-
 def test_the_instruction_is_found_only_where_there_is_one():
     processor = Path("/proc/cpuinfo")
     if MATMUL.multiplies_bfloat16.__wrapped__("CPU") and processor.exists():

@@ -72,7 +72,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
         print(describe(model))
     device = str(model.embed.weight.device)
     if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
-        note("there is no instruction for products of bfloat16 here: float32 is faster")
+        note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
     if args.size:
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
         print(f"chosen for {args.size} parameters: {' '.join(words)}")
