@@ -8,8 +8,8 @@
 #define BIASES(n, some) (vec)0
 #endif
 #ifndef BITS
-// The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
-#define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+// The sums over k run in the order of matmul.c: the same bits for any number of rows.
+#define DEPTH SUMMED(K)
 
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first.

@@ -88,7 +88,7 @@ PART void round_row(struct rounded *restrict to, input a) {
 #define WORDS BITS  // of four bytes, a group's
 #define TOGETHER MAX(1, V / WORDS)  // groups
 #define ALL PIECES(K, 32)
-#define DEPTH UP(PIECES(ALL, PIECES(ALL, 24)), 2)
+#define DEPTH SUMMED_GROUPS(ALL)
 
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. The sums are
 // those of matmul_integers.c in its order. With `more`, prefetches the V rows that follow.
