@@ -12,7 +12,7 @@ from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
-from lama.kernels.quantized import empty, row_sizes
+from lama.kernels.quantized import TILE, row_sizes, side_by_side
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
@@ -52,12 +52,12 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     shapes = {name: tuple(map(int, each.shape)) for name, each in parameters_of(config).items()}
     check_tensors(shapes, tensors, checkpoint.source, checkpoint.name_in_file)
     model = new_model(config)
+    parameters = get_state_dict(model)
     for name, tensor in list(tensors.items()):
         if tensor.quantized is not None:
-            d_out, d_in = tensor.shape
-            set_weight(model, name, empty(d_out, d_in, BITS[tensor.dtype]))
-            tensors[f"{name}.values"], tensors[f"{name}.scales"] = tensor.quantized
-    parameters = get_state_dict(model)
+            names = "uint8" if BITS[tensor.dtype] == 4 else "int8", "float16"
+            set_weight(model, name, _held(tensor.quantized, names, tensor.shape[1], device))
+            del parameters[name]
     if dtype in (None, *BITS):
         wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
         again = RoundedAgain()
@@ -130,7 +130,7 @@ class RoundedAgain:
     def add(self, tensor: FileTensor, rounded: Quantized, read: Array) -> None:
         self.matrices += 1
         self.types.update(tensor.stored.split(", "))
-        for row in range(0, len(read), rows := max(1, CHUNK // tensor.shape[1])):
+        for row in range(0, len(read), rows := max(1, CHUNK // tensor.shape[1] // TILE) * TILE):
             some = read[row : row + rows]
             self.error += float(
                 np.square(dequantize(rounded[row : row + rows]).numpy() - some).sum(dtype=float)
@@ -161,10 +161,16 @@ def _as_stored(tensor: FileTensor, bits: int, minima: bool, device: str | None) 
     values, scales = tensor.exact
     if not minima and (scales.dtype, scales.shape[1]) != ("float16", row_sizes(tensor.shape[1], bits)[1]):
         return None
-    held = [
-        from_array(read_weights(part, part.dtype), _DTYPES[part.dtype], device) for part in (values, scales)
-    ]
-    return Quantized(held[0], held[1], tensor.shape[1])
+    return _held((values, scales), (values.dtype, scales.dtype), tensor.shape[1], device)
+
+
+def _held(
+    parts: tuple[FileTensor, FileTensor], names: tuple[str, str], d_in: int, device: str | None
+) -> Quantized:
+    """A matrix of a file's values and scales, whose dtypes have these names. Raises LamaError for others."""
+    arrays = side_by_side(*(read_weights(part, name) for part, name in zip(parts, names, strict=True)))
+    values, scales = (from_array(x, _DTYPES[name], device) for x, name in zip(arrays, names, strict=True))
+    return Quantized(values, scales, d_in)
 
 
 def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:

@@ -11,6 +11,17 @@
 // The sums over k run in the order of matmul.c: the same bits for any number of rows.
 #define DEPTH SUMMED(K)
 
+// A word of 4 bytes holds two numbers of half precision, which are transposed together.
+#define STEP (4 / (int)sizeof(WEIGHT) * V)
+PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
+  const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
+  return __builtin_convertvector((halves)bits, vec);
+}
+PART OVERLOADED vec number_of(uints words, int second, const unsigned short *kind) {
+  return (vec)(second ? words & 0xffff0000 : words << 16);
+}
+PART OVERLOADED vec number_of(uints words, int second, const float *kind) { return (vec)words; }
+
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first.
 PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
@@ -20,15 +31,19 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     vec sums[M];
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
-    for (; k + V <= end; k += V) {
+    for (; k + STEP <= end; k += STEP) {
       vec x[V];
       if (more) {
-        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
+        UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
       }
-      EACH(i, V) x[i] = load(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      transpose_vecs(x);
-      EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
+      const float *from[V];
+      EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      load_transposed(x, from);
+      EACH(i, STEP) {
+        const vec numbers = number_of((uints)x[i / (STEP / V)], i % 2, w);
+        EACH(m, M) sums[m] += a[m * K + k + i] * numbers;
+      }
     }
     for (; k < end; k++) {
       vec x;
@@ -59,15 +74,16 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #ifdef BITS
   struct rounded rounded[M];
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
-#define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
-#else
-#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
-    for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);
-    if (n < last) COLUMNS(n, 0, last - n, 0);
+#ifdef BITS
+    for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), MIN(V, last - n));
+#else
+    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
+    if (n < last) columns(y + n, a, w + n * K, BIASES(n, last - n), 0, last - n, 0);
+#endif
     for (int m = 0; m < M; m++)
       for (n = first; n < last; n += V) {
         const long some = last - n;

@@ -40,6 +40,7 @@ def matvec(
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
+    types |= {"scales": "unsigned char"} if "scales" in inputs else {}
     layout: Macros = {}
     headers: tuple[str, ...] = ()
     kind = types["w"]
