@@ -24,6 +24,7 @@ from lama.models.gpt import GPT
 from lama.server.fields import BadField, Body, boolean, choice, indices, integer, prompt_tokens, texts
 from lama.server.steps import text_stream
 from lama.shapes import Array
+from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
 
 MOST_TOKENS = 512
@@ -42,15 +43,10 @@ _names: WeakKeyDictionary[GPT, Names] = WeakKeyDictionary()
 def activations(model: GPT) -> Names:
     """Each activation's name and shape for a text of one token, without the batch's axis."""
     if model not in _names:
-        found: Names = {}
-
-        def tap(name: str, value: Tensor) -> Tensor:
-            shape = tuple(map(int, value.shape))
-            found[name] = shape if name == "pos_embed" else shape[1:]
-            return value
-
-        model(as_tokens([0]), tap=tap)  # nothing of this is computed
-        _names[model] = found
+        record = Recorder()
+        model(as_tokens([0]), tap=record)  # nothing of this is computed
+        shapes = {name: tuple(map(int, value.shape)) for name, value in record.items()}
+        _names[model] = {n: shape if n == "pos_embed" else shape[1:] for n, shape in shapes.items()}
     return _names[model]
 
 
@@ -93,11 +89,10 @@ def run(model: GPT, tokens: Sequence[int], chosen: Selection) -> dict[str, Array
         found |= {name: chosen.part(name, array, n, n_heads) for name, array in taps.items()}
         if found.keys() == names:
             return found
-    x = normalised(model, x)
+    rows = chosen.part("", normalised(model, x), n, n_heads)
     if "ln_final.normalized" in names:
-        found["ln_final.normalized"] = chosen.part("", x, n, n_heads)
+        found["ln_final.normalized"] = rows
     if "logits" in names:
-        rows = Selection([], positions=chosen.positions).part("", x, n, n_heads)
         found["logits"] = unembedded(model, rows)
     return found
 
