@@ -34,8 +34,8 @@ def matmul(
 
     a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
     dtype; a b of half precision is widened as it is read. A quantised b has the axes (N, K) and needs
-    `transpose_b`; the rows of a are then rounded by `round_activations`. Raises ValueError for inner sizes
-    that differ.
+    `transpose_b`; the rows of a are then rounded by `round_activations` if `b.rounds`. Raises ValueError for
+    inner sizes that differ.
     """
     inner = a.shape[-2 if transpose_a else -1], b.shape[-1 if transpose_b else -2]
     if inner[0] != inner[1]:
@@ -45,7 +45,7 @@ def matmul(
     if (y := kernels.matmul(a, b, transpose_a, transpose_b, bias)) is not None:
         return y
     if isinstance(b, Quantized):
-        return matmul(round_activations(a), dequantize(b), transpose_a, transpose_b, bias)
+        return matmul(round_activations(a) if b.rounds else a, dequantize(b), transpose_a, transpose_b, bias)
     low = reduced_precision()  # bfloat16 in mixed precision, else None
     a, b = a.cast(low or a.dtype), b.cast(low or a.dtype)
     a = a.transpose(-2, -1) if transpose_a else a
@@ -353,8 +353,9 @@ def adamw(
 def round_activations(x: Tensor) -> Tensor:
     """x (..., K), each group rounded to multiples of its largest magnitude / 127: 8 bits.
 
-    A gradient passes unchanged (the straight-through estimator). Every product with quantised weights does
-    this, for any number of rows and on any processor. Groups with a scale below 1e-30 become zeros.
+    A gradient passes unchanged (the straight-through estimator). A product with quantised weights does this
+    first, for any number of rows and on any processor, unless they say otherwise. Groups with a scale below
+    1e-30 become zeros.
     """
     if (y := kernels.round_activations(x)) is not None:
         return y

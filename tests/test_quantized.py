@@ -5,6 +5,7 @@ command.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,28 @@ def test_rows_of_a_matrix_are_a_matrix():
         )
 
 
+@pytest.mark.parametrize("kind", ["8", "4", "8 minima", "4 minima", "4 blocks"])
+def test_product_with_activations_that_are_not_rounded(both, kind):  # noqa: F811
+    bits, _, minima = kind.partition(" ")
+    shape = (37, 512 if minima == "blocks" else 214)
+    weight = with_minima(*shape, int(bits), minima == "blocks")[0] if minima else made(*shape, bits=int(bits))
+    weight, a, bias = replace(weight, rounds=False), normal(25, shape[1]), normal(37)
+    given = [Tensor(a[:rows]).realize() for rows in (1, 9, 24, 25)]
+    found = [matmul(x, weight, transpose_b=True, bias=Tensor(bias).realize()).numpy() for x in given]
+    assert_all_close(found[-1:], [a @ dequantize(weight).numpy().T + bias], 2e-6)
+    for some in found:
+        assert_all_close([some], [found[-1][: len(some)]], 2e-6)
+
+
+@needs_c
+def test_product_without_rounding_has_the_same_bits_for_any_number_of_rows():
+    weight = replace(with_minima(37, 214, 4, False)[0], rounds=False)
+    a = normal(25, 214)
+    found = [matmul(Tensor(a[:rows]).realize(), weight, transpose_b=True).numpy() for rows in (1, 9, 24, 25)]
+    for some in found:
+        assert (some == found[-1][: len(some)]).all()
+
+
 def test_product_names_sizes_that_disagree():
     with pytest.raises(ValueError, match="the inner sizes of a product must agree"):
         matmul(Tensor(normal(2, 5)), made(3, 7, bits=8), transpose_b=True)
@@ -278,6 +301,17 @@ def test_model_computes_the_same_by_kernels_and_by_their_twins(folder, monkeypat
     ours = model(Tensor(TOKENS)).numpy()
     monkeypatch.setattr(program, "_reference", lambda: True)
     assert_all_close([ours], [model(Tensor(TOKENS)).numpy()], 1e-5)
+
+
+def test_load_with_float_activations_rounds_the_weights_only(folder):
+    model, _ = lama.load(folder, dtype="int8", float_activations=True)
+    exact = load_model(folder)
+    for name, weight in weights_of(model).items():
+        if isinstance(weight, Quantized):
+            get_state_dict(exact)[name].assign(dequantize(weight)).realize()
+    assert_all_close([model(Tensor(TOKENS)).numpy()], [exact(Tensor(TOKENS)).numpy()], 1e-5)
+    with pytest.raises(UsageError, match="a choice for quantised matrices; got none in"):
+        lama.load(folder, float_activations=True)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -34,13 +34,19 @@ def check_dtype(dtype: str | None) -> None:
         raise UsageError(f"dtype must be one of {', '.join((*DTYPES, *BITS))}; got {quoted(dtype)}")
 
 
-def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None = None) -> Model:
+def filled(
+    checkpoint: Checkpoint,
+    dtype: str | None = None,
+    device: str | None = None,
+    float_activations: bool = False,
+) -> Model:
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
     Without a dtype, matrices that are quantised in a GGUF file stay so, and the rest is float32. Names and
     shapes are compared before a weight is read. Then at most one tensor is in memory beside the weights. For
     int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without minima.
-    Warns of what is rounded a second time.
+    Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply is not
+    rounded.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
@@ -86,6 +92,13 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
             held = target[name].dtype
             target[name] = from_array(read_weights(tensors[name], DTYPE_NAMES[held]), held, device)
         parameter.replace(target[name])
+    if float_activations:
+        matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
+        if not matrices:
+            rule = "float activations are a choice for quantised matrices"
+            raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
+        for name, weight in matrices.items():
+            set_weight(model, name, replace(weight, rounds=False))
     if isinstance(model, GPT):
         model.sampling = checkpoint.sampling
     return model

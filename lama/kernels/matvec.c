@@ -1,16 +1,32 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
-// BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
+// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. `finish` adds the bias, applies GELU and
+// adds the residual, (M, N).
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
 #else
 #define BIASES(n, some) (vec)0
 #endif
-#ifndef BITS
+#if !defined(BITS) || FLOATS
 // The sums over k run in the order of matmul.c: the same bits for any number of rows.
 #define DEPTH SUMMED(K)
+#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
 
+// Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
+PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
+  vec added[ROWS];
+  EACH(m, rows) added[m] = sums[m];
+  EACH(i, depth) EACH(m, rows) added[m] += a[m * K + i] * w[i];
+  EACH(m, rows) sums[m] = added[m];
+}
+PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
+  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * K, w);
+  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * K, w);
+}
+
+#endif
+#ifndef BITS
 // A word of 4 bytes holds two numbers of half precision, which are transposed together.
 #define STEP (4 / (int)sizeof(WEIGHT) * V)
 PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
@@ -32,7 +48,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
     for (; k + STEP <= end; k += STEP) {
-      vec x[V];
+      vec x[V], numbers[STEP];
       if (more) {
         UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
@@ -40,19 +56,37 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
       const float *from[V];
       EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       load_transposed(x, from);
-      EACH(i, STEP) {
-        const vec numbers = number_of((uints)x[i / (STEP / V)], i % 2, w);
-        EACH(m, M) sums[m] += a[m * K + k + i] * numbers;
-      }
+      EACH(i, STEP) numbers[i] = number_of((uints)x[i / (STEP / V)], i % 2, w);
+      add_to_all(STEP, sums, a + k, numbers);
     }
     for (; k < end; k++) {
       vec x;
       EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      EACH(m, M) sums[m] += a[m * K + k] * x;
+      add_to_all(1, sums, a + k, &x);
     }
-    EACH(m, M) totals[m] += sums[m];
+    for (int m = 0; m < M; m++) totals[m] += sums[m];
   }
-  EACH(m, M) put(y + m * N, totals[m], all ? V : some);
+  for (int m = 0; m < M; m++) put(y + m * N, totals[m], all ? V : some);
+}
+#elif FLOATS
+// `some` columns of y, or V if more, from one tile of w. `start` is added first.
+PART void columns(output y, input a, struct row row, vec start, int some) {
+  vec totals[M], sums[M];
+  EACH(m, M) totals[m] = start, sums[m] = 0;
+  for (int k = 0; k < K; k += 4) {
+    if (k % DEPTH == 0)
+      for (int m = 0; m < M; m++) {
+        totals[m] += sums[m];
+        sums[m] = 0;
+      }
+    vec numbers[4];
+    four_numbers(numbers, row, k, some);
+    if (k + 4 <= K)
+      add_to_all(4, sums, a + k, numbers);
+    else
+      for (int i = 0; i < K - k; i++) add_to_all(1, sums, a + k + i, numbers + i);
+  }
+  for (int m = 0; m < M; m++) put(y + m * N, totals[m] + sums[m], some);
 }
 #endif
 
@@ -71,15 +105,17 @@ KERNEL NAME(output y, INPUTS, int slice) {
   }
   a = normalised;
 #endif
-#ifdef BITS
+#if defined(BITS) && !FLOATS
   struct rounded rounded[M];
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
-#ifdef BITS
-    for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), MIN(V, last - n));
+#if FLOATS
+    for (; n < last; n += V) columns(y + n, a, row_at(w, scales, n), BIASES(n, last - n), last - n);
+#elif defined(BITS)
+    for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), last - n);
 #else
     for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
     if (n < last) columns(y + n, a, w + n * K, BIASES(n, last - n), 0, last - n, 0);
@@ -88,7 +124,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
       for (n = first; n < last; n += V) {
         const long some = last - n;
         vec value = get(y + m * N + n, some, 0);
-#if BIAS && defined(BITS)
+#if BIAS && defined(BITS) && !FLOATS
         value += get(bias + n, some, 0);
 #endif
         if (GELU) value = gelu(value);

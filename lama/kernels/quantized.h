@@ -53,19 +53,29 @@ PART vec scales_at(struct row row, int g, int some) { return halves_at(row, g, s
 PART vec minima_at(struct row row, int g, int some) { return halves_at(row, GROUPS + g, some); }
 #endif
 
-// A row in float32.
-PART void unpack(output y, struct row row) {
-  for (int k = 0; k < K; k += 32) {
-    const float scale = scales_at(row, k / 32, 1)[0], minimum = MINIMA ? minima_at(row, k / 32, 1)[0] : 0;
-    for (int i = 0; i < MIN(32, K - k); i++) {
-      const int bit = (k + i) * BITS, word = row.words[bit / 32 * (long)row.width];
-      const int number = BITS == 8 ? word << (24 - bit % 32) >> 24 : (word >> bit % 32 & 15) - LEAST;
-      y[k + i] = scale * number + minimum;
-    }
+// Numbers k to k + 3 of `some` rows of one tile, V if more; k is a multiple of 4.
+PART void four_numbers(vec numbers[4], struct row row, int k, int some) {
+  const uints words = words_at(row, k * BITS / 32, some);
+  const vec scales = scales_at(row, k / 32, some);
+  EACH(i, 4) {
+    const int bit = (k + i) * BITS % 32;
+    numbers[i] = scales * __builtin_convertvector(BITS == 8 ? (ints)(words << (24 - bit)) >> 24 : (ints)(words >> bit & 15) - LEAST, vec);
+#if MINIMA
+    numbers[i] += minima_at(row, k / 32, some);
+#endif
   }
 }
 
-#if FEW_ROWS  // what follows is for matvec.c's products with M rows
+// A row in float32.
+PART void unpack(output y, struct row row) {
+  for (int k = 0; k < K; k += 4) {
+    vec numbers[4];
+    four_numbers(numbers, row, k, 1);
+    for (int i = 0; i < MIN(4, K - k); i++) y[k + i] = numbers[i][0];
+  }
+}
+
+#if FEW_ROWS  // what follows is for matvec.c's products with M rows that are rounded
 #define ADDED (BITS == 8 ? SHIFT : LEAST)  // to each weight
 
 // A row of x, rounded to signed bytes.

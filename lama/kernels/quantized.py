@@ -9,7 +9,7 @@ processor then holds weights of as many rows, which a product multiplies by the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +54,8 @@ class Quantized:
     minimum −dmin · m.
     """
     d_in: int
+    rounds: bool = True
+    """Whether a product first rounds what it multiplies by this, see `ops.round_activations`."""
 
     @property
     def bits(self) -> int:
@@ -96,7 +98,7 @@ class Quantized:
     def __getitem__(self, rows: Slice) -> "Quantized":
         """Some rows, from a multiple of TILE to another or to the end."""
         assert (rows.start or 0) % TILE == 0 and (rows.stop is None or rows.stop % TILE == 0)
-        return Quantized(self.values[rows], self.scales[rows], self.d_in)
+        return replace(self, values=self.values[rows], scales=self.scales[rows])
 
     def in_rows(self) -> tuple[Tensor, Tensor]:
         """The values and scales row after row, as files have them."""
