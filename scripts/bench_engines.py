@@ -81,7 +81,7 @@ class Lama:
         return 2.0 * c.n_layers * (matrices + c.n_heads * c.d_head * length)
 
     def limits(self, length: int) -> Answer:
-        """What bounds the speed of a token, and of a prompt of `length`; and the size of the vocabulary."""
+        """The bounds of the speed of a token, and of a prompt of `length`; the size of the vocabulary."""
         from lama.kernels.peak import peak_flops
         from lama.models.quantized import dtype_of
 
