@@ -48,6 +48,21 @@ def missing(engine: str) -> str:
     return f"not installed: {', '.join(lacking)}" if lacking else ""
 
 
+def bytes_read(model: Any) -> int:
+    """The bytes of the weights of lama's model that a token reads."""
+    from tinygrad.nn.state import get_state_dict
+
+    return sum(t.nbytes() for name, t in get_state_dict(model).items() if "pos_embed" not in name)
+
+
+def operations(model: Any, length: int) -> float:
+    """Operations of a token of a prompt of `length`: products and causal attention in the blocks."""
+    c = model.config
+    attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head
+    matrices = c.d_model * (attention + (3 if c.gated else 2) * c.d_mlp)
+    return 2.0 * c.n_layers * (matrices + c.n_heads * c.d_head * length)
+
+
 class Lama:
     def __init__(self, weights: str, path: Path, threads: int):
         from tinygrad import Tensor
@@ -67,27 +82,15 @@ class Lama:
         self.runner = Runner(model, context=min(CONTEXT, model.config.context_length))
         self.batches: dict[int, Runner] = {}
 
-    def bytes_read(self) -> int:
-        """The bytes of weights that a token reads."""
-        from tinygrad.nn.state import get_state_dict
-
-        return sum(t.nbytes() for name, t in get_state_dict(self.model).items() if "pos_embed" not in name)
-
-    def operations(self, length: int) -> float:
-        """Operations of a token of a prompt of `length`: products and causal attention in the blocks."""
-        c = self.model.config
-        attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head
-        matrices = c.d_model * (attention + (3 if c.gated else 2) * c.d_mlp)
-        return 2.0 * c.n_layers * (matrices + c.n_heads * c.d_head * length)
-
     def limits(self, length: int) -> Answer:
         """The bounds of the speed of a token, and of a prompt of `length`; the size of the vocabulary."""
         from lama.kernels.peak import peak_flops
         from lama.models.quantized import dtype_of
 
         bits = 32 if dtype_of(self.model) is None else 8
-        found = {"bytes_read": self.bytes_read(), "operations": self.operations(length), "bits": bits}
-        return found | {"peak_flops": peak_flops("CPU", bits), "vocab_size": self.model.config.vocab_size}
+        found = {"bytes_read": bytes_read(self.model), "operations": operations(self.model, length)}
+        found |= {"peak_flops": peak_flops("CPU", bits), "bits": bits}
+        return found | {"vocab_size": self.model.config.vocab_size}
 
     def prefill(self, tokens: list[int]) -> float:
         began = time.perf_counter()

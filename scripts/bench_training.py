@@ -367,8 +367,8 @@ def measure_steps(
     return found, peaks, left_out
 
 
-def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any]:
-    """An iterator over training steps."""
+def trainer_of(library: str, config: RunConfig, vocab_size: int, device: str = "cpu") -> Iterator[Any]:
+    """An iterator over training steps; PyTorch's on `device`, lama's on tinygrad's default device."""
     shape = model_config(config, vocab_size)
     tokens = np.random.default_rng(0).integers(0, vocab_size, 100_000)
     batches = language_model_batches(tokens, config, config.context_length)
@@ -378,7 +378,7 @@ def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any
     from torch_gpt import Trainer as TorchTrainer
 
     torch.set_num_threads(threads())
-    return iter(TorchTrainer(shape, batches, config, compiled=library == "torch.compile"))
+    return iter(TorchTrainer(shape, batches, config, library == "torch.compile", device))
 
 
 if __name__ == "__main__":

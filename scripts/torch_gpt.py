@@ -8,6 +8,7 @@ size, as in gpt-fast, so that torch.compile sees one shape.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,12 @@ def new_norm(shape: GPTConfig) -> nn.Module:
     return nn.LayerNorm(shape.d_model, shape.norm_epsilon, bias=shape.bias)
 
 
+def rope_table(shape: GPTConfig) -> Tensor:
+    """Row p has the cosines, then the sines, of position p: (context_length, d_head)."""
+    angles = np.arange(shape.context_length)[:, None] * Rope(shape.d_head, shape.rope_theta).frequencies()
+    return torch.from_numpy(np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+
+
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate number i of a head, (B, H, T, d), with number i + d / 2, by the cosines and sines of `table`."""
     (cos, sin), (first, second) = table.chunk(2, -1), x.float().chunk(2, -1)
@@ -55,32 +62,29 @@ class Block(nn.Module):
         self.gate = nn.Linear(shape.d_model, shape.d_mlp, shape.bias) if shape.gated else None
         self.up = nn.Linear(shape.d_model, shape.d_mlp, shape.bias)
         self.down = nn.Linear(shape.d_mlp, shape.d_model, shape.bias)
+        self.register_buffer("cache", None, persistent=False)
 
-    def forward(
-        self, x: Tensor, table: Tensor | None, cache: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
-        """x, (B, T, d_model), through the block; its tokens are at `positions`, (T,), of a cache."""
+    def forward(self, x: Tensor, table: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """x, (B, T, d_model), through the block; with `positions`, (T,), those of its tokens in the cache."""
         rate = self.dropout if self.training else 0.0
-        x = x + functional.dropout(self.attended(self.ln1(x), table, cache, positions, rate), rate)
+        x = x + functional.dropout(self.attended(self.ln1(x), table, positions, rate), rate)
         return x + functional.dropout(self.mlp(self.ln2(x)), rate)
 
     def mlp(self, x: Tensor) -> Tensor:
         up = self.up(x)
         return self.down(self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up)
 
-    def attended(
-        self, x: Tensor, table: Tensor | None, cache: Tensor | None, positions: Tensor | None, rate: float
-    ) -> Tensor:
+    def attended(self, x: Tensor, table: Tensor | None, positions: Tensor | None, rate: float) -> Tensor:
         parts = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         mask = None
-        if cache is not None and positions is not None:
-            cache[0].index_copy_(2, positions, k)
-            cache[1].index_copy_(2, positions, v)
+        if positions is not None:
+            self.cache[0].index_copy_(2, positions, k)
+            self.cache[1].index_copy_(2, positions, v)
             if x.shape[1] == 1:  # a prompt is alone in the cache
-                k, v = cache[0], cache[1]
+                k, v = self.cache[0], self.cache[1]
                 mask = (torch.arange(k.shape[2], device=x.device) <= positions)[None]  # (1, S)
         k, v = (part.repeat_interleave(self.repeats, 1) if self.repeats > 1 else part for part in (k, v))
         z = functional.scaled_dot_product_attention(
@@ -103,9 +107,7 @@ class GPT(nn.Module):
         self.pos_embed = nn.Embedding(shape.context_length, shape.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(shape, dropout) for _ in range(shape.n_layers))
         self.ln_final = new_norm(shape)
-        angles = np.arange(shape.context_length)[:, None] * Rope(shape.d_head, shape.rope_theta).frequencies()
-        table = torch.from_numpy(np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", None if learned else rope_table(shape), persistent=False)
         for name, p in self.named_parameters():
             if p.ndim >= 2:
                 residual = name.endswith(("out.weight", "down.weight"))
@@ -114,29 +116,68 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        hidden = self.hidden(inputs, torch.arange(inputs.shape[1], device=inputs.device))
-        logits = functional.linear(hidden, self.embed.weight)
+        logits = functional.linear(self.hidden(inputs), self.embed.weight)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def hidden(self, tokens: Tensor, positions: Tensor, caches: list[Tensor] | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         x, table = self.embed(tokens), None
+        at = slice(tokens.shape[1]) if positions is None else positions
         if self.pos_embed is None:
-            table = self.table[positions]
+            table = self.table[at]
         else:
-            x = x + self.pos_embed(positions)
+            x = x + self.pos_embed.weight[at]
         x = functional.dropout(x, self.dropout, self.training)
-        for i, block in enumerate(self.blocks):
-            x = block(x, table, caches[i] if caches else None, positions)
+        for block in self.blocks:
+            x = block(x, table, positions)
         return self.ln_final(x)
 
-    def new_caches(self, rows: int, length: int) -> list[Tensor]:
-        """Keys and values of each block: (2, rows, n_kv_heads, length, d_head)."""
+    def new_caches(self, rows: int, length: int) -> None:
+        """Give each block keys and values: (2, rows, n_kv_heads, length, d_head)."""
         shape, weight = (2, rows, self.shape.n_kv_heads, length, self.shape.d_head), self.embed.weight
-        return [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks]
+        for block in self.blocks:
+            block.cache = weight.new_zeros(shape)
 
-    def logits(self, tokens: Tensor, positions: Tensor, caches: list[Tensor]) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The logits, (B, vocab_size), after the last of `tokens`, (B, T): one, or a prompt from 0 on."""
-        return functional.linear(self.hidden(tokens, positions, caches)[:, -1], self.embed.weight)
+        return functional.linear(self.hidden(tokens, positions)[:, -1], self.embed.weight)
+
+    def next_token(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The likeliest token, (B, 1), after these."""
+        return self.logits(tokens, positions).argmax(-1, keepdim=True)
+
+
+class Generator:
+    """Greedy generation in bfloat16 by a compiled model, with the functions of bench_engines.py's engines."""
+
+    def __init__(self, shape: GPTConfig, device: str):
+        self.device = device
+        self.model = GPT(shape).to(device, torch.bfloat16).eval()
+        if self.model.table is not None:  # in float32
+            self.model.table = rope_table(shape).to(device)
+        with torch.no_grad():
+            self.model.new_caches(1, shape.context_length)
+        graphs = {"mode": "reduce-overhead"} if device == "cuda" else {}
+        self.compiled = torch.compile(self.model.next_token, fullgraph=True, dynamic=False, **graphs)
+
+    @torch.no_grad()
+    def prefill(self, tokens: list[int], compiled: bool = True) -> float:
+        began = time.perf_counter()
+        fed, positions = torch.tensor([tokens]).to(self.device), torch.arange(len(tokens), device=self.device)
+        self.token = (self.compiled if compiled else self.model.next_token)(fed, positions).clone()
+        self.token.item()
+        return time.perf_counter() - began
+
+    @torch.no_grad()
+    def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
+        self.prefill(tokens, compiled=False)
+        positions, made = torch.tensor([len(tokens)]).to(self.device), [self.token]
+        began = time.perf_counter()
+        for _ in range(n):
+            torch.compiler.cudagraph_mark_step_begin()
+            made.append(self.compiled(made[-1], positions).clone())
+            positions += 1
+        found = torch.cat(made).flatten().tolist()  # waits for the GPU
+        return time.perf_counter() - began, found
 
 
 @dataclass
