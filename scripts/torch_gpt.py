@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from lama.training.settings.base import TrainingConfig
 
 ACTIVATIONS = {
     "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_new": functional.gelu,  # exact, as in nanoGPT: PyTorch's tanh takes longer on a CPU
     "silu": functional.silu,
 }
 
@@ -53,7 +52,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 class Block(nn.Module):
     def __init__(self, shape: GPTConfig, dropout: float):
         super().__init__()
-        self.dropout, self.d_head, self.repeats = dropout, shape.d_head, shape.n_heads // shape.n_kv_heads
+        self.dropout, self.d_head, self.grouped = dropout, shape.d_head, shape.n_heads > shape.n_kv_heads
         self.widths = [n * shape.d_head for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
         self.activation = ACTIVATIONS[shape.activation]
         self.ln1, self.ln2 = new_norm(shape), new_norm(shape)
@@ -86,9 +85,8 @@ class Block(nn.Module):
             if x.shape[1] == 1:  # a prompt is alone in the cache
                 k, v = self.cache[0], self.cache[1]
                 mask = (torch.arange(k.shape[2], device=x.device) <= positions)[None]  # (1, S)
-        k, v = (part.repeat_interleave(self.repeats, 1) if self.repeats > 1 else part for part in (k, v))
         z = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=rate, is_causal=mask is None
+            q, k, v, attn_mask=mask, dropout_p=rate, is_causal=mask is None, enable_gqa=self.grouped
         )  # (B, H, T, d_head)
         return self.out(z.transpose(1, 2).flatten(2))
 
