@@ -361,15 +361,14 @@ class Bench:
         }
 
     def memory(self, engine: Engine, used: int, limits: Answer | None) -> None:
-        name = engine_name(engine)
-        self.figures.setdefault("memory, bytes", {})[name] = used
-        say(f"memory: {name} {used / 1e6:.0f} MB")
+        name, work = engine_name(engine), f"memory {self.shown(engine[1])}"
+        self.figures.setdefault(work, {})[name] = used
+        say(f"{work}: {name} {used / 1e6:.0f} MB")
         if limits:
             most = f"≤ {(1.2 * limits['bytes_read'] + 300e6) / 1e6:.0f} MB"
-            work = f"memory {self.shown(engine[1])}"
             self.rows.append([work, f"{used / 1e6:.0f} MB", "", "", "", most])
         else:
-            self.rows.append(["memory", "", name, f"{used / 1e6:.0f} MB"])
+            self.rows.append([work, "", name, f"{used / 1e6:.0f} MB"])
 
     def starts(self, weights: str) -> None:
         """Time processes that generate one token, with kernels cached; lama's also without a cache."""
