@@ -4,9 +4,10 @@
 
 The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for minutes and needs a C++
 compiler). llama-batched-bench and ik_llama.cpp are programs, in the folders that --llama-tools and
---ik-llama-tools name; bench_serve.py says how llama.cpp is built. A peer that is not there is left out, with
-a row that says so. The models are GPT-2 124M with random weights and, by the name gguf, SmolLM2's file, found
-or fetched as by `lama generate -m smollm2`, or that of --gguf.
+--ik-llama-tools name. bench_serve.py says how llama.cpp is built; ik_llama.cpp's llama-bench is built in the
+same way from ik-llama-cpp-python==0.1.5. A peer that is not there is left out, with a row that says so. The
+models are GPT-2 124M with random weights and, by the name gguf, SmolLM2's file, found or fetched as by `lama
+generate -m smollm2`, or that of --gguf.
 
 Every engine is a separate process, stopped (SIGSTOP) while others are measured, since its spinning threads
 would disturb. Each round measures all engines in turn, since shared machines change speed within seconds. A

@@ -17,9 +17,9 @@ get an answer of 200 or 4xx.
 
 llama.cpp: `pip download --no-binary llama-cpp-python --no-deps llama-cpp-python==0.3.36`, unpack, and in
 vendor/llama.cpp: `cmake -B build -G Ninja -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
--DCMAKE_BUILD_TYPE=Release` and `ninja -C build llama-server llama-bench llama-batched-bench` (the last two
-for bench_cpu.py). SmolLM2 is found or fetched as by `lama generate -m smollm2`; GPT-2 has random weights.
-Prints Markdown, and ends in 1 where load or bodies find a fault. Measure on an otherwise idle machine.
+-DCMAKE_BUILD_TYPE=Release` and `ninja -C build llama-server llama-batched-bench` (the last for bench_cpu.py).
+SmolLM2 is found or fetched as by `lama generate -m smollm2`; GPT-2 has random weights. Prints Markdown, and
+ends in 1 where load or bodies find a fault. Measure on an otherwise idle machine.
 """
 
 import argparse

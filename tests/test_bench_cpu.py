@@ -101,6 +101,27 @@ def test_engine_that_is_missing_or_fails_is_a_row(tmp_path: Path):
         assert absent in [row[:4] for row in rows] or "torch" in str(rows)
 
 
+def test_figures_of_llamacpps_programs_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Their forms of JSON: llama-bench's list, llama-batched-bench's line among others."""
+    printed = {
+        "llama-bench": '[\n {"n_prompt": 4, "avg_ts": 8.0}\n]',
+        "llama-batched-bench": 'x\n{"t_tg": 3.0}\n',
+    }
+    for name, text in printed.items():
+        (tmp_path / name).write_text(
+            f"#!{sys.executable}\nimport sys\nassert '-m' in sys.argv\nprint({text!r})"
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setenv("LLAMA_TOOLS", str(tmp_path))
+    import bench_engines
+
+    (tmp_path / "tiny.gguf").touch()
+    tools = bench_engines.LlamaTools("gguf", tmp_path / "tiny.gguf", threads=2)
+    assert tools.prefill([1, 2, 3, 4]) == 0.5 and tools.decode([1], 16) == (2, [])
+    assert tools.batch([1], rows=2, n=4) == 3
+
+
 @pytest.mark.parametrize("flags", [("--only", "decode,sleep"), ("--weights", "int7")])
 def test_wrong_flags_are_refused(flags: tuple[str, str]):
     done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
