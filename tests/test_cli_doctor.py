@@ -159,7 +159,7 @@ def test_compiler_that_is_not_clang_is_named_once(tmp_path: Path) -> None:
     )
     gcc.chmod(0o755)
     code = "import argparse, sys; from lama.cli import doctor; "
-    code += "sys.exit(doctor.run(argparse.Namespace(traceback=False)))"
+    code += "sys.exit(doctor.run(argparse.Namespace(traceback=False, start=False, model=None)))"
     env = os.environ | {
         "CC": str(gcc),
         "DEV": "CPU",

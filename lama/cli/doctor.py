@@ -13,12 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from lama.cli import AddVerb
-from lama.errors import LamaError, first_line, quoted
+from lama.errors import LamaError, UsageError, first_line, quoted
 from lama.files import quoted_path
 
 TINYGRAD = ("DEV", "JIT", "DEBUG", "BEAM", "PARALLEL", "DEFAULT_FLOAT", "CACHELEVEL", "CACHEDB")
@@ -33,11 +32,20 @@ class Line(NamedTuple):
 
 
 def add_parser(add_verb: AddVerb) -> None:
-    add_verb("doctor", run, __doc__)
+    parser = add_verb("doctor", run, __doc__)
+    parser.add("--start", "show where the time from a process's start to its first token goes instead")
+    parser.add("-m, --model MODEL", "the model to start, for --start (default: as for lama generate)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the result of every check, then the problems; returns 1 if there are any."""
+    if args.start:
+        from lama.cli.start import start_table
+
+        print(start_table(args.model))
+        return 0
+    if args.model is not None:
+        raise UsageError("-m names the model for --start; give both, or neither")
     problems: dict[str, str] = {}
     for check in (machine, packages, caches, compiler, device, kernel, weights):
         topic = check.__name__
@@ -94,6 +102,8 @@ def machine() -> Iterator[Line]:
 
 def packages() -> Iterator[Line]:
     """Compare the versions of lama's dependencies with its pins."""
+    from importlib import metadata  # late: it loads all that reads e-mails
+
     from lama.runtime.release import TESTED
 
     try:
