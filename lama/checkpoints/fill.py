@@ -5,20 +5,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
-from lama.kernels.quantized import empty, row_sizes
+from lama.kernels.quantized import empty as empty_quantized
+from lama.kernels.quantized import row_sizes
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
-from lama.runtime.buffers import from_array, host_array, release_unused
+from lama.runtime.buffers import empty, from_array, host_array, release_unused, write
 from lama.runtime.threads import on_threads
 from lama.shapes import Array
 
@@ -55,7 +56,7 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     for name, tensor in list(tensors.items()):
         if tensor.quantized is not None:
             d_out, d_in = tensor.shape
-            set_weight(model, name, empty(d_out, d_in, BITS[tensor.dtype]))
+            set_weight(model, name, empty_quantized(d_out, d_in, BITS[tensor.dtype]))
             tensors[f"{name}.values"], tensors[f"{name}.scales"] = tensor.quantized
     parameters = get_state_dict(model)
     if dtype in (None, *BITS):
@@ -73,7 +74,8 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     in_parts: list[str] = []
     for name, p in parameters.items():
         held = DTYPES[held_as] if p.dtype == dtypes.float32 else p.dtype  # else of a quantised matrix
-        target[name] = Tensor.empty(*p.shape, dtype=held, device=device)
+        is_held = (p.dtype, p.device) == (held, Device.canonicalize(device))
+        target[name] = p if is_held else empty(*map(int, p.shape), dtype=held, device=device)
         if tensors[name].read_into is not None and host_array(target[name]) is not None:
             in_parts.append(name)
 
@@ -83,8 +85,7 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     on_threads(read, in_parts, READERS)
     for name, parameter in parameters.items():
         if name not in in_parts:
-            held = target[name].dtype
-            target[name] = from_array(read_weights(tensors[name], DTYPE_NAMES[held]), held, device)
+            write(target[name], read_weights(tensors[name], DTYPE_NAMES[target[name].dtype]))
         parameter.replace(target[name])
     if isinstance(model, GPT):
         model.sampling = checkpoint.sampling

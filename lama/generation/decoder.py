@@ -11,12 +11,13 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
-from lama.runtime.buffers import from_array, host_array, is_on_host, read
+from lama.runtime.buffers import from_array, host_array, is_on_host, read, use_large_pages_for
 from lama.runtime.replay import CachedStep, code_digest
 from lama.shapes import Array
 from lama.timing import timed
 
 SMALLEST_BUCKET = 16
+LONG = 2048  # tokens of a row from which on looking up small pages costs more than making large ones
 Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
 MOST_NUMBERS = (
     1 << 28
@@ -91,6 +92,7 @@ class Runner:
         with timed("the KV cache"):
             self.cache = model.new_cache(batch, self.context)
         self._steps: dict[tuple[Result, int, int], Step] = {}
+        self._has_long_rows = False
 
     def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
         """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
@@ -139,6 +141,9 @@ class Runner:
             logits = step(**inputs)
         places = rows if len(fed) == self.batch else np.arange(n)
         self.positions[rows] = starts + (T if counted is None else counted)
+        if not self._has_long_rows and self.positions.max() >= LONG:
+            self._has_long_rows = True
+            use_large_pages_for(*self.cache.keys, *self.cache.values)
         if result == "every":
             logits = logits.reshape(len(fed), size, -1)
             first = starts - begins[places]

@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import math
 import mmap
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Device, Tensor, UOp, dtypes
 
 from lama.runtime.internals import (
     Buffer,
@@ -24,6 +25,7 @@ from lama.runtime.internals import (
 from lama.shapes import Array
 
 HOST_DEVICES = ("CPU", "NPY", "PYTHON")
+COLLAPSE = 25  # MADV_COLLAPSE, which Python does not name
 LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
 
 
@@ -51,29 +53,57 @@ class LargePages:
         # Shared memory, which tinygrad uses, gets no large pages, and a forked process would write to it.
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= LARGE:
-            with contextlib.suppress(OSError):  # a system without them
-                memory.madvise(mmap.MADV_HUGEPAGE)
+            _advise(memory, mmap.MADV_HUGEPAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         buffer = self._alloc(size, replace(options, external_ptr=address))
         buffer.meta = memory  # for as long as the buffer lives
         return buffer
 
 
+def empty(*shape: int, dtype: DType = dtypes.float32, device: str | None = None) -> Tensor:
+    """A tensor that is not filled. `Tensor.empty` rewrites its shape too, which takes three times as long."""
+    if not is_tested():
+        return Tensor.empty(*shape, dtype=dtype, device=device)
+    return Tensor(UOp.new_buffer(Device.canonicalize(device), math.prod(shape), dtype).reshape(shape))
+
+
 def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
     """A realised tensor of zeros. On the CPU without a kernel, which costs a new process 0.2 s.
 
-    Large memory comes from the system: it is zero, and takes room only where it is written.
+    Large memory comes from the system: it is zero, and takes room only where it is written, in small pages
+    until `use_large_pages_for`.
     """
-    tensor = Tensor.empty(*shape, dtype=dtype, device=device)
+    tensor = empty(*shape, dtype=dtype, device=device)
     if not is_on_host(tensor):
         return Tensor.zeros(*shape, dtype=dtype, device=device).contiguous().realize()
-    is_large = tensor.nbytes() >= LARGE
-    if is_large:
+    if tensor.nbytes() >= LARGE:
         release_unused(device)
-    buffer = buffer_of(tensor)
-    if not (is_large and isinstance(buffer.get_buf(buffer.device).meta, mmap.mmap)):
-        ctypes.memset(address_of(buffer), 0, tensor.nbytes())
+    if (memory := _own_memory(tensor)) is None:
+        ctypes.memset(address_of(buffer_of(tensor)), 0, tensor.nbytes())
+    else:
+        _advise(memory, mmap.MADV_NOHUGEPAGE)
     return tensor
+
+
+def use_large_pages_for(*tensors: Tensor) -> None:
+    """Put the memory of large `zeros` into large pages, where the system can do that (Linux 6.1)."""
+    for memory in filter(None, map(_own_memory, tensors)):
+        _advise(memory, mmap.MADV_HUGEPAGE)
+        _advise(memory, COLLAPSE)
+
+
+def _own_memory(tensor: Tensor) -> mmap.mmap | None:
+    """The memory of a large tensor that came from the system."""
+    if not is_on_host(tensor) or tensor.nbytes() < LARGE:
+        return None
+    buffer = buffer_of(tensor)
+    memory = buffer.get_buf(buffer.device).meta
+    return memory if isinstance(memory, mmap.mmap) else None
+
+
+def _advise(memory: mmap.mmap, advice: int) -> None:
+    with contextlib.suppress(OSError):  # a system without it
+        memory.madvise(advice)
 
 
 def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
@@ -81,7 +111,7 @@ def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
 
     The bytes are copied into the tensor's buffer: `Tensor(array).realize()` takes 5 ms a tensor.
     """
-    return write(Tensor.empty(*array.shape, dtype=dtype, device=device), array)
+    return write(empty(*array.shape, dtype=dtype, device=device), array)
 
 
 def write(tensor: Tensor, array: Array) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from tinygrad import Device, Tensor, UOp, dtypes
 
+from lama.runtime.buffers import empty
 from lama.runtime.internals import AddrSpace, Estimates, KernelInfo, Ops, ProgramInfo, is_tested
 from lama.runtime.strides import materialise
 from lama.runtime.threads import use_all_cores
@@ -63,7 +64,7 @@ class Kernel:
         `gradient` gets the result's gradient and the call, and returns None for the result and a gradient or
         None for each input: see `inputs_of`. It must be one object for equal kernels.
         """
-        out = Tensor.empty(*shape, dtype=dtypes.float32, device=inputs[0].device)
+        out = empty(*shape, device=str(inputs[0].device))
         return self.into([out], *inputs, gradient=gradient)[0]
 
     def into(
