@@ -20,7 +20,7 @@ from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrice
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
 from lama.runtime.buffers import empty, from_array, host_array, release_unused, write
-from lama.runtime.threads import on_threads
+from lama.runtime.threads import ahead, on_threads
 from lama.shapes import Array
 
 READERS = 4  # threads that read; more gain nothing for a file in memory
@@ -62,9 +62,14 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     if dtype in (None, *BITS):
         wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
         again = RoundedAgain()
-        for name, bits in wanted.items():
-            found = _as_stored(tensors[name], bits, dtype is None, device)
-            set_weight(model, name, found or _rounded(tensors[name], bits, device, again))
+
+        def stored(name: str) -> tuple[Array, Array] | None:
+            return _as_stored(tensors[name], wanted[name], dtype is None)
+
+        for (name, bits), found in zip(wanted.items(), ahead(stored, wanted), strict=True):
+            tensor = tensors[name]
+            matrix = _rounded(tensor, bits, device, again) if found is None else _held(tensor, found, device)
+            set_weight(model, name, matrix)
             del parameters[name]
         if wanted:
             release_unused(device)
@@ -155,17 +160,24 @@ def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, i
     }
 
 
-def _as_stored(tensor: FileTensor, bits: int, minima: bool, device: str | None) -> Quantized | None:
-    """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
+def _as_stored(tensor: FileTensor, bits: int, minima: bool) -> tuple[Array, Array] | None:
+    """Values and scales as the file has them, if in as many bits, and without minima unless `minima`."""
     if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
         return None
     values, scales = tensor.exact
     if not minima and (scales.dtype, scales.shape[1]) != ("float16", row_sizes(tensor.shape[1], bits)[1]):
         return None
-    held = [
-        from_array(read_weights(part, part.dtype), _DTYPES[part.dtype], device) for part in (values, scales)
-    ]
-    return Quantized(held[0], held[1], tensor.shape[1])
+    return read_weights(values, values.dtype), read_weights(scales, scales.dtype)
+
+
+def _held(tensor: FileTensor, parts: tuple[Array, Array], device: str | None) -> Quantized:
+    """The matrix of these values and scales."""
+    assert tensor.exact is not None
+    values, scales = (
+        from_array(array, _DTYPES[part.dtype], device)
+        for array, part in zip(parts, tensor.exact, strict=True)
+    )
+    return Quantized(values, scales, tensor.shape[1])
 
 
 def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ FUNCTIONS = (
 
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def threads() -> int:
@@ -70,6 +72,23 @@ def on_threads(work: Callable[[T], object], items: Iterable[T], most: int = 64) 
             list(executor.map(work, items))
         except RuntimeError:  # can't start new thread
             list(map(work, items))
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results of `work`, in order; a few of them are computed ahead, on threads."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads()) as executor:
+        for item in items:
+            try:
+                pending.append(executor.submit(work, item))
+            except RuntimeError:  # can't start new thread
+                while pending:
+                    yield pending.popleft().result()
+                yield work(item)
+            if len(pending) > threads():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def use_all_cores(device: str) -> None:
