@@ -25,7 +25,8 @@ from lama.runtime.internals import (
 from lama.shapes import Array
 
 HOST_DEVICES = ("CPU", "NPY", "PYTHON")
-COLLAPSE = 25  # MADV_COLLAPSE, which Python does not name
+HUGE, SMALL, COLLAPSE = 14, 15, 25  # MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE of Linux
+FRESH = 1 << 16  # bytes from which on zeros are asked of the system rather than written
 LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
 
 
@@ -53,7 +54,7 @@ class LargePages:
         # Shared memory, which tinygrad uses, gets no large pages, and a forked process would write to it.
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= LARGE:
-            _advise(memory, mmap.MADV_HUGEPAGE)
+            _advise(memory, HUGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         buffer = self._alloc(size, replace(options, external_ptr=address))
         buffer.meta = memory  # for as long as the buffer lives
@@ -76,25 +77,26 @@ def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
     tensor = empty(*shape, dtype=dtype, device=device)
     if not is_on_host(tensor):
         return Tensor.zeros(*shape, dtype=dtype, device=device).contiguous().realize()
-    if tensor.nbytes() >= LARGE:
+    if tensor.nbytes() >= FRESH:
         release_unused(device)
     if (memory := _own_memory(tensor)) is None:
         ctypes.memset(address_of(buffer_of(tensor)), 0, tensor.nbytes())
     else:
-        _advise(memory, mmap.MADV_NOHUGEPAGE)
+        _advise(memory, SMALL)
     return tensor
 
 
 def use_large_pages_for(*tensors: Tensor) -> None:
     """Put the memory of large `zeros` into large pages, where the system can do that (Linux 6.1)."""
-    for memory in filter(None, map(_own_memory, tensors)):
-        _advise(memory, mmap.MADV_HUGEPAGE)
+    large = [tensor for tensor in tensors if tensor.nbytes() >= LARGE]
+    for memory in filter(None, map(_own_memory, large)):
+        _advise(memory, HUGE)
         _advise(memory, COLLAPSE)
 
 
 def _own_memory(tensor: Tensor) -> mmap.mmap | None:
-    """The memory of a large tensor that came from the system."""
-    if not is_on_host(tensor) or tensor.nbytes() < LARGE:
+    """The memory of a tensor of at least FRESH bytes, if it came from the system."""
+    if not is_on_host(tensor) or tensor.nbytes() < FRESH:
         return None
     buffer = buffer_of(tensor)
     memory = buffer.get_buf(buffer.device).meta
@@ -102,8 +104,9 @@ def _own_memory(tensor: Tensor) -> mmap.mmap | None:
 
 
 def _advise(memory: mmap.mmap, advice: int) -> None:
-    with contextlib.suppress(OSError):  # a system without it
-        memory.madvise(advice)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without it
+            memory.madvise(advice)
 
 
 def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
