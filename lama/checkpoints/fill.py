@@ -19,7 +19,7 @@ from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
-from lama.runtime.buffers import empty, from_array, host_array, release_unused, write
+from lama.runtime.buffers import empty, from_array, host_array, packed, release_unused, write
 from lama.runtime.threads import ahead, on_threads
 from lama.shapes import Array
 
@@ -53,6 +53,21 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     shapes = {name: tuple(map(int, each.shape)) for name, each in parameters_of(config).items()}
     check_tensors(shapes, tensors, checkpoint.source, checkpoint.name_in_file)
     model = new_model(config)
+    with packed(device):
+        _fill(model, tensors, checkpoint, dtype, device)
+    if isinstance(model, GPT):
+        model.sampling = checkpoint.sampling
+    return model
+
+
+def _fill(
+    model: Model,
+    tensors: dict[str, FileTensor],
+    checkpoint: Checkpoint,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    """Put the tensors into the model; those of quantised matrices that are stored as such are added."""
     for name, tensor in list(tensors.items()):
         if tensor.quantized is not None:
             d_out, d_in = tensor.shape
@@ -92,9 +107,6 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
         if name not in in_parts:
             write(target[name], read_weights(tensors[name], DTYPE_NAMES[target[name].dtype]))
         parameter.replace(target[name])
-    if isinstance(model, GPT):
-        model.sampling = checkpoint.sampling
-    return model
 
 
 def new_model(config: Config, dtype: str | None = None) -> Model:

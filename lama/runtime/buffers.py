@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,8 @@ from lama.shapes import Array
 HOST_DEVICES = ("CPU", "NPY", "PYTHON")
 HUGE, SMALL, COLLAPSE = 14, 15, 25  # MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE of Linux
 FRESH = 1 << 16  # bytes from which on zeros are asked of the system rather than written
+LINE = 64  # bytes of a line of the processor's cache
+SHARED = 1 << 26  # bytes of the memory that small tensors share
 LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
 
 
@@ -47,18 +50,49 @@ class LargePages:
 
     def __init__(self, alloc: "Callable[[int, BufferSpec], Memory]"):
         self._alloc = alloc
+        self.packs = False
+        """Whether buffers of less than LARGE bytes lie side by side, in memory that they share."""
+        self._shared, self._used = mmap.mmap(-1, 1), 1
 
     def __call__(self, size: int, options: "BufferSpec") -> Memory:
         if options.external_ptr is not None:
             return self._alloc(size, options)
+        if self.packs and size < LARGE:
+            if self._used + size > len(self._shared):
+                self._shared, self._used = self._pages(SHARED), 0
+            memory, first = self._shared, self._used
+            self._used += -(-size // LINE) * LINE
+        else:
+            memory, first = self._pages(size), 0
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory, first))
+        buffer = self._alloc(size, replace(options, external_ptr=address))
+        buffer.meta = memory  # for as long as the buffer lives
+        return buffer
+
+    def _pages(self, size: int) -> mmap.mmap:
         # Shared memory, which tinygrad uses, gets no large pages, and a forked process would write to it.
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= LARGE:
             _advise(memory, HUGE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        buffer = self._alloc(size, replace(options, external_ptr=address))
-        buffer.meta = memory  # for as long as the buffer lives
-        return buffer
+        return memory
+
+
+@contextmanager
+def packed(device: str | None = None) -> Iterator[None]:
+    """Within it, small tensors of a CPU device are allocated side by side, so that large pages hold them too.
+
+    For tensors that live and die together, such as weights: their memory is freed with the last of them. In
+    pages of 4 kB of their own, the matrices of SmolLM2 take 6 to 12 % longer to read.
+    """
+    alloc = getattr(device_of(Device.canonicalize(device)).allocator, "_alloc", None)
+    if not isinstance(alloc, LargePages):
+        yield
+        return
+    alloc.packs = True
+    try:
+        yield
+    finally:
+        alloc.packs = False
 
 
 def empty(*shape: int, dtype: DType = dtypes.float32, device: str | None = None) -> Tensor:
