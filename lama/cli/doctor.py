@@ -149,7 +149,7 @@ def cache(what: str, path: Path, advice: str = "") -> Line:
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     writable = can_write(folder) and (not is_file or os.access(path, os.W_OK))
-    n_bytes = os.path.getsize(path) if is_file else folder_bytes(path)
+    n_bytes = bytes_at(path)
     size = f"{n_bytes / 1e6:.1f} MB" if n_bytes else "empty"
     text = f"{what}: {quoted_path(path)}, {size}, {'writable' if writable else 'not writable'}"
     problem = "" if writable else f"the cache must be writable; got {quoted_path(path)}. {advice}"
@@ -159,10 +159,10 @@ def cache(what: str, path: Path, advice: str = "") -> Line:
     return Line(text, problem)
 
 
-def folder_bytes(folder: Path) -> int:
-    """The bytes of a folder's files; 0 where there is no folder."""
-    paths = folder.rglob("*") if os.path.isdir(folder) else ()
-    return sum(path.stat().st_size for path in paths if path.is_file())
+def bytes_at(path: Path) -> int:
+    """The bytes of a file, or of a folder's files; 0 where there is neither."""
+    paths = path.rglob("*") if os.path.isdir(path) else (path,)
+    return sum(os.path.getsize(each) for each in paths if os.path.isfile(each))
 
 
 def can_write(folder: Path) -> bool:
@@ -236,7 +236,7 @@ def weights() -> Iterator[Line]:
     for name in ("gpt2", "smollm2", EMBEDDED):
         try:
             found = find(name, offline=True)
-            yield Line(f"{name}: {found.path}, {folder_bytes(found.path) / 1e6:.1f} MB")
+            yield Line(f"{name}: {found.path}, {bytes_at(found.path) / 1e6:.1f} MB")
         except NotFound:
             if name == EMBEDDED:
                 yield Line(f"{name}: missing", f"the bundled model {name} is missing. Reinstall lama")
