@@ -28,6 +28,7 @@ from lama.checkpoints.tensor import (
 )
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
+from lama.kernels.arrays import write_pairs
 from lama.kernels.quantized import BLOCK, GROUP, row_sizes
 from lama.shapes import Array
 
@@ -67,8 +68,8 @@ class Kind:
     """The same -> the scales of a block's groups and, if any, their minima, (n, groups) float32 each."""
     bits: int = 0
     """Bits of lama's matrices that hold it without rounding again; 0 if there are none."""
-    pairs: Callable[[Array], Array] | None = None
-    """For 4 bits: blocks -> (n, numbers / 2), in each byte two neighbours without their offset."""
+    halves: tuple[int, int] = (0, 0)
+    """For 4 bits: the byte where a block's weights begin, how many lower halves come before upper ones."""
 
     def dequantize(self, blocks: Array) -> Array:
         """(n, size) of uint8 -> (n, numbers) float32."""
@@ -158,7 +159,7 @@ KINDS = {
         lambda b: _nibbles(b[:, 2:]).view(np.int8) - 8,
         _one_scale,
         4,
-        lambda b: _neighbours(b[:, 2:], 16),
+        (2, 16),
     ),
     3: Kind(
         "Q4_1",
@@ -167,7 +168,7 @@ KINDS = {
         lambda b: _nibbles(b[:, 4:]),
         _scale_and_minimum,
         4,
-        lambda b: _neighbours(b[:, 4:], 16),
+        (4, 16),
     ),
     6: Kind(
         "Q5_0",
@@ -185,7 +186,7 @@ KINDS = {
         lambda b: _pairs_of_32(b[:, 16:]),
         _scales_of_k,
         4,
-        lambda b: _neighbours(b[:, 16:], 32),
+        (16, 32),
     ),
     13: Kind("Q5_K", 256, 176, _q5_k, _scales_of_k, 8),
     14: Kind("Q6_K", 256, 210, _q6_k, _scales_of_q6_k),
@@ -423,10 +424,12 @@ def _home(
     def values() -> Array:
         plain = kind.bits == 4 and not has_minima  # what is in memory is then the integer + 8
         out = np.full((rows, size), 0x88 if plain else 0, np.uint8)
+        at, width = kind.halves
         for some, blocks in parts(out):
-            packed = kind.pairs(blocks) if kind.pairs else integers(blocks).view(np.uint8)
-            packed = packed.reshape(len(some), -1)
-            some[:, : packed.shape[1]] = packed
+            if kind.bits == 4 and write_pairs(some, blocks, at, width):
+                continue
+            packed = _neighbours(blocks[:, at:], width) if kind.bits == 4 else integers(blocks).view(np.uint8)
+            some[:, : d_in * kind.bits // 8] = packed.reshape(len(some), -1)
         return out.view(np.int8) if kind.bits == 8 else out
 
     def scales() -> Array:
@@ -439,7 +442,7 @@ def _home(
             return packed.reshape(rows, -1)
         out: Array = np.zeros((rows, 1 + has_minima, groups), np.float16)
         for some, blocks in parts(out):
-            halves = np.ascontiguousarray(blocks[:, : 2 + 2 * has_minima]).view("<f2")
+            halves = blocks.view("<f2")[:, : 1 + has_minima]
             some[:, :, :n] = halves.reshape(-1, n, 1 + has_minima).transpose(0, 2, 1)
         return out.reshape(rows, -1)
 
