@@ -220,7 +220,8 @@ def test_tinygrad_has_what_lama_replaces(name):
 def test_the_installed_release_is_a_tested_one():
     from importlib.metadata import version
 
-    assert version("tinygrad") in release.TESTED
+    assert release.installed() == version("tinygrad")
+    assert release.installed() in release.TESTED
 
 
 def test_every_name_of_internals_is_in_the_contract():

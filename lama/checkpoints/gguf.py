@@ -414,22 +414,27 @@ def _home(
     size, groups = row_sizes(d_in, kind.bits)
 
     def parts(out: Array) -> Iterator[tuple[Array, Array]]:
-        """Some rows of `out`, and their blocks."""
-        step = max(1, CHUNK // d_in)
+        """Some rows of `out`, and their blocks, which the next ones overwrite."""
+        step = min(rows, max(1, CHUNK // d_in))
+        buffer = np.empty(
+            (step * n, kind.size), np.uint8
+        )  # new memory for each part takes longer than to read
         for row in range(0, rows, step):
-            count = min(step, rows - row) * n
-            data = read_bytes(path, start + row * n * kind.size, count * kind.size)
-            yield out[row : row + count // n], data.reshape(count, kind.size)
+            some = out[row : row + step]
+            blocks = buffer[: len(some) * n]
+            fill_from(path, start + row * n * kind.size, blocks)
+            yield some, blocks
 
     def values() -> Array:
         plain = kind.bits == 4 and not has_minima  # what is in memory is then the integer + 8
-        out = np.full((rows, size), 0x88 if plain else 0, np.uint8)
-        at, width = kind.halves
+        (at, width), used = kind.halves, d_in * kind.bits // 8
+        out = np.empty((rows, size), np.uint8)
+        out[:, used:] = 0x88 if plain else 0
         for some, blocks in parts(out):
             if kind.bits == 4 and write_pairs(some, blocks, at, width):
                 continue
             packed = _neighbours(blocks[:, at:], width) if kind.bits == 4 else integers(blocks).view(np.uint8)
-            some[:, : d_in * kind.bits // 8] = packed.reshape(len(some), -1)
+            some[:, :used] = packed.reshape(len(some), -1)
         return out.view(np.int8) if kind.bits == 8 else out
 
     def scales() -> Array:

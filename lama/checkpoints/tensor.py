@@ -153,6 +153,11 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
     if dtype in FLOATS and tensor.dtype not in FLOATS:
         dtypes = ", ".join(FLOATS)
         raise LamaError(f"weights must be of a float dtype ({dtypes}); got {tensor.dtype} for {name}")
+    if out is None and tensor.read_into is None and tensor.dtype == dtype:
+        out = np.ascontiguousarray(tensor.read())
+        if dtype in FLOATS:
+            check_finite(out, dtype, tensor.name)
+        return out
     if out is None:
         out = np.empty(tensor.shape, NUMPY[dtype])
     for values, view in tensor.parts(out):

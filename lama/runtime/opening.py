@@ -6,12 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from lama.runtime.internals import diskcache_get, diskcache_put
-from lama.runtime.release import is_tested
+from lama.runtime.release import installed, is_tested
 
 TABLE = "lama_cpu_helpers"  # in tinygrad's cache
 LATER = {"tinygrad.renderer.nir": "LVPRenderer", "tinygrad.renderer.isa.x86": "X86Renderer"}
@@ -54,7 +53,7 @@ def quick_opening(device: str) -> Iterator[None]:
     lower = module.do_to_program
 
     def kept(sink: Any, renderer: Any) -> Any:
-        key = f"{sink.arg.name} {renderer.target!r} {version('tinygrad')}"
+        key = f"{sink.arg.name} {renderer.target!r} {installed()}"
         elf = diskcache_get(TABLE, key) or diskcache_put(TABLE, key, lower(sink, renderer).to_elf())
         return SimpleNamespace(to_elf=lambda: elf)
 
