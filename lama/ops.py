@@ -15,7 +15,7 @@ from tinygrad import Tensor, dtypes
 from lama import kernels
 from lama.kernels.dropout import threshold
 from lama.kernels.matmul import reduced_precision
-from lama.kernels.quantized import BLOCK, CANDIDATES, GROUP, Quantized, row_sizes
+from lama.kernels.quantized import BLOCK, CANDIDATES, GROUP, Quantized, row_sizes, side_by_side
 from lama.shapes import Array
 
 HIDDEN = -3.4e38  # the score of a hidden key; finite, so that a row of hidden keys is uniform and not NaN
@@ -34,8 +34,8 @@ def matmul(
 
     a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
     dtype; a b of half precision is widened as it is read. A quantised b has the axes (N, K) and needs
-    `transpose_b`; the rows of a are then rounded by `round_activations`. Raises ValueError for inner sizes
-    that differ.
+    `transpose_b`; the rows of a are then rounded by `round_activations` if `b.rounds`. Raises ValueError for
+    inner sizes that differ.
     """
     inner = a.shape[-2 if transpose_a else -1], b.shape[-1 if transpose_b else -2]
     if inner[0] != inner[1]:
@@ -45,7 +45,7 @@ def matmul(
     if (y := kernels.matmul(a, b, transpose_a, transpose_b, bias)) is not None:
         return y
     if isinstance(b, Quantized):
-        return matmul(round_activations(a), dequantize(b), transpose_a, transpose_b, bias)
+        return matmul(round_activations(a) if b.rounds else a, dequantize(b), transpose_a, transpose_b, bias)
     low = reduced_precision()  # bfloat16 in mixed precision, else None
     a, b = a.cast(low or a.dtype), b.cast(low or a.dtype)
     a = a.transpose(-2, -1) if transpose_a else a
@@ -253,7 +253,7 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor:
     """weight[tokens] in float32: (rows, d), (..., T) ints -> (..., T, d). Tokens without a row give zeros."""
     if (y := kernels.embedding(weight, tokens)) is not None:
         return y
-    rows = dequantize(weight[tokens]) if isinstance(weight, Quantized) else weight.float()[tokens]
+    rows = dequantize(weight, tokens) if isinstance(weight, Quantized) else weight.float()[tokens]
     # tinygrad gives zeros for tokens past the last row, and counts negative ones from the end.
     return (tokens < 0).unsqueeze(-1).where(0, rows)
 
@@ -353,8 +353,9 @@ def adamw(
 def round_activations(x: Tensor) -> Tensor:
     """x (..., K), each group rounded to multiples of its largest magnitude / 127: 8 bits.
 
-    A gradient passes unchanged (the straight-through estimator). Every product with quantised weights does
-    this, for any number of rows and on any processor. Groups with a scale below 1e-30 become zeros.
+    A gradient passes unchanged (the straight-through estimator). A product with quantised weights does this
+    first, for any number of rows and on any processor, unless they say otherwise. Groups with a scale below
+    1e-30 become zeros.
     """
     if (y := kernels.round_activations(x)) is not None:
         return y
@@ -365,29 +366,29 @@ def round_activations(x: Tensor) -> Tensor:
     return x + ((integers * scales).flatten(-2)[..., :k].cast(x.dtype) - x).contiguous().detach()
 
 
-def dequantize(weight: Quantized) -> Tensor:
-    """A quantised matrix in float32: values of (..., d_out, bytes) -> (..., d_out, d_in)."""
-    if (w := kernels.dequantize(weight)) is not None:
+def dequantize(weight: Quantized, rows: Tensor | None = None) -> Tensor:
+    """A quantised matrix in float32, (d_out, d_in), or some of its rows: (...) ints -> (..., d_in)."""
+    if rows is None and (w := kernels.dequantize(weight)) is not None:
         return w
-    values = weight.values
+    values, scales = weight.in_rows() if rows is None else (x[rows] for x in weight.in_rows())
     if weight.bits == 4:
         values = Tensor.stack(values & 15, values >> 4, dim=-1).flatten(-2).cast(dtypes.int8)
         values = values if weight.has_minima else values - 8
-    scales, minima = _scales_and_minima(weight)
+    scales, minima = _scales_and_minima(scales, weight)
     grouped = values.float().unflatten(-1, (-1, GROUP)) * scales.unsqueeze(-1)
     if minima is not None:
         grouped = grouped + minima.unsqueeze(-1)
     return grouped.flatten(-2)[..., : weight.d_in]
 
 
-def _scales_and_minima(weight: Quantized) -> tuple[Tensor, Tensor | None]:
-    """(..., groups) each, float32."""
+def _scales_and_minima(scales: Tensor, weight: Quantized) -> tuple[Tensor, Tensor | None]:
+    """Rows of a weight's scales -> (..., groups) each, float32."""
     if weight.in_blocks:
-        blocks = weight.scales.unflatten(-1, (-1, BLOCK))
+        blocks = scales.unflatten(-1, (-1, BLOCK))
         factors = blocks[..., :4].contiguous().bitcast(dtypes.float16).float()  # d and dmin
-        scales = blocks[..., 4:12].float() * factors[..., :1]
-        return scales.flatten(-2), (blocks[..., 12:].float() * -factors[..., 1:]).flatten(-2)
-    scales, groups = weight.scales.float(), weight.groups
+        small = blocks[..., 4:12].float() * factors[..., :1]
+        return small.flatten(-2), (blocks[..., 12:].float() * -factors[..., 1:]).flatten(-2)
+    scales, groups = scales.float(), weight.groups
     return scales[..., :groups], scales[..., groups:] if weight.has_minima else None
 
 
@@ -400,13 +401,13 @@ def quantize(weight: Tensor, bits: int) -> Quantized:
     """
     if (quantized := kernels.quantize(weight, bits)) is not None:
         return quantized
-    values, scales = quantize_array(weight.numpy(), bits)
+    values, scales = side_by_side(*quantize_array(weight.numpy(), bits))
     device, d_in = weight.device, int(weight.shape[1])
     return Quantized(Tensor(values, device=device), Tensor(scales, device=device), d_in)
 
 
 def quantize_array(weight: FloatArray, bits: int) -> tuple[Array, Array]:
-    """`quantize` in numpy: the values and scales of a `Quantized`."""
+    """`quantize` in numpy: the values and scales of the rows, as files have them."""
     d_out, d_in = weight.shape
     _, groups = row_sizes(d_in, bits)
     padded = np.zeros((d_out, groups * GROUP), np.float32)

@@ -1,11 +1,11 @@
 """Profile a training step, a prompt or a token on the CPU: each kernel's time and share of the peak.
 
-    python scripts/profile_cpu.py cpu|gpu|124m|prefill|decode [--repeats 5] [--threads N] [--top 20]
+    python scripts/profile_cpu.py WORK [-m MODEL] [--dtype int8] [--rows 8] [--repeats 5] [--threads N]
 
-cpu, gpu and 124m are steps of bench_training.py's models on random tokens. prefill is a prompt of 512 tokens
-for GPT-2 124M with random float32 weights, decode its next tokens. A row sums all kernels of one name, each
-with the best of its repeats. The peak of all threads is measured before each repeat. Prints Markdown. Measure
-on an otherwise idle machine.
+WORK cpu, gpu and 124m are steps of bench_training.py's models on random tokens. prefill is a prompt of 512
+tokens, decode the next token of each of --rows texts. The model is GPT-2 124M with random weights, or one
+that `lama generate -m` takes. A table's row sums all kernels of one name, each with the best of its repeats.
+The peak of all threads is measured before each repeat. Prints Markdown. Measure on an otherwise idle machine.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from bench_training import CHARACTERS, CONFIGS, VOCABULARIES, config_of, trainer_of
 
+from lama.checkpoints import load_causal
 from lama.generation import Runner
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT, GPT2_CONFIGS
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", choices=[*CONFIGS, "prefill", "decode"])
+    parser.add_argument("-m", "--model", help="of prefill and decode (default: GPT-2 124M, random weights)")
+    parser.add_argument("--dtype", help="of MODEL's weights (default: its own)")
+    parser.add_argument("--rows", type=int, default=1, help="texts that decode continues (default 1)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="(default: all cores)")
     parser.add_argument("--top", type=int, default=20, help="rows (default 20)")
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         os.environ["LAMA_THREADS"] = str(args.threads)
     use_device("CPU")
-    work, peaks = work_of(args.work), []
+    work, peaks = work_of(args.work, args.model, args.dtype, args.rows), []
     for _ in range(3):  # the first captures
         work()
     with kernels_timed() as kernels:
@@ -57,20 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{args.work}, {threads()} threads, {args.repeats} repeats; {peak}")
 
 
-def work_of(name: str) -> Callable[[], object]:
+def work_of(name: str, model: str | None, dtype: str | None, rows: int) -> Callable[[], object]:
     """A function that does the work once."""
     if name in CONFIGS:
         trainer = trainer_of("lama", config_of(CONFIGS[name]), VOCABULARIES.get(name, CHARACTERS))
         return lambda: next(trainer)
     # Without replay, a step has tinygrad's captured kernels with names and operations.
     replay.is_fast = lambda *_: False
-    shape = GPT2_CONFIGS["gpt2"]
-    runner = Runner(GPT(shape, seed=0))
-    tokens = np.random.default_rng(0).integers(0, shape.vocab_size, (1, PROMPT))
+    loaded = load_causal(model, dtype=dtype)[0] if model else GPT(GPT2_CONFIGS["gpt2"], seed=0)
+    runner = Runner(loaded, rows)
+    tokens = np.random.default_rng(0).integers(0, loaded.config.vocab_size, (rows, PROMPT))
     if name == "prefill":
         return lambda: runner.prefill(tokens)
     runner.prefill(tokens[:, :16])
-    return lambda: runner.decode(tokens[0, :1])
+    return lambda: runner.decode(tokens[:, 0])
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_a_format_hands_over_quantised_matrices_without_rounding(tmp_path: Path,
     quantised = {name: each for name, each in weights.items() if isinstance(each, Quantized)}
     assert {name: each.bits for name, each in quantised.items()} == BITS
     for name, each in quantised.items():
-        for tensor, array in zip(each.tensors(), mixed.pairs[name], strict=True):
+        for tensor, array in zip(each.in_rows(), mixed.pairs[name], strict=True):
             assert np.array_equal(tensor.numpy(), array)
     for name in weights.keys() - quantised.keys():
         assert np.array_equal(weights[name].numpy(), mixed.arrays[name])

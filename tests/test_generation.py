@@ -697,3 +697,17 @@ def test_prompts_with_ids_that_the_model_lacks_are_refused(model: GPT):
         ),
     ):
         generate(model, ByteTokenizer(), "\x01x")
+
+
+@pytest.mark.parametrize("n", [1, 255, 257, 3000, 50257])
+def test_token_of_a_large_vocabulary_is_drawn_as_by_one_sum(n):
+    rng, logits = np.random.default_rng(n), np.full(n, -np.inf, np.float32)
+    some = rng.permutation(n)[: max(1, n // 2)]
+    logits[some] = 5 * rng.standard_normal(len(some))
+    for sampling in (Sampling(), Sampling(top_k=max(1, min(n // 3, 40)))):
+        sums = probabilities(logits, sampling).cumsum()
+        shares = np.random.default_rng(7).random(200)
+        drawn = np.random.default_rng(7)
+        for share in shares:
+            token = next_token(logits, [], sampling, drawn)
+            assert token == sums.searchsorted(share * sums[-1], side="right") and logits[token] > -np.inf

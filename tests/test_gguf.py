@@ -19,6 +19,7 @@ from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.errors import LamaError, LamaWarning
 from lama.kernels import Quantized
+from lama.kernels.quantized import side_by_side
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of
 from lama.ops import dequantize
@@ -155,7 +156,7 @@ def tensor_of(number: int, shape: tuple[int, int], folder: Path, seed: int = 0) 
 
 def held(tensor: FileTensor) -> Quantized:
     assert tensor.exact is not None
-    return Quantized(*(Tensor(part.read()) for part in tensor.exact), tensor.shape[1])
+    return Quantized(*map(Tensor, side_by_side(*(part.read() for part in tensor.exact))), tensor.shape[1])
 
 
 WITH_LAYOUT = {kind.name: number for number, kind in KINDS.items() if kind.bits}

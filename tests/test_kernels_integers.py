@@ -15,7 +15,7 @@ from tinygrad import Tensor
 
 from lama import ops
 from lama.kernels import integers
-from lama.kernels.matmul import FEW_ROWS
+from lama.kernels.matmul import FEWEST_ROWS
 from lama.ops import add, gelu, matmul
 from lama.runtime import kernel as program
 
@@ -127,15 +127,15 @@ def test_product_of_many_rows_keeps_what_is_not_finite(each, value):
 
 
 def test_few_rows_are_rounded_as_many_are(both):  # noqa: F811
-    weight, a = made(19, 130, bits=8), normal(FEW_ROWS + 1, 130)
+    weight, a = made(19, 130, bits=8), normal(FEWEST_ROWS + 1, 130)
     few, many = (
-        matmul(Tensor(a[:rows]), weight, transpose_b=True).numpy() for rows in (FEW_ROWS, FEW_ROWS + 1)
+        matmul(Tensor(a[:rows]), weight, transpose_b=True).numpy() for rows in (FEWEST_ROWS, FEWEST_ROWS + 1)
     )
     assert_all_close(
-        [few, many], [nearest(a[:FEW_ROWS]) @ unpacked(weight).T, nearest(a) @ unpacked(weight).T], 2e-6
+        [few, many], [nearest(a[:FEWEST_ROWS]) @ unpacked(weight).T, nearest(a) @ unpacked(weight).T], 2e-6
     )
     exact = a.astype(float) @ unpacked(weight).T
-    assert 1e-4 < np.abs(few - exact[:FEW_ROWS]).max() / np.abs(exact).max() < 1e-2
+    assert 1e-4 < np.abs(few - exact[:FEWEST_ROWS]).max() / np.abs(exact).max() < 1e-2
 
 
 @needs_c

@@ -12,7 +12,7 @@ from tinygrad.nn.state import get_parameters
 
 from lama.blocks import MLP
 from lama.generation import Runner
-from lama.kernels.matvec import FEW_ROWS
+from lama.kernels.matvec import FEWEST_ROWS
 from lama.models.gpt import GPT, GPTConfig
 from lama.ops import add, gelu, layernorm, matmul
 from lama.runtime import kernel as program
@@ -22,7 +22,9 @@ from lama.runtime.fusion import no_fusion
 DTYPES = pytest.mark.parametrize(
     "dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16], ids=["float32", "float16", "bfloat16"]
 )
-SIZES = pytest.mark.parametrize(("m", "k", "n"), [(1, 37, 53), (2, 32, 64), (3, 5, 2), (FEW_ROWS, 67, 131)])
+SIZES = pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 37, 53), (2, 32, 64), (3, 5, 2), (FEWEST_ROWS, 67, 131)]
+)
 
 
 def parameters(k: int, n: int, dtype) -> list[Tensor]:

@@ -5,6 +5,7 @@ command.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.generation import generate_tokens
 from lama.kernels import Quantized
-from lama.kernels.quantized import row_sizes
+from lama.kernels.quantized import row_sizes, side_by_side
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of, weights_of
 from lama.models.registry import n_parameters
@@ -55,10 +56,10 @@ def made(*shape: int, bits: int) -> Quantized:
 
 def unpacked(weight: Quantized) -> np.ndarray:
     """The matrix, by plain numpy."""
-    values, scales = weight.values.numpy(), weight.scales.numpy().astype(np.float32)
+    values, scales = (part.numpy() for part in weight.in_rows())
     if weight.bits == 4:
         values = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1).astype(np.int8) - 8
-    return (values * np.repeat(scales, 32, axis=1))[:, : weight.d_in]
+    return (values * np.repeat(scales.astype(np.float32), 32, axis=1))[:, : weight.d_in]
 
 
 def nearest(a: np.ndarray) -> np.ndarray:
@@ -88,7 +89,7 @@ def test_quantize_is_near_the_weights(both, bits):  # noqa: F811
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantize_pads_rows_to_whole_lines_of_zeros(both, shape, bits):  # noqa: F811
     weight = quantize(Tensor(normal(*shape)).realize(), bits)
-    values, scales = weight.values.numpy(), weight.scales.numpy()
+    values, scales = (part.numpy() for part in weight.in_rows())
     assert values.shape[1] % 64 == 0 and values.shape[1] * 8 // bits == scales.shape[1] * 32
     groups = -(-shape[1] // 32)
     assert (scales[:, groups:] == 0).all() and (scales[:, :groups] != 0).all()
@@ -101,7 +102,8 @@ def test_quantize_pads_rows_to_whole_lines_of_zeros(both, shape, bits):  # noqa:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantize_equals_numpy(shape, bits):
     weight, (values, scales) = made(*shape, bits=bits), quantize_array(normal(*shape), bits)
-    assert (weight.values.numpy() == values).all() and (weight.scales.numpy() == scales).all()
+    found_values, found_scales = (part.numpy() for part in weight.in_rows())
+    assert (found_values == values).all() and (found_scales == scales).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -134,7 +136,7 @@ def with_minima(d_out: int, d_in: int, bits: int, in_blocks: bool) -> tuple[Quan
         held = (rng.standard_normal((d_out, 2 * groups)) / 20).astype(np.float16)
         scales, minima = np.split(held.astype(np.float32), 2, axis=1)
     weights = integers * np.repeat(scales, 32, axis=1) + np.repeat(minima, 32, axis=1)
-    weight = Quantized(Tensor(values), Tensor(held), d_in)
+    weight = Quantized(*map(Tensor, side_by_side(values, held)), d_in)
     assert weight.has_minima and weight.in_blocks == in_blocks and weight.values.shape == (d_out, size)
     Tensor.realize(*weight.tensors())
     return weight, weights[:, :d_in]
@@ -217,13 +219,35 @@ def test_embedding_gathers_rows_and_zeros(both, shape, bits):  # noqa: F811
 
 
 def test_rows_of_a_matrix_are_a_matrix():
-    weight = made(9, 70, bits=4)
-    a = normal(2, 70)
-    assert_all_close(
-        [matmul(Tensor(a), weight[3:7], transpose_b=True).numpy()],
-        [nearest(a) @ unpacked(weight)[3:7].T],
-        2e-6,
-    )
+    weight, a = made(41, 70, bits=4), normal(2, 70)
+    for rows in (slice(16, 32), slice(16, None), slice(0, 48)):
+        assert_all_close(
+            [matmul(Tensor(a), weight[rows], transpose_b=True).numpy()],
+            [nearest(a) @ unpacked(weight)[rows].T],
+            2e-6,
+        )
+
+
+@pytest.mark.parametrize("kind", ["8", "4", "8 minima", "4 minima", "4 blocks"])
+def test_product_with_activations_that_are_not_rounded(both, kind):  # noqa: F811
+    bits, _, minima = kind.partition(" ")
+    shape = (37, 512 if minima == "blocks" else 214)
+    weight = with_minima(*shape, int(bits), minima == "blocks")[0] if minima else made(*shape, bits=int(bits))
+    weight, a, bias = replace(weight, rounds=False), normal(25, shape[1]), normal(37)
+    given = [Tensor(a[:rows]).realize() for rows in (1, 9, 24, 25)]
+    found = [matmul(x, weight, transpose_b=True, bias=Tensor(bias).realize()).numpy() for x in given]
+    assert_all_close(found[-1:], [a @ dequantize(weight).numpy().T + bias], 2e-6)
+    for some in found:
+        assert_all_close([some], [found[-1][: len(some)]], 2e-6)
+
+
+@needs_c
+def test_product_without_rounding_has_the_same_bits_for_any_number_of_rows():
+    weight = replace(with_minima(37, 214, 4, False)[0], rounds=False)
+    a = normal(25, 214)
+    found = [matmul(Tensor(a[:rows]).realize(), weight, transpose_b=True).numpy() for rows in (1, 9, 24, 25)]
+    for some in found:
+        assert (some == found[-1][: len(some)]).all()
 
 
 def test_product_names_sizes_that_disagree():
@@ -277,6 +301,17 @@ def test_model_computes_the_same_by_kernels_and_by_their_twins(folder, monkeypat
     ours = model(Tensor(TOKENS)).numpy()
     monkeypatch.setattr(program, "_reference", lambda: True)
     assert_all_close([ours], [model(Tensor(TOKENS)).numpy()], 1e-5)
+
+
+def test_load_with_float_activations_rounds_the_weights_only(folder):
+    model, _ = lama.load(folder, dtype="int8", float_activations=True)
+    exact = load_model(folder)
+    for name, weight in weights_of(model).items():
+        if isinstance(weight, Quantized):
+            get_state_dict(exact)[name].assign(dequantize(weight)).realize()
+    assert_all_close([model(Tensor(TOKENS)).numpy()], [exact(Tensor(TOKENS)).numpy()], 1e-5)
+    with pytest.raises(UsageError, match="a choice for quantised matrices; got none in"):
+        lama.load(folder, float_activations=True)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

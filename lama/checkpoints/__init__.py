@@ -56,6 +56,8 @@ class LoadOptions(TypedDict, total=False):
 
     dtype: str | None
     """float32, float16, bfloat16, int8 or int4; None: quantised if the file is, else float32."""
+    float_activations: bool
+    """Do not round what quantised matrices multiply: slower, and closer to the float model."""
     device: str | None
     offline: bool
     revision: str | None
@@ -113,6 +115,7 @@ def _load(
     tokenizers: type | tuple[type, ...],
     *,
     dtype: str | None = None,
+    float_activations: bool = False,
     device: str | None = None,
     offline: bool = False,
     revision: str | None = None,
@@ -136,7 +139,8 @@ def _load(
         wanted = " or ".join(each.__name__ for each in types)
         raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {where}")
     with timed("loading the weights"):
-        loaded, rows = filled(checkpoint, dtype, device), checkpoint.config.vocab_size
+        loaded = filled(checkpoint, dtype, device, float_activations)
+    rows = checkpoint.config.vocab_size
     if tokenizer.vocab_size > rows:
         sizes = f"{tokenizer.vocab_size:,} tokens for vocab_size={rows:,}"
         effect = f"text with a token from id {rows} on will be refused"

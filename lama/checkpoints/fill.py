@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
@@ -12,8 +12,7 @@ from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
-from lama.kernels.quantized import empty as empty_quantized
-from lama.kernels.quantized import row_sizes
+from lama.kernels.quantized import TILE, row_sizes, side_by_side
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
@@ -35,13 +34,19 @@ def check_dtype(dtype: str | None) -> None:
         raise UsageError(f"dtype must be one of {', '.join((*DTYPES, *BITS))}; got {quoted(dtype)}")
 
 
-def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None = None) -> Model:
+def filled(
+    checkpoint: Checkpoint,
+    dtype: str | None = None,
+    device: str | None = None,
+    float_activations: bool = False,
+) -> Model:
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
     Without a dtype, matrices that are quantised in a GGUF file stay so, and the rest is float32. Names and
-    shapes are compared before a weight is read. Then at most one tensor is in memory beside the weights. For
-    int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without minima.
-    Warns of what is rounded a second time.
+    shapes are compared before a weight is read. Then only a few tensors are in memory beside the weights.
+    For int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without
+    minima. Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply
+    is not rounded.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
@@ -55,6 +60,13 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
     model = new_model(config)
     with packed(device):
         _fill(model, tensors, checkpoint, dtype, device)
+    if float_activations:
+        matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
+        if not matrices:
+            rule = "float activations are a choice for quantised matrices"
+            raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
+        for name, weight in matrices.items():
+            set_weight(model, name, replace(weight, rounds=False))
     if isinstance(model, GPT):
         model.sampling = checkpoint.sampling
     return model
@@ -62,38 +74,40 @@ def filled(checkpoint: Checkpoint, dtype: str | None = None, device: str | None 
 
 def _fill(
     model: Model,
-    tensors: dict[str, FileTensor],
+    tensors: Mapping[str, FileTensor],
     checkpoint: Checkpoint,
     dtype: str | None,
     device: str | None,
 ) -> None:
-    """Put the tensors into the model; those of quantised matrices that are stored as such are added."""
-    for name, tensor in list(tensors.items()):
-        if tensor.quantized is not None:
-            d_out, d_in = tensor.shape
-            set_weight(model, name, empty_quantized(d_out, d_in, BITS[tensor.dtype]))
-            tensors[f"{name}.values"], tensors[f"{name}.scales"] = tensor.quantized
+    """Put the tensors into the model. Raises LamaError."""
     parameters = get_state_dict(model)
+    stored = {
+        name: Stored(tensor.quantized, ("uint8" if BITS[tensor.dtype] == 4 else "int8", "float16"))
+        for name, tensor in tensors.items()
+        if tensor.quantized is not None
+    }
+    wanted: dict[str, int] = {}
     if dtype in (None, *BITS):
         wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
-        again = RoundedAgain()
-
-        def stored(name: str) -> tuple[Array, Array] | None:
-            return _as_stored(tensors[name], wanted[name], dtype is None)
-
-        for (name, bits), found in zip(wanted.items(), ahead(stored, wanted), strict=True):
-            tensor = tensors[name]
-            matrix = _rounded(tensor, bits, device, again) if found is None else _held(tensor, found, device)
-            set_weight(model, name, matrix)
-            del parameters[name]
-        if wanted:
-            release_unused(device)
-        again.tell(checkpoint.source)
-    held_as = "float32" if dtype is None or dtype in BITS else dtype
+        found = {name: _as_stored(tensors[name], bits, dtype is None) for name, bits in wanted.items()}
+        stored |= {name: each for name, each in found.items() if each is not None}
+    arrays = ahead(Stored.read, stored.values())
+    for (name, each), (values, scales) in zip(stored.items(), arrays, strict=True):
+        parts = zip((values, scales), each.names, strict=True)
+        both = [from_array(array, _DTYPES[of], device) for array, of in parts]
+        set_weight(model, name, Quantized(both[0], both[1], tensors[name].shape[1]))
+        del parameters[name]
+    again = RoundedAgain()
+    for name in [name for name in wanted if name not in stored]:
+        set_weight(model, name, _rounded(tensors[name], wanted[name], device, again))
+        del parameters[name]
+    if wanted:
+        release_unused(device)
+    again.tell(checkpoint.source)
+    held = dtypes.float32 if dtype is None or dtype in BITS else DTYPES[dtype]
     target: dict[str, Tensor] = {}
     in_parts: list[str] = []
     for name, p in parameters.items():
-        held = DTYPES[held_as] if p.dtype == dtypes.float32 else p.dtype  # else of a quantised matrix
         is_held = (p.dtype, p.device) == (held, Device.canonicalize(device))
         target[name] = p if is_held else empty(*map(int, p.shape), dtype=held, device=device)
         if tensors[name].read_into is not None and host_array(target[name]) is not None:
@@ -134,6 +148,19 @@ def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor 
     return parameters
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A matrix of which the file has the values and scales, and the names that their dtypes must have."""
+
+    parts: tuple[FileTensor, FileTensor]
+    names: tuple[str, str]
+
+    def read(self) -> tuple[Array, Array]:
+        """The arrays of a `Quantized`. Raises LamaError for other dtypes."""
+        values, scales = map(read_weights, self.parts, self.names)
+        return side_by_side(values, scales)
+
+
 @dataclass
 class RoundedAgain:
     """Matrices that are quantised in the file and had to be rounded again, and the error of that."""
@@ -148,7 +175,7 @@ class RoundedAgain:
     def add(self, tensor: FileTensor, rounded: Quantized, read: Array) -> None:
         self.matrices += 1
         self.types.update(tensor.stored.split(", "))
-        for row in range(0, len(read), rows := max(1, CHUNK // tensor.shape[1])):
+        for row in range(0, len(read), rows := max(1, CHUNK // tensor.shape[1] // TILE) * TILE):
             some = read[row : row + rows]
             self.error += float(
                 np.square(dequantize(rounded[row : row + rows]).numpy() - some).sum(dtype=float)
@@ -172,24 +199,14 @@ def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, i
     }
 
 
-def _as_stored(tensor: FileTensor, bits: int, minima: bool) -> tuple[Array, Array] | None:
-    """Values and scales as the file has them, if in as many bits, and without minima unless `minima`."""
+def _as_stored(tensor: FileTensor, bits: int, minima: bool) -> Stored | None:
+    """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
     if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
         return None
     values, scales = tensor.exact
     if not minima and (scales.dtype, scales.shape[1]) != ("float16", row_sizes(tensor.shape[1], bits)[1]):
         return None
-    return read_weights(values, values.dtype), read_weights(scales, scales.dtype)
-
-
-def _held(tensor: FileTensor, parts: tuple[Array, Array], device: str | None) -> Quantized:
-    """The matrix of these values and scales."""
-    assert tensor.exact is not None
-    values, scales = (
-        from_array(array, _DTYPES[part.dtype], device)
-        for array, part in zip(parts, tensor.exact, strict=True)
-    )
-    return Quantized(values, scales, tensor.shape[1])
+    return Stored(tensor.exact, (values.dtype, scales.dtype))
 
 
 def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from tinygrad import Tensor, dtypes
-from tinygrad.nn.state import get_state_dict
 
 from lama.atomic import atomic_folder
 from lama.checkpoints.checkpoint import ModelFiles
@@ -20,7 +19,7 @@ from lama.checkpoints.fill import DTYPE_NAMES, check_tensors, parameters_of
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.tensor import FileTensor
 from lama.kernels import Quantized
-from lama.models.quantized import check_layout, dtype_of
+from lama.models.quantized import check_layout, dtype_of, weights_of
 from lama.models.registry import Config, Model, kind_of
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer
@@ -47,21 +46,26 @@ def save(
         spec["dtype"] = dtype
     with atomic_folder(Path(folder)) as temporary:
         tokenizer.save(temporary)
-        write_tensors(temporary / "model.safetensors", get_state_dict(model))
+        write_tensors(temporary / "model.safetensors", weights_of(model))
         (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Quantized]) -> None:
     """Write a safetensors file, which gets its name when it is complete. Raises LamaError."""
     write_safetensors(path, file_tensors(tensors))
 
 
-def file_tensors(tensors: Mapping[str, Tensor]) -> dict[str, FileTensor]:
-    """Tensors to write. `read` copies each from its device."""
-    return {
-        name: FileTensor(name, DTYPE_NAMES[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t))
-        for name, t in tensors.items()
-    }
+def file_tensors(tensors: Mapping[str, Tensor | Quantized]) -> dict[str, FileTensor]:
+    """Tensors to write. `read` copies each from its device. A quantised matrix is two, row after row."""
+    found: dict[str, FileTensor] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Quantized):
+            parts = dict(zip((f"{name}.values", f"{name}.scales"), tensor.in_rows(), strict=True))
+        else:
+            parts = {name: tensor}
+        for part, t in parts.items():
+            found[part] = FileTensor(part, DTYPE_NAMES[t.dtype], tuple(map(int, t.shape)), partial(_fetch, t))
+    return found
 
 
 def _fetch(parameter: Tensor) -> Array:

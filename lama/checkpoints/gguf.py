@@ -406,7 +406,7 @@ def tensor_at(path: Path, name: str, kind: Kind, shape: tuple[int, ...], start: 
 def _home(
     path: Path, name: str, start: int, kind: Kind, shape: tuple[int, ...]
 ) -> tuple[FileTensor, FileTensor]:
-    """The values and scales of a matrix in the layout of `lama.kernels.Quantized`."""
+    """The values and scales of a matrix: those of a `lama.kernels.Quantized`, row after row."""
     integers, in_blocks, has_minima = kind.integers, kind.numbers == 8 * GROUP, kind.scales is not _one_scale
     assert integers is not None
     rows, d_in = shape

@@ -347,7 +347,7 @@ def _tensors_of(model: GPT) -> dict[str, FileTensor]:
     found: dict[str, FileTensor] = {}
     for name, weight in weights_of(model).items():
         if isinstance(weight, Quantized):
-            values, scales = file_tensors({"values": weight.values, "scales": weight.scales}).values()
+            values, scales = file_tensors({name: weight}).values()
             found[name] = FileTensor(
                 name, f"int{weight.bits}", weight.shape, values.read, quantized=(values, scales)
             )

@@ -37,7 +37,7 @@ class FileTensor:
     read_into: Callable[[int, Array], None] | None = None
     """Fills an array with elements from an index on, in the file's order; None if not contiguous there."""
     quantized: "tuple[FileTensor, FileTensor] | None" = None
-    """The values and scales of a quantised matrix, in the layout of `lama.kernels.Quantized`."""
+    """The values and scales of a quantised matrix, those of a `lama.kernels.Quantized` row after row."""
     exact: "tuple[FileTensor, FileTensor] | None" = None
     """The same for a matrix that is read as floats: a model of these bits takes it without rounding again."""
     stored: str = ""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lama.models.gpt import GPT
 
 FLOATS = ("float32", "float16", "bfloat16")
-LOADING = ("dtype", "offline", "revision", "tokenizer")
+LOADING = ("dtype", "float_activations", "offline", "revision", "tokenizer")
 
 
 def add_options(parser: Parser) -> None:
@@ -26,6 +26,10 @@ def add_loading(parser: Parser) -> None:
     dtypes = "precision of the weights; int8 and int4 apply to matrices"
     dtypes += " (default: a quantised file's, else float32)"
     parser.add("--dtype", dtypes, choices=(*FLOATS, "int8", "int4"))
+    floats = (
+        "multiply quantised weights by activations as they are, not rounded to 8 bits: slower, more exact"
+    )
+    parser.add("--float-activations", floats)
     add_options(parser)
     add_finding(parser)
 

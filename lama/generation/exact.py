@@ -20,7 +20,7 @@ def exact_obstacle(model: CausalLM) -> str | None:
     tensors = [t for w in weights for t in (w.tensors() if isinstance(w, Quantized) else [w])]
     if not is_fast(*tensors):
         return "lama's kernels for the CPU are not in use"
-    has_integers = any(isinstance(w, Quantized) for w in weights)
+    has_integers = any(isinstance(w, Quantized) and w.rounds for w in weights)
     if has_integers and not multiplies_integers(str(tensors[0].device)):
         return "this processor has no instruction for products of integers"
     for block in model.blocks:

@@ -120,7 +120,7 @@ def _read_out(
         biases = array(model.unembed.bias).astype(np.float64)
         bias += float(biases[answer] - (biases.mean() if against is None else biases[against]))
     rounding = float((_as_multiplied(read, parameter) - read) @ direction)
-    return through, bias, rounding if isinstance(parameter, Quantized) else None
+    return through, bias, rounding if isinstance(parameter, Quantized) and parameter.rounds else None
 
 
 def _through_norm(norm: Norm, stream: Array, direction: Array) -> tuple[Array, Array, Array]:
@@ -154,4 +154,5 @@ def _uncapped(logits: Array, cap: float) -> Array:
 
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
     """x (d,) as it enters a product with this weight: rounded before a quantised one."""
-    return round_activations(Tensor(x.astype(np.float32))).numpy() if isinstance(weight, Quantized) else x
+    rounds = isinstance(weight, Quantized) and weight.rounds
+    return round_activations(Tensor(x.astype(np.float32))).numpy() if rounds else x

@@ -12,9 +12,18 @@ def assign(view: Array, values: Array) -> None:
     is_transposed = view.ndim == 2 and strides[0] == size < strides[1]
     is_simple = view.dtype == values.dtype and size in WORDS and values.flags.c_contiguous
     if is_transposed and is_simple and (function := native("transpose.c", WORD=WORDS[size])):
-        function(view.ctypes.data, values.ctypes.data, *values.shape, strides[1] // size)
+        function(view.ctypes.data, values.ctypes.data, 1, *values.shape, strides[1] // size)
     else:
         view[:] = values
+
+
+def write_transposed(out: Array, matrices: Array) -> None:
+    """Write (n, rows, columns) as (n, columns, rows); both contiguous, of integers of 2 or 4 bytes."""
+    assert out.flags.c_contiguous and matrices.flags.c_contiguous and out.dtype == matrices.dtype
+    if function := native("transpose.c", WORD=WORDS[out.itemsize]):
+        function(out.ctypes.data, matrices.ctypes.data, *matrices.shape, matrices.shape[1])
+    else:
+        out[:] = matrices.transpose(0, 2, 1)
 
 
 def write_pairs(out: Array, blocks: Array, at: int, width: int) -> bool:

@@ -17,11 +17,17 @@ PART void ask_for(const KV *row) {
 
 // Element i of V rows in one vector, for V numbers from row[i] on; rows after `some` are the last of these.
 PART void transposed(vec x[V], const KV *rows, int some, int i) {
+  const KV *from[V];
   if (some >= V)
-    EACH(j, V) x[j] = get(rows + j * D + i, WIDE(i), 0);
+    EACH(j, V) from[j] = rows + j * D + i;
   else
-    EACH(j, V) x[j] = get(rows + MIN(j, some - 1) * D + i, WIDE(i), 0);
-  transpose_vecs(x);
+    EACH(j, V) from[j] = rows + MIN(j, some - 1) * D + i;
+  if (WIDE(i) >= V)
+    load_transposed(x, from);
+  else {
+    EACH(j, V) x[j] = get(from[j], WIDE(i), 0);
+    transpose_vecs(x);
+  }
 }
 
 KERNEL NAME(output z, KV *key_cache, KV *value_cache, input q, input k, input v, const int *restrict positions

@@ -27,7 +27,7 @@ KERNEL NAME(output dp, input dy, int slice) {
 #else
 KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
 #ifdef BITS  // of a quantised table, see quantized.h
-            const scale_type *restrict scales,
+            const unsigned char *restrict scales,
 #endif
 #if POSITIONS
             const POSITION_WEIGHT *restrict p,
@@ -41,7 +41,7 @@ KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
     const long token = known ? tokens[i] : 0;
 #ifdef BITS
     float row[D];
-    unpack(row, w + token * ROW_BYTES, scales + token * SCALES);
+    unpack(row, row_at(w, scales, token));
 #else
     const WEIGHT *row = w + token * D;
 #endif

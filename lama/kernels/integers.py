@@ -23,7 +23,7 @@ def round_activations(x: Tensor) -> Tensor | None:
     """`ops.round_activations` by a kernel; None where there is none for x."""
     if not are_fast_floats(x):
         return None
-    return _rounding(x, floats=True)(shape_of(x), x, gradient=_straight_through)
+    return _rounding(x, {"FLOATS": True})(shape_of(x), x, gradient=_straight_through)
 
 
 def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -> Tensor:
@@ -44,21 +44,25 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
     macros |= {"BIAS": "bias" in inputs, "GELU": gelu, "RESIDUAL": "residual" in inputs}
     operations, slices, headers = 2 * m * n * k, parts_m * parts_n, ("integers.h", "quantized.h")
     kernel = make_kernel("matmul_integers.c", macros, operations=operations, slices=slices, headers=headers)
-    return kernel((m, n), *inputs.values(), *_integers(a, weight.has_minima), gradient=gradient)
+    return kernel((m, n), *inputs.values(), *_integers(a, weight), gradient=gradient)
 
 
-def _integers(x: Tensor, sums: bool) -> list[Tensor]:
-    """x, (M, K), as integers, a row of whole groups each; their scales, float32; if wanted, their sums."""
+def _integers(x: Tensor, weight: Quantized) -> list[Tensor]:
+    """x, (M, K), as integers for a product with `weight`, a row of whole groups each.
+
+    Then their scales, float32, and if the weight has minima the sums of the groups.
+    """
     rows, groups = int(x.shape[0]), -(-int(x.shape[1]) // GROUP)
     integers = Tensor.empty(rows, groups * GROUP, dtype=dtypes.uint8, device=x.device)
-    of_groups = [Tensor.empty(rows, groups, device=x.device) for _ in range(1 + sums)]
-    return _rounding(x, floats=False, sums=sums).into([integers, *of_groups], x)
+    of_groups = [Tensor.empty(rows, groups, device=x.device) for _ in range(1 + weight.has_minima)]
+    kernel = _rounding(x, {"FLOATS": False, "BITS": weight.bits, "SUMS": weight.has_minima})
+    return kernel.into([integers, *of_groups], x)
 
 
-def _rounding(x: Tensor, floats: bool, sums: bool = False) -> Kernel:
+def _rounding(x: Tensor, form: Macros) -> Kernel:
     k = int(x.shape[-1])
     rows = int(x.numel()) // k
-    macros = {"ROWS": rows, "K": k, "FLOATS": floats, "SUMS": sums}
+    macros = {"ROWS": rows, "K": k, **form}
     slices = min(rows, slices_for(0.3 * rows * k))
     return make_kernel("round.c", macros, slices=slices, headers=("integers.h", "rounding.h"))
 

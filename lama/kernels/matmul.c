@@ -144,9 +144,10 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
 
 // Transpose V columns of w, V long, to rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {
+  const WEIGHT *from[V];
   vec x[V];
-  EACH(i, V) x[i] = load(w + (long)i * WNS);
-  transpose_vecs(x);
+  EACH(i, V) from[i] = w + (long)i * WNS;
+  load_transposed(x, from);
   EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
 

@@ -12,7 +12,7 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
@@ -76,10 +76,10 @@ def matmul(
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
         *lead, k = (int(n) for n in a.shape)
-        few = _are_few(math.prod(lead), k, True)
-        if not (is_fast(a, *b.tensors()) and (few or multiplies_integers(b.device))):
+        few = _are_few(math.prod(lead), k, b.rounds)
+        if not (is_fast(a, *b.tensors()) and (few or (b.rounds and multiplies_integers(b.device)))):
             return None
-        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop).tensor()
+        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop, rounds=b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
@@ -105,6 +105,8 @@ class Product(Producer):
     factor: UOp | None = None
     scales: UOp | None = None
     """The scales of b, where b is the values of a `Quantized`."""
+    rounds: bool = True
+    """Whether a is rounded for a quantised b."""
 
     def with_gelu(self) -> Tensor | None:
         return None if self._is_complete or self.gelu else replace(self, gelu=True).tensor()
@@ -124,7 +126,8 @@ class Product(Producer):
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         *lead, m, k = (int(n) for n in a.shape)
-        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, self.scales is not None)
+        are_rounded = self.scales is not None and self.rounds
+        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, are_rounded)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
@@ -153,12 +156,13 @@ class Product(Producer):
     def _few_rows(self) -> Tensor:
         """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
         a, b = Tensor(self.a), Tensor(self.b)
-        norm = producer_of(a, Normalised) if b.ndim == 2 and a.numel() <= ON_STACK else None
+        k = int(a.shape[-1])
+        is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
+        norm = producer_of(a, Normalised) if is_short else None
         inputs = self._inputs(norm)
         epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        return matvec(
-            inputs, self.gelu, epsilon, rms, _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
-        )
+        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
+        return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
         """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
@@ -293,9 +297,11 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
 
 
-def _are_few(rows: int, k: int, quantized: bool) -> bool:
+def _are_few(rows: int, k: int, are_rounded: bool) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    return rows <= FEW_ROWS and not (quantized and (k > ON_STACK or rows * k > 4 * ON_STACK))
+    if are_rounded:
+        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
+    return rows <= FEW_ROWS
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -4,8 +4,7 @@
 // residual, (M, N).
 //
 // Method: the part of w for some columns of c is packed in a panel that the first cache holds. All rows of a
-// meet it, and the sums of a tile of c are in registers. Packing a panel costs as much as its product with
-// few rows.
+// meet it, and the sums of a tile of c are in registers.
 
 #define VECTORS 2
 #define COLUMNS (V * VECTORS)
@@ -28,39 +27,30 @@ struct panel {
 #endif
 } __attribute__((aligned(64)));
 
-// V words of a row of w, from word k on.
-PART ints words_of(const unsigned char *w, long k) {
-#if BITS == 8
-  return *(const ints *)(w + 4 * k);
-#else
-  // Without minima, a weight w is w + 8 in half a byte.
-  uints words = __builtin_convertvector(*(const shorts *)(w + 2 * k), uints);
-  words = (words | words << 8) & 0x00ff00ff;
-  words = (words | words << 4) & 0x0f0f0f0f;
-  return (ints)(MINIMA ? words : (words + 0x78787878) ^ 0x80808080);
-#endif
-}
-
-// Pack `columns` rows of w, `depth` groups of each from the `first` on; zeros after the last column.
-PART void pack(struct panel *restrict to, const unsigned char *restrict w, const scale_type *restrict scales, int first, int depth, int columns) {
+// Pack `columns` rows of w from row n on, `depth` groups of each from the `first` on; zeros after the last column.
+// Weights of 4 bits are spread over two words, those of even places first; without minima, 8 is subtracted.
+PART void pack(struct panel *restrict to, const unsigned char *restrict w, const unsigned char *restrict scales, long n, int first, int depth, int columns) {
   for (int j = 0; j < VECTORS; j++) {
     const int some = MIN(V, columns - j * V);
-    for (int k = 0; k < depth * 8; k += V) {
-      vec x[V];
-      EACH(i, V) x[i] = i < some ? (vec)words_of(w + (long)(j * V + i) * ROW_BYTES + 4 * BITS * first, k) : (vec)0;
-      transpose_vecs(x);
-      EACH(i, V) to->words[k + i][j] = (ints)x[i];
+    const struct row row = row_at(w, scales, some > 0 ? n + j * V : n);
+    for (int k = 0; k < depth * BITS; k++) {
+      const uints words = words_at(row, first * BITS + k, some);
+#if BITS == 8
+      to->words[k][j] = (ints)words;
+#else
+      EACH(half, 2) {
+        const uints four = words >> 4 * half & 0x0f0f0f0f;
+        to->words[2 * k + half][j] = (ints)(MINIMA ? four : (four + 0x78787878) ^ 0x80808080);
+      }
+#endif
     }
     for (int g = 0; g < depth; g++) {
       ints sum = 0;
       if (SHIFT) EACH(k, 8) sum = dot4(sum, (ints)0x01010101, to->words[8 * g + k][j]);
       to->start[g][j] = sum * -SHIFT;
-      vec widened = 0;
-      for (int i = 0; i < some; i++) widened[i] = scale_at(scales + (long)(j * V + i) * SCALES, first + g);
-      to->scales[g][j] = widened;
+      to->scales[g][j] = scales_at(row, first + g, some);
 #if MINIMA
-      for (int i = 0; i < some; i++) widened[i] = minimum_at(scales + (long)(j * V + i) * SCALES, first + g);
-      to->minima[g][j] = widened;
+      to->minima[g][j] = minima_at(row, first + g, some);
 #endif
     }
   }
@@ -107,7 +97,7 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
 
 // c is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them. `a` itself is an input for its
 // gradient only.
-KERNEL NAME(output c, input a, const unsigned char *restrict w, const scale_type *restrict scales WITH(BIAS, input bias)
+KERNEL NAME(output c, input a, const unsigned char *restrict w, const unsigned char *restrict scales WITH(BIAS, input bias)
                 WITH(RESIDUAL, input residual), const unsigned char *restrict rounded, input rounded_scales
                 WITH(MINIMA, input rounded_sums), int slice) {
 #if !MINIMA
@@ -127,7 +117,7 @@ KERNEL NAME(output c, input a, const unsigned char *restrict w, const scale_type
     for (int g = 0; g < ALL; g += DEPTH)
       for (long n = n_first; n < n_last; n += COLUMNS) {
         const int depth = MIN(DEPTH, ALL - g), columns = MIN(COLUMNS, N - n), last = g + DEPTH >= ALL;
-        pack(&panel, w + n * ROW_BYTES, scales + n * SCALES, g, depth, columns);
+        pack(&panel, w, scales, n, g, depth, columns);
         for (long m = m_first; m < m_last; m += ROWS) {
           float *to = c + m * N + n;
           const unsigned char *from = rounded + (m * ALL + g) * 32;

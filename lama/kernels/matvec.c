@@ -1,15 +1,42 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
-// BITS, w is quantised: see quantized.h. `finish` adds the bias, applies GELU and adds the residual, (M, N).
+// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. `finish` adds the bias, applies GELU and
+// adds the residual, (M, N).
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
 #else
 #define BIASES(n, some) (vec)0
 #endif
-#ifndef BITS
+#if !defined(BITS) || FLOATS
 // The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
 #define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
+
+// Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
+PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
+  vec added[ROWS];
+  EACH(m, rows) added[m] = sums[m];
+  EACH(i, depth) EACH(m, rows) added[m] += a[m * K + i] * w[i];
+  EACH(m, rows) sums[m] = added[m];
+}
+PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
+  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * K, w);
+  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * K, w);
+}
+
+#endif
+#ifndef BITS
+// A word of 4 bytes holds two numbers of half precision, which are transposed together.
+#define STEP (4 / (int)sizeof(WEIGHT) * V)
+PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
+  const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
+  return __builtin_convertvector((halves)bits, vec);
+}
+PART OVERLOADED vec number_of(uints words, int second, const unsigned short *kind) {
+  return (vec)(second ? words & 0xffff0000 : words << 16);
+}
+PART OVERLOADED vec number_of(uints words, int second, const float *kind) { return (vec)words; }
 
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first.
@@ -20,24 +47,46 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     vec sums[M];
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
-    for (; k + V <= end; k += V) {
-      vec x[V];
+    for (; k + STEP <= end; k += STEP) {
+      vec x[V], numbers[STEP];
       if (more) {
-        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(WEIGHT); byte += 64)
+        UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
       }
-      EACH(i, V) x[i] = load(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      transpose_vecs(x);
-      EACH(i, V) EACH(m, M) sums[m] += a[m * K + k + i] * x[i];
+      const float *from[V];
+      EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      load_transposed(x, from);
+      EACH(i, STEP) numbers[i] = number_of((uints)x[i / (STEP / V)], i % 2, w);
+      add_to_all(STEP, sums, a + k, numbers);
     }
     for (; k < end; k++) {
       vec x;
       EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      EACH(m, M) sums[m] += a[m * K + k] * x;
+      add_to_all(1, sums, a + k, &x);
     }
-    EACH(m, M) totals[m] += sums[m];
+    for (int m = 0; m < M; m++) totals[m] += sums[m];
   }
-  EACH(m, M) put(y + m * N, totals[m], all ? V : some);
+  for (int m = 0; m < M; m++) put(y + m * N, totals[m], all ? V : some);
+}
+#elif FLOATS
+// `some` columns of y, or V if more, from one tile of w. `start` is added first.
+PART void columns(output y, input a, struct row row, vec start, int some) {
+  vec totals[M], sums[M];
+  EACH(m, M) totals[m] = start, sums[m] = 0;
+  for (int k = 0; k < K; k += 4) {
+    if (k % DEPTH == 0)
+      for (int m = 0; m < M; m++) {
+        totals[m] += sums[m];
+        sums[m] = 0;
+      }
+    vec numbers[4];
+    four_numbers(numbers, row, k, some);
+    if (k + 4 <= K)
+      add_to_all(4, sums, a + k, numbers);
+    else
+      for (int i = 0; i < K - k; i++) add_to_all(1, sums, a + k + i, numbers + i);
+  }
+  for (int m = 0; m < M; m++) put(y + m * N, totals[m] + sums[m], some);
 }
 #endif
 
@@ -56,23 +105,26 @@ KERNEL NAME(output y, INPUTS, int slice) {
   }
   a = normalised;
 #endif
-#ifdef BITS
+#if defined(BITS) && !FLOATS
   struct rounded rounded[M];
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
-#define COLUMNS(n, all, some, more) columns(y + (n), rounded, w + (n) * ROW_BYTES, scales + (n) * SCALES, all, some, more)
-#else
-#define COLUMNS(n, all, some, more) columns(y + (n), a, w + (n) * K, BIASES(n, some), all, some, more)
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
-    for (; n + V <= last; n += V) COLUMNS(n, 1, V, n + 2 * V <= last);
-    if (n < last) COLUMNS(n, 0, last - n, 0);
+#if FLOATS
+    for (; n < last; n += V) columns(y + n, a, row_at(w, scales, n), BIASES(n, last - n), last - n);
+#elif defined(BITS)
+    for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), last - n);
+#else
+    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
+    if (n < last) columns(y + n, a, w + n * K, BIASES(n, last - n), 0, last - n, 0);
+#endif
     for (int m = 0; m < M; m++)
       for (n = first; n < last; n += V) {
         const long some = last - n;
         vec value = get(y + m * N + n, some, 0);
-#if BIAS && defined(BITS)
+#if BIAS && defined(BITS) && !FLOATS
         value += get(bias + n, some, 0);
 #endif
         if (GELU) value = gelu(value);

@@ -8,8 +8,10 @@ from lama.kernels.quantized import Quantized
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
 from lama.runtime.threads import threads
 
-FEW_ROWS = 8
+FEW_ROWS = 24  # up to so many, copying the weights to panels as matmul.c does would take longer
+FEWEST_ROWS = 8  # up to so many, every slice normalises or rounds all of them for itself
 ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
+READING = 2  # slices take so many times as long as others, since each normalises and rounds its rows
 SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
 
@@ -19,7 +21,7 @@ def slices_of_reader(nanoseconds: float) -> int:
 
     All threads read at the same speed. Little work is shared out too: in decoding no thread sleeps.
     """
-    count, slices = threads(), slices_for(nanoseconds)
+    count, slices = threads(), slices_for(nanoseconds / READING)
     return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
 
 
@@ -28,25 +30,29 @@ def matvec(
     gelu: bool = False,
     epsilon: float = 0.0,
     rms: bool = False,
+    rounds: bool = True,
     gradient: Gradient | None = None,
 ) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
     `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
     which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
-    layer normalisation of a, or with `rms` its division by the root mean square.
+    layer normalisation of a, or with `rms` its division by the root mean square. With `rounds`, a is rounded
+    for a quantised w.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
+    types |= {"scales": "unsigned char"} if "scales" in inputs else {}
     layout: Macros = {}
     headers: tuple[str, ...] = ()
     kind = types["w"]
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
         layout, headers, kind = weight.macros(), ("integers.h", "rounding.h", "quantized.h"), weight.kind
-        layout["FEW_ROWS"] = True
+        layout |= {"FEW_ROWS": rounds, "FLOATS": not rounds}
+        kind += "" if rounds else "_floats"
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
         "gelu": gelu,
         "rms": rms,

@@ -1,5 +1,5 @@
-// The ROWS x K matrix x as integers of BITS and a scale for each group of 32: see ops.quantize. A slice has
-// some of the rows.
+// The D_OUT x K matrix x as integers of BITS and a scale for each group of 32, in the layout of quantized.h: see
+// ops.quantize. A slice has some of the rows.
 
 // For |x| < 2^22: fractions do not fit beside 1.5 · 2^23.
 PART vec nearest(vec x) { return x + 12582912.0f - 12582912.0f; }
@@ -37,17 +37,24 @@ PART _Float16 scale_of_group(input x) {
 #endif
 }
 
-KERNEL NAME(unsigned char *restrict values, _Float16 *restrict scales, input x, int slice) {
-  for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
+KERNEL NAME(unsigned char *restrict values, unsigned char *restrict scales, input x, int slice) {
+  for (long n = FIRST(D_OUT); n < LAST(D_OUT); n++) {
+    const struct row row = row_at(values, scales, n);
+    unsigned int *words = (unsigned int *)row.words;
+    _Float16 *halves = (_Float16 *)row.pairs;
     for (int g = 0; g < GROUPS; g++) {
       float group[32], rounded[32];
-      for (int i = 0; i < 32; i++) group[i] = 32 * g + i < K ? x[row * K + 32 * g + i] : 0;
+      for (int i = 0; i < 32; i++) group[i] = 32 * g + i < K ? x[n * K + 32 * g + i] : 0;
       _Float16 scale = scale_of_group(group);
       UNROLL for (int i = 0; i < 32; i += V)
         store(rounded + i, within(nearest(load(group + i) * inverse((float)scale)), BITS == 8 ? -127 : -8, BITS == 8 ? 127 : 7));
-      unsigned char *to = values + row * ROW_BYTES + 32 * g * BITS / 8;
-      for (int i = 0; i < 32 * BITS / 8; i++)
-        to[i] = BITS == 8 ? (int)rounded[i] : (int)(rounded[2 * i] + 8) | (int)(rounded[2 * i + 1] + 8) << 4;
-      scales[row * GROUPS + g] = scale;
+      for (int k = 0; k < BITS; k++) {
+        unsigned int word = 0;
+        for (int i = 0; i < 32 / BITS; i++)
+          word |= ((unsigned int)((int)rounded[32 / BITS * k + i] + (BITS == 8 ? 0 : LEAST)) & ((1 << BITS) - 1)) << BITS * i;
+        words[(g * BITS + k) * row.width] = word;
+      }
+      halves[g * row.width] = scale;
     }
+  }
 }

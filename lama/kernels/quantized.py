@@ -3,17 +3,22 @@
 32 weights of a row, a group, share a scale: weight = scale · integer. Those from GGUF files may also share a
 minimum: weight = scale · integer + minimum. A row is padded with zeros to whole cache lines, 64 weights of 8
 bits or 128 of 4.
+
+Files hold row after row. In memory TILE rows lie side by side, four bytes of each at a time: a vector of the
+processor then holds weights of as many rows, which a product multiplies by the same activations.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
+from lama.kernels.arrays import write_transposed
 from lama.runtime.internals import DType
 from lama.runtime.kernel import Macros, is_fast, make_kernel, slices_for
+from lama.shapes import Array
 
 if TYPE_CHECKING:
     Slice = slice[int | None, int | None, None]
@@ -22,6 +27,8 @@ else:
 
 GROUP = 32  # weights that share a scale
 LINE = 64  # bytes that rows are padded to multiples of
+TILE = 16  # rows that lie side by side
+WORD, PAIR = 4, 2  # bytes of a row's values, and of its scales, before those of the next row
 BLOCK = 20  # bytes of the scales and minima of eight groups that share d and dmin
 CANDIDATES = tuple(float(steps) for steps in np.linspace(6.8, 9, 6, dtype=np.float32))
 """For 4 bits: the integers, negated, that a group's largest weight is mapped to in turn.
@@ -37,15 +44,19 @@ class Quantized:
     values: Tensor
     """(d_out, bytes of a row): int8; or uint8, two integers in each, the first in the lower half.
 
-    An integer of 4 bits is a weight + 8; with minima, it is from 0 to 15.
+    An integer of 4 bits is a weight + 8; with minima, it is from 0 to 15. The shape is that of the rows in a
+    file; in memory TILE of them lie side by side, as `side_by_side` puts them.
     """
     scales: Tensor
     """(d_out, groups of a row), float16, 0 for a group of padding; with minima in one of two forms.
 
-    float16: a row's scales, then its minima. uint8: BLOCK bytes for eight groups, as in Q4_K: d and dmin in
-    float16, eight bytes s and eight bytes m; a scale is d · s and a minimum −dmin · m.
+    Two bytes of each row lie side by side. float16: a row's scales, then its minima. uint8: BLOCK bytes for
+    eight groups, as in Q4_K: d and dmin in float16, eight bytes s and eight bytes m; a scale is d · s and a
+    minimum −dmin · m.
     """
     d_in: int
+    rounds: bool = True
+    """Whether a product first rounds what it multiplies by this, see `ops.round_activations`."""
 
     @property
     def bits(self) -> int:
@@ -85,8 +96,14 @@ class Quantized:
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    def __getitem__(self, rows: Slice | Tensor) -> "Quantized":
-        return Quantized(self.values[rows], self.scales[rows], self.d_in)
+    def __getitem__(self, rows: Slice) -> "Quantized":
+        """Some rows, from a multiple of TILE to another or to the end."""
+        assert (rows.start or 0) % TILE == 0 and (rows.stop is None or rows.stop % TILE == 0)
+        return replace(self, values=self.values[rows], scales=self.scales[rows])
+
+    def in_rows(self) -> tuple[Tensor, Tensor]:
+        """The values and scales row after row, as files have them."""
+        return _in_rows(self.values, WORD), _in_rows(self.scales, PAIR)
 
     def tensors(self) -> list[Tensor]:
         """The inputs of a kernel that reads it, in this order."""
@@ -94,7 +111,8 @@ class Quantized:
 
     def macros(self) -> Macros:
         """The layout, for a kernel that reads it."""
-        sizes: Macros = {"BITS": self.bits, "ROW_BYTES": int(self.values.shape[-1]), "GROUPS": self.groups}
+        d_out, size = (int(n) for n in self.values.shape)
+        sizes: Macros = {"BITS": self.bits, "D_OUT": d_out, "ROW_BYTES": size, "GROUPS": self.groups}
         return {**sizes, "MINIMA": self.has_minima, "BLOCKS": self.in_blocks}
 
 
@@ -102,6 +120,36 @@ def row_sizes(d_in: int, bits: int) -> tuple[int, int]:
     """(bytes of the values, groups) of a row of d_in weights."""
     size = -(-d_in * bits // (8 * LINE)) * LINE
     return size, size * 8 // bits // GROUP
+
+
+def side_by_side(values: Array, scales: Array) -> tuple[Array, Array]:
+    """The values and scales of a file, row after row, in the order in which a `Quantized` holds them."""
+    return _side_by_side(values, WORD), _side_by_side(scales, PAIR)
+
+
+def _side_by_side(rows: Array, unit: int) -> Array:
+    units = np.ascontiguousarray(rows).view(f"u{unit}")
+    out, (_, width) = np.empty_like(units), units.shape
+    for start, stop, height in _tiles(len(rows)):
+        tiles = units[start:stop].reshape(-1, height, width)
+        write_transposed(out[start:stop].reshape(-1, width, height), tiles)
+    return out.view(rows.dtype)
+
+
+def _in_rows(x: Tensor, unit: int) -> Tensor:
+    """The reverse of `_side_by_side`."""
+    (rows, size), of_unit = (int(n) for n in x.shape), unit // x.dtype.itemsize
+    parts = []
+    for start, stop, height in _tiles(rows):
+        tiles = x[start:stop].reshape(-1, size // of_unit, height, of_unit)
+        parts.append(tiles.permute(0, 2, 1, 3).reshape(-1, size))
+    return parts[0].cat(*parts[1:])
+
+
+def _tiles(rows: int) -> list[tuple[int, int, int]]:
+    """Whole tiles, then the last one if it is smaller: first row, row after the last, rows of a tile."""
+    whole = rows // TILE * TILE
+    return [tile for tile in ((0, whole, TILE), (whole, rows, rows - whole)) if tile[1] > tile[0]]
 
 
 def empty(d_out: int, d_in: int, bits: int, device: str | None = None) -> Quantized:
@@ -118,9 +166,10 @@ def quantize(weight: Tensor, bits: int) -> Quantized | None:
     d_out, d_in = (int(n) for n in weight.shape)
     quantized = empty(d_out, d_in, bits, str(weight.device))
     candidates = ", ".join(f"{steps!r}f" for steps in CANDIDATES)
-    macros = {**quantized.macros(), "ROWS": d_out, "K": d_in, "CANDIDATES": candidates}
+    macros = {**quantized.macros(), "K": d_in, "CANDIDATES": candidates}
     slices = min(d_out, slices_for(0.3 * d_out * d_in))
-    kernel = make_kernel("quantize.c", macros, label=f"{bits}_{d_out}_{d_in}", slices=slices)
+    label = f"{bits}_{d_out}_{d_in}"
+    kernel = make_kernel("quantize.c", macros, label=label, slices=slices, headers=("quantized.h",))
     values, scales = kernel.into(quantized.tensors(), weight)
     return Quantized(values, scales, d_in)
 
@@ -130,7 +179,7 @@ def dequantize(weight: Quantized) -> Tensor | None:
     if not is_fast(*weight.tensors()):
         return None
     rows, d_in = weight.shape
-    macros = {**weight.macros(), "ROWS": rows, "K": d_in}
+    macros = {**weight.macros(), "K": d_in}
     slices = min(rows, slices_for(0.3 * rows * d_in))
     kernel = make_kernel("dequantize.c", macros, slices=slices, headers=("quantized.h",))
     return kernel((rows, d_in), *weight.tensors())

@@ -1,6 +1,6 @@
 // Round ROWS rows of K floats to signed bytes, with a scale for each group: see rounding.h. A row's last
-// group is filled up with zeros. With FLOATS, the rounded numbers are floats; with SUMS, also write the sum of
-// each group.
+// group is filled up with zeros. With FLOATS, the rounded numbers are floats; else bytes, for weights of BITS, and
+// with SUMS, also write the sum of each group.
 
 #define GROUPS ((K + 31) / 32)
 
@@ -18,9 +18,10 @@ KERNEL NAME(unsigned char *restrict values, output scales WITH(SUMS, output sums
   for (long row = FIRST(ROWS); row < LAST(ROWS); row++)
     for (int g = 0; g < GROUPS; g++) {
       vec steps[32 / V];
+      unsigned char group[32];
       scales[row * GROUPS + g] = round_group(steps, x + row * K + 32 * g, K - 32 * g);
-      EACH(i, 32 / V)
-        *(bytes *)(values + (row * GROUPS + g) * 32 + i * V) = __builtin_convertvector((uints)steps[i] + SHIFT, bytes);
+      EACH(i, 32 / V) *(bytes *)(group + i * V) = __builtin_convertvector((uints)steps[i] + SHIFT, bytes);
+      store_group(values + (row * GROUPS + g) * 32, group);
 #if SUMS
       vec sum = 0;
       EACH(i, 32 / V) sum += steps[i] - UNIT;

@@ -28,3 +28,15 @@ PART void rounded_group(output to, input x, int left) {
   float scale = round_group(steps, x, left);
   EACH(i, 32 / V) store(to + i * V, (steps[i] - UNIT) * scale);
 }
+
+// Write a group of bytes as the kernels multiply them: for weights of 4 bits, BITS, of each eight bytes first those of
+// even places.
+#ifdef BITS
+typedef unsigned char group_of_bytes __attribute__((ext_vector_type(32), aligned(1)));
+PART void store_group(unsigned char *to, const unsigned char *group) {
+  group_of_bytes x = *(const group_of_bytes *)group;
+  if (BITS == 4)
+    x = __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 16, 18, 20, 22, 17, 19, 21, 23, 24, 26, 28, 30, 25, 27, 29, 31);
+  *(group_of_bytes *)to = x;
+}
+#endif

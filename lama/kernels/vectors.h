@@ -148,9 +148,46 @@ typedef unsigned short shorts __attribute__((ext_vector_type(V), aligned(2)));
 PART OVERLOADED vec load(const float *x) { return *(const vec *)x; }
 PART OVERLOADED vec load(const _Float16 *x) { return __builtin_convertvector(*(const halves *)x, vec); }
 PART OVERLOADED vec load(const unsigned short *x) { return (vec)(__builtin_convertvector(*(const shorts *)x, uints) << 16); }
+typedef float four __attribute__((ext_vector_type(4), aligned(4)));
+typedef _Float16 four_halves __attribute__((ext_vector_type(4), aligned(2)));
+typedef unsigned short four_shorts __attribute__((ext_vector_type(4), aligned(2)));
+typedef unsigned int four_uints __attribute__((ext_vector_type(4), aligned(4)));
+PART OVERLOADED four load4(const float *x) { return *(const four *)x; }
+PART OVERLOADED four load4(const _Float16 *x) { return __builtin_convertvector(*(const four_halves *)x, four); }
+PART OVERLOADED four load4(const unsigned short *x) { return (four)(__builtin_convertvector(*(const four_shorts *)x, four_uints) << 16); }
 PART OVERLOADED float load1(const float *x) { return *x; }
 PART OVERLOADED float load1(const _Float16 *x) { return (float)*x; }
 PART OVERLOADED float load1(const unsigned short *x) { union { unsigned int bits; float value; } u = {(unsigned int)*x << 16}; return u.value; }
+
+// Transpose the square whose rows are the V numbers at from[0], from[1], ... A vector gets its four numbers from each of
+// V / 4 rows, so that what is left is to transpose squares of four: half of the work of transpose_vecs.
+#define FOUR(row) load4(from[row] + column)
+#define PAIR(row) __builtin_shufflevector(FOUR(row), FOUR(row + 4), 0, 1, 2, 3, 4, 5, 6, 7)
+#if V == 16
+#define QUARTERS(row) __builtin_shufflevector(PAIR(row), PAIR(row + 8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+#define IN_QUARTERS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12
+#elif V == 8
+#define QUARTERS(row) PAIR(row)
+#define IN_QUARTERS(a, b, c, d) a, b, c, d, a + 4, b + 4, c + 4, d + 4
+#else
+#define QUARTERS(row) FOUR(row)
+#define IN_QUARTERS(a, b, c, d) a, b, c, d
+#endif
+#define LOAD_TRANSPOSED(type) \
+  PART OVERLOADED void load_transposed(vec x[V], const type *const from[V]) { \
+    UNROLL for (int column = 0; column < V; column += 4) { \
+      const vec a = QUARTERS(0), b = QUARTERS(1), c = QUARTERS(2), d = QUARTERS(3); \
+      const vec ab = __builtin_shufflevector(a, b, IN_QUARTERS(0, V, 1, V + 1)), ab2 = __builtin_shufflevector(a, b, IN_QUARTERS(2, V + 2, 3, V + 3)); \
+      const vec cd = __builtin_shufflevector(c, d, IN_QUARTERS(0, V, 1, V + 1)), cd2 = __builtin_shufflevector(c, d, IN_QUARTERS(2, V + 2, 3, V + 3)); \
+      x[column] = __builtin_shufflevector(ab, cd, IN_QUARTERS(0, 1, V, V + 1)); \
+      x[column + 1] = __builtin_shufflevector(ab, cd, IN_QUARTERS(2, 3, V + 2, V + 3)); \
+      x[column + 2] = __builtin_shufflevector(ab2, cd2, IN_QUARTERS(0, 1, V, V + 1)); \
+      x[column + 3] = __builtin_shufflevector(ab2, cd2, IN_QUARTERS(2, 3, V + 2, V + 3)); \
+    } \
+  }
+LOAD_TRANSPOSED(float)
+LOAD_TRANSPOSED(_Float16)
+LOAD_TRANSPOSED(unsigned short)
 
 // Read the first n numbers at x, V if n is larger, with `rest` in the other places.
 #define GET(type) \
