@@ -1,10 +1,11 @@
 """Engines that bench_cpu.py compares, each behind the same few functions.
 
-    python scripts/bench_engines.py ENGINE WEIGHTS FOLDER THREADS
+    python scripts/bench_engines.py ENGINE WEIGHTS MODEL THREADS
 
-loads an engine, reads requests from standard input, a JSON object a line, and answers each with another.
-`start` or `convert` before these arguments call the functions with these names. The peers' files (GGUF,
-CTranslate2) are written to FOLDER on first use.
+is a worker of workers.py with one engine. MODEL is a folder in Hugging Face's format or, with the WEIGHTS
+`gguf`, a GGUF file. `start` or `convert` before these arguments call the functions with these names. The
+peers' files (GGUF, CTranslate2) are written to the folder on first use. In the environment, LLAMA_TOOLS and
+IK_LLAMA_TOOLS are the folders of the programs that llama.cpp and ik_llama.cpp build.
 """
 
 import contextlib
@@ -15,51 +16,81 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from workers import Answer, answer_requests
 
-NEEDS = {
+NEEDS = {  # packages, or a folder of programs
     "lama": (),
     "llama.cpp": ("llama_cpp", "gguf"),
+    "llama-batched-bench": ("LLAMA_TOOLS",),
+    "ik_llama.cpp": ("IK_LLAMA_TOOLS",),
+    "OpenVINO GenAI": ("openvino_genai",),
     "CTranslate2": ("ctranslate2", "transformers", "torch"),
     "transformers": ("transformers", "torch"),
     "PyTorch": ("torch",),
 }
+TOOLS = {"LLAMA_TOOLS": "--llama-tools", "IK_LLAMA_TOOLS": "--ik-llama-tools"}  # options of bench_cpu.py
+FILE = "gguf"  # the weights of a file as it is
+CONTEXT = 1024  # tokens, of every engine that is told
 PROMPT = "How can entropy be reversed?"
 
 
-def missing(engine: str) -> list[str]:
-    """The engine's packages that are not installed."""
-    return [name for name in NEEDS[engine] if importlib.util.find_spec(name) is None]
+def missing(engine: str) -> str:
+    """Why the engine cannot be measured; empty if it can."""
+    if lacking := [TOOLS[need] for need in NEEDS[engine] if need in TOOLS and need not in os.environ]:
+        return f"not given: {lacking[0]}"
+    packages = [need for need in NEEDS[engine] if need not in TOOLS]
+    lacking = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(lacking)}" if lacking else ""
+
+
+def bytes_read(model: Any) -> int:
+    """The bytes of the weights of lama's model that a token reads."""
+    from tinygrad.nn.state import get_state_dict
+
+    return sum(t.nbytes() for name, t in get_state_dict(model).items() if "pos_embed" not in name)
+
+
+def operations(model: Any, length: int) -> float:
+    """Operations of a token of a prompt of `length`: products and causal attention in the blocks."""
+    c = model.config
+    attention = 2 * (c.n_heads + c.n_kv_heads) * c.d_head
+    matrices = c.d_model * (attention + (3 if c.gated else 2) * c.d_mlp)
+    return 2.0 * c.n_layers * (matrices + c.n_heads * c.d_head * length)
 
 
 class Lama:
-    def __init__(self, weights: str, folder: Path, threads: int):
-        import tinygrad.nn.state
+    def __init__(self, weights: str, path: Path, threads: int):
         from tinygrad import Tensor
 
         from lama.checkpoints import load_model
-        from lama.generation import Runner
         from lama.runtime.device import use_device
 
         use_device("CPU")
         Tensor.empty(1).uop.buffer.ensure_allocated()
-        self.base, self.weights = resident(), weights
-        self.model = load_model(folder, dtype=weights)
-        self.runner = Runner(self.model)
-        weights_by_name = tinygrad.nn.state.get_state_dict(self.model)
-        read = [t for name, t in weights_by_name.items() if "pos_embed" not in name]
-        self.bytes_read = sum(t.nbytes() for t in read)
+        self.base = resident()
+        self.use(load_model(path, dtype=None if weights == FILE else weights))
 
-    def limits(self) -> dict[str, float | None]:
-        """Bytes of weights that a token reads, and the peak of all threads in operations a second."""
+    def use(self, model: Any) -> None:
+        from lama.generation import Runner
+
+        self.model = model
+        self.runner = Runner(model, context=min(CONTEXT, model.config.context_length))
+        self.batches: dict[int, Runner] = {}
+
+    def limits(self, length: int) -> Answer:
+        """The bounds of the speed of a token, and of a prompt of `length`; the size of the vocabulary."""
         from lama.kernels.peak import peak_flops
+        from lama.models.quantized import dtype_of
 
-        peak = peak_flops("CPU", 8 if self.weights.startswith("int") else 32)
-        return {"bytes_read": self.bytes_read, "peak_flops": peak}
+        bits = 32 if dtype_of(self.model) is None else 8
+        found = {"bytes_read": bytes_read(self.model), "operations": operations(self.model, length)}
+        found |= {"peak_flops": peak_flops("CPU", bits), "bits": bits}
+        return found | {"vocab_size": self.model.config.vocab_size}
 
     def prefill(self, tokens: list[int]) -> float:
         began = time.perf_counter()
@@ -70,9 +101,23 @@ class Lama:
         self.prefill(tokens)
         return timed_tokens(lambda token: self.runner.decode(np.array([token])), self.logits, n)
 
+    def batch(self, tokens: list[int], rows: int, n: int) -> float:
+        """Seconds of n tokens in each of some rows, after `tokens`. They are given, as in the peer."""
+        from lama.generation import Runner
+
+        if rows not in self.batches:
+            self.batches[rows] = Runner(self.model, batch=rows, context=len(tokens) + n)
+        runner = self.batches[rows]
+        runner.prefill(np.tile(tokens, (rows, 1)))
+        given = np.resize(tokens, (n, rows))
+        began = time.perf_counter()
+        for row in given:
+            runner.decode(row)
+        return time.perf_counter() - began
+
 
 class LlamaCpp:
-    def __init__(self, weights: str, folder: Path, threads: int):
+    def __init__(self, weights: str, path: Path, threads: int):
         import llama_cpp
 
         self.base = resident()
@@ -80,10 +125,10 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
-        path, defaults = str(gguf_file(folder, weights)).encode(), llama_cpp.llama_model_default_params()
-        self.model = llama_cpp.llama_model_load_from_file(path, defaults)
+        file, defaults = str(gguf_file(path, weights)).encode(), llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(file, defaults)
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, 512, 512
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT, 512, 512
         settings.n_threads = settings.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
@@ -114,12 +159,71 @@ class LlamaCpp:
         return timed_tokens(lambda token: self.feed([token], next(positions)), self.logits, n)
 
 
+class LlamaTools:
+    """llama.cpp's own programs, or those of its fork: each request runs one, which loads the file first."""
+
+    needs = "LLAMA_TOOLS"
+
+    def __init__(self, weights: str, path: Path, threads: int):
+        self.file, self.threads = gguf_file(path, weights), threads
+        self.tools = Path(os.environ[self.needs])
+
+    def run(self, tool: str, *words: object) -> Answer:
+        command = [self.tools / tool, "-m", self.file, "-t", self.threads, *words]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{tool}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        return json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])
+
+    def prefill(self, tokens: list[int]) -> float:
+        found = self.run("llama-bench", "-p", len(tokens), "-n", 0, "-r", 1, "-o", "json")
+        return len(tokens) / found["avg_ts"]
+
+    def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
+        """Time n tokens from an empty context; llama-bench has tokens of its own."""
+        return n / self.run("llama-bench", "-p", 0, "-n", n, "-r", 1, "-o", "json")["avg_ts"], []
+
+    def batch(self, tokens: list[int], rows: int, n: int) -> float:
+        words = ["-c", rows * (len(tokens) + n), "-npp", len(tokens), "-ntg", n, "-npl", rows]
+        return self.run("llama-batched-bench", *words, "--output-format", "jsonl")["t_tg"]
+
+
+class IkLlamaTools(LlamaTools):
+    needs = "IK_LLAMA_TOOLS"
+
+
+class OpenVino:
+    """OpenVINO GenAI, with a GGUF file. It remembers prompts: no two should begin alike."""
+
+    def __init__(self, weights: str, path: Path, threads: int):
+        import openvino_genai
+
+        self.base = resident()
+        self.genai = openvino_genai
+        self.pipeline = openvino_genai.LLMPipeline(str(path), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def generate(self, tokens: list[int], n: int) -> Any:
+        from openvino import Tensor
+
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = n, True, False
+        return self.pipeline.generate(Tensor(np.array([tokens], np.int64)), config)
+
+    def prefill(self, tokens: list[int]) -> float:
+        return self.generate(tokens, 1).perf_metrics.get_ttft().mean / 1e3
+
+    def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
+        """Time n tokens after the first."""
+        found = self.generate(tokens, n + 1)
+        return n * found.perf_metrics.get_tpot().mean / 1e3, list(found.tokens[0])
+
+
 class CTranslate2:
-    def __init__(self, weights: str, folder: Path, threads: int):
+    def __init__(self, weights: str, path: Path, threads: int):
         import ctranslate2
 
         self.base = resident()
-        model = ctranslate2_folder(folder, weights)
+        model = ctranslate2_folder(path, weights)
         kind = {"int8": "int8_float32"}.get(weights, weights)
         self.generator = ctranslate2.Generator(
             str(model), device="cpu", compute_type=kind, inter_threads=1, intra_threads=threads
@@ -127,13 +231,18 @@ class CTranslate2:
         words = json.loads((model / "vocabulary.json").read_text())
         self.words = list(words)
 
-    def generate(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
+    def generate(self, tokens: list[int], n: int, rows: int = 1) -> tuple[float, list[int]]:
         words = [self.words[token] for token in tokens]
         began = time.perf_counter()
-        (found,) = self.generator.generate_batch(
-            [words], max_length=n, min_length=n, beam_size=1, sampling_topk=1, include_prompt_in_result=False
+        found = self.generator.generate_batch(
+            [words] * rows,
+            max_length=n,
+            min_length=n,
+            beam_size=1,
+            sampling_topk=1,
+            include_prompt_in_result=False,
         )
-        return time.perf_counter() - began, found.sequences_ids[0]
+        return time.perf_counter() - began, found[0].sequences_ids[0]
 
     def prefill(self, tokens: list[int]) -> float:
         return self.generate(tokens, 1)[0]
@@ -144,9 +253,13 @@ class CTranslate2:
         both, found = self.generate(tokens, n + 1)
         return both - first, found
 
+    def batch(self, tokens: list[int], rows: int, n: int) -> float:
+        first = self.generate(tokens, 1, rows)[0]
+        return self.generate(tokens, n + 1, rows)[0] - first
+
 
 class Transformers:
-    def __init__(self, weights: str, folder: Path, threads: int):
+    def __init__(self, weights: str, path: Path, threads: int):
         import torch
         import transformers
 
@@ -156,7 +269,7 @@ class Transformers:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         dtype = getattr(torch, weights)
-        self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=dtype).eval()
 
     def feed(self, tokens: list[int], cache: Any = None) -> Any:
         with self.torch.inference_mode():
@@ -182,6 +295,9 @@ class Transformers:
 ENGINES: dict[str, Any] = {
     "lama": Lama,
     "llama.cpp": LlamaCpp,
+    "llama-batched-bench": LlamaTools,
+    "ik_llama.cpp": IkLlamaTools,
+    "OpenVINO GenAI": OpenVino,
     "CTranslate2": CTranslate2,
     "transformers": Transformers,
 }
@@ -200,13 +316,13 @@ def timed_tokens(step: Callable[[int], np.ndarray], logits: np.ndarray, n: int) 
 
 
 def gguf_file(folder: Path, weights: str) -> Path:
-    """The model in llama.cpp's format; weights F32, F16, Q8_0 or Q4_0."""
+    """The model in llama.cpp's format; weights F32, F16, Q8_0 or Q4_0, or those of a file."""
+    path = folder if weights == FILE else folder / f"{weights}.gguf"
+    if path.exists():
+        return path
     import gguf
     from safetensors.numpy import load_file
 
-    path = folder / f"{weights}.gguf"
-    if path.exists():
-        return path
     kind = getattr(gguf.GGMLQuantizationType, weights)
     config = json.loads((folder / "config.json").read_text())
     tensors = {
@@ -273,7 +389,7 @@ def ctranslate2_folder(folder: Path, weights: str) -> Path:
     return out
 
 
-CONVERTED = {"llama.cpp": gguf_file, "CTranslate2": ctranslate2_folder}
+CONVERTED = {"llama.cpp": gguf_file, "llama-batched-bench": gguf_file, "CTranslate2": ctranslate2_folder}
 
 
 def convert(engine: str, weights: str, folder: Path, threads: int) -> None:
@@ -293,20 +409,20 @@ def resident(field: str = "VmRSS") -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def start(engine: str, weights: str, folder: Path, threads: int) -> None:
+def start(engine: str, weights: str, path: Path, threads: int) -> None:
     """Load an engine, continue a prompt by one token and exit; timed from outside. lama runs its command."""
     if engine == "lama":
         from lama.cli import main
 
-        words = ["generate", "-m", str(folder), "-p", PROMPT, "-n", "1", "--temperature", "0"]
-        sys.exit(main([*words, "--dtype", weights]))
+        words = ["generate", "-m", str(path), "-p", PROMPT, "-n", "1", "--temperature", "0"]
+        sys.exit(main([*words, *([] if weights == FILE else ["--dtype", weights])]))
     if engine == "transformers":
         import torch
         from transformers import GPT2LMHeadModel, GPT2TokenizerFast
 
         torch.set_num_threads(threads)
-        tokenizer = GPT2TokenizerFast.from_pretrained(folder)
-        model = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, weights))
+        tokenizer = GPT2TokenizerFast.from_pretrained(path)
+        model = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, weights))
         made = model.generate(
             **tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0
         )
@@ -314,38 +430,37 @@ def start(engine: str, weights: str, folder: Path, threads: int) -> None:
         return
     from llama_cpp import Llama
 
-    llama = Llama(str(gguf_file(folder, weights)), n_threads=threads, n_threads_batch=threads, verbose=False)
+    llama = Llama(str(gguf_file(path, weights)), n_threads=threads, n_threads_batch=threads, verbose=False)
     print(llama(PROMPT, max_tokens=1, temperature=0)["choices"][0]["text"])
 
 
-def serve(engine: str, weights: str, folder: Path, threads: int) -> None:
-    """Answer requests until standard input ends. Output of libraries goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def load(engine: str, weights: str, path: Path, threads: int) -> Callable[..., Answer]:
+    """The function that answers requests by an engine."""
+    if engine in CONVERTED:  # in another process, so that its memory is not counted
+        command = [sys.executable, __file__, "convert", engine, weights, path, str(threads)]
+        subprocess.run(command, check=True)
+    loaded = ENGINES[engine](weights, path, threads)
 
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=answers, flush=True)
+    def answer(do: str, tokens: Sequence[int] = (), rows: int = 1, n: int = 0) -> Answer:
+        match do:
+            case "prefill":
+                return {"tokens_s": len(tokens) / loaded.prefill(tokens)}
+            case "decode":
+                seconds, made = loaded.decode(tokens, n)
+                return {"tokens_s": n / seconds, "made": made}
+            case "batch":
+                return {"tokens_s": rows * n / loaded.batch(tokens, rows, n)}
+            case "memory":
+                return {"bytes": resident("VmHWM") - loaded.base}
+            case "limits":
+                return loaded.limits(n)
+        raise ValueError(f"unknown request: {do}")
 
-    try:
-        if engine in CONVERTED:  # in another process, so that its memory is not counted
-            command = [sys.executable, __file__, "convert", engine, weights, folder, str(threads)]
-            subprocess.run(command, check=True)
-        loaded = ENGINES[engine](weights, folder, threads)
-        answer(ready=True)
-        for line in sys.stdin:
-            match json.loads(line):
-                case {"do": "prefill", "tokens": tokens}:
-                    answer(tokens_s=len(tokens) / loaded.prefill(tokens))
-                case {"do": "decode", "tokens": tokens, "n": n}:
-                    seconds, made = loaded.decode(tokens, n)
-                    answer(tokens_s=n / seconds, made=made)
-                case {"do": "memory"}:
-                    answer(bytes=resident("VmHWM") - loaded.base)
-                case {"do": "limits"}:
-                    answer(**loaded.limits())
-    except Exception as error:
-        lines = str(error).splitlines() or [""]
-        answer(error=f"{type(error).__name__}: {lines[0][:150]}")
+    return answer
+
+
+def serve(engine: str, weights: str, path: Path, threads: int) -> None:
+    answer_requests(lambda: load(engine, weights, path, threads))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare `lama serve` with other servers: speed under load; check it with mixed traffic and broken requests.
 
-    python scripts/bench_serve.py [--only speed,cached,batch,load,bodies] [--llama-server PATH] [--json FILE]
+    python scripts/bench_serve.py [--only speed,cached,load,bodies] [--llama-server PATH] [--json FILE]
 
 speed: tokens/s of 1 to 32 concurrent streams of 64 tokens, time to the first token and between tokens, of
 each server in turn on the same prompts, which differ from the first words on. A ratio compares one round's
@@ -8,9 +8,6 @@ pair; of tokens/s, lama is faster above 1, and of times below 1. The peer is lla
 many rows, the same context and the same GGUF file; its other settings are its defaults.
 
 cached: the time to the first token after a prompt of 1,000 tokens, new and computed before.
-
-batch: what the peers decode in a batch without a server: llama-batched-bench, which lies beside llama-server,
-and CTranslate2 (`pip install ctranslate2`, GPT-2 in int8 only).
 
 load: mixed requests from 64 clients, with clients that leave, read slowly or send half of a body, and wrong
 requests. Every text is compared with that of `lama.generate` for the same request and seed.
@@ -20,19 +17,17 @@ get an answer of 200 or 4xx.
 
 llama.cpp: `pip download --no-binary llama-cpp-python --no-deps llama-cpp-python==0.3.36`, unpack, and in
 vendor/llama.cpp: `cmake -B build -G Ninja -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
--DCMAKE_BUILD_TYPE=Release` and `ninja -C build llama-server llama-batched-bench`. SmolLM2 is found or fetched
-as by `lama generate -m smollm2`; GPT-2 has random weights. Prints Markdown, and ends in 1 where load or
-bodies find a fault. Measure on an otherwise idle machine.
+-DCMAKE_BUILD_TYPE=Release` and `ninja -C build llama-server llama-batched-bench` (the last for bench_cpu.py).
+SmolLM2 is found or fetched as by `lama generate -m smollm2`; GPT-2 has random weights. Prints Markdown, and
+ends in 1 where load or bodies find a fault. Measure on an otherwise idle machine.
 """
 
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -50,7 +45,7 @@ from lama.atomic import atomic_write
 from lama.cli.live import say
 from lama.host import cores
 
-TASKS = ("speed", "cached", "batch", "load", "bodies")
+TASKS = ("speed", "cached", "load", "bodies")
 MODELS = ("smollm2", "gpt2-int8", "gpt2-int4")
 CONCURRENT = (1, 2, 4, 8, 16, 32)
 NEW = 64  # tokens of a stream
@@ -226,69 +221,6 @@ def cached(args: argparse.Namespace, models: dict[str, Path], folder: Path) -> l
     return rows
 
 
-def batch(args: argparse.Namespace, models: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    print("| model | engine | sequences | tokens/s |\n|---|---|---|---|")
-    for model, path in models.items():
-        found: dict[str, dict[int, list[float]]] = {}
-        for _ in range(args.rounds):
-            for name, speeds in batched(args, model, path, folder):
-                for n, tokens in speeds.items():
-                    found.setdefault(name, {}).setdefault(n, []).append(tokens)
-        for name, by_count in found.items():
-            for n, values in by_count.items():
-                rows.append({"model": model, "engine": name, "sequences": n, "tokens_s": median(values)})
-                print(f"| {model} | {name} | {n} | {median(values):.1f} |", flush=True)
-    return rows
-
-
-def batched(
-    args: argparse.Namespace, model: str, path: Path, folder: Path
-) -> Iterator[tuple[str, dict[int, float]]]:
-    """(engine, tokens/s by the number of sequences) of the peers that are there."""
-    bench = Path(args.llama_server or "").with_name("llama-batched-bench")
-    if args.llama_server and bench.exists():
-        counts = ",".join(map(str, args.concurrent))
-        command = [bench, "-m", path, "-c", max(args.concurrent) * args.context, "-t", cores()]
-        command += ["-npp", 24, "-ntg", NEW, "-npl", counts, "--output-format", "jsonl"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        yield bench.name, {line["pl"]: line["speed_tg"] for line in lines}
-    if model == "gpt2-int8" and importlib.util.find_spec("ctranslate2"):
-        yield "CTranslate2", ctranslate2_speeds(args.concurrent, folder)
-
-
-def ctranslate2_speeds(counts: Sequence[int], folder: Path) -> dict[int, float]:
-    """Tokens/s of CTranslate2 in int8, for each number of sequences, after their first token."""
-    import ctranslate2
-    from bench_engines import ctranslate2_folder
-
-    converted = ctranslate2_folder(random_gpt2(folder / "gpt2"), "int8")
-    generator = ctranslate2.Generator(
-        str(converted), device="cpu", compute_type="int8_float32", inter_threads=1, intra_threads=cores()
-    )
-    words = list(json.loads((converted / "vocabulary.json").read_text()))
-    rng, speeds = np.random.default_rng(0), {}
-
-    def seconds(prompts: list[list[str]], n: int) -> float:
-        began = time.perf_counter()
-        generator.generate_batch(
-            prompts,
-            max_length=n,
-            min_length=n,
-            sampling_topk=0,
-            sampling_temperature=0.8,
-            include_prompt_in_result=False,
-        )
-        return time.perf_counter() - began
-
-    for n in counts:
-        prompts = [[words[i] for i in rng.integers(0, 50_000, 24)] for _ in range(n)]
-        first = seconds(prompts, 1)
-        speeds[n] = n * (NEW - 1) / (seconds(prompts, NEW) - first)
-    return speeds
-
-
 def load(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = {"requests": args.requests, "distinct": args.distinct, "clients": args.clients}
@@ -311,10 +243,10 @@ def main() -> None:
     add = parser.add_argument
     add("--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
     add("--llama-server", metavar="PATH", help="llama.cpp's server to compare with")
-    add("--models", nargs="+", choices=MODELS, default=MODELS, help="of speed, cached and batch")
+    add("--models", nargs="+", choices=MODELS, default=MODELS, help="of speed and cached")
     add("--concurrent", nargs="+", type=int, default=CONCURRENT, metavar="N", help="streams at a time")
     add("--context", type=int, default=512, help="tokens of a row in speed (default: 512)")
-    add("--rounds", type=int, default=3, help="of speed, cached and batch (default: 3)")
+    add("--rounds", type=int, default=3, help="of speed and cached (default: 3)")
     add("--model", default="lama-bpe", help="the model of load (default: lama-bpe)")
     add("--rows", type=int, default=8, help="rows of the server in load (default: 8)")
     add("--requests", type=int, default=10_000, help="of load (default: 10,000)")
@@ -333,10 +265,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measured = [task for task in ("speed", "cached", "batch") if task in tasks]
+        measured = [task for task in ("speed", "cached") if task in tasks]
         models = files(args.models, folder) if measured else {}
         for task in measured:
-            found[task] = {"speed": speed, "cached": cached, "batch": batch}[task](args, models, folder)
+            found[task] = {"speed": speed, "cached": cached}[task](args, models, folder)
     for task in ("load", "bodies"):
         if task in tasks:
             found[task] = {"load": load, "bodies": bodies}[task](args)

@@ -1,11 +1,6 @@
-"""Compare lama with llama.cpp on SmolLM2-135M-Instruct: speed, bytes of the weights, cost of quantisation.
+"""Measure what rounding weights costs: bytes of each type of GGUF, and SmolLM2's perplexity beside llama.cpp.
 
-    python scripts/bench_smollm2.py [--only speed,bytes,cost] [--rounds 5] [--json FILE]
-
-speed: tokens/s of 128 new tokens after a prompt of 16, and of a prompt of 512, in a process of its own for
-each engine, in turn. The peer is stock llama.cpp as `pip install xllamacpp` brings it; one that is not
-installed is left out. Both have the file as it is (Q4_1), and its weights in float32. A ratio compares one
-round's pair; above 1, lama is faster.
+    python scripts/bench_smollm2.py [--only bytes,cost] [--json FILE]
 
 bytes: what a weight takes in the file and in lama, for each type of GGUF that lama reads, and the error of
 types that are rounded a second time.
@@ -13,8 +8,7 @@ types that are rounded a second time.
 cost: the perplexity of the same text, windows and tokens with the weights rounded by each engine from the
 same float32. The peer is `pip install llama-cpp-python`, which compiles, as only it gives all logits.
 
-The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Measure on an otherwise idle
-machine.
+The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Its speed is bench_cpu.py's.
 """
 
 import argparse
@@ -26,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,59 +27,12 @@ import numpy as np
 from lama.atomic import atomic_write
 from lama.host import cores
 
-TASKS = ("speed", "bytes", "cost")
-PROMPT, DECODED, LONG = 16, 128, 512  # tokens
+TASKS = ("bytes", "cost")
 CHARACTERS, CONTEXT, STRIDE = 16_000, 1024, 512  # of the text whose perplexity is computed, and its windows
 MATRIX = 2048  # rows and columns of the matrices whose bytes are counted
 
 
-def prompt(n: int) -> list[int]:
-    """n token ids, the same for every engine."""
-    return np.random.default_rng(n).integers(1000, 40_000, n).tolist()
-
-
 # --- engines: each is a process that prints a line of JSON
-
-
-def lama_speed(path: str, dtype: str) -> dict[str, float]:
-    import time
-
-    import lama
-    from lama.generation import generate_tokens
-
-    model, _ = lama.load(path, dtype=None if dtype == "file" else dtype)
-
-    def seconds(tokens: list[int], n: int) -> float:
-        start = time.perf_counter()
-        for _ in generate_tokens(model, [tokens], n):
-            pass
-        return time.perf_counter() - start
-
-    short, long = prompt(PROMPT), prompt(LONG)
-    for tokens in (short, long):
-        seconds(tokens, 3)  # compiles
-    first = seconds(short, 1)
-    return {
-        "decode": DECODED / (seconds(short, DECODED + 1) - first),
-        "prefill": LONG / min(seconds(long, 1) for _ in range(2)),
-    }
-
-
-def peer_speed(path: str, _: str) -> dict[str, float]:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = path, 2 * LONG, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores()
-    server = xllamacpp.Server(params)
-
-    def timings(tokens: list[int], n: int) -> dict[str, float]:
-        request = {"prompt": tokens, "n_predict": n, "temperature": 0, "ignore_eos": True}
-        return server.handle_completions({**request, "cache_prompt": False})["timings"]
-
-    timings(prompt(LONG), 1)
-    prefill = max(timings(prompt(LONG), 1)["prompt_per_second"] for _ in range(2))
-    return {"decode": timings(prompt(PROMPT), DECODED)["predicted_per_second"], "prefill": prefill}
 
 
 def lama_perplexity(path: str, dtype: str) -> dict[str, float]:
@@ -136,7 +82,7 @@ def text() -> str:
 
 
 WORKERS: dict[str, Callable[[str, str], dict[str, float]]] = {
-    each.__name__: each for each in (lama_speed, peer_speed, lama_perplexity, peer_perplexity)
+    each.__name__: each for each in (lama_perplexity, peer_perplexity)
 }
 
 
@@ -149,28 +95,6 @@ def run(worker: str, path: Path | str, dtype: str = "file") -> dict[str, float]:
 
 
 # --- tables
-
-
-def speed(files: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    engines = ["lama_speed", *(["peer_speed"] if importlib.util.find_spec("xllamacpp") else [])]
-    for _ in range(rounds):
-        for name, path in files.items():
-            for engine in engines:
-                dtype = "float32" if engine == "lama_speed" and name == "F32" else "file"
-                found.setdefault((name, engine), []).append(run(engine, path, dtype))
-    rows = []
-    print("| weights | task | lama, tokens/s | llama.cpp | ratio |\n|---|---|---|---|---|")
-    for name in files:
-        for task in ("decode", "prefill"):
-            ours = [each[task] for each in found[name, "lama_speed"]]
-            theirs = [each[task] for each in found.get((name, "peer_speed"), [])]
-            ratio = median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None
-            row = {"weights": name, "task": task, "lama": median(ours), "ratio": ratio}
-            rows.append(row | {"llama.cpp": median(theirs) if theirs else None})
-            shown = f"{median(theirs):.0f} | {ratio:.2f}" if theirs else "not installed |"
-            print(f"| {name} | {task} | {median(ours):.0f} | {shown} |", flush=True)
-    return rows
 
 
 def count_bytes() -> list[dict[str, Any]]:
@@ -236,7 +160,6 @@ def cost(source: str, float32: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, separated by commas")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -244,8 +167,6 @@ def main() -> None:
         name, path, dtype = args.worker
         print(json.dumps(WORKERS[name](path, dtype)))
         return
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1; got {args.rounds}")
     tasks = set(args.only.split(","))
     if wrong := tasks - set(TASKS):
         parser.error(f"--only must name tasks among {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
@@ -254,15 +175,12 @@ def main() -> None:
     found: dict[str, Any] = {}
     if "bytes" in tasks:
         found["bytes"] = count_bytes()
-    if tasks & {"speed", "cost"}:
+    if "cost" in tasks:
         source = find("smollm2").path
         with tempfile.TemporaryDirectory() as folder:
             float32 = Path(folder) / "float32.gguf"
             export_gguf(float32, *load_causal(source, dtype="float32"), "SmolLM2")
-            if "speed" in tasks:
-                found["speed"] = speed({"Q4_1": Path(source), "F32": float32}, args.rounds)
-            if "cost" in tasks:
-                found["cost"] = cost(str(source), float32)
+            found["cost"] = cost(str(source), float32)
     if args.json:
         with atomic_write(args.json) as file:
             file.write(json.dumps(found, indent=1).encode())

@@ -1,7 +1,7 @@
 """Compare training with lama and with plain PyTorch on the CPU: whole runs, and the time of a step.
 
     python scripts/bench_training.py --run shakespeare-char-cpu [--corpus FILE] [--seeds 0 1 2]
-    python scripts/bench_training.py --steps-only [--configs cpu gpu 124m] [--rounds 5]
+    python scripts/bench_training.py --steps-only [--configs cpu gpu 124m llama-30m] [--rounds 5]
 
 --run trains the model of a preset from start to end, each run in a separate process. It reports the loss on
 the whole held-out text, the time of the steps, and that of the whole process from the imports to the saved
@@ -45,7 +45,8 @@ from lama.training.prepare import make_tokenizer, model_config
 from lama.training.run import EVALUATION_BATCH
 from lama.training.settings import RunConfig, read_settings, run_config
 
-# nanoGPT's flags for a CPU, its config/train_shakespeare_char.py, and GPT-2 124M in windows of 256 tokens.
+# nanoGPT's flags for a CPU, its config/train_shakespeare_char.py, GPT-2 124M in windows of 256 tokens, and a
+# model of 30M parameters in Llama's shape.
 CONFIGS: dict[str, dict[str, Any]] = {
     "cpu": {"n_layers": 4, "n_heads": 4, "d_model": 128, "batch_size": 12, "context_length": 64},
     "gpu": {
@@ -64,10 +65,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "context_length": 256,
         "learning_rate": 6e-4,
     },
+    "llama-30m": {
+        "n_layers": 9,
+        "n_heads": 8,
+        "n_kv_heads": 4,
+        "d_model": 512,
+        "d_mlp": 1376,
+        "activation": "silu",
+        "gated": True,
+        "norm_kind": "rms",
+        "positions": "rope",
+        "batch_size": 4,
+        "context_length": 256,
+        "learning_rate": 6e-4,
+    },
 }
-VOCABULARIES = {"124m": 50257}  # other configurations use the characters of tinyshakespeare
-CHARACTERS = 65
-STEPS = {"cpu": 50, "gpu": 2, "124m": 2}  # a round
+VOCABULARIES = {"124m": 50257, "llama-30m": 8192}
+CHARACTERS = 65  # of tinyshakespeare, the vocabulary of the others
+STEPS = {"cpu": 50, "gpu": 2, "124m": 2, "llama-30m": 2}  # a round
 LIBRARIES = ("lama", "torch", "torch.compile")
 
 
@@ -352,8 +367,8 @@ def measure_steps(
     return found, peaks, left_out
 
 
-def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any]:
-    """An iterator over training steps."""
+def trainer_of(library: str, config: RunConfig, vocab_size: int, device: str = "cpu") -> Iterator[Any]:
+    """An iterator over training steps; PyTorch's on `device`, lama's on tinygrad's default device."""
     shape = model_config(config, vocab_size)
     tokens = np.random.default_rng(0).integers(0, vocab_size, 100_000)
     batches = language_model_batches(tokens, config, config.context_length)
@@ -363,7 +378,7 @@ def trainer_of(library: str, config: RunConfig, vocab_size: int) -> Iterator[Any
     from torch_gpt import Trainer as TorchTrainer
 
     torch.set_num_threads(threads())
-    return iter(TorchTrainer(shape, batches, config, compiled=library == "torch.compile"))
+    return iter(TorchTrainer(shape, batches, config, library == "torch.compile", device))
 
 
 if __name__ == "__main__":

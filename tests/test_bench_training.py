@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tinygrad.nn.state import get_state_dict
 
+from lama.generation import Runner
 from lama.models.gpt import GPT, GPTConfig
 from lama.training.loop import Trainer, language_model_batches
 from lama.training.settings.base import TrainingConfig
@@ -95,26 +96,56 @@ def test_pytorchs_run_is_measured_beside_lamas(tmp_path: Path):
     assert "torch's time / lama's by seed" in text
 
 
+GPT2 = GPTConfig(23, 7, d_model=22, n_layers=2, n_heads=2, bias=False, activation="gelu")
+LLAMA_PARTS = {"activation": "silu", "gated": True, "norm_kind": "rms", "positions": "rope"}
+LLAMA = GPTConfig(23, 7, d_model=24, n_layers=2, n_heads=6, n_kv_heads=2, d_mlp=40, bias=False, **LLAMA_PARTS)
+
+
+def peers_weights(model: GPT) -> dict[str, np.ndarray]:
+    """The weights of lama's model by the peer's names."""
+    return {
+        name.replace(".attn.", ".").replace(".mlp.", "."): p.numpy().copy()
+        for name, p in get_state_dict(model).items()
+    }
+
+
 @pytest.mark.peers
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_peer_takes_lamas_steps(accumulation: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("shape", "accumulation"), [(GPT2, 1), (GPT2, 2), (LLAMA, 1)])
+def test_the_peer_takes_lamas_steps(shape: GPTConfig, accumulation: int, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import torch_gpt
 
-    shape = GPTConfig(23, 7, d_model=22, n_layers=2, n_heads=2, bias=False, activation="gelu")
     config = TrainingConfig(steps=5, batch_size=4, accumulation=accumulation, learning_rate=1e-2, warmup=2)
     batches = language_model_batches(np.random.default_rng(0).integers(0, 23, 500), config, 7)
     model, peer = GPT(shape, seed=3), torch_gpt.Trainer(shape, batches, config)
-    weights = {
-        name.replace(".attn.", ".").replace(".mlp.", "."): p.numpy()
-        for name, p in get_state_dict(model).items()
-    }
+    weights = peers_weights(model)
     for name, p in peer.model.named_parameters():  # drawn as lama's are
         assert p.detach().numpy().std() == pytest.approx(weights[name].std(), rel=0.25, abs=1e-6), name
-    peer.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
+    peer.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     ours = [(step.loss, step.gradient_norm) for step in Trainer(model, batches, config)]
     np.testing.assert_allclose(ours, list(peer), rtol=1e-4)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("shape", [GPT2, LLAMA])
+def test_the_peer_generates_what_lama_does(shape: GPTConfig, monkeypatch: pytest.MonkeyPatch):
+    """A prompt, then tokens behind it, from one cache."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import torch_gpt
+
+    model, peer = GPT(shape, seed=3), torch_gpt.GPT(shape).eval()
+    peer.load_state_dict({name: torch.from_numpy(value) for name, value in peers_weights(model).items()})
+    tokens = np.random.default_rng(0).integers(0, 23, (1, 6))
+    runner = Runner(model)
+    peer.new_caches(1, 7)
+    ours = [runner.prefill(tokens[:, :4]), *(runner.decode(tokens[:, i]) for i in (4, 5))]
+    with torch.no_grad():
+        for logits, (start, end) in zip(ours, ((0, 4), (4, 5), (5, 6)), strict=True):
+            fed = torch.from_numpy(tokens[:, start:end])
+            theirs = peer.logits(fed, torch.arange(start, end)).numpy()
+            np.testing.assert_allclose(logits, theirs, atol=1e-5)
 
 
 def test_profile_has_every_kernel_of_a_step_once(

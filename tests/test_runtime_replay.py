@@ -116,3 +116,22 @@ def test_what_made_a_step_is_lamas_code(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "kernels").mkdir()
     monkeypatch.setattr(plan, "__file__", str(tmp_path / "kernels" / "plan.py"))
     assert plan.code_digest.__wrapped__() != before
+
+
+def test_step_like_another_shares_its_calls_and_memory_but_not_its_state(disk: dict[str, Any]):
+    steps: list[plan.CachedStep] = []
+    captured: list[float] = []
+    for value, like in ((2.0, None), (3.0, 0), (4.0, 0)):
+        weight = Tensor(np.full(7, value, np.float32)).realize()
+
+        def function(weight: Tensor = weight, value: float = value) -> Tensor:
+            captured.append(value)
+            return ((weight * 2).contiguous() + 1).realize()
+
+        steps.append(
+            plan.CachedStep(function, {}, {"w": weight}, "test", None if like is None else steps[like])
+        )
+        assert steps[-1]().tolist() == [2 * value + 1] * 7
+    assert [step().tolist()[0] for step in steps] == [5, 7, 9] and captured == [2]
+    other = plan.CachedStep(lambda: (weight - 1).realize(), {}, {"w": weight}, "another", steps[0])
+    assert other().tolist() == [3] * 7

@@ -13,7 +13,7 @@ from lama.generation.decoder import Runner
 from lama.interp.lens import logit_lens
 from lama.interp.record import run_with_cache
 from lama.models.gpt import GPT, GPTConfig
-from lama.server import inside
+from lama.server import inside, steps
 from lama.server.embeddings import embed
 from lama.server.fields import BadField
 from lama.server.inside import attention, internals, lens, to_json, to_npz
@@ -47,6 +47,28 @@ def test_taps_equal_a_recording_of_the_whole_model(model: GPT) -> None:
         np.testing.assert_allclose(value, expected, atol=1e-4 * max(1, np.abs(logits).max()), err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"n_layers": 5, "windows": (0, 3, 4), "local_theta": 100.0},
+        {"n_layers": 3, "rope_layers": (False, True)},
+        {"n_layers": 3, "scale_by_layer": True},
+        {"n_layers": 0},
+    ],
+)
+def test_layers_that_differ_have_their_own_steps(layers: dict[str, object]) -> None:
+    model = GPT(GPTConfig(**{**LLAMA, **layers}))
+    fill(model, seed=4)
+    expected = run_with_cache(model, [TOKENS])[1]
+    found = taps(internals(model, BYTES, {"prompt": TEXT, "taps": "*", "format": "npz"}))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        other = expected[name].reshape(value.shape)
+        np.testing.assert_allclose(value, other, atol=1e-3, rtol=1e-4, err_msg=name)
+    stages = lens(model, BYTES, {"prompt": TEXT})["layers"]
+    assert len(stages) == 1 + layers["n_layers"]
+
+
 def test_logits_are_those_of_generation(model: GPT) -> None:
     served = Runner(model).prefill(np.array([TOKENS]))[0]
     found = taps(internals(model, BYTES, {"prompt": TOKENS, "taps": ["logits"], "positions": [-1]}))["logits"]
@@ -70,7 +92,7 @@ def test_layers_heads_and_positions_are_chosen(model: GPT) -> None:
 def test_width_of_the_padding_changes_nothing(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"prompt": TEXT, "taps": ["blocks.1.attn.pattern", "blocks.1.resid_post"]}
     padded = taps(internals(model, BYTES, body))
-    monkeypatch.setattr(inside, "padded_to_width", lambda tokens, most: np.array([tokens], np.int32))
+    monkeypatch.setattr(steps, "padded_to_width", lambda tokens, most: np.array([tokens], np.int32))
     for name, value in taps(internals(model, BYTES, body)).items():
         np.testing.assert_allclose(value, padded[name], atol=1e-3, rtol=1e-4)
 

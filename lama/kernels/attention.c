@@ -33,7 +33,7 @@ enum {
   IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),
   MOST_KEYS = MAX(COLUMNS, IN_CACHE / COLUMNS * COLUMNS),
 #if !CACHED
-  KEYS = UP(PIECES(S, PIECES(S, MOST_KEYS)), COLUMNS),  // of a block
+  KEYS = EQUAL_PIECE(S, MOST_KEYS, COLUMNS),  // of a block
 #endif
   SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
 };

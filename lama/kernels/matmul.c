@@ -24,11 +24,10 @@ enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
   // A copy of a that is made k by k must fit the first cache beside the panel's rows.
-  MOST_DEPTH = AKS == 1 ? 192 : 128,
-  DEPTH = UP(PIECES(K, PIECES(K, MOST_DEPTH)), V),  // the sum in equal pieces
+  DEPTH = AKS == 1 ? SUMMED(K) : EQUAL_PIECE(K, 128, V),
   // Columns of w at a time: they are on the stack, and some threads have 512 kB.
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,
-  WIDTH = UP(PIECES(N, PIECES(N, PANEL)), COLUMNS),
+  WIDTH = EQUAL_PIECE(N, PANEL, COLUMNS),
   // Rows of c at a time: the third cache holds them between two pieces of the sum.
   HEIGHT = 1536 / ROWS * ROWS,
 };

@@ -15,7 +15,7 @@ enum {
 #else
   ROWS = 6,
 #endif
-  DEPTH = UP(PIECES(ALL, PIECES(ALL, 24)), 2),  // a panel's groups
+  DEPTH = SUMMED_GROUPS(ALL),  // a panel's groups
 };
 
 struct panel {

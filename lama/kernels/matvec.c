@@ -9,8 +9,8 @@
 #define BIASES(n, some) (vec)0
 #endif
 #if !defined(BITS) || FLOATS
-// The sums over k run in the order of matmul.c, in pieces of DEPTH: the same bits for any number of rows.
-#define DEPTH UP(PIECES(K, PIECES(K, 192)), V)
+// The sums over k run in the order of matmul.c: the same bits for any number of rows.
+#define DEPTH SUMMED(K)
 #define ROWS MIN(M, 8)  // of a, whose sums the registers hold
 
 // Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.

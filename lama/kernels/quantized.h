@@ -102,7 +102,7 @@ PART void round_row(struct rounded *restrict to, input a) {
 }
 
 #define ALL PIECES(K, 32)
-#define DEPTH UP(PIECES(ALL, PIECES(ALL, 24)), 2)
+#define DEPTH SUMMED_GROUPS(ALL)
 #define AHEAD 4096  // bytes: memory is asked for them before they are needed
 
 // `some` columns of y, or V if more, from one tile. The sums are those of matmul_integers.c in its order.

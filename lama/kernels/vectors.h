@@ -14,6 +14,10 @@
 #define MAX(x, y) ((x) > (y) ? (x) : (y))
 #define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
 #define PIECES(n, most) (((n) + (most)-1) / (most))
+#define EQUAL_PIECE(n, most, unit) UP(PIECES(n, PIECES(n, most)), unit)
+// Products for few rows and for many add up such pieces, of numbers or of groups: their sums have the same bits.
+#define SUMMED(n) EQUAL_PIECE(n, 192, V)
+#define SUMMED_GROUPS(n) EQUAL_PIECE(n, 24, 2)
 #define UNROLL _Pragma("unroll")
 #define EACH(i, n) UNROLL for (int i = 0; i < (n); i++)
 typedef float vec __attribute__((ext_vector_type(V), aligned(4)));

@@ -121,10 +121,13 @@ def asked_threads(given: str | None = None) -> int | None:
 
 
 def needs_compiler() -> bool:
-    """Whether tinygrad's default device compiles with clang. Opens devices; for use without a compiler."""
+    """Whether the default device compiles with clang. Opens devices; for use without a compiler."""
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
+    from lama.runtime.device import choose_device
+
+    choose_device()  # else tinygrad chooses, and keeps its choice
     try:
         return str(Device.DEFAULT).split(":")[0] == "CPU" and DEV.renderer in ("", "CLANG")
     except RuntimeError:  # no usable devices

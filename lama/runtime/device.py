@@ -35,13 +35,17 @@ def choose_device() -> None:
     """Set the default device where none is named: the first of `FASTER` that opens here, else the CPU.
 
     tinygrad's own choice also takes an OpenCL device, which may be the CPU itself or an integrated GPU, and
-    it asks the drivers of every kind of GPU in turn: half a second where there is none.
+    it asks the drivers of every kind of GPU in turn: half a second where there is none. A choice that
+    tinygrad has already made stays, since tensors may be there.
     """
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
     global _reason
-    if os.environ.get("DEV") or any(map(repr, DEV.value)):
+    if any(map(repr, DEV.value)):
+        return
+    if os.environ.get("DEV"):  # tinygrad notes its choice there
+        _reason = "tinygrad's choice for a tensor older than lama's first"
         return
     if any(
         os.environ.get(name) == "1"

@@ -26,6 +26,7 @@ from lama.runtime.internals import (
     ContextVar,
     MultiBuffer,
     Ops,
+    Program,
     TinyELF,
     device_of,
     diskcache_get,
@@ -56,18 +57,19 @@ class CallList(NamedTuple):
 
 
 class LoadedCalls:
-    """A call list with its programs loaded and its buffers in place."""
+    """A call list with its programs loaded and its buffers in place.
 
-    def __init__(self, calls: CallList, given: Mapping[str, "Buffer"]):
-        target = device_of("CPU").renderer.target
-        self._buffers = [
-            given[b] if isinstance(b, str) else Buffer("CPU", b, dtypes.uint8) for b in calls.buffers
-        ]
-        at = [address_of(b) for b in self._buffers]
-        self._programs = []
-        for name, code, place in calls.programs:
-            slots = () if place is None else (("core_id", place, dtypes.int32, ()),)
-            self._programs.append(load_program(TinyELF(code, name, target, slots)))
+    One that is `like` another, of the same list, has its programs and the buffers that only a step uses.
+    """
+
+    def __init__(self, calls: CallList, given: Mapping[str, "Buffer"], like: "LoadedCalls | None" = None):
+        self.list = calls
+        sizes = [size for size in calls.buffers if isinstance(size, int)]
+        self._own: list[Buffer] = like._own if like else [Buffer("CPU", n, dtypes.uint8) for n in sizes]
+        self._programs: list[Program] = like._programs if like else list(map(_loaded, calls.programs))
+        own = iter(self._own)
+        buffers = [given[b] if isinstance(b, str) else next(own) for b in calls.buffers]
+        at = [address_of(b) for b in buffers]
         words: list[int] = []
         self._starts: list[int] = []
         for program, slices, arguments in calls.calls:
@@ -84,13 +86,20 @@ class LoadedCalls:
         run_calls(self._words, self._starts)
 
 
+def _loaded(program: tuple[str, bytes, int | None]) -> Program:
+    name, code, place = program
+    slots = () if place is None else (("core_id", place, dtypes.int32, ()),)
+    return load_program(TinyELF(code, name, device_of("CPU").renderer.target, slots))
+
+
 class CachedStep:
     """A function of int32 tensors that returns float32 numbers: captured once, then replayed.
 
     `inputs` has the shapes of its arguments, in order; `state`, by name, every other tensor that it reads and
     that outlives it, all of them realised. On the CPU the captured step is a `CallList`. It is read from the
     disk if this code made one before, on such a machine, for a step of this `key` and a state of these
-    shapes. Not for two threads at once.
+    shapes. One that is `like` another takes its call list, and shares its memory, if those are the same. Not
+    for two threads at once.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class CachedStep:
         inputs: Mapping[str, tuple[int, ...]],
         state: Mapping[str, Tensor],
         key: str,
+        like: "CachedStep | None" = None,
     ):
         some = next(iter(state.values()))
         device = str(some.device)
@@ -108,13 +118,19 @@ class CachedStep:
         }
         self._step = CapturedStep(function)
         self._calls: LoadedCalls | None = None
+        self._shape: tuple[int, ...] = ()
         # With DEBUG and PROFILE, tinygrad shows what it runs.
         self._is_cachable = device == "CPU" and is_fast(some) and not DEBUG >= 2 and not PROFILE
         if self._is_cachable:
             self._given = {name: buffer_of(t).base for name, t in {**state, **self._inputs}.items()}
             shapes = [(name, str(t.dtype), t.shape, self._given[name].nbytes) for name, t in state.items()]
             self._key = digest(repr([key, sorted(inputs.items()), threads(), shapes]).encode())
-            if (found := diskcache_get(TABLE, self._key)) and found[0] == code_digest():
+            if like and like._calls and like._key == self._key:
+                self._calls, self._shape = (
+                    LoadedCalls(like._calls.list, self._given, like._calls),
+                    like._shape,
+                )
+            elif (found := diskcache_get(TABLE, self._key)) and found[0] == code_digest():
                 self._calls, self._shape = LoadedCalls(CallList(*found[1]), self._given), found[2]
 
     def __call__(self, **inputs: Array) -> NDArray[np.float32]:

@@ -41,7 +41,7 @@ async def chat_completions(service: Service, body: Body) -> Answer:
     elif top:
         raise BadField("top_logprobs", "top_logprobs must come with logprobs true; got none")
     tools = read_tools(body, template_of(backend))
-    tokens = await asyncio.to_thread(read_conversation, backend, body, tools.tools)
+    tokens = await asyncio.to_thread(read_conversation, backend, body)
     fits(backend, tokens, "messages")
     constraint = await asyncio.to_thread(read_format, backend, body, tools.demanded)
     writer = ChatWriter(backend, options, tokens, bool(tools.tools), constraint)
@@ -71,8 +71,8 @@ def template_of(backend: Backend) -> ChatTemplate:
     return backend.template
 
 
-def read_conversation(backend: Backend, body: Body, tools: Sequence[object] | None = None) -> list[int]:
-    """The conversation of a request as tokens. Raises BadField."""
+def read_conversation(backend: Backend, body: Body) -> list[int]:
+    """The conversation of a request, with its tools, as tokens. Raises BadField."""
     template, value = template_of(backend), body.get("messages")
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise refuse("messages", f"be a list of 1 to {MOST_MESSAGES} messages", value)
@@ -82,7 +82,8 @@ def read_conversation(backend: Backend, body: Body, tools: Sequence[object] | No
     if given is not None and not isinstance(given, dict):
         raise refuse("chat_template_kwargs", "be an object", given)
     options = {name: each for name, each in (given or {}).items() if name not in ("messages", "tools")}
-    options |= {"tools": [*tools]} if tools else {}
+    if tools := read_tools(body, template).tools:
+        options["tools"] = tools
     prompt = boolean(body, "add_generation_prompt", default=True)
     options.pop("add_generation_prompt", None)
     try:

@@ -7,7 +7,8 @@ import numpy as np
 from lama.errors import LamaError
 from lama.generation.engine import check_prompt
 from lama.models.gpt import GPT
-from lama.server.steps import mean_hidden, run_text
+from lama.server.inside import normalised
+from lama.server.steps import text_stream
 from lama.shapes import Array
 
 
@@ -17,7 +18,8 @@ def embed(model: GPT, tokens: Sequence[int]) -> Array:
     Raises UsageError without tokens and for more than the context, LamaError for numbers that are not finite.
     """
     check_prompt(tokens, model.config.context_length, False)
-    mean = run_text(model, mean_hidden, tokens, len(tokens)).astype(np.float64)
+    *_, (x, _) = text_stream(model, tokens)
+    mean = normalised(model, x)[: len(tokens)].mean(0, dtype=np.float64)
     length = float(np.linalg.norm(mean))
     if not np.isfinite(length):
         raise LamaError(f"hidden states must be finite; got {length}. Try --dtype float32")

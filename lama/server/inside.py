@@ -2,8 +2,8 @@
 
 Each function takes a model, a tokenizer and a request's JSON object, and returns an answer with NumPy arrays
 in it, which `to_json` and `to_npz` write. The first part is one forward pass; run it where the engine runs.
-The model computes a block at a time: memory holds the chosen activations and those of one block, and blocks
-after the last chosen one are not computed.
+The model computes a block at a time: memory holds the chosen activations and those of one block. Blocks after
+the last chosen one are not computed.
 """
 
 import json
@@ -20,12 +20,11 @@ from tinygrad import Tensor
 
 from lama.errors import LamaError, did_you_mean, quoted
 from lama.interp.record import as_tokens, short_name
-from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.server.fields import BadField, Body, boolean, choice, indices, integer, prompt_tokens, texts
-from lama.server.steps import padded_to_width, query_patterns, run_text, stage_logits
+from lama.server.steps import text_stream
 from lama.shapes import Array
-from lama.taps import no_tap, scoped
+from lama.taps import Recorder
 from lama.tokenizers import Tokenizer
 
 MOST_TOKENS = 512
@@ -44,15 +43,10 @@ _names: WeakKeyDictionary[GPT, Names] = WeakKeyDictionary()
 def activations(model: GPT) -> Names:
     """Each activation's name and shape for a text of one token, without the batch's axis."""
     if model not in _names:
-        found: Names = {}
-
-        def tap(name: str, value: Tensor) -> Tensor:
-            shape = tuple(map(int, value.shape))
-            found[name] = shape if name == "pos_embed" else shape[1:]
-            return value
-
-        model(as_tokens([0]), tap=tap)  # nothing of this is computed
-        _names[model] = found
+        record = Recorder()
+        model(as_tokens([0]), tap=record)  # nothing of this is computed
+        shapes = {name: tuple(map(int, value.shape)) for name, value in record.items()}
+        _names[model] = {n: shape if n == "pos_embed" else shape[1:] for n, shape in shapes.items()}
     return _names[model]
 
 
@@ -91,40 +85,22 @@ def run(model: GPT, tokens: Sequence[int], chosen: Selection) -> dict[str, Array
     """
     n, n_heads, names = len(tokens), model.config.n_heads, set(chosen.names)
     found: dict[str, Array] = {}
-    tapped: dict[str, Tensor] = {}
-
-    def tap(name: str, value: Tensor) -> Tensor:
-        if name in names:
-            tapped[name] = value
-        return value
-
-    def collect(x: Tensor) -> None:
-        # Realised here, so that every block has the same list of kernels, which tinygrad then works out once.
-        Tensor.realize(x, *tapped.values())
-        for name, value in tapped.items():
-            array = value.float().numpy()
-            found[name] = chosen.part(name, array if name == "pos_embed" else array[0], n, n_heads)
-        tapped.clear()
-
-    x = model.embedded(as_tokens(padded_to_width(tokens, model.config.context_length)), tap=tap)
-    collect(x)
-    for i, block in enumerate(model.blocks):
+    for x, taps in text_stream(model, tokens, names):  # noqa: B007  (the last x is used below)
+        found |= {name: chosen.part(name, array, n, n_heads) for name, array in taps.items()}
         if found.keys() == names:
             return found
-        scope = f"blocks.{i}"
-        edges = {f"{scope}.resid_pre", f"{scope}.resid_post"}
-        inner = any(name.startswith(f"{scope}.") for name in names - edges)
-        tap(f"{scope}.resid_pre", x)
-        x = block(x, Causal(), tap=scoped(tap, scope) if inner else no_tap)
-        tap(f"{scope}.resid_post", x)
-        collect(x)
-    if found.keys() != names:
-        x = model.normalised(x, tap)
-        collect(x)
+    rows = chosen.part("", normalised(model, x), n, n_heads)
+    if "ln_final.normalized" in names:
+        found["ln_final.normalized"] = rows
     if "logits" in names:
-        rows = Selection([], positions=chosen.positions).part("", x.float().numpy()[0], n, n_heads)
         found["logits"] = unembedded(model, rows)
     return found
+
+
+def normalised(model: GPT, x: Array) -> Array:
+    """The final norm of rows (n, d_model) of the stream, in float32."""
+    rows: Array = model.normalised(Tensor(x[None], device=model.embed.weight.device)).float().numpy()
+    return rows[0]
 
 
 def unembedded(model: GPT, rows: Array) -> Array:
@@ -210,7 +186,8 @@ def lens(model: GPT, tokenizer: Tokenizer, body: Body) -> Answer:
     answer = integer(body, "answer", 0, c.vocab_size - 1, -1)
     k = integer(body, "k", 1, min(100, c.vocab_size), 5)
     layers: list[Answer] = []
-    logits = run_text(model, stage_logits, tokens, position)
+    stages = np.stack([x[position] for x, _ in text_stream(model, tokens)])
+    logits = unembedded(model, normalised(model, stages))
     if not np.isfinite(logits).all():
         raise LamaError("logits must be finite; got others. Try --dtype float32")
     for name, at in zip(["embed", *_layers("resid_post", range(c.n_layers))], logits, strict=True):
@@ -246,13 +223,9 @@ def attention(model: GPT, tokenizer: Tokenizer, body: Body) -> Answer:
     heads = indices(body, "heads", c.n_heads) or list(range(c.n_heads))
     rows = len(tokens) if full else 1
     check_size(len(layers) * len(heads) * rows * len(tokens), "json")
-    if full:
-        names = _layers("attn.pattern", layers)
-        arrays = run(model, tokens, Selection(names, heads))
-        patterns = [arrays[name] for name in names]
-    else:
-        found = run_text(model, query_patterns, tokens, position)
-        patterns = [found[layer, heads, : position + 1] for layer in layers]
+    names = _layers("attn.pattern", layers)
+    found = run(model, tokens, Selection(names, heads, None if full else [position]))
+    patterns = [found[name] if full else found[name][:, 0, : position + 1] for name in names]
     shown = [
         {"layer": layer, "heads": [{"head": h, "weights": each[i]} for i, h in enumerate(heads)]}
         for layer, each in zip(layers, patterns, strict=True)

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-from asyncio import BaseTransport
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol, runtime_checkable
@@ -79,7 +78,7 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
 
         _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: BaseTransport) -> None:
+        def connection_made(self, transport: object) -> None:  # uvloop's are not asyncio's
             super().connection_made(transport)
             self._await_head()
 
@@ -149,7 +148,6 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=Patient,
-        loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,59 +1,81 @@
-"""Captured runs of a model over one whole text, for the lens, attention and embeddings of a server.
+"""Captured runs of a model's blocks over one whole text, for the inside of a model and for embeddings.
 
-tinygrad takes a second to work out a run of 30 layers that computes for a tenth of that. So each of these is
-captured once for a few widths, to which texts are padded, and saved on disk for the next process.
+tinygrad takes 50 ms to work out a block, more than a short text's numbers take. Blocks have the same kernels
+and other weights: the first one is captured, for a few widths to which texts are padded, and saved on disk.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-from lama.generation.decoder import Step, bucket, buffers, rope_tables
+from lama.generation.decoder import bucket, buffers, rope_tables
+from lama.interp.record import as_tokens
 from lama.masks import Causal
 from lama.models.gpt import GPT
-from lama.ops import embedding
+from lama.runtime.buffers import write, zeros
 from lama.runtime.replay import CachedStep
 from lama.shapes import Array
-from lama.taps import Recorder, scoped
+from lama.taps import Recorder, no_tap, scoped
 
 SMALLEST = 64  # tokens of a width: a shorter run is hardly faster, and each width is captured
 
-TextFunction = Callable[[GPT, Tensor, Tensor], Tensor]
-"""A function of a model, tokens (1, T) and a whole number (1,)."""
 
+class BlockSteps:
+    """The captured blocks of one model, for texts of one width. Not thread-safe."""
 
-class TextSteps:
-    """The captured runs of one model, by function and width. Not thread-safe."""
+    def __init__(self, model: GPT, width: int):
+        self.model, self.weights, self.width = model, buffers(model), width
+        c, self._device = model.config, str(model.embed.weight.device)
+        self._dtype = model.embedded(Tensor.zeros(1, width, dtype=dtypes.int32)).dtype
+        self._x = zeros(1, width, c.d_model, dtype=dtypes.float32, device=self._device)
+        self._taps: dict[str, Tensor] = {}
+        self._steps: dict[tuple[int, bool], CachedStep] = {}
+        # Layers that differ in more than their weights do so in turn.
+        in_turn = math.lcm(len(c.windows) or 1, len(c.rope_layers) or 1)
+        self._kinds = c.n_layers if c.scale_by_layer else in_turn
 
-    def __init__(self, model: GPT):
-        self.model, self.weights = model, buffers(model)
-        self._steps: dict[tuple[TextFunction, int], Step] = {}
-
-    def __call__(self, function: TextFunction, tokens: Sequence[int], number: int) -> Array:
-        """The function's result in float32 for these tokens, padded at the end."""
-        padded = padded_to_width(tokens, self.model.config.context_length)
-        key = function, padded.shape[1]
+    def __call__(self, layer: int, x: Array, names: Collection[str]) -> tuple[Array, dict[str, Array]]:
+        """A block's output for its input (T, d_model), and its activations of these names, in float32."""
+        write(self._x, x)
+        key = layer, bool(names)
         if key not in self._steps:
-            inputs: dict[str, tuple[int, ...]] = {"tokens": padded.shape, "number": (1,)}
-            state = get_state_dict(self.model) | rope_tables(self.model, key[1])
-            name = f"{function.__name__} {self.model.config}"
-            self._steps[key] = CachedStep(self._captured(function), inputs, state, name)
-        return self._steps[key](tokens=padded, number=np.array([number]))
+            self._steps[key] = self._step(*key)
+        out = self._steps[key]()[0]
+        return out, {name: self._taps[name].numpy()[0] for name in names}
 
-    def _captured(self, function: TextFunction) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda tokens, number: function(self.model, tokens, number).cast(dtypes.float32).realize()
+    def _step(self, layer: int, tapped: bool) -> CachedStep:
+        """The step of a block, which overwrites `_taps` if it is tapped."""
+        block, kind = self.model.blocks[layer], layer % self._kinds
+        state = get_state_dict(block) | rope_tables(self.model, self.width) | {"x": self._x}
+        if tapped:
+            self._taps = self._taps or self._tap_buffers()
+            state |= self._taps
+
+        def function() -> Tensor:
+            record = Recorder()
+            out = block(self._x.cast(self._dtype), Causal(), tap=scoped(record) if tapped else no_tap)
+            kept = [self._taps[name].assign(value.cast(dtypes.float32)) for name, value in record.items()]
+            out = out.cast(dtypes.float32).contiguous()
+            Tensor.realize(out, *kept)
+            return out
+
+        name = f"block {kind} tapped={tapped} {self.model.config}"
+        return CachedStep(function, {}, state, name, like=self._steps.get((kind, tapped)))
+
+    def _tap_buffers(self) -> dict[str, Tensor]:
+        record = Recorder()
+        for block in self.model.blocks[: self._kinds]:
+            block(self._x.cast(self._dtype), Causal(), tap=scoped(record))  # nothing of this is computed
+        return {
+            name: zeros(*map(int, value.shape), dtype=dtypes.float32, device=self._device)
+            for name, value in record.items()
+        }
 
 
-_last: list[TextSteps] = []  # those of one model are kept
-
-
-def run_text(model: GPT, function: TextFunction, tokens: Sequence[int], number: int) -> Array:
-    """The function's result in float32 for a text of at most the model's context_length."""
-    if not (_last and _last[0].model is model and _last[0].weights == buffers(model)):
-        _last[:] = [TextSteps(model)]
-    return _last[0](function, tokens, number)
+_steps: dict[int, BlockSteps] = {}  # by width, those of one model
 
 
 def padded_to_width(tokens: Sequence[int], most: int) -> Array:
@@ -63,35 +85,26 @@ def padded_to_width(tokens: Sequence[int], most: int) -> Array:
     return padded
 
 
-def mean_hidden(model: GPT, tokens: Tensor, number: Tensor) -> Tensor:
-    """The mean of the unembedding's input over the first `number` tokens: (d_model,)."""
-    x = model.hidden(tokens)  # (1, T, d_model)
-    is_text = (Tensor.arange(int(tokens.shape[1])) < number).reshape(1, -1, 1)
-    return is_text.where(x, 0).sum(1).squeeze(0) / number.float()
+def text_stream(
+    model: GPT, tokens: Sequence[int], names: Collection[str] = ()
+) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """The stream (T, d_model) after the embedding and after each block, in float32.
 
-
-def stage_logits(model: GPT, tokens: Tensor, number: Tensor) -> Tensor:
-    """Logits of the stream at place `number` after the embedding and each layer: (stages, vocab_size)."""
-    x = model.embedded(tokens)
-    rows = [_rows(x, number)]
-    for block in model.blocks:
-        x = block(x, Causal()).contiguous()
-        rows.append(_rows(x, number))
-    return model.logits(model.normalised(Tensor.cat(*rows).unsqueeze(0).contiguous())).squeeze(0)
-
-
-def query_patterns(model: GPT, tokens: Tensor, number: Tensor) -> Tensor:
-    """Attention of the query at place `number`: (n_layers, H, T)."""
-    T, H = int(tokens.shape[1]), model.config.n_heads
-    places = (Tensor.arange(H) * T + number).cast(dtypes.int32).contiguous()
-    x, found = model.embedded(tokens), []
-    for block in model.blocks:
-        record = Recorder("attn.pattern")
-        x = block(x, Causal(), tap=scoped(record))
-        found.append(_rows(record["attn.pattern"].contiguous(), places))
-    return Tensor.stack(*found)
-
-
-def _rows(x: Tensor, places: Tensor) -> Tensor:
-    """Rows of x (..., d), whose other axes count as one: (n,) -> (n, d)."""
-    return embedding(x.reshape(-1, x.shape[-1]), places)
+    With each come the activations of these `names` since the one before. T is the padded length.
+    """
+    padded = padded_to_width(tokens, model.config.context_length)
+    width = int(padded.shape[1])
+    if any(each.model is not model or each.weights != buffers(model) for each in _steps.values()):
+        _steps.clear()
+    if width not in _steps:
+        _steps[width] = BlockSteps(model, width)
+    record = Recorder("embed", "pos_embed")
+    embedded = model.embedded(as_tokens(padded), tap=record).float().realize(*record.values())
+    x = embedded.numpy()[0]
+    found = {name: value.float().numpy() for name, value in record.items() if name in names}
+    yield x, {name: value if name == "pos_embed" else value[0] for name, value in found.items()}
+    for layer in range(model.config.n_layers):
+        scope = f"blocks.{layer}."
+        inner = [name.removeprefix(scope) for name in names if name.startswith(scope)]
+        x, found = _steps[width](layer, x, inner)
+        yield x, {f"{scope}{name}": value for name, value in found.items()}
