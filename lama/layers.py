@@ -10,6 +10,7 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.kernels import Quantized
 from lama.ops import gelu, layernorm, matmul, rmsnorm
+from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
@@ -19,7 +20,7 @@ _open_once = functools.cache(open_device)
 def parameter(*shape: int) -> Tensor:
     """A float32 parameter of this shape, not filled: `initialise` or a checkpoint does that."""
     _open_once()  # before the first tensor opens tinygrad's device
-    return Tensor.empty(*shape)
+    return empty(*shape)
 
 
 def linear(

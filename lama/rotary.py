@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from lama.ops import rotate
+from lama.runtime.buffers import from_array
 from lama.shapes import Float, Int
 
 
@@ -54,4 +55,4 @@ class Rope:
 @functools.lru_cache(maxsize=8)
 def _rope_table(rope: Rope, length: int, device: str) -> Tensor:
     angles = np.arange(length, dtype=np.float32)[:, None] * rope.frequencies()
-    return Tensor(np.concatenate([np.cos(angles), np.sin(angles)], axis=1), device=device).realize()
+    return from_array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1), dtypes.float32, device)

@@ -6,10 +6,11 @@
     H  attention heads          S  key positions (the tokens being looked at; S = T without a cache)
     d_model  residual stream    d_head  one head's width    d_mlp  hidden width of the MLP
 
-With jaxtyping installed the annotations can be checked at run time (the tests do, through jaxtyping's import
-hook); without it they mean the bare type and cost nothing. `Array` is a numpy array of any numbers.
+The annotations can be checked at run time with jaxtyping, if it is imported first (the tests do that, through
+its import hook); else they mean the bare type and cost nothing. `Array` is a numpy array of any numbers.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from typing import Annotated as Float
     from typing import Annotated as Int
 else:
-    try:
+    if sys.modules.get("jaxtyping"):  # its import takes longer than that of lama's own modules
         from jaxtyping import AbstractDtype
-    except ImportError:
+    else:
 
         class AbstractDtype:
             def __class_getitem__(cls, item: tuple[type, str]) -> type:

@@ -149,6 +149,9 @@ def test_missing_gpt2_is_no_problem_and_a_missing_embedded_model_is(
     (tmp_path / "lama-bpe").mkdir()
     (tmp_path / "lama-bpe" / "config.json").write_text("{}")
     assert lines(doctor.weights)[3].text == f"lama-bpe: {tmp_path / 'lama-bpe'}, 0.0 MB"
+    (tmp_path / "lama-bpe.gguf").write_bytes(bytes(1_230_000))
+    monkeypatch.setattr(hub, "find", lambda *_, **__: hub.Found(tmp_path / "lama-bpe.gguf", "path", ()))
+    assert lines(doctor.weights)[3].text.endswith("lama-bpe.gguf, 1.2 MB")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the fake compiler is a shell script")
@@ -159,7 +162,7 @@ def test_compiler_that_is_not_clang_is_named_once(tmp_path: Path) -> None:
     )
     gcc.chmod(0o755)
     code = "import argparse, sys; from lama.cli import doctor; "
-    code += "sys.exit(doctor.run(argparse.Namespace(traceback=False)))"
+    code += "sys.exit(doctor.run(argparse.Namespace(traceback=False, start=False, model=None)))"
     env = os.environ | {
         "CC": str(gcc),
         "DEV": "CPU",

@@ -16,11 +16,13 @@ import lama
 from lama.checkpoints import load_model
 from lama.errors import LamaError, UsageError
 from lama.generation import Generation, Runner, Sampling, generate, generate_tokens, next_token, probabilities
+from lama.generation import decoder as decoding
 from lama.generation.decoder import bucket
 from lama.generation.engine import Event
 from lama.generation.sampling import penalised
 from lama.generation.text import split_at_stop
 from lama.models.gpt import GPT, GPTConfig
+from lama.runtime.buffers import LARGE
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer
 
 CONTEXT = 37  # buckets of 16, 32 and 37 tokens
@@ -114,6 +116,22 @@ def test_buckets_are_powers_of_two_within_the_context():
     sizes = [bucket(n, 37) for n in (1, 16, 17, 32, 33, 37)]
     assert sizes == [16, 16, 32, 32, 37, 37]
     assert bucket(1, 13) == 13
+
+
+def test_a_cache_of_long_rows_moves_into_large_pages_without_a_change(monkeypatch):
+    model = GPT(GPTConfig(VOCAB, 1 << 14, d_model=64, n_layers=1, n_heads=1, d_mlp=8), seed=None)
+    fill(model)
+    moved: list[int] = []
+    move = decoding.use_large_pages_for
+    monkeypatch.setattr(decoding, "use_large_pages_for", lambda *t: (moved.append(len(t)), move(*t)))
+    found = []
+    for long in (1 << 14, len(PROMPT) + 2):
+        monkeypatch.setattr(decoding, "LONG", long)
+        runner = Runner(model)
+        assert runner.cache.keys[0].nbytes() >= LARGE
+        found.append([runner.prefill(np.array([PROMPT])), *(runner.decode(np.array([t])) for t in range(4))])
+    assert moved == [2]  # once, keys and values
+    np.testing.assert_array_equal(*found)
 
 
 def test_nothing_is_compiled_for_a_new_length_or_a_new_token(model, monkeypatch):

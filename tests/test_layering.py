@@ -16,7 +16,7 @@ PACKAGE = Path(lama.__file__).parent
 # above.
 LAYERS = (
     {"errors"},
-    {"shapes", "figures", "files", "host", "tables"},
+    {"shapes", "figures", "files", "host", "tables", "timing"},
     {"atomic", "packages"},
     {"marker"},
     {"runtime"},

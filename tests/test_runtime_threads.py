@@ -216,10 +216,27 @@ def test_work_is_done_also_where_the_system_has_no_more_threads(monkeypatch):
     done.clear()
     pool.on_threads(done.append, range(5))
     assert done == [0, 1, 2, 3, 4]
+    assert list(pool.ahead(str, range(5))) == ["0", "1", "2", "3", "4"]
     alone = pool.ThreadPool(4)
     monkeypatch.setattr(pool, "pool", lambda: alone)
     a, b, expected = product()
     assert np.abs(matmul(a, b).numpy() - expected).max() < 1e-3
+
+
+def test_results_come_in_order_and_few_are_computed_ahead(monkeypatch):
+    run_on(monkeypatch, 3)
+    begun: list[int] = []
+
+    def inverse(n: int) -> float:
+        begun.append(n)
+        return 1 / (40 - n)
+
+    found = pool.ahead(inverse, range(100))
+    assert [next(found) for _ in range(4)] == [1 / (40 - n) for n in range(4)]
+    assert max(begun) < 4 + 3 + 2
+    with pytest.raises(ZeroDivisionError):
+        list(found)
+    assert max(begun) < 40 + 3 + 2
 
 
 def test_a_captured_step_given_the_same_tensors_again_does_not_ask_tinyjit(monkeypatch):

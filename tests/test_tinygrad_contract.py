@@ -18,7 +18,7 @@ import pytest
 from tinygrad import Device, Tensor, TinyJit, UOp, dtypes
 
 import lama
-from lama.runtime import internals, release
+from lama.runtime import internals, opening, release
 from lama.runtime.compiler import ensure_compiler
 
 PACKAGE_PARENT = str(Path(lama.__file__).parents[1])
@@ -138,6 +138,9 @@ CONTRACT: dict[str, Callable[[], Any]] = {
     "UOp.param(slot, dtype, shape, vmin_vmax=, name=, addrspace=)": lambda: (
         {"vmin_vmax", "name", "addrspace"} <= set(parameters(UOp.param))
     ),
+    "UOp.new_buffer(device, size, dtype)": lambda: (
+        parameters(UOp.new_buffer)[:3] == ["device", "size", "dtype"]
+    ),
     "UOp.to_elf": lambda: callable(UOp.to_elf),
     "UOp.has_buffer_identity(after_ok=)": lambda: "after_ok" in parameters(UOp.has_buffer_identity),
     "UOp.marg": lambda: Tensor.empty(2, 3).permute(1, 0).uop.marg == (1, 0),
@@ -176,7 +179,12 @@ REPLACED: dict[str, Callable[[], Any]] = {
     "helpers.DEV.value, .renderer": lambda: (
         hasattr(helpers().DEV, "value") and hasattr(helpers().DEV, "renderer")
     ),
-    "support.c.DLL.findlib": lambda: callable(dll().findlib),
+    "support.c.DLL.findlib(nm, paths, extra_paths)": lambda: (
+        parameters(dll().findlib) == ["nm", "paths", "extra_paths"]
+    ),
+    "the renderers of ops_cpu, by module": lambda: all(
+        getattr(ops_cpu(), renderer).__name__ == renderer for renderer in opening.LATER.values()
+    ),
 }
 
 
@@ -212,7 +220,8 @@ def test_tinygrad_has_what_lama_replaces(name):
 def test_the_installed_release_is_a_tested_one():
     from importlib.metadata import version
 
-    assert version("tinygrad") in release.TESTED
+    assert release.installed() == version("tinygrad")
+    assert release.installed() in release.TESTED
 
 
 def test_every_name_of_internals_is_in_the_contract():

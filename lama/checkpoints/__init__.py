@@ -23,6 +23,7 @@ from lama.models.encoder_decoder import Transformer
 from lama.models.gpt import GPT
 from lama.models.registry import Model
 from lama.runtime.device import check_device
+from lama.timing import timed
 from lama.tokenizers import ByteTokenizer, Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
 __all__ = [
@@ -122,20 +123,23 @@ def _load(
 ) -> tuple[Model, Tokenizer]:
     check_dtype(dtype)
     check_device(device)
-    checkpoint = open_checkpoint(find(model, offline=offline, revision=revision).path)
+    with timed("finding and opening the model"):
+        checkpoint = open_checkpoint(find(model, offline=offline, revision=revision).path)
     where = quoted_path(model)
     if kind is not None and checkpoint.kind != kind:
         got = f"got a {quoted(checkpoint.kind, plain=True)} in {where}"
         raise LamaError(f"the model must be a {kind} here; {got}")
-    if tokenizer is None:
-        tokenizer = checkpoint.tokenizer()
-    elif isinstance(tokenizer, str | Path):
-        tokenizer = named_tokenizer(tokenizer)
+    with timed("the tokenizer"):
+        if tokenizer is None:
+            tokenizer = checkpoint.tokenizer()
+        elif isinstance(tokenizer, str | Path):
+            tokenizer = named_tokenizer(tokenizer)
     if not isinstance(tokenizer, tokenizers):
         types = tokenizers if isinstance(tokenizers, tuple) else (tokenizers,)
         wanted = " or ".join(each.__name__ for each in types)
         raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {where}")
-    loaded = filled(checkpoint, dtype, device, float_activations)
+    with timed("loading the weights"):
+        loaded = filled(checkpoint, dtype, device, float_activations)
     rows = checkpoint.config.vocab_size
     if tokenizer.vocab_size > rows:
         sizes = f"{tokenizer.vocab_size:,} tokens for vocab_size={rows:,}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.checkpoint import Checkpoint
@@ -18,8 +18,8 @@ from lama.models.gpt import GPT
 from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
-from lama.runtime.buffers import from_array, host_array, release_unused
-from lama.runtime.threads import on_threads
+from lama.runtime.buffers import empty, from_array, host_array, packed, release_unused, write
+from lama.runtime.threads import ahead, on_threads
 from lama.shapes import Array
 
 READERS = 4  # threads that read; more gain nothing for a file in memory
@@ -43,10 +43,10 @@ def filled(
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
     Without a dtype, matrices that are quantised in a GGUF file stay so, and the rest is float32. Names and
-    shapes are compared before a weight is read. Then at most one tensor is in memory beside the weights. For
-    int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without minima.
-    Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply is not
-    rounded.
+    shapes are compared before a weight is read. Then only a few tensors are in memory beside the weights.
+    For int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without
+    minima. Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply
+    is not rounded.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
@@ -58,40 +58,8 @@ def filled(
     shapes = {name: tuple(map(int, each.shape)) for name, each in parameters_of(config).items()}
     check_tensors(shapes, tensors, checkpoint.source, checkpoint.name_in_file)
     model = new_model(config)
-    parameters = get_state_dict(model)
-    for name, tensor in list(tensors.items()):
-        if tensor.quantized is not None:
-            names = "uint8" if BITS[tensor.dtype] == 4 else "int8", "float16"
-            set_weight(model, name, _held(tensor.quantized, names, tensor.shape[1], device))
-            del parameters[name]
-    if dtype in (None, *BITS):
-        wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
-        again = RoundedAgain()
-        for name, bits in wanted.items():
-            found = _as_stored(tensors[name], bits, dtype is None, device)
-            set_weight(model, name, found or _rounded(tensors[name], bits, device, again))
-            del parameters[name]
-        if wanted:
-            release_unused(device)
-        again.tell(checkpoint.source)
-    held_as = "float32" if dtype is None or dtype in BITS else dtype
-    target: dict[str, Tensor] = {}
-    in_parts: list[str] = []
-    for name, p in parameters.items():
-        held = DTYPES[held_as] if p.dtype == dtypes.float32 else p.dtype  # else of a quantised matrix
-        target[name] = Tensor.empty(*p.shape, dtype=held, device=device)
-        if tensors[name].read_into is not None and host_array(target[name]) is not None:
-            in_parts.append(name)
-
-    def read(name: str) -> Array:
-        return read_weights(tensors[name], DTYPE_NAMES[target[name].dtype], host_array(target[name]))
-
-    on_threads(read, in_parts, READERS)
-    for name, parameter in parameters.items():
-        if name not in in_parts:
-            held = target[name].dtype
-            target[name] = from_array(read_weights(tensors[name], DTYPE_NAMES[held]), held, device)
-        parameter.replace(target[name])
+    with packed(device):
+        _fill(model, tensors, checkpoint, dtype, device)
     if float_activations:
         matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
         if not matrices:
@@ -102,6 +70,57 @@ def filled(
     if isinstance(model, GPT):
         model.sampling = checkpoint.sampling
     return model
+
+
+def _fill(
+    model: Model,
+    tensors: Mapping[str, FileTensor],
+    checkpoint: Checkpoint,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    """Put the tensors into the model. Raises LamaError."""
+    parameters = get_state_dict(model)
+    stored = {
+        name: Stored(tensor.quantized, ("uint8" if BITS[tensor.dtype] == 4 else "int8", "float16"))
+        for name, tensor in tensors.items()
+        if tensor.quantized is not None
+    }
+    wanted: dict[str, int] = {}
+    if dtype in (None, *BITS):
+        wanted = _stored_bits(model, tensors) if dtype is None else bits_of_weights(model, dtype)
+        found = {name: _as_stored(tensors[name], bits, dtype is None) for name, bits in wanted.items()}
+        stored |= {name: each for name, each in found.items() if each is not None}
+    arrays = ahead(Stored.read, stored.values())
+    for (name, each), (values, scales) in zip(stored.items(), arrays, strict=True):
+        parts = zip((values, scales), each.names, strict=True)
+        both = [from_array(array, _DTYPES[of], device) for array, of in parts]
+        set_weight(model, name, Quantized(both[0], both[1], tensors[name].shape[1]))
+        del parameters[name]
+    again = RoundedAgain()
+    for name in [name for name in wanted if name not in stored]:
+        set_weight(model, name, _rounded(tensors[name], wanted[name], device, again))
+        del parameters[name]
+    if wanted:
+        release_unused(device)
+    again.tell(checkpoint.source)
+    held = dtypes.float32 if dtype is None or dtype in BITS else DTYPES[dtype]
+    target: dict[str, Tensor] = {}
+    in_parts: list[str] = []
+    for name, p in parameters.items():
+        is_held = (p.dtype, p.device) == (held, Device.canonicalize(device))
+        target[name] = p if is_held else empty(*map(int, p.shape), dtype=held, device=device)
+        if tensors[name].read_into is not None and host_array(target[name]) is not None:
+            in_parts.append(name)
+
+    def read(name: str) -> Array:
+        return read_weights(tensors[name], DTYPE_NAMES[target[name].dtype], host_array(target[name]))
+
+    on_threads(read, in_parts, READERS)
+    for name, parameter in parameters.items():
+        if name not in in_parts:
+            write(target[name], read_weights(tensors[name], DTYPE_NAMES[target[name].dtype]))
+        parameter.replace(target[name])
 
 
 def new_model(config: Config, dtype: str | None = None) -> Model:
@@ -127,6 +146,19 @@ def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor 
         names = [f"{stack}blocks.{i}.{rest}" for i in range(n)] if in_block else [name]
         parameters |= dict.fromkeys(names, parameter)
     return parameters
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix of which the file has the values and scales, and the names that their dtypes must have."""
+
+    parts: tuple[FileTensor, FileTensor]
+    names: tuple[str, str]
+
+    def read(self) -> tuple[Array, Array]:
+        """The arrays of a `Quantized`. Raises LamaError for other dtypes."""
+        values, scales = map(read_weights, self.parts, self.names)
+        return side_by_side(values, scales)
 
 
 @dataclass
@@ -167,23 +199,14 @@ def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, i
     }
 
 
-def _as_stored(tensor: FileTensor, bits: int, minima: bool, device: str | None) -> Quantized | None:
+def _as_stored(tensor: FileTensor, bits: int, minima: bool) -> Stored | None:
     """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
     if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
         return None
     values, scales = tensor.exact
     if not minima and (scales.dtype, scales.shape[1]) != ("float16", row_sizes(tensor.shape[1], bits)[1]):
         return None
-    return _held((values, scales), (values.dtype, scales.dtype), tensor.shape[1], device)
-
-
-def _held(
-    parts: tuple[FileTensor, FileTensor], names: tuple[str, str], d_in: int, device: str | None
-) -> Quantized:
-    """A matrix of a file's values and scales, whose dtypes have these names. Raises LamaError for others."""
-    arrays = side_by_side(*(read_weights(part, name) for part, name in zip(parts, names, strict=True)))
-    values, scales = (from_array(x, _DTYPES[name], device) for x, name in zip(arrays, names, strict=True))
-    return Quantized(values, scales, d_in)
+    return Stored(tensor.exact, (values.dtype, scales.dtype))
 
 
 def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAgain) -> Quantized:

@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from lama.checkpoints.tensor import (
 )
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import AGAIN, quoted_path
+from lama.kernels.arrays import write_pairs
 from lama.kernels.quantized import BLOCK, GROUP, row_sizes
 from lama.shapes import Array
 
@@ -66,6 +68,8 @@ class Kind:
     """The same -> the scales of a block's groups and, if any, their minima, (n, groups) float32 each."""
     bits: int = 0
     """Bits of lama's matrices that hold it without rounding again; 0 if there are none."""
+    halves: tuple[int, int] = (0, 0)
+    """For 4 bits: the byte where a block's weights begin, how many lower halves come before upper ones."""
 
     def dequantize(self, blocks: Array) -> Array:
         """(n, size) of uint8 -> (n, numbers) float32."""
@@ -83,6 +87,15 @@ def _half(blocks: Array, at: int) -> Array:
 def _nibbles(packed: Array) -> Array:
     """Low nibbles, then high ones: (n, b) -> (n, 2 b)."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def _neighbours(packed: Array, width: int) -> Array:
+    """Low nibbles, then high ones, of each `width` bytes as pairs of neighbours; two bytes at a time."""
+    words = np.ascontiguousarray(packed).view("<u2").reshape(-1, width // 2)
+    out = np.empty((len(words), 2, width // 2), np.uint8)
+    for half, nibbles in enumerate((words & 0x0F0F, words >> 4 & 0x0F0F)):
+        out[:, half] = nibbles | nibbles >> 4
+    return out.reshape(packed.shape)
 
 
 def _fifth_bits(packed: Array) -> Array:
@@ -139,8 +152,24 @@ KINDS = {
     1: Kind("F16", 1, 2),
     30: Kind("BF16", 1, 2),
     8: Kind("Q8_0", 32, 34, lambda b: b[:, 2:].view(np.int8), _one_scale, 8),
-    2: Kind("Q4_0", 32, 18, lambda b: _nibbles(b[:, 2:]).view(np.int8) - 8, _one_scale, 4),
-    3: Kind("Q4_1", 32, 20, lambda b: _nibbles(b[:, 4:]), _scale_and_minimum, 4),
+    2: Kind(
+        "Q4_0",
+        32,
+        18,
+        lambda b: _nibbles(b[:, 2:]).view(np.int8) - 8,
+        _one_scale,
+        4,
+        (2, 16),
+    ),
+    3: Kind(
+        "Q4_1",
+        32,
+        20,
+        lambda b: _nibbles(b[:, 4:]),
+        _scale_and_minimum,
+        4,
+        (4, 16),
+    ),
     6: Kind(
         "Q5_0",
         32,
@@ -150,7 +179,15 @@ KINDS = {
         8,
     ),
     7: Kind("Q5_1", 32, 24, lambda b: _nibbles(b[:, 8:]) | _fifth_bits(b[:, 4:8]), _scale_and_minimum, 8),
-    12: Kind("Q4_K", 256, 144, lambda b: _pairs_of_32(b[:, 16:]), _scales_of_k, 4),
+    12: Kind(
+        "Q4_K",
+        256,
+        144,
+        lambda b: _pairs_of_32(b[:, 16:]),
+        _scales_of_k,
+        4,
+        (16, 32),
+    ),
     13: Kind("Q5_K", 256, 176, _q5_k, _scales_of_k, 8),
     14: Kind("Q6_K", 256, 210, _q6_k, _scales_of_q6_k),
 }
@@ -201,6 +238,22 @@ class _Reader:
             got = f"got byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
             raise LamaError(f"{self.source}: {what} must be UTF-8; {got}. {AGAIN}") from None
 
+    def strings(self, n: int, what: str) -> list[str]:
+        """Read n strings; a tokenizer has a hundred thousand."""
+        found: list[str] = []
+        at, end, length = self.at, len(self.data), struct.Struct("<Q").unpack_from
+        with suppress(struct.error, UnicodeDecodeError):
+            while len(found) < n:
+                start = at + 8
+                at = start + length(self.data, at)[0]
+                if at > end:
+                    break
+                found.append(self.data[start:at].decode())
+            else:
+                self.at = at
+                return found
+        return [self.string(what) for _ in range(n)]  # one by one, to say which is wrong
+
     def value(self, kind: int, key: str) -> object:
         """A value of a key."""
         if kind == STRING:
@@ -210,7 +263,7 @@ class _Reader:
             if inner == STRING:
                 self.need(8 * n, key)  # at least a length each
                 self.at -= 8 * n
-                return [self.string(key) for _ in range(n)]
+                return self.strings(n, key)
             if inner in NUMBERS:
                 dtype = np.dtype(NUMBERS[inner][1])
                 start = self.need(n * dtype.itemsize, key)
@@ -361,20 +414,27 @@ def _home(
     size, groups = row_sizes(d_in, kind.bits)
 
     def parts(out: Array) -> Iterator[tuple[Array, Array]]:
-        """Some rows of `out`, and their blocks."""
-        step = max(1, CHUNK // d_in)
+        """Some rows of `out`, and their blocks, which the next ones overwrite."""
+        step = min(rows, max(1, CHUNK // d_in))
+        buffer = np.empty(
+            (step * n, kind.size), np.uint8
+        )  # new memory for each part takes longer than to read
         for row in range(0, rows, step):
-            count = min(step, rows - row) * n
-            data = read_bytes(path, start + row * n * kind.size, count * kind.size)
-            yield out[row : row + count // n], data.reshape(count, kind.size)
+            some = out[row : row + step]
+            blocks = buffer[: len(some) * n]
+            fill_from(path, start + row * n * kind.size, blocks)
+            yield some, blocks
 
     def values() -> Array:
         plain = kind.bits == 4 and not has_minima  # what is in memory is then the integer + 8
-        out = np.full((rows, size), 0x88 if plain else 0, np.uint8)
+        (at, width), used = kind.halves, d_in * kind.bits // 8
+        out = np.empty((rows, size), np.uint8)
+        out[:, used:] = 0x88 if plain else 0
         for some, blocks in parts(out):
-            each = (integers(blocks) + 8 * plain).view(np.uint8).reshape(-1, d_in)
-            packed = each if kind.bits == 8 else each[:, ::2] | each[:, 1::2] << 4
-            some[:, : packed.shape[1]] = packed
+            if kind.bits == 4 and write_pairs(some, blocks, at, width):
+                continue
+            packed = _neighbours(blocks[:, at:], width) if kind.bits == 4 else integers(blocks).view(np.uint8)
+            some[:, :used] = packed.reshape(len(some), -1)
         return out.view(np.int8) if kind.bits == 8 else out
 
     def scales() -> Array:
@@ -387,7 +447,7 @@ def _home(
             return packed.reshape(rows, -1)
         out: Array = np.zeros((rows, 1 + has_minima, groups), np.float16)
         for some, blocks in parts(out):
-            halves = np.ascontiguousarray(blocks[:, : 2 + 2 * has_minima]).view("<f2")
+            halves = blocks.view("<f2")[:, : 1 + has_minima]
             some[:, :, :n] = halves.reshape(-1, n, 1 + has_minima).transpose(0, 2, 1)
         return out.reshape(rows, -1)
 

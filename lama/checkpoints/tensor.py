@@ -10,6 +10,7 @@ import numpy as np
 
 from lama.errors import LamaError, first_line, quoted
 from lama.files import AGAIN, quoted_path
+from lama.kernels.arrays import assign
 from lama.shapes import Array
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -84,7 +85,8 @@ def read_bytes(path: Path, start: int, count: int) -> Array:
 def fill_from(path: Path, start: int, out: Array) -> None:
     """Fill a contiguous array with a file's bytes from `start` on. Raises LamaError if the file is shorter.
 
-    A memory map would count as memory in use.
+    Files are not mapped into memory: weights in a file's small pages are read a quarter more slowly, at an
+    offset that may suit no vector, and a file that is cut short while it is mapped ends the process.
     """
     data, done = out.reshape(-1).view(np.uint8).data, 0
     with explained(path, "file"), open(path, "rb", buffering=0) as file:
@@ -151,6 +153,11 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
     if dtype in FLOATS and tensor.dtype not in FLOATS:
         dtypes = ", ".join(FLOATS)
         raise LamaError(f"weights must be of a float dtype ({dtypes}); got {tensor.dtype} for {name}")
+    if out is None and tensor.read_into is None and tensor.dtype == dtype:
+        out = np.ascontiguousarray(tensor.read())
+        if dtype in FLOATS:
+            check_finite(out, dtype, tensor.name)
+        return out
     if out is None:
         out = np.empty(tensor.shape, NUMPY[dtype])
     for values, view in tensor.parts(out):
@@ -158,7 +165,7 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
             check_finite(values, tensor.dtype, tensor.name)
         if tensor.dtype == dtype:
             if values is not view:
-                view[:] = values
+                assign(view, values)
             continue
         if tensor.dtype == "bfloat16":
             values = bfloat16_to_float32(values)
@@ -170,5 +177,5 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
         if not is_finite(new, dtype):
             got = f"got {np.abs(values).max():.3g} in {name}. Load it as float32 or bfloat16"
             raise LamaError(f"weights must fit {dtype}; {got}")
-        view[:] = new
+        assign(view, new)
     return out

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from lama.cli import AddVerb, machine
+from lama.cli import AddVerb, machine, no_collection
 from lama.cli.sampling import add_sampling, sampling
 from lama.errors import LamaError, UsageError, check_least, first_line, note, quoted
 
@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     check_options(args.max_new_tokens, args.seed, ())
     check_least("context", args.context, 1)
     machine.use(args)
-    from lama.checkpoints import load_causal
-    from lama.generation.chat import Conversation
+    with no_collection():
+        from lama.checkpoints import load_causal
+        from lama.generation.chat import Conversation
 
-    model, tokenizer = load_causal(args.model, **machine.loading(args))
+        model, tokenizer = load_causal(args.model, **machine.loading(args))
     if args.verbose:
         note(machine.about(args.model, model))
     options = sampling(args, model.sampling)

@@ -13,12 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from lama.cli import AddVerb
-from lama.errors import LamaError, first_line, quoted
+from lama.errors import LamaError, UsageError, first_line, quoted
 from lama.files import quoted_path
 
 TINYGRAD = ("DEV", "JIT", "DEBUG", "BEAM", "PARALLEL", "DEFAULT_FLOAT", "CACHELEVEL", "CACHEDB")
@@ -33,11 +32,20 @@ class Line(NamedTuple):
 
 
 def add_parser(add_verb: AddVerb) -> None:
-    add_verb("doctor", run, __doc__)
+    parser = add_verb("doctor", run, __doc__)
+    parser.add("--start", "show where the time from a process's start to its first token goes instead")
+    parser.add("-m, --model MODEL", "the model to start, for --start (default: as for lama generate)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the result of every check, then the problems; returns 1 if there are any."""
+    if args.start:
+        from lama.cli.start import start_table
+
+        print(start_table(args.model))
+        return 0
+    if args.model is not None:
+        raise UsageError("-m names the model for --start; give both, or neither")
     problems: dict[str, str] = {}
     for check in (machine, packages, caches, compiler, device, kernel, weights):
         topic = check.__name__
@@ -94,6 +102,8 @@ def machine() -> Iterator[Line]:
 
 def packages() -> Iterator[Line]:
     """Compare the versions of lama's dependencies with its pins."""
+    from importlib import metadata  # late: it loads all that reads e-mails
+
     from lama.runtime.release import TESTED
 
     try:
@@ -139,7 +149,7 @@ def cache(what: str, path: Path, advice: str = "") -> Line:
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     writable = can_write(folder) and (not is_file or os.access(path, os.W_OK))
-    n_bytes = os.path.getsize(path) if is_file else folder_bytes(path)
+    n_bytes = bytes_at(path)
     size = f"{n_bytes / 1e6:.1f} MB" if n_bytes else "empty"
     text = f"{what}: {quoted_path(path)}, {size}, {'writable' if writable else 'not writable'}"
     problem = "" if writable else f"the cache must be writable; got {quoted_path(path)}. {advice}"
@@ -149,10 +159,10 @@ def cache(what: str, path: Path, advice: str = "") -> Line:
     return Line(text, problem)
 
 
-def folder_bytes(folder: Path) -> int:
-    """The bytes of a folder's files; 0 where there is no folder."""
-    paths = folder.rglob("*") if os.path.isdir(folder) else ()
-    return sum(path.stat().st_size for path in paths if path.is_file())
+def bytes_at(path: Path) -> int:
+    """The bytes of a file, or of a folder's files; 0 where there is neither."""
+    paths = path.rglob("*") if os.path.isdir(path) else (path,)
+    return sum(os.path.getsize(each) for each in paths if os.path.isfile(each))
 
 
 def can_write(folder: Path) -> bool:
@@ -226,7 +236,7 @@ def weights() -> Iterator[Line]:
     for name in ("gpt2", "smollm2", EMBEDDED):
         try:
             found = find(name, offline=True)
-            yield Line(f"{name}: {found.path}, {folder_bytes(found.path) / 1e6:.1f} MB")
+            yield Line(f"{name}: {found.path}, {bytes_at(found.path) / 1e6:.1f} MB")
         except NotFound:
             if name == EMBEDDED:
                 yield Line(f"{name}: missing", f"the bundled model {name} is missing. Reinstall lama")

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lama.cli import AddVerb, exit_code, machine
+from lama.cli import AddVerb, exit_code, machine, no_collection
 from lama.cli.sampling import add_sampling, sampling
 from lama.errors import LamaError, UsageError, check_least, note, quoted
 
@@ -60,18 +60,19 @@ def run(args: argparse.Namespace) -> int:
     stops = [read_escapes(args, "--stop", text) for text in args.stop or ()]
     check_least("num_samples", args.num_samples, 1)
     check_least("context", args.context, 1)
-    from lama.generation import check_options, generate
-    from lama.generation.decoder import context_of
-    from lama.generation.engine import WINDOW
+    with no_collection():
+        from lama.generation import check_options, generate
+        from lama.generation.decoder import context_of
+        from lama.generation.engine import WINDOW
 
-    # Checked before a model is loaded or downloaded.
-    check_options(args.max_new_tokens, args.seed, stops)
-    sampling(args)
-    machine.use(args)
+        # Checked before a model is loaded or downloaded.
+        check_options(args.max_new_tokens, args.seed, stops)
+        sampling(args)
+        machine.use(args)
 
-    started = time.perf_counter()
-    name, model, tokenizer = load_model(args)
-    load_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        name, model, tokenizer = load_model(args)
+        load_seconds = time.perf_counter() - started
     if args.verbose:
         note(f"{machine.about(name, model)}, loaded in {load_seconds:.2f} s")
     options = sampling(args, model.sampling)

@@ -11,11 +11,13 @@ from tinygrad.nn.state import get_parameters, get_state_dict
 from lama.errors import UsageError
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
-from lama.runtime.buffers import from_array, host_array, is_on_host, read
+from lama.runtime.buffers import from_array, host_array, is_on_host, read, use_large_pages_for
 from lama.runtime.replay import CachedStep, code_digest
 from lama.shapes import Array
+from lama.timing import timed
 
 SMALLEST_BUCKET = 16
+LONG = 2048  # tokens of a row from which on looking up small pages costs more than making large ones
 Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
 MOST_NUMBERS = (
     1 << 28
@@ -87,8 +89,10 @@ class Runner:
         self.context = context_of(model, context)
         self.tokens = np.zeros((batch, self.context), np.int32)
         """The tokens that each row holds; behind these, any."""
-        self.cache = model.new_cache(batch, self.context)
+        with timed("the KV cache"):
+            self.cache = model.new_cache(batch, self.context)
         self._steps: dict[tuple[Result, int, int], Step] = {}
+        self._has_long_rows = False
 
     def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
         """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
@@ -119,7 +123,9 @@ class Runner:
         # Keys and values of the padding lie behind all tokens: later ones overwrite them before a query sees
         # them. So do those of rows that are fed only to fill a batch.
         wanted = next((b for b in self.sizes if b >= n), self.batch) if T == 1 else n
-        others = np.setdiff1d(np.arange(self.batch), rows)[: wanted - n]
+        is_other = np.ones(self.batch, bool)
+        is_other[rows] = False
+        others = np.flatnonzero(is_other)[: wanted - n]
         self.positions[others] = np.minimum(self.positions[others], self.context - size)
         fed = np.concatenate([rows, others])
         if len(fed) == self.batch:
@@ -130,9 +136,14 @@ class Runner:
             inputs["rows"] = fed
         if result == "last" and size > 1:
             inputs["last"] = self.positions[fed] - begins + T - 1
-        logits = self._step(result, len(fed), size)(**inputs)
+        step = self._step(result, len(fed), size)
+        with timed("prefill and the first token"):
+            logits = step(**inputs)
         places = rows if len(fed) == self.batch else np.arange(n)
         self.positions[rows] = starts + (T if counted is None else counted)
+        if not self._has_long_rows and self.positions.max() >= LONG:
+            self._has_long_rows = True
+            use_large_pages_for(*self.cache.keys, *self.cache.values)
         if result == "every":
             logits = logits.reshape(len(fed), size, -1)
             first = starts - begins[places]
@@ -190,7 +201,8 @@ class Runner:
                 inputs["rows"] = (batch,)
             if result == "last" and size > 1:
                 inputs["last"] = (batch,)
-            self._steps[key] = self._new_step(result, inputs)
+            with timed("building or loading the captured step"):
+                self._steps[key] = self._new_step(result, inputs)
         return self._steps[key]
 
     def _new_step(self, result: Result, inputs: dict[str, tuple[int, ...]]) -> Step:

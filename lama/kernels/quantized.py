@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tinygrad import Tensor, dtypes
 
+from lama.kernels.arrays import write_transposed
 from lama.runtime.internals import DType
 from lama.runtime.kernel import Macros, is_fast, make_kernel, slices_for
 from lama.shapes import Array
@@ -131,7 +132,7 @@ def _side_by_side(rows: Array, unit: int) -> Array:
     out, (_, width) = np.empty_like(units), units.shape
     for start, stop, height in _tiles(len(rows)):
         tiles = units[start:stop].reshape(-1, height, width)
-        out[start:stop].reshape(-1, width, height)[:] = tiles.transpose(0, 2, 1)
+        write_transposed(out[start:stop].reshape(-1, width, height), tiles)
     return out.view(rows.dtype)
 
 

@@ -3,20 +3,16 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from lama.errors import LamaError, UsageError, first_line, quoted
 from lama.runtime.buffers import use_large_pages
 from lama.runtime.compiler import ensure_compiler, explain
-from lama.runtime.internals import diskcache_get, diskcache_put
+from lama.runtime.opening import is_loadable, quick_opening
 from lama.runtime.release import is_tested
+from lama.timing import timed
 
-TABLE = "lama_cpu_helpers"  # in tinygrad's cache
 FASTER = ("METAL", "AMD", "NV", "CUDA")
 """tinygrad's devices that are known to be faster than lama's kernels on the CPU."""
 _reason = "named by DEV"
@@ -31,7 +27,8 @@ def open_device() -> None:
         choose_device()
         return Device.DEFAULT
 
-    _open(choose)
+    with timed("opening the device"):
+        _open(choose)
 
 
 def choose_device() -> None:
@@ -71,7 +68,6 @@ def device_reason() -> str:
 
 def _signs_of_faster() -> bool:
     """Whether one of `FASTER` may be here: macOS, device files, PCI and USB vendors, NVIDIA's library."""
-    from tinygrad.runtime.support.c import DLL
 
     def holds(file: Path, values: tuple[str, ...]) -> bool:
         try:
@@ -85,30 +81,8 @@ def _signs_of_faster() -> bool:
         or any(map(os.path.exists, ("/dev/kfd", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")))
         or any(holds(file, ("0x1002", "0x10de")) for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
         or any(holds(file, ("add1", "3801")) for file in Path("/sys/bus/usb/devices").glob("*/idVendor"))
-        or DLL.findlib("cuda", ["cuda"]) is not None
+        or is_loadable("libcuda.so.1")
     )
-
-
-@contextmanager
-def _kept_helpers() -> Iterator[None]:
-    """Within it, opening the CPU device takes its four helper programs from the cache: saves 0.35 s."""
-    if not is_tested():
-        yield
-        return
-    from tinygrad.runtime import ops_cpu
-
-    lower = ops_cpu.do_to_program
-
-    def kept(sink: Any, renderer: Any) -> Any:
-        key = f"{sink.arg.name} {renderer.target!r} {version('tinygrad')}"
-        elf = diskcache_get(TABLE, key) or diskcache_put(TABLE, key, lower(sink, renderer).to_elf())
-        return SimpleNamespace(to_elf=lambda: elf)
-
-    ops_cpu.do_to_program = kept
-    try:
-        yield
-    finally:
-        ops_cpu.do_to_program = lower
 
 
 def use_device(name: str) -> None:
@@ -155,7 +129,7 @@ def _open(choose: Callable[[], str], asked: str | None = None) -> None:
         ensure_compiler()
         if name.split(":")[0].upper() in STORAGE:
             raise ValueError("it stores and does not compute")
-        with _kept_helpers():
+        with quick_opening(name):
             Device[name]
         use_large_pages(Device.canonicalize(name))
     except LamaError:

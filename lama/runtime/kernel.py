@@ -4,8 +4,10 @@ A kernel is a C function of buffers. Macros fix all its sizes, so that the compi
 loop. `is_fast` says where kernels are used; everywhere else their plain twins in `lama.ops` run.
 """
 
+import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,15 +15,17 @@ from typing import Protocol, runtime_checkable
 
 from tinygrad import Device, Tensor, UOp, dtypes
 
+from lama.runtime.buffers import empty
 from lama.runtime.internals import AddrSpace, Estimates, KernelInfo, Ops, ProgramInfo, is_tested
 from lama.runtime.strides import materialise
-from lama.runtime.threads import use_all_cores
+from lama.runtime.threads import load_c, use_all_cores
 
 SLICE = 20_000  # nanoseconds, the least that a slice may take
 MOST_SLICES = 64
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
 """The types of the numbers that kernels read; they compute in float32."""
 Macros = dict[str, str | int]
+_compiling = threading.Lock()
 Gradients = tuple[UOp | None, ...]
 Gradient = Callable[[UOp, UOp], Gradients]
 
@@ -63,7 +67,7 @@ class Kernel:
         `gradient` gets the result's gradient and the call, and returns None for the result and a gradient or
         None for each input: see `inputs_of`. It must be one object for equal kernels.
         """
-        out = Tensor.empty(*shape, dtype=dtypes.float32, device=inputs[0].device)
+        out = empty(*shape, device=str(inputs[0].device))
         return self.into([out], *inputs, gradient=gradient)[0]
 
     def into(
@@ -139,6 +143,30 @@ def is_fast(*tensors: Tensor) -> bool:
 def are_fast_floats(*tensors: Tensor) -> bool:
     """`is_fast`, and all are float32."""
     return all(t.dtype == dtypes.float32 for t in tensors) and is_fast(*tensors)
+
+
+def native(file: str, **macros: str | int) -> Callable[..., None] | None:
+    """The C function of a file in lama/kernels, called with addresses and integers outside of any graph.
+
+    Other Python threads run beside it. None where `is_fast` would be False for tensors on the default device.
+    """
+    if Device.DEFAULT != "CPU" or not is_tested() or _reference() or not _compiles_c("CPU"):
+        return None
+    with _compiling:
+        return _native(file, tuple(macros.items()))
+
+
+@functools.cache
+def _native(file: str, macros: tuple[tuple[str, str | int], ...]) -> Callable[..., None]:
+    name = f"lama_{file.removesuffix('.c')}"
+    text = resources.files("lama.kernels").joinpath(file).read_text("utf-8")
+    lines = [f"#define {key} {value}\n" for key, value in (("NAME", name), *macros)]
+    program = load_c("".join([*lines, text]), name)
+
+    def function(*arguments: int) -> None:
+        program.fxn(*map(ctypes.c_int64, arguments))
+
+    return function
 
 
 def of_kernel(result: Tensor | None) -> Tensor:

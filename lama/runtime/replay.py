@@ -10,7 +10,6 @@ import functools
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +35,7 @@ from lama.runtime.internals import (
     resolve_params,
 )
 from lama.runtime.kernel import is_fast
+from lama.runtime.release import installed
 from lama.runtime.threads import call_words, run_calls, threads
 from lama.shapes import Array
 
@@ -220,7 +220,7 @@ def code_digest() -> str:
     package = Path(__file__).parent.parent
     code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     settings = {key: variable.value for key, variable in ContextVar._cache.items()}
-    return digest(repr([[digest(c) for c in code], version("tinygrad"), settings, cpu_model()]).encode())
+    return digest(repr([[digest(c) for c in code], installed(), settings, cpu_model()]).encode())
 
 
 def cpu_model() -> str:

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ FUNCTIONS = (
 
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def threads() -> int:
@@ -72,6 +74,23 @@ def on_threads(work: Callable[[T], object], items: Iterable[T], most: int = 64) 
             list(map(work, items))
 
 
+def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results of `work`, in order; a few of them are computed ahead, on threads."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads()) as executor:
+        for item in items:
+            try:
+                pending.append(executor.submit(work, item))
+            except RuntimeError:  # can't start new thread
+                while pending:
+                    yield pending.popleft().result()
+                yield work(item)
+            if len(pending) > threads():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def use_all_cores(device: str) -> None:
     """Let this CPU device run its programs on the pool, and its captured steps as call lists."""
     cpu = device_of(device)
@@ -87,7 +106,9 @@ class ThreadPool:
         self._memory = ctypes.create_string_buffer(16384)
         words = (ctypes.c_uint64 * 2048).from_buffer(self._memory)
         self._at = (ctypes.addressof(words) + 63) // 64 * 64
-        self._run, worker = _program("lama_run", 0), _program("lama_worker", 1)
+        text = resources.files("lama.runtime").joinpath("threads.c").read_text("utf-8")
+        self._run = load_c(f"#define WORKER 0\n{text}", "lama_run")
+        worker = load_c(f"#define WORKER 1\n{text}", "lama_worker")
         state = (ctypes.c_uint64 * 11).from_address(self._at)
         self._alone = (ctypes.c_uint64 * 2).from_address(self._at + 8 * len(state))
         mutex, condition = self._at + 8192, self._at + 8704
@@ -134,11 +155,10 @@ def run_calls(words: "ctypes.Array[ctypes.c_uint64]", starts: list[int]) -> None
         run(at + 8 * starts[first], min(CHUNK, n - first))
 
 
-def _program(name: str, worker: int) -> Program:
-    """A function of threads.c, compiled and loaded as kernels are. A kernel's file holds one function."""
-    device, text = device_of("CPU"), resources.files("lama.runtime").joinpath("threads.c").read_text("utf-8")
-    code = device.compiler.compile_cached(f"#define WORKER {worker}\n{text}")
-    return load_program(TinyELF(code, name, device.renderer.target, ()))
+def load_c(source: str, name: str) -> Program:
+    """The function of a C file, compiled and loaded as kernels are: outside of any graph."""
+    device = device_of("CPU")
+    return load_program(TinyELF(device.compiler.compile_cached(source), name, device.renderer.target, ()))
 
 
 def call_words(program: Program, slices: int, arguments: list[int]) -> list[int]:

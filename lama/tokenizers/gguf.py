@@ -3,7 +3,6 @@
 Source: ggml-org/llama.cpp, src/llama-vocab.cpp.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from lama.files import checked, field, parse_json
 from lama.tokenizers.base import TableTokenizer, Tokenizer
 from lama.tokenizers.chat_template import template_of
 from lama.tokenizers.export import huggingface_files
-from lama.tokenizers.huggingface import tokenizer_of_files
+from lama.tokenizers.huggingface import JsonFiles, tokenizer_of_files
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # values of token_type
 RULE = "a tokenizer must be byte-level BPE with a pre-tokenizer of GGUF to be written as GGUF"
@@ -123,8 +122,8 @@ def tokenizer_of_keys(keys: Mapping[str, object], source: str, folder: Path) -> 
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
         config["chat_template"] = template
-    files = {"tokenizer.json": spec, "tokenizer_config.json": config}
-    return tokenizer_of_files({name: json.dumps(each).encode() for name, each in files.items()}, folder, "")
+    files = JsonFiles({"tokenizer.json": spec, "tokenizer_config.json": config})
+    return tokenizer_of_files(files, folder, "")
 
 
 def _template(

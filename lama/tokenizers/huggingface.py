@@ -5,9 +5,11 @@ Source: transformers 5, tokenization_utils_base.py and tokenization_utils_tokeni
 fixed, or options of tokenizer_config.json.
 """
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from lama.errors import LamaError, quoted
@@ -77,8 +79,29 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {name: read_file(folder / name) for name in TOKENIZER_FILES if os.path.exists(folder / name)}
 
 
+class JsonFiles(Mapping[str, bytes]):
+    """Objects as JSON files, each written when it is read."""
+
+    def __init__(self, objects: Mapping[str, dict[str, object]]):
+        self.objects = objects
+
+    def __getitem__(self, name: str) -> bytes:
+        return json.dumps(self.objects[name]).encode()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.objects
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.objects)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+
 def _object(files: Mapping[str, bytes], folder: Path, name: str) -> dict[str, object]:
     """The object in a file; an empty one without the file."""
+    if isinstance(files, JsonFiles):
+        return dict(files.objects.get(name, {}))
     source = quoted_path(folder / name)
     return checked(parse_json(files[name], source), dict, source) if name in files else {}
 
@@ -141,12 +164,19 @@ def tokenizer_of_files(
     if "eos_token" in chosen:
         end = next(iter(of_role("eos")), None)
     pipeline = Pipeline(model, normalizer, split, tokens, option("split_special_tokens"), source)
-    saved = {f"{SAVED_IN}/{name}": content for name, content in files.items()}
+    saved = _saved(files)
     own_spec = {"kind": "huggingface"} | ({"class": of_class} if grow else {})
     common = Common(end, frame, own_spec, saved)
     if model.type == "WordPiece":
         return WordPieceTokenizer.of(pipeline, common)
     return _byte_pairs(pipeline, common)
+
+
+def _saved(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """The files under the names that `save` gives them."""
+    if isinstance(files, JsonFiles):
+        return JsonFiles({f"{SAVED_IN}/{name}": each for name, each in files.objects.items()})
+    return {f"{SAVED_IN}/{name}": content for name, content in files.items()}
 
 
 def _without_flags(fields: Mapping[str, object]) -> dict[str, object]:
@@ -198,7 +228,9 @@ def _model(
             raise _refused(f"model.{name}", "be off", model[name], source)
     steps = (*_types(spec.get("pre_tokenizer")), *_types(spec.get("normalizer")))
     is_bytes = bool(of_class) or not (switches["byte_fallback"] or "Metaspace" in steps)
-    merges = list(_merges(field(model, "merges", list, source), vocab, source, is_bytes))
+    merges = field(model, "merges", list, source)
+    if not _are_plain(merges, vocab, is_bytes):
+        merges = list(_merges(merges, vocab, source, is_bytes))
     return of_class, TokenModel("BPE", vocab, unknown, merges, {} if of_class else switches)
 
 
@@ -212,6 +244,8 @@ def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | Libra
     if "ByteLevel" not in types:
         raise _refused("pre_tokenizer", "be ByteLevel", ", ".join(_types(steps)) or "null", pipeline.source)
     split = steps if isinstance(steps, dict) else {}
+    if split.get("type") != "ByteLevel" or pipeline.normalizer is not None:
+        return LibraryTokenizer(pipeline, common)
     last = {token.content: token for token in pipeline.added}
     spelled = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
     ids = [vocabulary.get(token, -1) for token in spelled]
@@ -220,9 +254,7 @@ def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | Libra
     if (
         len(flags) > len(last)
         or any(token.single_word for token in pipeline.added)
-        or pipeline.normalizer is not None
         or pipeline.split_special
-        or split.get("type") != "ByteLevel"
         or split.get("use_regex", True) is not True
         or (-1 in ids and model.unk_token in vocabulary)
         or (unmerged and model.options.get("ignore_merges"))
@@ -232,6 +264,20 @@ def _byte_pairs(pipeline: Pipeline, common: Common) -> BytePairTokenizer | Libra
     own_ids = None if ids == list(range(len(ids))) else ids  # often the ranks: then nothing is looked up
     prefix, added = bool(split.get("add_prefix_space", True)), list(last.values())
     return BytePairTokenizer(ranks_of(merges), added, common, own_ids, unmerged, prefix)
+
+
+def _are_plain(merges: Sequence[object], vocabulary: Mapping[str, int], is_bytes: bool) -> bool:
+    """Whether every merge is a text as `_merges` yields it. False may also mean that one is wrong."""
+    texts = [merge for merge in merges if type(merge) is str]
+    letters = {*byte_alphabet(), " "} if is_bytes else set("".join(texts))
+    pairs = [merge.split(" ") for merge in texts]
+    return (
+        len(texts) == len(merges)
+        and "" not in vocabulary
+        and letters.issuperset("".join(texts))
+        and all(map(vocabulary.__contains__, chain.from_iterable(pairs)))
+        and all(len(pair) == 2 and pair[0] + pair[1] in vocabulary for pair in pairs)
+    )
 
 
 def _merges(

@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from lama.errors import LamaError, first_line, quoted
@@ -63,17 +64,14 @@ class LibraryTokenizer(TableTokenizer):
         added = {token.id: token.content for token in pipeline.added}
         self.vocabulary = {i: token for token, i in model.vocab.items()} | added
         """Each id's token, as the files write it."""
-        table: dict[int, bytes] = {}
         if of_pieces:
-            table = {i: _piece(token) for i, token in self.vocabulary.items()}
+            spelled = SpelledTokens(self.vocabulary, _piece)
         elif model.type == "BPE":
-            table = {i: spell(token) for i, token in self.vocabulary.items()}
-            table |= {i: token.encode() for i, token in added.items()}
+            spelled = SpelledTokens(self.vocabulary, spell, added)
         else:
             prefix = str(model.options["continuing_subword_prefix"])
-            for i, token in self.vocabulary.items():
-                table[i] = (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
-        super().__init__(table, common)
+            spelled = SpelledTokens(self.vocabulary, partial(_word_or_rest, prefix))
+        super().__init__(spelled, common)
         self.added = pipeline.added
         self._missing = -1
         letters = byte_alphabet().keys()
@@ -108,9 +106,8 @@ class LibraryTokenizer(TableTokenizer):
             raise LamaError(f"{rule}; got {quoted(growth)} in {source}")
         model = replace(self._model, vocab=vocab).to_json()
         with _refusing(f"{source} cannot be read"):
-            return Tokenizer.from_str(
-                json.dumps({"model": model, "added_tokens": [vars(token) for token in added], **steps})
-            )
+            whole = {"model": model, "added_tokens": [vars(token) for token in added], **steps}
+            return Tokenizer.from_str(json.dumps(whole, ensure_ascii=False))
 
     def _ids(self, text: str, added: bool) -> list[int]:
         if not added and self._plain is None:
@@ -124,6 +121,34 @@ class LibraryTokenizer(TableTokenizer):
             unknown = bytes([byte for byte in text[start:end].encode() if byte not in known])
             raise missing_byte(unknown[:1], text)
         return ids
+
+
+class SpelledTokens(Mapping[int, bytes]):
+    """The bytes of each id, spelled when they are first asked for: to start, a text needs few."""
+
+    def __init__(
+        self, vocabulary: Mapping[int, str], spelling: Callable[[str], bytes], texts: Collection[int] = ()
+    ):
+        """`texts`: ids whose tokens are their own text."""
+        self._vocabulary, self._spelling, self._texts = vocabulary, spelling, texts
+        self._known: dict[int, bytes] = {}
+
+    def __getitem__(self, i: int) -> bytes:
+        if i not in self._known:
+            token = self._vocabulary[i]
+            self._known[i] = token.encode() if i in self._texts else self._spelling(token)
+        return self._known[i]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._vocabulary)
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+
+def _word_or_rest(prefix: str, token: str) -> bytes:
+    """The bytes of a token of WordPiece: a word has a space before it, the rest of one a prefix instead."""
+    return (token[len(prefix) :] if token.startswith(prefix) else f" {token}").encode()
 
 
 def _growth(step: Json) -> int:
