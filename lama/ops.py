@@ -33,7 +33,8 @@ def matmul(
     """a · b + bias over the last two axes: (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
-    dtype; a b of half precision is widened as it is read. A quantised b has the axes (N, K) and needs
+    dtype; a b of half precision is widened as it is read. With a b of bfloat16, a is rounded to it, as some
+    processors multiply these faster; sums stay float32. A quantised b has the axes (N, K) and needs
     `transpose_b`; the rows of a are then rounded by `round_activations` if `b.rounds`. Raises ValueError for
     inner sizes that differ.
     """
@@ -47,6 +48,8 @@ def matmul(
     if isinstance(b, Quantized):
         return matmul(round_activations(a) if b.rounds else a, dequantize(b), transpose_a, transpose_b, bias)
     low = reduced_precision()  # bfloat16 in mixed precision, else None
+    if low is None and b.dtype == dtypes.bfloat16:
+        a = a.cast(b.dtype).contiguous().cast(a.dtype)  # without contiguous the casts would cancel
     a, b = a.cast(low or a.dtype), b.cast(low or a.dtype)
     a = a.transpose(-2, -1) if transpose_a else a
     b = b.transpose(-2, -1) if transpose_b else b

@@ -454,7 +454,7 @@ def peak_share(speeds: Sequence[float], limits: Sequence[Answer]) -> str:
     if None in peaks:
         return ""
     shares = [speed * limits[0]["operations"] / peak for speed, peak in zip(speeds, peaks, strict=True)]
-    unit = "GFLOP/s" if limits[0]["bits"] == 32 else "GOP/s"
+    unit = "GOP/s" if limits[0]["bits"] == 8 else "GFLOP/s"
     return f"{median(shares):.0%} of {median(peaks) / 1e9:.0f} {unit}"
 
 

@@ -84,10 +84,14 @@ class Lama:
 
     def limits(self, length: int) -> Answer:
         """The bounds of the speed of a token, and of a prompt of `length`; the size of the vocabulary."""
+        from tinygrad import dtypes
+
         from lama.kernels.peak import peak_flops
         from lama.models.quantized import dtype_of
 
-        bits = 32 if dtype_of(self.model) is None else 8
+        bits = 8 if dtype_of(self.model) else 32
+        if bits == 32 and self.model.embed.weight.dtype == dtypes.bfloat16:
+            bits = 16
         found = {"bytes_read": bytes_read(self.model), "operations": operations(self.model, length)}
         found |= {"peak_flops": peak_flops("CPU", bits), "bits": bits}
         return found | {"vocab_size": self.model.config.vocab_size}

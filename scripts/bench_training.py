@@ -360,7 +360,7 @@ def measure_steps(
                 next(trainer)
                 took.append((time.perf_counter() - began) * 1e3)
             found[library].append(median(took))
-        peaks.append(peak_flops("CPU"))
+        peaks.append(peak_flops("CPU", 16 if config.precision == "bfloat16" else 32))
         each = ", ".join(f"{library} {ms[-1]:.1f} ms" for library, ms in found.items())
         peak = f"; peak {peaks[-1] / 1e9:.0f} GFLOP/s" if peaks[-1] else ""
         say(f"{name}: round {i + 1} of {rounds}: {each}{peak}")

@@ -37,6 +37,12 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
+def rounded(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, ties to even, as float64."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(float)
+
+
 def fill(module: Any, seed: int = 0) -> Arrays:
     """Draw every parameter from N(0, 0.25), biases and norm weights too, and return them by name."""
     values = {

@@ -1,5 +1,6 @@
 """`lama train`: what it prints, what it refuses, how it is stopped and goes on."""
 
+import importlib
 import io
 import json
 import math
@@ -131,6 +132,15 @@ def test_train_exits_1_when_counting_is_better(run, bare, cats, out):
     assert code == 1
     assert err.splitlines()[-1].startswith("lama: the trained model must beat the bigram baseline; got ")
     assert "Traceback" not in err and "saved in" in text and (out / "config.json").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_precision_bfloat16_says_where_it_is_no_faster(run, bare, cats, out, monkeypatch, there):
+    kernels = importlib.import_module("lama.kernels.matmul")  # the package has a function of this name
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda device: there)
+    flags = ("--steps", 1, *RUN_FLAGS, "--precision", "bfloat16")
+    _, _, err = run("--corpus", cats, "--out", out, *flags)
+    assert ("no instruction multiplies bfloat16 here" in err) != there
 
 
 def test_standard_error_has_plain_lines_where_it_is_no_terminal(run, bare, cats, out):

@@ -131,7 +131,9 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     program._program.cache_clear()
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("gemma3", "float32"), ("llama", "int8"), ("gpt2", "int4")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("gemma3", "float32"), ("llama", "bfloat16"), ("llama", "int8"), ("gpt2", "int4")]
+)
 def test_logits_and_cache_have_the_same_bits_on_narrower_machines(narrow, name, dtype):
     model = make(name, dtype)
     whole = in_chunks(model, jit=False)

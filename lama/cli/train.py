@@ -51,6 +51,7 @@ def add_parser(add_verb: AddVerb) -> None:
 
 def introduce(session: "Run", args: argparse.Namespace) -> None:
     from lama.data import batch
+    from lama.kernels.matmul import multiplies_bfloat16
     from lama.models.registry import describe
 
     config, model, tokenizer, tokens = session.config, session.model, session.tokenizer, session.tokens
@@ -69,8 +70,9 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     else:
         print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out")
         print(describe(model))
-    if config.precision != "float32" and str(model.embed.weight.device).startswith("CPU"):
-        note(f"{config.precision} is for a GPU: a CPU is faster in float32, with lama's own kernels")
+    device = str(model.embed.weight.device)
+    if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
+        note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
     if args.size:
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
         print(f"chosen for {args.size} parameters: {' '.join(words)}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.dropout import threshold
-from lama.kernels.matmul import reduced_precision
 from lama.runtime.kernel import (
     C_TYPES,
     Gradient,
@@ -126,7 +125,6 @@ def _supports(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> bool:
         and k.shape[-2] == v.shape[-2]
         and max(int(q.shape[-1]), int(v.shape[-1])) <= WIDEST
         and all(t.shape in ((1, 1, 1, k.shape[-2]), (q.shape[0], 1, 1, k.shape[-2])) for t in extras)
-        and reduced_precision() is None
     )
 
 

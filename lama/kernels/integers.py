@@ -7,10 +7,19 @@ everywhere; without such an instruction, and on other devices, the rounded numbe
 
 import functools
 
-from tinygrad import Device, Tensor, UOp, dtypes
+from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.quantized import GROUP, Quantized
-from lama.runtime.kernel import Gradient, Gradients, Kernel, Macros, are_fast_floats, make_kernel, slices_for
+from lama.runtime.kernel import (
+    Gradient,
+    Gradients,
+    Kernel,
+    Macros,
+    are_fast_floats,
+    finds_instruction,
+    make_kernel,
+    slices_for,
+)
 from lama.runtime.strides import shape_of
 from lama.runtime.threads import threads
 
@@ -74,10 +83,4 @@ def _straight_through(grad: UOp, call: UOp) -> Gradients:
 @functools.cache
 def multiplies_integers(device: str) -> bool:
     """Whether this CPU device's compiler has the processor's instruction for it: its output says so."""
-    compiler = Device[device].compiler
-    if compiler is None:
-        return False
-    mark = "lama: integers"
-    source = Kernel("probe", "integers.h", ()).source()
-    source += f'\n#ifdef DOT\nconst char probe[] = "{mark}";\n#endif\n'
-    return mark.encode() in compiler.compile_cached(source)
+    return finds_instruction(device, "integers.h", "DOT")

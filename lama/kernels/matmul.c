@@ -1,7 +1,8 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS +
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
-// FACTOR, c is multiplied by `factors`, (M, N).
+// FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
+// along k may then be a pair: see bfloat16.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -24,7 +25,7 @@ enum {
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
   // A copy of a that is made k by k must fit the first cache beside the panel's rows.
-  DEPTH = AKS == 1 ? SUMMED(K) : EQUAL_PIECE(K, 128, V),
+  DEPTH = AKS == 1 ? SUMMED(LANES) : EQUAL_PIECE(LANES, 128, V),
   // Columns of w at a time: they are on the stack, and some threads have 512 kB.
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,
   WIDTH = EQUAL_PIECE(N, PANEL, COLUMNS),
@@ -37,9 +38,9 @@ enum {
 #define SMALL 8192  // floats that stay in the first cache
 #define SIZE(rows, columns) (1L * (rows) * (columns))
 #define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
-#define A_IN_PLACE (SIZE(M, K) <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(SIZE(M, K))))
+#define A_IN_PLACE (!BFLOAT16 && (SIZE(M, K) <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(SIZE(M, K)))))
 #define K_BY_K (A_IN_PLACE && AKS != 1 && SIZE(M, K) > SMALL)
-#define W_IN_PLACE (WNS == 1 && SIZE(N, K) <= SMALL && N % COLUMNS == 0 && !W_NARROW)
+#define W_IN_PLACE (WNS == 1 && SIZE(N, K) <= SMALL && N % COLUMNS == 0 && !W_NARROW && !BFLOAT16)
 #if A_IN_PLACE
 #define A_ROW AMS
 #define A_STEP AKS
@@ -69,7 +70,10 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k)
     __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP);
     __builtin_prefetch(a + (long)(k + AHEAD) * A_STEP + ROWS - 1);
   }
-  EACH(i, rows) EACH(j, VECTORS) sums[i][j] += a[(long)i * A_ROW + k * A_STEP] * row[j];
+  EACH(i, rows) {
+    vec x = a[(long)i * A_ROW + k * A_STEP];
+    EACH(j, VECTORS) sums[i][j] = MULTIPLY_ADD(sums[i][j], x, row[j]);
+  }
 }
 
 // Turn complete sums into `rows` rows of c, `columns` of each. The sums are not in c: reading and writing in
@@ -141,64 +145,61 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
     tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
 
-// Transpose V columns of w, V long, to rows COLUMNS apart.
+// Transpose V columns of w, V lanes long, to rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {
   const WEIGHT *from[V];
   vec x[V];
+#if BFLOAT16
+  EACH(i, V) x[i] = ALONG(w + (long)i * WNS, V * PER_LANE);
+  transpose_vecs(x);
+#else
   EACH(i, V) from[i] = w + (long)i * WNS;
   load_transposed(x, from);
+#endif
   EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
 
-// Pack `width` columns of w k by k, COLUMNS at a time, with zeros after the last. Where memory has them k by
-// k it is read in that order: rows that are far apart are slow.
-PART void pack_w(output to, const WEIGHT *restrict w, int depth, int width) {
+// Pack `width` columns of w lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of each. Where
+// memory has them k by k it is read in that order: rows that are far apart are slow.
+PART void pack_w(output to, const WEIGHT *restrict w, int numbers, int width) {
 #if WNS == 1
-  for (int k = 0; k < depth; k++)
-    for (int n = 0; n < width; n += COLUMNS) {
-      float *row = to + n * DEPTH + k * COLUMNS;
-      if (n + COLUMNS <= width)
-        EACH(j, VECTORS) store(row + j * V, load(w + (long)k * WKS + n + j * V));
-      else
-        for (int j = 0; j < COLUMNS; j++) row[j] = n + j < width ? load1(w + (long)k * WKS + n + j) : 0;
-    }
+  for (int k = 0; k < numbers; k += PER_LANE)
+    for (int n = 0; n < UP(width, COLUMNS); n += V)
+      store(to + n / COLUMNS * COLUMNS * DEPTH + k / PER_LANE * COLUMNS + n % COLUMNS, ACROSS(w + (long)k * WKS + n, WKS, numbers - k, width - n));
 #else
   for (int n = 0; n < width; n += COLUMNS, to += COLUMNS * DEPTH, w += COLUMNS * WNS) {
     int columns = MIN(COLUMNS, width - n), done = 0;
     if (columns == COLUMNS)
-      for (; done + V <= depth; done += V)
-        for (int j = 0; j < COLUMNS; j += V) transpose(to + done * COLUMNS + j, w + (long)j * WNS + done);
+      for (; done + V * PER_LANE <= numbers; done += V * PER_LANE)
+        for (int j = 0; j < COLUMNS; j += V) transpose(to + done / PER_LANE * COLUMNS + j, w + (long)j * WNS + done);
     for (int j = 0; j < COLUMNS; j++)
-      for (int k = done; k < depth; k++) to[k * COLUMNS + j] = j < columns ? load1(w + (long)j * WNS + k) : 0;
+      for (int k = done; k < numbers; k += PER_LANE)
+        to[k / PER_LANE * COLUMNS + j] = j < columns ? ACROSS(w + (long)j * WNS + k, 1, numbers - k, 1)[0] : 0;
   }
 #endif
 }
 
-// Pack `rows` rows of a, from row m on: row by row if memory has them so, else k by k.
-PART void pack_a(output to, input a, int depth, int m, int rows) {
+// Pack `rows` rows of a, from row m on, `numbers` of each: row by row if memory has them so, else lane by lane.
+PART void pack_a(output to, input a, int numbers, int m, int rows) {
 #if AKS == 1
-  for (int i = 0; i < rows; i++) {
-    int k = 0;
-    for (; k + V <= depth; k += V) store(to + i * A_ROW + k, load(a + (long)i * AMS + k));
-    for (; k < depth; k++) to[i * A_ROW + k] = a[(long)i * AMS + k];
-  }
+  for (int i = 0; i < rows; i++)
+    for (int k = 0; k < numbers; k += V * PER_LANE)
+      store(to + i * A_ROW + k / PER_LANE, ALONG(a + (long)i * AMS + k, numbers - k));
 #else
-  for (int k = 0; k < depth; k++)
-    if (ROWS <= V && m + V <= M)
-      // More than a tile's rows; the next k overwrites the rest.
-      store(to + k * ROWS, load(a + (long)k * AKS));
-    else
-      for (int i = 0; i < rows; i++) to[k * ROWS + i] = a[(long)k * AKS + i];
+  // Some of more than a tile's rows; the next lane overwrites the rest.
+  for (int k = 0; k < numbers; k += PER_LANE)
+    for (int i = 0; i < ROWS; i += V)
+      store(to + k / PER_LANE * ROWS + i, ACROSS(a + (long)k * AKS + i, AKS, numbers - k, M - m - i));
 #endif
 }
 
 // Prefetch one of `shares` parts of a strip of a.
-PART void prefetch_a(const float *a, int depth, int share, int shares) {
+PART void prefetch_a(const float *a, int numbers, int share, int shares) {
 #if AKS == 1
-  for (int k = depth / 16 * share / shares * 16; k < depth / 16 * (share + 1) / shares * 16; k += 16)
+  for (int k = numbers / 16 * share / shares * 16; k < numbers / 16 * (share + 1) / shares * 16; k += 16)
     EACH(i, ROWS) __builtin_prefetch(a + (long)i * AMS + k);
 #else
-  for (int k = depth * share / shares; k < depth * (share + 1) / shares; k++) {
+  for (int k = numbers * share / shares; k < numbers * (share + 1) / shares; k++) {
     __builtin_prefetch(a + (long)k * AKS);
     __builtin_prefetch(a + (long)k * AKS + ROWS - 1);
   }
@@ -212,17 +213,18 @@ PART void part(output c, output slopes, input factors, input a,
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
     int width = MIN(WIDTH, n_last - n0);
-    for (int k0 = 0; k0 < K; k0 += DEPTH) {
-      int depth = MIN(DEPTH, K - k0), finishes = (GELU || FACTOR) && k0 + DEPTH >= K;
+    for (int k0 = 0; k0 < K; k0 += DEPTH * PER_LANE) {
+      int numbers = MIN(DEPTH * PER_LANE, K - k0), depth = PIECES(numbers, PER_LANE);
+      int finishes = (GELU || FACTOR) && k0 + numbers == K;
       const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
-      if (!W_IN_PLACE) pack_w(panel_w, ws, depth, width);
+      if (!W_IN_PLACE) pack_w(panel_w, ws, numbers, width);
       for (int m = m_first; m < m_last; m += ROWS) {
         int rows = MIN(ROWS, m_last - m);
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
-        if (!A_IN_PLACE) pack_a(panel_a, strip, depth, m, rows);
+        if (!A_IN_PLACE) pack_a(panel_a, strip, numbers, m, rows);
         for (int n = 0; n < width; n += COLUMNS) {
           if (SIZE(M, K) > SMALL && !K_BY_K && m + 2 * ROWS <= m_last)
-            prefetch_a(strip + (long)ROWS * AMS, depth, n / COLUMNS, PIECES(width, COLUMNS));
+            prefetch_a(strip + (long)ROWS * AMS, numbers, n / COLUMNS, PIECES(width, COLUMNS));
           long at = (long)m * N + n0 + n;
           tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a,
                W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, BIAS ? bias + n0 + n : bias, depth, rows,

@@ -21,6 +21,7 @@ from lama.runtime.kernel import (
     Gradient,
     Gradients,
     Macros,
+    finds_instruction,
     inputs_of,
     is_fast,
     make_kernel,
@@ -61,6 +62,15 @@ def reduced_precision() -> DType | None:
     return _precision.get()
 
 
+@functools.cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether this CPU device's processor has the instruction for products of bfloat16.
+
+    Without it the kernel multiplies the same rounded numbers as floats.
+    """
+    return is_fast(Tensor.empty(1, device=device)) and finds_instruction(device, "bfloat16.h", "DOT2")
+
+
 def matmul(
     a: Tensor,
     b: Tensor | Quantized,
@@ -69,12 +79,15 @@ def matmul(
     bias: Tensor | None = None,
 ) -> Tensor | None:
     """`ops.matmul` by a kernel; None where there is none for these."""
-    if a.dtype != dtypes.float32 or reduced_precision() is not None:
+    low = reduced_precision()
+    if a.dtype != dtypes.float32 or low not in (None, dtypes.bfloat16):
         return None
     if not (bias is None or bias.shape == (b.shape[-2 if transpose_b else -1],)):
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
+        if low is not None:
+            return None
         *lead, k = (int(n) for n in a.shape)
         few = _are_few(math.prod(lead), k, b.rounds)
         if not (is_fast(a, *b.tensors()) and (few or (b.rounds and multiplies_integers(b.device)))):
@@ -83,12 +96,15 @@ def matmul(
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
-    return Product(a.uop, b.uop, added, transpose_a, transpose_b).tensor()
+    rounds = low is not None or b.dtype == dtypes.bfloat16
+    return Product(a.uop, b.uop, added, transpose_a, transpose_b, bfloat16=rounds).tensor()
 
 
-def product(a: Tensor, b: Tensor | Quantized, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bfloat16: bool = False
+) -> Tensor:
     """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
-    return of_kernel(matmul(a, b, transpose_a, transpose_b))
+    return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, bfloat16=bfloat16).tensor())
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,8 @@ class Product(Producer):
     """The scales of b, where b is the values of a `Quantized`."""
     rounds: bool = True
     """Whether a is rounded for a quantised b."""
+    bfloat16: bool = False
+    """Whether a and b are rounded to bfloat16."""
 
     def with_gelu(self) -> Tensor | None:
         return None if self._is_complete or self.gelu else replace(self, gelu=True).tensor()
@@ -126,8 +144,11 @@ class Product(Producer):
         """The result, computed by one kernel; None if there is no such kernel."""
         a, b = Tensor(self.a), Tensor(self.b)
         *lead, m, k = (int(n) for n in a.shape)
-        are_rounded = self.scales is not None and self.rounds
-        few = _are_few(m if b.ndim > 2 else m * math.prod(lead), k, are_rounded)
+        rows = m if b.ndim > 2 else m * math.prod(lead)
+        if self.scales is None and self.bfloat16:
+            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 8 * ON_STACK
+        else:
+            few = _are_few(rows, k, self.scales is not None and self.rounds)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
         elif self.factor is None and self.scales is not None:
@@ -187,6 +208,7 @@ class Product(Producer):
         # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
         parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
         flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
+        flags["BFLOAT16"] = self.bfloat16
         ams, aks = (1, m) if self.transpose_a else (k, 1)
         wks, wns = (1, k) if self.transpose_b else (n, 1)
         type_ = C_TYPES[b.dtype]
@@ -196,14 +218,16 @@ class Product(Producer):
         label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
         label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
         operations = 2 * batch * m * n * k
-        kernel = make_kernel("matmul.c", macros, label=label, operations=operations, slices=slices)
+        kernel = make_kernel(
+            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=("bfloat16.h",)
+        )
         outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
         inputs = [a, b]
         if self.bias is not None:
             inputs.append(Tensor(self.bias).cast(dtypes.float32))
         if self.factor is not None:  # in a gradient, which needs none of its own
             return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu)
+        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
         return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
@@ -225,8 +249,9 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
             grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
         gradients["bias"] = sum_rows(grad)
         if isinstance(weight, Tensor):  # nothing is learned by integers
-            gradients["w"] = product(grad, x, transpose_a=True)
-        grad = product(grad, weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight)))
+            gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
+        wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
+        grad = product(grad, wide, bfloat16=w.dtype == dtypes.bfloat16)
         if norm_weight is not None:
             norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
@@ -238,7 +263,7 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool) -> Gradient:
+def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool) -> Gradient:
     """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
@@ -246,13 +271,13 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool) -> Gradient:
         if gelu:
             grad = _times(grad, result_of(call, 1))
         if transpose_a:
-            grad_a = product(b.float(), grad, transpose_b, True)
+            grad_a = product(b.float(), grad, transpose_b, True, bfloat16)
         else:
-            grad_a = product(grad, b, False, not transpose_b)
+            grad_a = product(grad, b, False, not transpose_b, bfloat16)
         if transpose_b:
-            grad_b = product(grad, a, True, transpose_a)
+            grad_b = product(grad, a, True, transpose_a, bfloat16)
         else:
-            grad_b = product(a, grad, not transpose_a, False)
+            grad_b = product(a, grad, not transpose_a, False, bfloat16)
         found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
         return (None, None, *found) if gelu else (None, *found)
 

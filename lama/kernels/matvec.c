@@ -1,7 +1,7 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
 // BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. `finish` adds the bias, applies GELU and
-// adds the residual, (M, N).
+// adds the residual, (M, N). With BFLOAT16, a is rounded, too: see bfloat16.h.
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
@@ -10,24 +10,25 @@
 #endif
 #if !defined(BITS) || FLOATS
 // The sums over k run in the order of matmul.c: the same bits for any number of rows.
-#define DEPTH SUMMED(K)
+#define DEPTH (PER_LANE * SUMMED(LANES))
+#define A_ROW (BFLOAT16 ? UP(LANES, V) : K)
 #define ROWS MIN(M, 8)  // of a, whose sums the registers hold
 
 // Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
 PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
   vec added[ROWS];
   EACH(m, rows) added[m] = sums[m];
-  EACH(i, depth) EACH(m, rows) added[m] += a[m * K + i] * w[i];
+  EACH(i, depth) EACH(m, rows) added[m] = MULTIPLY_ADD(added[m], (vec)a[m * A_ROW + i], w[i]);
   EACH(m, rows) sums[m] = added[m];
 }
 PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
-  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * K, w);
-  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * K, w);
+  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * A_ROW, w);
+  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * A_ROW, w);
 }
 
 #endif
 #ifndef BITS
-// A word of 4 bytes holds two numbers of half precision, which are transposed together.
+// A word of 4 bytes holds two numbers of half precision, which are transposed together; pairs of bfloat16 stay so.
 #define STEP (4 / (int)sizeof(WEIGHT) * V)
 PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
   const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
@@ -48,7 +49,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
     for (; k + STEP <= end; k += STEP) {
-      vec x[V], numbers[STEP];
+      vec x[V];
       if (more) {
         UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
@@ -56,13 +57,18 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
       const float *from[V];
       EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       load_transposed(x, from);
+#if PER_LANE == 2
+      add_to_all(V, sums, a + k / 2, x);
+#else
+      vec numbers[STEP];
       EACH(i, STEP) numbers[i] = number_of((uints)x[i / (STEP / V)], i % 2, w);
       add_to_all(STEP, sums, a + k, numbers);
+#endif
     }
-    for (; k < end; k++) {
+    for (; k < end; k += PER_LANE) {
       vec x;
-      EACH(i, V) x[i] = load1(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
-      add_to_all(1, sums, a + k, &x);
+      EACH(i, V) x[i] = ACROSS(w + (long)(all ? i : MIN(i, some - 1)) * K + k, 1, K - k, 1)[0];
+      add_to_all(1, sums, a + k / PER_LANE, &x);
     }
     for (int m = 0; m < M; m++) totals[m] += sums[m];
   }
@@ -110,6 +116,15 @@ KERNEL NAME(output y, INPUTS, int slice) {
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
 #endif
   for (int batch = 0; batch < BATCH; batch++, a += M * K, w += (long)N * K, y += M * N) {
+#if BFLOAT16
+    float factors[M * A_ROW] __attribute__((aligned(64)));
+    for (int m = 0; m < M; m++)
+      for (int lane = 0; lane < LANES; lane += V)
+        store(factors + m * A_ROW + lane, ALONG(a + m * K + lane * PER_LANE, K - lane * PER_LANE));
+#define FACTORS factors
+#else
+#define FACTORS a
+#endif
     const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
     long n = first;
 #if FLOATS
@@ -117,8 +132,8 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #elif defined(BITS)
     for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), last - n);
 #else
-    for (; n + V <= last; n += V) columns(y + n, a, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
-    if (n < last) columns(y + n, a, w + n * K, BIASES(n, last - n), 0, last - n, 0);
+    for (; n + V <= last; n += V) columns(y + n, FACTORS, w + n * K, BIASES(n, V), 1, V, n + 2 * V <= last);
+    if (n < last) columns(y + n, FACTORS, w + n * K, BIASES(n, last - n), 0, last - n, 0);
 #endif
     for (int m = 0; m < M; m++)
       for (n = first; n < last; n += V) {

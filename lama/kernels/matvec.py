@@ -2,7 +2,7 @@
 
 import math
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from lama.kernels.quantized import Quantized
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
@@ -38,7 +38,7 @@ def matvec(
     `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
     which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
     layer normalisation of a, or with `rms` its division by the root mean square. With `rounds`, a is rounded
-    for a quantised w.
+    for a quantised w; for one of bfloat16 it always is.
     """
     a, w = inputs["a"], inputs["w"]
     *lead, m, k = (int(size) for size in a.shape)
@@ -46,11 +46,12 @@ def matvec(
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     types |= {"scales": "unsigned char"} if "scales" in inputs else {}
     layout: Macros = {}
-    headers: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ("bfloat16.h",)
     kind = types["w"]
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
-        layout, headers, kind = weight.macros(), ("integers.h", "rounding.h", "quantized.h"), weight.kind
+        layout, kind = weight.macros(), weight.kind
+        headers += ("integers.h", "rounding.h", "quantized.h")
         layout |= {"FEW_ROWS": rounds, "FLOATS": not rounds}
         kind += "" if rounds else "_floats"
     flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
@@ -64,6 +65,7 @@ def matvec(
         "K": k,
         "WEIGHT": types["w"],
         "EPSILON": c_float(epsilon),
+        "BFLOAT16": w.dtype == dtypes.bfloat16,
     }
     macros |= layout | {name.upper(): flag for name, flag in flags.items()}
     macros["INPUTS"] = ", ".join(f"const {type_} *restrict {name}" for name, type_ in types.items())

@@ -5,6 +5,7 @@ import time
 from tinygrad import Tensor
 
 from lama.kernels.integers import multiplies_integers
+from lama.kernels.matmul import multiplies_bfloat16
 from lama.runtime.capture import CapturedStep
 from lama.runtime.kernel import is_fast, make_kernel
 from lama.runtime.threads import pool, threads
@@ -15,16 +16,17 @@ REPEATS = 400_000
 def peak_flops(device: str, bits: int = 32) -> float | None:
     """float32 operations a second of all threads at once, from the best of a few measurements (20 ms each).
 
-    At once, since two virtual cores may turn out to be one. With 8 `bits`, those of bytes, where there is an
-    instruction that multiplies them. None where C kernels do not run: other devices would each need their own
-    way to be asked.
+    At once, since two virtual cores may turn out to be one. With 8 `bits`, those of bytes, with 16 of
+    bfloat16, where there is an instruction that multiplies them. None where C kernels do not run: other
+    devices would each need their own way to be asked.
     """
     x = Tensor.full((32,), 1e-3, device=device).contiguous().realize()
     if not is_fast(x):
         return None
     macros = {"REPEATS": REPEATS, "INTEGERS": bits == 8 and multiplies_integers(device)}
+    macros["BFLOAT16"] = bits == 16 and multiplies_bfloat16(device)
     slices = threads()
-    kernel = make_kernel("peak.c", macros, slices=slices, headers=("integers.h",))
+    kernel = make_kernel("peak.c", macros, slices=slices, headers=("integers.h", "bfloat16.h"))
     run = CapturedStep(lambda x: kernel((slices, 32), x).realize())
     operations = REPEATS * float(run(x).numpy()[:, 16].sum())
     best = float("inf")

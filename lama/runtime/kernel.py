@@ -189,6 +189,17 @@ def _compiles_c(device: str) -> bool:
     return True
 
 
+def finds_instruction(device: str, header: str, macro: str) -> bool:
+    """Whether this CPU device's compiler has the instruction `macro` of `header`: its output says so."""
+    compiler = Device[device].compiler
+    if compiler is None:
+        return False
+    mark = f"lama: {macro} of {header}"
+    source = Kernel("probe", header, ()).source()
+    source += f'\n#ifdef {macro}\nconst char probe[] = "{mark}";\n#endif\n'
+    return mark.encode() in compiler.compile_cached(source)
+
+
 @functools.cache
 def _program(kernel: Kernel, device: str, outputs: int, *buffers: UOp) -> UOp:
     """The program that tinygrad compiles, and remembers, once the kernel is to run."""

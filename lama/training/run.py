@@ -39,7 +39,8 @@ class Run(CorpusSession):
         self.recording: Recording | None = None
         if config.record:
             self.recording = Recording(self.folder.recording_file, model, config, self.tokenizer)
-        self.peak = peak_flops(str(model.embed.weight.device))
+        bits = 16 if config.precision == "bfloat16" else 32
+        self.peak = peak_flops(str(model.embed.weight.device), bits)
         self.operations = training_operations(model, context)
 
     def measure(self) -> dict[str, float]:
