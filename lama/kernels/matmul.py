@@ -146,7 +146,7 @@ class Product(Producer):
         *lead, m, k = (int(n) for n in a.shape)
         rows = m if b.ndim > 2 else m * math.prod(lead)
         if self.scales is None and self.bfloat16:
-            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 8 * ON_STACK
+            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 4 * ON_STACK
         else:
             few = _are_few(rows, k, self.scales is not None and self.rounds)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
