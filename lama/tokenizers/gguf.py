@@ -155,12 +155,14 @@ def _sentencepiece(tokens: Sequence[str], scores: object, prefix: bool, source: 
         raise LamaError(f"{source} must have a score for each of {len(tokens)} tokens; got {quoted(scores)}")
     vocab = {token: i for i, token in enumerate(tokens)}
     order = sorted(range(len(tokens)), key=lambda i: (-float(scores[i]), i))
-    merges = []
+    merges: list[list[str]] = []
     for i in order:
         token = tokens[i]
-        cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
+        cuts = [[token[:at], token[at:]] for at in range(1, len(token))]  # lists, as in JSON
         found = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
-        merges += sorted(found, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+        merges += map(
+            list, sorted(found, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+        )  # as JSON has pairs
     steps: list[dict[str, object]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": "▁"})
