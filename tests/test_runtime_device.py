@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference import random_gpt2
 
 import lama
 from lama.cli import main
@@ -26,14 +25,6 @@ def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-c", code, *flags], env=clean | environment, capture_output=True, text=True
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    config = random_gpt2.make_config(vocab_size=50257, n_embd=8, n_layer=1, n_head=2, n_positions=32)
-    random_gpt2.write_folder(path, config, random_gpt2.make_weights(config))
-    return path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tinygrad chooses")
@@ -118,10 +109,13 @@ def test_a_gpu_is_seen_by_its_device_files(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_environment_that_cannot_be_followed_is_one_line(
-    given: dict[str, str], code: int, told: str, folder: Path
+    given: dict[str, str], code: int, told: str, tiny_gpt2: Path
 ):
     done = python(
-        "import sys; from lama.cli import main; sys.exit(main(sys.argv[1:]))", *GENERATE, str(folder), **given
+        "import sys; from lama.cli import main; sys.exit(main(sys.argv[1:]))",
+        *GENERATE,
+        str(tiny_gpt2),
+        **given,
     )
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith("lama: ") and told in done.stderr and done.stderr.count("\n") == 1
@@ -137,32 +131,32 @@ def test_environment_that_cannot_be_followed_is_a_lama_error_from_python():
     )
 
 
-def test_device_that_python_names_must_be_here(folder: Path):
+def test_device_that_python_names_must_be_here(tiny_gpt2: Path):
     with pytest.raises(
         UsageError, match=r"device must be one that tinygrad can open here \(.*CPU\); got 'GPU' \(unknown\)"
     ):
-        lama.load(folder, device="GPU")
+        lama.load(tiny_gpt2, device="GPU")
     for name in ("FOO:1", "", "\0", 5, ("CPU",), "DISK", "disk:x", "x" * 5000):
         with pytest.raises(UsageError, match="device must be ") as caught:
             device.check_device(name)
         assert len(str(caught.value)) < 400
 
 
-def test_device_that_python_names_may_be_another_of_the_cpu(folder: Path):
-    assert lama.load(folder, device="cpu:1")[0].embed.weight.device == "CPU:1"
+def test_device_that_python_names_may_be_another_of_the_cpu(tiny_gpt2: Path):
+    assert lama.load(tiny_gpt2, device="cpu:1")[0].embed.weight.device == "CPU:1"
 
 
-def test_no_color_may_have_any_value(folder: Path):
+def test_no_color_may_have_any_value(tiny_gpt2: Path):
     done = python(
         "import sys; from lama.cli import main; sys.exit(main(sys.argv[1:]))",
         *GENERATE,
-        str(folder),
+        str(tiny_gpt2),
         NO_COLOR="yes",
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_threads_and_reference_are_what_the_environment_says(folder: Path):
+def test_threads_and_reference_are_what_the_environment_says(tiny_gpt2: Path):
     code = (
         "import sys; from lama.cli import main; code = main(sys.argv[1:]); from lama.runtime.threads "
         "import threads\n"
@@ -173,7 +167,7 @@ def test_threads_and_reference_are_what_the_environment_says(folder: Path):
     )
     compiler = find_compiler().path
     found = [
-        python(code, *GENERATE, str(folder), *flags, CC=compiler)
+        python(code, *GENERATE, str(tiny_gpt2), *flags, CC=compiler)
         for flags in ([], ["--threads", "3"], ["--reference"])
     ]
     texts = [done.stdout.splitlines()[:-1] for done in found]

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference import random_gpt2
 from test_kernels import needs_c
 
 import lama
@@ -29,14 +28,6 @@ UNNEEDED = (
     "torch",
     "numpy.ma",
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    config = random_gpt2.make_config(vocab_size=50257, n_embd=8, n_layer=1, n_head=2, n_positions=32)
-    random_gpt2.write_folder(path, config, random_gpt2.make_weights(config))
-    return path
 
 
 def modules_after(*words: str, **environment: str) -> set[str]:
@@ -67,8 +58,8 @@ def test_an_unknown_verb_is_named_beside_all_verbs(capsys: pytest.CaptureFixture
 
 
 @needs_c
-def test_generate_on_the_cpu_imports_only_what_it_uses(folder: Path) -> None:
-    loaded = modules_after("generate", "-m", str(folder), "-p", "Hello", "-n", "1")
+def test_generate_on_the_cpu_imports_only_what_it_uses(tiny_gpt2: Path) -> None:
+    loaded = modules_after("generate", "-m", str(tiny_gpt2), "-p", "Hello", "-n", "1")
     assert "tinygrad.runtime.ops_cpu" in loaded
     assert sorted(loaded & set(UNNEEDED)) == []
 
@@ -106,11 +97,11 @@ def test_nothing_is_measured_without_a_clock() -> None:
 
 @needs_c
 def test_doctor_shows_parts_that_sum_to_the_start(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(start, "RUNS", 1)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert run("--start", "-m", str(folder)) == 0
+    assert run("--start", "-m", str(tiny_gpt2)) == 0
     rows = re.findall(r"^(.+?) +\| +([\d.]+) \| +([\d.]+)%$", capsys.readouterr().out, re.MULTILINE)
     seconds = {name: float(number) for name, number, _ in rows}
     whole = seconds.pop("start to first token")

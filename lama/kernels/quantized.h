@@ -1,7 +1,6 @@
 // Rows of quantised weights: D_OUT of K numbers, of BITS each, in ROW_BYTES, with GROUPS scales. See quantized.py.
 // TILE rows lie side by side: first word 0 of each, then word 1 of each. The last tile may have fewer rows.
 
-#define TILE 16
 #define LEAST (MINIMA ? 0 : 8)  // what 4 bits hold is larger by this than the integer
 // Of a row: words of values, and pairs of bytes of scales.
 #define ROW_WORDS (ROW_BYTES / 4)

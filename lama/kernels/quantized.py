@@ -113,7 +113,7 @@ class Quantized:
         """The layout, for a kernel that reads it."""
         d_out, size = (int(n) for n in self.values.shape)
         sizes: Macros = {"BITS": self.bits, "D_OUT": d_out, "ROW_BYTES": size, "GROUPS": self.groups}
-        return {**sizes, "MINIMA": self.has_minima, "BLOCKS": self.in_blocks}
+        return {**sizes, "TILE": TILE, "MINIMA": self.has_minima, "BLOCKS": self.in_blocks}
 
 
 def row_sizes(d_in: int, bits: int) -> tuple[int, int]:
