@@ -43,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="(default: all cores)")
     parser.add_argument("--top", type=int, default=20, help="rows (default 20)")
     args = parser.parse_args(argv)
-    if args.repeats < 1:
-        parser.error(f"--repeats must be at least 1; got {args.repeats}")
+    for name in ("repeats", "rows"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
+    if args.dtype and not args.model:
+        parser.error(f"--dtype must come with -m MODEL; got {args.dtype} for random float32 weights")
     if args.threads:
         os.environ["LAMA_THREADS"] = str(args.threads)
     use_device("CPU")
