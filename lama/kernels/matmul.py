@@ -13,7 +13,7 @@ from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
 from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
-from lama.kernels.quantized import Quantized, dequantize
+from lama.kernels.quantized import Quantized
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
 from lama.runtime.kernel import (
@@ -90,9 +90,9 @@ def matmul(
             return None
         *lead, k = (int(n) for n in a.shape)
         few = _are_few(math.prod(lead), k, b.rounds)
-        if not (is_fast(a, *b.tensors()) and (few or (b.rounds and multiplies_integers(b.device)))):
+        if not (is_fast(a, *b.tensors()) and (few or not b.rounds or multiplies_integers(b.device))):
             return None
-        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop, rounds=b.rounds).tensor()
+        return _by_quantized(a, b, added, True, b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
@@ -100,10 +100,21 @@ def matmul(
     return Product(a.uop, b.uop, added, transpose_a, transpose_b, bfloat16=rounds).tensor()
 
 
+def _by_quantized(a: Tensor, b: Quantized, bias: UOp | None, transpose_b: bool, rounds: bool) -> "Product":
+    values, scales = (part.uop for part in b.tensors())
+    return Product(a.uop, values, bias, False, transpose_b, scales=scales, d_in=b.d_in, rounds=rounds)
+
+
 def product(
-    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bfloat16: bool = False
+    a: Tensor,
+    b: Tensor | Quantized,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bfloat16: bool = False,
 ) -> Tensor:
     """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
+    if isinstance(b, Quantized):
+        return of_kernel(_by_quantized(a, b, None, transpose_b, rounds=False).tensor())
     return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, bfloat16=bfloat16).tensor())
 
 
@@ -121,6 +132,8 @@ class Product(Producer):
     factor: UOp | None = None
     scales: UOp | None = None
     """The scales of b, where b is the values of a `Quantized`."""
+    d_in: int = 0
+    """The numbers of a row of such a b."""
     rounds: bool = True
     """Whether a is rounded for a quantised b."""
     bfloat16: bool = False
@@ -151,7 +164,7 @@ class Product(Producer):
             few = _are_few(rows, k, self.scales is not None and self.rounds)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
             out = self._few_rows()
-        elif self.factor is None and self.scales is not None:
+        elif self.factor is None and self.scales is not None and self.rounds:
             inputs = self._inputs(None)
             if "bias" in inputs:
                 inputs["bias"] = inputs["bias"].cast(dtypes.float32)
@@ -159,13 +172,14 @@ class Product(Producer):
             if Quantized(b, inputs["scales"], int(a.shape[-1])).has_minima:
                 names += ("their sums",)
             out = integer_product(inputs, self.gelu, _fused_gradient(names, self.gelu, 0.0))
-        elif self.scales is None and self.residual is None:
+        elif self.residual is None:
             # One b for all: the leading axes of a are more rows.
             is_one = math.prod(b.shape[:-2]) == 1 and not self.transpose_a
             if (self.gelu or self.factor is not None) and not is_one:
                 return None
             if is_one:
-                a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
+                a = a.reshape(1, -1, a.shape[-1])
+                b = b if self.scales is not None else b.reshape(1, *b.shape[-2:])
             else:
                 b = b.expand(*lead, *b.shape) if b.ndim == 2 else b
                 a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
@@ -182,7 +196,7 @@ class Product(Producer):
         norm = producer_of(a, Normalised) if is_short else None
         inputs = self._inputs(norm)
         epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
+        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms, self.rounds)
         return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
 
     def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
@@ -200,9 +214,12 @@ class Product(Producer):
     def _dense(self, a: Tensor, b: Tensor) -> Tensor:
         """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
 
-        With GELU, the kernel also writes its slope, for the gradient.
+        b is (d_out, bytes of a row) if it is the values of a `Quantized`. With GELU, the kernel also writes
+        its slope, for the gradient.
         """
-        (batch, m, k), n = (int(n) for n in a.shape), int(b.shape[1 if self.transpose_b else 2])
+        weight = None if self.scales is None else Quantized(b, Tensor(self.scales), self.d_in, rounds=False)
+        (batch, m, k) = (int(n) for n in a.shape)
+        n = int((b.shape[1:] if weight is None else weight.shape)[0 if self.transpose_b else 1])
         if self.transpose_a:
             m, k = k, m
         # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
@@ -211,35 +228,43 @@ class Product(Producer):
         flags["BFLOAT16"] = self.bfloat16
         ams, aks = (1, m) if self.transpose_a else (k, 1)
         wks, wns = (1, k) if self.transpose_b else (n, 1)
-        type_ = C_TYPES[b.dtype]
+        type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
+        headers: tuple[str, ...] = ("bfloat16.h",)
         macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
-        macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags}
+        macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, "QUANTIZED": weight is not None}
         macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
-        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
+        if weight is not None:
+            macros, kind, headers = macros | weight.macros(), weight.kind, (*headers, "quantized.h")
+        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{kind}"
         label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
         operations = 2 * batch * m * n * k
         kernel = make_kernel(
-            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=("bfloat16.h",)
+            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
         )
         outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
-        inputs = [a, b]
+        inputs = [a, *([b] if weight is None else weight.tensors())]
         if self.bias is not None:
             inputs.append(Tensor(self.bias).cast(dtypes.float32))
         if self.factor is not None:  # in a gradient, which needs none of its own
             return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
+        if weight is None:
+            gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
+        else:
+            gradient = _gradient_through_quantized(self.gelu)
         return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
 @functools.cache
-def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False) -> Gradient:
+def _fused_gradient(
+    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, rounds: bool = True
+) -> Gradient:
     """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)
         a, w, bias = inputs["a"], inputs["w"], inputs.get("bias")
         norm_weight, norm_bias = inputs.get("norm_weight"), inputs.get("norm_bias")
-        weight = Quantized(w, inputs["scales"], int(a.shape[-1])) if "scales" in inputs else w
+        weight = Quantized(w, inputs["scales"], int(a.shape[-1]), rounds) if "scales" in inputs else w
         x = a
         if norm_weight is not None:
             y = rmsnorm(a, norm_weight, epsilon) if rms else layernorm(a, norm_weight, norm_bias, epsilon)
@@ -250,8 +275,7 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
         gradients["bias"] = sum_rows(grad)
         if isinstance(weight, Tensor):  # nothing is learned by integers
             gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
-        wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
-        grad = product(grad, wide, bfloat16=w.dtype == dtypes.bfloat16)
+        grad = product(grad, weight, bfloat16=w.dtype == dtypes.bfloat16)
         if norm_weight is not None:
             norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
@@ -279,6 +303,21 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bo
         else:
             grad_b = product(a, grad, not transpose_a, False, bfloat16)
         found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
+        return (None, None, *found) if gelu else (None, *found)
+
+    return gradient
+
+
+@functools.cache
+def _gradient_through_quantized(gelu: bool) -> Gradient:
+    """d(a wᵀ + bias) = da·wᵀ + dbias: a quantised w is a constant, and is read as it is held."""
+
+    def gradient(grad_out: UOp, call: UOp) -> Gradients:
+        (a, values, scales, *bias), grad = inputs_of(call, 1 + gelu), Tensor(grad_out)
+        if gelu:
+            grad = _times(grad, result_of(call, 1))
+        of_a = product(grad, Quantized(values, scales, int(a.shape[-1])))
+        found = [of_a.uop, None, None, *(sum_rows(grad).uop for _ in bias)]
         return (None, None, *found) if gelu else (None, *found)
 
     return gradient
