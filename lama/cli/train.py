@@ -132,8 +132,9 @@ def prompt_of(session: "Run") -> str:
 def sample(session: "Run", prompt: str, n: int) -> str:
     from lama.generation import generate
 
-    model, tokenizer = session.model, session.tokenizer
-    return str(generate(model, tokenizer, prompt, max_new_tokens=n, temperature=0.8, window=True))
+    model, tokenizer, context = session.model, session.tokenizer, session.config.context_length
+    text = generate(model, tokenizer, prompt, max_new_tokens=n, window=True, context=context)
+    return str(text)
 
 
 def opening(text: str, context_length: int) -> str:

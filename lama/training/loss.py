@@ -12,6 +12,8 @@ from lama.models.gpt import GPT
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array, Float, Int
 
+LOGITS = 1 << 23  # at a time, where they are computed in pieces
+
 
 def cross_entropy(
     logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0
@@ -25,6 +27,22 @@ def language_model_loss(
 ) -> Tensor:
     """The mean cross-entropy of the next tokens: inputs and targets (B, T)."""
     return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
+
+
+def language_model_loss_in_pieces(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
+    """`language_model_loss` with at most LOGITS logits in memory at a time; it has no gradient."""
+    rows = int(targets.numel())
+    x, ids = model.hidden(inputs).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
+    losses = []
+    for piece in pieces(rows, LOGITS // model.config.vocab_size):
+        losses.append(ops.cross_entropy(model.logits(x[:, piece]), ids[:, piece]).sum().realize())
+    return sum(losses[1:], losses[0]) / rows
+
+
+def pieces(rows: int, most: int) -> list[slice]:
+    """Slices of nearly equal length, at most `most`, of so many rows."""
+    size = -(-rows // -(-rows // max(1, most)))
+    return [slice(first, min(rows, first + size)) for first in range(0, rows, size)]
 
 
 def pair_loss(

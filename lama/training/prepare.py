@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lama.checkpoints import load_causal, load_kind, named_tokenizer
+from lama.checkpoints import is_adapter, load_causal, load_kind, named_tokenizer
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
 from lama.data.tokens import Progress
 from lama.errors import LamaError, UsageError, quoted
 from lama.files import quoted_path
+from lama.models.adapters import add_adapter, matching
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.quantized import refuse_quantized
+from lama.models.quantized import dtype_of, refuse_quantized, without_rounding
 from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 from lama.training.budget import check_memory
@@ -28,7 +29,14 @@ from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
 from lama.training.settings.base import CorpusSettings, Settings, differences
-from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS, parse_size, sizes
+from lama.training.settings.gpt import (
+    FINE_TUNING_RATE,
+    LORA_CONTEXT,
+    LORA_RATE,
+    MODEL_SETTINGS,
+    parse_size,
+    sizes,
+)
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
 
@@ -90,7 +98,10 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
         )
     kind, new = SESSIONS[config.model]
     parts = Parts(folder, config, devices)
-    parts.model, parts.tokenizer = load_kind(kind, checkpoint)
+    if isinstance(config, RunConfig) and config.lora:
+        parts.model, parts.tokenizer = load_initial(config)
+    else:
+        parts.model, parts.tokenizer = load_kind(kind, checkpoint)
     on_corpus = isinstance(config, CorpusSettings)
     session = new(parts, reopened_tokens(parts, checkpoint) if on_corpus else read_rows(folder.data))
     folder.clean()
@@ -115,9 +126,12 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
         if out in (source, *source.parents):
             got = f"got {quoted_path(folder.path)} and --from {initial}"
             raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
-        model, tokenizer = load_causal(initial, dtype="float32")
-        refuse_quantized(model, "to be trained")
-        given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
+        model, tokenizer = load_initial(run_config(given))
+        defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
+        if given.get("lora"):
+            context = min(LORA_CONTEXT, model.config.context_length)
+            defaults = {"learning_rate": LORA_RATE, "weight_decay": 0.0, "context_length": context}
+        given = _of_the_model(defaults | given, model.config)
     config = run_config(given)
     corpus = open_corpus(config.corpus, without=folder.path)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
@@ -140,6 +154,27 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     run = Run(parts, open_tokens(folder.data))
     run.corpus = corpus
     return run
+
+
+def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
+    """The model to start from and its tokenizer, with a new adapter if one is to be trained.
+
+    Under an adapter its weights stay as they are, and multiply activations that are not rounded. Raises
+    LamaError.
+    """
+    if not config.lora:
+        model, tokenizer = load_causal(config.initial, dtype="float32")
+        refuse_quantized(model, "to be trained")
+        return model, tokenizer
+    if is_adapter(Path(config.initial)):
+        got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first, by lama fuse"
+        raise UsageError(f"lora must have a model to adapt; {got}")
+    model, tokenizer = load_causal(config.initial, dtype=None if config.dtype == "file" else config.dtype)
+    if without_rounding(model) and config.precision != "float32":
+        got = f"got precision={config.precision} for {dtype_of(model)}"
+        raise UsageError(f"precision must be float32 over quantised weights; {got}")
+    add_adapter(model, matching(model, config.lora_on), config.lora, config.lora_scale, config.seed)
+    return model, tokenizer
 
 
 def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
