@@ -73,6 +73,10 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     device = str(model.embed.weight.device)
     if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
         note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
+    if config.lora:
+        from lama.models.adapters import described
+
+        print(f"adapter of {described(model)}\nmemory: {session.memory}")
     if args.size:
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
         print(f"chosen for {args.size} parameters: {' '.join(words)}")

@@ -16,7 +16,7 @@ from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of, refuse_quantized, without_rounding
 from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
-from lama.training.budget import check_memory
+from lama.training.budget import check_adapter_memory, check_memory
 from lama.training.classify import ClassifierSession, new_classifier
 from lama.training.corpus import new_tokens, reopened_tokens
 from lama.training.folder import RunFolder, read_training
@@ -142,7 +142,11 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
-    check_memory(config, shape)
+    memory = None
+    if model is not None and config.lora:
+        memory = check_adapter_memory(config, model)
+    else:
+        check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
@@ -152,7 +156,7 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
         parts.model = model or GPT(shape, config.seed)
     run = Run(parts, open_tokens(folder.data))
-    run.corpus = corpus
+    run.corpus, run.memory = corpus, memory
     return run
 
 

@@ -9,7 +9,7 @@ from lama.errors import LamaError, quoted
 from lama.kernels.peak import peak_flops
 from lama.models.adapters import digest_of_base, trained_parameters
 from lama.models.gpt import GPT
-from lama.training.budget import training_operations
+from lama.training.budget import AdapterMemory, training_operations
 from lama.training.corpus import CorpusSession
 from lama.training.lines import Record
 from lama.training.loop import Step, Trainer, language_model_batches
@@ -29,6 +29,8 @@ class Run(CorpusSession):
     model: GPT
     corpus: Corpus | None = None
     """The text, in a new run."""
+    memory: AdapterMemory | None = None
+    """The memory that the training of an adapter takes, in a new run."""
 
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens)
