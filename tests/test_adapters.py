@@ -39,7 +39,7 @@ from lama.ops import dequantize, quantize
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
 from lama.training.folder import RunFolder
 from lama.training.loop import Step
-from lama.training.loss import language_model_loss
+from lama.training.loss import Evaluator, language_model_loss, language_model_loss_in_pieces
 from lama.training.prepare import new_session, resumed_run
 from lama.training.replica import Replica
 from lama.training.run import Run
@@ -192,6 +192,14 @@ def test_parts_of_a_batch_and_logits_in_pieces_give_the_same_gradients(monkeypat
             parts.add(i == 0, np.array([0, 2 * i], np.uint32), part)
         for name, gradient in whole.gradients.items():
             assert_all_close([parts.gradients[name].numpy()], [gradient.numpy()], 1e-5)
+
+
+def test_held_out_loss_in_pieces_is_the_whole_loss(monkeypatch):
+    model, arrays = model_of(LLAMA), tokens()
+    whole = Evaluator(model, arrays, 4)()
+    monkeypatch.setattr("lama.training.loss.LOGITS", 37 * 10)
+    evaluator = Evaluator(model, arrays, 3, language_model_loss_in_pieces)
+    assert [evaluator() for _ in range(2)] == pytest.approx([whole, whole], rel=1e-6)
 
 
 def test_adapter_begins_as_no_change_and_can_be_removed_shared_and_folded():

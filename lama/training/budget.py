@@ -1,6 +1,6 @@
 """The memory and the arithmetic that a GPT's training needs."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from tinygrad import Device
 from tinygrad.nn.state import get_state_dict
@@ -14,6 +14,9 @@ from lama.runtime.device import open_device
 from lama.training.loss import LOGITS, pieces
 from lama.training.optimizers import AdamW
 from lama.training.settings import RunConfig
+
+
+CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
 
 
 def training_operations(model: GPT, context_length: int) -> float:
@@ -38,21 +41,19 @@ class AdapterMemory:
     adapter: int
     """The adapter's gradients and the optimizer's state."""
     activations: int
+    reports: int
+    """Held-out losses, the keys and values of a sample, and the captured steps of all of these."""
 
     @property
     def total(self) -> int:
-        return self.process + self.adapter + self.activations
+        return self.process + self.adapter + self.activations + self.reports
 
     def __str__(self) -> str:
-        program, *parts = (
-            f"{n / 1e6:,.0f} MB"
-            for n in (self.process - self.weights, self.weights, self.adapter, self.activations)
-        )
-        weights, adapter, activations = parts
-        known = f"weights {weights}, the adapter's gradients and state {adapter}, activations {activations}"
+        program, *parts = (f"{n / 1e6:,.0f} MB" for n in (self.process - self.weights, *astuple(self)[1:]))
+        known = "weights {}, the adapter's gradients and state {}, activations {}, reports {}".format(*parts)
         if not self.process:
             return known
-        return f"{known}, the program and the adapter {program}: {self.total / 1e6:,.0f} MB at most"
+        return f"{known}; with the program and the adapter, {program}, {self.total / 1e6:,.0f} MB"
 
 
 def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
@@ -66,7 +67,7 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     c, changes = model.config, changes_of(model)
     tokens = config.batch_size // config.accumulation * config.context_length
     q, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
-    kept, at_work = [0], [0]
+    kept, at_work, forward = [0], [0], [0]
     for i in range(c.n_layers):
         start = f"blocks.{i}."
         ranks = {n.split(".")[-1]: int(x.a.shape[0]) for n, x in changes.items() if n.startswith(start)}
@@ -79,6 +80,7 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
             hidden, most = (1 + has_down, 4) if has_up else (2, 5 if has_down else 2)
         kept.append(rest + hidden * c.d_mlp)
         at_work.append(rest - c.d_model + most * c.d_mlp)
+        forward.append(2 * c.d_model + (most - 1) * c.d_mlp)
     if config.recompute:
         stream, working = (c.n_layers + 1) * c.d_model, max(at_work)
     else:
@@ -88,17 +90,20 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     trained = trained_parameters(model)
     weights = sum(w.nbytes() for n, w in get_state_dict(model).items() if ".adapter." not in n)
     copies = 1 + AdamW.numbers_per_weight + (config.accumulation > 1)  # gradients of a part, and their sum
-    return AdapterMemory(resident_bytes(), weights, 4 * copies * size_of(trained), 4 * numbers)
+    cache = 2 * c.n_layers * kv * config.context_length
+    reports = tokens * max(forward) + piece * c.vocab_size + cache
+    adapter = copies * size_of(trained)
+    steps = CAPTURED * c.n_layers
+    return AdapterMemory(resident_bytes(), weights, 4 * adapter, 4 * numbers, 4 * reports + steps)
 
 
-def check_adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
-    """The memory of training an adapter. Raises UsageError if this machine has less, on the CPU."""
+def check_adapter_memory(config: RunConfig, model: GPT) -> None:
+    """Raises UsageError if this machine's memory cannot hold the training of an adapter, on the CPU."""
     found, memory = adapter_memory(config, model), memory_bytes()
     if memory and str(Device.DEFAULT).startswith("CPU") and found.total > memory:
         here = f"this machine has {memory / 1e9:,.1f} GB"
         advice = "a smaller context_length, more accumulation or recompute needs less"
         raise UsageError(f"training needs {found}; {here}: {advice}")
-    return found
 
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:

@@ -142,9 +142,8 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
-    memory = None
     if model is not None and config.lora:
-        memory = check_adapter_memory(config, model)
+        check_adapter_memory(config, model)
     else:
         check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
@@ -156,7 +155,7 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
         parts.model = model or GPT(shape, config.seed)
     run = Run(parts, open_tokens(folder.data))
-    run.corpus, run.memory = corpus, memory
+    run.corpus = corpus
     return run
 
 

@@ -15,7 +15,7 @@ from lama.dropout import Dropout
 from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.runtime.buffers import empty
-from lama.training.loss import LOGITS, pieces
+from lama.training.loss import LOGITS, copied, pieces
 
 
 def blockwise_gradients(
@@ -88,10 +88,7 @@ def _top_gradients(
     flat, ids = x.reshape(1, rows, width), targets.reshape(1, rows)
     losses, of_x, of_own = [], [], []
     for piece in pieces(rows, rows if own else LOGITS // model.config.vocab_size):
-        # Copied: a part of the stream would be a view, which is no leaf.
-        leaf = (
-            empty(1, piece.stop - piece.start, width, device=str(x.device)).assign(flat[:, piece]).realize()
-        )
+        leaf = copied(flat[:, piece])
         logits = model.logits(model.normalised(leaf))
         loss = ops.cross_entropy(logits, ids[:, piece], smoothing).sum() * (1 / rows)
         dx, *of_own = (loss * weight).gradient(leaf, *own)

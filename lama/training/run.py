@@ -9,7 +9,7 @@ from lama.errors import LamaError, quoted
 from lama.kernels.peak import peak_flops
 from lama.models.adapters import digest_of_base, trained_parameters
 from lama.models.gpt import GPT
-from lama.training.budget import AdapterMemory, training_operations
+from lama.training.budget import adapter_memory, training_operations
 from lama.training.corpus import CorpusSession
 from lama.training.lines import Record
 from lama.training.loop import Step, Trainer, language_model_batches
@@ -29,13 +29,13 @@ class Run(CorpusSession):
     model: GPT
     corpus: Corpus | None = None
     """The text, in a new run."""
-    memory: AdapterMemory | None = None
-    """The memory that the training of an adapter takes, in a new run."""
 
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens)
         self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
+        self.memory = adapter_memory(config, model) if config.lora else None
+        """The memory that the training of an adapter takes, before it takes any."""
         batches = language_model_batches(tokens.train, config, context)
         self.trainers.append(Trainer(model, batches, config, devices=self.devices))
         limit = config.evaluation_tokens and max(1, config.evaluation_tokens // context)
