@@ -34,6 +34,7 @@ __all__ = [
     "Found",
     "Model",
     "NotFound",
+    "base_of",
     "export_gguf",
     "export_huggingface",
     "find",

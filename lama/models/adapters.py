@@ -20,6 +20,7 @@ from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
 from lama.layers import Linear, LowRank
 from lama.models.gpt import GPT
+from lama.models.quantized import weights_of
 from lama.runtime.buffers import from_array, read
 from lama.shapes import Array
 
@@ -126,6 +127,13 @@ def trained_parameters(model: object) -> dict[str, Tensor]:
     if not changes:
         return get_state_dict(model)
     return {f"{name}.{part}": getattr(each, part) for name, each in changes.items() for part in "ab"}
+
+
+def constants_of(model: object) -> str:
+    """What a model computes beside its config and the shapes of its weights: a name for captured steps."""
+    rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
+    scales = [(name, change.scale) for name, change in changes_of(model).items()]
+    return repr((all(rounds), scales))
 
 
 def digest_of_base(model: GPT) -> str:

@@ -15,7 +15,6 @@ from lama.training.loss import LOGITS, pieces
 from lama.training.optimizers import AdamW
 from lama.training.settings import RunConfig
 
-
 CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
 
 
