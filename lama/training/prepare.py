@@ -28,7 +28,8 @@ from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
 from lama.training.settings.base import CorpusSettings, Settings, differences
-from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS, parse_size, sizes
+from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS
+from lama.training.settings.scale import Scale, scaled
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
 
@@ -50,18 +51,18 @@ def new_session(
     folder: RunFolder,
     settings: Settings,
     command: str,
-    size: str | None = None,
+    scale: Scale | None = None,
     devices: Sequence[str] = (),
     progress: Progress = iter,
 ) -> Session:
     """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
 
-    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `size`,
-    a number of parameters, chooses its shape.
+    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `scale`
+    chooses its shape and its training.
     """
     parts = Parts(folder, None, devices, {"command": command}, progress)
     if (model := str(settings.get("model", "gpt"))) == "gpt":
-        return new_gpt(parts, settings, size)
+        return new_gpt(parts, settings, scale)
     parts.config = settings_of(settings)
     check_devices(parts.config, devices)
     return NEW[model](parts)
@@ -102,15 +103,14 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
     return session
 
 
-def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
+def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model."""
     given, folder = dict(settings), parts.folder
     model: GPT | None = None
     tokenizer: Tokenizer | None = None
     if initial := run_config(given).initial:  # all values are checked before a model is read
-        if size is not None:
-            got = f"got --size {quoted(size, plain=True)} and --from {initial}"
-            raise UsageError(f"size and from must not be given together; {got}")
+        if scale is not None:
+            raise UsageError(f"a model to start from has its size; got {scale} and --from {initial}")
         source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
         if out in (source, *source.parents):
             got = f"got {quoted_path(folder.path)} and --from {initial}"
@@ -121,8 +121,8 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     config = run_config(given)
     corpus = open_corpus(config.corpus, without=folder.path)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
-    if size is not None:
-        config = run_config({**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
+    if scale is not None:
+        config = run_config({**given, **scaled(scale, config, given, tokenizer.vocab_size)})
     try:
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
     except ValueError as error:
