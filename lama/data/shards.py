@@ -8,12 +8,13 @@ import signal
 import tempfile
 import threading
 import zlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
@@ -67,21 +68,22 @@ class Shard:
 
     def encode(self, tokenizer: Tokenizer, path: Path) -> None:
         """Write the ids, and the tokens, bytes and places of the texts. Raises LamaError."""
-        dtype, (before, after) = np.min_scalar_type(tokenizer.vocab_size - 1), frame_of(tokenizer)
-        arrays, lengths = [np.zeros(0, dtype)], []
+        before, after = frame_of(tokenizer)
+        found, lengths = array("I"), []
         for text in self.texts:
-            begun = len(arrays)
+            begun = len(found)
             pieces = (text[i : i + SHARD] for i in range(0, len(text), SHARD))
-            for ids in chain(
-                [before] * self.begins, encode_inside_pieces(tokenizer, pieces), [after] * self.ends
-            ):
-                arrays.append(np.array(ids, dtype))
-                del ids  # eight times as large
-            lengths.append(sum(map(len, arrays[begun:])))
+            found.fromlist(before * self.begins)
+            for ids in encode_inside_pieces(tokenizer, pieces):
+                found.fromlist(ids)
+                del ids  # twice as large
+            found.fromlist(after * self.ends)
+            lengths.append(len(found) - begun)
         sizes = [len(text.encode()) for text in self.texts]
         table = np.array([lengths, sizes, self.places], np.int64)
+        numbers = np.frombuffer(found, np.dtype(f"u{found.itemsize}")).astype(dtype_of(tokenizer))
         with atomic_write(path) as file:
-            np.savez(file, ids=np.concatenate(arrays), table=table)
+            np.savez(file, ids=numbers, table=table)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Encoded:
         ends = table[0].cumsum().tolist()
         for begin, end, size, place in zip([0, *ends[:-1]], ends, *table[1:].tolist(), strict=True):
             yield ids[begin:end], size, place
+
+
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """The smallest of uint8, uint16 and uint32 that holds the tokenizer's ids."""
+    return np.min_scalar_type(tokenizer.vocab_size - 1).newbyteorder("<")
 
 
 def sources_of(corpus: Corpus) -> list[int]:

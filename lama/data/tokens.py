@@ -22,7 +22,7 @@ import numpy as np
 
 from lama.atomic import atomic_folder, write_atomically
 from lama.data.corpora import Corpus
-from lama.data.shards import BY_SHARE, HELD_OUT, Encoded, encoded_shards, sources_of
+from lama.data.shards import BY_SHARE, HELD_OUT, Encoded, dtype_of, encoded_shards, sources_of
 from lama.errors import LamaError, UsageError, first_line
 from lama.files import field as field_of
 from lama.files import quoted_path, read_object
@@ -76,14 +76,14 @@ class TokenWriter:
     def __init__(self, folder: Path, tokenizer: Tokenizer, counted: bool = False):
         """`counted`: each document says which of its tokens count."""
         self.folder, self.tokenizer = folder, tokenizer
-        self.dtype = np.min_scalar_type(tokenizer.vocab_size - 1).newbyteorder("<")
+        self.dtype, end = dtype_of(tokenizer), tokenizer.end_of_text
+        self._separator = b"" if end is None or counted else np.array([end], self.dtype).tobytes()
         self.tokens = dict.fromkeys(PARTS, 0)
         self._ends = {part: array("q") for part in PARTS}
         self._open = ExitStack()
         self._files: dict[str, BinaryIO] = {}
-        for part in PARTS:
-            for kind in ("", ".counted")[: 1 + counted]:
-                self._create(f"{part}{kind}.bin")
+        self._ids = {part: self._create(f"{part}.bin") for part in PARTS}
+        self._counted = {part: self._create(f"{part}.counted.bin") for part in PARTS if counted}
 
     def _create(self, name: str) -> BinaryIO:
         file = open(self.folder / name, "wb")  # noqa: SIM115  (until `close`)
@@ -98,13 +98,13 @@ class TokenWriter:
         self, part: str, ids: Array, counted: Array | None = None, begins: bool = True, ends: bool = True
     ) -> None:
         """Write a document, or a piece of one that does not begin or end it."""
-        separator = self.tokenizer.end_of_text
-        if begins and counted is None and separator is not None and self._ends[part]:
-            ids = np.concatenate([[separator], ids])
-        self._files[f"{part}.bin"].write(ids.astype(self.dtype, copy=False).tobytes())
+        content = ids.astype(self.dtype, copy=False).tobytes()
+        if begins and self._ends[part]:
+            content = self._separator + content
+        self._ids[part].write(content)
         if counted is not None:
-            self._files[f"{part}.counted.bin"].write(counted.astype(np.uint8).tobytes())
-        self.tokens[part] += len(ids)
+            self._counted[part].write(counted.astype(np.uint8).tobytes())
+        self.tokens[part] += len(content) // self.dtype.itemsize
         if ends:
             self._ends[part].append(self.tokens[part])
 
@@ -155,18 +155,17 @@ def tokenize(
     with atomic_folder(folder) as place:
         shards = folder / SHARDS
         shards.mkdir(exist_ok=True)
-        try:
-            facts = _Facts(corpus)
-            kept = (fingerprint(tokenizer), shards, workers or cores())
-            encoded = list(encoded_shards(corpus, tokenizer, validation, facts.watch(progress), *kept))
-        except LamaError:
-            shutil.rmtree(shards, ignore_errors=True)
-            raise
-        *digests, digest = facts.digests
-        names = [name for name, _ in corpus.sources] or [corpus.name]
+        facts, names = _Facts(corpus), [name for name, _ in corpus.sources] or [corpus.name]
+        kept = (fingerprint(tokenizer), shards, workers or cores())
         with closing(TokenWriter(place, tokenizer)) as writer:
             ends = [0] * len(names)
-            held_bytes = min(_join(encoded, writer, validation, ends), facts.bytes)
+            try:
+                encoded = encoded_shards(corpus, tokenizer, validation, facts.watch(progress), *kept)
+                held_bytes = min(_join(encoded, writer, validation, ends), facts.bytes)
+            except LamaError:
+                shutil.rmtree(shards, ignore_errors=True)
+                raise
+            *digests, digest = facts.digests
             known = zip(names, digests, ends, strict=True)
             meta: dict[str, object] = {
                 "bytes": {"train": facts.bytes - held_bytes, "validation": held_bytes},
