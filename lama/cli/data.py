@@ -6,6 +6,7 @@ After a kill, the same command continues.
 """
 
 import argparse
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--validation must be a share between 0 and 1; got {args.validation}")
     with own_folder(args.out, None, "data", replace=True) as out:
         corpus = open_corpus(args.corpus, without=out, read=False)
-        try:
-            tokenizer = make_tokenizer(args.tokenizer, corpus)
-        except UsageError:
-            tokenizer = load_tokenizer(find(args.tokenizer).path)
+        name = args.tokenizer
+        if name in ("bytes", "character", "gpt2") or name.startswith("bpe:") or os.path.isdir(name):
+            tokenizer = make_tokenizer(name, corpus)
+        else:
+            tokenizer = load_tokenizer(find(name).path)
         began = time.perf_counter()
         watch = partial(progress, unit="piece", label="tokenizing")
         tokens = tokenize(corpus, tokenizer, out, args.validation, watch, args.workers, keep_tokenizer=True)
