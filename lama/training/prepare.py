@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
