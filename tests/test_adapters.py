@@ -243,7 +243,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / "gpt2" / name).write_bytes(content)
     characters = CharacterTokenizer("".join(sorted(set(TEXT))))
     shape = {**vars(LLAMA), "vocab_size": characters.vocab_size, "context_length": 17}
-    lama.save(here / "llama", GPT(GPTConfig(**shape)), characters)
+    model = model_of(GPTConfig(**shape))
+    remove_adapter(model)
+    lama.save(here / "llama", model, characters)
     return here
 
 
@@ -471,7 +473,9 @@ def test_adapter_without_its_files_or_its_model_is_one_line(tmp_path: Path, here
 def test_adapter_is_read_as_it_was_written(config: GPTConfig, tmp_path: Path):
     """Without a family of Hugging Face's, the names are those of the model's export."""
     model = model_of(config, patterns=("q", "v", "down"))
-    save_adapter(tmp_path / "a", model)
+    model.config = replace(model.config, end_tokens=(3, 5))
+    save_adapter(tmp_path / "a", model, notes={"steps": 3})
+    assert json.loads((tmp_path / "a" / "notes.json").read_text())["end_tokens"] == [3, 5]
     again = GPT(config)
     load_adapter(tmp_path / "a", again)
     assert list(changes_of(again)) == list(changes_of(model))

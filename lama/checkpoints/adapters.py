@@ -19,15 +19,19 @@ from lama.atomic import atomic_folder
 from lama.checkpoints import gpt2
 from lama.checkpoints.families import FAMILIES, form_of, join_qkv
 from lama.checkpoints.files import check_regular, weight_file
+from lama.checkpoints.huggingface import checked_config
 from lama.checkpoints.rows import selected
 from lama.checkpoints.safetensors_files import open_safetensors, write_safetensors
 from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, abbreviated, quoted
-from lama.files import field, quoted_path, read_object
+from lama.files import checked, field, quoted_path, read_object
 from lama.layers import LowRank
 from lama.models.adapters import MOST_RANK, add_change, changes_of, places
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
+from lama.tokenizers import Tokenizer
+from lama.tokenizers.chat_template import template_of
+from lama.tokenizers.export import with_template
 
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "notes.json"
 PREFIX = "base_model.model."
@@ -122,8 +126,16 @@ def family_of(model: GPT) -> str:
 # --- writing
 
 
-def save_adapter(folder: str | Path, model: GPT, notes: Mapping[str, object] | None = None) -> None:
-    """Write the adapter of a model as PEFT does; `notes` are JSON. Raises LamaError."""
+def save_adapter(
+    folder: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer | None = None,
+    notes: Mapping[str, object] | None = None,
+) -> None:
+    """Write the adapter of a model as PEFT does, and lama's notes.json. Raises LamaError.
+
+    The notes are `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
+    """
     changes, family = changes_of(model), family_of(model)
     tensors: dict[str, FileTensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
@@ -142,7 +154,13 @@ def save_adapter(folder: str | Path, model: GPT, notes: Mapping[str, object] | N
     with atomic_folder(Path(folder)) as temporary:
         write_safetensors(temporary / WEIGHTS, tensors)
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-        (temporary / NOTES).write_text(json.dumps({"training": dict(notes or {})}), encoding="utf-8")
+        template = None if tokenizer is None else template_of(tokenizer)
+        about = {
+            "training": dict(notes or {}),
+            "end_tokens": list(model.config.end_tokens),
+            "template": None if template is None else template.source,
+        }
+        (temporary / NOTES).write_text(json.dumps(about), encoding="utf-8")
     for name in ("config.json", "model.safetensors"):  # an earlier model
         (Path(folder) / name).unlink(missing_ok=True)
 
@@ -203,6 +221,25 @@ def _plain(x: float) -> float:
 # --- reading
 
 
+def with_notes(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> Tokenizer:
+    """Give a model the end tokens in an adapter's notes, and return its tokenizer with the chat template.
+
+    An adapter of PEFT's has no notes. Raises LamaError for others than `save_adapter` writes.
+    """
+    path = Path(folder) / NOTES
+    if not os.path.lexists(path):
+        return tokenizer
+    fields, source = read_object(path), quoted_path(path)
+    ends = [checked(each, int, f"a token in {source}") for each in field(fields, "end_tokens", list, source)]
+    model.config = checked_config(GPTConfig, {**vars(model.config), "end_tokens": tuple(ends)}, source)
+    template, own = field(fields, "template", str, source, ""), template_of(tokenizer)
+    return (
+        with_template(tokenizer, template)
+        if template and (own is None or own.source != template)
+        else tokenizer
+    )
+
+
 def load_adapter(folder: str | Path, model: GPT) -> None:
     """Read an adapter of PEFT's into a model, in place of its own. Raises LamaError.
 
@@ -229,15 +266,15 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
         pairs.setdefault(own, {})[part] = tensor
     if not pairs:
         raise LamaError(f"{source} must hold matrices A and B; got none")
-    found, checked = places(model), []
+    found, read = places(model), []
     for name, pair in pairs.items():
         start, layer = layers[name]
         d_in = found[start + next(iter(layer.rows))].d_in
         rank = _checked_rank(pair, name, layer.d_out, d_in, source)
-        checked.append((start, layer, pair, alpha_of(name, rank)))
+        read.append((start, layer, pair, alpha_of(name, rank)))
     for place in found.values():
         place.linear.adapter = {}
-    for start, layer, pair, scale in checked:
+    for start, layer, pair, scale in read:
         a, b = (read_weights(pair[part], "float32") for part in "AB")
         for end, rows in layer.rows.items():
             used = b[rows].any(0) | (len(layer.rows) == 1)  # of a layer that holds several of lama's

@@ -39,7 +39,7 @@ def save(
     cannot be written; a model that was there before is then unchanged.
     """
     if isinstance(model, GPT) and changes_of(model):
-        return adapters.save_adapter(folder, model, notes)
+        return adapters.save_adapter(folder, model, tokenizer, notes)
     spec = {
         "format": FORMAT,
         "model": kind_of(model),

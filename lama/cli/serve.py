@@ -15,7 +15,6 @@ from lama.cli import AddVerb, machine
 from lama.errors import LamaError, UsageError, check_least, note
 
 if TYPE_CHECKING:
-    from lama.models.gpt import GPT
     from lama.server.service import Backend, Service
 
 LARGEST_CONTEXT = 2048  # of a row, unless --context says otherwise
@@ -81,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace, service: "Service", keys: Collection[str], url: str) -> "Backend":
     """Load the model, and what runs it. Raises LamaError, also where memory does not suffice."""
-    from lama.checkpoints import base_of, find, is_adapter, load_causal, open_checkpoint
+    from lama.checkpoints import base_of, find, is_adapter, load_adapter, load_causal, open_checkpoint
+    from lama.checkpoints.adapters import with_notes
     from lama.generation.decoder import Runner
     from lama.generation.engine import Engine
     from lama.generation.engines import Engines
     from lama.generation.exact import exact_obstacle
     from lama.generation.prefix_store import PrefixStore
+    from lama.models.adapters import sharing_weights
     from lama.models.gpt import GPTConfig
     from lama.server.service import Backend
     from lama.server.worker import Worker
@@ -116,7 +117,11 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
     note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on")
     note("loading; the first start compiles too, for up to a minute")
     model, tokenizer = load_causal(args.model, **machine.loading(args) | {"adapter": None})
-    models = [model, *(adapted(model, each) for each in adapters)]
+    models, tokenizers = [model], [tokenizer]
+    for path in adapters:
+        models.append(sharing_weights(model))
+        load_adapter(path, models[-1])
+        tokenizers.append(with_notes(path, models[-1], tokenizer))
     drafts = 0 if args.no_drafts else DRAFTS
     engines = []
     for each in models:
@@ -140,23 +145,15 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
         note(f"answers may differ in rare tokens with what else the server does: {obstacle}")
     queue = 4 * args.rows if args.queue is None else args.queue
     worker = Worker(Engines(engines) if adapters else engines[0], queue)
-    name, template = Path(args.model).name, template_of(tokenizer)
-    service.adapted = [
-        Backend(f"{name}:{adapter}", each, tokenizer, worker, template, engine=i)
-        for i, (adapter, each) in enumerate(zip(names, models[1:], strict=True), 1)
+    shown = [Path(args.model).name]
+    shown += [f"{shown[0]}:{name}" for name in names]
+    backends = [
+        Backend(name, each, own, worker, template_of(own), engine=i)
+        for i, (name, each, own) in enumerate(zip(shown, models, tokenizers, strict=True))
     ]
+    service.adapted = backends[1:]
     note(f"ready after {time.perf_counter() - started:.1f} s; Ctrl-C ends")
-    return Backend(name, model, tokenizer, worker, template)
-
-
-def adapted(model: "GPT", adapter: Path) -> "GPT":
-    """The model with an adapter beside its weights, which both share. Raises LamaError."""
-    from lama.checkpoints import load_adapter
-    from lama.models.adapters import sharing_weights
-
-    found = sharing_weights(model)
-    load_adapter(adapter, found)
-    return found
+    return backends[0]
 
 
 def check_memory(needed: int, size: str) -> None:

@@ -12,7 +12,7 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, ROUNDED_ON_STACK, matvec
 from lama.kernels.quantized import Quantized
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
@@ -159,7 +159,7 @@ class Product(Producer):
         *lead, m, k = (int(n) for n in a.shape)
         rows = m if b.ndim > 2 else m * math.prod(lead)
         if self.scales is None and self.bfloat16:
-            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 4 * ON_STACK
+            few = b.dtype == dtypes.bfloat16 and _are_few(rows, k, True)
         else:
             few = _are_few(rows, k, self.scales is not None and self.rounds)
         if self.factor is None and not self.transpose_a and self.transpose_b and few:
@@ -363,9 +363,7 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
 
 def _are_few(rows: int, k: int, are_rounded: bool) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    if are_rounded:
-        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
-    return rows <= FEW_ROWS
+    return rows <= FEW_ROWS and (not are_rounded or rows * k <= ROUNDED_ON_STACK)
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -12,7 +12,7 @@ from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.runtime.device import open_device
 from lama.training.loss import LOGITS, pieces
-from lama.training.optimizers import AdamW
+from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
 
 CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
@@ -88,7 +88,9 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     numbers = tokens * stream + max(tokens * working, 2 * piece * c.vocab_size)
     trained = trained_parameters(model)
     weights = sum(w.nbytes() for n, w in get_state_dict(model).items() if ".adapter." not in n)
-    copies = 1 + AdamW.numbers_per_weight + (config.accumulation > 1)  # gradients of a part, and their sum
+    copies = (
+        1 + OPTIMIZERS[config.optimizer].state_per_weight[0] + (config.accumulation > 1)
+    )  # gradients of a part, and their sum
     cache = 2 * c.n_layers * kv * config.context_length
     reports = tokens * max(forward) + piece * c.vocab_size + cache
     adapter = copies * size_of(trained)
@@ -111,8 +113,10 @@ def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     if not (memory := memory_bytes()) or not str(Device.DEFAULT).startswith("CPU"):
         return
     width, layers = shape.d_model, shape.n_layers
-    rows = layers * (4 * width + 2 * shape.d_mlp) + (2 - shape.tied) * shape.vocab_size
-    fixed = 4 * (2 + AdamW.numbers_per_weight) * width * rows  # weights, gradients, the optimizer's state
+    rows = layers * (4 * width + 2 * shape.d_mlp), (2 - shape.tied) * shape.vocab_size
+    states = OPTIMIZERS[config.optimizer].state_per_weight
+    # Weights, gradients, the optimizer's state.
+    fixed = sum(4 * (2 + state) * width * n for n, state in zip(rows, states, strict=True))
     here = f"this machine has {memory / 1e9:,.0f} GB"
     if fixed > memory:
         raise UsageError(

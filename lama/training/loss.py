@@ -17,27 +17,51 @@ LOGITS = 1 << 23  # at a time, where they are computed in pieces
 
 
 def cross_entropy(
-    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0
+    logits: Float[Tensor, "B T V"],
+    targets: Int[Tensor, "B T"],
+    smoothing: float = 0.0,
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats; `smoothing` as in `lama.ops.cross_entropy`."""
-    return ops.cross_entropy(logits, targets, smoothing).mean()
+    """The mean of −log softmax(logits)[target], in nats, times `weights` where they are given.
+
+    `smoothing` is that of `lama.ops.cross_entropy`.
+    """
+    losses = ops.cross_entropy(logits, targets, smoothing)
+    return (losses if weights is None else losses * weights).mean()
 
 
 def language_model_loss(
-    model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    starts: Tensor | None = None,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    dropout: Dropout = no_dropout,
 ) -> Tensor:
-    """The mean cross-entropy of the next tokens: inputs and targets (B, T)."""
-    return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
+    """The mean cross-entropy of the next tokens: inputs and targets (B, T).
+
+    With `starts`, rows hold several texts, as in `GPT.hidden`; with `weights` (B, T), it is the mean of
+    loss x weight.
+    """
+    return cross_entropy(model(inputs, dropout=dropout, starts=starts), targets, smoothing, weights)
 
 
-def language_model_loss_in_pieces(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
+def language_model_loss_in_pieces(
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    starts: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """`language_model_loss` with at most LOGITS logits in memory at a time; it has no gradient."""
     rows = int(targets.numel())
-    x, ids = model.hidden(inputs).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
+    x, ids = model.hidden(inputs, starts=starts).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
+    shares = None if weights is None else weights.reshape(1, rows)
     losses = []
     for piece in pieces(rows, LOGITS // model.config.vocab_size):
-        logits = model.logits(copied(x[:, piece]))
-        losses.append(ops.cross_entropy(logits, ids[:, piece]).sum().realize())
+        found = ops.cross_entropy(model.logits(copied(x[:, piece])), ids[:, piece])
+        losses.append((found if shares is None else found * shares[:, piece]).sum().realize())
     return sum(losses[1:], losses[0]) / rows
 
 
@@ -65,7 +89,7 @@ def pair_loss(
     dropout: Dropout = no_dropout,
 ) -> Tensor:
     """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`."""
-    return (ops.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
+    return cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing, weights)
 
 
 class Evaluator:

@@ -12,7 +12,6 @@ from tinygrad.nn.state import get_parameters
 
 from lama import ops
 from lama.dropout import Dropout
-from lama.masks import Causal
 from lama.models.gpt import GPT
 from lama.runtime.buffers import empty
 from lama.training.loss import LOGITS, copied, pieces
@@ -20,7 +19,7 @@ from lama.training.loss import LOGITS, copied, pieces
 
 def blockwise_gradients(
     model: GPT,
-    arrays: Sequence[Tensor],
+    arrays: Sequence[Tensor | None],
     smoothing: float,
     dropout: Dropout,
     weight: float,
@@ -31,8 +30,9 @@ def blockwise_gradients(
 
     Only `parameters` get a gradient; the others are constants.
     """
-    inputs, targets = arrays
-    trained = {id(p) for p in parameters}
+    inputs, targets, starts, weights = (*arrays, None, None)[:4]
+    assert inputs is not None and targets is not None
+    mask, trained = model.mask(starts), {id(p) for p in parameters}
     found: dict[int, Tensor] = {}
 
     def trained_in(*parts: object) -> list[Tensor]:
@@ -46,10 +46,10 @@ def blockwise_gradients(
             Tensor.realize(*tensors)
 
     def through(i: int, x: Tensor) -> Tensor:
-        return model.blocks[i](x, Causal(), dropout=dropout.scoped(f"blocks.{i}"))
+        return model.blocks[i](x, mask, dropout=dropout.scoped(f"blocks.{i}"))
 
     # A realised stream between two blocks is a leaf: gradients end there.
-    x = model.embedded(inputs, dropout=dropout)
+    x = model.embedded(inputs, dropout=dropout, mask=mask)
     stream, kept = [x.realize()], []
     dy = empty(*map(int, x.shape), device=str(x.device))
     for i, block in enumerate(model.blocks):
@@ -59,7 +59,7 @@ def blockwise_gradients(
         stream.append(y.contiguous().realize())
 
     top = trained_in(model.ln_final, model.unembed or model.embed)
-    loss, dx, gradients = _top_gradients(model, stream.pop(), targets, smoothing, weight, top)
+    loss, dx, gradients = _top_gradients(model, stream.pop(), targets, weights, smoothing, weight, top)
     add(top, gradients)
     for i in reversed(range(len(model.blocks))):
         own, x = trained_in(model.blocks[i]), stream.pop()
@@ -71,13 +71,19 @@ def blockwise_gradients(
         dx = found_here.pop(0).contiguous()
         add(own, found_here, dx)
     if bottom := trained_in(model.embed, model.pos_embed):
-        y = model.embedded(inputs, dropout=dropout)
+        y = model.embedded(inputs, dropout=dropout, mask=mask)
         add(bottom, y.gradient(*bottom, gradient=dx))
     return loss, found
 
 
 def _top_gradients(
-    model: GPT, x: Tensor, targets: Tensor, smoothing: float, weight: float, own: list[Tensor]
+    model: GPT,
+    x: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    weight: float,
+    own: list[Tensor],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The mean loss of the last stream x, and `weight` times its gradients of x and of the parameters `own`.
 
@@ -86,11 +92,13 @@ def _top_gradients(
     """
     rows, width = int(targets.numel()), int(x.shape[-1])
     flat, ids = x.reshape(1, rows, width), targets.reshape(1, rows)
+    shares = None if weights is None else weights.reshape(1, rows)
     losses, of_x, of_own = [], [], []
     for piece in pieces(rows, rows if own else LOGITS // model.config.vocab_size):
         leaf = copied(flat[:, piece])
         logits = model.logits(model.normalised(leaf))
-        loss = ops.cross_entropy(logits, ids[:, piece], smoothing).sum() * (1 / rows)
+        found = ops.cross_entropy(logits, ids[:, piece], smoothing)
+        loss = (found if shares is None else found * shares[:, piece]).sum() * (1 / rows)
         dx, *of_own = (loss * weight).gradient(leaf, *own)
         losses.append(loss)
         of_x.append(dx.contiguous())
