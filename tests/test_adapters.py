@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 from helpers import normal
 from reference import random_gpt2
-from test_kernels import assert_all_close, both, ran  # noqa: F401
+from test_kernels import assert_all_close, both, needs_c, ran  # noqa: F401
 from test_quantized import with_minima
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 import lama
@@ -36,13 +38,16 @@ from lama.models.adapters import (
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import set_weight, without_rounding
 from lama.ops import dequantize, quantize
+from lama.runtime.internals import Ops
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
+from lama.training.budget import adapter_memory
 from lama.training.folder import RunFolder
 from lama.training.loop import Step
 from lama.training.loss import Evaluator, language_model_loss, language_model_loss_in_pieces
 from lama.training.prepare import new_session, resumed_run
 from lama.training.replica import Replica
 from lama.training.run import Run
+from lama.training.settings import RunConfig
 from lama.training.settings.base import TrainingConfig
 
 LLAMA = GPTConfig(
@@ -483,3 +488,60 @@ def test_adapter_is_read_as_it_was_written(config: GPTConfig, tmp_path: Path):
         assert found.scale == pytest.approx(expected.scale), name
         np.testing.assert_array_equal(found.a.numpy(), expected.a.numpy(), name)
         np.testing.assert_array_equal(found.b.numpy(), expected.b.numpy(), name)
+
+
+# --- memory
+
+
+def arena_of(replica: Replica) -> int:
+    """The bytes that tinygrad's plan gives to what a captured step computes in between."""
+    captured = replica._add.jit.captured
+    assert captured is not None
+    found = {u for call in captured.linear.toposort() if call.op is Ops.CALL for u in call.toposort()}
+    sizes = [u.buffer.nbytes for u in found if u.op is Ops.BUFFER and u.dtype == dtypes.int8]
+    return max(sizes)
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("config", "patterns"), [(LLAMA, ()), (LLAMA, ("down",)), (GPT2, ()), (GPT2, ("v",))]
+)
+def test_activations_take_what_the_formula_says(config: GPTConfig, patterns: tuple[str, ...]):
+    """With and without recomputation, within 10 %: the plan leaves gaps."""
+    shape = {"d_model": 64, "d_head": 16, "d_rotated": 16, "d_mlp": 192, "n_layers": 3, "context_length": 64}
+    config = replace(config, vocab_size=300, **shape)
+    arrays = list(np.random.default_rng(0).integers(0, 300, (2, 8, 64)).astype(np.int32))
+    for recompute in (False, True):
+        model = model_of(config, "int4", patterns)
+        settings = {"lora": RANK, "initial": "x", "batch_size": 8, "context_length": 64}
+        run = RunConfig(**settings, recompute=recompute)
+        replica = Replica(model, run, language_model_loss, 1)
+        replica.add(True, np.zeros(2, np.uint32), arrays)
+        assert 0.9 < adapter_memory(run, model).activations / arena_of(replica) < 1.1
+
+
+PEAK = """
+import re, resource, sys
+from lama.cli import main
+code = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
+@needs_c
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.parametrize("more", [[], ["--recompute"]], ids=["kept", "recomputed"])
+def test_training_takes_the_memory_that_it_prints(more: list[str], tmp_path: Path):
+    """Within 10 %, of a whole run with reports; the bundled model in 8 bits."""
+    words = ["train", "--from", "lama-bpe", "--lora", "16", "--dtype", "int8", "--steps", "3", *more]
+    words += ["--batch-size", "16", "--context-length", "128", "--evaluation-tokens", "4000", "--out", "out"]
+    words += ["--learning-rate", "1e-3", "--warmup", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    printed = re.search(r"memory: .*, ([\d,]+) MB$", done.stdout, re.MULTILINE)
+    peak = re.search(r"^peak (\d+)", done.stdout, re.MULTILINE)
+    assert printed and peak, done.stdout + done.stderr
+    assert float(printed[1].replace(",", "")) == pytest.approx(int(peak[1]) / 1e6, rel=0.1)

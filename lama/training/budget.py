@@ -15,6 +15,7 @@ from lama.training.loss import LOGITS, pieces
 from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
 
+GAPS = 1.06  # of the memory that tinygrad plans for a captured step, over what is in use at most
 CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
 
 
@@ -95,7 +96,8 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     reports = tokens * max(forward) + piece * c.vocab_size + cache
     adapter = copies * size_of(trained)
     steps = CAPTURED * c.n_layers
-    return AdapterMemory(resident_bytes(), weights, 4 * adapter, 4 * numbers, 4 * reports + steps)
+    activations = int(4 * GAPS * numbers)
+    return AdapterMemory(resident_bytes(), weights, 4 * adapter, activations, 4 * reports + steps)
 
 
 def check_adapter_memory(config: RunConfig, model: GPT) -> None:
