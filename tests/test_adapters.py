@@ -40,6 +40,7 @@ from lama.models.quantized import set_weight, without_rounding
 from lama.ops import dequantize, quantize
 from lama.runtime.internals import Ops
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
+from lama.tokenizers.chat_template import template_of
 from lama.training.budget import adapter_memory
 from lama.training.folder import RunFolder
 from lama.training.loop import Step
@@ -234,6 +235,7 @@ def test_adapter_begins_as_no_change_and_can_be_removed_shared_and_folded():
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 RATE = ["--learning-rate", "3e-2"]
 FLAGS = ["--steps", "30", "--warmup", "5", "--batch-size", "4", "--sample-every", "1000", *RATE]
+FLAGS += ["--context-length", "17"]
 Train = Callable[..., tuple[int, str]]
 
 
@@ -242,7 +244,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """text.txt, gpt2/ as Hugging Face has it and llama.gguf, a model in 4 bits."""
     here = tmp_path_factory.mktemp("adapters")
     (here / "text.txt").write_text(TEXT)
-    config = random_gpt2.make_config(vocab_size=283, n_positions=17, n_embd=24, n_layer=2, n_head=2)
+    config = random_gpt2.make_config(vocab_size=283, n_positions=97, n_embd=24, n_layer=2, n_head=2)
     random_gpt2.write_folder(here / "gpt2", config, random_gpt2.make_weights(config, std=0.3))
     for name, content in huggingface_files(train_bpe(TEXT, 280)).items():
         (here / "gpt2" / name).write_bytes(content)
@@ -300,7 +302,13 @@ def test_adapter_learns_a_text(flags: str, train: Train, here: Path, tmp_path: P
 def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(here / "gpt2", "gpt2")
-    settings = {"initial": "gpt2", "corpus": [str(here / "text.txt")], "steps": 6, "batch_size": 4}
+    settings: dict[str, object] = {
+        "context_length": 17,
+        "initial": "gpt2",
+        "corpus": [str(here / "text.txt")],
+        "steps": 6,
+        "batch_size": 4,
+    }
     settings |= {"lora": 3, "learning_rate": 1e-2, "dropout": 0.1, "accumulation": 2}
 
     def go(run: Run, until: int) -> list[float]:
@@ -545,3 +553,35 @@ def test_training_takes_the_memory_that_it_prints(more: list[str], tmp_path: Pat
     peak = re.search(r"^peak (\d+)", done.stdout, re.MULTILINE)
     assert printed and peak, done.stdout + done.stderr
     assert float(printed[1].replace(",", "")) == pytest.approx(int(peak[1]) / 1e6, rel=0.1)
+
+
+def test_adapter_learns_conversations(here: Path, tmp_path: Path, monkeypatch, capfd):
+    """With the template and the end token that they were written with, which the adapter keeps."""
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("lama.cli.train.SAMPLE_TOKENS", 2)
+    lines = []
+    for animal in (
+        "fox",
+        "dog",
+        "quick fox",
+        "lazy dog",
+        "brown fox",
+        "brown dog",
+        "ox",
+        "owl",
+        "cow",
+        "bug",
+    ):
+        turns = [{"role": "user", "content": f"the {animal}?"}, {"role": "assistant", "content": "jumps."}]
+        lines.append(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    out = tmp_path / "out"
+    words = ["train", "--from", "gpt2", "--lora", "4", "--chat", str(tmp_path / "chat.jsonl")]
+    words += ["--template", "plain", "--steps", "20", "--batch-size", "4", "--warmup", "2", *RATE]
+    words += ["--validation", "0.4"]
+    assert main([*words, "--out", str(out)]) == 0, capfd.readouterr().err
+    losses = [record["loss"] for record in RunFolder(out).read_log() if "loss" in record]
+    assert losses[-1] < losses[0] - 0.5
+    model, tokenizer = lama.load(out)
+    assert isinstance(model, GPT) and template_of(tokenizer) is not None
+    assert template_of(lama.load("gpt2")[1]) is None
