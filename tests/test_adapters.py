@@ -20,7 +20,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 import lama
-from lama.checkpoints import load_adapter, save_adapter
+from lama.checkpoints import export_gguf, load_adapter, save_adapter
 from lama.cli import main
 from lama.errors import LamaError, UsageError
 from lama.kernels import Quantized
@@ -241,7 +241,7 @@ Train = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """text.txt, gpt2/ as Hugging Face has it and llama.gguf, a model in 4 bits."""
+    """text.txt, gpt2/ as Hugging Face has it, and llama/."""
     here = tmp_path_factory.mktemp("adapters")
     (here / "text.txt").write_text(TEXT)
     config = random_gpt2.make_config(vocab_size=283, n_positions=97, n_embd=24, n_layer=2, n_head=2)
@@ -496,6 +496,26 @@ def test_adapter_is_read_as_it_was_written(config: GPTConfig, tmp_path: Path):
         assert found.scale == pytest.approx(expected.scale), name
         np.testing.assert_array_equal(found.a.numpy(), expected.a.numpy(), name)
         np.testing.assert_array_equal(found.b.numpy(), expected.b.numpy(), name)
+
+
+def test_adapter_of_a_gguf_has_the_names_of_its_family(tmp_path: Path):
+    """The rows of queries and keys lie otherwise in the file, and as Hugging Face's in the model."""
+    tokenizer = train_bpe(TEXT, 280)
+    config = replace(LLAMA, vocab_size=280, d_model=64, d_head=16, d_rotated=16, d_mlp=96)
+    model = GPT(config)
+    export_gguf(tmp_path / "model.gguf", model, tokenizer, "model")
+    loaded, _ = lama.load(tmp_path / "model.gguf")
+    assert isinstance(loaded, GPT) and loaded.family == "llama"
+    inputs, _ = tokens()
+    for each in (model, loaded):
+        add_adapter(each, matching(each, []), RANK, SCALE, seed=1)
+        for i, p in enumerate(trained_parameters(each).values()):
+            p.assign(Tensor(normal(*p.shape, seed=i) / p.shape[1] ** 0.5)).realize()
+    assert_all_close([loaded(Tensor(inputs)).numpy()], [model(Tensor(inputs)).numpy()], 1e-5)
+    save_adapter(tmp_path / "one", model)
+    save_adapter(tmp_path / "other", loaded)
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "other")]
+    assert files[0] == files[1]
 
 
 # --- memory

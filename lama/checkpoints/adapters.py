@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -166,15 +166,14 @@ def save_adapter(
 
 
 def _joined(parts: list[tuple[LowRank, Array]], d_out: int) -> tuple[Array, Array, float]:
-    """A, B and scale of one layer: changes with the same A share it, the A of others follow one another."""
-    scale, matrices = parts[0][0].scale, [(each.a.numpy(), each.b.numpy()) for each, _ in parts]
-    shares = all(np.array_equal(matrices[0][0], a) for a, _ in matrices)
-    a = matrices[0][0] if shares else np.concatenate([a for a, _ in matrices])
+    """A, B and scale of one layer: those of its parts follow one another, B with zeros beside them."""
+    scale = parts[0][0].scale
+    a = np.concatenate([change.a.numpy() for change, _ in parts])
     b, first = np.zeros((d_out, len(a)), np.float32), 0
-    for (change, rows), (_, own) in zip(parts, matrices, strict=True):
-        rank = own.shape[1]
-        b[rows, first : first + rank] = own * np.float32(change.scale / scale)
-        first += 0 if shares else rank
+    for change, rows in parts:
+        last = first + int(change.b.shape[1])
+        b[rows, first:last] = change.b.numpy() * np.float32(change.scale / scale)
+        first = last
     return a, b, scale
 
 
@@ -285,9 +284,8 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
 def _layer_and_part(name: str) -> tuple[str, str]:
     """The layer's name and A or B; the name itself and nothing for another tensor."""
     for part in "AB":
-        for end in (f".lora_{part}.weight", f".lora_{part}.default.weight"):
-            if name.endswith(end):
-                return name.removesuffix(end).removeprefix(PREFIX), part
+        if name.endswith(end := f".lora_{part}.weight"):
+            return name.removesuffix(end).removeprefix(PREFIX), part
     return name, ""
 
 
@@ -304,26 +302,8 @@ def _checked_rank(pair: Mapping[str, FileTensor], name: str, d_out: int, d_in: i
     return rank
 
 
-class _Scales:
-    """alpha / rank of each layer, as a config has it."""
-
-    def __init__(self, fields: Mapping[str, object], source: str):
-        self.alpha, self.source = field(fields, "lora_alpha", float, source), source
-        self.patterns = field(fields, "alpha_pattern", dict, source, {})
-        self.is_rooted = field(fields, "use_rslora", bool, source, False)
-        for name, alpha in {"lora_alpha": self.alpha, **self.patterns}.items():
-            if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-                got = f"{quoted(alpha)} for {quoted(name, plain=True)}"
-                raise LamaError(f"{source} must have alphas above 0 and below 1,000,000; got {got}")
-
-    def __call__(self, name: str, rank: int) -> float:
-        ends = (end for end in self.patterns if name == end.lstrip("^") or name.endswith(f".{end}"))
-        alpha = self.patterns[end] if (end := next(ends, None)) is not None else self.alpha
-        return float(alpha) / (math.sqrt(rank) if self.is_rooted else rank)
-
-
-def _scales(path: Path) -> _Scales:
-    """Read an adapter's config. Raises LamaError for a kind that lama does not support."""
+def _scales(path: Path) -> Callable[[str, int], float]:
+    """The factor of a layer's change, by its name and rank. Raises LamaError for an unsupported kind."""
     source = quoted_path(path)
     if not os.path.lexists(path):
         raise LamaError(f"an adapter must be a folder with {CONFIG}; got no {source}")
@@ -343,6 +323,18 @@ def _scales(path: Path) -> _Scales:
     if isinstance(begins, str) and begins.lower().startswith(CHANGED_BASE):
         raise refuse("init_lora_weights")
     for key in field(fields, "alpha_pattern", dict, source, {}):
-        if set(key) & set("*+?()[]{}|\\$"):
+        if set(key) & set("*+?()[]{}|\\^$"):
             raise refuse("alpha_pattern")
-    return _Scales(fields, source)
+    patterns = field(fields, "alpha_pattern", dict, source, {})
+    is_rooted = field(fields, "use_rslora", bool, source, False)
+    alphas = {"": field(fields, "lora_alpha", float, source), **patterns}
+    for name, alpha in alphas.items():
+        if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+            got = f"{quoted(alpha)} for {quoted(name or 'lora_alpha', plain=True)}"
+            raise LamaError(f"{source} must have alphas above 0 and below 1,000,000; got {got}")
+
+    def scale(name: str, rank: int) -> float:
+        own = next((end for end in patterns if name == end or name.endswith(f".{end}")), "")
+        return float(alphas[own]) / (math.sqrt(rank) if is_rooted else rank)
+
+    return scale

@@ -167,6 +167,8 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
     if model is not None and config.lora:
+        if parts.devices[1:]:
+            raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
         check_adapter_memory(config, model)
     else:
         check_memory(config, shape)
