@@ -9,7 +9,7 @@ from pathlib import Path
 from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
-from lama.data.tokens import Progress, link_tokens
+from lama.data.tokens import Progress, TokenFiles, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
 from lama.models.gpt import GPT, GPTConfig
@@ -28,7 +28,13 @@ from lama.training.chat import (
     templated,
 )
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import check_lengths, new_tokens, reopened_tokens, tokenized_corpus
+from lama.training.corpus import (
+    check_lengths,
+    new_tokens,
+    reopened_tokens,
+    tokenized_corpus,
+    tokenized_folder,
+)
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
@@ -138,9 +144,11 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     config = run_config(given)
     check_mixture(config)
     corpus: Corpus | None = None
-    if ready := None if config.chat else tokenized_corpus(config, tokenizer or chosen_tokenizer(given)):
+    ready: TokenFiles | None = None
+    if not config.chat and (tokenized := tokenized_folder(config)):
+        ready, tokenizer = tokenized_corpus(tokenized, tokenizer or chosen_tokenizer(given))
         given |= {"tokenizer": OWN}
-        config, tokenizer = run_config(given), ready[1]
+        config = run_config(given)
     else:
         corpus = open_corpus(config.chat or config.corpus, folder.path, read=not config.chat)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
@@ -159,7 +167,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     with folder.beginning(config, str(parts.about["command"])) as data:
         if corpus is None:
             assert ready is not None
-            tokens = ready[0]
+            tokens = ready
             check_lengths(tokens, config)
             link_tokens(tokens, data)
         else:
