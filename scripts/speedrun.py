@@ -45,7 +45,7 @@ class Figure:
     context_length: int
     """Characters of a window, at most."""
     tokens: int
-    """Of a step, at most."""
+    """Tokens of a step, at most."""
     steps: int
     """nanoGPT's."""
 
@@ -145,15 +145,14 @@ def rows_of(windows: Any) -> int:
 
 
 def run_lama(figure: Figure, seed: int, corpus: str) -> dict[str, Any]:
-    from lama.models.gpt import GPT
     from lama.models.registry import n_parameters
     from lama.training.loop import Trainer, language_model_batches
     from lama.training.loss import Evaluator
-    from lama.training.prepare import model_config
+    from lama.training.prepare import model_config, new_model
 
     config = settings(figure.preset, figure, seed, corpus)
     tokenizer, train, held_out = data_of(config)
-    model = GPT(model_config(config, tokenizer.vocab_size), config.seed)
+    model = new_model(config, model_config(config, tokenizer.vocab_size))
     began = time.perf_counter()
     first = 0.0
     for step in Trainer(model, language_model_batches(train, config, config.context_length), config):

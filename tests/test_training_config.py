@@ -122,6 +122,9 @@ def test_presets_are_those_of_the_readme():
     assert presets() == [
         "gpt2",
         "llama-char-cpu",
+        "modern-bpe",
+        "modern-char",
+        "modern-char-cpu",
         "shakespeare-bpe",
         "shakespeare-char",
         "shakespeare-char-cpu",
