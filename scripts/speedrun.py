@@ -81,17 +81,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Run all seeds; prints a table, returns its numbers."""
-    figure, rows = FIGURES[name], {"lama, empty cache": [], "lama, warm cache": []}
+    """Run all seeds, the libraries in turn; prints a table, returns its numbers."""
+    figure = FIGURES[name]
+    rows: dict[str, list[dict[str, Any]]] = {"lama, empty cache": [], "lama, warm cache": []}
+    has_torch = not args.no_torch and importlib.util.find_spec("torch") is not None
+    if name == "1.88" and has_torch:
+        rows["nanoGPT in PyTorch"] = []
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            for cache in rows:
-                rows[cache].append(
-                    one_run("lama", name, seed, args.corpus, CACHEDB=str(Path(folder) / "cache"))
-                )
-                say(f"{name}, {cache}, seed {seed}: {rows[cache][-1]}")
-    if name == "1.88" and not args.no_torch and importlib.util.find_spec("torch") is not None:
-        rows["nanoGPT in PyTorch"] = [one_run("torch", name, seed, args.corpus) for seed in args.seeds]
+            database = str(Path(folder) / "cache.db")
+            for label, runs in rows.items():
+                library = "torch" if "PyTorch" in label else "lama"
+                runs.append(one_run(library, name, seed, args.corpus, CACHEDB=database))
+                say(f"{name}, {label}, seed {seed}: {runs[-1]}")
     print(f"\nto {name} nats per character, seeds {', '.join(map(str, args.seeds))}\n")
     print("| run | parameters | steps | tokens | held-out loss by seed | mean | below | process, s |")
     print("|---|---|---|---|---|---|---|---|")
@@ -102,6 +104,12 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any
         each = ", ".join(f"{loss:.4f}" for loss in losses)
         seconds = median(run["seconds"] for run in runs)
         print(f"| {label} | {first} | {each} | {mean(losses):.4f} | {below} | {seconds:.1f} |")
+    *ours, theirs = rows.values()
+    if name == "1.88" and has_torch:
+        for label, runs in zip(rows, ours, strict=False):
+            pairs = zip(theirs, runs, strict=True)
+            ratios = ", ".join(f"{one['seconds'] / other['seconds']:.2f}" for one, other in pairs)
+            print(f"PyTorch's time / that of {label}, by seed: {ratios}")
     return rows
 
 

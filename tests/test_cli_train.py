@@ -177,8 +177,8 @@ def test_size_says_what_it_chose_and_flags_come_before_it_and_presets_after(run,
     assert code == 0, err
     assert re.search(
         r"chosen for 100K parameters, 12 tokens a parameter: --n-layers \d+ --d-model \d+ --n-heads \d+ "
-        r"--d-mlp \d+ --learning-rate 0.0016 --weight-decay 0.1 --batch-size 5 --accumulation 1 --steps \d+ "
-        r"--warmup 40; [\d,]+ tokens, [\d.]+ times the text\n",
+        r"--d-mlp \d+ --learning-rate 0.0016 --embedding-learning-rate 0 --weight-decay 0.1 "
+        r"--batch-size 5 --accumulation 1 --steps \d+ --warmup 40; [\d,]+ tokens, [\d,.]+ times the text\n",
         text,
     )
     settings = RunFolder(out).settings()
