@@ -9,6 +9,8 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.attention import MultiHeadAttention, make_similarity
 from lama.blocks import Block, make_mlp, make_norm
+from lama.training.settings import read_settings, run_config
+from lama.training.settings.gpt import MODEL_SETTINGS
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,6 +33,12 @@ RUN: dict[str, Any] = {
     "evaluation_tokens": 200,
 }
 RUN_FLAGS = [word for name, value in RUN.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def preset_shape(name: str) -> dict[str, Any]:
+    """The fields of GPTConfig that a preset of lama train gives, with two blocks."""
+    config = run_config(read_settings(name))
+    return {field: getattr(config, field) for field in MODEL_SETTINGS} | {"n_layers": 2}
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

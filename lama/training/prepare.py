@@ -12,6 +12,7 @@ from lama.data.inputs import check_tokens
 from lama.data.tokens import Progress, TokenFiles, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
+from lama.layers import initialise_by_width
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import refuse_quantized
 from lama.models.registry import n_parameters
@@ -175,7 +176,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
-        parts.model = model or GPT(shape, config.seed)
+        parts.model = model or new_model(config, shape)
     tokens = open_tokens(folder.data)
     if config.chat:
         add_end_token(parts.model, tokenizer, tokens)
@@ -232,6 +233,15 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
 def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
     """The shape that the settings ask for. Raises ValueError."""
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
+
+
+def new_model(config: RunConfig, shape: GPTConfig) -> GPT:
+    """A model with the weights that a run begins with."""
+    if config.initial_weights == "gpt2":
+        return GPT(shape, config.seed)
+    model = GPT(shape, seed=None)
+    initialise_by_width(model, config.seed)
+    return model
 
 
 def _of_the_model(given: Settings, shape: GPTConfig) -> dict[str, object]:
