@@ -32,7 +32,6 @@ from lama.runtime.buffers import (
     empty,
     from_array,
     host_array,
-    is_on_host,
     packed,
     release_unused,
     write,
@@ -125,33 +124,33 @@ def _fill(
     again.tell(checkpoint.source)
     held = dtypes.float32 if dtype is None or dtype in BITS else DTYPES[dtype]
     target: dict[str, Tensor] = {}
-    in_parts: list[str] = []
+    memory: dict[str, Array | None] = {}
     tiled = multiplied(model) if isinstance(model, GPT) and held in UNITS else {}
     for name, p in parameters.items():
         shape, is_held = tuple(map(int, p.shape)), (p.dtype, p.device) == (held, Device.canonicalize(device))
         target[name] = p if is_held else empty(*shape, dtype=held, device=device)
-        if tensors[name].read_into is not None and is_on_host(target[name]):
-            in_parts.append(name)
         if name in tiled and is_fast(target[name]):
             target[name] = in_tiles(shape[0], shape[1], held, device)
+        tiles = tiles_of(target[name])
+        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it, not on threads
 
     def read(name: str) -> None:
-        _read(tensors[name], target[name])
+        _read(tensors[name], target[name], memory[name])
 
-    on_threads(read, in_parts, READERS)
+    on_host = [name for name in parameters if tensors[name].read_into and memory[name] is not None]
+    on_threads(read, on_host, READERS)
     for name, parameter in parameters.items():
-        if name not in in_parts:
+        if name not in on_host:
             read(name)
         parameter.replace(target[name])
 
 
-def _read(tensor: FileTensor, target: Tensor) -> None:
-    """Fill the memory of a realised tensor. Raises LamaError."""
-    dtype, tiles = DTYPE_NAMES[target.dtype], tiles_of(target)
-    memory = host_array(target if tiles is None else tiles)
+def _read(tensor: FileTensor, target: Tensor, memory: Array | None) -> None:
+    """Fill a realised tensor, whose memory this is if the host has it. Raises LamaError."""
+    dtype = DTYPE_NAMES[target.dtype]
     if memory is None:
         write(target, read_weights(tensor, dtype))
-    elif tiles is None:
+    elif tiles_of(target) is None:
         read_weights(tensor, dtype, memory)
     else:
         for first, part in spans(tensor, HEIGHT):

@@ -40,7 +40,7 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 // it, so there are as many as can be.
 #define SUMS (V == 16 ? 24 : 12)
 #define VECTORS (M * TILE / V <= SUMS ? TILE / V : 2)
-#define ROWS MIN(M, SUMS / VECTORS)
+#define ROWS EQUAL_PIECE(M, SUMS / VECTORS, 1)
 
 // Add `lanes` products to the sums of `rows` rows of a, with VECTORS · V columns of w.
 PART void add_units(const int rows, vec *totals, input a, const WEIGHT *restrict w, int lanes) {
