@@ -47,8 +47,8 @@ def make(name: str, dtype: str = "float32") -> GPT:
     if dtype in ("float16", "bfloat16"):
         for parameter in get_parameters(model):
             parameter.replace(parameter.cast(getattr(dtypes, dtype)).contiguous().realize())
-        for path, layer in matrices_of(model).items():
-            set_weight(model, path, tiled(layer.weight))
+        for layer in matrices_of(model).values():
+            layer.weight.replace(tiled(layer.weight))
     elif dtype != "float32":
         for path, layer in matrices_of(model).items():
             d_out, d_in = (int(n) for n in layer.weight.shape)
