@@ -15,6 +15,7 @@ from lama.checkpoints import save
 from lama.checkpoints.rows import spans
 from lama.checkpoints.tensor import CHUNK, FileTensor
 from lama.generation import Runner
+from lama.kernels import matmul_precision
 from lama.kernels.tiles import HEIGHT, UNITS, tiles_of
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import matrices_of, multiplied
@@ -81,6 +82,15 @@ def test_products_have_the_bits_of_those_of_rows(each, ran, dtype):  # noqa: F81
         found, expected = (matmul(a, w, transpose_b=True, bias=bias).numpy() for w in (tiled(matrix), matrix))
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
         assert "tiles" in ran[-2] and "tiles" not in ran[-1]
+
+
+@HALVES
+@pytest.mark.parametrize("m", [3, 30])
+def test_products_of_less_precision_are_those_of_rows(dtype, m):
+    matrix, a = rows(53, 67, dtype), Tensor(normal(m, 67)).realize()
+    with matmul_precision(dtypes.bfloat16):
+        found, expected = (matmul(a, w, transpose_b=True).numpy() for w in (tiled(matrix), matrix))
+    np.testing.assert_array_equal(found, expected)
 
 
 @HALVES

@@ -2,7 +2,7 @@
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
 // FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k may then be a pair: see bfloat16.h. With UNIT, the only w is in tiles: see tiles.h.
+// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -162,11 +162,11 @@ PART void transpose(output to, const WEIGHT *restrict w) {
 // Pack `width` columns of w from column n0 on lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of
 // each, from k0 on. Where memory has them k by k it is read in that order: rows that are far apart are slow.
 PART void pack_w(output to, const WEIGHT *restrict w, int k0, int n0, int numbers, int width) {
-#if UNIT
+#if UNIT_SIZE
   for (int n = 0; n < UP(width, COLUMNS); n += V) {
     float *at = to + n / COLUMNS * COLUMNS * DEPTH + n % COLUMNS;
     const WEIGHT *from = WEIGHTS_AT(w, n0 + n, k0);
-    for (int k = 0; k < numbers; k += UNIT, from += TILE * UNIT) {
+    for (int k = 0; k < numbers; k += UNIT_SIZE, from += TILE * UNIT_SIZE) {
       vec lanes[UNIT_LANES];
       EACH(i, UNIT_LANES) lanes[i] = 0;
       if (n < width) unit_at(lanes, from);

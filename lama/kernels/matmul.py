@@ -211,7 +211,9 @@ def dense(p: Product) -> Tensor | None:
     is_one = math.prod(b.shape[:-2]) == 1 and not p.transpose_a
     if (p.gelu or p.factor is not None) and not is_one:
         return None
-    tiles = tiles_of(b) if p.transpose_b and is_one else None
+    # Those of float16 are not for pairs of bfloat16.
+    fit = p.transpose_b and is_one and p.bfloat16 == (b.dtype == dtypes.bfloat16)
+    tiles = tiles_of(b) if fit else None
     if is_one:
         a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
     else:

@@ -1,15 +1,15 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
-// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. With UNIT, w is in tiles: see tiles.h.
-// `finish` adds the bias, applies GELU and adds the residual, (M, N). With BFLOAT16, a is rounded, too: see
-// bfloat16.h.
+// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. With UNIT_SIZE, w is in tiles: see
+// tiles.h. `finish` adds the bias, applies GELU and adds the residual, (M, N). With BFLOAT16, a is rounded, too:
+// see bfloat16.h.
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
 #else
 #define BIASES(n, some) (vec)0
 #endif
-#if UNIT
+#if UNIT_SIZE
 #define COLUMNS TILE  // of y that are computed together
 #else
 #define COLUMNS V
@@ -18,24 +18,8 @@
 // The sums over k run in the order of matmul.c: the same bits for any number of rows.
 #define DEPTH (PER_LANE * SUMMED(LANES))
 #define A_ROW (BFLOAT16 ? UP(LANES, V) : K)
-#if !UNIT
-#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
-
-// Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
-PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
-  vec added[ROWS];
-  EACH(m, rows) added[m] = sums[m];
-  EACH(i, depth) EACH(m, rows) added[m] = MULTIPLY_ADD(added[m], (vec)a[m * A_ROW + i], w[i]);
-  EACH(m, rows) sums[m] = added[m];
-}
-PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
-  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * A_ROW, w);
-  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * A_ROW, w);
-}
 #endif
-
-#endif
-#if UNIT
+#if UNIT_SIZE
 // The registers hold so many sums, of ROWS rows of a and VECTORS vectors of columns. One sum waits for the one before
 // it, so there are as many as can be.
 #define SUMS (V == 16 ? 24 : 12)
@@ -46,9 +30,9 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 PART void add_units(const int rows, vec *totals, input a, const WEIGHT *restrict w, int lanes) {
   vec sums[ROWS][VECTORS];
   EACH(m, rows) EACH(v, VECTORS) sums[m][v] = 0;
-  for (int lane = 0; lane < lanes; lane += UNIT_LANES, w += TILE * UNIT) {
+  for (int lane = 0; lane < lanes; lane += UNIT_LANES, w += TILE * UNIT_SIZE) {
     vec x[VECTORS][UNIT_LANES];
-    EACH(v, VECTORS) unit_at(x[v], w + v * V * UNIT);
+    EACH(v, VECTORS) unit_at(x[v], w + v * V * UNIT_SIZE);
     EACH(i, UNIT_LANES) EACH(m, rows) EACH(v, VECTORS) sums[m][v] = MULTIPLY_ADD(sums[m][v], (vec)a[m * A_ROW + lane + i], x[v][i]);
   }
   EACH(m, rows) EACH(v, VECTORS) totals[m * (TILE / V) + v] += sums[m][v];
@@ -71,7 +55,24 @@ PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec
     put(y + i / (TILE / V) * N + at, totals[i], N - at);
   }
 }
-#elif !defined(BITS)
+
+#elif !defined(BITS) || FLOATS
+#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
+
+// Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
+PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
+  vec added[ROWS];
+  EACH(m, rows) added[m] = sums[m];
+  EACH(i, depth) EACH(m, rows) added[m] = MULTIPLY_ADD(added[m], (vec)a[m * A_ROW + i], w[i]);
+  EACH(m, rows) sums[m] = added[m];
+}
+PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
+  for (int m = 0; m + ROWS <= M; m += ROWS) add_products(ROWS, depth, sums + m, a + m * A_ROW, w);
+  if (M % ROWS) add_products(M % ROWS, depth, sums + M / ROWS * ROWS, a + M / ROWS * ROWS * A_ROW, w);
+}
+
+#endif
+#if !UNIT_SIZE && !defined(BITS)
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first. Pairs of bfloat16 are transposed as floats are.
 #if PER_LANE == 2
@@ -159,7 +160,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #endif
     const long first = FIRST(PIECES(N, COLUMNS)) * COLUMNS, last = MIN(N, LAST(PIECES(N, COLUMNS)) * COLUMNS);
     long n = first;
-#if UNIT
+#if UNIT_SIZE
     for (; n < last; n += TILE) {
       vec start[TILE / V];
       EACH(v, TILE / V) start[v] = BIASES(n + v * V, N - n - v * V);

@@ -1,9 +1,10 @@
-// A matrix of half precision in tiles: TILE rows side by side, UNIT numbers of each and UNITS times so. See tiles.py.
-// Without UNIT, rows of K numbers follow one another.
+// A matrix of half precision in tiles: TILE rows side by side, of each a unit of UNIT_SIZE numbers, then the next of
+// UNITS. Without UNIT_SIZE, rows of K numbers follow one another. See tiles.py.
 
-#if UNIT
-#define WEIGHTS_AT(w, n, k) ((w) + ((long)(n) / TILE * UNITS + (k) / UNIT) * (TILE * UNIT) + (n) % TILE * UNIT)
-#define UNIT_LANES (UNIT / PER_LANE)
+#if UNIT_SIZE
+// Where the unit begins that has number k of row n.
+#define WEIGHTS_AT(w, n, k) ((w) + (((long)(n) / TILE * UNITS + (k) / UNIT_SIZE) * TILE + (n) % TILE) * UNIT_SIZE)
+#define UNIT_LANES (UNIT_SIZE / PER_LANE)
 
 // The lanes of a sum, see bfloat16.h, that V rows have in one unit.
 PART OVERLOADED void unit_at(vec lanes[UNIT_LANES], const _Float16 *w) { lanes[0] = load(w); }

@@ -60,7 +60,7 @@ def tile_macros(tiles: Tensor | None) -> Macros:
     """The layout of a matrix, for a kernel that reads it; none without tiles."""
     if tiles is None:
         return {}
-    return {"TILE": HEIGHT, "UNITS": int(tiles.shape[1]), "UNIT": int(tiles.shape[3])}
+    return {"TILE": HEIGHT, "UNITS": int(tiles.shape[1]), "UNIT_SIZE": int(tiles.shape[3])}
 
 
 def write_tiles(tiles: Array, first: int, rows: Array) -> None:
