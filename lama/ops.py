@@ -15,6 +15,7 @@ from tinygrad import Tensor, dtypes
 from lama import kernels
 from lama.kernels.dropout import threshold
 from lama.kernels.matmul import reduced_precision
+from lama.kernels.optimizer import Run
 from lama.kernels.quantized import BLOCK, CANDIDATES, GROUP, Quantized, row_sizes, side_by_side
 from lama.shapes import Array
 
@@ -116,7 +117,8 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None = None) -> Tensor:
 
     Row p of `table` (length, 2 r) has r cosines, then r sines. Numbers i and i + r of a head are the two
     coordinates of a point, which is rotated by angle i; the numbers after the first 2 r stay. Row b's tokens
-    are at positions[b] and after it, or from 0 on. Source: Su et al. 2021, section 3.4.
+    are at positions[b] and after it, or at each of positions[b], or from 0 on. Source: Su et al. 2021,
+    section 3.4.
     """
     if (y := kernels.rotate(x, table, positions)) is not None:
         return y
@@ -148,16 +150,19 @@ def attention(
     key: Tensor | None = None,
     site: int = 0,
     window: int = 0,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, K, S, d), (B, K, S, e) -> (B, H, T, e).
 
     Query head h reads the keys and values of head h // (H / K). The axes H and K may be absent from all. With
     an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t, with a `window`
-    only the last `window` of them. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without
-    H (B or 1, 1, S). A query that sees nothing gets the mean of all values. `rate`, `key` and `site` are
-    those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
+    only the last `window` of them, with `starts` (B, T) only those from starts[b, t] on, which never falls
+    from one query to the next and is at most offset + t. `padding` (B or 1, 1, 1, S) is True for the keys
+    that may be seen, without H (B or 1, 1, S). A query that sees nothing gets the mean of all values.
+    `rate`, `key` and `site` are those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
     """
-    if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window)) is not None:
+    z = kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window, starts)
+    if z is not None:
         return z
     T, S = int(q.shape[-2]), int(k.shape[-2])
     if q.ndim == 4:
@@ -165,6 +170,7 @@ def attention(
     seen = None
     if offset is not None:
         seen = in_sight(Tensor.arange(T).reshape(T, 1) + offset, Tensor.arange(S), window)
+        seen = seen if starts is None else seen & from_starts(starts, S, q.ndim)
     if padding is not None:
         seen = padding if seen is None else seen & padding
     pattern = softmax(hide(matmul(q, k, transpose_b=True) * scale, seen))
@@ -175,6 +181,12 @@ def in_sight(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
     """A mask of the positions that a query sees: no later ones, and with a `window` the last so many."""
     seen = keys <= queries
     return seen & (keys > queries - window) if window else seen
+
+
+def from_starts(starts: Tensor, n_keys: int, axes: int = 4) -> Tensor:
+    """A mask (B, 1, T, S) of the keys from starts[b, t] on; (B, T, S) for scores of three axes."""
+    starts = starts.reshape(starts.shape[0], *(1,) * (axes - 3), starts.shape[1], 1)
+    return Tensor.arange(n_keys) >= starts
 
 
 def hide(scores: Tensor, seen: Tensor | None) -> Tensor:
@@ -262,7 +274,12 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor:
 
 
 def position_rows(table: Tensor, n: int, positions: Tensor | None = None) -> Tensor:
-    """n rows of `table` (length, d): the first, (n, d); or from positions (B,) on, (B, n, d) in float32."""
+    """n rows of `table` (length, d): the first, (n, d); or (B, n, d) in float32.
+
+    These are the rows from positions (B,) on, or those at positions (B, n).
+    """
+    if positions is not None and positions.ndim == 2:
+        return embedding(table, positions)
     # Widened first: tinygrad gathers by adding up, which some devices cannot do in bfloat16.
     rows = table[:n] if positions is None else table.float()[positions.reshape(-1, 1) + Tensor.arange(n)]
     return kernels.fusible_rows(rows, table, n, positions)
@@ -330,24 +347,91 @@ def adamw(
     beta2: float,
     decay: float,
     epsilon: float = 1e-8,
+    factor: float = 1.0,
 ) -> list[Tensor]:
     """Update one parameter and its moments m and v, of one shape, in place; returns them, to be realised.
 
-    g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r (decay · p + (m / c₁) /
-    (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and `scale` (1,).
-    Realise other readers of the parameter before: they would see its new values. Source: Loshchilov & Hutter
-    2019, algorithm 2.
+    g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r · factor · (decay · p +
+    (m / c₁) / (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and
+    `scale` (1,). Realise other readers of the parameter before: they would see its new values. Source:
+    Loshchilov & Hutter 2019, algorithm 2.
     """
-    changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon)
+    changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon, factor)
     if changed is not None:
         return changed
-    rate, correction1, correction2 = scalars[0:1], scalars[1:2], scalars[2:3]
+    rate, correction1, correction2 = scalars[0:1] * factor, scalars[1:2], scalars[2:3]
     g = gradient * scale
     m.assign(beta1 * m + (1 - beta1) * g)
     v.assign(beta2 * v + (1 - beta2) * g.square())
     step = (m / correction1) / ((v / correction2).sqrt() + epsilon)
     parameter.assign((parameter - rate * (step + decay * parameter)).cast(parameter.dtype))
     return [parameter, m, v]
+
+
+def muon_directions(
+    gradients: Sequence[Tensor],
+    runs: Sequence[Run],
+    momentum: Tensor,
+    scale: Tensor,
+    beta: float,
+    epsilon: float = 1e-7,
+) -> list[Tensor]:
+    """The directions of Muon's step before `orthogonalise`, and their momentum, updated in place.
+
+    Both are (n, rows, columns): n matrices of one shape, which lie in the gradients as `runs` say. With g a
+    gradient · scale, m = β m + (1 − β) g; the direction is x / (‖x‖ + ε), x = (1 − β) g + β m (Nesterov).
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+    if (found := kernels.muon_directions(gradients, runs, momentum, scale, beta, epsilon)) is not None:
+        return found
+    _, rows, columns = map(int, momentum.shape)
+    parts = [
+        gradients[i][first : first + count * rows].reshape(count, rows, columns) for i, first, count in runs
+    ]
+    g = Tensor.cat(*parts) * scale
+    momentum.assign(beta * momentum + (1 - beta) * g)
+    x = (1 - beta) * g + beta * momentum
+    return [x / (x.square().sum((-2, -1), keepdim=True).sqrt() + epsilon), momentum]
+
+
+def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+    """x (n, rows, columns) with its singular values, at most 1, moved to about 1: between 0.7 and 1.2.
+
+    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x, with xᵀx from the right for a tall matrix.
+    Source: Jordan et al. 2024, whose a, b and c these are.
+    """
+    rows, columns = map(int, x.shape[-2:])
+    x, tall, (a, b, c) = x.contiguous(), rows > columns, (3.4445, -4.7750, 2.0315)
+    unit = a * Tensor.eye(min(rows, columns))
+    for _ in range(steps):
+        gram = matmul(x, x, transpose_a=tall, transpose_b=not tall)
+        factor = (unit + b * gram + c * matmul(gram, gram)).contiguous()
+        x = matmul(x, factor) if tall else matmul(factor, x)
+    return x
+
+
+def muon_step(
+    parameters: Sequence[Tensor],
+    runs: Sequence[Run],
+    directions: Tensor,
+    scalars: Tensor,
+    step: float,
+    decay: float,
+) -> list[Tensor]:
+    """Update matrices p in place: p = p − r (step · direction + decay · p), r the first of `scalars`.
+
+    The matrices lie in the parameters as `runs` say. Returns the parameters, to be realised.
+    """
+    if (changed := kernels.muon_step(parameters, runs, directions, scalars, step, decay)) is not None:
+        return changed
+    done, rows, columns = 0, int(directions.shape[1]), int(directions.shape[2])
+    for i, first, count in runs:
+        p, last = parameters[i], first + count * rows
+        direction = directions[done : done + count].reshape(count * rows, columns)
+        new = p[first:last] - scalars[0:1] * (step * direction + decay * p[first:last])
+        p.assign(p[:first].cat(new, p[last:]).cast(p.dtype))
+        done += count
+    return list(parameters)
 
 
 # --- numbers of 8 and 4 bits: each group of 32 along a row shares a scale

@@ -21,19 +21,23 @@ from lama.errors import LamaError, UsageError, first_line, note
 from lama.figures import is_installed
 from lama.files import quoted_path
 from lama.training.settings import PRESETS, kind_of_settings, pairs, presets, read_settings, settings_of
-from lama.training.settings.gpt import SHAPE, SIZE_SETTINGS
+from lama.training.settings.base import GROUPS
+from lama.training.settings.gpt import SHAPE
+from lama.training.settings.scale import CHOSEN, Scale
 
 if TYPE_CHECKING:
     from lama.training.folder import RunFolder
     from lama.training.session import Evaluation, Session
+    from lama.training.settings import RunSettings
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 FRONTS = {"gpt": "train", "bert": "bert", "seq2seq": "seq2seq", "classifier": "classify"}
 
 
-def front_of(model: str) -> Any:
-    """The module with `introduce`, `conclude` and perhaps `remark`, which print this model's training."""
-    return importlib.import_module(f"lama.cli.{FRONTS[model]}")
+def front_of(config: "RunSettings") -> Any:
+    """The module with `introduce`, `conclude` and perhaps `remark`, which print this training."""
+    name = "conversations" if getattr(config, "chat", ()) else FRONTS[config.model]
+    return importlib.import_module(f"lama.cli.{name}")
 
 
 def metrics_line(event: "Evaluation") -> str:
@@ -48,7 +52,7 @@ def metrics_line(event: "Evaluation") -> str:
 
 def add_options(parser: Parser, default: str) -> None:
     """The options of every command that trains; `default` describes the folder of the run."""
-    parser.set_defaults(settings=None, size=None)
+    parser.set_defaults(settings=None, size=None, depth=None, ratio=None)
     out = f"the run's folder (default {default}; NAME-2 where that is taken)"
     parser.add("--out DIR", out, type=Path)
     resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
@@ -80,15 +84,15 @@ def run(args: argparse.Namespace) -> int:
     check = partial(check_run, command=kind.marker, restart=args.restart)
     source = args.settings
     named = source and (model in PRESETS or source in presets(model))
-    default = Path("out") / (Path(source).stem if named else model)
+    default = Path("out") / (Path(source).stem if named else "chat" if settings.get("chat") else model)
     folder = RunFolder(free_folder(args.out, default, check), kind.marker)
     with folder.alone():
         check(folder.path)  # a second time: another process may have written there meanwhile
         if args.restart and folder.checkpoints():
             note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
         watch_pieces = partial(progress, unit="piece", label="tokenizing")
-        session = new_session(folder, settings, command_line(args), args.size, devices, watch_pieces)
-        front_of(model).introduce(session, args)
+        session = new_session(folder, settings, command_line(args), scale_of(args), devices, watch_pieces)
+        front_of(session.config).introduce(session, args)
         return learn(session, args)
 
 
@@ -97,20 +101,33 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     settings: dict[str, object] = {"model": args.model or "gpt"}
     if args.settings:
         settings |= read_settings(args.settings, args.model)
-    if args.size is not None and (model := settings["model"]) != "gpt":
-        raise UsageError(f"--size is for a GPT; got --model {model}. Leave it out")
+    if (scale := scale_of(args)) and (model := settings["model"]) != "gpt":
+        raise UsageError(f"--size and --depth are for a GPT; got --model {model}. Leave them out")
     chosen = given(args, kind_of_settings(settings))
     if args.settings in pairs.PRESETS and {"tokenizer", "held_out"} & chosen.keys():
         why = f"the task {args.settings} has its own"
         raise UsageError(f"--tokenizer and --held-out are for files; {why}. Leave them out")
     dropped: set[str] = set()
-    if "learning_rate" in chosen or args.size is not None:  # the end of the cosine belongs to its peak
+    if "learning_rate" in chosen or scale:  # the end of the cosine belongs to its peak
         dropped.add("min_learning_rate")
-    if args.size is not None:
-        dropped |= {*SIZE_SETTINGS, "d_mlp"}
+    if scale:
+        dropped |= {*CHOSEN, "n_kv_heads", *(f"{group}_learning_rate" for group in GROUPS)}
+    if {"steps", "epochs"} <= chosen.keys():
+        raise UsageError("--steps and --epochs must not be given together: epochs decide the steps")
+    if "steps" in chosen:
+        dropped.add("epochs")
     if "initial" in chosen:  # a model that is trained further has its own shape and tokenizer
         dropped |= {*SHAPE, "tokenizer"}
     return {name: value for name, value in settings.items() if name not in dropped} | chosen
+
+
+def scale_of(args: argparse.Namespace) -> Scale | None:
+    """The scale that --size, --depth and --ratio ask for; None without them. Raises UsageError."""
+    if args.size is None and args.depth is None:
+        if args.ratio is not None:
+            raise UsageError("--ratio needs --size or --depth, whose tokens it chooses")
+        return None
+    return Scale(args.size, args.depth, *([] if args.ratio is None else [args.ratio]))
 
 
 def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
@@ -118,7 +135,7 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
     from lama.training.folder import RunFolder
     from lama.training.prepare import resumed_run
 
-    for name in ("settings", "out", "size", "restart"):
+    for name in ("settings", "out", "size", "depth", "ratio", "restart"):
         if value := getattr(args, name):
             what = value if name == "settings" else f"--{name}"
             why = "all is taken from the run's own folder. Leave it out"
@@ -162,7 +179,7 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         return stopped_by(received, where(session))
     if gain := session.trainer.gain:
         print(f"{len(devices)} devices found the gradients {gain:.2f} times as fast as one after the other")
-    front_of(config.model).conclude(session, last)
+    front_of(config).conclude(session, last)
     return 0
 
 
@@ -176,7 +193,7 @@ def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
     """Train with a live line, remarks, the curve and the tracker; returns the last evaluation."""
     from lama.training.loop import Step
 
-    remark = getattr(front_of(session.config.model), "remark", None)
+    remark = getattr(front_of(session.config), "remark", None)
     steps = session.config.total_steps
     say("compiling the training step, once")
     last, first = None, session.step + 1
@@ -283,7 +300,7 @@ def place_of(folder: "RunFolder") -> str:
 def command_line(args: argparse.Namespace) -> str:
     """The command that trains the same model again."""
     words = ["lama", "train", *([args.settings] if args.settings else [])]
-    for name in ("size", "devices", *OWNERS):
+    for name in ("size", "depth", "ratio", "devices", *OWNERS):
         value, flag = getattr(args, name, None), flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

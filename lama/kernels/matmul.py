@@ -12,7 +12,7 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, ROUNDED_ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
 from lama.kernels.tiles import rows_of, tile_macros, tiles_of
 from lama.runtime.fusion import Producer, producer_of, remember
@@ -179,11 +179,10 @@ def few_rows(p: Product) -> Tensor | None:
 
 def _are_few(p: Product, rows: int, k: int) -> bool:
     """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    if p.scales is not None and p.rounds:
-        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
-    if p.bfloat16:
-        return p.b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 4 * ON_STACK
-    return rows <= FEW_ROWS
+    if p.bfloat16 and p.b.dtype != dtypes.bfloat16:
+        return False
+    are_rounded = p.bfloat16 or (p.scales is not None and p.rounds)
+    return rows <= FEW_ROWS and (not are_rounded or rows * k <= ROUNDED_ON_STACK)
 
 
 def integers(p: Product) -> Tensor | None:

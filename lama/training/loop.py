@@ -10,13 +10,14 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.data import batch
+from lama.data.windows import Mixture
 from lama.errors import LamaError, UsageError
 from lama.ops import sum_of_squares
 from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.training.loss import language_model_loss
-from lama.training.optimizers import OPTIMIZERS
+from lama.training.optimizers import OPTIMIZERS, joined_rows
 from lama.training.replica import Replica, copy_to
 from lama.training.schedule import learning_rate
 from lama.training.settings.base import TrainingConfig
@@ -68,7 +69,6 @@ class Trainer:
         config: TrainingConfig,
         loss: Callable[..., Tensor] = language_model_loss,
         devices: Sequence[str] = (),
-        optimizer: str = "adamw",
     ):
         check_devices(config, devices)
         shares = config.accumulation * max(1, len(devices))
@@ -77,7 +77,7 @@ class Trainer:
         models = [model, *(copy_to(model, device) for device in devices[1:])]
         self.replicas = [Replica(each, config, loss, shares) for each in models]
         self.parameters = self.replicas[0].parameters
-        self.optimizer = OPTIMIZERS[optimizer](self.parameters, config)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config, joined_rows(model))
         self._update = CapturedStep(self._change_weights)
         self.gain: float | None = None
         """The speed-up of the gradients by parallel devices, once it is known."""
@@ -166,6 +166,12 @@ def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
     return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
 
 
-def language_model_batches(data: Array, config: TrainingConfig, context_length: int) -> Batches:
-    """Random windows of `data`, token ids (n,): a function of seed and step alone."""
-    return lambda step: batch(data, step, config.seed, config.batch_size, context_length)
+def language_model_batches(
+    data: Array,
+    config: TrainingConfig,
+    context_length: int,
+    mixture: Mixture | None = None,
+    ends: Array | None = None,
+) -> Batches:
+    """Random windows of `data`, token ids (n,), as `batch` has them: a function of seed and step alone."""
+    return lambda step: batch(data, step, config.seed, config.batch_size, context_length, mixture, ends)

@@ -53,7 +53,7 @@ class Replica:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
         if self.config.recompute:
             weight = 1 / self.shares
-            loss, by_id = blockwise_gradients(self.model, inputs[0], inputs[1], smoothing, dropout, weight)
+            loss, by_id = blockwise_gradients(self.model, inputs, smoothing, dropout, weight)
             found = [by_id[id(p)] for p in self.parameters.values()]
         else:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)
