@@ -81,17 +81,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Run all seeds; prints a table, returns its numbers."""
-    figure, rows = FIGURES[name], {"lama, empty cache": [], "lama, warm cache": []}
+    """Run all seeds, the libraries in turn; prints a table, returns its numbers."""
+    figure = FIGURES[name]
+    rows: dict[str, list[dict[str, Any]]] = {"lama, empty cache": [], "lama, warm cache": []}
+    has_torch = not args.no_torch and importlib.util.find_spec("torch") is not None
+    if name == "1.88" and has_torch:
+        rows["nanoGPT in PyTorch"] = []
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            for cache in rows:
-                rows[cache].append(
-                    one_run("lama", name, seed, args.corpus, CACHEDB=str(Path(folder) / "cache"))
-                )
-                say(f"{name}, {cache}, seed {seed}: {rows[cache][-1]}")
-    if name == "1.88" and not args.no_torch and importlib.util.find_spec("torch") is not None:
-        rows["nanoGPT in PyTorch"] = [one_run("torch", name, seed, args.corpus) for seed in args.seeds]
+            database = str(Path(folder) / "cache.db")
+            for label, runs in rows.items():
+                library = "torch" if "PyTorch" in label else "lama"
+                runs.append(one_run(library, name, seed, args.corpus, CACHEDB=database))
+                say(f"{name}, {label}, seed {seed}: {runs[-1]}")
     print(f"\nto {name} nats per character, seeds {', '.join(map(str, args.seeds))}\n")
     print("| run | parameters | steps | tokens | held-out loss by seed | mean | below | process, s |")
     print("|---|---|---|---|---|---|---|---|")
@@ -102,6 +104,12 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any
         each = ", ".join(f"{loss:.4f}" for loss in losses)
         seconds = median(run["seconds"] for run in runs)
         print(f"| {label} | {first} | {each} | {mean(losses):.4f} | {below} | {seconds:.1f} |")
+    *ours, theirs = rows.values()
+    if name == "1.88" and has_torch:
+        for label, runs in zip(rows, ours, strict=False):
+            pairs = zip(theirs, runs, strict=True)
+            ratios = ", ".join(f"{one['seconds'] / other['seconds']:.2f}" for one, other in pairs)
+            print(f"PyTorch's time / that of {label}, by seed: {ratios}")
     return rows
 
 
@@ -145,15 +153,14 @@ def rows_of(windows: Any) -> int:
 
 
 def run_lama(figure: Figure, seed: int, corpus: str) -> dict[str, Any]:
-    from lama.models.gpt import GPT
     from lama.models.registry import n_parameters
     from lama.training.loop import Trainer, language_model_batches
     from lama.training.loss import Evaluator
-    from lama.training.prepare import model_config
+    from lama.training.prepare import model_config, new_model
 
     config = settings(figure.preset, figure, seed, corpus)
     tokenizer, train, held_out = data_of(config)
-    model = GPT(model_config(config, tokenizer.vocab_size), config.seed)
+    model = new_model(config, model_config(config, tokenizer.vocab_size))
     began = time.perf_counter()
     first = 0.0
     for step in Trainer(model, language_model_batches(train, config, config.context_length), config):

@@ -122,6 +122,9 @@ def test_presets_are_those_of_the_readme():
     assert presets() == [
         "gpt2",
         "llama-char-cpu",
+        "modern-bpe",
+        "modern-char",
+        "modern-char-cpu",
         "shakespeare-bpe",
         "shakespeare-char",
         "shakespeare-char-cpu",
@@ -204,17 +207,24 @@ def test_rate_decay_and_steps_follow_the_batch_and_the_ratio():
     ours, longer = (chosen(Scale(depth=4, ratio=ratio), optimizer="muon") for ratio in (12, 48))
     assert longer["batch_size"] == 2 * ours["batch_size"]  # 4^0.383 is 1.7
     assert longer["steps"] == pytest.approx(2 * ours["steps"], abs=1)
-    assert longer["learning_rate"] == pytest.approx(2**0.5 * ours["learning_rate"], rel=0.05)
+    assert ours["learning_rate"] == pytest.approx(2**0.5 * longer["learning_rate"], rel=0.05)
     for found in (ours, longer):  # as at the reference
         forgets = found["learning_rate"] * found["weight_decay"] * found["steps"]
         assert forgets == pytest.approx(2e-3 * 0.1 * 12 * REFERENCE / 2**19, rel=0.1)
+
+
+def test_large_embeddings_have_a_larger_rate():
+    found = chosen(Scale(depth=4), optimizer="muon", initial_weights="width", tied=False)
+    assert found["embedding_learning_rate"] == pytest.approx(10 * found["learning_rate"], rel=0.05)
+    assert chosen(Scale(depth=4), optimizer="muon")["embedding_learning_rate"] == 0
 
 
 def test_given_settings_stay_and_the_others_follow():
     found = chosen(Scale(depth=4), batch_size=8, optimizer="muon")
     assert (found["batch_size"], found["accumulation"]) == (8, 1)
     assert found["steps"] * 8 * 256 == pytest.approx(12 * (12 * 4 * 256**2 + 65 * 256), rel=1e-3)
-    assert found["learning_rate"] == pytest.approx(2e-3 * (8 * 256 / 2**19) ** 0.5, rel=0.05)
+    reference = 12 * REFERENCE / 2**19
+    assert found["learning_rate"] == pytest.approx(2e-3 * (reference / found["steps"]) ** 0.5, rel=0.05)
     assert chosen(Scale(depth=4), steps=7)["steps"] == 7
 
 

@@ -122,7 +122,7 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def scale_of(args: argparse.Namespace) -> Scale | None:
-    """The scale that --size, --depth and --ratio ask for; None without them. Raises UsageError."""
+    """The values of --size, --depth and --ratio; None without the first two. Raises UsageError."""
     if args.size is None and args.depth is None:
         if args.ratio is not None:
             raise UsageError("--ratio needs --size or --depth, whose tokens it chooses")

@@ -2,8 +2,8 @@
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
 // FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k may then be a pair: see bfloat16.h. With QUANTIZED, element (k, n) of w is number k of its row n, or
-// with WNS 1 number n of row k: see quantized.h.
+// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h. With QUANTIZED,
+// element (k, n) of w is number k of its row n, or with WNS 1 number n of row k: see quantized.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -162,8 +162,8 @@ PART void transpose(output to, const WEIGHT *restrict w) {
 }
 #endif
 
-// Pack `width` columns of w lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of each. Where
-// memory has them k by k it is read in that order: rows that are far apart are slow.
+// Pack `width` columns of w from column n0 on lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of
+// each, from k0 on. Where memory has them k by k it is read in that order: rows that are far apart are slow.
 #if QUANTIZED
 #define PLACE(k, n) ((n) / COLUMNS * COLUMNS * DEPTH + (k) * COLUMNS + (n) % COLUMNS)
 // V columns, `some` of which there are, or V rows.
@@ -183,7 +183,9 @@ PART void pack_some(output to, struct row row, int at, int last, int first, cons
   }
 #endif
 }
+#endif
 PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restrict scales, int k0, int n0, int numbers, int width) {
+#if QUANTIZED
   const int rows = WNS == 1 ? numbers : UP(width, COLUMNS), last = WNS == 1 ? UP(width, COLUMNS) : numbers;
   for (int first = 0; first < rows; first += V) {
     const int some = (WNS == 1 ? numbers : width) - first;
@@ -194,9 +196,19 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
     } else
       pack_some(to, row, WNS == 1 ? n0 : k0, last, first, MIN(V, MAX(0, some)));
   }
-}
+#elif UNIT_SIZE
+  for (int n = 0; n < UP(width, COLUMNS); n += V) {
+    float *at = to + n / COLUMNS * COLUMNS * DEPTH + n % COLUMNS;
+    const WEIGHT *from = WEIGHTS_AT(w, n0 + n, k0);
+    for (int k = 0; k < numbers; k += UNIT_SIZE, from += TILE * UNIT_SIZE) {
+      vec lanes[UNIT_LANES];
+      EACH(i, UNIT_LANES) lanes[i] = 0;
+      if (n < width) unit_at(lanes, from);
+      EACH(i, UNIT_LANES) store(at + (k / PER_LANE + i) * COLUMNS, lanes[i]);
+    }
+  }
 #else
-PART void pack_w(output to, const WEIGHT *restrict w, int numbers, int width) {
+  w += (long)k0 * WKS + (long)n0 * WNS;
 #if WNS == 1
   for (int k = 0; k < numbers; k += PER_LANE)
     for (int n = 0; n < UP(width, COLUMNS); n += V)
@@ -212,8 +224,8 @@ PART void pack_w(output to, const WEIGHT *restrict w, int numbers, int width) {
         to[k / PER_LANE * COLUMNS + j] = j < columns ? ACROSS(w + (long)j * WNS + k, 1, numbers - k, 1)[0] : 0;
   }
 #endif
-}
 #endif
+}
 
 // Pack `rows` rows of a, from row m on, `numbers` of each: row by row if memory has them so, else lane by lane.
 PART void pack_a(output to, input a, int numbers, int m, int rows) {
@@ -253,11 +265,7 @@ PART void part(output c, output slopes, input factors, input a,
       int numbers = MIN(DEPTH * PER_LANE, K - k0), depth = PIECES(numbers, PER_LANE);
       int finishes = (GELU || FACTOR) && k0 + numbers == K;
       const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
-#if QUANTIZED
-      pack_w(panel_w, w, scales, k0, n0, numbers, width);
-#else
-      if (!W_IN_PLACE) pack_w(panel_w, ws, numbers, width);
-#endif
+      if (!W_IN_PLACE) pack_w(panel_w, w, scales, k0, n0, numbers, width);
       for (int m = m_first; m < m_last; m += ROWS) {
         int rows = MIN(ROWS, m_last - m);
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;

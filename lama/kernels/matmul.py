@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
 from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, ROUNDED_ON_STACK, matvec
 from lama.kernels.quantized import Quantized
+from lama.kernels.tiles import rows_of, tile_macros, tiles_of
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
 from lama.runtime.kernel import (
@@ -86,11 +87,7 @@ def matmul(
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
-        if low is not None:
-            return None
-        *lead, k = (int(n) for n in a.shape)
-        few = _are_few(math.prod(lead), k, b.rounds)
-        if not (is_fast(a, *b.tensors()) and (few or not b.rounds or multiplies_integers(b.device))):
+        if low is not None or not is_fast(a, *b.tensors()):
             return None
         return _by_quantized(a, b, added, True, b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
@@ -154,53 +151,18 @@ class Product(Producer):
         return self.residual is not None or self.factor is not None
 
     def tensor(self) -> Tensor | None:
-        """The result, computed by one kernel; None if there is no such kernel."""
-        a, b = Tensor(self.a), Tensor(self.b)
-        *lead, m, k = (int(n) for n in a.shape)
-        rows = m if b.ndim > 2 else m * math.prod(lead)
-        if self.scales is None and self.bfloat16:
-            few = b.dtype == dtypes.bfloat16 and _are_few(rows, k, True)
-        else:
-            few = _are_few(rows, k, self.scales is not None and self.rounds)
-        if self.factor is None and not self.transpose_a and self.transpose_b and few:
-            out = self._few_rows()
-        elif self.factor is None and self.scales is not None and self.rounds:
-            inputs = self._inputs(None)
-            if "bias" in inputs:
-                inputs["bias"] = inputs["bias"].cast(dtypes.float32)
-            names = (*inputs, "integers", "their scales")
-            if Quantized(b, inputs["scales"], int(a.shape[-1])).has_minima:
-                names += ("their sums",)
-            out = integer_product(inputs, self.gelu, _fused_gradient(names, self.gelu, 0.0))
-        elif self.residual is None:
-            # One b for all: the leading axes of a are more rows.
-            is_one = math.prod(b.shape[:-2]) == 1 and not self.transpose_a
-            if (self.gelu or self.factor is not None) and not is_one:
-                return None
-            if is_one:
-                a = a.reshape(1, -1, a.shape[-1])
-                b = b if self.scales is not None else b.reshape(1, *b.shape[-2:])
-            else:
-                b = b.expand(*lead, *b.shape) if b.ndim == 2 else b
-                a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-            out = self._dense(a, b)
-        else:
-            return None
-        return remember(out.reshape(*lead, -1, out.shape[-1]), self)
+        """The result by the first of KINDS that supports this product; None if there is none."""
+        a = Tensor(self.a)
+        for kind in KINDS:
+            if (out := kind(self)) is not None:
+                return remember(out.reshape(*a.shape[:-2], -1, out.shape[-1]), self)
+        return None
 
-    def _few_rows(self) -> Tensor:
-        """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
-        a, b = Tensor(self.a), Tensor(self.b)
-        k = int(a.shape[-1])
-        is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
-        norm = producer_of(a, Normalised) if is_short else None
-        inputs = self._inputs(norm)
-        epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms, self.rounds)
-        return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
+    def inputs(self, norm: Normalised | None = None) -> dict[str, Tensor]:
+        """The inputs by name. Where b is a matrix, a and the residual become matrices too.
 
-    def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
-        """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
+        With `norm`, how a was made, they are those of the normalisation and the product.
+        """
         parts = {"a": self.a, "w": self.b, "scales": self.scales, "bias": self.bias}
         parts["residual"] = self.residual
         if norm is not None:
@@ -211,58 +173,125 @@ class Product(Producer):
                 inputs[name] = inputs[name].reshape(-1, inputs[name].shape[-1])
         return inputs
 
-    def _dense(self, a: Tensor, b: Tensor) -> Tensor:
-        """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
 
-        b is (d_out, bytes of a row) if it is the values of a `Quantized`. With GELU, the kernel also writes
-        its slope, for the gradient.
-        """
-        weight = None if self.scales is None else Quantized(b, Tensor(self.scales), self.d_in, rounds=False)
-        (batch, m, k) = (int(n) for n in a.shape)
-        n = int((b.shape[1:] if weight is None else weight.shape)[0 if self.transpose_b else 1])
-        if self.transpose_a:
-            m, k = k, m
-        # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
-        parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
-        flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
-        flags["BFLOAT16"] = self.bfloat16
-        ams, aks = (1, m) if self.transpose_a else (k, 1)
-        wks, wns = (1, k) if self.transpose_b else (n, 1)
-        type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
-        headers: tuple[str, ...] = ("bfloat16.h",)
-        macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
-        macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, "QUANTIZED": weight is not None}
-        macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
-        if weight is not None:
-            macros, kind, headers = macros | weight.macros(), weight.kind, (*headers, "quantized.h")
-        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{kind}"
-        label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
-        operations = 2 * batch * m * n * k
-        kernel = make_kernel(
-            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
-        )
-        outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
-        inputs = [a, *([b] if weight is None else weight.tensors())]
-        if self.bias is not None:
-            inputs.append(Tensor(self.bias).cast(dtypes.float32))
-        if self.factor is not None:  # in a gradient, which needs none of its own
-            return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        if weight is None:
-            gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
-        else:
-            gradient = _gradient_through_quantized(self.gelu)
-        return kernel.into(outputs, *inputs, gradient=gradient)[0]
+def few_rows(p: Product) -> Tensor | None:
+    """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
+    a, b = Tensor(p.a), Tensor(p.b)
+    *lead, m, k = (int(n) for n in a.shape)
+    if p.factor is not None or p.transpose_a or not p.transpose_b:
+        return None
+    if not _are_few(p, m if b.ndim > 2 else m * math.prod(lead), k):
+        return None
+    is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
+    norm = producer_of(a, Normalised) if is_short else None
+    inputs = p.inputs(norm)
+    epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
+    gradient = _fused_gradient(tuple(inputs), p.gelu, epsilon, rms, tiles_of(b) is not None, p.rounds)
+    return matvec(inputs, p.gelu, epsilon, rms, p.rounds, gradient)
+
+
+def _are_few(p: Product, rows: int, k: int) -> bool:
+    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
+    if p.bfloat16 and p.b.dtype != dtypes.bfloat16:
+        return False
+    are_rounded = p.bfloat16 or (p.scales is not None and p.rounds)
+    return rows <= FEW_ROWS and (not are_rounded or rows * k <= ROUNDED_ON_STACK)
+
+
+def integers(p: Product) -> Tensor | None:
+    """The result by matmul_integers.c, for quantised weights and activations."""
+    if p.scales is None or not p.rounds or not multiplies_integers(str(Tensor(p.b).device)):
+        return None
+    inputs = p.inputs()
+    if "bias" in inputs:
+        inputs["bias"] = inputs["bias"].cast(dtypes.float32)
+    names = (*inputs, "integers", "their scales")
+    if Quantized(inputs["w"], inputs["scales"], int(inputs["a"].shape[-1])).has_minima:
+        names += ("their sums",)
+    return integer_product(inputs, p.gelu, _fused_gradient(names, p.gelu, 0.0))
+
+
+def dense(p: Product) -> Tensor | None:
+    """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
+
+    Quantised weights are read as they are held. With GELU, the kernel also writes its slope, for a gradient.
+    """
+    if (p.scales is not None and p.rounds) or p.residual is not None:
+        return None
+    a, b = Tensor(p.a), Tensor(p.b)
+    weight = None if p.scales is None else Quantized(b, Tensor(p.scales), p.d_in, rounds=False)
+    # One b for all: the leading axes of a are more rows.
+    is_one = math.prod(b.shape[:-2]) == 1 and not p.transpose_a
+    if (p.gelu or p.factor is not None) and not is_one:
+        return None
+    # Those of float16 are not for pairs of bfloat16.
+    fit = p.transpose_b and is_one and p.bfloat16 == (b.dtype == dtypes.bfloat16)
+    tiles = tiles_of(b) if fit else None
+    if is_one:
+        a = a.reshape(1, -1, a.shape[-1])
+        b = b.reshape(1, *b.shape[-2:]) if weight is None else b
+    else:
+        b = b.expand(*a.shape[:-2], *b.shape) if b.ndim == 2 else b
+        a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    (batch, m, k) = (int(n) for n in a.shape)
+    n = int((b.shape[1:] if weight is None else weight.shape)[0 if p.transpose_b else 1])
+    if p.transpose_a:
+        m, k = k, m
+    # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
+    parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if p.transpose_a else PARTS)
+    flags = {"BIAS": p.bias is not None, "GELU": p.gelu, "FACTOR": p.factor is not None}
+    flags["BFLOAT16"] = p.bfloat16
+    ams, aks = (1, m) if p.transpose_a else (k, 1)
+    wks, wns = (1, k) if p.transpose_b else (n, 1)
+    type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
+    headers: tuple[str, ...] = ("bfloat16.h", "tiles.h")
+    macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
+    macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, **tile_macros(tiles)}
+    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float", "QUANTIZED": weight is not None}
+    if weight is not None:
+        macros, kind, headers = macros | weight.macros(), weight.kind, ("bfloat16.h", "quantized.h")
+    label = f"{'nt'[p.transpose_a]}{'nt'[p.transpose_b]}_{batch}_{m}_{n}_{k}_{kind}"
+    names = [name.lower() for name, flag in flags.items() if flag] + ["tiles"] * (tiles is not None)
+    label = "_".join([label, *names])
+    operations = 2 * batch * m * n * k
+    kernel = make_kernel(
+        "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
+    )
+    outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + p.gelu)]
+    inputs = [a, *([b if tiles is None else tiles] if weight is None else weight.tensors())]
+    if p.bias is not None:
+        inputs.append(Tensor(p.bias).cast(dtypes.float32))
+    if p.factor is not None:  # in a gradient, which needs none of its own
+        return kernel.into(outputs, *inputs, Tensor(p.factor))[0]
+    gradient = _gradient_for(p.transpose_a, p.transpose_b, p.gelu, p.bfloat16, tiles is not None)
+    if weight is not None:
+        gradient = _gradient_through_quantized(p.gelu)
+    return kernel.into(outputs, *inputs, gradient=gradient)[0]
+
+
+KINDS: tuple[Callable[[Product], Tensor | None], ...] = (few_rows, integers, dense)
+"""The kernels for products. The first that supports one computes it."""
 
 
 @functools.cache
 def _fused_gradient(
-    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, rounds: bool = True
+    names: tuple[str, ...],
+    gelu: bool,
+    epsilon: float,
+    rms: bool = False,
+    in_tiles: bool = False,
+    rounds: bool = True,
 ) -> Gradient:
-    """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
+    """One kernel for each step back: for training on very short inputs, or through integers, both rare.
+
+    Weights that are quantised or in tiles have no gradient.
+    """
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)
         a, w, bias = inputs["a"], inputs["w"], inputs.get("bias")
+        if in_tiles:
+            w = rows_of(w, int(grad.shape[-1]), int(a.shape[-1]))
         norm_weight, norm_bias = inputs.get("norm_weight"), inputs.get("norm_bias")
         weight = Quantized(w, inputs["scales"], int(a.shape[-1]), rounds) if "scales" in inputs else w
         x = a
@@ -273,7 +302,7 @@ def _fused_gradient(
         if gelu:
             grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
         gradients["bias"] = sum_rows(grad)
-        if isinstance(weight, Tensor):  # nothing is learned by integers
+        if isinstance(weight, Tensor) and not in_tiles:
             gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
         grad = product(grad, weight, bfloat16=w.dtype == dtypes.bfloat16)
         if norm_weight is not None:
@@ -287,11 +316,18 @@ def _fused_gradient(
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool) -> Gradient:
-    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum."""
+def _gradient_for(
+    transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool, in_tiles: bool
+) -> Gradient:
+    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum.
+
+    A matrix b in tiles has no gradient.
+    """
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         (a, b, *bias), grad = inputs_of(call, 1 + gelu), Tensor(grad_out)
+        if in_tiles:
+            b = rows_of(b, int(grad.shape[-1]), int(a.shape[-1]))
         if gelu:
             grad = _times(grad, result_of(call, 1))
         if transpose_a:
@@ -302,7 +338,8 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bo
             grad_b = product(grad, a, True, transpose_a, bfloat16)
         else:
             grad_b = product(a, grad, not transpose_a, False, bfloat16)
-        found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
+        found = [grad_a.cast(a.dtype).uop, None if in_tiles else grad_b.cast(b.dtype).uop]
+        found += [sum_rows(grad).uop for _ in bias]
         return (None, None, *found) if gelu else (None, *found)
 
     return gradient
@@ -359,11 +396,6 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
             rows, columns = min(pairs, key=lambda pair: m / pair[0] + n / pair[1])
             break
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
-
-
-def _are_few(rows: int, k: int, are_rounded: bool) -> bool:
-    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    return rows <= FEW_ROWS and (not are_rounded or rows * k <= ROUNDED_ON_STACK)
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -166,7 +166,7 @@ def fold(model: GPT) -> None:
             rule = "an adapter is folded into weights of a float dtype"
             raise LamaError(f"{rule}; got int{weight.bits}. Load the model as float32")
         whole = Tensor(np.concatenate([merged(place) for place in found]), device=weight.device)
-        weight.assign(whole.cast(weight.dtype)).realize()
+        weight.replace(whole.cast(weight.dtype).contiguous().realize())
         linear.adapter = {}
 
 

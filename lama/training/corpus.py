@@ -46,13 +46,17 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
     return tokens
 
 
-def tokenized_corpus(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer] | None:
-    """The tokens of a corpus that `lama data` wrote, and their tokenizer; None for other corpora.
+def tokenized_folder(config: RunConfig) -> Path | None:
+    """The folder that `lama data` wrote, if the corpus is one."""
+    folder = Path(config.corpus[0]).expanduser() if len(config.corpus) == 1 else None
+    return folder if folder is not None and is_tokenized(folder) else None
+
+
+def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer]:
+    """The tokens of a corpus that `lama data` wrote, and their tokenizer.
 
     Raises LamaError for damaged tokens, and for those of another tokenizer than the given one.
     """
-    if len(config.corpus) != 1 or not is_tokenized(folder := Path(config.corpus[0]).expanduser()):
-        return None
     tokens = open_tokens(folder, verify=True)
     tokenizer = tokenizer or own_tokenizer(folder)
     check_tokenizer(tokens, tokenizer)

@@ -9,9 +9,10 @@ from pathlib import Path
 from lama.checkpoints import find, is_adapter, load_causal, load_kind, named_tokenizer, open_checkpoint
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
-from lama.data.tokens import Progress, link_tokens
+from lama.data.tokens import Progress, TokenFiles, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
+from lama.layers import initialise_by_width
 from lama.models.adapters import add_adapter, matching
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of, refuse_quantized, without_rounding
@@ -29,7 +30,13 @@ from lama.training.chat import (
     templated,
 )
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import check_lengths, new_tokens, reopened_tokens, tokenized_corpus
+from lama.training.corpus import (
+    check_lengths,
+    new_tokens,
+    reopened_tokens,
+    tokenized_corpus,
+    tokenized_folder,
+)
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
@@ -151,9 +158,11 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     config = run_config(given)
     check_mixture(config)
     corpus: Corpus | None = None
-    if ready := None if config.chat else tokenized_corpus(config, tokenizer or chosen_tokenizer(given)):
+    ready: TokenFiles | None = None
+    if not config.chat and (tokenized := tokenized_folder(config)):
+        ready, tokenizer = tokenized_corpus(tokenized, tokenizer or chosen_tokenizer(given))
         given |= {"tokenizer": OWN}
-        config, tokenizer = run_config(given), ready[1]
+        config = run_config(given)
     else:
         corpus = open_corpus(config.chat or config.corpus, folder.path, read=not config.chat)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
@@ -177,7 +186,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     with folder.beginning(config, str(parts.about["command"])) as data:
         if corpus is None:
             assert ready is not None
-            tokens = ready[0]
+            tokens = ready
             check_lengths(tokens, config)
             link_tokens(tokens, data)
         else:
@@ -185,7 +194,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
-        parts.model = model or GPT(shape, config.seed)
+        parts.model = model or new_model(config, shape)
     tokens = open_tokens(folder.data)
     if config.chat:
         add_end_token(parts.model, tokenizer, tokens)
@@ -264,6 +273,15 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
 def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
     """The shape that the settings ask for. Raises ValueError."""
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
+
+
+def new_model(config: RunConfig, shape: GPTConfig) -> GPT:
+    """A model with the weights that a run begins with."""
+    if config.initial_weights == "gpt2":
+        return GPT(shape, config.seed)
+    model = GPT(shape, seed=None)
+    initialise_by_width(model, config.seed)
+    return model
 
 
 def _of_the_model(given: Settings, shape: GPTConfig) -> dict[str, object]:

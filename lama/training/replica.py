@@ -34,6 +34,8 @@ class Replica:
         self.is_adapter = len(changes_of(model)) > 0
         if not self.is_adapter:
             refuse_quantized(model, "to be trained")
+        for parameter in get_state_dict(model).values():
+            parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
         if shares > 1:  # otherwise they are in the buffers of the one part's kernels

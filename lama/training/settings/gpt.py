@@ -64,6 +64,11 @@ class RunConfig(CorpusSettings):
     positions: str = setting("learned", "position encoding", choices=("learned", "sinusoidal", "rope"))
     rope_theta: float = setting(10000.0, "θ of rotary positions", least=1.0)
     qk_norm: str = setting("none", "norms of queries and keys", choices=("none", "head", "all", "head_after"))
+    initial_weights: str = setting(
+        "gpt2",
+        "gpt2: N(0, 0.02); width: by a matrix's inputs, blocks' outputs 0",
+        choices=("gpt2", "width"),
+    )
     evaluate_every: int = changed(
         "evaluate_every", 250, "steps between evaluations, with checkpoints; 0: none"
     )

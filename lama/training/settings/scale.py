@@ -8,8 +8,8 @@ from lama.errors import UsageError, quoted
 from lama.training.settings.gpt import RunConfig
 
 CHOSEN = (
-    *("n_layers", "d_model", "n_heads", "d_mlp", "learning_rate", "weight_decay", "batch_size"),
-    *("accumulation", "steps", "warmup"),
+    *("n_layers", "d_model", "n_heads", "d_mlp", "learning_rate", "embedding_learning_rate"),
+    *("weight_decay", "batch_size", "accumulation", "steps", "warmup"),
 )
 """The settings that `scaled` chooses."""
 RATIO = 12.0
@@ -52,10 +52,12 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     The width is 64 times the depth, or about; heads are 64 wide (32 in narrow models). The tokens of a run
     are ratio · N, where N counts the blocks' matrices and the output layer. A batch has 2¹⁹ · (tokens /
     those of the reference)^0.383 tokens, rounded to a power of 2; the reference is nanochat's model of 12
-    blocks. With muon, the rate is 0.002 · √(batch / 2¹⁹), and rate · decay · steps is the reference's, so
-    that weights forget over the same share of a run. Source: nanochat, scripts/base_train.py, after Bergsma
-    et al. 2025. With adamw, the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et al. 2020, eq. D.1.
-    Raises UsageError where the vocabulary alone is over the budget.
+    blocks. Source: nanochat, scripts/base_train.py, after Bergsma et al. 2025. With muon, the rate of
+    matrices is 0.02 · √(steps of the reference / steps): nanochat's where the tokens are the reference's, and
+    0.07 at 180 steps; the best one of modern-char-cpu is 0.06. Source of the root: Schaipp et al. 2025.
+    rate · decay · steps is the reference's, so that weights forget over the same share of a run. With adamw,
+    the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et al. 2020, eq. D.1. Raises UsageError where the
+    vocabulary alone is over the budget.
     """
     if scale.size is None:
         n_layers, d_model = scale.depth or 1, WIDTH * (scale.depth or 1)
@@ -66,16 +68,19 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     context, batch = given.context_length, REFERENCE_BATCH * longer**POWER
     windows = given.batch_size if "batch_size" in names else 2 ** max(2, round(math.log2(batch / context)))
     steps = given.steps if "steps" in names else max(1, round(scale.ratio * n / (windows * context)))
-    noise = math.sqrt(windows * context / REFERENCE_BATCH)
-    rate, decay = 0.003239 - 0.0001395 * math.log(n), 0.1
+    rate, decay, embedding = 0.003239 - 0.0001395 * math.log(n), 0.1, 0.0
     if given.optimizer == "muon":
-        rate, decay = 0.002 * noise, 0.1 * noise / longer
+        factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / steps)
+        rate, decay = 0.002 * factor, 0.1 * factor
+        if given.initial_weights == "width" and not given.tied:  # embeddings are as large as the stream
+            embedding = 10 * rate
     return {
         "n_layers": n_layers,
         "d_model": d_model,
         "n_heads": d_model // (64 if d_model >= 512 else 32),
         "d_mlp": 32 * round(d_model / 12) if given.gated else 4 * d_model,
         "learning_rate": float(f"{rate:.2g}"),
+        "embedding_learning_rate": float(f"{embedding:.2g}"),
         "weight_decay": float(f"{decay:.2g}"),
         "batch_size": windows,
         "accumulation": 1 if "batch_size" in names else max(1, windows * context // PART),
