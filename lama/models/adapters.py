@@ -130,7 +130,7 @@ def trained_parameters(model: object) -> dict[str, Tensor]:
 
 
 def constants_of(model: object) -> str:
-    """What a model computes beside its config and the shapes of its weights: a name for captured steps."""
+    """A name for how a model computes, beside its config and the shapes of its weights."""
     rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
     scales = [(name, change.scale) for name, change in changes_of(model).items()]
     return repr((all(rounds), scales))
