@@ -267,7 +267,8 @@ class Session:
         if isinstance(error, Diverged):
             path, rate = self.folder.path, f"{self.config.learning_rate / 3:.1g}"
             words = ["lama", "train", self.folder.settings_file]
-            words += ["--from", found[-1]] if self.config.model == "gpt" else []
+            has_model = self.config.model == "gpt" and not self.config.lora
+            words += ["--from", found[-1]] if has_model else []
             words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
             command = shlex.join(map(str, words))
         return f"The last good checkpoint is {found[-1]}: continue with {command}"
