@@ -16,7 +16,8 @@ from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
 
 GAPS = 1.06  # of the memory that tinygrad plans for a captured step, over what is in use at most
-CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
+CAPTURED = 2_500_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
+LIBRARIES = 50_000_000  # bytes of what reports import and keep: counts of n-grams, samples, pictures
 
 
 def training_operations(model: GPT, context_length: int) -> float:
@@ -95,7 +96,7 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     cache = 2 * c.n_layers * kv * config.context_length
     reports = tokens * max(forward) + piece * c.vocab_size + cache
     adapter = copies * size_of(trained)
-    steps = CAPTURED * c.n_layers
+    steps = CAPTURED * c.n_layers + LIBRARIES
     activations = int(4 * GAPS * numbers)
     return AdapterMemory(resident_bytes(), weights, 4 * adapter, activations, 4 * reports + steps)
 
