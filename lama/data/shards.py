@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import zipfile
 import zlib
 from array import array
 from collections import deque
@@ -23,6 +24,7 @@ import numpy as np
 from lama.atomic import atomic_write
 from lama.data.corpora import Corpus
 from lama.data.pieces import encode_inside_pieces, find_cut, frame_of
+from lama.errors import LamaError, first_line
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer, tokenizer_from_json
 
@@ -95,17 +97,25 @@ class Encoded:
     document: int | None
 
     def length(self) -> int:
-        """Tokens."""
-        with np.load(self.path) as arrays:
-            return int(arrays["table"][0].sum())
+        """Tokens. Raises LamaError for a damaged file."""
+        return int(self._read("table")[0][0].sum())
 
     def documents(self) -> Iterator[tuple[Array, int, int]]:
-        """The ids of each text, its bytes, and where its tokens go."""
-        with np.load(self.path) as arrays:
-            ids, table = arrays["ids"], arrays["table"]
+        """The ids of each text, its bytes, and where its tokens go. Raises LamaError for a damaged file."""
+        ids, table = self._read("ids", "table")
         ends = table[0].cumsum().tolist()
         for begin, end, size, place in zip([0, *ends[:-1]], ends, *table[1:].tolist(), strict=True):
             yield ids[begin:end], size, place
+
+    def _read(self, *names: str) -> list[Array]:
+        try:
+            with np.load(self.path) as arrays:
+                return [arrays[name] for name in names]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            got = f"{self.path.name}: {first_line(error)}"
+            raise LamaError(
+                f"a shard must be as lama wrote it; got {got}. Run the same command again"
+            ) from None
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
