@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -12,12 +11,12 @@ import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +26,9 @@ from lama.data.pieces import encode_inside_pieces, find_cut, frame_of
 from lama.errors import LamaError, first_line
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer, tokenizer_from_json
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 SHARD = 1 << 20  # characters of a shard, about
 FEW = 4  # shards that are not worth starting processes
@@ -194,7 +196,7 @@ def encoded_shards(
         return encoded
 
     with ExitStack() as stack:
-        pool: ProcessPoolExecutor | None = None
+        pool = None
         while (shard := first.popleft() if first else next(shards, None)) is not None:
             encoded = Encoded(folder / f"{digest[:16]}-{shard.key()[:32]}.npz", shard.source, shard.document)
             future = None
@@ -213,8 +215,11 @@ def encoded_shards(
             yield oldest()
 
 
-def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> ProcessPoolExecutor:
+def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> "ProcessPoolExecutor":
     """Processes with the tokenizer, which they read from a folder of its files."""
+    import multiprocessing  # late: importing lama stays light
+    from concurrent.futures import ProcessPoolExecutor
+
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     tokenizer.save(folder)
     context = multiprocessing.get_context("spawn")
@@ -235,6 +240,8 @@ def _begin(spec: str, folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
+    import multiprocessing
+
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -166,7 +166,7 @@ def tokenize(
             except LamaError:
                 shutil.rmtree(shards, ignore_errors=True)
                 raise
-            except BrokenProcessPool:
+            except BrokenExecutor:
                 advice = "Fewer of them need less memory; the same command continues"
                 raise LamaError(f"a process that encodes text was ended by the system. {advice}") from None
             *digests, digest = facts.digests
