@@ -47,13 +47,18 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
     return tokens
 
 
-def tokenized_corpus(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer] | None:
-    """The tokens of a corpus that `lama data` wrote, and their tokenizer; None for other corpora.
-
-    Raises LamaError for damaged tokens, and for those of another tokenizer than the given one.
-    """
+def tokens_folder(config: RunConfig) -> Path | None:
+    """The folder of a corpus that `lama data` wrote; None for other corpora."""
     if len(config.corpus) != 1 or not is_tokenized(folder := Path(config.corpus[0]).expanduser()):
         return None
+    return folder
+
+
+def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer]:
+    """The tokens in a folder, and the tokenizer, by default that of the folder.
+
+    Raises LamaError for damaged tokens, and for those of another tokenizer.
+    """
     tokens = open_tokens(folder, verify=True)
     tokenizer = tokenizer or own_tokenizer(folder)
     check_tokenizer(tokens, tokenizer)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
-from lama.data import Corpus, open_corpus, open_tokens
+from lama.data import Corpus, TokenFiles, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
 from lama.data.tokens import Progress, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
@@ -28,7 +28,7 @@ from lama.training.chat import (
     templated,
 )
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import check_lengths, new_tokens, reopened_tokens, tokenized_corpus
+from lama.training.corpus import check_lengths, new_tokens, reopened_tokens, tokenized_corpus, tokens_folder
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
@@ -138,9 +138,10 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     config = run_config(given)
     check_mixture(config)
     corpus: Corpus | None = None
-    if ready := None if config.chat else tokenized_corpus(config, tokenizer or chosen_tokenizer(given)):
+    ready: TokenFiles | None = None
+    if folder_of_tokens := tokens_folder(config):
+        ready, tokenizer = tokenized_corpus(folder_of_tokens, tokenizer or chosen_tokenizer(given))
         config = replace(config, tokenizer=OWN)
-        tokenizer = ready[1]
     else:
         corpus = open_corpus(config.chat or config.corpus, folder.path, read=not config.chat)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
@@ -157,13 +158,12 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
-        if corpus is None:
-            assert ready is not None
-            tokens = ready[0]
-            check_lengths(tokens, config)
-            link_tokens(tokens, data)
-        else:
+        if corpus is not None:
             tokens = (new_conversations if config.chat else new_tokens)(parts, corpus, data)
+        else:
+            assert ready is not None
+            check_lengths(tokens := ready, config)
+            link_tokens(tokens, data)
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
