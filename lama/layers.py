@@ -129,3 +129,24 @@ def initialise(module: object, seed: int, n_layers: int = 0, std: float = 0.02) 
             value = rng.standard_normal(shape, np.float32) * np.float32(scale)
         tensor.assign(Tensor(value, dtype=tensor.dtype, device=tensor.device))
     Tensor.realize(*parameters.values())
+
+
+def initialise_by_width(module: object, seed: int) -> None:
+    """Fill a GPT's parameters in place so that activations have the same size at every width.
+
+    Matrices of blocks are N(0, 1 / (4 d_in)), but the projections that write into the residual stream begin
+    at 0, as does an untied unembedding; embeddings are then N(0, 0.25), else GPT-2's N(0, 0.02²). Norm
+    weights are 1. Source: nanochat, gpt.py, `init_weights`, with half of its sizes.
+    """
+    rng = np.random.default_rng(seed)
+    parameters = get_state_dict(module)
+    for name, tensor in parameters.items():
+        shape = tuple(map(int, tensor.shape))
+        std = 0.5 / math.sqrt(shape[-1])
+        if name.endswith(("out.weight", "down.weight", "bias")) or name == "unembed.weight":
+            std = 0.0
+        elif "embed" in name:
+            std = 0.5 if name == "embed.weight" and "unembed.weight" in parameters else 0.02
+        value = rng.standard_normal(shape, np.float32) * np.float32(std)
+        tensor.assign(Tensor(value if len(shape) > 1 or std == 0 else np.ones(shape, np.float32)))
+    Tensor.realize(*parameters.values())

@@ -15,6 +15,7 @@ from tinygrad import Tensor, dtypes
 from lama import kernels
 from lama.kernels.dropout import threshold
 from lama.kernels.matmul import reduced_precision
+from lama.kernels.optimizer import Run
 from lama.kernels.quantized import BLOCK, CANDIDATES, GROUP, Quantized, row_sizes, side_by_side
 from lama.shapes import Array
 
@@ -346,24 +347,91 @@ def adamw(
     beta2: float,
     decay: float,
     epsilon: float = 1e-8,
+    factor: float = 1.0,
 ) -> list[Tensor]:
     """Update one parameter and its moments m and v, of one shape, in place; returns them, to be realised.
 
-    g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r (decay · p + (m / c₁) /
-    (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and `scale` (1,).
-    Realise other readers of the parameter before: they would see its new values. Source: Loshchilov & Hutter
-    2019, algorithm 2.
+    g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r · factor · (decay · p +
+    (m / c₁) / (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and
+    `scale` (1,). Realise other readers of the parameter before: they would see its new values. Source:
+    Loshchilov & Hutter 2019, algorithm 2.
     """
-    changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon)
+    changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon, factor)
     if changed is not None:
         return changed
-    rate, correction1, correction2 = scalars[0:1], scalars[1:2], scalars[2:3]
+    rate, correction1, correction2 = scalars[0:1] * factor, scalars[1:2], scalars[2:3]
     g = gradient * scale
     m.assign(beta1 * m + (1 - beta1) * g)
     v.assign(beta2 * v + (1 - beta2) * g.square())
     step = (m / correction1) / ((v / correction2).sqrt() + epsilon)
     parameter.assign((parameter - rate * (step + decay * parameter)).cast(parameter.dtype))
     return [parameter, m, v]
+
+
+def muon_directions(
+    gradients: Sequence[Tensor],
+    runs: Sequence[Run],
+    momentum: Tensor,
+    scale: Tensor,
+    beta: float,
+    epsilon: float = 1e-7,
+) -> list[Tensor]:
+    """The directions of Muon's step before `orthogonalise`, and their momentum, updated in place.
+
+    Both are (n, rows, columns): n matrices of one shape, which lie in the gradients as `runs` say. With g a
+    gradient · scale, m = β m + (1 − β) g; the direction is x / (‖x‖ + ε), x = (1 − β) g + β m (Nesterov).
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+    if (found := kernels.muon_directions(gradients, runs, momentum, scale, beta, epsilon)) is not None:
+        return found
+    _, rows, columns = map(int, momentum.shape)
+    parts = [
+        gradients[i][first : first + count * rows].reshape(count, rows, columns) for i, first, count in runs
+    ]
+    g = Tensor.cat(*parts) * scale
+    momentum.assign(beta * momentum + (1 - beta) * g)
+    x = (1 - beta) * g + beta * momentum
+    return [x / (x.square().sum((-2, -1), keepdim=True).sqrt() + epsilon), momentum]
+
+
+def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+    """x (n, rows, columns) with its singular values, at most 1, moved to about 1: between 0.7 and 1.2.
+
+    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x, with xᵀx from the right for a tall matrix.
+    Source: Jordan et al. 2024, whose a, b and c these are.
+    """
+    rows, columns = map(int, x.shape[-2:])
+    x, tall, (a, b, c) = x.contiguous(), rows > columns, (3.4445, -4.7750, 2.0315)
+    unit = a * Tensor.eye(min(rows, columns))
+    for _ in range(steps):
+        gram = matmul(x, x, transpose_a=tall, transpose_b=not tall)
+        factor = (unit + b * gram + c * matmul(gram, gram)).contiguous()
+        x = matmul(x, factor) if tall else matmul(factor, x)
+    return x
+
+
+def muon_step(
+    parameters: Sequence[Tensor],
+    runs: Sequence[Run],
+    directions: Tensor,
+    scalars: Tensor,
+    step: float,
+    decay: float,
+) -> list[Tensor]:
+    """Update matrices p in place: p = p − r (step · direction + decay · p), r the first of `scalars`.
+
+    The matrices lie in the parameters as `runs` say. Returns the parameters, to be realised.
+    """
+    if (changed := kernels.muon_step(parameters, runs, directions, scalars, step, decay)) is not None:
+        return changed
+    done, rows, columns = 0, int(directions.shape[1]), int(directions.shape[2])
+    for i, first, count in runs:
+        p, last = parameters[i], first + count * rows
+        direction = directions[done : done + count].reshape(count * rows, columns)
+        new = p[first:last] - scalars[0:1] * (step * direction + decay * p[first:last])
+        p.assign(p[:first].cat(new, p[last:]).cast(p.dtype))
+        done += count
+    return list(parameters)
 
 
 # --- numbers of 8 and 4 bits: each group of 32 along a row shares a scale

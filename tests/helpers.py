@@ -9,6 +9,10 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.attention import MultiHeadAttention, make_similarity
 from lama.blocks import Block, make_mlp, make_norm
+from lama.kernels.tiles import in_tiles, tiles_of, write_tiles
+from lama.runtime.buffers import host_array
+from lama.training.settings import read_settings, run_config
+from lama.training.settings.gpt import MODEL_SETTINGS
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,8 +37,21 @@ RUN: dict[str, Any] = {
 RUN_FLAGS = [word for name, value in RUN.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def preset_shape(name: str) -> dict[str, Any]:
+    """The fields of GPTConfig that a preset of lama train gives, with two blocks."""
+    config = run_config(read_settings(name))
+    return {field: getattr(config, field) for field in MODEL_SETTINGS} | {"n_layers": 2}
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def tiled(matrix: Tensor) -> Tensor:
+    """A copy of a realised matrix of half precision in tiles."""
+    copy = in_tiles(*map(int, matrix.shape), matrix.dtype)
+    write_tiles(host_array(tiles_of(copy)), 0, host_array(matrix))
+    return copy
 
 
 def rounded(x: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import fill
+from helpers import fill, preset_shape
 from tinygrad import Tensor
 
 from lama.checkpoints import export, export_huggingface, load, save
@@ -22,6 +22,7 @@ from lama.tokenizers import (
 SHAPE = {"context_length": 13, "d_model": 10, "n_layers": 2, "n_heads": 2, "d_mlp": 17}
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]], np.int32)
 MODERN = {"norm_kind": "rms", "bias": False, "gated": True, "activation": "silu", "positions": "rope"}
+PRESETS = ("modern-char-cpu", "modern-char", "modern-bpe")
 kinds = pytest.mark.parametrize(
     "fields",
     [
@@ -30,8 +31,9 @@ kinds = pytest.mark.parametrize(
         {**MODERN, "n_kv_heads": 1, "d_head": 6, "rope_scaling": (8.0, 1.0, 4.0, 16.0)},
         {**MODERN, "qkv_bias": True, "tied": False, "d_head": 6, "rope_theta": 500.0, "rope_scaling": (2.0,)},
         {**MODERN, "qk_norm": "head", "d_head": 6},
+        *map(preset_shape, PRESETS),
     ],
-    ids=["gpt2", "no biases, untied", "llama", "qwen2", "qwen3"],
+    ids=["gpt2", "no biases, untied", "llama", "qwen2", "qwen3", *PRESETS],
 )
 
 

@@ -176,15 +176,16 @@ def test_size_says_what_it_chose_and_flags_come_before_it_and_presets_after(run,
     )
     assert code == 0, err
     assert re.search(
-        r"chosen for 100K parameters: --n-layers \d+ --d-model \d+ --n-heads \d+ --learning-rate "
-        r"0.0016 --batch-size 5\n",
+        r"chosen for 100K parameters, 12 tokens a parameter: --n-layers \d+ --d-model \d+ --n-heads \d+ "
+        r"--d-mlp \d+ --learning-rate 0.0016 --embedding-learning-rate 0 --weight-decay 0.1 "
+        r"--batch-size 5 --accumulation 1 --steps \d+ --warmup 40; [\d,]+ tokens, [\d,.]+ times the text\n",
         text,
     )
     settings = RunFolder(out).settings()
     # Not the preset's.
     assert settings["d_model"] != 128 and settings["min_learning_rate"] == pytest.approx(0.00016)
     # The preset's.
-    assert (settings["tokenizer"], settings["beta2"], settings["warmup"]) == ("character", 0.99, 100)
+    assert (settings["tokenizer"], settings["beta2"]) == ("character", 0.99)
 
 
 def test_two_devices_are_named(run, bare, cats, out, monkeypatch):
@@ -420,14 +421,14 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--step", "3"], "unrecognized arguments: --step. Did you mean --steps? See lama train --help"),
         (
             ["gpt3"],
-            "a preset must be gpt2, llama-char-cpu, shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, "
-            "or a .toml file; got 'gpt3'. Did you",
+            "a preset must be gpt2, llama-char-cpu, modern-bpe, modern-char, modern-char-cpu, "
+            "shakespeare-bpe, shakespeare-char, shakespeare-char-cpu, or a .toml file; got 'gpt3'. Did you",
         ),
         (["--size", "big"], "size must be a number of parameters such as 800K, 10M or 1.5B; got 'big'"),
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),
         (
             ["--size", "1M", "--from", "gpt2"],
-            "size and from must not be given together; got --size 1M and --from gpt2",
+            "a model to start from has its size; got 1M parameters and --from gpt2",
         ),
         (["--devices", "CPU,ABACUS"], "got 'ABACUS' (unknown)"),
         (["--devices", "0"], "devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got 0"),

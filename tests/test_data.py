@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lama.data import batch, encode_corpus, evaluation_windows, ngram_baselines, ngram_loss, split_tail
+from lama.data.ngrams import witten_bell_loss
 from lama.errors import LamaError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer
 
@@ -95,6 +96,16 @@ def test_trigram_loss_equals_the_hand_computed_one():
 
 def test_ngram_loss_of_what_was_never_seen_is_uniform():
     assert ngram_loss(np.array([0, 0, 0]), np.array([2, 1, 2]), 3, 5) == pytest.approx(math.log(5))
+
+
+def test_witten_bell_equals_the_hand_computed_one():
+    # 0 1 0 2: after 0 came two kinds, one of them 1; alone, 0 came twice of four, 1 once, of three kinds.
+    train, one = np.array([0, 1, 0, 2]), (1 + 3 / 3) / (4 + 3)
+    zero, two = (2 + 3 / 3) / (4 + 3), (1 + 2 * one) / (2 + 2)
+    found = witten_bell_loss(train, np.array([0, 1]), 2, 3)
+    assert found == pytest.approx(-(math.log(zero) + math.log(two)) / 2)
+    # After 2 nothing came: the shorter context decides.
+    assert witten_bell_loss(train, np.array([2, 1]), 2, 3) == pytest.approx(-math.log(one))
 
 
 def test_ngram_baselines_are_named():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lama.cli import main
-from lama.experiments import ABOUT, Options, Report, find
+from lama.experiments import ABOUT, Options, Report, find, recipe
 from lama.experiments.arithmetic import operations
 from lama.experiments.report import INK, Curve, Panel
 from lama.experiments.words import counted, pieces
@@ -87,6 +87,24 @@ def test_a_training_experiment_reports_each_of_its_models(monkeypatch):
     assert watched == [(row[0], 10) for row in report.tables[0].rows]
     assert all(0 < row[2] < 6 for row in report.tables[0].rows)
     assert [curve.label for curve in report.panels[0].curves] == [row[0] for row in report.tables[0].rows]
+
+
+def test_recipe_reports_each_change_and_the_best_of_several(monkeypatch):
+    small = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_mlp": 32, "context_length": 16, "batch_size": 4}
+    read = recipe.read_settings
+    monkeypatch.setattr(recipe, "read_settings", lambda name: {**read(name), **small, "precision": "float32"})
+    changes = {
+        recipe.RECIPE: ({},),
+        recipe.ADAMW: ({"optimizer": "adamw"}, {"optimizer": "adamw", "steps": 1}),
+    }
+    monkeypatch.setattr(recipe, "CHANGES", changes)
+    monkeypatch.setattr(recipe, "SEEDS", 2)
+    watched = []
+    report = recipe.run(Options(steps=10, watch=lambda steps, n, label: watched.append((label, n)) or steps))
+    assert len(watched) == 8 and {n for _, n in watched} == {10}
+    assert [row[0] for row in report.tables[0].rows] == [*changes, "all of shakespeare-char-cpu"]
+    assert report.tables[0].rows[0][3] == 0 and all(0 < row[2] < 6 for row in report.tables[0].rows)
+    assert len(report.panels[0].curves) == 3
 
 
 def test_words_and_what_stands_between_them_are_the_text():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import fill
+from helpers import fill, preset_shape
 from tinygrad import Tensor
 
 import lama
@@ -59,6 +59,7 @@ MODELS = {
     "linear": {**LLAMA, "rope_scaling": (4.0,)},
     "qwen2": {**LLAMA, "qkv_bias": True},
     "qwen3": {**LLAMA, "qk_norm": "head", "d_head": 32},
+    "modern-bpe": {"vocab_size": 257, **preset_shape("modern-bpe")},
 }
 TOKENS = np.random.default_rng(1).integers(0, 257, (2, 19))
 SIZES = (0, 1, 2**31, 2**40, 2**63, 2**64 - 1)

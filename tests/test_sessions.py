@@ -234,7 +234,7 @@ def test_train_with_a_model_is_the_same_command(model, tmp_path, monkeypatch, ca
             ["--model", "classifier", "--held-out", "0"],
             "--held-out is a setting of seq2seq; got --model classifier",
         ),
-        (["--model", "seq2seq", "--size", "1M"], "--size is for a GPT; got --model seq2seq"),
+        (["--model", "seq2seq", "--size", "1M"], "--size and --depth are for a GPT; got --model seq2seq"),
         (["--model", "bert", "gpt2"], "a preset must be"),
         (["--model", "seq2seq", "copi"], "a task must be copy, .*; got 'copi'. Did you mean copy?"),
         (["--model", "seq2seq"], "a task must be copy, .*; got ''"),

@@ -137,6 +137,14 @@ def test_noam_schedule_falls_with_the_root_of_the_step():
     assert rates(16, 4, max(paper), 1e-9, "noam") == pytest.approx(paper)
 
 
+def test_wsd_schedule_is_constant_and_then_falls_in_a_line():
+    config = TrainingConfig(
+        10, warmup=2, learning_rate=1.0, min_learning_rate=0.2, schedule="wsd", warmdown=0.4
+    )
+    expected = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [learning_rate(step, config) for step in range(10)] == pytest.approx(expected)
+
+
 # --- the optimizer
 
 

@@ -1,6 +1,8 @@
 """The settings of a training run: where they come from, which are refused, how they are saved."""
 
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,8 @@ from lama.errors import LamaError, UsageError, did_you_mean
 from lama.models.gpt import GPTConfig
 from lama.training.settings import RunConfig, presets, read_settings, run_config
 from lama.training.settings.base import ABOUT_REPORTS, TrainingConfig, differences, fields_of, to_toml
-from lama.training.settings.gpt import MODEL_SETTINGS, SIZE_SETTINGS, parse_size, sizes
+from lama.training.settings.gpt import MODEL_SETTINGS
+from lama.training.settings.scale import CHOSEN, REFERENCE, Scale, parse_size, scaled
 
 SETTINGS = fields_of(RunConfig)
 OTHER = {
@@ -119,6 +122,9 @@ def test_presets_are_those_of_the_readme():
     assert presets() == [
         "gpt2",
         "llama-char-cpu",
+        "modern-bpe",
+        "modern-char",
+        "modern-char-cpu",
         "shakespeare-bpe",
         "shakespeare-char",
         "shakespeare-char-cpu",
@@ -166,27 +172,83 @@ def test_differences_name_every_setting_that_decides_the_weights():
 # --- sizes
 
 
-@pytest.mark.parametrize("size", [3e5, 1e6, 1e7, 1.24e8, 1.5e9])
-def test_size_gives_a_model_of_about_so_many_parameters(size):
-    chosen = sizes(size, 65, 256)
-    assert sorted(chosen) == sorted(SIZE_SETTINGS)
-    assert parameters(chosen, 65, 256) == pytest.approx(size, rel=0.2)
-    assert chosen["d_model"] // chosen["n_heads"] in (32, 64)
-    run_config(chosen)
+def chosen(scale: Scale, vocab_size: int = 65, **given: object) -> dict[str, Any]:
+    return scaled(scale, run_config({"context_length": 256, **given}), given, vocab_size)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", ["300K", "1M", "10M", "124M", "1.5B"])
+def test_size_gives_a_model_of_about_so_many_parameters(size, gated):
+    found = chosen(Scale(size), gated=gated)
+    assert sorted(found) == sorted(CHOSEN)
+    assert parameters(found, 65, 256) == pytest.approx(parse_size(size), rel=0.2)
+    mlp = found["d_mlp"] * found["d_model"] * (3 if gated else 2)
+    assert mlp == pytest.approx(8 * found["d_model"] ** 2, rel=0.1)
+    assert found["d_model"] // found["n_heads"] in (32, 64)
+    run_config(found)
 
 
 def test_larger_models_learn_more_slowly_from_larger_batches():
-    small, medium, large = (sizes(size, 50257, 1024) for size in (1e7, 1.24e8, 1.5e9))
+    small, medium, large = (chosen(Scale(size), 50257) for size in ("10M", "124M", "1.5B"))
     assert small["learning_rate"] > medium["learning_rate"] > large["learning_rate"] > 0
-    assert small["batch_size"] < medium["batch_size"] == large["batch_size"] == 512  # half a million tokens
+    assert small["batch_size"] < medium["batch_size"] < large["batch_size"]
     assert (medium["n_layers"], medium["d_model"], medium["n_heads"]) == (12, 768, 12)  # GPT-2's
+
+
+def test_depth_of_the_reference_gives_its_numbers():
+    found = chosen(Scale(depth=12), 32_768, optimizer="muon", context_length=2048)
+    tokens = found["steps"] * found["batch_size"] * 2048
+    assert tokens == pytest.approx(12 * REFERENCE, rel=1e-3)
+    assert found["batch_size"] * 2048 == 2**19 and found["d_model"] == 768
+    assert (found["learning_rate"], found["weight_decay"]) == (2e-3, 0.1)
+
+
+def test_rate_decay_and_steps_follow_the_batch_and_the_ratio():
+    ours, longer = (chosen(Scale(depth=4, ratio=ratio), optimizer="muon") for ratio in (12, 48))
+    assert longer["batch_size"] == 2 * ours["batch_size"]  # 4^0.383 is 1.7
+    assert longer["steps"] == pytest.approx(2 * ours["steps"], abs=1)
+    assert ours["learning_rate"] == pytest.approx(2**0.5 * longer["learning_rate"], rel=0.05)
+    for found in (ours, longer):  # as at the reference
+        forgets = found["learning_rate"] * found["weight_decay"] * found["steps"]
+        assert forgets == pytest.approx(2e-3 * 0.1 * 12 * REFERENCE / 2**19, rel=0.1)
+
+
+def test_large_embeddings_have_a_larger_rate():
+    found = chosen(Scale(depth=4), optimizer="muon", initial_weights="width", tied=False)
+    assert found["embedding_learning_rate"] == pytest.approx(10 * found["learning_rate"], rel=0.05)
+    assert chosen(Scale(depth=4), optimizer="muon")["embedding_learning_rate"] == 0
+
+
+def test_given_settings_stay_and_the_others_follow():
+    found = chosen(Scale(depth=4), batch_size=8, optimizer="muon")
+    assert (found["batch_size"], found["accumulation"]) == (8, 1)
+    assert found["steps"] * 8 * 256 == pytest.approx(12 * (12 * 4 * 256**2 + 65 * 256), rel=1e-3)
+    reference = 12 * REFERENCE / 2**19
+    assert found["learning_rate"] == pytest.approx(2e-3 * (reference / found["steps"]) ** 0.5, rel=0.05)
+    assert chosen(Scale(depth=4), steps=7)["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ({}, "one of --size and --depth must be given"),
+        ({"size": "1M", "depth": 2}, "one of --size and --depth must be given"),
+        ({"depth": 0}, "depth must be from 1 to 96; got 0"),
+        ({"depth": 97}, "depth must be from 1 to 96; got 97"),
+        ({"depth": 2, "ratio": 0.0}, "ratio must be above 0 and at most 1,000,000; got 0.0"),
+        ({"depth": 2, "ratio": math.nan}, "ratio must be above 0 and at most 1,000,000; got nan"),
+    ],
+)
+def test_scale_that_is_none_is_refused(scale, message):
+    with pytest.raises(UsageError, match=message):
+        Scale(**scale)
 
 
 def test_size_that_the_vocabulary_fills_is_refused():
     with pytest.raises(
         UsageError, match=r"size must leave room for the embeddings; got 100,000 parameters for 50,257 tokens"
     ):
-        sizes(1e5, 50257, 1024)
+        chosen(Scale("100K"), 50257)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lama.cli.settings import add_settings, flag_of, show
 from lama.errors import LamaError, note
 from lama.tables import metric_table
 from lama.training.settings import MODELS, presets
-from lama.training.settings.gpt import SIZE_SETTINGS
+from lama.training.settings.scale import CHOSEN, RATIO
 
 if TYPE_CHECKING:
     from lama.training.loop import Step
@@ -42,8 +42,10 @@ def add_parser(add_verb: AddVerb) -> None:
     add("settings PRESET", settings, nargs="?")
     add("--model", "kind of model (default gpt, or that of FILE.toml)", choices=MODELS)
     training.add_options(parser, "out/ and the preset's, the data's or the model's name")
-    size = "choose depth, width, heads, learning rate and batch size of a GPT for N parameters, such as 10M"
+    size = "choose depth, width, heads, rate, decay, batch and steps of a GPT for N parameters, such as 10M"
     add("--size N", size)
+    add("--depth N", "the same for N blocks, each of which makes the model 64 wider", type=int)
+    add("--ratio X", f"of --size and --depth: tokens for each parameter (default {RATIO:g})", type=float)
     add("-v, --verbose", "explain each stage on the real data as it goes")
     about = "in a file: the same names with _ for -, and initial for --from"
     add_settings(parser, *MODELS, about=about)
@@ -73,9 +75,11 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     device = str(model.embed.weight.device)
     if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
         note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
-    if args.size:
-        words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in SIZE_SETTINGS)
-        print(f"chosen for {args.size} parameters: {' '.join(words)}")
+    if scale := training.scale_of(args):
+        words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in CHOSEN)
+        seen = config.steps * config.batch_size * config.context_length
+        epochs = f"{seen:,} tokens, {seen / len(tokens.train):,.1f} times the text"
+        print(f"chosen for {scale}, {scale.ratio:g} tokens a parameter: {' '.join(words)}; {epochs}")
 
     heading("Before training")
     session.measure_start()

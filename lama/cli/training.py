@@ -21,7 +21,9 @@ from lama.errors import LamaError, UsageError, first_line, note
 from lama.figures import is_installed
 from lama.files import quoted_path
 from lama.training.settings import PRESETS, kind_of_settings, pairs, presets, read_settings, settings_of
-from lama.training.settings.gpt import SHAPE, SIZE_SETTINGS
+from lama.training.settings.base import GROUPS
+from lama.training.settings.gpt import SHAPE
+from lama.training.settings.scale import CHOSEN, Scale
 
 if TYPE_CHECKING:
     from lama.training.folder import RunFolder
@@ -50,7 +52,7 @@ def metrics_line(event: "Evaluation") -> str:
 
 def add_options(parser: Parser, default: str) -> None:
     """The options of every command that trains; `default` describes the folder of the run."""
-    parser.set_defaults(settings=None, size=None)
+    parser.set_defaults(settings=None, size=None, depth=None, ratio=None)
     out = f"the run's folder (default {default}; NAME-2 where that is taken)"
     parser.add("--out DIR", out, type=Path)
     resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if args.restart and folder.checkpoints():
             note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
         watch_pieces = partial(progress, unit="piece", label="tokenizing")
-        session = new_session(folder, settings, command_line(args), args.size, devices, watch_pieces)
+        session = new_session(folder, settings, command_line(args), scale_of(args), devices, watch_pieces)
         front_of(session.config).introduce(session, args)
         return learn(session, args)
 
@@ -99,17 +101,17 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     settings: dict[str, object] = {"model": args.model or "gpt"}
     if args.settings:
         settings |= read_settings(args.settings, args.model)
-    if args.size is not None and (model := settings["model"]) != "gpt":
-        raise UsageError(f"--size is for a GPT; got --model {model}. Leave it out")
+    if (scale := scale_of(args)) and (model := settings["model"]) != "gpt":
+        raise UsageError(f"--size and --depth are for a GPT; got --model {model}. Leave them out")
     chosen = given(args, kind_of_settings(settings))
     if args.settings in pairs.PRESETS and {"tokenizer", "held_out"} & chosen.keys():
         why = f"the task {args.settings} has its own"
         raise UsageError(f"--tokenizer and --held-out are for files; {why}. Leave them out")
     dropped: set[str] = set()
-    if "learning_rate" in chosen or args.size is not None:  # the end of the cosine belongs to its peak
+    if "learning_rate" in chosen or scale:  # the end of the cosine belongs to its peak
         dropped.add("min_learning_rate")
-    if args.size is not None:
-        dropped |= {*SIZE_SETTINGS, "d_mlp"}
+    if scale:
+        dropped |= {*CHOSEN, "n_kv_heads", *(f"{group}_learning_rate" for group in GROUPS)}
     if {"steps", "epochs"} <= chosen.keys():
         raise UsageError("--steps and --epochs must not be given together: epochs decide the steps")
     if "steps" in chosen:
@@ -119,12 +121,21 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in dropped} | chosen
 
 
+def scale_of(args: argparse.Namespace) -> Scale | None:
+    """The values of --size, --depth and --ratio; None without the first two. Raises UsageError."""
+    if args.size is None and args.depth is None:
+        if args.ratio is not None:
+            raise UsageError("--ratio needs --size or --depth, whose tokens it chooses")
+        return None
+    return Scale(args.size, args.depth, *([] if args.ratio is None else [args.ratio]))
+
+
 def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
     from lama.models.registry import describe
     from lama.training.folder import RunFolder
     from lama.training.prepare import resumed_run
 
-    for name in ("settings", "out", "size", "restart"):
+    for name in ("settings", "out", "size", "depth", "ratio", "restart"):
         if value := getattr(args, name):
             what = value if name == "settings" else f"--{name}"
             why = "all is taken from the run's own folder. Leave it out"
@@ -289,7 +300,7 @@ def place_of(folder: "RunFolder") -> str:
 def command_line(args: argparse.Namespace) -> str:
     """The command that trains the same model again."""
     words = ["lama", "train", *([args.settings] if args.settings else [])]
-    for name in ("size", "devices", *OWNERS):
+    for name in ("size", "depth", "ratio", "devices", *OWNERS):
         value, flag = getattr(args, name, None), flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

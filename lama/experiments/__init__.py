@@ -17,6 +17,7 @@ ABOUT = {
     "norms": "norms before or after each sub-layer, with and without warm-up",
     "positions": "position encodings, at the trained length and at twice that",
     "tying": "one vocabulary matrix or two",
+    "recipe": "the choices of the modern presets, each replaced alone: optimizer, model, schedule",
     "words": "Shakespeare's complete works in whole words, compared with counts of words and pairs",
     "grokking": "addition modulo a prime: memorised first, generalised much later; the learned weights",
     "induction": "two attention-only layers learn to repeat their input, one cannot: the heads that do it",

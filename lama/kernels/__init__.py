@@ -9,7 +9,7 @@ from lama.kernels.gated import gated
 from lama.kernels.integers import round_activations
 from lama.kernels.layernorm import layernorm, rmsnorm
 from lama.kernels.matmul import matmul, matmul_precision
-from lama.kernels.optimizer import adamw, sum_of_squares
+from lama.kernels.optimizer import adamw, muon_directions, muon_step, sum_of_squares
 from lama.kernels.quantized import Quantized, dequantize, quantize
 from lama.kernels.rope import rotate
 
@@ -29,6 +29,8 @@ __all__ = [
     "layernorm",
     "matmul",
     "matmul_precision",
+    "muon_directions",
+    "muon_step",
     "quantize",
     "rmsnorm",
     "rotate",

@@ -1,5 +1,5 @@
-// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; g is multiplied by
-// scale[0] first.
+// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; the rate is multiplied
+// by FACTOR, and g by scale[0] first.
 
 // Number by number, which becomes one instruction: older compilers have no root of a vector.
 PART vec root(vec x) {
@@ -14,7 +14,7 @@ KERNEL NAME(output p, output m, output v, input g, input scalars, input scale, i
     vec mean = BETA1 * get(m + i, n, 0) + (1 - BETA1) * gradient;
     vec square = BETA2 * get(v + i, n, 0) + (1 - BETA2) * (gradient * gradient);
     vec step = (mean / scalars[1]) / (root(square / scalars[2]) + EPSILON);
-    put(p + i, x - scalars[0] * (step + DECAY * x), n);
+    put(p + i, x - scalars[0] * FACTOR * (step + DECAY * x), n);
     put(m + i, mean, n);
     put(v + i, square, n);
   }

@@ -7,7 +7,7 @@ from lama.host import memory_bytes
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.runtime.device import open_device
-from lama.training.optimizers import AdamW
+from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
 
 
@@ -28,8 +28,10 @@ def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     if not (memory := memory_bytes()) or not str(Device.DEFAULT).startswith("CPU"):
         return
     width, layers = shape.d_model, shape.n_layers
-    rows = layers * (4 * width + 2 * shape.d_mlp) + (2 - shape.tied) * shape.vocab_size
-    fixed = 4 * (2 + AdamW.numbers_per_weight) * width * rows  # weights, gradients, the optimizer's state
+    rows = layers * (4 * width + 2 * shape.d_mlp), (2 - shape.tied) * shape.vocab_size
+    states = OPTIMIZERS[config.optimizer].state_per_weight
+    # Weights, gradients, the optimizer's state.
+    fixed = sum(4 * (2 + state) * width * n for n, state in zip(rows, states, strict=True))
     here = f"this machine has {memory / 1e9:,.0f} GB"
     if fixed > memory:
         raise UsageError(

@@ -47,17 +47,16 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
     return tokens
 
 
-def tokens_folder(config: RunConfig) -> Path | None:
-    """The folder of a corpus that `lama data` wrote; None for other corpora."""
-    if len(config.corpus) != 1 or not is_tokenized(folder := Path(config.corpus[0]).expanduser()):
-        return None
-    return folder
+def tokenized_folder(config: RunConfig) -> Path | None:
+    """The folder that `lama data` wrote, if the corpus is one."""
+    folder = Path(config.corpus[0]).expanduser() if len(config.corpus) == 1 else None
+    return folder if folder is not None and is_tokenized(folder) else None
 
 
 def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer]:
-    """The tokens in a folder, and the tokenizer, by default that of the folder.
+    """The tokens of a corpus that `lama data` wrote, and their tokenizer.
 
-    Raises LamaError for damaged tokens, and for those of another tokenizer.
+    Raises LamaError for damaged tokens, and for those of another tokenizer than the given one.
     """
     tokens = open_tokens(folder, verify=True)
     tokenizer = tokenizer or own_tokenizer(folder)

@@ -3,15 +3,16 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
-from lama.data import Corpus, TokenFiles, open_corpus, open_tokens
+from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
-from lama.data.tokens import Progress, link_tokens
+from lama.data.tokens import Progress, TokenFiles, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
+from lama.layers import initialise_by_width
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import refuse_quantized
 from lama.models.registry import n_parameters
@@ -28,7 +29,13 @@ from lama.training.chat import (
     templated,
 )
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import check_lengths, new_tokens, reopened_tokens, tokenized_corpus, tokens_folder
+from lama.training.corpus import (
+    check_lengths,
+    new_tokens,
+    reopened_tokens,
+    tokenized_corpus,
+    tokenized_folder,
+)
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
@@ -39,7 +46,8 @@ from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
 from lama.training.settings.base import CorpusSettings, Settings, differences
-from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS, parse_size, sizes
+from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS
+from lama.training.settings.scale import Scale, scaled
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
 
@@ -61,18 +69,18 @@ def new_session(
     folder: RunFolder,
     settings: Settings,
     command: str,
-    size: str | None = None,
+    scale: Scale | None = None,
     devices: Sequence[str] = (),
     progress: Progress = iter,
 ) -> Session:
     """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
 
-    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `size`,
-    a number of parameters, chooses its shape.
+    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `scale`
+    chooses its shape and its training.
     """
     parts = Parts(folder, None, devices, {"command": command}, progress)
     if (model := str(settings.get("model", "gpt"))) == "gpt":
-        return new_gpt(parts, settings, size)
+        return new_gpt(parts, settings, scale)
     parts.config = settings_of(settings)
     check_devices(parts.config, devices)
     return NEW[model](parts)
@@ -113,7 +121,7 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
     return session
 
 
-def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
+def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     """Prepare a GPT's run: corpus, tokenizer, tokens on disk, model."""
     given, folder = dict(settings), parts.folder
     model: GPT | None = None
@@ -121,9 +129,8 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     first = run_config(given)  # all values are checked before a model is read
     check_chat(first)
     if initial := first.initial:
-        if size is not None:
-            got = f"got --size {quoted(size, plain=True)} and --from {initial}"
-            raise UsageError(f"size and from must not be given together; {got}")
+        if scale is not None:
+            raise UsageError(f"a model to start from has its size; got {scale} and --from {initial}")
         source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
         if out in (source, *source.parents):
             got = f"got {quoted_path(folder.path)} and --from {initial}"
@@ -139,16 +146,17 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     check_mixture(config)
     corpus: Corpus | None = None
     ready: TokenFiles | None = None
-    if folder_of_tokens := tokens_folder(config):
-        ready, tokenizer = tokenized_corpus(folder_of_tokens, tokenizer or chosen_tokenizer(given))
-        config = replace(config, tokenizer=OWN)
+    if not config.chat and (tokenized := tokenized_folder(config)):
+        ready, tokenizer = tokenized_corpus(tokenized, tokenizer or chosen_tokenizer(given))
+        given |= {"tokenizer": OWN}
+        config = run_config(given)
     else:
         corpus = open_corpus(config.chat or config.corpus, folder.path, read=not config.chat)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
         if config.chat:
             tokenizer = templated(tokenizer, config.template)
-    if size is not None:
-        config = run_config({**sizes(parse_size(size), tokenizer.vocab_size, config.context_length), **given})
+    if scale is not None:
+        config = run_config({**given, **scaled(scale, config, given, tokenizer.vocab_size)})
     try:
         shape = model.config if model else model_config(config, tokenizer.vocab_size)
     except ValueError as error:
@@ -158,16 +166,17 @@ def new_gpt(parts: Parts, settings: Settings, size: str | None) -> Run:
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
-        if corpus is not None:
-            tokens = (new_conversations if config.chat else new_tokens)(parts, corpus, data)
-        else:
+        if corpus is None:
             assert ready is not None
-            check_lengths(tokens := ready, config)
+            tokens = ready
+            check_lengths(tokens, config)
             link_tokens(tokens, data)
+        else:
+            tokens = (new_conversations if config.chat else new_tokens)(parts, corpus, data)
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
-        parts.model = model or GPT(shape, config.seed)
+        parts.model = model or new_model(config, shape)
     tokens = open_tokens(folder.data)
     if config.chat:
         add_end_token(parts.model, tokenizer, tokens)
@@ -225,6 +234,15 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
 def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
     """The shape that the settings ask for. Raises ValueError."""
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
+
+
+def new_model(config: RunConfig, shape: GPTConfig) -> GPT:
+    """A model with the weights that a run begins with."""
+    if config.initial_weights == "gpt2":
+        return GPT(shape, config.seed)
+    model = GPT(shape, seed=None)
+    initialise_by_width(model, config.seed)
+    return model
 
 
 def _of_the_model(given: Settings, shape: GPTConfig) -> dict[str, object]:

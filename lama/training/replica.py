@@ -31,6 +31,8 @@ class Replica:
         refuse_quantized(model, "to be trained")
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = get_state_dict(model)
+        for parameter in self.parameters.values():
+            parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
         if shares > 1:  # otherwise they are in the buffers of the one part's kernels

@@ -12,6 +12,7 @@ from lama.errors import UsageError, did_you_mean, quoted
 LARGEST = 1 << 53  # limit of whole numbers
 MOST_STEPS = 10**9
 MODELS = ("gpt", "bert", "seq2seq", "classifier")
+GROUPS = ("matrix", "embedding", "head")  # of parameters, with learning rates of their own
 
 T = TypeVar("T")
 Settings = Mapping[str, object]
@@ -51,13 +52,25 @@ class TrainingConfig:
     steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
     batch_size: int = setting(12, "examples in a batch, such as windows or texts", least=1)
     accumulation: int = setting(1, "parts of a batch, computed in turn: more need less memory", least=1)
+    optimizer: str = setting("adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon"))
     learning_rate: float = setting(2e-3, "peak learning rate", above=0)
-    min_learning_rate: float = setting(-1.0, "end of the cosine; below 0 means a tenth of the peak")
+    matrix_learning_rate: float = setting(
+        0.0, "of the blocks' matrices; 0 means learning_rate, and 10 times that with muon", least=0
+    )
+    embedding_learning_rate: float = setting(0.0, "of embeddings; 0 means learning_rate", least=0)
+    head_learning_rate: float = setting(0.0, "of an untied output layer; 0 means learning_rate", least=0)
+    min_learning_rate: float = setting(-1.0, "end of the schedule; below 0 means a tenth of the peak")
     warmup: int = setting(50, "warm-up steps", least=0)
-    schedule: str = setting("cosine", "schedule after the warm-up", choices=("cosine", "constant", "noam"))
-    weight_decay: float = setting(0.1, "AdamW weight decay, on matrices and embeddings only", least=0)
+    schedule: str = setting(
+        "cosine",
+        "schedule after the warm-up: wsd is constant, then falls linearly",
+        choices=("cosine", "constant", "noam", "wsd"),
+    )
+    warmdown: float = setting(0.5, "share of the steps in which wsd falls, at their end", above=0, below=1)
+    weight_decay: float = setting(0.1, "weight decay, on matrices and embeddings only", least=0)
     beta1: float = setting(0.9, "AdamW beta1", least=0, below=1)
     beta2: float = setting(0.99, "AdamW beta2", least=0, below=1)
+    momentum: float = setting(0.95, "Muon's momentum", least=0, below=1)
     gradient_clip: float = setting(1.0, "largest global norm of the gradient; 0 means no limit", least=0)
     dropout: float = setting(0.0, "dropout rate of embeddings, attention and residuals", least=0, below=1)
     label_smoothing: float = setting(0.0, "share of each target spread over all classes", least=0, below=1)
@@ -78,6 +91,12 @@ class TrainingConfig:
         if self.batch_size % self.accumulation:
             sizes = f"batch_size={self.batch_size}, accumulation={self.accumulation}"
             raise UsageError(f"batch_size must be a multiple of accumulation; got {sizes}")
+
+    def rate_factor(self, group: str) -> float:
+        """The learning rate of one of GROUPS over `learning_rate`."""
+        if own := getattr(self, f"{group}_learning_rate"):
+            return float(own / self.learning_rate)
+        return 10.0 if group == "matrix" and self.optimizer == "muon" else 1.0
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Settings for training a GPT."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lama.errors import UsageError, quoted
 from lama.training.settings.base import CorpusSettings, changed, setting
 
 FINE_TUNING_RATE = 1e-4  # a rate at which a trained model learns without forgetting what it knew
@@ -48,6 +46,11 @@ class RunConfig(CorpusSettings):
     positions: str = setting("learned", "position encoding", choices=("learned", "sinusoidal", "rope"))
     rope_theta: float = setting(10000.0, "θ of rotary positions", least=1.0)
     qk_norm: str = setting("none", "norms of queries and keys", choices=("none", "head", "all", "head_after"))
+    initial_weights: str = setting(
+        "gpt2",
+        "gpt2: N(0, 0.02); width: by a matrix's inputs, blocks' outputs 0",
+        choices=("gpt2", "width"),
+    )
     evaluate_every: int = changed(
         "evaluate_every", 250, "steps between evaluations, with checkpoints; 0: none"
     )
@@ -67,52 +70,3 @@ SHAPE = (
     *("norm_kind", "positions", "rope_theta", "qk_norm"),
 )
 MODEL_SETTINGS = ("context_length", *SHAPE)
-SIZE_SETTINGS = ("n_layers", "d_model", "n_heads", "learning_rate", "batch_size")  # chosen by `sizes`
-
-
-def sizes(parameters: float, vocab_size: int, context_length: int) -> dict[str, object]:
-    """Depth, width, heads, learning rate and batch size for a budget of parameters.
-
-    Width about 64 times the depth, heads 64 wide (32 in narrow models). Source of the rate: Kaplan et al.
-    2020, eq. D.1, 0.003239 - 0.0001395 ln(N); the batch grows with the model to GPT-3's half a million tokens
-    at 125M parameters (Brown et al. 2020, table 2.1). Raises UsageError where the vocabulary alone is over
-    the budget.
-    """
-    best: tuple[float, int, int, int] | None = None
-    for n_layers in range(1, 97):
-        for d_model in range(32, 16384, 32):
-            total = 12 * n_layers * d_model**2 + (vocab_size + context_length) * d_model
-            if total > 2 * parameters:
-                break
-            if d_model >= 512 and d_model % 64:
-                continue
-            cost = abs(math.log(total / parameters)) + 0.2 * abs(math.log(d_model / (64 * n_layers)))
-            if best is None or cost < best[0]:
-                best = cost, n_layers, d_model, total
-    if best is None or not 0.5 < best[3] / parameters < 2:
-        raise UsageError(
-            f"size must leave room for the embeddings; got {parameters:,.0f} parameters for "
-            f"{vocab_size:,} tokens. Take a smaller vocabulary or a larger size"
-        )
-    _, n_layers, d_model, total = best
-    tokens = 524_288 * min(1.0, total / 125e6)
-    return {
-        "n_layers": n_layers,
-        "d_model": d_model,
-        "n_heads": d_model // (64 if d_model >= 512 else 32),
-        "learning_rate": float(f"{0.003239 - 0.0001395 * math.log(total):.2g}"),
-        "batch_size": max(4, 2 ** round(math.log2(max(1.0, tokens / context_length)))),
-    }
-
-
-def parse_size(text: str) -> float:
-    """`10M` -> 10,000,000; the unit is K, M, B or none. Raises UsageError."""
-    units = {"K": 1e3, "M": 1e6, "B": 1e9}
-    unit = text[-1:].upper()
-    try:
-        value = float(text[:-1] if unit in units else text) * units.get(unit, 1)
-    except ValueError:
-        value = 0.0
-    if not 1e3 <= value <= 1e11:
-        raise UsageError(f"size must be a number of parameters such as 800K, 10M or 1.5B; got {quoted(text)}")
-    return value
