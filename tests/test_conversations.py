@@ -1,6 +1,7 @@
 """Conversations as tokens: what the assistant says is marked, and what is wrong has its file and line."""
 # ruff: noqa: E501 (templates)
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -218,3 +219,22 @@ def test_a_template_stays_with_the_tokenizer(tmp_path: Path):
         assert huggingface_files(found)["chat_template.jinja"].decode() == CHATML
     with pytest.raises(LamaError, match="to keep a chat template; got a CharacterTokenizer"):
         with_template(CharacterTokenizer("ab"), CHATML)
+
+
+def test_conversations_may_be_in_parquet_and_packed(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow", reason="not installed: pip install lama[data]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    talks = [[{"role": "system", "content": f"{i}"}, *PAIR] for i in range(6)]
+    parquet.write_table(pyarrow.table({"id": list(range(6)), "messages": talks}), tmp_path / "a.parquet")
+    lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    tokenizer = chat_tokenizer(tmp_path / "t")
+    digests = []
+    for name in ("a.parquet", "a.jsonl.gz"):
+        (tmp_path / f"data-{name}").mkdir()
+        corpus = open_corpus([str(tmp_path / name)], read=False)
+        place = tmp_path / f"data-{name}"
+        tokens = write_conversations(corpus, None, tokenizer, template_of(tokenizer), place, 60, 0.2)
+        digests.append(tokens.digest)
+        assert tokens.notes["conversations"] == 6 and len(tokens.ends["train"]) == 5
+    assert digests[0] == digests[1]
