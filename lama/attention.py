@@ -141,9 +141,11 @@ def attention(
     if tap is no_tap and scale is not None:  # nothing looks at the scores: one operation for all below
         if cache is not None:
             return cache.attend(q, k, v, scale, window)
-        offset, padding = (mask.offset, mask.padding) if isinstance(mask, Causal) else (None, mask)
         rate, key, site = dropout.rate, dropout.key, dropout.site("pattern")
-        return ops.attention(q, k, v, scale, offset, padding, rate, key, site, window)
+        if not isinstance(mask, Causal):
+            return ops.attention(q, k, v, scale, None, mask, rate, key, site, window)
+        hidden = mask.offset, mask.padding, rate, key, site, window, mask.starts
+        return ops.attention(q, k, v, scale, *hidden)
     if cache is not None:
         k, v, mask = cache.update(k, v, window)
         dropout = no_dropout
@@ -260,13 +262,20 @@ class MultiHeadAttention:
     def _heads(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], -1, self.d_head).transpose(1, 2)
 
-    def positioned(self, q: Tensor, k: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
-        """Normalise queries and keys, and rotate them by their positions, where the model does that."""
+    def positioned(
+        self, q: Tensor, k: Tensor, cache: LayerCache | None, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise queries and keys, and rotate them by their positions, where the model does that.
+
+        Positions are those of the `cache`, or `places` (B, T), or from 0 on.
+        """
         norm, rope = self.qk_norm, self.rope
         if norm is not None and not norm.after_rope:
             q, k = norm(q, k)
         if rope is not None:
-            positions, length = (None, int(q.shape[2])) if cache is None else (cache.positions, cache.length)
+            positions, length = (
+                (places, int(q.shape[2])) if cache is None else (cache.positions, cache.length)
+            )
             q, k = rope(q, positions, length), rope(k, positions, length)
         return norm(q, k) if norm is not None and norm.after_rope else (q, k)
 
@@ -283,7 +292,7 @@ class MultiHeadAttention:
         q, k, v = self.project(x, memory)
         q, k, v = tap("q", q), tap("k", k), tap("v", v)
         if self.rope is not None or self.qk_norm is not None:
-            q, k = self.positioned(q, k, cache)
+            q, k = self.positioned(q, k, cache, mask.places if isinstance(mask, Causal) else None)
             q, k = tap("rot_q", q), tap("rot_k", k)
         z = tap("z", attention(q, k, v, mask, self.similarity, cache, tap, dropout, self.window))
         return self.out(materialise(z.transpose(1, 2).flatten(2)))  # z: (B, H, T, d_head)

@@ -50,8 +50,8 @@ class LearnedPositions:
     def __init__(self, context_length: int, d_model: int):
         self.weight = parameter(context_length, d_model)
 
-    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "*B n d_model"]:
-        """Rows for n tokens: the first, or those from positions[b] on for each row b."""
+    def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "*B n d_model"]:
+        """Rows for n tokens: the first, or those from positions[b] on, or at positions[b], for each row b."""
         return position_rows(self.weight, n, positions)
 
 
@@ -73,8 +73,8 @@ class SinusoidalPositions:
         """The encoding is multiplied by `scale`."""
         self.table = context_length, d_model, scale
 
-    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "*B n d_model"]:
-        """Rows for n tokens: the first, or those from positions[b] on for each row b."""
+    def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "*B n d_model"]:
+        """Rows for n tokens: the first, or those from positions[b] on, or at positions[b], for each row b."""
         device = None if positions is None else str(positions.device)
         return position_rows(_sinusoid_table(*self.table, device), n, positions)
 
@@ -88,7 +88,7 @@ def _sinusoid_table(context_length: int, d_model: int, scale: float, device: str
 class NoPositions:
     """No encoding: a model then sees the order of its tokens only through a causal mask."""
 
-    def __call__(self, n: int, positions: Int[Tensor, "B"] | None = None) -> Float[Tensor, "n 1"]:
+    def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "n 1"]:
         """Zeros."""
         return Tensor.zeros(n, 1)
 

@@ -4,32 +4,47 @@ Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Caus
 pad)`, which is the same without a number for each query and key.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tinygrad import Tensor
 
-from lama.ops import in_sight
+from lama.ops import from_starts, in_sight
 from lama.shapes import Bool, Int
 
 
 @dataclass(frozen=True)
 class Causal:
-    """A mask that shows query t the keys up to its own place, `offset + t`, if `padding` shows them."""
+    """A mask that shows query t the keys up to its own place, `offset + t`, if `padding` shows them.
+
+    In packed rows a query sees only the keys of its own text, those from starts[b, t] on.
+    """
 
     offset: int = 0
     padding: Tensor | None = None
+    starts: Tensor | None = None
+    """The place of each text's first token, for every token of the text: (B, T) int32."""
+    places: Tensor | None = None
+    """The tokens' positions in their texts: (B, T) int32."""
 
     def __and__(self, padding: Bool[Tensor, "B 1 1 S"]) -> "Causal":
-        return Causal(self.offset, padding if self.padding is None else self.padding & padding)
+        return replace(self, padding=padding if self.padding is None else self.padding & padding)
 
     def as_tensor(self, n_queries: int, n_keys: int, window: int = 0) -> Bool[Tensor, "..."]:
         """The mask with a number for each query and key; with a `window` only the last so many are seen."""
         mask = causal_mask(n_queries, n_keys, self.offset, window)
+        mask = mask if self.starts is None else mask & from_starts(self.starts, n_keys)
         return mask if self.padding is None else mask & self.padding
 
 
 Mask: TypeAlias = Tensor | Causal
+
+
+def packed(starts: Int[Tensor, "B T"]) -> Causal:
+    """The mask of rows that hold several texts, and the positions in them; see `Causal.starts`."""
+    starts = starts.contiguous()
+    places = Tensor.arange(starts.shape[1]).to(starts.device) - starts
+    return Causal(starts=starts, places=places.contiguous())
 
 
 def causal_mask(n_queries: int, n_keys: int, offset: int = 0, window: int = 0) -> Bool[Tensor, "T S"]:

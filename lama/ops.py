@@ -117,7 +117,8 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None = None) -> Tensor:
 
     Row p of `table` (length, 2 r) has r cosines, then r sines. Numbers i and i + r of a head are the two
     coordinates of a point, which is rotated by angle i; the numbers after the first 2 r stay. Row b's tokens
-    are at positions[b] and after it, or from 0 on. Source: Su et al. 2021, section 3.4.
+    are at positions[b] and after it, or at each of positions[b], or from 0 on. Source: Su et al. 2021,
+    section 3.4.
     """
     if (y := kernels.rotate(x, table, positions)) is not None:
         return y
@@ -149,16 +150,19 @@ def attention(
     key: Tensor | None = None,
     site: int = 0,
     window: int = 0,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, K, S, d), (B, K, S, e) -> (B, H, T, e).
 
     Query head h reads the keys and values of head h // (H / K). The axes H and K may be absent from all. With
     an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t, with a `window`
-    only the last `window` of them. `padding` (B or 1, 1, 1, S) is True for the keys that may be seen, without
-    H (B or 1, 1, S). A query that sees nothing gets the mean of all values. `rate`, `key` and `site` are
-    those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
+    only the last `window` of them, with `starts` (B, T) only those from starts[b, t] on, which never falls
+    from one query to the next and is at most offset + t. `padding` (B or 1, 1, 1, S) is True for the keys
+    that may be seen, without H (B or 1, 1, S). A query that sees nothing gets the mean of all values.
+    `rate`, `key` and `site` are those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
     """
-    if (z := kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window)) is not None:
+    z = kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window, starts)
+    if z is not None:
         return z
     T, S = int(q.shape[-2]), int(k.shape[-2])
     if q.ndim == 4:
@@ -166,6 +170,7 @@ def attention(
     seen = None
     if offset is not None:
         seen = in_sight(Tensor.arange(T).reshape(T, 1) + offset, Tensor.arange(S), window)
+        seen = seen if starts is None else seen & from_starts(starts, S, q.ndim)
     if padding is not None:
         seen = padding if seen is None else seen & padding
     pattern = softmax(hide(matmul(q, k, transpose_b=True) * scale, seen))
@@ -176,6 +181,12 @@ def in_sight(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
     """A mask of the positions that a query sees: no later ones, and with a `window` the last so many."""
     seen = keys <= queries
     return seen & (keys > queries - window) if window else seen
+
+
+def from_starts(starts: Tensor, n_keys: int, axes: int = 4) -> Tensor:
+    """A mask (B, 1, T, S) of the keys from starts[b, t] on; (B, T, S) for scores of three axes."""
+    starts = starts.reshape(starts.shape[0], *(1,) * (axes - 3), starts.shape[1], 1)
+    return Tensor.arange(n_keys) >= starts
 
 
 def hide(scores: Tensor, seen: Tensor | None) -> Tensor:
@@ -263,7 +274,12 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor:
 
 
 def position_rows(table: Tensor, n: int, positions: Tensor | None = None) -> Tensor:
-    """n rows of `table` (length, d): the first, (n, d); or from positions (B,) on, (B, n, d) in float32."""
+    """n rows of `table` (length, d): the first, (n, d); or (B, n, d) in float32.
+
+    These are the rows from positions (B,) on, or those at positions (B, n).
+    """
+    if positions is not None and positions.ndim == 2:
+        return embedding(table, positions)
     # Widened first: tinygrad gathers by adding up, which some devices cannot do in bfloat16.
     rows = table[:n] if positions is None else table.float()[positions.reshape(-1, 1) + Tensor.arange(n)]
     return kernels.fusible_rows(rows, table, n, positions)

@@ -42,9 +42,9 @@ class Rope:
         return ((1 - stays) * slowed + stays * found).astype(np.float32)
 
     def __call__(
-        self, x: Float[Tensor, "B H T d_head"], positions: Int[Tensor, "B"] | None, length: int
+        self, x: Float[Tensor, "B H T d_head"], positions: Int[Tensor, "B *T"] | None, length: int
     ) -> Float[Tensor, "B H T d_head"]:
-        """Rotate each token by its position: from positions[b] on, or from 0; all are below `length`."""
+        """Rotate each token by its position, as `ops.rotate` does; all positions are below `length`."""
         return rotate(x, self.table(length, str(x.device)), positions)
 
     def table(self, length: int, device: str) -> Float[Tensor, "positions d_rotated"]:

@@ -22,11 +22,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from workers import Answer, Worker, ratio, spread, table
 from lama import __version__
 from lama.cli.live import say
 from lama.errors import LamaError
+from lama.figures import check_installed, make_figure, render
 from lama.host import cores
 from lama.kernels.integers import multiplies_integers
 from lama.runtime.device import use_device
@@ -50,7 +52,7 @@ from lama.tokenizers.bpe import gpt2_files
 HERE = Path(__file__).parent
 TASKS = ("decode", "prefill", "batch", "train", "start", "memory")
 PROMPT, DECODED, LONG = 16, 128, 512  # tokens
-ROWS, OF_EACH = (2, 4, 8, 16, 32), 64  # rows of a batch, and tokens of each
+ROWS, OF_EACH = [2, 4, 8, 16, 32], 64  # rows of a batch, and tokens of each
 COLUMNS = ("work", "lama", "peer", "peer's", "ratio", "wanted", "of the limit")
 Engine = tuple[str, str]  # name, weights
 Answers = dict[Engine, Answer]
@@ -140,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--engines", nargs="+", help="peers to measure (default: all that are there)")
     add("--llama-tools", metavar="FOLDER", help="llama.cpp's programs, for llama-batched-bench")
     add("--ik-llama-tools", metavar="FOLDER", help="ik_llama.cpp's programs")
+    add("--rows", type=int, nargs="+", default=ROWS, help="of batch (default: 2 4 8 16 32)")
+    add("--plot", type=Path, metavar="FILE", help="draw tokens/s over the rows of a batch, as PNG")
     add("--rounds", type=int, default=5)
     add("--threads", type=int, default=cores(), help="of every engine (default: all cores)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -148,8 +152,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = args.only.split(",")
     if wrong := set(tasks) - set(TASKS):
         parser.error(f"--only must name some of {', '.join(TASKS)}; got {', '.join(sorted(wrong))}")
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1; got {args.rounds}")
+    for name in ("rounds", "rows"):
+        if (least := np.min(getattr(args, name))) < 1:
+            parser.error(f"--{name} must be at least 1; got {least}")
+    if args.plot:
+        check_installed("--plot")
     os.environ.update(
         LAMA_THREADS=str(args.threads), OMP_NUM_THREADS=str(args.threads), TOKENIZERS_PARALLELISM="false"
     )
@@ -164,6 +171,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(COLUMNS, bench.rows))
     if args.json:
         args.json.write_text(json.dumps(about | {"figures": bench.figures}))
+    if args.plot:
+        args.plot.write_bytes(plot_of_batches(bench.figures))
+
+
+def plot_of_batches(figures: Mapping[str, Any]) -> bytes:
+    """A PNG of each engine's tokens/s, medians of all rounds, over the rows of a batch."""
+    lines: dict[str, dict[int, float]] = {}
+    for name, figure in figures.items():
+        if found := re.match(r"batch of (\d+) ", name):
+            for engine, speeds in figure["tokens_s"].items():
+                lines.setdefault(engine, {})[int(found[1])] = median(speeds)
+    figure = make_figure("--plot", figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="rows of a batch", ylabel="tokens/s of all rows")
+    for engine, points in lines.items():
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker=".", label=engine)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return render(figure)
 
 
 def processor() -> str:
@@ -305,7 +330,7 @@ class Bench:
         if "prefill" in tasks:
             self.rounds(workers, comparison, partial(tokens, LONG), do="prefill")
         if any("batch" in targets for targets in comparison.peers.values()):
-            for rows in ROWS if "batch" in tasks else ():
+            for rows in self.args.rows if "batch" in tasks else ():
                 self.rounds(workers, comparison, tokens, do="batch", rows=rows, n=OF_EACH)
 
     def rounds(

@@ -6,7 +6,8 @@ bytes: what a weight takes in the file and in lama, for each type of GGUF that l
 types that are rounded a second time.
 
 cost: the perplexity of the same text, windows and tokens with the weights rounded by each engine from the
-same float32. The peer is `pip install llama-cpp-python`, which compiles, as only it gives all logits.
+same float32, and the error of the first 256 tokens' logits, as a share of their spread. The peer is
+`pip install llama-cpp-python`, which compiles, as only it gives all logits.
 
 The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Its speed is bench_cpu.py's.
 """
@@ -29,23 +30,32 @@ from lama.host import cores
 
 TASKS = ("bytes", "cost")
 CHARACTERS, CONTEXT, STRIDE = 16_000, 1024, 512  # of the text whose perplexity is computed, and its windows
+SHOWN = 256  # tokens whose logits are compared
+FLOATS = " --float-activations"  # ends the name of weights that multiply activations as they are
 MATRIX = 2048  # rows and columns of the matrices whose bytes are counted
 
 
 # --- engines: each is a process that prints a line of JSON
 
 
-def lama_perplexity(path: str, dtype: str) -> dict[str, float]:
-    import lama
+def lama_perplexity(path: str, dtype: str, logits: str) -> dict[str, float]:
+    """Perplexity, and the first tokens' logits to a file."""
+    from lama.checkpoints import load_causal
     from lama.evaluation.sliding import perplexity
+    from lama.generation import Runner
 
-    model, tokenizer = lama.load(path, dtype=None if dtype == "file" else dtype)
+    held = dtype.removesuffix(FLOATS)
+    model, tokenizer = load_causal(
+        path, dtype=None if held == "file" else held, float_activations=held != dtype
+    )
+    tokens = np.array([tokenizer.encode(text())[:SHOWN]])
+    np.save(logits, Runner(model, 1, context=SHOWN).feed(np.array([0]), tokens, "every")[0])
     score = perplexity(model, tokenizer, text(), STRIDE, CONTEXT)
     return {"perplexity": score.perplexity, "tokens": score.tokens}
 
 
-def peer_perplexity(path: str, dtype: str) -> dict[str, float]:
-    """Perplexity in the same windows. Rounds a float32 file to `dtype` first, unless that is `file`."""
+def peer_perplexity(path: str, dtype: str, shown: str) -> dict[str, float]:
+    """The same in the same windows. Rounds a float32 file to `dtype` first, unless that is `file`."""
     import llama_cpp
 
     from lama.checkpoints import find, load_tokenizer
@@ -63,6 +73,8 @@ def peer_perplexity(path: str, dtype: str) -> dict[str, float]:
             path, n_ctx=CONTEXT, n_batch=CONTEXT, logits_all=True, n_threads=cores(), verbose=False
         )
         tokens = load_tokenizer(find("smollm2").path).encode(text())
+        model.eval(tokens[:SHOWN])
+        np.save(shown, model.scores[:SHOWN])
         nats, scored = 0.0, 0
         for begin, end, n in strided_windows(len(tokens), CONTEXT, STRIDE):
             model.reset()
@@ -81,13 +93,13 @@ def text() -> str:
     return default_corpus().text[:CHARACTERS]
 
 
-WORKERS: dict[str, Callable[[str, str], dict[str, float]]] = {
+WORKERS: dict[str, Callable[[str, str, str], dict[str, float]]] = {
     each.__name__: each for each in (lama_perplexity, peer_perplexity)
 }
 
 
-def run(worker: str, path: Path | str, dtype: str = "file") -> dict[str, float]:
-    command = [sys.executable, __file__, "--worker", worker, str(path), dtype]
+def run(worker: str, path: Path | str, dtype: str, logits: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--worker", worker, str(path), dtype, str(logits)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{worker} must end well; got {done.returncode}:\n{done.stderr[-2000:]}")
@@ -135,37 +147,38 @@ def count_bytes() -> list[dict[str, Any]]:
 
 
 def cost(source: str, float32: Path) -> list[dict[str, Any]]:
-    rows = [
-        ("lama", "float32", run("lama_perplexity", source, "float32")),
-        ("lama", "int8", run("lama_perplexity", source, "int8")),
-        ("lama", "int4", run("lama_perplexity", source, "int4")),
-        ("lama", "the file's Q4_1", run("lama_perplexity", source)),
-    ]
+    lama = ("float32", "int8", f"int8{FLOATS}", "int4", f"int4{FLOATS}", "file", f"file{FLOATS}")
+    work = [("lama", "lama_perplexity", source, dtype) for dtype in lama]
     if importlib.util.find_spec("llama_cpp"):
-        rows.append(("llama.cpp", "F32", run("peer_perplexity", float32)))
-        for dtype in ("Q8_0", "Q4_0"):
-            rows.append(("llama.cpp", dtype, run("peer_perplexity", float32, dtype)))
-        rows.append(("llama.cpp", "the file's Q4_1", run("peer_perplexity", source)))
-    exact = rows[0][2]["perplexity"]
-    print(
-        f"{rows[0][2]['tokens']:,.0f} tokens of the Bible's beginning, windows of {CONTEXT}, stride {STRIDE}"
-    )
-    print("| engine | weights | perplexity | beside float32 |\n|---|---|---|---|")
-    for engine, dtype, score in rows:
-        rise = score["perplexity"] / exact - 1
-        print(f"| {engine} | {dtype} | {score['perplexity']:.4f} | {rise:+.2%} |")
-    return [{"engine": engine, "weights": dtype, **score} for engine, dtype, score in rows]
+        work += [("llama.cpp", "peer_perplexity", str(float32), dtype) for dtype in ("F32", "Q8_0", "Q4_0")]
+        work.append(("llama.cpp", "peer_perplexity", source, "file"))
+    rows: list[dict[str, Any]] = []
+    exact, logits = None, float32.with_suffix(".npy")
+    for engine, worker, path, dtype in work:
+        score = run(worker, path, "file" if dtype == "F32" else dtype, logits)
+        found = np.load(logits).astype(np.float64)
+        found -= found.mean(-1, keepdims=True)  # adding a number to all logits of a token changes nothing
+        exact = found if exact is None else exact
+        error = math.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
+        rows.append({"engine": engine, "weights": dtype.replace("file", "Q4_1"), **score, "error": error})
+    print(f"{rows[0]['tokens']:,} tokens of the Bible's beginning, windows of {CONTEXT}, stride {STRIDE}")
+    print("| engine | weights | perplexity | beside float32 | error of logits |\n|---|---|---|---|---|")
+    for row in rows:
+        rise = f"{row['perplexity'] / rows[0]['perplexity'] - 1:+.2%}"
+        shown = f"{row['engine']} | {row['weights']} | {row['perplexity']:.4f} | {rise} | {row['error']:.2%}"
+        print(f"| {shown} |")
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, separated by commas")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        name, path, dtype = args.worker
-        print(json.dumps(WORKERS[name](path, dtype)))
+        name, *words = args.worker
+        print(json.dumps(WORKERS[name](*words)))
         return
     tasks = set(args.only.split(","))
     if wrong := tasks - set(TASKS):

@@ -1,11 +1,12 @@
 """Profile a training step, a prompt or a token on the CPU: each kernel's time and share of the peak.
 
-    python scripts/profile_cpu.py WORK [-m MODEL] [--dtype int8] [--rows 8] [--repeats 5] [--threads N]
+    python scripts/profile_cpu.py WORK [-m MODEL] [--dtype int8] [--rows 8] [--precision bfloat16]
 
-WORK cpu, gpu and 124m are steps of bench_training.py's models on random tokens. prefill is a prompt of 512
-tokens, decode the next token of each of --rows texts. The model is GPT-2 124M with random weights, or one
-that `lama generate -m` takes. A table's row sums all kernels of one name, each with the best of its repeats.
-The peak of all threads is measured before each repeat. Prints Markdown. Measure on an otherwise idle machine.
+WORK cpu, gpu, 124m and llama-30m are steps of bench_training.py's models on random tokens. prefill is a
+prompt of 512 tokens, decode the next token of each of --rows texts. The model is GPT-2 124M with random
+weights, or one that `lama generate -m` takes. A table's row sums all kernels of one name, each with the best
+of its repeats. The peak of all threads is measured before each repeat. Prints Markdown. Measure on an
+otherwise idle machine.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-m", "--model", help="of prefill and decode (default: GPT-2 124M, random weights)")
     parser.add_argument("--dtype", help="of MODEL's weights (default: its own)")
     parser.add_argument("--rows", type=int, default=1, help="texts that decode continues (default 1)")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of a training step"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="(default: all cores)")
     parser.add_argument("--top", type=int, default=20, help="rows (default 20)")
@@ -51,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         os.environ["LAMA_THREADS"] = str(args.threads)
     use_device("CPU")
-    work, peaks = work_of(args.work, args.model, args.dtype, args.rows), []
+    if args.work in CONFIGS:
+        work = training_step(args.work, args.precision)
+    else:
+        work = prompt_or_token(args.work, args.model, args.dtype, args.rows)
+    bits, peaks = 16 if args.precision == "bfloat16" else 32, []
     for _ in range(3):  # the first captures
         work()
     with kernels_timed() as kernels:
         for _ in range(args.repeats):
-            peaks.append(peak_flops("CPU") or float("nan"))
+            peaks.append(peak_flops("CPU", bits) or float("nan"))
             work()
     best = [(name, operations, min(seconds)) for name, operations, seconds in kernels.values()]
     print(table(best, median(peaks), args.top))
@@ -64,11 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{args.work}, {threads()} threads, {args.repeats} repeats; {peak}")
 
 
-def work_of(name: str, model: str | None, dtype: str | None, rows: int) -> Callable[[], object]:
-    """A function that does the work once."""
-    if name in CONFIGS:
-        trainer = trainer_of("lama", config_of(CONFIGS[name]), VOCABULARIES.get(name, CHARACTERS))
-        return lambda: next(trainer)
+def training_step(name: str, precision: str) -> Callable[[], object]:
+    """A function that does a step of one of bench_training.py's models."""
+    config = config_of({**CONFIGS[name], "precision": precision})
+    trainer = trainer_of("lama", config, VOCABULARIES.get(name, CHARACTERS))
+    return lambda: next(trainer)
+
+
+def prompt_or_token(name: str, model: str | None, dtype: str | None, rows: int) -> Callable[[], object]:
+    """A function that reads a prompt, or decodes a token of each row."""
     # Without replay, a step has tinygrad's captured kernels with names and operations.
     replay.is_fast = lambda *_: False
     loaded = load_causal(model, dtype=dtype)[0] if model else GPT(GPT2_CONFIGS["gpt2"], seed=0)

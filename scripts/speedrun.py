@@ -45,9 +45,9 @@ class Figure:
     context_length: int
     """Characters of a window, at most."""
     tokens: int
-    """Tokens of a step, at most."""
+    """Characters of a step, at most."""
     steps: int
-    """nanoGPT's."""
+    """Steps that nanoGPT needs."""
 
 
 FIGURES = {

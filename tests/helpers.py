@@ -9,6 +9,8 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.attention import MultiHeadAttention, make_similarity
 from lama.blocks import Block, make_mlp, make_norm
+from lama.kernels.tiles import in_tiles, tiles_of, write_tiles
+from lama.runtime.buffers import host_array
 from lama.training.settings import read_settings, run_config
 from lama.training.settings.gpt import MODEL_SETTINGS
 
@@ -43,6 +45,13 @@ def preset_shape(name: str) -> dict[str, Any]:
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def tiled(matrix: Tensor) -> Tensor:
+    """A copy of a realised matrix of half precision in tiles."""
+    copy = in_tiles(*map(int, matrix.shape), matrix.dtype)
+    write_tiles(host_array(tiles_of(copy)), 0, host_array(matrix))
+    return copy
 
 
 def rounded(x: np.ndarray) -> np.ndarray:

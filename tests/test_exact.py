@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import normal, tiled
 from test_kernels import needs_c, ran  # noqa: F401  (a fixture)
 from test_quantized import with_minima
 from test_runtime_threads import run_on
@@ -47,6 +47,8 @@ def make(name: str, dtype: str = "float32") -> GPT:
     if dtype in ("float16", "bfloat16"):
         for parameter in get_parameters(model):
             parameter.replace(parameter.cast(getattr(dtypes, dtype)).contiguous().realize())
+        for layer in matrices_of(model).values():
+            layer.weight.replace(tiled(layer.weight))
     elif dtype != "float32":
         for path, layer in matrices_of(model).items():
             d_out, d_in = (int(n) for n in layer.weight.shape)

@@ -229,6 +229,62 @@ def test_causal_mask_with_padding_is_the_two_masks_combined():
     )
 
 
+# --- several texts in a row
+
+
+def row_starts(B: int, T: int) -> np.ndarray:
+    """Texts of different lengths in each row; the last row is one text."""
+    starts = np.zeros((B, T), np.int32)
+    rng = np.random.default_rng((B, T))
+    for b in range(B - 1):
+        borders = np.sort(rng.choice(T, size=min(T, 4), replace=False))
+        starts[b] = np.maximum.accumulate(np.where(np.isin(np.arange(T), borders), np.arange(T), 0))
+    return starts
+
+
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 61, 61, 16, 17), (2, 4, 131, 131, 33, 64), (3, 1, 307, 307, 128, 80)]
+)
+def test_texts_of_a_row_do_not_see_each_other(both, shape, window):  # noqa: F811
+    *inputs, dz = four(*shape)
+    B, _H, T, S = shape[:4]
+    starts = row_starts(B, T)
+    tensors = [Tensor(x) for x in inputs]
+    keys, queries = np.arange(S), np.arange(T)[:, None]
+    seen = (keys <= queries) & (keys >= starts[:, None, :, None]) & (keys > queries - (window or S))
+    z = attention(*tensors, Causal(starts=Tensor(starts)), window=window)
+    expected = attention64(*inputs, dz, 1 / math.sqrt(shape[4]), seen)
+    assert_all_close(results(z, dz, *tensors), expected, 3e-6)
+
+
+def test_texts_of_a_row_with_shared_heads_and_dropout(both):  # noqa: F811
+    B, H, K, T, d = 2, 6, 2, 100, 8
+    q, k, v, dz = (
+        normal(B, H, T, d),
+        normal(B, K, T, d, seed=1),
+        normal(B, K, T, d, seed=2),
+        normal(B, H, T, d),
+    )
+    starts, dropout = row_starts(B, T), Dropout(0.3, key_of(77, 2), "a.")
+    kept = dropout("pattern", Tensor.ones(B, H, T, T).contiguous()).numpy()
+    tensors = [Tensor(x) for x in (q, k, v)]
+    z = attention(*tensors, Causal(starts=Tensor(starts)), dropout=dropout)
+    seen = np.tril(np.ones((T, T), bool)) & (np.arange(T) >= starts[:, None, :, None])
+    wide = [np.repeat(x, H // K, axis=1) for x in (k, v)]
+    zs, dq, *others = attention64(q, *wide, dz, 1 / math.sqrt(d), seen, kept)
+    summed = [x.reshape(B, K, H // K, T, d).sum(2) for x in others]
+    assert_all_close(results(z, dz, *tensors), [zs, dq, *summed], 3e-6)
+
+
+@needs_c
+def test_texts_of_a_row_take_the_kernel_and_wrong_starts_stay_in_the_row(ran):  # noqa: F811
+    tensors = [Tensor(x) for x in four(1, 1, 40, 40, 8, 8)[:3]]
+    wild = np.random.default_rng(0).integers(-(2**31), 2**31 - 1, size=(1, 40), dtype=np.int32)
+    assert np.isfinite(attention(*tensors, Causal(starts=Tensor(wild))).numpy()).all()
+    assert [name.split("_")[1] for name in ran] == ["attention"]
+
+
 # --- with a cache
 
 

@@ -15,17 +15,17 @@ from tinygrad import Tensor
 
 from lama import ops
 from lama.kernels import integers
-from lama.kernels.matmul import FEWEST_ROWS
+from lama.kernels.matmul import FEW_ROWS
 from lama.ops import add, gelu, matmul
 from lama.runtime import kernel as program
 
 # (rows, columns, sum): less than a vector, a group and a word of it, one more than a tile, whole tiles, three
 # panels along the sum; parts of the columns, parts of the rows.
 SHAPES = [
-    (9, 5, 3),
-    (13, 7, 31),
+    (25, 5, 3),
+    (27, 7, 31),
     (31, 67, 130),
-    (12, 64, 64),
+    (28, 64, 64),
     (37, 33, 1601),
     (263, 197, 192),
     (1031, 67, 160),
@@ -79,7 +79,7 @@ def test_product_of_many_rows_equals_that_of_the_rounded_ones(each, ran, shape, 
 @needs_c
 @pytest.mark.parametrize("bits", BITS)
 def test_product_of_many_rows_takes_up_gelu_and_residual(each, ran, bits):  # noqa: F811
-    weight, a, bias, residual = made(67, 1601, bits=bits), normal(1, 14, 1601), normal(67), normal(1, 14, 67)
+    weight, a, bias, residual = made(67, 1601, bits=bits), normal(1, 26, 1601), normal(67), normal(1, 26, 67)
     x, b, r = (Tensor(array).realize() for array in (a, bias, residual))
     ran.clear()
     y = add(r, gelu(matmul(x, weight, transpose_b=True, bias=b)))
@@ -95,9 +95,9 @@ def test_product_of_many_rows_takes_up_gelu_and_residual(each, ran, bits):  # no
 def test_product_of_many_rows_passes_the_gradient_as_if_nothing_were_rounded(each, bits):
     weight, a, bias, dy = (
         made(19, 130, bits=bits),
-        Tensor(normal(11, 130)),
+        Tensor(normal(27, 130)),
         Tensor(normal(19)),
-        normal(11, 19),
+        normal(27, 19),
     )
     y = matmul(a, weight, transpose_b=True, bias=bias)
     gradients = y.gradient(a, bias, gradient=Tensor(dy))
@@ -108,7 +108,7 @@ def test_product_of_many_rows_passes_the_gradient_as_if_nothing_were_rounded(eac
 
 @needs_c
 def test_gradient_goes_back_through_gelu_and_residual(each):
-    weight, a, r, dy = made(19, 130, bits=8), Tensor(normal(11, 130)), Tensor(normal(11, 19)), normal(11, 19)
+    weight, a, r, dy = made(19, 130, bits=8), Tensor(normal(27, 130)), Tensor(normal(27, 19)), normal(27, 19)
     of_a, of_r = add(r, gelu(matmul(a, weight, transpose_b=True))).gradient(a, r, gradient=Tensor(dy))
     h = nearest(a.numpy()) @ unpacked(weight).T
     inner = np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)
@@ -120,22 +120,21 @@ def test_gradient_goes_back_through_gelu_and_residual(each):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_product_of_many_rows_keeps_what_is_not_finite(each, value):
-    a = normal(10, 70)
+    a = normal(26, 70)
     a[2, 5] = value
     found = matmul(Tensor(a), made(7, 70, bits=8), transpose_b=True).numpy()
     assert not np.isfinite(found[2]).any() and np.isfinite(np.delete(found, 2, axis=0)).all()
 
 
-def test_few_rows_are_rounded_as_many_are(both):  # noqa: F811
-    weight, a = made(19, 130, bits=8), normal(FEWEST_ROWS + 1, 130)
-    few, many = (
-        matmul(Tensor(a[:rows]), weight, transpose_b=True).numpy() for rows in (FEWEST_ROWS, FEWEST_ROWS + 1)
-    )
+@pytest.mark.parametrize("rows", [1, 8, 11, FEW_ROWS])
+def test_few_rows_are_rounded_as_many_are(both, rows):  # noqa: F811
+    weight, a = made(19, 130, bits=8), normal(FEW_ROWS + 1, 130)
+    few, many = (matmul(Tensor(a[:m]), weight, transpose_b=True).numpy() for m in (rows, FEW_ROWS + 1))
     assert_all_close(
-        [few, many], [nearest(a[:FEWEST_ROWS]) @ unpacked(weight).T, nearest(a) @ unpacked(weight).T], 2e-6
+        [few, many], [nearest(a[:rows]) @ unpacked(weight).T, nearest(a) @ unpacked(weight).T], 2e-6
     )
     exact = a.astype(float) @ unpacked(weight).T
-    assert 1e-4 < np.abs(few - exact[:FEWEST_ROWS]).max() / np.abs(exact).max() < 1e-2
+    assert 1e-4 < np.abs(few - exact[:rows]).max() / np.abs(exact).max() < 1e-2
 
 
 @needs_c

@@ -721,7 +721,7 @@ def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start
 def test_full_disk_at_the_start_leaves_no_folder(start, tmp_path):
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        with pytest.raises(LamaError, match="must be a folder that can be written; got File too large"):
+        with pytest.raises(LamaError, match="must be writable; got File too large"):
             start()
 
     assert ended(in_a_child(work)) == 0

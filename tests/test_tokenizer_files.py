@@ -18,7 +18,7 @@ from test_tokenizer_parity import AS_IT_STANDS, ENTRIES, bert_normalizer, templa
 
 from lama.checkpoints import export_huggingface, load, save
 from lama.data import text_corpus, tokenize
-from lama.data.tokens import AHEAD
+from lama.data.pieces import AHEAD
 from lama.errors import LamaError
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import (

@@ -14,7 +14,7 @@ import pytest
 import tokenizers as hf
 
 from lama.data import encode_pieces
-from lama.data import tokens as data_tokens
+from lama.data import pieces as data_pieces
 from lama.errors import LamaError
 from lama.tokenizers import (
     BytePairTokenizer,
@@ -773,7 +773,7 @@ def test_streamed_text_is_the_decoded_text(tmp_path, name):
 
 @every_folder
 def test_tokens_of_pieces_are_those_of_the_whole(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(data_tokens, "AHEAD", 300)
+    monkeypatch.setattr(data_pieces, "AHEAD", 300)
     tokenizer, rng = load_huggingface_tokenizer(write(tmp_path, name)), random.Random(5)
     alphabets = [
         ODD,

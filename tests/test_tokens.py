@@ -22,10 +22,12 @@ from lama.data import (
     fingerprint,
     open_corpus,
     open_tokens,
+    shards,
     split_tail,
     text_corpus,
     tokenize,
 )
+from lama.data.windows import Mixture
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT
@@ -63,11 +65,9 @@ def test_tokens_of_one_text_are_split_as_arrays_are(tmp_path, monkeypatch, make)
     assert files.vocab_size == tokenizer.vocab_size
     assert files.corpus == {"name": "Times", "provenance": "a book", "licence": "public"}
     assert (files.text_digest, files.tokenizer_digest) == (corpus.digest(), fingerprint(tokenizer))
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        "meta.json",
-        "train.bin",
-        "validation.bin",
-    ]
+    names = ["meta.json", "train.bin", "train.ends.bin", "validation.bin", "validation.ends.bin"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == names
+    assert (files.ends["train"].tolist(), files.sources) == ([len(train)], [len(train)])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_tokenize_that_fails_leaves_the_old_files(tmp_path, books):
     with pytest.raises(LamaError, match=r"made of the model's 13 characters .*; got 'a'"):
         tokenize(books, CharacterTokenizer("ABCDEFGHIJKLM"), tmp_path / "data")
     assert open_tokens(tmp_path / "data", verify=True).digest == before
-    assert len(list((tmp_path / "data").iterdir())) == 3
+    assert len(list((tmp_path / "data").iterdir())) == 5
 
 
 def test_tokenize_that_is_ended_between_renames_leaves_no_meta(tmp_path, books, monkeypatch):
@@ -166,7 +166,7 @@ def test_tokenize_that_is_ended_between_renames_leaves_no_meta(tmp_path, books, 
     replaced = []
 
     def replace(source, target):
-        if replaced:
+        if len(replaced) == 3:  # a shard, meta.json, and the first file that moves
             raise KeyboardInterrupt
         replaced.append(target)
         os.rename(source, target)
@@ -286,3 +286,116 @@ def test_tokenize_takes_much_less_memory_than_the_text(tmp_path):
         assert peak() < 20e6
     assert len(files.train) + len(files.validation) == 71 * 1000 * 700
     assert bytes(files.validation[-70:]).decode() == lines[-1][1:]
+
+
+# --- rows, sources, processes
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two sources: a file of rows and a text; some rows are equal."""
+    texts = [f"row {i % 40} of many, 東京." for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "b.txt").write_text("It was the best of times. " * 40)
+    return open_corpus([str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt")])
+
+
+def documents(tokenizer, ids, ends):
+    parts = zip([0, *ends[:-1]], ends, strict=True)
+    return [tokenizer.decode(ids[begin:end].tolist()) for begin, end in parts]
+
+
+def test_rows_are_held_out_as_wholes_and_sources_have_ends(tmp_path, rows):
+    tokenizer = train_bpe(TEXT, 280)
+    files = tokenize(rows, tokenizer, tmp_path / "data", 0.25)
+    train = documents(tokenizer, files.train, files.ends["train"])
+    held = documents(tokenizer, files.validation, files.ends["validation"])
+    # After the first document of a part each begins with the separator.
+    assert all(text.startswith(END_OF_TEXT) for text in train[1:] + held[1:])
+    *some, book = [text.removeprefix(END_OF_TEXT) for text in train]
+    *others, last = [text.removeprefix(END_OF_TEXT) for text in held]
+    assert sorted(some + others) == sorted(rows.documents[0].rows())
+    assert not set(some) & set(others) and 5 < len(others) < 25
+    assert book + last == "It was the best of times. " * 40
+    assert files.sources == [files.ends["train"][-2], len(files.train)]
+    assert files.validation_bytes == len(("".join(others) + last).encode())
+    assert files.text_digest == rows.digest()
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+    assert [source["name"] for source in meta["sources"]] == ["a.jsonl", "b.txt"]
+    assert meta["sources"][0]["sha256"] == open_corpus([str(tmp_path / "a.jsonl")]).digest()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "trained"])
+def test_shards_and_processes_change_nothing(tmp_path, rows, kind, monkeypatch):
+    tokenizer = ByteTokenizer() if kind == "bytes" else train_bpe(TEXT, 280)
+    whole = tokenize(rows, tokenizer, tmp_path / "1", workers=1)
+    monkeypatch.setattr("lama.data.shards.SHARD", 300)
+    monkeypatch.setattr("lama.data.pieces.AHEAD", 50)
+    monkeypatch.setattr("lama.data.corpora.Document.pieces", small_pieces)
+    again = tokenize(rows, tokenizer, tmp_path / "2", workers=2)
+    assert again.digest == whole.digest
+    assert (again.validation_bytes, again.sources) == (whole.validation_bytes, whole.sources)
+    assert sorted(path.name for path in (tmp_path / "2").iterdir())[-1] == "validation.ends.bin"
+
+
+def small_pieces(document, size=0, pieces=corpora.Document.pieces):
+    return pieces(document, 100)
+
+
+def test_what_a_killed_call_has_encoded_is_used_again(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("lama.data.shards.SHARD", 300)
+    expected = tokenize(rows, ByteTokenizer(), tmp_path / "1", workers=1)
+    encoded = []
+    encode = shards.Shard.encode
+
+    def counting(shard, tokenizer, path):
+        if len(encoded) == 4:
+            raise KeyboardInterrupt
+        encoded.append(path.name)
+        encode(shard, tokenizer, path)
+
+    monkeypatch.setattr(shards.Shard, "encode", counting)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(rows, ByteTokenizer(), tmp_path / "2", workers=1)
+    assert len(list((tmp_path / "2" / ".shards").iterdir())) == 4
+    first, encoded[:] = list(encoded), []
+    monkeypatch.setattr(shards.Shard, "encode", lambda *args: encoded.append(args[2].name) or encode(*args))
+    assert tokenize(rows, ByteTokenizer(), tmp_path / "2", workers=1).digest == expected.digest
+    assert not set(first) & set(encoded) and not (tmp_path / "2" / ".shards").exists()
+
+
+def test_an_error_in_a_process_is_the_same_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("lama.data.shards.SHARD", 10)
+    (tmp_path / "a.jsonl").write_text('{"text": "abcabcabcabc"}\n' * 9 + '{"text": "abcabcabcabx"}\n')
+    with pytest.raises(LamaError, match=r"made of the model's 3 characters .*; got 'x'"):
+        tokenize(
+            open_corpus([str(tmp_path / "a.jsonl")]), CharacterTokenizer("abc"), tmp_path / "d", workers=2
+        )
+    assert not (tmp_path / "d").exists()
+
+
+# --- mixtures, and documents in windows
+
+
+def test_a_mixture_draws_its_sources_by_their_shares():
+    data = np.concatenate([np.zeros(1000, np.uint8), np.ones(100, np.uint8)])
+    mixture = Mixture([1000, 1100], [1, 3])
+    batches = [batch(data, step, 7, 100, 16, mixture) for step in range(20)]
+    windows = np.concatenate([np.concatenate([inputs, targets[:, -1:]], 1) for inputs, targets in batches])
+    assert (windows == windows[:, :1]).all()  # within a source
+    assert 0.7 < windows[:, 0].mean() < 0.8
+    for ours, again in zip(batches[3], batch(data, 3, 7, 100, 16, mixture), strict=True):
+        np.testing.assert_array_equal(ours, again)
+
+
+def test_windows_have_the_starts_of_their_documents():
+    data, ends = np.arange(20, dtype=np.uint8), np.array([4, 5, 12, 20])
+    inputs, targets, starts = evaluation_windows(data, 6, None, ends)
+    np.testing.assert_array_equal(inputs[0], range(6))
+    np.testing.assert_array_equal(targets[2], range(13, 19))
+    np.testing.assert_array_equal(starts, [[0, 0, 0, 0, 4, 5], [0] * 6, [0] * 6])
+    inputs, _, starts = batch(data, 0, 0, 50, 6, None, ends)
+    for row, begins in zip(inputs, starts, strict=True):
+        border = [0, 4, 5, 12]
+        document = [max(b for b in border if b <= token) for token in row]
+        assert begins.tolist() == [max(0, each - row[0]) for each in document]

@@ -9,16 +9,34 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from lama.checkpoints.checkpoint import Checkpoint
+from lama.checkpoints.rows import spans
 from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.errors import LamaError, UsageError, abbreviated, quoted, warn
 from lama.kernels import Quantized
 from lama.kernels.quantized import TILE, row_sizes, side_by_side
+from lama.kernels.tiles import HEIGHT, UNITS, in_tiles, tiles_of, write_tiles
 from lama.models.config import LAYERS, config_from_dict
 from lama.models.gpt import GPT
-from lama.models.quantized import BITS, bits_of_weights, make_quantized, matrices_of, set_weight, weights_of
+from lama.models.quantized import (
+    BITS,
+    bits_of_weights,
+    make_quantized,
+    matrices_of,
+    multiplied,
+    set_weight,
+    weights_of,
+)
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
-from lama.runtime.buffers import empty, from_array, host_array, packed, release_unused, write
+from lama.runtime.buffers import (
+    empty,
+    from_array,
+    host_array,
+    packed,
+    release_unused,
+    write,
+)
+from lama.runtime.kernel import is_fast
 from lama.runtime.threads import ahead, on_threads
 from lama.shapes import Array
 
@@ -106,21 +124,37 @@ def _fill(
     again.tell(checkpoint.source)
     held = dtypes.float32 if dtype is None or dtype in BITS else DTYPES[dtype]
     target: dict[str, Tensor] = {}
-    in_parts: list[str] = []
+    memory: dict[str, Array | None] = {}
+    tiled = multiplied(model) if isinstance(model, GPT) and held in UNITS else {}
     for name, p in parameters.items():
-        is_held = (p.dtype, p.device) == (held, Device.canonicalize(device))
-        target[name] = p if is_held else empty(*map(int, p.shape), dtype=held, device=device)
-        if tensors[name].read_into is not None and host_array(target[name]) is not None:
-            in_parts.append(name)
+        shape, is_held = tuple(map(int, p.shape)), (p.dtype, p.device) == (held, Device.canonicalize(device))
+        target[name] = p if is_held else empty(*shape, dtype=held, device=device)
+        if name in tiled and is_fast(target[name]):
+            target[name] = in_tiles(shape[0], shape[1], held, device)
+        tiles = tiles_of(target[name])
+        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it, not on threads
 
-    def read(name: str) -> Array:
-        return read_weights(tensors[name], DTYPE_NAMES[target[name].dtype], host_array(target[name]))
+    def read(name: str) -> None:
+        _read(tensors[name], target[name], memory[name])
 
-    on_threads(read, in_parts, READERS)
+    on_host = [name for name in parameters if tensors[name].read_into and memory[name] is not None]
+    on_threads(read, on_host, READERS)
     for name, parameter in parameters.items():
-        if name not in in_parts:
-            write(target[name], read_weights(tensors[name], DTYPE_NAMES[target[name].dtype]))
+        if name not in on_host:
+            read(name)
         parameter.replace(target[name])
+
+
+def _read(tensor: FileTensor, target: Tensor, memory: Array | None) -> None:
+    """Fill a realised tensor, whose memory this is if the host has it. Raises LamaError."""
+    dtype = DTYPE_NAMES[target.dtype]
+    if memory is None:
+        write(target, read_weights(tensor, dtype))
+    elif tiles_of(target) is None:
+        read_weights(tensor, dtype, memory)
+    else:
+        for first, part in spans(tensor, HEIGHT):
+            write_tiles(memory, first, read_weights(part, dtype))
 
 
 def new_model(config: Config, dtype: str | None = None) -> Model:

@@ -1,12 +1,12 @@
 """Tensors made of rows of a file's: selected, joined or computed when they are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
-from lama.checkpoints.tensor import FileTensor, read_weights
+from lama.checkpoints.tensor import CHUNK, FileTensor, read_weights
 from lama.shapes import Array
 
 Pair: TypeAlias = tuple[FileTensor, FileTensor]
@@ -48,6 +48,24 @@ def selected(tensor: FileTensor, rows: Array) -> FileTensor:
 
 def _selected_pair(pair: Pair | None, rows: Array) -> Pair | None:
     return None if pair is None else (selected(pair[0], rows), selected(pair[1], rows))
+
+
+def spans(tensor: FileTensor, unit: int) -> Iterator[tuple[int, FileTensor]]:
+    """Matrices of some rows each, about CHUNK numbers and a multiple of `unit` rows, and their first rows.
+
+    One matrix of all rows where some cannot be read alone.
+    """
+    into, (height, width) = tensor.read_into, tensor.shape
+    if into is None or tensor.transposed:
+        yield 0, tensor
+        return
+    rows = max(1, CHUNK // max(1, width) // unit) * unit
+    for first in range(0, height, rows):
+
+        def read_into(start: int, out: Array, at: int = first * width) -> None:
+            into(at + start, out)
+
+        yield first, replace(tensor, shape=(min(rows, height - first), width), read_into=read_into)
 
 
 def mapped(tensor: FileTensor, function: Callable[[Array], Array], width: int | None = None) -> FileTensor:

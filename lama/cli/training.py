@@ -28,14 +28,16 @@ from lama.training.settings.scale import CHOSEN, Scale
 if TYPE_CHECKING:
     from lama.training.folder import RunFolder
     from lama.training.session import Evaluation, Session
+    from lama.training.settings import RunSettings
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 FRONTS = {"gpt": "train", "bert": "bert", "seq2seq": "seq2seq", "classifier": "classify"}
 
 
-def front_of(model: str) -> Any:
-    """The module with `introduce`, `conclude` and perhaps `remark`, which print this model's training."""
-    return importlib.import_module(f"lama.cli.{FRONTS[model]}")
+def front_of(config: "RunSettings") -> Any:
+    """The module with `introduce`, `conclude` and perhaps `remark`, which print this training."""
+    name = "conversations" if getattr(config, "chat", ()) else FRONTS[config.model]
+    return importlib.import_module(f"lama.cli.{name}")
 
 
 def metrics_line(event: "Evaluation") -> str:
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     check = partial(check_run, command=kind.marker, restart=args.restart)
     source = args.settings
     named = source and (model in PRESETS or source in presets(model))
-    default = Path("out") / (Path(source).stem if named else model)
+    default = Path("out") / (Path(source).stem if named else "chat" if settings.get("chat") else model)
     folder = RunFolder(free_folder(args.out, default, check), kind.marker)
     with folder.alone():
         check(folder.path)  # a second time: another process may have written there meanwhile
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
         watch_pieces = partial(progress, unit="piece", label="tokenizing")
         session = new_session(folder, settings, command_line(args), scale_of(args), devices, watch_pieces)
-        front_of(model).introduce(session, args)
+        front_of(session.config).introduce(session, args)
         return learn(session, args)
 
 
@@ -110,6 +112,10 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
         dropped.add("min_learning_rate")
     if scale:
         dropped |= {*CHOSEN, "n_kv_heads", *(f"{group}_learning_rate" for group in GROUPS)}
+    if {"steps", "epochs"} <= chosen.keys():
+        raise UsageError("--steps and --epochs must not be given together: epochs decide the steps")
+    if "steps" in chosen:
+        dropped.add("epochs")
     if "initial" in chosen:  # a model that is trained further has its own shape and tokenizer
         dropped |= {*SHAPE, "tokenizer"}
     return {name: value for name, value in settings.items() if name not in dropped} | chosen
@@ -173,7 +179,7 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         return stopped_by(received, where(session))
     if gain := session.trainer.gain:
         print(f"{len(devices)} devices found the gradients {gain:.2f} times as fast as one after the other")
-    front_of(config.model).conclude(session, last)
+    front_of(config).conclude(session, last)
     return 0
 
 
@@ -187,7 +193,7 @@ def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
     """Train with a live line, remarks, the curve and the tracker; returns the last evaluation."""
     from lama.training.loop import Step
 
-    remark = getattr(front_of(session.config.model), "remark", None)
+    remark = getattr(front_of(session.config), "remark", None)
     steps = session.config.total_steps
     say("compiling the training step, once")
     last, first = None, session.step + 1

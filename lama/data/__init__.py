@@ -2,7 +2,8 @@
 
 from lama.data.corpora import Corpus, default_corpus, open_corpus, text_corpus
 from lama.data.ngrams import ngram_baselines, ngram_loss
-from lama.data.tokens import TokenFiles, encode_pieces, fingerprint, open_tokens, tokenize
+from lama.data.pieces import encode_pieces
+from lama.data.tokens import TokenFiles, fingerprint, open_tokens, tokenize
 from lama.data.windows import batch, encode_corpus, evaluation_windows, split_tail
 
 __all__ = [

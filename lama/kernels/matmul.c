@@ -2,7 +2,7 @@
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
 // FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k may then be a pair: see bfloat16.h.
+// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -159,9 +159,22 @@ PART void transpose(output to, const WEIGHT *restrict w) {
   EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
 
-// Pack `width` columns of w lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of each. Where
-// memory has them k by k it is read in that order: rows that are far apart are slow.
-PART void pack_w(output to, const WEIGHT *restrict w, int numbers, int width) {
+// Pack `width` columns of w from column n0 on lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of
+// each, from k0 on. Where memory has them k by k it is read in that order: rows that are far apart are slow.
+PART void pack_w(output to, const WEIGHT *restrict w, int k0, int n0, int numbers, int width) {
+#if UNIT_SIZE
+  for (int n = 0; n < UP(width, COLUMNS); n += V) {
+    float *at = to + n / COLUMNS * COLUMNS * DEPTH + n % COLUMNS;
+    const WEIGHT *from = WEIGHTS_AT(w, n0 + n, k0);
+    for (int k = 0; k < numbers; k += UNIT_SIZE, from += TILE * UNIT_SIZE) {
+      vec lanes[UNIT_LANES];
+      EACH(i, UNIT_LANES) lanes[i] = 0;
+      if (n < width) unit_at(lanes, from);
+      EACH(i, UNIT_LANES) store(at + (k / PER_LANE + i) * COLUMNS, lanes[i]);
+    }
+  }
+#else
+  w += (long)k0 * WKS + (long)n0 * WNS;
 #if WNS == 1
   for (int k = 0; k < numbers; k += PER_LANE)
     for (int n = 0; n < UP(width, COLUMNS); n += V)
@@ -176,6 +189,7 @@ PART void pack_w(output to, const WEIGHT *restrict w, int numbers, int width) {
       for (int k = done; k < numbers; k += PER_LANE)
         to[k / PER_LANE * COLUMNS + j] = j < columns ? ACROSS(w + (long)j * WNS + k, 1, numbers - k, 1)[0] : 0;
   }
+#endif
 #endif
 }
 
@@ -217,7 +231,7 @@ PART void part(output c, output slopes, input factors, input a,
       int numbers = MIN(DEPTH * PER_LANE, K - k0), depth = PIECES(numbers, PER_LANE);
       int finishes = (GELU || FACTOR) && k0 + numbers == K;
       const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
-      if (!W_IN_PLACE) pack_w(panel_w, ws, numbers, width);
+      if (!W_IN_PLACE) pack_w(panel_w, w, k0, n0, numbers, width);
       for (int m = m_first; m < m_last; m += ROWS) {
         int rows = MIN(ROWS, m_last - m);
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;

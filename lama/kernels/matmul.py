@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -12,8 +12,9 @@ from tinygrad import Tensor, UOp, dtypes
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
-from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, matvec
+from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, ROUNDED_ON_STACK, matvec
 from lama.kernels.quantized import Quantized, dequantize
+from lama.kernels.tiles import rows_of, tile_macros, tiles_of
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
 from lama.runtime.kernel import (
@@ -86,11 +87,7 @@ def matmul(
         return None
     added = None if bias is None else bias.uop
     if isinstance(b, Quantized):
-        if low is not None:
-            return None
-        *lead, k = (int(n) for n in a.shape)
-        few = _are_few(math.prod(lead), k, b.rounds)
-        if not (is_fast(a, *b.tensors()) and (few or (b.rounds and multiplies_integers(b.device)))):
+        if low is not None or not is_fast(a, *b.tensors()):
             return None
         return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop, rounds=b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
@@ -141,52 +138,18 @@ class Product(Producer):
         return self.residual is not None or self.factor is not None
 
     def tensor(self) -> Tensor | None:
-        """The result, computed by one kernel; None if there is no such kernel."""
-        a, b = Tensor(self.a), Tensor(self.b)
-        *lead, m, k = (int(n) for n in a.shape)
-        rows = m if b.ndim > 2 else m * math.prod(lead)
-        if self.scales is None and self.bfloat16:
-            few = b.dtype == dtypes.bfloat16 and rows <= FEW_ROWS and rows * k <= 4 * ON_STACK
-        else:
-            few = _are_few(rows, k, self.scales is not None and self.rounds)
-        if self.factor is None and not self.transpose_a and self.transpose_b and few:
-            out = self._few_rows()
-        elif self.factor is None and self.scales is not None:
-            inputs = self._inputs(None)
-            if "bias" in inputs:
-                inputs["bias"] = inputs["bias"].cast(dtypes.float32)
-            names = (*inputs, "integers", "their scales")
-            if Quantized(b, inputs["scales"], int(a.shape[-1])).has_minima:
-                names += ("their sums",)
-            out = integer_product(inputs, self.gelu, _fused_gradient(names, self.gelu, 0.0))
-        elif self.scales is None and self.residual is None:
-            # One b for all: the leading axes of a are more rows.
-            is_one = math.prod(b.shape[:-2]) == 1 and not self.transpose_a
-            if (self.gelu or self.factor is not None) and not is_one:
-                return None
-            if is_one:
-                a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
-            else:
-                b = b.expand(*lead, *b.shape) if b.ndim == 2 else b
-                a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-            out = self._dense(a, b)
-        else:
-            return None
-        return remember(out.reshape(*lead, -1, out.shape[-1]), self)
+        """The result by the first of KINDS that supports this product; None if there is none."""
+        a = Tensor(self.a)
+        for kind in KINDS:
+            if (out := kind(self)) is not None:
+                return remember(out.reshape(*a.shape[:-2], -1, out.shape[-1]), self)
+        return None
 
-    def _few_rows(self) -> Tensor:
-        """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
-        a, b = Tensor(self.a), Tensor(self.b)
-        k = int(a.shape[-1])
-        is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
-        norm = producer_of(a, Normalised) if is_short else None
-        inputs = self._inputs(norm)
-        epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-        gradient = _fused_gradient(tuple(inputs), self.gelu, epsilon, rms)
-        return matvec(inputs, self.gelu, epsilon, rms, self.rounds, gradient)
+    def inputs(self, norm: Normalised | None = None) -> dict[str, Tensor]:
+        """The inputs by name. Where b is a matrix, a and the residual become matrices too.
 
-    def _inputs(self, norm: Normalised | None) -> dict[str, Tensor]:
-        """The inputs by name. Where b is a matrix, a and the residual become matrices too."""
+        With `norm`, how a was made, they are those of the normalisation and the product.
+        """
         parts = {"a": self.a, "w": self.b, "scales": self.scales, "bias": self.bias}
         parts["residual"] = self.residual
         if norm is not None:
@@ -197,47 +160,112 @@ class Product(Producer):
                 inputs[name] = inputs[name].reshape(-1, inputs[name].shape[-1])
         return inputs
 
-    def _dense(self, a: Tensor, b: Tensor) -> Tensor:
-        """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
 
-        With GELU, the kernel also writes its slope, for the gradient.
-        """
-        (batch, m, k), n = (int(n) for n in a.shape), int(b.shape[1 if self.transpose_b else 2])
-        if self.transpose_a:
-            m, k = k, m
-        # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
-        parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if self.transpose_a else PARTS)
-        flags = {"BIAS": self.bias is not None, "GELU": self.gelu, "FACTOR": self.factor is not None}
-        flags["BFLOAT16"] = self.bfloat16
-        ams, aks = (1, m) if self.transpose_a else (k, 1)
-        wks, wns = (1, k) if self.transpose_b else (n, 1)
-        type_ = C_TYPES[b.dtype]
-        macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
-        macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags}
-        macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
-        label = f"{'nt'[self.transpose_a]}{'nt'[self.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
-        label = "_".join([label, *(name.lower() for name, flag in flags.items() if flag)])
-        operations = 2 * batch * m * n * k
-        kernel = make_kernel(
-            "matmul.c", macros, label=label, operations=operations, slices=slices, headers=("bfloat16.h",)
-        )
-        outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + self.gelu)]
-        inputs = [a, b]
-        if self.bias is not None:
-            inputs.append(Tensor(self.bias).cast(dtypes.float32))
-        if self.factor is not None:  # in a gradient, which needs none of its own
-            return kernel.into(outputs, *inputs, Tensor(self.factor))[0]
-        gradient = _gradient_for(self.transpose_a, self.transpose_b, self.gelu, self.bfloat16)
-        return kernel.into(outputs, *inputs, gradient=gradient)[0]
+def few_rows(p: Product) -> Tensor | None:
+    """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
+    a, b = Tensor(p.a), Tensor(p.b)
+    *lead, m, k = (int(n) for n in a.shape)
+    if p.factor is not None or p.transpose_a or not p.transpose_b:
+        return None
+    if not _are_few(p, m if b.ndim > 2 else m * math.prod(lead), k):
+        return None
+    is_short = b.ndim == 2 and a.numel() <= min(ON_STACK, FEWEST_ROWS * k)
+    norm = producer_of(a, Normalised) if is_short else None
+    inputs = p.inputs(norm)
+    epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
+    gradient = _fused_gradient(tuple(inputs), p.gelu, epsilon, rms, tiles_of(b) is not None)
+    return matvec(inputs, p.gelu, epsilon, rms, p.rounds, gradient)
+
+
+def _are_few(p: Product, rows: int, k: int) -> bool:
+    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
+    if p.bfloat16 and p.b.dtype != dtypes.bfloat16:
+        return False
+    are_rounded = p.bfloat16 or (p.scales is not None and p.rounds)
+    return rows <= FEW_ROWS and (not are_rounded or rows * k <= ROUNDED_ON_STACK)
+
+
+def integers(p: Product) -> Tensor | None:
+    """The result by matmul_integers.c, for quantised weights and activations."""
+    if p.scales is None or not p.rounds or not multiplies_integers(str(Tensor(p.b).device)):
+        return None
+    inputs = p.inputs()
+    if "bias" in inputs:
+        inputs["bias"] = inputs["bias"].cast(dtypes.float32)
+    names = (*inputs, "integers", "their scales")
+    if Quantized(inputs["w"], inputs["scales"], int(inputs["a"].shape[-1])).has_minima:
+        names += ("their sums",)
+    return integer_product(inputs, p.gelu, _fused_gradient(names, p.gelu, 0.0))
+
+
+def dense(p: Product) -> Tensor | None:
+    """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
+
+    With GELU, the kernel also writes its slope, for the gradient.
+    """
+    if p.scales is not None or p.residual is not None:
+        return None
+    a, b = Tensor(p.a), Tensor(p.b)
+    # One b for all: the leading axes of a are more rows.
+    is_one = math.prod(b.shape[:-2]) == 1 and not p.transpose_a
+    if (p.gelu or p.factor is not None) and not is_one:
+        return None
+    # Those of float16 are not for pairs of bfloat16.
+    fit = p.transpose_b and is_one and p.bfloat16 == (b.dtype == dtypes.bfloat16)
+    tiles = tiles_of(b) if fit else None
+    if is_one:
+        a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
+    else:
+        b = b.expand(*a.shape[:-2], *b.shape) if b.ndim == 2 else b
+        a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    (batch, m, k), n = (int(n) for n in a.shape), int(b.shape[1 if p.transpose_b else 2])
+    if p.transpose_a:
+        m, k = k, m
+    # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
+    parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if p.transpose_a else PARTS)
+    flags = {"BIAS": p.bias is not None, "GELU": p.gelu, "FACTOR": p.factor is not None}
+    flags["BFLOAT16"] = p.bfloat16
+    ams, aks = (1, m) if p.transpose_a else (k, 1)
+    wks, wns = (1, k) if p.transpose_b else (n, 1)
+    type_ = C_TYPES[b.dtype]
+    macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
+    macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, **tile_macros(tiles)}
+    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
+    label = f"{'nt'[p.transpose_a]}{'nt'[p.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
+    names = [name.lower() for name, flag in flags.items() if flag] + ["tiles"] * (tiles is not None)
+    label = "_".join([label, *names])
+    operations, headers = 2 * batch * m * n * k, ("bfloat16.h", "tiles.h")
+    kernel = make_kernel(
+        "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
+    )
+    outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + p.gelu)]
+    inputs = [a, b if tiles is None else tiles]
+    if p.bias is not None:
+        inputs.append(Tensor(p.bias).cast(dtypes.float32))
+    if p.factor is not None:  # in a gradient, which needs none of its own
+        return kernel.into(outputs, *inputs, Tensor(p.factor))[0]
+    gradient = _gradient_for(p.transpose_a, p.transpose_b, p.gelu, p.bfloat16, tiles is not None)
+    return kernel.into(outputs, *inputs, gradient=gradient)[0]
+
+
+KINDS: tuple[Callable[[Product], Tensor | None], ...] = (few_rows, integers, dense)
+"""The kernels for products. The first that supports one computes it."""
 
 
 @functools.cache
-def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False) -> Gradient:
-    """One kernel for each step back: for training on very short inputs, or through integers, both rare."""
+def _fused_gradient(
+    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, in_tiles: bool = False
+) -> Gradient:
+    """One kernel for each step back: for training on very short inputs, or through integers, both rare.
+
+    Weights that are quantised or in tiles have no gradient.
+    """
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         inputs, grad = dict(zip(names, inputs_of(call), strict=True)), Tensor(grad_out)
         a, w, bias = inputs["a"], inputs["w"], inputs.get("bias")
+        if in_tiles:
+            w = rows_of(w, int(grad.shape[-1]), int(a.shape[-1]))
         norm_weight, norm_bias = inputs.get("norm_weight"), inputs.get("norm_bias")
         weight = Quantized(w, inputs["scales"], int(a.shape[-1])) if "scales" in inputs else w
         x = a
@@ -248,7 +276,7 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
         if gelu:
             grad = gelu_gradient(of_kernel(matmul(x, weight, transpose_b=True, bias=bias)), grad)
         gradients["bias"] = sum_rows(grad)
-        if isinstance(weight, Tensor):  # nothing is learned by integers
+        if isinstance(weight, Tensor) and not in_tiles:
             gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
         wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
         grad = product(grad, wide, bfloat16=w.dtype == dtypes.bfloat16)
@@ -263,11 +291,18 @@ def _fused_gradient(names: tuple[str, ...], gelu: bool, epsilon: float, rms: boo
 
 
 @functools.cache
-def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool) -> Gradient:
-    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum."""
+def _gradient_for(
+    transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool, in_tiles: bool
+) -> Gradient:
+    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum.
+
+    A matrix b in tiles has no gradient.
+    """
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         (a, b, *bias), grad = inputs_of(call, 1 + gelu), Tensor(grad_out)
+        if in_tiles:
+            b = rows_of(b, int(grad.shape[-1]), int(a.shape[-1]))
         if gelu:
             grad = _times(grad, result_of(call, 1))
         if transpose_a:
@@ -278,7 +313,8 @@ def _gradient_for(transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bo
             grad_b = product(grad, a, True, transpose_a, bfloat16)
         else:
             grad_b = product(a, grad, not transpose_a, False, bfloat16)
-        found = [grad_a.cast(a.dtype).uop, grad_b.cast(b.dtype).uop, *(sum_rows(grad).uop for _ in bias)]
+        found = [grad_a.cast(a.dtype).uop, None if in_tiles else grad_b.cast(b.dtype).uop]
+        found += [sum_rows(grad).uop for _ in bias]
         return (None, None, *found) if gelu else (None, *found)
 
     return gradient
@@ -320,13 +356,6 @@ def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, i
             rows, columns = min(pairs, key=lambda pair: m / pair[0] + n / pair[1])
             break
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)
-
-
-def _are_few(rows: int, k: int, are_rounded: bool) -> bool:
-    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
-    if are_rounded:
-        return rows <= FEWEST_ROWS and k <= ON_STACK and rows * k <= 4 * ON_STACK
-    return rows <= FEW_ROWS
 
 
 def _are_large(size: int, parts: int) -> bool:

@@ -1,17 +1,62 @@
 // y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
 // order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
-// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. `finish` adds the bias, applies GELU and
-// adds the residual, (M, N). With BFLOAT16, a is rounded, too: see bfloat16.h.
+// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. With UNIT_SIZE, w is in tiles: see
+// tiles.h. `finish` adds the bias, applies GELU and adds the residual, (M, N). With BFLOAT16, a is rounded, too:
+// see bfloat16.h.
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
 #else
 #define BIASES(n, some) (vec)0
 #endif
+#if UNIT_SIZE
+#define COLUMNS TILE  // of y that are computed together
+#else
+#define COLUMNS V
+#endif
 #if !defined(BITS) || FLOATS
 // The sums over k run in the order of matmul.c: the same bits for any number of rows.
 #define DEPTH (PER_LANE * SUMMED(LANES))
 #define A_ROW (BFLOAT16 ? UP(LANES, V) : K)
+#endif
+#if UNIT_SIZE
+// The registers hold so many sums, of ROWS rows of a and VECTORS vectors of columns. One sum waits for the one before
+// it, so there are as many as can be.
+#define SUMS (V == 16 ? 24 : 12)
+#define VECTORS (M * TILE / V <= SUMS ? TILE / V : 2)
+#define ROWS EQUAL_PIECE(M, SUMS / VECTORS, 1)
+
+// Add `lanes` products to the sums of `rows` rows of a, with VECTORS · V columns of w.
+PART void add_units(const int rows, vec *totals, input a, const WEIGHT *restrict w, int lanes) {
+  vec sums[ROWS][VECTORS];
+  EACH(m, rows) EACH(v, VECTORS) sums[m][v] = 0;
+  for (int lane = 0; lane < lanes; lane += UNIT_LANES, w += TILE * UNIT_SIZE) {
+    vec x[VECTORS][UNIT_LANES];
+    EACH(v, VECTORS) unit_at(x[v], w + v * V * UNIT_SIZE);
+    EACH(i, UNIT_LANES) EACH(m, rows) EACH(v, VECTORS) sums[m][v] = MULTIPLY_ADD(sums[m][v], (vec)a[m * A_ROW + lane + i], x[v][i]);
+  }
+  EACH(m, rows) EACH(v, VECTORS) totals[m * (TILE / V) + v] += sums[m][v];
+}
+
+// The columns of y that one tile of w has, from n on. `start` is added first.
+PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec *start) {
+  vec totals[M * (TILE / V)];
+  for (int i = 0; i < M * (TILE / V); i++) totals[i] = start[i % (TILE / V)];
+  for (int lane = 0; lane < LANES; lane += DEPTH / PER_LANE)
+    for (int v = 0; v < TILE / V; v += VECTORS) {
+      const WEIGHT *from = WEIGHTS_AT(w, n + v * V, lane * PER_LANE);
+      const int lanes = MIN(DEPTH / PER_LANE, LANES - lane);
+      for (int m = 0; m + ROWS <= M; m += ROWS) add_units(ROWS, totals + m * (TILE / V) + v, a + m * A_ROW + lane, from, lanes);
+      const int m = M / ROWS * ROWS;
+      if (m < M) add_units(M % ROWS, totals + m * (TILE / V) + v, a + m * A_ROW + lane, from, lanes);
+    }
+  for (int i = 0; i < M * (TILE / V); i++) {
+    const long at = n + i % (TILE / V) * V;
+    put(y + i / (TILE / V) * N + at, totals[i], N - at);
+  }
+}
+
+#elif !defined(BITS) || FLOATS
 #define ROWS MIN(M, 8)  // of a, whose sums the registers hold
 
 // Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
@@ -27,20 +72,14 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 }
 
 #endif
-#ifndef BITS
-// A word of 4 bytes holds two numbers of half precision, which are transposed together; pairs of bfloat16 stay so.
-#define STEP (4 / (int)sizeof(WEIGHT) * V)
-PART OVERLOADED vec number_of(uints words, int second, const _Float16 *kind) {
-  const shorts bits = __builtin_convertvector(second ? words >> 16 : words & 0xffff, shorts);
-  return __builtin_convertvector((halves)bits, vec);
-}
-PART OVERLOADED vec number_of(uints words, int second, const unsigned short *kind) {
-  return (vec)(second ? words & 0xffff0000 : words << 16);
-}
-PART OVERLOADED vec number_of(uints words, int second, const float *kind) { return (vec)words; }
-
+#if !UNIT_SIZE && !defined(BITS)
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
-// prefetches the V rows that follow. `start` is added first.
+// prefetches the V rows that follow. `start` is added first. Pairs of bfloat16 are transposed as floats are.
+#if PER_LANE == 2
+#define LANE float
+#else
+#define LANE WEIGHT
+#endif
 PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const int all, int some, int more) {
   vec totals[M];
   EACH(m, M) totals[m] = start;
@@ -48,22 +87,16 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
     vec sums[M];
     EACH(m, M) sums[m] = 0;
     int k = k0, end = MIN(K, k0 + DEPTH);
-    for (; k + STEP <= end; k += STEP) {
+    for (; k + V * PER_LANE <= end; k += V * PER_LANE) {
       vec x[V];
       if (more) {
-        UNROLL for (int byte = 0; byte < V * V * 4; byte += 64)
+        UNROLL for (int byte = 0; byte < V * V * (int)sizeof(LANE); byte += 64)
           __builtin_prefetch((const char *)(w + (long)V * K + (long)k * V) + byte, 0, 2);
       }
-      const float *from[V];
-      EACH(i, V) from[i] = (const float *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
+      const LANE *from[V];
+      EACH(i, V) from[i] = (const LANE *)(w + (long)(all ? i : MIN(i, some - 1)) * K + k);
       load_transposed(x, from);
-#if PER_LANE == 2
-      add_to_all(V, sums, a + k / 2, x);
-#else
-      vec numbers[STEP];
-      EACH(i, STEP) numbers[i] = number_of((uints)x[i / (STEP / V)], i % 2, w);
-      add_to_all(STEP, sums, a + k, numbers);
-#endif
+      add_to_all(V, sums, a + k / PER_LANE, x);
     }
     for (; k < end; k += PER_LANE) {
       vec x;
@@ -125,9 +158,15 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #else
 #define FACTORS a
 #endif
-    const long first = FIRST(PIECES(N, V)) * V, last = MIN(N, LAST(PIECES(N, V)) * V);
+    const long first = FIRST(PIECES(N, COLUMNS)) * COLUMNS, last = MIN(N, LAST(PIECES(N, COLUMNS)) * COLUMNS);
     long n = first;
-#if FLOATS
+#if UNIT_SIZE
+    for (; n < last; n += TILE) {
+      vec start[TILE / V];
+      EACH(v, TILE / V) start[v] = BIASES(n + v * V, N - n - v * V);
+      columns(y, FACTORS, w, n, start);
+    }
+#elif FLOATS
     for (; n < last; n += V) columns(y + n, a, row_at(w, scales, n), BIASES(n, last - n), last - n);
 #elif defined(BITS)
     for (; n < last; n += V) columns(y + n, rounded, row_at(w, scales, n), last - n);

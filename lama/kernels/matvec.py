@@ -5,12 +5,14 @@ import math
 from tinygrad import Tensor, dtypes
 
 from lama.kernels.quantized import Quantized
+from lama.kernels.tiles import tile_macros, tiles_of
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
 from lama.runtime.threads import threads
 
 FEW_ROWS = 24  # up to so many, copying the weights to panels as matmul.c does would take longer
-FEWEST_ROWS = 8  # up to so many, every slice normalises or rounds all of them for itself
+FEWEST_ROWS = 8  # up to so many, every slice normalises all of them for itself
 ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
+ROUNDED_ON_STACK = 4 * ON_STACK  # rounded numbers, of one or two bytes
 READING = 2  # slices take so many times as long as others, since each normalises and rounds its rows
 SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
@@ -41,13 +43,14 @@ def matvec(
     for a quantised w; for one of bfloat16 it always is.
     """
     a, w = inputs["a"], inputs["w"]
+    tiles = tiles_of(w)
     *lead, m, k = (int(size) for size in a.shape)
     n, batch = int(w.shape[-2]), math.prod(lead)
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     types |= {"scales": "unsigned char"} if "scales" in inputs else {}
-    layout: Macros = {}
-    headers: tuple[str, ...] = ("bfloat16.h",)
-    kind = types["w"]
+    layout = tile_macros(tiles)
+    headers: tuple[str, ...] = ("bfloat16.h", "tiles.h")
+    kind = types["w"] + ("" if tiles is None else "_tiles")
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
         layout, kind = weight.macros(), weight.kind
@@ -75,4 +78,6 @@ def matvec(
     kernel = make_kernel(
         "matvec.c", macros, label=label, operations=operations, slices=slices, headers=headers
     )
+    if tiles is not None:
+        inputs = inputs | {"w": tiles}
     return kernel((*lead, m, n), *inputs.values(), gradient=gradient)

@@ -104,42 +104,48 @@ PART void round_row(struct rounded *restrict to, input a) {
 #define DEPTH SUMMED_GROUPS(ALL)
 #define AHEAD 4096  // bytes: memory is asked for them before they are needed
 
+#define ROWS MIN(M, 8)  // of x, whose sums the registers hold
 // `some` columns of y, or V if more, from one tile. The sums are those of matmul_integers.c in its order.
-PART void columns_of(output y, const struct rounded *x, struct row row, const int some) {
-  vec totals[M], sums[M];
-  EACH(m, M) totals[m] = sums[m] = 0;
+PART void columns_of(const int rows, output y, const struct rounded *x, struct row row, const int some) {
+  vec totals[ROWS], sums[ROWS];
+  EACH(m, rows) totals[m] = sums[m] = 0;
   for (int g = 0; g < GROUPS; g++) {
-    if (g % DEPTH == 0) EACH(m, M) {
+    if (g % DEPTH == 0) EACH(m, rows) {
       totals[m] += sums[m];
       sums[m] = 0;
     }
-    ints dots[M];
-    EACH(m, M) dots[m] = x[m].starts[g];
+    ints dots[ROWS];
+    EACH(m, rows) dots[m] = x[m].starts[g];
     EACH(k, BITS) {
       if (k * V % TILE == 0) __builtin_prefetch((const char *)(row.words + (g * BITS + k) * row.width) + AHEAD);
       const uints words = words_at(row, g * BITS + k, some);
 #if BITS == 8
-      EACH(m, M) dots[m] = dot4(dots[m], (ints)(SHIFT ? words ^ 0x80808080 : words), (ints)x[m].words[8 * g + k]);
+      EACH(m, rows) dots[m] = dot4(dots[m], (ints)(SHIFT ? words ^ 0x80808080 : words), (ints)x[m].words[8 * g + k]);
 #else
-      EACH(m, M) dots[m] = dot4(dots[m], (ints)(words & 0x0f0f0f0f), (ints)x[m].words[8 * g + 2 * k]);
-      EACH(m, M) dots[m] = dot4(dots[m], (ints)(words >> 4 & 0x0f0f0f0f), (ints)x[m].words[8 * g + 2 * k + 1]);
+      EACH(m, rows) dots[m] = dot4(dots[m], (ints)(words & 0x0f0f0f0f), (ints)x[m].words[8 * g + 2 * k]);
+      EACH(m, rows) dots[m] = dot4(dots[m], (ints)(words >> 4 & 0x0f0f0f0f), (ints)x[m].words[8 * g + 2 * k + 1]);
 #endif
     }
     const vec scales = scales_at(row, g, some);
-    EACH(m, M) sums[m] += __builtin_convertvector(dots[m], vec) * (scales * x[m].scales[g]);
+    EACH(m, rows) sums[m] += __builtin_convertvector(dots[m], vec) * (scales * x[m].scales[g]);
 #if MINIMA
     const vec minima = minima_at(row, g, some);
-    EACH(m, M) sums[m] += minima * x[m].sums[g];
+    EACH(m, rows) sums[m] += minima * x[m].sums[g];
 #endif
   }
-  EACH(m, M) put(y + m * N, totals[m] + sums[m], some);
+  EACH(m, rows) put(y + m * N, totals[m] + sums[m], some);
+}
+// The same of all M rows, ROWS at a time: from the second time on, the tile is in the nearest cache.
+PART void columns_of_all(output y, const struct rounded *x, struct row row, const int some) {
+  for (int m = 0; m + ROWS <= M; m += ROWS) columns_of(ROWS, y + m * N, x + m, row, some);
+  if (M % ROWS) columns_of(M % ROWS, y + M / ROWS * ROWS * N, x + M / ROWS * ROWS, row, some);
 }
 // The same; the compiler is to know a whole tile's width.
 PART void columns(output y, const struct rounded *x, struct row row, int some) {
   if (row.width == TILE && some >= V) {
     row.width = TILE;
-    columns_of(y, x, row, V);
+    columns_of_all(y, x, row, V);
   } else
-    columns_of(y, x, row, some);
+    columns_of_all(y, x, row, some);
 }
 #endif

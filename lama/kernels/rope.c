@@ -1,6 +1,7 @@
 // Rotate B x T tokens of H heads: numbers i and i + R of a head's D by the angle i of their position. Row p of
 // the table has R cosines, then R sines. Element (b, h, t, i) of x is x[X_AT + b * XB + h * XH + t * XT + i]; y
-// is (B, H, T, D). With AT, row b's tokens are at positions[b] and after it, else at 0 and after it.
+// is (B, H, T, D). With AT, row b's tokens are at positions[b] and after it, or with AT_EACH at positions (B, T);
+// else at 0 and after it.
 //
 // BACKWARD: y is the gradient, and x the one to be written, which has ROW numbers for each token.
 
@@ -12,7 +13,7 @@ KERNEL NAME(output y, input x, input table WITH(AT, const int *restrict position
   for (long unit = FIRST(B * T); unit < LAST(B * T); unit++) {
     const long b = unit / T, t = unit % T;
 #if AT
-    const long p = MAX(0, MIN(positions[b] + t, LENGTH - 1));
+    const long p = MAX(0, MIN(AT_EACH ? positions[unit] : positions[b] + t, LENGTH - 1));
 #else
     const long p = t;
 #endif

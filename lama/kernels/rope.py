@@ -29,13 +29,20 @@ class _Spec:
     """Numbers of a token in the tensor that x is a view of."""
     rotated: int
     length: int
-    has_positions: bool
+    positions: int
+    """The axes of `positions`: 0 without them, 1 for a row's first, 2 for every token's."""
 
     def kernel(self, backward: bool) -> Kernel:
         B, H, T, D = self.layout.shape
         strides = dict(zip(("XB", "XH", "XT"), self.layout.strides, strict=False))
         macros: Macros = {"B": B, "H": H, "T": T, "D": D, "R": self.rotated // 2, "LENGTH": self.length}
-        macros |= {"X_AT": self.layout.offset, "ROW": self.row, "AT": int(self.has_positions), **strides}
+        macros |= {
+            "X_AT": self.layout.offset,
+            "ROW": self.row,
+            "AT": self.positions > 0,
+            "AT_EACH": self.positions > 1,
+            **strides,
+        }
         macros["BACKWARD"] = int(backward)
         return make_kernel("rope.c", macros, slices=min(B * T, slices_for(B * H * T * D)))
 
@@ -45,12 +52,12 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
     numbers = [] if positions is None else [positions]
     if x.ndim != 4 or x.dtype != dtypes.float32 or not is_fast(x, table, *numbers):
         return None
-    base, spec = _source(x, table, positions is not None)
+    base, spec = _source(x, table, 0 if positions is None else positions.ndim)
     outputs = [Tensor.empty(*shape_of(x), device=x.device)]
     return spec.kernel(False).into(outputs, base, table, *numbers, gradient=_gradient_for(spec))[0]
 
 
-def _source(x: Tensor, table: Tensor, has_positions: bool) -> tuple[Tensor, _Spec]:
+def _source(x: Tensor, table: Tensor, positions: int) -> tuple[Tensor, _Spec]:
     """The tensor that the kernel reads: a copy unless x is a part of each token's row, as its gradient is."""
     (B, H, T, D), (length, rotated) = shape_of(x), shape_of(table)
     base, layout = strided_view(x)
@@ -63,7 +70,7 @@ def _source(x: Tensor, table: Tensor, has_positions: bool) -> tuple[Tensor, _Spe
     if layout != rows or layout.offset + H * D > row or row * B * T != math.prod(shape_of(base)):
         base, row = materialise(x), H * D
         layout = Layout((B, H, T, D), 0, contiguous_strides((B, H, T, D)))
-    return base, _Spec(layout, row, rotated, length, has_positions)
+    return base, _Spec(layout, row, rotated, length, positions)
 
 
 @functools.cache

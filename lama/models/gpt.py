@@ -14,7 +14,7 @@ from lama.dropout import Dropout, no_dropout
 from lama.embeddings import POSITIONS, TokenEmbedding, make_positions, unembedding
 from lama.errors import quoted
 from lama.layers import NORM_KINDS, Norm, initialise, new_norm
-from lama.masks import Causal
+from lama.masks import Causal, packed
 from lama.models.config import CHOICES as SHARED_CHOICES
 from lama.models.config import LARGEST, check_config, check_length
 from lama.models.protocol import AttentionSite, attention_site
@@ -244,18 +244,25 @@ class GPT:
         cache: KVCache | None = None,
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
+        starts: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T d_model"]:
         """The residual stream after the last block and norm, which the unembedding reads.
 
-        With a `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. Raises ValueError
-        for more than `context_length` tokens, or than the cache can hold.
+        With a `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. With `starts`, as
+        in `Causal`, a row holds several texts that do not see each other. Raises ValueError for more than
+        `context_length` tokens, or than the cache can hold.
         """
-        x = self.embedded(tokens, cache, tap, dropout)  # (B, T, d_model)
+        mask = self.mask(starts)
+        x = self.embedded(tokens, cache, tap, dropout, mask)  # (B, T, d_model)
         caches = [None] * len(self.blocks) if cache is None else cache.layers
         for i, (block, layer_cache) in enumerate(zip(self.blocks, caches, strict=True)):
             name = f"blocks.{i}"
-            x = block(x, Causal(), cache=layer_cache, tap=scoped(tap, name), dropout=dropout.scoped(name))
+            x = block(x, mask, cache=layer_cache, tap=scoped(tap, name), dropout=dropout.scoped(name))
         return self.normalised(x, tap)
+
+    def mask(self, starts: Int[Tensor, "B T"] | None = None) -> Causal:
+        """The mask of every block; with `starts`, that of rows of several texts."""
+        return Causal() if starts is None else packed(starts.to(self.embed.weight.device))
 
     def embedded(
         self,
@@ -263,13 +270,14 @@ class GPT:
         cache: KVCache | None = None,
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
+        mask: Causal | None = None,
     ) -> Float[Tensor, "B T d_model"]:
         """The residual stream before the first block. Raises ValueError as `hidden` does."""
         device, T, tap = self.embed.weight.device, int(tokens.shape[1]), scoped(tap)
         check_length(T, self.config)
         if cache is not None:
             cache.check(T)
-        start = None if cache is None else cache.positions
+        start = (mask.places if mask else None) if cache is None else cache.positions
         x = self.embed(tokens.to(device))  # (B, T, d_model)
         x = tap("embed", x if self.config.embed_scale == 1 else x * self.config.embed_scale)
         positions = tap("pos_embed", self.pos_embed(T, start).to(device))  # (T, d_model), or (B, T, d_model)
@@ -290,9 +298,10 @@ class GPT:
         cache: KVCache | None = None,
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
+        starts: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T vocab_size"]:
-        """logits[b, t] scores the token that follows tokens[b, :t+1]."""
-        return tap("logits", self.logits(self.hidden(tokens, cache, tap, dropout)))
+        """logits[b, t] scores the token that follows tokens[b, :t+1]; arguments as of `hidden`."""
+        return tap("logits", self.logits(self.hidden(tokens, cache, tap, dropout, starts)))
 
     def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens, by default context_length."""

@@ -22,13 +22,15 @@ def bits_of_weights(model: object, dtype: str) -> dict[str, int]:
     """
     if not isinstance(model, GPT):
         raise LamaError(f"a model must be a GPT to be held in {dtype}; got a {type(model).__name__}")
-    bits = {}
-    for name, owner in matrices_of(model).items():
-        if isinstance(owner, Linear):
-            bits[name] = BITS[dtype]
-        elif model.config.tied:
-            bits[name] = 8
-    return bits
+    return {
+        name: BITS[dtype] if isinstance(owner, Linear) else 8 for name, owner in multiplied(model).items()
+    }
+
+
+def multiplied(model: GPT) -> dict[str, Linear | TokenEmbedding]:
+    """The layers whose parameter is multiplied, by the parameter's name: all but an untied embedding."""
+    found = matrices_of(model)
+    return {name: owner for name, owner in found.items() if isinstance(owner, Linear) or model.config.tied}
 
 
 def matrices_of(model: object) -> dict[str, Linear | TokenEmbedding]:

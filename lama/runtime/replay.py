@@ -36,6 +36,7 @@ from lama.runtime.internals import (
 )
 from lama.runtime.kernel import is_fast
 from lama.runtime.release import installed
+from lama.runtime.strides import without_reshapes
 from lama.runtime.threads import call_words, run_calls, threads
 from lama.shapes import Array
 
@@ -123,8 +124,12 @@ class CachedStep:
         self._is_cachable = device == "CPU" and is_fast(some) and not DEBUG >= 2 and not PROFILE
         if self._is_cachable:
             self._given = {name: buffer_of(t).base for name, t in {**state, **self._inputs}.items()}
-            shapes = [(name, str(t.dtype), t.shape, self._given[name].nbytes) for name, t in state.items()]
-            self._key = digest(repr([key, sorted(inputs.items()), threads(), shapes]).encode())
+            # Weights in tiles are views: kernels that read them are not those for rows.
+            layouts = [
+                (name, str(t.dtype), t.shape, str(without_reshapes(t.uop).op), self._given[name].nbytes)
+                for name, t in state.items()
+            ]
+            self._key = digest(repr([key, sorted(inputs.items()), threads(), layouts]).encode())
             if like and like._calls and like._key == self._key:
                 self._calls, self._shape = (
                     LoadedCalls(like._calls.list, self._given, like._calls),

@@ -6,30 +6,37 @@ transformers 5, utils/chat_template_utils.py.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 from lama.errors import LamaError, first_line, quoted
 from lama.files import checked, parse_json
-from lama.tokenizers.base import TableTokenizer, Tokenizer
+from lama.tokenizers.base import TableTokenizer, Tokenizer, encode_inside
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 Message: TypeAlias = Mapping[str, object]
 """{"role": "user", "content": "..."}; an assistant's may have more, such as tool_calls."""
 STEPS = 1_000_000  # of all loops of a template
 LONGEST = 4_000_000  # characters of its text
 LARGEST = 10**18  # factor of a product
+BEGIN, END = (
+    "_begin_generation",
+    "_end_generation",
+)  # variables, empty unless the assistant's text is looked for
 TEMPLATE_FILE = "tokenizer/chat_template.jinja"
 CONFIG_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json")
 # Those that take much memory for little text, or look at the host.
 REFUSED_FILTERS = ("center", "filesizeformat", "format", "pprint", "urlize", "wordwrap", "xmlattr")
 REFUSED_METHODS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
+CANNOT_MARK = "the chat template must mark the assistant's part by {% generation %}"
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -51,9 +58,14 @@ class ChatTemplate:
         """`tokens`: bos_token and the like. The template is compiled when it is first rendered."""
         self.source, self.tokens = source, dict(tokens or {})
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether {% generation %} marks the assistant's text."""
+        return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self.source) is not None
+
     @cached_property
-    def _environment(self) -> "Environment":
-        return _environment()
+    def _compiled(self) -> "Template":
+        return _environment().from_string(self.source)
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: object
@@ -72,7 +84,7 @@ class ChatTemplate:
         }
         _steps.set(0)
         try:
-            return _joined(self._environment.from_string(self.source).generate(**values))
+            return _joined(self._compiled.generate(**values))
         except SecurityError as error:
             raise LamaError(
                 f"the chat template must stay within its limits; got {first_line(error)}"
@@ -118,13 +130,15 @@ def _environment() -> "Environment":
     from jinja2.visitor import NodeTransformer
 
     class Generation(Extension):
-        """{% generation %} marks the assistant's text for training; here its content is only text."""
+        """{% generation %} marks the assistant's text: it stands between the values of BEGIN and END."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):  # type: ignore[no-untyped-def]
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            begin, end = (nodes.Output([nodes.Name(name, "load")]) for name in (BEGIN, END))
+            return [begin, *body, end]
 
     class Limits(NodeTransformer):
         """Loops count their steps, and `~` checks the length of its result."""
@@ -295,6 +309,99 @@ def encode_chat(
         on_whole()
         return tokenizer.encode_inside(text)
     return [i for piece, is_content in pieces for i in tokenizer.encode_inside(piece, not is_content)]
+
+
+def encode_marked(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
+) -> tuple[list[int], list[bool]]:
+    """The ids of a conversation, and which of them the assistant writes, to be learned.
+
+    These are its answers with the special tokens that end them, and no white space after these. The tokens
+    before an answer are those of a prompt. Special tokens in contents are only text, as in `encode_chat`.
+    Raises LamaError for a template that cannot mark the assistant's part.
+    """
+    text, spans = assistant_spans(template, messages)
+    contents = [str(each["content"]) for each in messages if isinstance(each.get("content"), str)]
+    pieces: list[tuple[str, bool]] = [(text, False)]
+    if any(encode_inside(tokenizer, each) != encode_inside(tokenizer, each, False) for each in contents):
+        pieces = _pieces(template, messages, text, False, {}) or pieces
+    borders = sorted({0, len(text), *chain.from_iterable(spans)})
+    segments: list[list[int]] = [[] for _ in borders[1:]]
+    at = 0
+    for piece, is_content in pieces:
+        for i, (begin, end) in enumerate(pairwise(borders)):
+            part = text[max(begin, at) : min(end, at + len(piece))]
+            segments[i] += encode_inside(tokenizer, part, not is_content) if part else []
+        at += len(piece)
+    if len(pieces) == 1:
+        segments = _as_whole(tokenizer, text, borders, segments)
+    ids: list[int] = []
+    marks: list[bool] = []
+    for segment, begin in zip(segments, borders, strict=False):
+        learned = 0
+        if any(first == begin < last for first, last in spans):
+            learned = _without_space_at_end(tokenizer, segment)
+        ids += segment
+        marks += [True] * learned + [False] * (len(segment) - learned)
+    return ids, marks
+
+
+def _as_whole(
+    tokenizer: Tokenizer, text: str, borders: Sequence[int], segments: list[list[int]]
+) -> list[list[int]]:
+    """The segments, or those of the whole where they differ, as with tokenizers that add a space."""
+    whole = encode_inside(tokenizer, text)
+    if tokenizer.decode_bytes(chain.from_iterable(segments)) == tokenizer.decode_bytes(whole):
+        return segments
+    before = [encode_inside(tokenizer, text[:border]) for border in borders]
+    if any(whole[: len(each)] != each for each in before):
+        raise LamaError(f"{CANNOT_MARK}; got tokens across its borders")
+    return [whole[len(first) : len(last)] for first, last in pairwise(before)]
+
+
+def _without_space_at_end(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """The number of ids up to a special token with only white space after it; all where there is none."""
+    special = {token.id for token in getattr(tokenizer, "added", ()) if token.special}
+    n = len(ids)
+    while n and ids[n - 1] not in special and not tokenizer.decode_bytes([ids[n - 1]]).strip():
+        n -= 1
+    return n if n and ids[n - 1] in special else len(ids)
+
+
+def assistant_spans(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where the assistant's parts begin and end in it.
+
+    They are between the template's {% generation %} marks. Without marks, an answer is what the conversation
+    up to it has more than its prompt. Raises LamaError where beginnings are rendered in another way alone.
+    """
+    text, spans = template.render(messages, False), list[tuple[int, int]]()
+    if template.has_marks:
+        begin, end = secrets.token_hex(16), secrets.token_hex(16)
+        first, *parts = template.render(messages, False, **{BEGIN: begin, END: end}).split(begin)
+        found = first
+        for part in parts:
+            answer, _, rest = part.partition(end)
+            spans.append((len(found), len(found) + len(answer)))
+            found += answer + rest
+        if found != text:
+            raise LamaError(f"{CANNOT_MARK}; got a text that depends on the marks")
+    else:
+        for i, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            prompt = template.render(messages[:i], True)
+            turn = template.render(messages[: i + 1], False)
+            for shorter, longer in ((prompt, turn), (turn, text)):
+                if not longer.startswith(shorter):
+                    both = enumerate(zip(shorter, longer, strict=False))
+                    at = next((n for n, (a, b) in both if a != b), len(longer))
+                    got = f"got {quoted(longer[at:], 30)} in place of {quoted(shorter[at:], 30)}"
+                    raise LamaError(f"{CANNOT_MARK}, or render a beginning as in the whole; {got}")
+            spans.append((len(prompt), len(turn)))
+    spans = [(begin, end) for begin, end in spans if begin < end]
+    if not spans:
+        raise LamaError(f"{CANNOT_MARK}; got no text of the assistant")
+    return text, spans
 
 
 def _pieces(

@@ -3,11 +3,25 @@
 import json
 from pathlib import Path
 
-from lama.files import checked, parse_json
+from lama.errors import LamaError
+from lama.files import checked, field, parse_json
 from lama.tokenizers.base import TableTokenizer, Tokenizer
 from lama.tokenizers.bpe import BytePairTokenizer, byte_alphabet, gpt2_files
-from lama.tokenizers.huggingface import END_OF_TEXT, GPT2, OWN_TOKENS
+from lama.tokenizers.chat_template import TEMPLATE_FILE
+from lama.tokenizers.huggingface import END_OF_TEXT, GPT2, OWN_TOKENS, tokenizer_of_files
 from lama.tokenizers.training import vocabulary_files
+
+
+def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
+    """The same tokenizer with a chat template among its files. Raises LamaError for one without files."""
+    files = huggingface_files(tokenizer)
+    if not files:
+        got = f"got a {type(tokenizer).__name__}"
+        raise LamaError(f"a tokenizer must be byte-pair encoding or WordPiece to keep a chat template; {got}")
+    spec = tokenizer.to_json()
+    of_class = field(spec, "class", str, "a tokenizer", None) if spec["kind"] == "huggingface" else GPT2
+    files[Path(TEMPLATE_FILE).name] = source.encode()
+    return tokenizer_of_files(files, Path("the tokenizer"), of_class)
 
 
 def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from lama.files import checked, field
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
 MOST_IDS = 1 << 24  # a limit for tables of a vocabulary's size
-LONGEST = 10_000  # characters of an added token; `lama.data.tokens.AHEAD` is more
+LONGEST = 10_000  # characters of an added token; `lama.data.pieces.AHEAD` is more
 NO_ID = -1
 Role: TypeAlias = str | tuple[int]  # such as eos_token; (i,) for the special token i of a list
 

@@ -1,11 +1,16 @@
 """Sessions that learn from a corpus: its tokens on the disk, and what a resumed run must find unchanged."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 from lama.data import Corpus, TokenFiles, fingerprint, open_corpus, open_tokens, tokenize
-from lama.errors import LamaError
+from lama.data.conversations import digest_of
+from lama.data.tokens import is_tokenized, own_tokenizer
+from lama.errors import LamaError, UsageError
+from lama.tokenizers import Tokenizer
 from lama.training.session import Parts, Session
+from lama.training.settings import RunConfig
 
 
 class CorpusSession(Session):
@@ -14,7 +19,8 @@ class CorpusSession(Session):
     def __init__(self, parts: Parts, tokens: TokenFiles):
         super().__init__(parts, tokens.digest)
         self.tokens = tokens
-        self.tokens_per_byte = len(tokens.validation) / max(1, tokens.validation_bytes)
+        counted = int(tokens.counted["validation"].sum()) if tokens.counted else len(tokens.validation)
+        self.tokens_per_byte = counted / max(1, tokens.validation_bytes)
 
     @property
     def plan(self) -> str:
@@ -36,6 +42,36 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
     """
     config = parts.config
     tokens = tokenize(corpus, parts.tokenizer, data, config.validation, parts.progress)
+    check_lengths(tokens, config)
+    return tokens
+
+
+def tokenized_folder(config: RunConfig) -> Path | None:
+    """The folder that `lama data` wrote, if the corpus is one."""
+    folder = Path(config.corpus[0]).expanduser() if len(config.corpus) == 1 else None
+    return folder if folder is not None and is_tokenized(folder) else None
+
+
+def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer]:
+    """The tokens of a corpus that `lama data` wrote, and their tokenizer.
+
+    Raises LamaError for damaged tokens, and for those of another tokenizer than the given one.
+    """
+    tokens = open_tokens(folder, verify=True)
+    tokenizer = tokenizer or own_tokenizer(folder)
+    check_tokenizer(tokens, tokenizer)
+    return tokens, tokenizer
+
+
+def check_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer) -> None:
+    """Raises LamaError for another tokenizer than that of the tokens."""
+    if tokens.tokenizer_digest != fingerprint(tokenizer):
+        got = f"got another, of {tokenizer.vocab_size:,}, than the {tokens.vocab_size:,} of {tokens.folder}"
+        raise LamaError(f"tokens must be those of the model's tokenizer; {got}")
+
+
+def check_lengths(tokens: TokenFiles, config: RunConfig) -> None:
+    """Raises LamaError if a part, or a source that has a share, is no longer than a window."""
     for part, ids in (("training", tokens.train), ("held-out", tokens.validation)):
         if len(ids) <= config.context_length:
             raise LamaError(
@@ -43,7 +79,13 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
                 f"context_length={config.context_length}. Use a longer text, a shorter context or another "
                 "share: --validation"
             )
-    return tokens
+    if config.mixture and len(config.mixture) != len(tokens.sources):
+        got = f"got {len(config.mixture)} for {len(tokens.sources)}"
+        raise UsageError(f"mixture must have a number for each corpus; {got}")
+    for i, (begin, end) in enumerate(pairwise([0, *tokens.sources]), 1):
+        if config.mixture and end - begin <= config.context_length:
+            got = f"{end - begin:,} tokens to learn from, context_length={config.context_length}"
+            raise LamaError(f"a corpus with a share must be longer than context_length; corpus {i} has {got}")
 
 
 def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
@@ -51,16 +93,20 @@ def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
 
     Raises LamaError for damaged tokens, for another tokenizer, and if the text has changed since.
     """
-    folder, sources = parts.folder, parts.config.corpus
+    folder, config = parts.folder, parts.config
     tokens = open_tokens(folder.data, verify=True)
+    groups = [config.corpus]
+    if tokens.counted:
+        groups = [sources for sources in (config.chat, config.chat_held_out) if sources]
     try:
-        corpus = None if "-" in sources else open_corpus(sources, without=folder.path)
+        corpora = [open_corpus(each, folder.path, read=False) for each in groups if "-" not in each]
+        digest = digest_of(corpora) if tokens.counted else corpora[0].digest() if corpora else None
     except LamaError:
-        corpus = None
-    if corpus and corpus.digest() != tokens.text_digest:
+        digest = None
+    if digest not in (None, tokens.text_digest):
         raise LamaError(
             "a resumed run must read the text it began with; "
-            f"got {corpus.name}, which has changed. Start another with --out"
+            f"got {corpora[0].name}, which has changed. Start another with --out"
         )
     if tokens.tokenizer_digest != fingerprint(parts.tokenizer):
         raise LamaError(

@@ -27,6 +27,7 @@ from lama.atomic import clean, naming, remove, temporary, unwritable, write_atom
 from lama.checkpoints import Model, open_weights, save, write_tensors
 from lama.checkpoints.fill import check_tensors
 from lama.checkpoints.tensor import read_weights
+from lama.data import tokens
 from lama.data.tokens import META
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, quoted_path, read_object
@@ -47,7 +48,7 @@ TYPES |= dict.fromkeys(("validation_loss", "accuracy", "best_loss", "seconds"), 
 """Types of the values in log.jsonl and training.json."""
 FILES = (
     *("log.jsonl", "recording.jsonl", "loss.png", "attention.html", "held-out.tsv"),
-    *(f"data/{name}" for name in (META, "train.bin", "validation.bin", rows.FILE)),
+    *(f"data/{name}" for name in (META, *tokens.FILES, rows.FILE)),
 )
 
 
@@ -109,9 +110,13 @@ class RunFolder:
                     self.data.mkdir(exist_ok=True)
                     for path in sorted(data.iterdir(), key=lambda path: path.name == META):
                         os.replace(path, self.data / path.name)
-                    write_atomically(self.settings_file, to_toml(config, about).encode())
+                    self.write_settings(config, about)
             finally:
                 remove(data)
+
+    def write_settings(self, config: RunSettings, about: str) -> None:
+        """Write settings.toml. Raises LamaError."""
+        write_atomically(self.settings_file, to_toml(config, about).encode())
 
     def _empty(self) -> None:
         """Remove an earlier run, but for its model and settings. Targets of links and other files stay."""

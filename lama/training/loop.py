@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama.data import batch
+from lama.data.windows import Mixture
 from lama.errors import LamaError, UsageError
 from lama.ops import sum_of_squares
 from lama.runtime.buffers import read_scalar
@@ -165,6 +166,12 @@ def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
     return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
 
 
-def language_model_batches(data: Array, config: TrainingConfig, context_length: int) -> Batches:
-    """Random windows of `data`, token ids (n,): a function of seed and step alone."""
-    return lambda step: batch(data, step, config.seed, config.batch_size, context_length)
+def language_model_batches(
+    data: Array,
+    config: TrainingConfig,
+    context_length: int,
+    mixture: Mixture | None = None,
+    ends: Array | None = None,
+) -> Batches:
+    """Random windows of `data`, token ids (n,), as `batch` has them: a function of seed and step alone."""
+    return lambda step: batch(data, step, config.seed, config.batch_size, context_length, mixture, ends)

@@ -14,17 +14,34 @@ from lama.shapes import Array, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], smoothing: float = 0.0
+    logits: Float[Tensor, "B T V"],
+    targets: Int[Tensor, "B T"],
+    smoothing: float = 0.0,
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats; `smoothing` as in `lama.ops.cross_entropy`."""
-    return ops.cross_entropy(logits, targets, smoothing).mean()
+    """The mean of −log softmax(logits)[target], in nats, times `weights` where they are given.
+
+    `smoothing` is that of `lama.ops.cross_entropy`.
+    """
+    losses = ops.cross_entropy(logits, targets, smoothing)
+    return (losses if weights is None else losses * weights).mean()
 
 
 def language_model_loss(
-    model: GPT, inputs: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: Dropout = no_dropout
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    starts: Tensor | None = None,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    dropout: Dropout = no_dropout,
 ) -> Tensor:
-    """The mean cross-entropy of the next tokens: inputs and targets (B, T)."""
-    return cross_entropy(model(inputs, dropout=dropout), targets, smoothing)
+    """The mean cross-entropy of the next tokens: inputs and targets (B, T).
+
+    With `starts`, rows hold several texts, as in `GPT.hidden`; with `weights` (B, T), it is the mean of
+    loss x weight.
+    """
+    return cross_entropy(model(inputs, dropout=dropout, starts=starts), targets, smoothing, weights)
 
 
 def pair_loss(
@@ -37,7 +54,7 @@ def pair_loss(
     dropout: Dropout = no_dropout,
 ) -> Tensor:
     """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`."""
-    return (ops.cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing) * weights).mean()
+    return cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing, weights)
 
 
 class Evaluator:

@@ -1,24 +1,41 @@
 """New and resumed runs of `lama train`, whatever the model."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lama.checkpoints import load_causal, load_kind, named_tokenizer
+from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
-from lama.data.tokens import Progress
-from lama.errors import LamaError, UsageError, quoted
+from lama.data.tokens import Progress, TokenFiles, link_tokens
+from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
 from lama.layers import initialise_by_width
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import refuse_quantized
+from lama.models.registry import n_parameters
 from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 from lama.training.budget import check_memory
+from lama.training.chat import (
+    CONTEXT,
+    DEFAULTS,
+    add_end_token,
+    check_chat,
+    new_conversations,
+    scheduled,
+    templated,
+)
 from lama.training.classify import ClassifierSession, new_classifier
-from lama.training.corpus import new_tokens, reopened_tokens
+from lama.training.corpus import (
+    check_lengths,
+    new_tokens,
+    reopened_tokens,
+    tokenized_corpus,
+    tokenized_folder,
+)
 from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
@@ -109,7 +126,9 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     given, folder = dict(settings), parts.folder
     model: GPT | None = None
     tokenizer: Tokenizer | None = None
-    if initial := run_config(given).initial:  # all values are checked before a model is read
+    first = run_config(given)  # all values are checked before a model is read
+    check_chat(first)
+    if initial := first.initial:
         if scale is not None:
             raise UsageError(f"a model to start from has its size; got {scale} and --from {initial}")
         source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
@@ -118,10 +137,24 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
             raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
         model, tokenizer = load_causal(initial, dtype="float32")
         refuse_quantized(model, "to be trained")
-        given = {"learning_rate": FINE_TUNING_RATE} | _of_the_model(given, model.config)
+        note_widened(initial, model)
+        defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
+        if first.chat:
+            defaults |= {**DEFAULTS, "context_length": min(CONTEXT, model.config.context_length)}
+        given = _of_the_model(defaults | given, model.config)
     config = run_config(given)
-    corpus = open_corpus(config.corpus, without=folder.path)
-    tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
+    check_mixture(config)
+    corpus: Corpus | None = None
+    ready: TokenFiles | None = None
+    if not config.chat and (tokenized := tokenized_folder(config)):
+        ready, tokenizer = tokenized_corpus(tokenized, tokenizer or chosen_tokenizer(given))
+        given |= {"tokenizer": OWN}
+        config = run_config(given)
+    else:
+        corpus = open_corpus(config.chat or config.corpus, folder.path, read=not config.chat)
+        tokenizer = tokenizer or make_tokenizer(config.tokenizer, corpus)
+        if config.chat:
+            tokenizer = templated(tokenizer, config.template)
     if scale is not None:
         config = run_config({**given, **scaled(scale, config, given, tokenizer.vocab_size)})
     try:
@@ -133,17 +166,52 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
-        tokens = new_tokens(parts, corpus, data)
+        if corpus is None:
+            assert ready is not None
+            tokens = ready
+            check_lengths(tokens, config)
+            link_tokens(tokens, data)
+        else:
+            tokens = (new_conversations if config.chat else new_tokens)(parts, corpus, data)
         if tokenizer.vocab_size > shape.vocab_size:
             for part in (tokens.train, tokens.validation):
                 check_tokens(tokenizer, [int(part.max())], shape.vocab_size)
         parts.model = model or new_model(config, shape)
-    run = Run(parts, open_tokens(folder.data))
-    run.corpus = corpus
+    tokens = open_tokens(folder.data)
+    if config.chat:
+        add_end_token(parts.model, tokenizer, tokens)
+        parts.config = scheduled(config, settings, tokens)
+        folder.write_settings(parts.config, str(parts.about["command"]))
+    run = Run(parts, tokens)
+    run.corpus = None if config.chat else corpus
     return run
 
 
-def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
+def note_widened(initial: str, model: GPT) -> None:
+    """Say that a quantised file is trained in float32."""
+    if (dtype := open_checkpoint(find(initial).path).dtype) is not None:
+        size = 4 * n_parameters(model)
+        note(f"{initial} has {dtype} weights, which are widened to float32 to be trained: {size:,} bytes")
+
+
+def check_mixture(config: RunConfig) -> None:
+    """Raises UsageError for shares that are no numbers above 0."""
+    for text in config.mixture:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise UsageError(f"mixture must be numbers above 0; got {quoted(text)}")
+
+
+def chosen_tokenizer(given: Settings) -> Tokenizer | None:
+    """The tokenizer that a setting names, where it needs no text; None for the corpus's own."""
+    name = str(given.get("tokenizer", OWN))
+    return None if name == OWN else make_tokenizer(name)
+
+
+def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
     """The tokenizer that a setting names; one of bpe:SIZE is trained on the corpus. Raises LamaError."""
     if name.startswith("bpe:"):
         try:
@@ -151,8 +219,10 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
         except ValueError:
             raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {quoted(name)}") from None
         check_vocabulary(size, [END_OF_TEXT])
+        if corpus is None:
+            raise UsageError(f"tokens that are there must keep their tokenizer; got {name}. Leave it out")
         return train_bpe(corpus.pieces(), size)
-    if name == "character":
+    if name == "character" and corpus is not None:
         return CharacterTokenizer(corpus.characters())
     if name not in ("bytes", "gpt2") and not os.path.isdir(name):
         kinds = "bytes, character, gpt2, bpe:SIZE or a folder"

@@ -31,6 +31,8 @@ class Replica:
         refuse_quantized(model, "to be trained")
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = get_state_dict(model)
+        for parameter in self.parameters.values():
+            parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
         if shares > 1:  # otherwise they are in the buffers of the one part's kernels
@@ -51,7 +53,7 @@ class Replica:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
         if self.config.recompute:
             weight = 1 / self.shares
-            loss, by_id = blockwise_gradients(self.model, inputs[0], inputs[1], smoothing, dropout, weight)
+            loss, by_id = blockwise_gradients(self.model, inputs, smoothing, dropout, weight)
             found = [by_id[id(p)] for p in self.parameters.values()]
         else:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 
 from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines
+from lama.data.windows import Mixture
 from lama.kernels.peak import peak_flops
 from lama.models.gpt import GPT
+from lama.shapes import Array
 from lama.training.budget import training_operations
+from lama.training.chat import held_out_arrays, packed_rows
 from lama.training.corpus import CorpusSession
 from lama.training.lines import Record
-from lama.training.loop import Step, Trainer, language_model_batches
+from lama.training.loop import Batches, Step, Trainer, language_model_batches
 from lama.training.loss import Evaluator
 from lama.training.recording import Recording
 from lama.training.session import Parts
@@ -18,8 +21,22 @@ from lama.training.settings import RunConfig
 EVALUATION_BATCH = 16_384
 
 
+def data_of(tokens: TokenFiles, config: RunConfig) -> tuple[Batches, tuple[Array, ...]]:
+    """The batches of a training, and the held-out arrays of an evaluation."""
+    if tokens.counted:
+        return packed_rows(tokens, "train", config).batches(config.batch_size), held_out_arrays(
+            tokens, config
+        )
+    context = config.context_length
+    mixture = Mixture(tokens.sources, list(map(float, config.mixture))) if config.mixture else None
+    ends = tokens.ends if config.separate else {}
+    limit = config.evaluation_tokens and max(1, config.evaluation_tokens // context)
+    held_out = evaluation_windows(tokens.validation, context, limit or None, ends.get("validation"))
+    return language_model_batches(tokens.train, config, context, mixture, ends.get("train")), held_out
+
+
 class Run(CorpusSession):
-    """A GPT's training on a corpus."""
+    """A GPT's training on a corpus, or on conversations."""
 
     config: RunConfig
     model: GPT
@@ -30,10 +47,8 @@ class Run(CorpusSession):
         super().__init__(parts, tokens)
         self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
-        batches = language_model_batches(tokens.train, config, context)
+        batches, held_out = data_of(tokens, config)
         self.trainers.append(Trainer(model, batches, config, devices=self.devices))
-        limit = config.evaluation_tokens and max(1, config.evaluation_tokens // context)
-        held_out = evaluation_windows(tokens.validation, context, limit or None)
         rows = max(1, min(config.batch_size, EVALUATION_BATCH // context))
         self.evaluator = Evaluator(model, held_out, rows)
         self.recording: Recording | None = None
@@ -49,6 +64,8 @@ class Run(CorpusSession):
 
     def measure_baselines(self) -> None:
         data = self.tokens
+        if data.counted:
+            return  # counting says little of what an assistant answers
         self.baselines = ngram_baselines(data.train, data.validation, self.tokenizer.vocab_size)
 
     def mfu(self, step: Step) -> float | None:

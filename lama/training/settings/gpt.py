@@ -20,6 +20,19 @@ class RunConfig(CorpusSettings):
         "a model to start from: a name, a folder or a file; its shape and tokenizer are then its own, "
         f"and learning_rate is {FINE_TUNING_RATE:g} where none is given",
     )
+    chat: tuple[str, ...] = setting(
+        (), "conversations to learn from, JSON lines or Parquet, as for --corpus; with --from"
+    )
+    chat_held_out: tuple[str, ...] = setting((), "held-out conversations; default: the share --validation")
+    template: str = setting("", "the chat template: plain, or a file; default the model's own")
+    epochs: int = setting(
+        0,
+        "passes over the conversations, which decide steps; 0: as many as steps need, 1 without --steps",
+        least=0,
+    )
+    packing: bool = setting(True, "several conversations in a row, which do not see each other")
+    separate: bool = setting(False, "documents in a window do not see each other")
+    mixture: tuple[str, ...] = setting((), "shares of the corpora in the batches; default: by their lengths")
     bias: bool = setting(False, "biases in linear layers and norms")
     tied: bool = setting(True, "share the token embedding with the unembedding")
     activation: str = setting(

@@ -1,0 +1,98 @@
+"""Print a fine-tuning on conversations: what it learns from, and answers to held-out prompts."""
+
+import argparse
+import shlex
+from typing import TYPE_CHECKING
+
+from lama.cli.live import heading
+from lama.cli.train import losses_table
+from lama.errors import LamaError
+
+if TYPE_CHECKING:
+    from lama.training.loop import Step
+    from lama.training.run import Run
+    from lama.training.session import Evaluation
+
+ANSWER_TOKENS = 60
+PROMPTS = 3
+SHOWN = 100  # characters of a prompt
+
+
+def introduce(session: "Run", args: argparse.Namespace) -> None:
+    from lama.models.registry import describe
+
+    heading(f"The conversations: {session.tokens.corpus['name']}")
+    print(describe_conversations(session))
+    print(describe(session.model))
+    heading("Before training")
+    session.measure_start()
+    print(f"held-out loss {session.untrained:.4f} nats per token of the assistant")
+    print(f"the model that it starts from: {exchange(session, 0)}")
+
+
+def describe_conversations(session: "Run") -> str:
+    """The sizes of both parts, how full the rows are, and what was left out."""
+    from lama.training.chat import packed_rows
+
+    tokens, config = session.tokens, session.config
+    rows = packed_rows(tokens, "train", config)
+    n_rows, notes = len(rows.epoch(0)), tokens.notes
+    lines = []
+    for part, ids in (("to learn from", "train"), ("held out", "validation")):
+        n, counted = len(tokens.ends[ids]), int(tokens.counted[ids].sum())
+        lines.append(f"{n:,} {part}, {counted:,} tokens of the assistant")
+    full = rows.lengths.sum() / (n_rows * config.context_length)
+    lines.append(f"an epoch is {n_rows:,} rows of {config.context_length} tokens, {full:.0%} full")
+    if notes.get("cut") or notes.get("dropped"):
+        most, cut, dropped = config.context_length + 1, notes.get("cut"), notes.get("dropped")
+        lines.append(f"longer than {most} tokens: {cut} cut, {dropped} without an answer in them dropped")
+    return "\n".join(lines)
+
+
+def remark(session: "Run", step: "Step") -> str | None:
+    """An answer to a held-out prompt, now and then."""
+    config = session.config
+    every = config.sample_every or max(1, config.steps // 4)
+    if step.step % every or step.step == config.steps:
+        return None
+    return f"loss {step.loss:.3f}  {exchange(session, step.step // every)}"
+
+
+def exchange(session: "Run", number: int) -> str:
+    """A held-out prompt and the model's likeliest answer."""
+    from lama.training.chat import prompts
+
+    found = list(prompts(session.tokens, PROMPTS))
+    prompt, _ = found[number % len(found)]
+    asked = session.tokenizer.decode(prompt)
+    return f"{asked[-SHOWN:]!r} -> {answer(session, prompt)!r}"
+
+
+def answer(session: "Run", prompt: list[int]) -> str:
+    from lama.generation import generate
+
+    model, n = session.model, ANSWER_TOKENS
+    context = min(model.config.context_length, session.config.context_length + n)
+    words = generate(model, session.tokenizer, prompt, temperature=0, max_new_tokens=n, context=context)
+    return str(words)
+
+
+def conclude(session: "Run", last: "Evaluation | None") -> None:
+    """Print answers and losses. Raises LamaError for a model that has learned nothing."""
+    from lama.training.chat import prompts
+
+    heading("What it learned")
+    decode = session.tokenizer.decode
+    for prompt, wanted in prompts(session.tokens, PROMPTS):
+        print(f"prompt  {decode(prompt)[-SHOWN:]!r}\nwanted  {decode(wanted)!r}")
+        print(f"answer  {answer(session, prompt)!r}\n")
+    losses = {"before": session.untrained, "trained": session.best}
+    print(losses_table(losses, session.tokens_per_byte))
+    best = ""
+    if last and not last.best:
+        best = f" (the best model; the last one has {last.validation_loss:.3f})"
+    again = shlex.join(["lama", "chat", "-m", str(session.folder.path)])
+    print(f"\nsaved in {session.folder.path}{best}. Talk to it:\n  {again}")
+    if session.best >= session.untrained:
+        got = f"got {session.best:.3f} nats per token"
+        raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")

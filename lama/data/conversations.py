@@ -1,0 +1,186 @@
+"""Conversations to learn from: rows of messages, prompt and completion, or text, as token ids.
+
+Source: the forms of mlx-lm (LORA.md) and of OpenAI's fine-tuning.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from lama.data.corpora import Corpus
+from lama.data.records import Row, reading, rows_of
+from lama.data.tokens import PARTS, Progress, TokenFiles, TokenWriter, open_tokens
+from lama.errors import LamaError, quoted
+from lama.files import field, quoted_path
+from lama.shapes import Array
+from lama.tokenizers import Tokenizer
+from lama.tokenizers.chat_template import ChatTemplate, Message, encode_marked
+
+COLUMNS = ("messages", "prompt", "completion", "text")
+FOLLOWS = {
+    "system": ("",),
+    "developer": ("",),
+    "user": ("", "system", "developer", "assistant"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+"""The roles after which each role may come; "" is the beginning."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as tokens."""
+
+    ids: Array
+    counted: Array
+    """Whether each token counts in the loss."""
+    place: float
+    """A number from 0 to 1 that depends on the text: equal ones are on one side."""
+    is_cut: bool
+    """Whether tokens were left out at its end."""
+
+
+def messages_of(row: Row, where: str) -> list[Message] | str:
+    """The messages of a row, or its text. Raises LamaError for other rows and for roles in a wrong order."""
+    there = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    if "messages" in there:
+        return check_order(field(there, "messages", list, where), where)
+    if {"prompt", "completion"} <= there.keys():
+        prompt, completion = (field(there, name, str, where) for name in ("prompt", "completion"))
+        pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        return check_order(pair, where)
+    if "text" in there:
+        return field(there, "text", str, where)
+    got = quoted(", ".join(map(str, row)) or "nothing", plain=True)
+    raise LamaError(f"{where} must have messages, prompt and completion, or text; got {got}")
+
+
+def check_order(messages: Sequence[object], where: str) -> list[Message]:
+    """The messages. Raises LamaError unless roles are in order, and the last one is the assistant's."""
+    found: list[Message] = []
+    before = ""
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in FOLLOWS:
+            got = quoted(message, 80)
+            raise LamaError(f"a message must have a role among {', '.join(FOLLOWS)}; got {got} in {where}")
+        role, content = str(message["role"]), message.get("content")
+        calls = role == "assistant" and content is None and message.get("tool_calls")
+        if type(content) is not str and not calls:
+            raise LamaError(f"a message's content must be a text; got {quoted(content, 80)} in {where}")
+        if before not in FOLLOWS[role]:
+            after = f"after {before}" if before else "at the beginning"
+            rule = "a conversation must be user and assistant in turn, after at most one system message"
+            raise LamaError(f"{rule}; got {role} {after} in {where}")
+        found.append({name: value for name, value in message.items() if value is not None})
+        before = role
+    if before != "assistant":
+        got = f"got {before} last" if before else "got no messages"
+        raise LamaError(f"a conversation must end with the assistant; {got} in {where}")
+    return found
+
+
+def digest_of(corpora: Sequence[Corpus]) -> str:
+    """SHA-256 of the content of all files."""
+    digest = hashlib.sha256()
+    for document in chain.from_iterable(corpus.documents for corpus in corpora):
+        with reading(document.name), document.open() as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def encode_conversation(
+    row: Row, where: str, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
+) -> Encoded:
+    """A row, cut to `context_length` tokens and one more. Raises LamaError that names the row."""
+    messages = messages_of(row, where)
+    if isinstance(messages, str):
+        end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        ids = [*tokenizer.encode(messages), *end]
+        marks = [True] * len(ids)
+    elif template is None:
+        rule = "the model must have a chat template to learn messages"
+        raise LamaError(f"{rule}; got none for {where}. Give --template plain, or a file")
+    else:
+        try:
+            ids, marks = encode_marked(tokenizer, template, messages)
+        except LamaError as error:
+            raise LamaError(f"{error} ({where})") from None
+    place = zlib.crc32(np.array(ids, "<u4").tobytes()) / 2**32
+    n, dtype = context_length + 1, np.min_scalar_type(tokenizer.vocab_size - 1)
+    counted = np.array(marks[:n], np.uint8)
+    counted[:1] = 0  # nothing comes before it
+    return Encoded(np.array(ids[:n], dtype), counted, place, len(ids) > n)
+
+
+def write_conversations(
+    corpus: Corpus,
+    held_out: Corpus | None,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    folder: Path,
+    context_length: int,
+    validation: float,
+    progress: Progress = iter,
+) -> TokenFiles:
+    """Write conversations as `tokenize` writes a corpus, with the tokens that count in the loss.
+
+    They are cut as `encode_conversation` says, and dropped if nothing of the assistant is left. Held out are
+    those of `held_out`, else about the share `validation`, at least one. Raises LamaError for wrong rows, and
+    where none are left on one side.
+    """
+    notes = {"conversations": 0, "cut": 0, "dropped": 0}
+
+    def read(source: Corpus) -> list[Encoded]:
+        rows = (
+            (row, f"line {number} of {quoted_path(document.name)}")
+            for document in source.documents
+            for number, row in rows_of(document.name, document.open, COLUMNS)
+        )
+        found = []
+        for row, where in progress(rows):
+            each = encode_conversation(row, where, tokenizer, template, context_length)
+            is_kept = bool(each.counted.any())
+            for name, count in (
+                ("conversations", 1),
+                ("cut", each.is_cut and is_kept),
+                ("dropped", not is_kept),
+            ):
+                notes[name] += count
+            found += [each] * is_kept
+        return found
+
+    train = read(corpus)
+    if held_out is None:
+        places = sorted(each.place for each in train)
+        limit = places[max(1, round(validation * len(places))) - 1] if places else 0.0
+        parts = (
+            [each for each in train if each.place > limit],
+            [each for each in train if each.place <= limit],
+        )
+    else:
+        parts = train, read(held_out)
+    if not all(parts):
+        got = f"got {len(parts[0])} and {len(parts[1])} of {notes['conversations']} in {corpus.name}"
+        dropped = f", {notes['dropped']} without a token of the assistant in {context_length + 1}"
+        rule = "there must be conversations to learn from and held-out ones"
+        raise LamaError(
+            f"{rule}; {got}{dropped if notes['dropped'] else ''}. Give more, or --chat-held-out FILE"
+        )
+    sizes = []
+    with closing(TokenWriter(folder, tokenizer, counted=True)) as writer:
+        for part, conversations in zip(PARTS, parts, strict=True):
+            size = 0
+            for each in conversations:
+                writer.add(part, each.ids, each.counted)
+                size += len(tokenizer.decode_bytes(each.ids[each.counted > 0].tolist()))
+            sizes.append(size)
+        meta = {"bytes": dict(zip(PARTS, sizes, strict=True)), "notes": notes}
+        writer.finish(corpus, digest_of([corpus, *([] if held_out is None else [held_out])]), meta)
+    return open_tokens(folder)

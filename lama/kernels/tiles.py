@@ -1,0 +1,77 @@
+"""Weights of half precision in tiles: HEIGHT rows lie side by side in memory.
+
+A vector of the processor then holds weights of as many rows, which a product multiplies by the same
+activations. Rows that follow one another would have to be transposed in registers, which takes longer than
+reading them. A unit is what a row has before the next row's begins: one number, or a pair of bfloat16, which
+some processors multiply at once.
+
+To tinygrad such a matrix is a tensor (d_out, d_in) like any other, a view of its tiles. Kernels look for the
+tiles behind it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tinygrad import Tensor, UOp, dtypes
+
+from lama.kernels.arrays import write_transposed
+from lama.runtime.buffers import empty
+from lama.runtime.fusion import Producer, producer_of, remember
+from lama.runtime.internals import DType
+from lama.runtime.kernel import Macros
+from lama.shapes import Array
+
+HEIGHT = 32  # two vectors of 16 floats: one sum need not wait for the other
+UNITS = {dtypes.float16: 1, dtypes.bfloat16: 2}
+"""The numbers of a unit."""
+
+
+@dataclass(frozen=True)
+class Tiles(Producer):
+    """The memory of a matrix (d_out, d_in): (tiles, units of a row, HEIGHT, numbers of a unit).
+
+    Rows and numbers that fill up the last tile and unit are 0.
+    """
+
+    uop: UOp
+    shape: tuple[int, int]
+
+
+def in_tiles(d_out: int, d_in: int, dtype: DType, device: str | None = None) -> Tensor:
+    """A matrix (d_out, d_in) in tiles, not filled; `dtype` is one of UNITS."""
+    unit = UNITS[dtype]
+    tiles = empty(-(-d_out // HEIGHT), -(-d_in // unit), HEIGHT, unit, dtype=dtype, device=device)
+    return remember(rows_of(tiles, d_out, d_in), Tiles(tiles.uop, (d_out, d_in)))
+
+
+def rows_of(tiles: Tensor, d_out: int, d_in: int) -> Tensor:
+    """The matrix (d_out, d_in) as a view of its tiles."""
+    count, units, height, unit = (int(n) for n in tiles.shape)
+    return tiles.permute(0, 2, 1, 3).reshape(count * height, units * unit)[:d_out, :d_in]
+
+
+def tiles_of(matrix: Tensor) -> Tensor | None:
+    """The tiles behind a matrix; None if it has none."""
+    found = producer_of(matrix, Tiles)
+    return Tensor(found.uop) if found is not None and found.shape == matrix.shape else None
+
+
+def tile_macros(tiles: Tensor | None) -> Macros:
+    """The layout of a matrix, for a kernel that reads it; none without tiles."""
+    if tiles is None:
+        return {}
+    return {"TILE": HEIGHT, "UNITS": int(tiles.shape[1]), "UNIT_SIZE": int(tiles.shape[3])}
+
+
+def write_tiles(tiles: Array, first: int, rows: Array) -> None:
+    """Write rows (n, d_in) of a matrix from row `first` on, a multiple of HEIGHT; zeros after the last."""
+    unit, whole = tiles.shape[3], len(rows) // HEIGHT
+    if rows.shape[1] % unit:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    words = f"u{unit * rows.itemsize}"
+    units = rows.view(words)  # (n, units of a row)
+    out = tiles.view(words)[first // HEIGHT :, :, :, 0]  # (tiles, units of a row, HEIGHT)
+    write_transposed(out[:whole], units[: whole * HEIGHT].reshape(whole, HEIGHT, units.shape[1]))
+    if rest := len(rows) % HEIGHT:
+        out[whole] = 0
+        out[whole, :, :rest] = units[whole * HEIGHT :].T

@@ -1,0 +1,106 @@
+"""Fine-tuning on conversations: their data, the settings that depend on them, and prompts for samples."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lama.data import Corpus, TokenFiles, open_corpus
+from lama.data.conversations import write_conversations
+from lama.data.packing import PackedRows
+from lama.data.windows import evenly_spaced
+from lama.errors import UsageError
+from lama.files import read_text
+from lama.models.gpt import GPT
+from lama.shapes import Array
+from lama.tokenizers import Tokenizer
+from lama.tokenizers.base import TableTokenizer
+from lama.tokenizers.chat_template import plain_template, template_of
+from lama.tokenizers.export import with_template
+from lama.training.session import Parts
+from lama.training.settings import RunConfig
+from lama.training.settings.base import Settings
+
+CONTEXT = 1024  # tokens of a row, at most, unless others are given
+DEFAULTS: Settings = {"batch_size": 4}
+"""Settings of fine-tuning, where none are given."""
+EVALUATIONS = 4  # of a run, by default
+
+
+def templated(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with the chat template that a setting names. Raises LamaError."""
+    if not template:
+        return tokenizer
+    plain = template == "plain"
+    return with_template(tokenizer, plain_template(tokenizer).source if plain else read_text(Path(template)))
+
+
+def new_conversations(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
+    """Write the conversations as tokens into the folder `data`. Raises LamaError as that does."""
+    c: RunConfig = parts.config
+    held_out = open_corpus(c.chat_held_out, parts.folder.path, read=False) if c.chat_held_out else None
+    template = template_of(parts.tokenizer)
+    sizes = c.context_length, c.validation
+    return write_conversations(corpus, held_out, parts.tokenizer, template, data, *sizes, parts.progress)
+
+
+def packed_rows(tokens: TokenFiles, part: str, config: RunConfig) -> PackedRows:
+    """The rows of a part of the data."""
+    ids = tokens.train if part == "train" else tokens.validation
+    more = config.context_length, config.seed, config.packing
+    return PackedRows(ids, tokens.ends[part], tokens.counted[part], *more)
+
+
+def held_out_arrays(tokens: TokenFiles, config: RunConfig) -> tuple[Array, ...]:
+    """The arrays of the held-out rows, or of `evaluation_tokens` in evenly spaced ones."""
+    held_out = packed_rows(tokens, "validation", config)
+    rows = held_out.epoch(0)
+    limit = config.evaluation_tokens and max(1, config.evaluation_tokens // config.context_length)
+    return held_out.arrays([rows[i] for i in evenly_spaced(len(rows), min(len(rows), limit or len(rows)))])
+
+
+def scheduled(config: RunConfig, given: Settings, tokens: TokenFiles) -> RunConfig:
+    """The settings with the steps of the epochs, and the warm-up and evaluations that suit so many."""
+    epochs = config.epochs if config.epochs or "steps" in given else 1
+    steps = config.steps
+    if epochs:
+        steps = packed_rows(tokens, "train", config).steps(epochs, config.batch_size)
+    warmup = config.warmup if "warmup" in given else min(config.warmup, steps // 10)
+    every = config.evaluate_every if "evaluate_every" in given else -(-steps // EVALUATIONS)
+    return replace(config, epochs=epochs, steps=steps, warmup=warmup, evaluate_every=every)
+
+
+def add_end_token(model: GPT, tokenizer: Tokenizer, tokens: TokenFiles) -> None:
+    """Let generation stop at the special token that ends the assistant's turns."""
+    last = {int(tokens.train[end - 1]) for end in tokens.ends["train"] if tokens.counted["train"][end - 1]}
+    added = tokenizer.added if isinstance(tokenizer, TableTokenizer) else ()
+    special = {token.id for token in added if token.special} - {
+        tokenizer.end_of_text,
+        *model.config.end_tokens,
+    }
+    if last & special:
+        ends = (*model.config.end_tokens, *sorted(last & special))
+        model.config = replace(model.config, end_tokens=ends)
+
+
+def prompts(tokens: TokenFiles, most: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Some held-out conversations: each up to the assistant's last part, and that part."""
+    ends = tokens.ends["validation"]
+    for i in evenly_spaced(len(ends), min(len(ends), most)):
+        place = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
+        ids, counted = tokens.validation[place], np.flatnonzero(tokens.counted["validation"][place])
+        before = np.flatnonzero(np.diff(counted) > 1)
+        begin = int(counted[before[-1] + 1] if len(before) else counted[0])
+        yield ids[:begin].tolist(), ids[begin : counted[-1] + 1].tolist()
+
+
+def check_chat(config: RunConfig) -> None:
+    """Raises UsageError for settings that do not belong together."""
+    if config.chat and not config.initial:
+        raise UsageError("chat must be given with from, the model to tune; got none. Add --from smollm2")
+    if config.chat and config.corpus:
+        raise UsageError("chat and corpus must not be given together; leave one of them out")
+    for name in ("chat_held_out", "template", "epochs"):
+        if (value := getattr(config, name)) and not config.chat:
+            raise UsageError(f"{name} must be given with chat; got {value!r} without it")
