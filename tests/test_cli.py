@@ -185,7 +185,7 @@ def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, 
         ),
         (
             ["train", "--schedule", "cosin"],
-            "invalid choice: 'cosin' (choose from cosine, constant, noam). Did you mean cosine?",
+            "invalid choice: 'cosin' (choose from cosine, constant, noam, wsd). Did you mean cosine?",
         ),
         (["generate", "--json=yes"], "argument --json: takes no value. See lama generate --help"),
         (["x" * 5000], "invalid choice: 'xxx"),

@@ -352,7 +352,7 @@ def test_loss_that_is_no_number_stops_the_training():
         ({"dropout": 1.0}, "dropout must be below 1; got 1.0"),
         (
             {"schedule": "cosin"},
-            r"schedule must be one of cosine, constant, noam; got 'cosin'\. Did you mean cosine\?",
+            r"schedule must be one of cosine, constant, noam, wsd; got 'cosin'\. Did you mean cosine\?",
         ),
         ({"learning_rate": 0.0}, "learning_rate must be above 0; got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number; got nan"),

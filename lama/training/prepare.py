@@ -229,9 +229,12 @@ def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
 
 def note_widened(initial: str, model: GPT) -> None:
     """Say that a quantised file is trained in float32."""
-    if not is_adapter(Path(initial)) and (dtype := open_checkpoint(find(initial).path).dtype) is not None:
+    if is_adapter(Path(initial)):
+        return
+    tensors = open_checkpoint(find(initial).path).tensors().values()
+    if types := ", ".join(sorted({tensor.stored for tensor in tensors} - {""})):
         size = 4 * n_parameters(model)
-        note(f"{initial} has {dtype} weights, which are widened to float32 to be trained: {size:,} bytes")
+        note(f"{initial} has {types} weights, which are widened to float32 to be trained: {size:,} bytes")
 
 
 def check_mixture(config: RunConfig) -> None:
