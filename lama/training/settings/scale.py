@@ -58,9 +58,9 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     the reference is nanochat's model of 12 blocks. Source: nanochat, scripts/base_train.py, after Bergsma et
     al. 2025. With muon, the rate of matrices is 0.02 · √(steps of the reference / steps): nanochat's where
     the tokens are the reference's, and at most 0.07, that of 180 steps; the best one of modern-char-cpu is
-    0.06. Source of the root: Schaipp et al. 2025. rate · decay · steps is the reference's, so that weights forget over the same share of a run. With adamw,
-    the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et al. 2020, eq. D.1. Raises UsageError where the
-    vocabulary alone is over the budget.
+    0.06. Source of the root: Schaipp et al. 2025. rate · decay · steps is the reference's, so that weights
+    forget over the same share of a run. With adamw, the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et
+    al. 2020, eq. D.1. Raises UsageError where the vocabulary alone is over the budget.
     """
     if scale.size is None:
         n_layers, d_model = scale.depth or 1, WIDTH * (scale.depth or 1)
