@@ -13,7 +13,11 @@ from typing import BinaryIO
 from lama.errors import LamaError
 from lama.files import quoted_path
 
-LAST = ("config.json", "meta.json")  # without these, the other files of a folder mean nothing
+LAST = (
+    "config.json",
+    "meta.json",
+    "adapter_config.json",
+)  # without these, the other files of a folder mean nothing
 # Temporary names: of this version, then of earlier ones.
 LEFTOVER = re.compile(r"\.lama-[0-9a-f]{12}|\.(saving|data|step-\d+)-\d+|\..+\.\d+\.tmp")
 

@@ -27,6 +27,15 @@ def free_bytes() -> int:
         return memory_bytes()
 
 
+def resident_bytes() -> int:
+    """The memory that this process holds, or 0 if the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, LookupError, AttributeError):
+        return 0
+
+
 def cache_folder() -> Path:
     """The folder for lama's own small files. It may not exist; without a home folder it never can."""
     if base := os.environ.get("XDG_CACHE_HOME"):

@@ -1,4 +1,4 @@
-"""The two parametrised layers of all models, the activations, and the initial weights."""
+"""The parametrised layers of all models, the activations, and the initial weights."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from lama.kernels import Quantized
-from lama.ops import gelu, layernorm, matmul, rmsnorm
+from lama.ops import add, gelu, layernorm, matmul, rmsnorm
 from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
@@ -30,15 +30,40 @@ def linear(
     return matmul(x, weight, transpose_b=True, bias=bias)
 
 
+class LowRank:
+    """scale · x Aᵀ Bᵀ: a change of a `Linear`, or of some of its outputs. Source: Hu et al. 2021, LoRA, 4.1.
+
+    A has the shape (rank, d_in), B (d_out, rank). Its outputs are those of the layer from `first` on.
+    """
+
+    def __init__(self, d_in: int, d_out: int, rank: int, scale: float, first: int = 0):
+        self.a, self.b = parameter(rank, d_in), parameter(d_out, rank)
+        self.scale, self.first = scale, first
+
+    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        return linear((linear(x, self.a) * self.scale).contiguous(), self.b)
+
+
 class Linear:
-    """y = x Wᵀ + b, with a weight of shape (d_out, d_in)."""
+    """y = x Wᵀ + b, with a weight of shape (d_out, d_in); an adapter (LoRA) adds to it."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         self.weight: Tensor | Quantized = parameter(d_out, d_in)
         self.bias = parameter(d_out) if bias else None
+        self.adapter: dict[str, LowRank] = {}
+        """The changes of its parts, such as q, k and v, by name."""
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        return add(y, self._change(x)) if self.adapter else y
+
+    def _change(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """The sum of the changes; parts without one are zero."""
+        d_out, changes = int(self.weight.shape[0]), []
+        for part in self.adapter.values():
+            z, rest = part(x), d_out - part.first - int(part.b.shape[0])
+            changes.append(z.pad((*[None] * (z.ndim - 1), (part.first, rest))) if part.first or rest else z)
+        return sum(changes[1:], changes[0])
 
 
 class LayerNorm:

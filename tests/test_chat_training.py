@@ -16,8 +16,11 @@ import lama
 from lama.cli import main
 from lama.data import open_tokens
 from lama.data.packing import PackedRows
-from lama.models.gpt import GPT
+from lama.models.gpt import GPT, GPTConfig
+from lama.models.registry import n_parameters
+from lama.tokenizers import train_bpe
 from lama.tokenizers.chat_template import template_of
+from lama.training.chat import prompts
 from lama.training.folder import RunFolder
 from lama.training.prepare import new_session, resumed_run
 
@@ -176,3 +179,32 @@ def test_rows_of_a_step_are_a_function_of_seed_and_step(here: Path, tmp_path: Pa
     for step in (9, 2):
         for ours, expected in zip(run.trainer.batches(step), rows.batches(4)(step), strict=True):
             np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_quantised_file_is_widened_and_a_line_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    tokenizer = train_bpe("Why? Because. " * 9, 261)
+    lama.save(tmp_path / "m", GPT(GPTConfig(261, 64, d_model=32, n_layers=1, n_heads=2)), tokenizer)
+    file = tmp_path / "m.gguf"
+    assert main(["export", "-m", str(tmp_path / "m"), "--to", "gguf", str(file), "--dtype", "int8"]) == 0
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({"text": "Why? " * n}) + "\n" for n in range(2, 9))
+    )
+    settings = {"initial": str(file), "chat": [str(tmp_path / "data.jsonl")]}
+    run = new_session(RunFolder(tmp_path / "out"), settings, "")
+    size = 4 * n_parameters(run.model)
+    wanted = f"m.gguf has Q8_0 weights, which are widened to float32 to be trained: {size:,} bytes\n"
+    assert wanted in capfd.readouterr().err and run.model.embed.weight.dtype.name == "float"
+
+
+def test_held_out_conversations_of_a_file_and_texts(here: Path, tmp_path: Path):
+    (tmp_path / "held.jsonl").write_text(json.dumps({"text": "once"}) + "\n" + json.dumps(ROWS[0]) + "\n")
+    settings = {"initial": str(here / "model"), "chat": [str(here / "data.jsonl")], "context_length": 64}
+    run = new_session(
+        RunFolder(tmp_path / "out"), settings | {"chat_held_out": [str(tmp_path / "held.jsonl")]}, ""
+    )
+    assert {part: len(ends) for part, ends in run.tokens.ends.items()} == {"train": 40, "validation": 2}
+    decode = run.tokenizer.decode
+    assert [(decode(asked), decode(said)) for asked, said in prompts(run.tokens, 9)] == [
+        ("o", "nce<|im_end|>"),
+        ("<|im_start|>user\na0<|im_end|>\n<|im_start|>assistant\n", "no<|im_end|>"),
+    ]

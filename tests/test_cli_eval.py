@@ -154,11 +154,14 @@ def test_lambada_is_reported_as_json(run, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give either --text FILE, or --task TASK with --data FILE"),
-        (["--text", "x", "--task", "lambada", "--data", "x"], "give either --text FILE"),
+        ([], "give one of --text FILE, --task TASK with --data FILE"),
+        (["--text", "x", "--task", "lambada", "--data", "x"], "give one of --text FILE"),
         (["--task", "lambada"], "--task and --data must be given together"),
         (["--text", "x", "--data", "x"], "--task and --data must be given together"),
-        (["--text", "x", "--limit", "3"], "--limit must be given with --task; got --limit 3 without it"),
+        (
+            ["--text", "x", "--limit", "3"],
+            "--limit must be given with --task or --harness; got --limit 3 without it",
+        ),
         (
             ["--task", "lambada", "--data", "x", "--stride", "3"],
             "--stride must be given with --text; got --stride 3 without it",

@@ -1,6 +1,7 @@
 """Conversations as tokens: what the assistant says is marked, and what is wrong has its file and line."""
 # ruff: noqa: E501 (templates)
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from lama.tokenizers.chat_template import (
     template_of,
 )
 from lama.tokenizers.export import huggingface_files, with_template
+from lama.tokenizers.gguf import tokenizer_of_keys
 
 ASKED = {"role": "user", "content": "Why?"}
 TALK = [ASKED, {"role": "assistant", "content": "So."}, ASKED, {"role": "assistant", "content": " Yes.\n"}]
@@ -218,3 +220,47 @@ def test_a_template_stays_with_the_tokenizer(tmp_path: Path):
         assert huggingface_files(found)["chat_template.jinja"].decode() == CHATML
     with pytest.raises(LamaError, match="to keep a chat template; got a CharacterTokenizer"):
         with_template(CharacterTokenizer("ab"), CHATML)
+
+
+def test_conversations_may_be_in_parquet_and_packed(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow", reason="not installed: pip install lama[data]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    talks = [[{"role": "system", "content": f"{i}"}, *PAIR] for i in range(6)]
+    parquet.write_table(pyarrow.table({"id": list(range(6)), "messages": talks}), tmp_path / "a.parquet")
+    lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    tokenizer = chat_tokenizer(tmp_path / "t")
+    digests = []
+    for name in ("a.parquet", "a.jsonl.gz"):
+        (tmp_path / f"data-{name}").mkdir()
+        corpus = open_corpus([str(tmp_path / name)], read=False)
+        place = tmp_path / f"data-{name}"
+        tokens = write_conversations(corpus, None, tokenizer, template_of(tokenizer), place, 60, 0.2)
+        digests.append(tokens.digest)
+        assert tokens.notes["conversations"] == 6 and len(tokens.ends["train"]) == 5
+    assert digests[0] == digests[1]
+
+
+def test_a_tokenizer_that_adds_a_space_marks_the_tokens_of_the_whole(tmp_path: Path):
+    """As SentencePiece's do: an answer by itself would begin with another token."""
+    texts = ["<unk>", "<s>", "</s>", "▁", *"INSTWhySoYe?.[/]", "So", "▁So", "▁So."]
+    tokens = list(dict.fromkeys(texts))
+    keys = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": np.arange(len(tokens), dtype=np.float32),
+        "token_type": np.array([3, 3, 3] + [1] * (len(tokens) - 3), np.int32),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "add_bos_token": False,
+    }
+    tokenizer = tokenizer_of_keys(
+        {f"tokenizer.ggml.{name}": value for name, value in keys.items()}, "x", tmp_path
+    )
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}"
+    )
+    ids, _ = encode_marked(tokenizer, template, TALK[:2])
+    assert ids == tokenizer.encode_inside(template.render(TALK[:2], False))
+    assert learned(tokenizer, template, TALK[:2]) == [" So.</s>"]

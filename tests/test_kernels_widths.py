@@ -3,6 +3,7 @@ against this machine's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ def updated(p: Tensor, m: Tensor, v: Tensor, g: Tensor) -> Tensor:
 def rounded(w: Tensor, bits: int) -> Quantized:
     """By numpy: which of two scales that are as good is taken depends on the last bit."""
     return Quantized(*map(Tensor, side_by_side(*quantize_array(w.numpy(), bits))), int(w.shape[1]))
+
+
+def unrounded(a: Tensor, w: Tensor, bits: int) -> Tensor:
+    """A product with a quantised matrix and the gradient that passes through it."""
+    y = matmul(a, replace(rounded(w, bits), rounds=False), transpose_b=True)
+    return y.flatten().cat(y.gradient(a, gradient=Tensor(normal(*y.shape)))[0].flatten())
 
 
 # With gradients; a function, and the shapes of what it is given.
@@ -139,6 +146,13 @@ RUN: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         )
         for bits in (8, 4)
         for rows in (2, 23)
+    },
+    **{
+        f"41 rows that are not rounded by int{bits}": (
+            lambda a, w, bits=bits: unrounded(a, w, bits),
+            [(41, 67), (29, 67)],
+        )
+        for bits in (8, 4)
     },
 }
 

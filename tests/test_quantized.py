@@ -250,6 +250,27 @@ def test_product_without_rounding_has_the_same_bits_for_any_number_of_rows():
         assert (some == found[-1][: len(some)]).all()
 
 
+@pytest.mark.parametrize("kind", ["8", "4", "8 minima", "4 minima", "4 blocks"])
+@pytest.mark.parametrize("m", [3, 70])
+def test_gradient_reads_a_quantised_matrix_as_it_is_held(both, ran, kind, m):  # noqa: F811
+    """Without rounding, forwards and backwards, GELU included: no kernel widens the matrix."""
+    bits, _, minima = kind.partition(" ")
+    shape = (211, 512 if minima == "blocks" else 214)
+    weight = with_minima(*shape, int(bits), minima == "blocks")[0] if minima else made(*shape, bits=int(bits))
+    weights, weight = dequantize(weight).numpy().astype(float), replace(weight, rounds=False)
+    a, bias, dy = normal(m, shape[1]) / 20, normal(shape[0]), normal(m, shape[0])
+    x = Tensor(a).realize()
+    ran.clear()
+    y = gelu(matmul(x, weight, transpose_b=True, bias=Tensor(bias).realize()))
+    (gradient,) = y.gradient(x, gradient=Tensor(dy))
+    Tensor.realize(y, gradient)
+    h = a @ weights.T + bias
+    t = np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))
+    slope = (1 + t) / 2 + h / 2 * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * h * h)
+    assert_all_close([y.numpy(), gradient.numpy()], [h * (1 + t) / 2, (dy * slope) @ weights], 3e-6)
+    assert not any("dequantize" in name for name in ran)
+
+
 def test_product_names_sizes_that_disagree():
     with pytest.raises(ValueError, match="the inner sizes of a product must agree"):
         matmul(Tensor(normal(2, 5)), made(3, 7, bits=8), transpose_b=True)

@@ -191,3 +191,42 @@ def test_rolling_scores_are_the_perplexity_of_lama_eval(
     (tmp_path / "text.txt").write_text(text)
     found = lama_eval(capsys, "-m", folder / "model", "--text", tmp_path / "text.txt")
     assert ours["rest", "bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-4)
+
+
+# --- without a server
+
+
+def test_harness_in_this_process_scores_as_its_own_class_and_lama_eval(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("lm_eval", reason="not installed: pip install lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    flags = ["-m", folder / "model", "--context-length", CONTEXT - 2]
+    found = lama_eval(capsys, *flags, "--harness", ",".join(TASKS), "--include", folder)["results"]
+    ours = {(task, name): value for task, metrics in found.items() for name, value in metrics.items()}
+    theirs = own_class(folder, list(TASKS))
+    assert {key: ours[key] for key in theirs} == pytest.approx(theirs, rel=1e-4)
+    assert ours["choices", "acc_stderr"] > 0
+    for task, name in (("ends", "lambada"), ("choices", "hellaswag")):
+        own = lama_eval(capsys, *flags, "--task", name, "--data", folder / f"{task}.jsonl")
+        metrics = {metric: value for (each, metric), value in theirs.items() if each == task}
+        assert {metric: own[metric] for metric in metrics} == pytest.approx(metrics, rel=1e-4)
+    few = lama_eval(capsys, *flags, "--harness", "choices", "--include", folder, "--limit", 3)["results"]
+    assert few["choices"]["acc"] in (0, 1 / 3, 2 / 3, 1)
+
+
+def test_what_the_harness_cannot_do_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("lm_eval", reason="not installed: pip install lm_eval")
+    model = ["-m", str(folder / "model")]
+    for words, code, message in (
+        (["--harness", "nothing"], 2, "a task must be one of the harness or of --include; got 'nothing'"),
+        (["--harness", "a", "--text", "b"], 2, "give one of --text FILE, --task TASK with --data FILE, and"),
+        (
+            ["--text", "b", "--shots", "1"],
+            2,
+            "--shots must be given with --harness; got --shots 1 without it",
+        ),
+    ):
+        assert main(["eval", *model, *words]) == code
+        assert message in capsys.readouterr().err.splitlines()[-1]

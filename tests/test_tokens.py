@@ -5,6 +5,7 @@ takes.
 import json
 import os
 import random
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -359,6 +360,11 @@ def test_what_a_killed_call_has_encoded_is_used_again(tmp_path, rows, monkeypatc
         tokenize(rows, ByteTokenizer(), tmp_path / "2", workers=1)
     assert len(list((tmp_path / "2" / ".shards").iterdir())) == 4
     first, encoded[:] = list(encoded), []
+    shutil.copytree(tmp_path / "2", tmp_path / "3")
+    (tmp_path / "3" / ".shards" / first[2]).write_bytes(b"damaged")
+    with pytest.raises(LamaError, match=r"a shard must be as lama wrote it; got [0-9a-f-]+\.npz: "):
+        tokenize(rows, ByteTokenizer(), tmp_path / "3", workers=1)
+    encoded.clear()
     monkeypatch.setattr(shards.Shard, "encode", lambda *args: encoded.append(args[2].name) or encode(*args))
     assert tokenize(rows, ByteTokenizer(), tmp_path / "2", workers=1).digest == expected.digest
     assert not set(first) & set(encoded) and not (tmp_path / "2" / ".shards").exists()

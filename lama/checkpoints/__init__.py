@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
+from lama.checkpoints.adapters import base_of, is_adapter, load_adapter, save_adapter, with_notes
 from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, weight_file
@@ -20,9 +21,11 @@ from lama.checkpoints.hub import EMBEDDED, Found, NotFound, find
 from lama.checkpoints.nanogpt import META, tokenizer_from_meta
 from lama.errors import LamaError, UsageError, quoted, warn
 from lama.files import quoted_path
+from lama.models.adapters import fold
 from lama.models.bert import Bert, Classifier
 from lama.models.encoder_decoder import Transformer
 from lama.models.gpt import GPT
+from lama.models.quantized import dtype_of
 from lama.models.registry import Model
 from lama.runtime.device import check_device
 from lama.timing import timed
@@ -33,10 +36,13 @@ __all__ = [
     "Found",
     "Model",
     "NotFound",
+    "base_of",
     "export_gguf",
     "export_huggingface",
     "find",
+    "is_adapter",
     "load",
+    "load_adapter",
     "load_causal",
     "load_kind",
     "load_model",
@@ -45,6 +51,7 @@ __all__ = [
     "open_checkpoint",
     "open_weights",
     "save",
+    "save_adapter",
     "write_tensors",
 ]
 
@@ -66,6 +73,8 @@ class LoadOptions(TypedDict, total=False):
     """A branch, tag or commit on the hub."""
     tokenizer: str | Path | Tokenizer | None
     """Replaces the model's own: a tokenizer, or a name for `named_tokenizer`."""
+    adapter: str | Path | None
+    """The folder of an adapter (LoRA), which is folded into weights of a float dtype."""
 
 
 @overload
@@ -73,7 +82,10 @@ def load(model: GPTName = "gpt2", **options: Unpack[LoadOptions]) -> tuple[GPT, 
 @overload
 def load(model: str | Path, **options: Unpack[LoadOptions]) -> tuple[Model, Tokenizer]: ...
 def load(model: str | Path = "gpt2", **options: Unpack[LoadOptions]) -> tuple[Model, Tokenizer]:
-    """Load a model and its tokenizer. `model` is a path or a name, as for `find`. Raises LamaError."""
+    """Load a model and its tokenizer. Raises LamaError.
+
+    `model` is a path or a name, as for `find`, or the folder of an adapter, which names its model.
+    """
     return _load(None, model, object, **options)
 
 
@@ -122,9 +134,15 @@ def _load(
     offline: bool = False,
     revision: str | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[Model, Tokenizer]:
     check_dtype(dtype)
     check_device(device)
+    if is_adapter(Path(model)):
+        if adapter is not None:
+            rule = "a model has one adapter"
+            raise UsageError(f"{rule}; got {quoted_path(model)} and {quoted_path(adapter)}. Name the model")
+        model, adapter = base_of(Path(model)), model
     with timed("finding and opening the model"):
         checkpoint = open_checkpoint(find(model, offline=offline, revision=revision).path)
     where = quoted_path(model)
@@ -141,6 +159,15 @@ def _load(
         types = tokenizers if isinstance(tokenizers, tuple) else (tokenizers,)
         wanted = " or ".join(each.__name__ for each in types)
         raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {where}")
+    if isinstance(loaded, GPT):
+        loaded.name = str(model)
+    if adapter is not None:
+        if not isinstance(loaded, GPT):
+            raise UsageError(f"an adapter is for a GPT; got a {checkpoint.kind} in {where}. Leave it out")
+        load_adapter(adapter, loaded)
+        tokenizer = with_notes(adapter, loaded, tokenizer)
+        if dtype_of(loaded) is None:
+            fold(loaded)
     rows = checkpoint.config.vocab_size
     if tokenizer.vocab_size > rows:
         sizes = f"{tokenizer.vocab_size:,} tokens for vocab_size={rows:,}"

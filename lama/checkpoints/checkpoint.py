@@ -31,6 +31,8 @@ class Checkpoint:
     """Loads the model's tokenizer. Raises LamaError."""
     name_in_file: Callable[[str], str] = str
     """lama's name of a tensor -> the file's, for error messages."""
+    family: str = ""
+    """Hugging Face's `model_type` of such models, if there is one."""
     dtype: str | None = None
     """int8 or int4 if the file's matrices are quantised."""
     notes: Mapping[str, object] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from lama.checkpoints.folder import file_tensors
 from lama.checkpoints.gpt2 import PREFIX, TRANSPOSED, gpt2_name, huggingface_config, transposed, with_biases
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.tensor import FileTensor
+from lama.models.adapters import refuse_adapter
 from lama.models.gpt import GPT
 from lama.models.quantized import refuse_quantized
 from lama.tokenizers import Tokenizer, huggingface_files
@@ -24,6 +25,7 @@ def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> 
     biases gets biases of zero. Raises LamaError for a model that none of them can hold, and for a folder that
     cannot be written.
     """
+    refuse_adapter(model, "to be exported")
     refuse_quantized(model, "to be exported")
     if form := form_of(model.config):
         config = config_of_form(model.config, form, tokenizer.end_of_text)

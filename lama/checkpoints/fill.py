@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
@@ -25,6 +25,7 @@ from lama.models.quantized import (
     multiplied,
     set_weight,
     weights_of,
+    without_rounding,
 )
 from lama.models.registry import Config, Model, make_model
 from lama.ops import dequantize, quantize
@@ -78,15 +79,11 @@ def filled(
     model = new_model(config)
     with packed(device):
         _fill(model, tensors, checkpoint, dtype, device)
-    if float_activations:
-        matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
-        if not matrices:
-            rule = "float activations are a choice for quantised matrices"
-            raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
-        for name, weight in matrices.items():
-            set_weight(model, name, replace(weight, rounds=False))
+    if float_activations and not without_rounding(model):
+        rule = "float activations are a choice for quantised matrices"
+        raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
     if isinstance(model, GPT):
-        model.sampling = checkpoint.sampling
+        model.sampling, model.family = checkpoint.sampling, checkpoint.family
     return model
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from tinygrad import Tensor, dtypes
 
 from lama.atomic import atomic_folder
+from lama.checkpoints import adapters
 from lama.checkpoints.checkpoint import ModelFiles
 from lama.checkpoints.fill import DTYPE_NAMES, check_tensors, parameters_of
 from lama.checkpoints.safetensors_files import write_safetensors
 from lama.checkpoints.tensor import FileTensor
 from lama.kernels import Quantized
+from lama.models.adapters import changes_of
+from lama.models.gpt import GPT
 from lama.models.quantized import check_layout, dtype_of, weights_of
 from lama.models.registry import Config, Model, kind_of
 from lama.shapes import Array
@@ -32,8 +35,11 @@ def save(
 ) -> None:
     """Write a model that `load` reads back bit for bit; `notes` are JSON, such as the training's settings.
 
-    Raises LamaError if the folder cannot be written; a model that was there before is then unchanged.
+    Of a model with an adapter, that alone is written: it names its model. Raises LamaError if the folder
+    cannot be written; a model that was there before is then unchanged.
     """
+    if isinstance(model, GPT) and changes_of(model):
+        return adapters.save_adapter(folder, model, tokenizer, notes)
     spec = {
         "format": FORMAT,
         "model": kind_of(model),
@@ -48,6 +54,7 @@ def save(
         tokenizer.save(temporary)
         write_tensors(temporary / "model.safetensors", weights_of(model))
         (temporary / "config.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    (Path(folder) / adapters.CONFIG).unlink(missing_ok=True)  # of an earlier adapter
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Quantized]) -> None:

@@ -11,7 +11,13 @@ from lama.checkpoints.families import FAMILIES, config_from_family, name_in_fami
 from lama.checkpoints.files import read_json
 from lama.checkpoints.folder import FORMAT, quantized_tensors
 from lama.checkpoints.gguf import open_gguf
-from lama.checkpoints.gguf_models import config_from_gguf, gguf_name, gguf_tokenizer, translate_gguf
+from lama.checkpoints.gguf_models import (
+    architecture_of,
+    config_from_gguf,
+    gguf_name,
+    gguf_tokenizer,
+    translate_gguf,
+)
 from lama.checkpoints.gpt2 import config_from_huggingface, gpt2_name, translate
 from lama.checkpoints.huggingface import checked_config, recommended
 from lama.checkpoints.nanogpt import config_from_nanogpt, gpt_tokenizer
@@ -100,6 +106,7 @@ class GGUFModel:
             lambda: translate_gguf(file, config),
             lambda: gguf_tokenizer(file, files.folder),
             gguf_name,
+            architecture_of(file).family,
             sampling=smollm2.SAMPLING if files.weights.name == smollm2.FILE else {},
         )
 
@@ -123,6 +130,7 @@ class HuggingFaceDecoder:
             lambda: translate_family(family, files.tensors(), config, fields, files.weights_source),
             lambda: gpt_tokenizer(files.folder, config.vocab_size, fields),
             name_in_family(family),
+            str(fields["model_type"]),
             sampling=recommended(generation),
         )
 
@@ -153,6 +161,7 @@ def _gpt2(files: ModelFiles, config: GPTConfig, conv1d: bool) -> Checkpoint:
         lambda: translate(files.tensors(), config, files.weights_source, conv1d),
         lambda: gpt_tokenizer(files.folder, config.vocab_size, files.config if conv1d else None),
         gpt2_name,
+        "gpt2",
     )
 
 

@@ -31,6 +31,7 @@ from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, quoted
 from lama.files import checked
 from lama.kernels import Quantized
+from lama.models.adapters import refuse_adapter
 from lama.models.config import config_from_dict
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import BITS, check_layout, dtype_of, weights_of
@@ -91,6 +92,8 @@ class Keys:
 class Architecture:
     """How lama reads the models of one architecture."""
 
+    family: str
+    """Its `model_type` at Hugging Face."""
     fixed: Mapping[str, object]
     """Fields of GPTConfig that are the same for all its models."""
     more: Callable[[Keys], dict[str, object]] = lambda keys: {}
@@ -168,24 +171,30 @@ def phi3(keys: Keys) -> dict[str, object]:
 LLAMA = {**LLAMA_FIXED, "activation": "silu"}
 LAYER_NORM = "attention.layer_norm_epsilon"
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture({"activation": "gelu_new"}, epsilon=LAYER_NORM),
-    "gptneox": Architecture({"activation": "gelu"}, neox, epsilon=LAYER_NORM),
-    "llama": Architecture(LLAMA, rope, interleaved=True),
-    "qwen2": Architecture({**LLAMA, "qkv_bias": True}, rope),
-    "qwen3": Architecture({**LLAMA, "qk_norm": "head"}, rope),
+    "gpt2": Architecture("gpt2", {"activation": "gelu_new"}, epsilon=LAYER_NORM),
+    "gptneox": Architecture("gpt_neox", {"activation": "gelu"}, neox, epsilon=LAYER_NORM),
+    "llama": Architecture("llama", LLAMA, rope, interleaved=True),
+    "qwen2": Architecture("qwen2", {**LLAMA, "qkv_bias": True}, rope),
+    "qwen3": Architecture("qwen3", {**LLAMA, "qk_norm": "head"}, rope),
     "gemma3": Architecture(
-        {**LLAMA, "activation": "gelu_new", "norm": "sandwich", "qk_norm": "head"}, gemma3
+        "gemma3_text", {**LLAMA, "activation": "gelu_new", "norm": "sandwich", "qk_norm": "head"}, gemma3
     ),
     "phi2": Architecture(
-        {"activation": "gelu_new", "layout": "parallel_one_norm", "head_bias": True}, rope, epsilon=LAYER_NORM
+        "phi",
+        {"activation": "gelu_new", "layout": "parallel_one_norm", "head_bias": True},
+        rope,
+        epsilon=LAYER_NORM,
     ),
-    "phi3": Architecture(LLAMA, phi3, fused=True),
+    "phi3": Architecture("phi3", LLAMA, phi3, fused=True),
     "olmo2": Architecture(
+        "olmo2",
         {**LLAMA, "norm": "output", "qk_norm": "all"},
         rope,
         {"blk.*.post_attention_norm": "blocks.*.ln1", "blk.*.post_ffw_norm": "blocks.*.ln2"},
     ),
-    "smollm3": Architecture({**LLAMA, "rope_layers": (True, True, True, False)}, rope, interleaved=True),
+    "smollm3": Architecture(
+        "smollm3", {**LLAMA, "rope_layers": (True, True, True, False)}, rope, interleaved=True
+    ),
 }
 
 
@@ -264,6 +273,7 @@ def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None
     Vectors are float32. Raises LamaError for a model of no architecture of GGUF, a tokenizer that GGUF cannot
     hold, and a file that cannot be written.
     """
+    refuse_adapter(model, "to be exported")
     config, dtype = model.config, dtype_of(model) or DTYPE_NAMES[model.embed.weight.dtype]
     if dtype in BITS:
         check_layout(model, dtype)

@@ -27,8 +27,8 @@ TRACEBACK = "--traceback"
 VERSION = ("-V", "--version")
 MODEL = "a model's name, folder or file, as for lama generate"
 # Modules of the verbs, in the order of `lama --help`.
-MODULES = "generate chat serve train seq2seq translate bert classify tokenizer data eval quantize export"
-MODULES += " attention lens patch ablate heads experiment doctor"
+MODULES = "generate chat serve train fuse seq2seq translate bert classify tokenizer data eval quantize"
+MODULES += " export attention lens patch ablate heads experiment doctor"
 
 
 class Terminated(KeyboardInterrupt):

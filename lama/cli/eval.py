@@ -1,20 +1,23 @@
-"""Evaluate a model: perplexity, HellaSwag, LAMBADA.
+"""Evaluate a model: perplexity, HellaSwag, LAMBADA, tasks of lm-evaluation-harness.
 
-Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, or by a
-benchmark, as in EleutherAI's lm-evaluation-harness.
+Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, by a
+benchmark as in EleutherAI's lm-evaluation-harness, or by that library's own tasks.
 """
 
 import argparse
 import json
 import math
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lama.cli import AddVerb, machine
 from lama.cli.live import progress
-from lama.errors import UsageError, note
+from lama.errors import UsageError, check_least, note
 from lama.evaluation import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--stride N", "tokens that a window moves by (default: half a window)", type=int)
     add("--task", "a benchmark, read from --data", choices=BENCHMARKS)
     add("--data FILE", "its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl", type=Path)
+    add("--harness TASKS", "tasks of lm-evaluation-harness, with commas between them: needs lm_eval")
+    add("--include DIR", "a folder with more tasks for --harness, as YAML", type=Path)
+    add("--shots N", "examples before each item of --harness (default: the task's own)", type=int)
     add("--limit N", "only the first N examples", type=int)
     add("--context-length T", "tokens that the model sees at once (default: the model's own)", type=int)
     machine.add_loading(parser)
@@ -41,19 +47,25 @@ def add_parser(add_verb: AddVerb) -> None:
 def run(args: argparse.Namespace) -> int:
     check(args)
     machine.use(args)
-    report = run_text(args) if args.task is None else run_task(args)
+    report = (run_task if args.task else run_tasks if args.harness else run_text)(args)
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
     return 0
 
 
 def check(args: argparse.Namespace) -> None:
-    if (args.text is None) == (args.task is None):
-        raise UsageError("give either --text FILE, or --task TASK with --data FILE")
+    if [args.text, args.task, args.harness].count(None) != 2:
+        raise UsageError("give one of --text FILE, --task TASK with --data FILE, and --harness TASKS")
     if (args.task is None) != (args.data is None):
         raise UsageError("--task and --data must be given together: the benchmark, and its JSON-lines file")
-    for option, value, belongs in (("--stride", args.stride, "--text"), ("--limit", args.limit, "--task")):
-        if value is not None and (args.text is None) == (belongs == "--text"):
+    for option, value, owners in (
+        ("--stride", args.stride, ("text",)),
+        ("--limit", args.limit, ("task", "harness")),
+        ("--include", args.include, ("harness",)),
+        ("--shots", args.shots, ("harness",)),
+    ):
+        if value is not None and all(getattr(args, owner) is None for owner in owners):
+            belongs = " or ".join(f"--{owner}" for owner in owners)
             raise UsageError(f"{option} must be given with {belongs}; got {option} {value} without it")
 
 
@@ -139,6 +151,52 @@ def run_task(args: argparse.Namespace) -> dict[str, object]:
         "seconds": round(seconds, 3),
         "published": published,
     }
+
+
+def run_tasks(args: argparse.Namespace) -> dict[str, object]:
+    from lama.evaluation.harness import lm_eval, run_harness
+    from lama.generation import generate
+
+    check_least("--limit", args.limit, 1)
+    check_least("--shots", args.shots, 0)
+    lm_eval()
+    model, tokenizer = load_model(args)
+    context = args.context_length or model.config.context_length
+
+    def answer(tokens: Sequence[int], options: Mapping[str, Any]) -> str:
+        stop = options.get("until") or []
+        return str(
+            generate(
+                model,
+                tokenizer,
+                tokens,
+                max_new_tokens=int(options["max_gen_toks"]),
+                temperature=float(options["temperature"]),
+                stop=[stop] if isinstance(stop, str) else [text for text in stop if text],
+                context=context,
+            )
+        )
+
+    began, tasks = time.perf_counter(), [name for name in args.harness.split(",") if name]
+    watch = partial(progress, unit="row")
+    chosen = {"include": args.include, "limit": args.limit, "shots": args.shots}
+    shared = {"context_length": args.context_length, "progress": watch}
+    with redirect_stdout(sys.stderr):  # the harness prints
+        found = run_harness(model, tokenizer, tasks, answer, **chosen, **shared)
+    seconds = time.perf_counter() - began
+    if not args.json:
+        for task, metrics in found.items():
+            for name, value in metrics.items():
+                if not name.endswith("_stderr"):
+                    error = metrics.get(f"{name}_stderr", math.nan)
+                    print(
+                        f"{task:<24} {name:<16} {value:.4f}" + (f" ± {error:.4f}" if error == error else "")
+                    )
+        print(f"{seconds:.1f} s with compilation")
+    results = {
+        task: {name: finite(value) for name, value in metrics.items()} for task, metrics in found.items()
+    }
+    return {"model": args.model, "results": results, "seconds": round(seconds, 3)}
 
 
 def task_lines(name: str, protocol: str, result: "TaskScore", seconds: float) -> str:

@@ -14,7 +14,9 @@ from lama.files import quoted_path
 
 
 def add_parser(add_verb: AddVerb) -> None:
-    usage = "%(prog)s -m MODEL [--to hf|gguf] OUT [--dtype DTYPE] [--offline] [--tokenizer NAME]"
+    usage = (
+        "%(prog)s -m MODEL [--to hf|gguf] OUT [--dtype DTYPE] [--adapter DIR] [--offline] [--tokenizer NAME]"
+    )
     parser = add_verb("export", run, __doc__, usage=usage)
     parser.add_model()
     parser.add("out OUT", "a new or empty folder; with --to gguf a new .gguf file", type=Path)
@@ -23,6 +25,7 @@ def add_parser(add_verb: AddVerb) -> None:
     )
     dtypes = "precision of the weights; int8 and int4 with --to gguf"
     parser.add("--dtype", dtypes, "float32", choices=(*machine.FLOATS, "int8", "int4"))
+    machine.add_adapter(parser)
     machine.add_finding(parser)
 
 

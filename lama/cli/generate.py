@@ -184,6 +184,8 @@ def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
     """
     from lama.checkpoints import EMBEDDED, NotFound, load_causal
 
+    if args.model is None and args.adapter is not None:  # it names its model
+        args.model, args.adapter = args.adapter, None
     options = machine.loading(args)
     if args.model is not None:
         return args.model, *load_causal(args.model, **options)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lama.models.gpt import GPT
 
 FLOATS = ("float32", "float16", "bfloat16")
-LOADING = ("dtype", "float_activations", "offline", "revision", "tokenizer")
+LOADING = ("dtype", "float_activations", "offline", "revision", "tokenizer", "adapter")
 
 
 def add_options(parser: Parser) -> None:
@@ -21,8 +21,11 @@ def add_options(parser: Parser) -> None:
     parser.add("--reference", "compute with tinygrad's own kernels, without lama's (also LAMA_REFERENCE=1)")
 
 
-def add_loading(parser: Parser) -> None:
-    """Add --dtype and the options of `add_options` and `add_finding`."""
+def add_loading(parser: Parser, several: bool = False) -> None:
+    """Add --dtype, --adapter and the options of `add_options` and `add_finding`.
+
+    With `several`, --adapter may be given several times.
+    """
     dtypes = "precision of the weights; int8 and int4 apply to matrices"
     dtypes += " (default: a quantised file's, else float32)"
     parser.add("--dtype", dtypes, choices=(*FLOATS, "int8", "int4"))
@@ -30,8 +33,14 @@ def add_loading(parser: Parser) -> None:
         "multiply quantised weights by activations as they are, not rounded to 8 bits: slower, more exact"
     )
     parser.add("--float-activations", floats)
+    add_adapter(parser, **({"action": "append"} if several else {}))
     add_options(parser)
     add_finding(parser)
+
+
+def add_adapter(parser: Parser, **more: Any) -> None:
+    adapter = "the folder of an adapter (LoRA) of the model, as lama train --lora and PEFT write them"
+    parser.add("--adapter DIR", adapter, **more)
 
 
 def add_finding(parser: Parser) -> None:

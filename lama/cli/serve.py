@@ -45,7 +45,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--cache-dir DIR", "keep the cache of prompts in this folder, for the next start")
     add("--cache-size GB", "largest size of that folder", 10.0)
     add("--no-drafts", "compute each token by itself, also where the text repeats itself")
-    machine.add_loading(parser)
+    machine.add_loading(parser, several=True)
     add("--revision REVISION", "branch, tag or commit to download from the hub")
 
 
@@ -80,17 +80,26 @@ def run(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace, service: "Service", keys: Collection[str], url: str) -> "Backend":
     """Load the model, and what runs it. Raises LamaError, also where memory does not suffice."""
-    from lama.checkpoints import find, load_causal, open_checkpoint
+    from lama.checkpoints import base_of, find, is_adapter, load_adapter, load_causal, open_checkpoint
+    from lama.checkpoints.adapters import with_notes
     from lama.generation.decoder import Runner
     from lama.generation.engine import Engine
+    from lama.generation.engines import Engines
     from lama.generation.exact import exact_obstacle
     from lama.generation.prefix_store import PrefixStore
+    from lama.models.adapters import sharing_weights
     from lama.models.gpt import GPTConfig
     from lama.server.service import Backend
     from lama.server.worker import Worker
     from lama.tokenizers.chat_template import template_of
 
     started = time.perf_counter()
+    adapters = [Path(each) for each in args.adapter or ()]
+    if is_adapter(Path(args.model)):  # it names its model
+        adapters, args.model = [Path(args.model), *adapters], base_of(Path(args.model))
+    names = [each.resolve().name for each in adapters]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"adapters must have different names, those of their folders; got two {twice[0]}")
     checkpoint = open_checkpoint(find(args.model, offline=args.offline, revision=args.revision).path)
     config = checkpoint.config
     if not isinstance(config, GPTConfig):
@@ -100,34 +109,51 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
         raise UsageError(f"--context must be at most {config.context_length}, the model's; got {context}")
     rows = args.rows + args.spare
     cache = 2 * config.n_layers * rows * context * config.n_kv_heads * config.d_head * 4
-    size = f"{rows} rows of {context:,} tokens take {cache / 1e6:,.0f} MB"
+    cache *= 1 + len(adapters)
+    many = f", as many for each adapter, {', '.join(names)}," if names else ""
+    size = f"{rows} rows of {context:,} tokens{many} take {cache / 1e6:,.0f} MB"
     check_memory(cache + os.path.getsize(checkpoint.source), size)
     on = [name for name, is_on in (("internals", service.internals), ("keys", bool(keys))) if is_on]
     note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on")
     note("loading; the first start compiles too, for up to a minute")
-    model, tokenizer = load_causal(args.model, **machine.loading(args))
-    runner = Runner(model, rows, context=context, sizes=[1 << i for i in range(args.rows.bit_length())])
-    store = None
-    if args.cache_dir is not None:
-        store = PrefixStore(Path(args.cache_dir), runner, int(args.cache_size * 1e9))
+    model, tokenizer = load_causal(args.model, **machine.loading(args) | {"adapter": None})
+    models, tokenizers = [model], [tokenizer]
+    for path in adapters:
+        models.append(sharing_weights(model))
+        load_adapter(path, models[-1])
+        tokenizers.append(with_notes(path, models[-1], tokenizer))
     drafts = 0 if args.no_drafts else DRAFTS
-    engine = Engine(
-        model,
-        args.rows,
-        tokenizer.vocab_size,
-        runner=runner,
-        chunk=CHUNK,
-        reuse=True,
-        drafts=drafts,
-        store=store,
-    )
-    engine.warm_up()
+    engines = []
+    for each in models:
+        runner = Runner(each, rows, context=context, sizes=[1 << i for i in range(args.rows.bit_length())])
+        store = None
+        if args.cache_dir is not None:
+            store = PrefixStore(Path(args.cache_dir), runner, int(args.cache_size * 1e9 / len(models)))
+        engine = Engine(
+            each,
+            args.rows,
+            tokenizer.vocab_size,
+            runner=runner,
+            chunk=CHUNK,
+            reuse=True,
+            drafts=drafts,
+            store=store,
+        )
+        engine.warm_up()
+        engines.append(engine)
     if obstacle := exact_obstacle(model):
         note(f"answers may differ in rare tokens with what else the server does: {obstacle}")
     queue = 4 * args.rows if args.queue is None else args.queue
-    worker = Worker(engine, queue)
+    worker = Worker(Engines(engines) if adapters else engines[0], queue)
+    shown = [Path(args.model).name]
+    shown += [f"{shown[0]}:{name}" for name in names]
+    backends = [
+        Backend(name, each, own, worker, template_of(own), engine=i)
+        for i, (name, each, own) in enumerate(zip(shown, models, tokenizers, strict=True))
+    ]
+    service.adapted = backends[1:]
     note(f"ready after {time.perf_counter() - started:.1f} s; Ctrl-C ends")
-    return Backend(Path(args.model).name, model, tokenizer, worker, template_of(tokenizer))
+    return backends[0]
 
 
 def check_memory(needed: int, size: str) -> None:

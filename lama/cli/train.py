@@ -75,6 +75,10 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     device = str(model.embed.weight.device)
     if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
         note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
+    if config.lora:
+        from lama.models.adapters import described
+
+        print(f"adapter of {described(model)}\nmemory: {session.memory}")
     if scale := training.scale_of(args):
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in CHOSEN)
         seen = config.steps * config.batch_size * config.context_length
@@ -136,8 +140,9 @@ def prompt_of(session: "Run") -> str:
 def sample(session: "Run", prompt: str, n: int) -> str:
     from lama.generation import generate
 
-    model, tokenizer = session.model, session.tokenizer
-    return str(generate(model, tokenizer, prompt, max_new_tokens=n, temperature=0.8, window=True))
+    model, tokenizer, context = session.model, session.tokenizer, session.config.context_length
+    text = generate(model, tokenizer, prompt, max_new_tokens=n, window=True, context=context)
+    return str(text)
 
 
 def opening(text: str, context_length: int) -> str:

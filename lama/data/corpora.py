@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,10 +49,6 @@ class Document:
     open: Callable[[], AbstractContextManager[Readable]]
     """Open its UTF-8 from the start, at every call."""
     has_rows: bool = False
-
-    def texts(self) -> Iterator[Iterable[str]]:
-        """The texts, each in pieces. Raises LamaError as `pieces` does."""
-        return ([text] for text in self.rows()) if self.has_rows else iter([self.pieces()])
 
     def rows(self) -> Iterator[str]:
         """The field `text` of each row, unless it is empty. Raises LamaError that names the line."""

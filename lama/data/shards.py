@@ -2,29 +2,33 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import zipfile
 import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lama.atomic import atomic_write
 from lama.data.corpora import Corpus
 from lama.data.pieces import encode_inside_pieces, find_cut, frame_of
+from lama.errors import LamaError, first_line
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer, tokenizer_from_json
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 SHARD = 1 << 20  # characters of a shard, about
 FEW = 4  # shards that are not worth starting processes
@@ -95,17 +99,25 @@ class Encoded:
     document: int | None
 
     def length(self) -> int:
-        """Tokens."""
-        with np.load(self.path) as arrays:
-            return int(arrays["table"][0].sum())
+        """Tokens. Raises LamaError for a damaged file."""
+        return int(self._read("table")[0][0].sum())
 
     def documents(self) -> Iterator[tuple[Array, int, int]]:
-        """The ids of each text, its bytes, and where its tokens go."""
-        with np.load(self.path) as arrays:
-            ids, table = arrays["ids"], arrays["table"]
+        """The ids of each text, its bytes, and where its tokens go. Raises LamaError for a damaged file."""
+        ids, table = self._read("ids", "table")
         ends = table[0].cumsum().tolist()
         for begin, end, size, place in zip([0, *ends[:-1]], ends, *table[1:].tolist(), strict=True):
             yield ids[begin:end], size, place
+
+    def _read(self, *names: str) -> list[Array]:
+        try:
+            with np.load(self.path) as arrays:
+                return [arrays[name] for name in names]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            got = f"{self.path.name}: {first_line(error)}"
+            raise LamaError(
+                f"a shard must be as lama wrote it; got {got}. Run the same command again"
+            ) from None
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
@@ -184,7 +196,7 @@ def encoded_shards(
         return encoded
 
     with ExitStack() as stack:
-        pool: ProcessPoolExecutor | None = None
+        pool = None
         while (shard := first.popleft() if first else next(shards, None)) is not None:
             encoded = Encoded(folder / f"{digest[:16]}-{shard.key()[:32]}.npz", shard.source, shard.document)
             future = None
@@ -203,8 +215,11 @@ def encoded_shards(
             yield oldest()
 
 
-def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> ProcessPoolExecutor:
+def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> "ProcessPoolExecutor":
     """Processes with the tokenizer, which they read from a folder of its files."""
+    import multiprocessing  # late: importing lama stays light
+    from concurrent.futures import ProcessPoolExecutor
+
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     tokenizer.save(folder)
     context = multiprocessing.get_context("spawn")
@@ -225,6 +240,8 @@ def _begin(spec: str, folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
+    import multiprocessing
+
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

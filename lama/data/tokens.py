@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -165,6 +166,9 @@ def tokenize(
             except LamaError:
                 shutil.rmtree(shards, ignore_errors=True)
                 raise
+            except BrokenExecutor:
+                advice = "Fewer of them need less memory; the same command continues"
+                raise LamaError(f"a process that encodes text was ended by the system. {advice}") from None
             *digests, digest = facts.digests
             known = zip(names, digests, ends, strict=True)
             meta: dict[str, object] = {
@@ -187,7 +191,8 @@ class _Facts:
     def __init__(self, corpus: Corpus):
         self.owners = sources_of(corpus)
         self.bytes = 0
-        self._digests = [hashlib.sha256() for _ in range(1 + len(corpus.sources or [0]))]  # the whole last
+        self._sources = [hashlib.sha256() for _ in corpus.sources or [0]]
+        self._whole = hashlib.sha256() if corpus.sources else self._sources[0]
 
     def watch(self, progress: Progress) -> Progress:
         """A function like `progress` that also takes in the pieces."""
@@ -196,8 +201,9 @@ class _Facts:
             for document, piece in progress(pieces):
                 content = piece.encode("utf-8", "surrogatepass")
                 self.bytes += len(content)
-                for digest in (self._digests[self.owners[document]], self._digests[-1]):
-                    digest.update(content)
+                self._whole.update(content)
+                if (source := self._sources[self.owners[document]]) is not self._whole:
+                    source.update(content)
                 yield document, piece
 
         return watched
@@ -205,7 +211,7 @@ class _Facts:
     @property
     def digests(self) -> list[str]:
         """The digests of the sources, then that of the whole."""
-        return [digest.hexdigest() for digest in self._digests]
+        return [digest.hexdigest() for digest in (*self._sources, self._whole)]
 
 
 def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:

@@ -9,6 +9,7 @@ from tinygrad import Tensor, UOp, dtypes
 from tinygrad.nn.state import get_parameters, get_state_dict
 
 from lama.errors import UsageError
+from lama.models.adapters import constants_of
 from lama.models.protocol import CausalLM
 from lama.ops import embedding
 from lama.runtime.buffers import from_array, host_array, is_on_host, read, use_large_pages_for
@@ -176,6 +177,7 @@ class Runner:
     def digest(self) -> str:
         """A name for all that the cache's numbers depend on: weights, lama's code, processor, mode."""
         found = hashlib.sha256(repr([code_digest(), self.model.config, self.context]).encode())
+        found.update(constants_of(self.model).encode())
         for name, tensor in get_state_dict(self.model).items():
             found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             found.update(read(tensor.contiguous().realize()).data)
@@ -212,7 +214,8 @@ class Runner:
         if self.jit:
             state = get_state_dict(self.model) | get_state_dict([self.cache.keys, self.cache.values], "cache")
             state |= rope_tables(self.model, self.context)
-            return CachedStep(function, inputs, state, f"{result} {self.model.config}")
+            name = f"{result} {self.model.config} {constants_of(self.model)}"
+            return CachedStep(function, inputs, state, name)
         device = str(self.model.embed.weight.device)
 
         def run(**arrays: Array) -> Array:

@@ -55,6 +55,8 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Numbers to add to the logits of some tokens."""
     constraint: Constraint | None = None
+    engine: int = 0
+    """The one of several engines that is to answer."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,10 @@ class Engine:
             feed(row, n or SMALLEST_BUCKET, "none")
         if self.drafts:
             feed(row, 1 + self.drafts, "every", 1)
+
+    def forget(self) -> None:
+        """Count no row's tokens as held: what the cache has is not known."""
+        self.runner.positions[:] = 0
 
     def submit(self, request: Request) -> int:
         """Add a request; returns its number. Raises UsageError for a prompt that cannot be continued."""

@@ -12,6 +12,7 @@ from lama.attention import General, MultiHeadAttention
 from lama.errors import LamaError
 from lama.kernels import Quantized
 from lama.layers import LayerNorm, Norm
+from lama.models.adapters import refuse_adapter
 from lama.models.gpt import GPT
 from lama.ops import dequantize
 from lama.shapes import Array
@@ -38,6 +39,7 @@ def head_weights(model: GPT) -> HeadWeights:
     each head of queries that reads it. Raises LamaError as `check_linear` does.
     """
     check_linear(model)
+    refuse_adapter(model, "for its heads' weights")
     c = model.config
     parts = np.zeros((len(model.blocks), 4, c.n_heads, c.d_model, c.d_head), np.float32)
     for part, block in zip(parts, model.blocks, strict=True):

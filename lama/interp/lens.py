@@ -11,6 +11,7 @@ from lama.interp.circuits import array, check_answers, check_linear
 from lama.interp.record import run_with_cache
 from lama.kernels import Quantized
 from lama.layers import LayerNorm, Norm
+from lama.models.adapters import refuse_adapter
 from lama.models.gpt import GPT
 from lama.ops import round_activations
 from lama.shapes import Array
@@ -81,6 +82,7 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
     """
     check_linear(model)
     check_answers(model, answer, against)
+    refuse_adapter(model, "for an attribution")
     writers = ("attn_out", "mlp_out") if model.config.mlp else ("attn_out",)
     wanted = ("embed", "pos_embed", "blocks.*.attn.z", *(f"blocks.*.{name}" for name in writers))
     layers = range(model.config.n_layers)

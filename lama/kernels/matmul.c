@@ -2,7 +2,8 @@
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
 // whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
 // FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h.
+// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h. With QUANTIZED,
+// element (k, n) of w is number k of its row n, or with WNS 1 number n of row k: see quantized.h.
 //
 // Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
 // copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
@@ -145,6 +146,7 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
     tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
 
+#if !QUANTIZED
 // Transpose V columns of w, V lanes long, to rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {
   const WEIGHT *from[V];
@@ -158,11 +160,43 @@ PART void transpose(output to, const WEIGHT *restrict w) {
 #endif
   EACH(i, V) store(to + i * COLUMNS, x[i]);
 }
+#endif
 
 // Pack `width` columns of w from column n0 on lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of
 // each, from k0 on. Where memory has them k by k it is read in that order: rows that are far apart are slow.
-PART void pack_w(output to, const WEIGHT *restrict w, int k0, int n0, int numbers, int width) {
-#if UNIT_SIZE
+#if QUANTIZED
+#define PLACE(k, n) ((n) / COLUMNS * COLUMNS * DEPTH + (k) * COLUMNS + (n) % COLUMNS)
+// V columns, `some` of which there are, or V rows.
+PART void pack_some(output to, struct row row, int at, int last, int first, const int some) {
+#if WNS == 1
+  for (int n = 0; n < last; n += V) {
+    vec x[V];
+    for (int i = 0; i < V; i += 4) four_numbers(x + i, row, at + n + i, some);
+    transpose_vecs(x);
+    for (int i = 0; i < some; i++) store(to + PLACE(first + i, n), x[i]);
+  }
+#else
+  for (int k = 0; k < last; k += 4) {
+    vec x[4];
+    four_numbers(x, row, at + k, some);
+    EACH(i, 4) store(to + PLACE(k + i, first), x[i]);
+  }
+#endif
+}
+#endif
+PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restrict scales, int k0, int n0, int numbers, int width) {
+#if QUANTIZED
+  const int rows = WNS == 1 ? numbers : UP(width, COLUMNS), last = WNS == 1 ? UP(width, COLUMNS) : numbers;
+  for (int first = 0; first < rows; first += V) {
+    const int some = (WNS == 1 ? numbers : width) - first;
+    struct row row = row_at(w, scales, (WNS == 1 ? k0 : n0) + first);
+    if (some >= V && row.width == TILE) {  // the compiler is to know both
+      row.width = TILE;
+      pack_some(to, row, WNS == 1 ? n0 : k0, last, first, V);
+    } else
+      pack_some(to, row, WNS == 1 ? n0 : k0, last, first, MIN(V, MAX(0, some)));
+  }
+#elif UNIT_SIZE
   for (int n = 0; n < UP(width, COLUMNS); n += V) {
     float *at = to + n / COLUMNS * COLUMNS * DEPTH + n % COLUMNS;
     const WEIGHT *from = WEIGHTS_AT(w, n0 + n, k0);
@@ -222,7 +256,7 @@ PART void prefetch_a(const float *a, int numbers, int share, int shares) {
 
 // The part of c from (m_first, n_first) to before (m_last, n_last).
 PART void part(output c, output slopes, input factors, input a,
-               const WEIGHT *restrict w, input bias, int m_first, int m_last, int n_first, int n_last) {
+               const WEIGHT *restrict w, const unsigned char *restrict scales, input bias, int m_first, int m_last, int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
@@ -231,7 +265,7 @@ PART void part(output c, output slopes, input factors, input a,
       int numbers = MIN(DEPTH * PER_LANE, K - k0), depth = PIECES(numbers, PER_LANE);
       int finishes = (GELU || FACTOR) && k0 + numbers == K;
       const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
-      if (!W_IN_PLACE) pack_w(panel_w, w, k0, n0, numbers, width);
+      if (!W_IN_PLACE) pack_w(panel_w, w, scales, k0, n0, numbers, width);
       for (int m = m_first; m < m_last; m += ROWS) {
         int rows = MIN(ROWS, m_last - m);
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
@@ -250,8 +284,12 @@ PART void part(output c, output slopes, input factors, input a,
 }
 
 // Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them.
-KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict w WITH(BIAS, input bias)
+KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict w
+                WITH(QUANTIZED, const unsigned char *restrict scales) WITH(BIAS, input bias)
                 WITH(FACTOR, input factors), int slice) {
+#if !QUANTIZED
+  const unsigned char *scales = 0;
+#endif
 #if !BIAS
   const float *bias = 0;
 #endif
@@ -266,7 +304,7 @@ KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict 
     long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N, here = batch * M * N;
     int m_last = MIN(M, rows * (m + 1) / PARTS_M * ROWS), n_last = MIN(N, columns * (n + 1) / PARTS_N * COLUMNS);
     for (int m_first = rows * m / PARTS_M * ROWS; m_first < m_last; m_first += HEIGHT)
-      part(c + here, slopes + here, factors + here, a + batch * M * K, w + batch * K * N, bias, m_first,
+      part(c + here, slopes + here, factors + here, a + batch * M * K, w + batch * K * N, scales, bias, m_first,
            MIN(m_last, m_first + HEIGHT), columns * n / PARTS_N * COLUMNS, n_last);
   }
 }

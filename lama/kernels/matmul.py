@@ -13,7 +13,7 @@ from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
 from lama.kernels.matvec import FEW_ROWS, FEWEST_ROWS, ON_STACK, ROUNDED_ON_STACK, matvec
-from lama.kernels.quantized import Quantized, dequantize
+from lama.kernels.quantized import Quantized
 from lama.kernels.tiles import rows_of, tile_macros, tiles_of
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
@@ -89,7 +89,7 @@ def matmul(
     if isinstance(b, Quantized):
         if low is not None or not is_fast(a, *b.tensors()):
             return None
-        return Product(a.uop, b.values.uop, added, False, True, scales=b.scales.uop, rounds=b.rounds).tensor()
+        return _by_quantized(a, b, added, True, b.rounds).tensor()
     same_lead = b.ndim == 2 or a.shape[:-2] == b.shape[:-2]
     if not (same_lead and b.dtype in C_TYPES and is_fast(a, b)):
         return None
@@ -97,10 +97,21 @@ def matmul(
     return Product(a.uop, b.uop, added, transpose_a, transpose_b, bfloat16=rounds).tensor()
 
 
+def _by_quantized(a: Tensor, b: Quantized, bias: UOp | None, transpose_b: bool, rounds: bool) -> "Product":
+    values, scales = (part.uop for part in b.tensors())
+    return Product(a.uop, values, bias, False, transpose_b, scales=scales, d_in=b.d_in, rounds=rounds)
+
+
 def product(
-    a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False, bfloat16: bool = False
+    a: Tensor,
+    b: Tensor | Quantized,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bfloat16: bool = False,
 ) -> Tensor:
     """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
+    if isinstance(b, Quantized):
+        return of_kernel(_by_quantized(a, b, None, transpose_b, rounds=False).tensor())
     return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, bfloat16=bfloat16).tensor())
 
 
@@ -118,6 +129,8 @@ class Product(Producer):
     factor: UOp | None = None
     scales: UOp | None = None
     """The scales of b, where b is the values of a `Quantized`."""
+    d_in: int = 0
+    """The numbers of a row of such a b."""
     rounds: bool = True
     """Whether a is rounded for a quantised b."""
     bfloat16: bool = False
@@ -173,7 +186,7 @@ def few_rows(p: Product) -> Tensor | None:
     norm = producer_of(a, Normalised) if is_short else None
     inputs = p.inputs(norm)
     epsilon, rms = (0.0, False) if norm is None else (norm.epsilon, norm.rms)
-    gradient = _fused_gradient(tuple(inputs), p.gelu, epsilon, rms, tiles_of(b) is not None)
+    gradient = _fused_gradient(tuple(inputs), p.gelu, epsilon, rms, tiles_of(b) is not None, p.rounds)
     return matvec(inputs, p.gelu, epsilon, rms, p.rounds, gradient)
 
 
@@ -201,11 +214,12 @@ def integers(p: Product) -> Tensor | None:
 def dense(p: Product) -> Tensor | None:
     """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
 
-    With GELU, the kernel also writes its slope, for the gradient.
+    Quantised weights are read as they are held. With GELU, the kernel also writes its slope, for a gradient.
     """
-    if p.scales is not None or p.residual is not None:
+    if (p.scales is not None and p.rounds) or p.residual is not None:
         return None
     a, b = Tensor(p.a), Tensor(p.b)
+    weight = None if p.scales is None else Quantized(b, Tensor(p.scales), p.d_in, rounds=False)
     # One b for all: the leading axes of a are more rows.
     is_one = math.prod(b.shape[:-2]) == 1 and not p.transpose_a
     if (p.gelu or p.factor is not None) and not is_one:
@@ -214,11 +228,13 @@ def dense(p: Product) -> Tensor | None:
     fit = p.transpose_b and is_one and p.bfloat16 == (b.dtype == dtypes.bfloat16)
     tiles = tiles_of(b) if fit else None
     if is_one:
-        a, b = a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:])
+        a = a.reshape(1, -1, a.shape[-1])
+        b = b.reshape(1, *b.shape[-2:]) if weight is None else b
     else:
         b = b.expand(*a.shape[:-2], *b.shape) if b.ndim == 2 else b
         a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-    (batch, m, k), n = (int(n) for n in a.shape), int(b.shape[1 if p.transpose_b else 2])
+    (batch, m, k) = (int(n) for n in a.shape)
+    n = int((b.shape[1:] if weight is None else weight.shape)[0 if p.transpose_b else 1])
     if p.transpose_a:
         m, k = k, m
     # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
@@ -227,24 +243,29 @@ def dense(p: Product) -> Tensor | None:
     flags["BFLOAT16"] = p.bfloat16
     ams, aks = (1, m) if p.transpose_a else (k, 1)
     wks, wns = (1, k) if p.transpose_b else (n, 1)
-    type_ = C_TYPES[b.dtype]
+    type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
+    headers: tuple[str, ...] = ("bfloat16.h", "tiles.h")
     macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
     macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, **tile_macros(tiles)}
-    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float"}
-    label = f"{'nt'[p.transpose_a]}{'nt'[p.transpose_b]}_{batch}_{m}_{n}_{k}_{type_}"
+    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float", "QUANTIZED": weight is not None}
+    if weight is not None:
+        macros, kind, headers = macros | weight.macros(), weight.kind, ("bfloat16.h", "quantized.h")
+    label = f"{'nt'[p.transpose_a]}{'nt'[p.transpose_b]}_{batch}_{m}_{n}_{k}_{kind}"
     names = [name.lower() for name, flag in flags.items() if flag] + ["tiles"] * (tiles is not None)
     label = "_".join([label, *names])
-    operations, headers = 2 * batch * m * n * k, ("bfloat16.h", "tiles.h")
+    operations = 2 * batch * m * n * k
     kernel = make_kernel(
         "matmul.c", macros, label=label, operations=operations, slices=slices, headers=headers
     )
     outputs = [Tensor.empty(batch, m, n, device=a.device) for _ in range(1 + p.gelu)]
-    inputs = [a, b if tiles is None else tiles]
+    inputs = [a, *([b if tiles is None else tiles] if weight is None else weight.tensors())]
     if p.bias is not None:
         inputs.append(Tensor(p.bias).cast(dtypes.float32))
     if p.factor is not None:  # in a gradient, which needs none of its own
         return kernel.into(outputs, *inputs, Tensor(p.factor))[0]
     gradient = _gradient_for(p.transpose_a, p.transpose_b, p.gelu, p.bfloat16, tiles is not None)
+    if weight is not None:
+        gradient = _gradient_through_quantized(p.gelu)
     return kernel.into(outputs, *inputs, gradient=gradient)[0]
 
 
@@ -254,7 +275,12 @@ KINDS: tuple[Callable[[Product], Tensor | None], ...] = (few_rows, integers, den
 
 @functools.cache
 def _fused_gradient(
-    names: tuple[str, ...], gelu: bool, epsilon: float, rms: bool = False, in_tiles: bool = False
+    names: tuple[str, ...],
+    gelu: bool,
+    epsilon: float,
+    rms: bool = False,
+    in_tiles: bool = False,
+    rounds: bool = True,
 ) -> Gradient:
     """One kernel for each step back: for training on very short inputs, or through integers, both rare.
 
@@ -267,7 +293,7 @@ def _fused_gradient(
         if in_tiles:
             w = rows_of(w, int(grad.shape[-1]), int(a.shape[-1]))
         norm_weight, norm_bias = inputs.get("norm_weight"), inputs.get("norm_bias")
-        weight = Quantized(w, inputs["scales"], int(a.shape[-1])) if "scales" in inputs else w
+        weight = Quantized(w, inputs["scales"], int(a.shape[-1]), rounds) if "scales" in inputs else w
         x = a
         if norm_weight is not None:
             y = rmsnorm(a, norm_weight, epsilon) if rms else layernorm(a, norm_weight, norm_bias, epsilon)
@@ -278,8 +304,7 @@ def _fused_gradient(
         gradients["bias"] = sum_rows(grad)
         if isinstance(weight, Tensor) and not in_tiles:
             gradients["w"] = product(grad, x, transpose_a=True, bfloat16=w.dtype == dtypes.bfloat16)
-        wide = weight if isinstance(weight, Tensor) else of_kernel(dequantize(weight))
-        grad = product(grad, wide, bfloat16=w.dtype == dtypes.bfloat16)
+        grad = product(grad, weight, bfloat16=w.dtype == dtypes.bfloat16)
         if norm_weight is not None:
             norm_gradients = layernorm_gradients(grad, a, norm_weight, epsilon, rms=rms)
             grad, gradients["norm_weight"], gradients["norm_bias"], _ = norm_gradients
@@ -315,6 +340,21 @@ def _gradient_for(
             grad_b = product(a, grad, not transpose_a, False, bfloat16)
         found = [grad_a.cast(a.dtype).uop, None if in_tiles else grad_b.cast(b.dtype).uop]
         found += [sum_rows(grad).uop for _ in bias]
+        return (None, None, *found) if gelu else (None, *found)
+
+    return gradient
+
+
+@functools.cache
+def _gradient_through_quantized(gelu: bool) -> Gradient:
+    """d(a wᵀ + bias) = da·wᵀ + dbias: a quantised w is a constant, and is read as it is held."""
+
+    def gradient(grad_out: UOp, call: UOp) -> Gradients:
+        (a, values, scales, *bias), grad = inputs_of(call, 1 + gelu), Tensor(grad_out)
+        if gelu:
+            grad = _times(grad, result_of(call, 1))
+        of_a = product(grad, Quantized(values, scales, int(a.shape[-1])))
+        found = [of_a.uop, None, None, *(sum_rows(grad).uop for _ in bias)]
         return (None, None, *found) if gelu else (None, *found)
 
     return gradient

@@ -227,6 +227,10 @@ class GPT:
 
     sampling: Mapping[str, float] = MappingProxyType({})
     """The fields of `Sampling` that the files of a loaded model recommend: the command line's defaults."""
+    name: str = ""
+    """The name or path that it was loaded by."""
+    family: str = ""
+    """Hugging Face's `model_type` of the file that it was loaded from, if that has one."""
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         c = self.config = config

@@ -1,5 +1,7 @@
 """Models whose matrices have 8 or 4 bits: which parameters do, and where such models cannot be used."""
 
+from dataclasses import replace
+
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
@@ -68,6 +70,14 @@ def _at(model: object, path: str) -> object:
 def weights_of(model: object) -> dict[str, Tensor | Quantized]:
     """All parameters by name; a quantised one is one of them, not two."""
     return {**get_state_dict(model, tensor_type=(Tensor, Quantized))}
+
+
+def without_rounding(model: object) -> bool:
+    """Let quantised matrices multiply activations as they are; False for a model that has none."""
+    matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
+    for name, weight in matrices.items():
+        set_weight(model, name, replace(weight, rounds=False))
+    return len(matrices) > 0
 
 
 def dtype_of(model: object) -> str | None:

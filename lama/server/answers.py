@@ -122,6 +122,7 @@ async def answers(
             prompt_logprobs=prompt_logprobs,
             logit_bias=options.logit_bias,
             constraint=constraint and constraint(),
+            engine=backend.engine,
         )
         for prompt in prompts
         for i in range(options.n)

@@ -335,7 +335,9 @@ async def _model(service: Service, body: Body) -> object:
     found = await models(service, body)
     data = found["data"]
     assert isinstance(data, list)
-    if body["name"] != service.backend.name:
-        message = f"the model here is {service.backend.name}; got another name"
-        raise Refused(404, message, param="model", code="model_not_found")
-    return data[0]
+    for model in data:
+        if body["name"] == model["id"]:
+            return model
+    names = ", ".join(model["id"] for model in data)
+    message = f"the model here is {names}; got another name"
+    raise Refused(404, message, param="model", code="model_not_found")

@@ -28,7 +28,7 @@ MOST_MESSAGES = 4096
 
 async def chat_completions(service: Service, body: Body) -> Answer:
     """Answer a conversation. Raises BadField, Refused and QueueFull."""
-    backend = service.backend
+    backend = service.backend_for(body)
     service.note_unused(body, KNOWN)
     for name in ("functions", "function_call"):
         check_absent(body, name, "use tools and tool_choice")

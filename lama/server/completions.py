@@ -18,7 +18,7 @@ DEFAULT_TOKENS = 16  # OpenAI's
 
 async def completions(service: Service, body: Body) -> Answer:
     """Continue one prompt or several, each a text or token ids. Raises BadField, Refused and QueueFull."""
-    backend = service.backend
+    backend = service.backend_for(body)
     service.note_unused(body, KNOWN)
     check_absent(body, "best_of", "ask for n answers and choose among them", 1)
     check_absent(body, "suffix", "the model only continues a text", "")

@@ -29,7 +29,7 @@ class Content:
 
 async def embeddings(service: Service, body: Body) -> dict[str, object]:
     """The embedding of each input: the mean of the last hidden states, of length 1. Raises BadField."""
-    backend = service.backend
+    backend = service.backend_for(body)
     service.note_unused(body, KNOWN)
     check_absent(body, "dimensions", "an embedding has the model's d_model numbers")
     form = choice(body, "encoding_format", ("float", "base64"))
@@ -57,7 +57,7 @@ async def inside(service: Service, body: Body, name: str) -> Content:
     """The answer of a function of `lama.server.inside`: internals, lens or attention. Raises BadField."""
     if not service.internals:
         raise Refused(403, "the inside of the model is off here (--no-internals)", code="no_internals")
-    backend = service.backend
+    backend = service.backend_for(body)
     if name == "internals" and body.get("max_tokens"):
         body = await continued(backend, body)
     answer = await backend.worker.run(partial(INSIDE[name], backend.model, backend.tokenizer, body))
@@ -69,7 +69,7 @@ async def inside(service: Service, body: Body, name: str) -> Content:
 async def continued(backend: Backend, body: Body) -> Body:
     """The request with its prompt continued by up to `max_tokens` greedy tokens. Raises BadField."""
     tokens, n = await backend.worker.run(partial(read_text, backend.model, backend.tokenizer, body))
-    with backend.worker.answering([Request(tokens, n, end=backend.end)]) as events:
+    with backend.worker.answering([Request(tokens, n, end=backend.end, engine=backend.engine)]) as events:
         found = [event.token async for _, event in events if event.error is None]
     new = [token for token in found if token is not None and token not in backend.end]
     return {**body, "prompt": [*tokens, *new], "max_tokens": 0}

@@ -44,16 +44,18 @@ async def slots(service: Service, body: Body) -> list[dict[str, object]]:
 
 
 async def models(service: Service, body: Body) -> dict[str, object]:
-    """The list of the one model, with its sizes in `meta`."""
-    backend = service.backend
-    config = backend.model.config
-    meta = {
-        "context": backend.context,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "vocab_size": config.vocab_size,
-        "chat": backend.template is not None,
-        "internals": service.internals,
-    }
-    model = {"id": backend.name, "object": "model", "created": backend.created, "owned_by": "lama"}
-    return {"object": "list", "data": [{**model, "meta": meta}]}
+    """The list of the model and of it with each adapter, with sizes in `meta`."""
+    data = []
+    for backend in (service.backend, *service.adapted):
+        config = backend.model.config
+        meta = {
+            "context": backend.context,
+            "n_layers": config.n_layers,
+            "n_heads": config.n_heads,
+            "vocab_size": config.vocab_size,
+            "chat": backend.template is not None,
+            "internals": service.internals,
+        }
+        model = {"id": backend.name, "object": "model", "created": backend.created, "owned_by": "lama"}
+        data.append({**model, "meta": meta})
+    return {"object": "list", "data": data}

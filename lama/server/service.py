@@ -43,6 +43,8 @@ class Backend:
     worker: Worker
     template: ChatTemplate | None = None
     """None for a model that knows no conversations."""
+    engine: int = 0
+    """The worker's engine that runs the model: each adapter has one."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -93,6 +95,8 @@ class Service:
         self.statuses: Counter[int] = Counter()
         """Number of answers by status."""
         self._backend: Backend | None = None
+        self.adapted: list[Backend] = []
+        """The model with each of its adapters, once it is loaded."""
         self._noted: set[str] = set()
 
     @property
@@ -105,6 +109,15 @@ class Service:
     @backend.setter
     def backend(self, backend: Backend) -> None:
         self._backend = backend
+
+    def backend_for(self, body: Mapping[str, object]) -> Backend:
+        """The model that a request names, by `MODEL:ADAPTER` or ADAPTER; without such a name, the first.
+
+        Raises Refused while it is loading.
+        """
+        asked = body.get("model")
+        found = [each for each in self.adapted if asked in (each.name, each.name.partition(":")[2])]
+        return found[0] if found else self.backend
 
     @property
     def is_loaded(self) -> bool:
@@ -128,5 +141,5 @@ class Service:
         for name in body.keys() - set(known):
             self.note_once(f"the field {quoted(name, 60)} of a request is not known here; ignored")
         asked = body.get("model")
-        if isinstance(asked, str) and asked != self.backend.name:
+        if isinstance(asked, str) and asked != self.backend.name and self.backend_for(body) is self.backend:
             self.note_once(f"a request names the model {quoted(asked, 60)}; {self.backend.name} answers")

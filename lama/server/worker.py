@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lama.errors import LamaError, first_line, note
 from lama.generation.engine import Engine, Event, Request
+from lama.generation.engines import Engines
 
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
@@ -81,7 +82,7 @@ class Worker:
     Without work it waits for a command, and uses no processor.
     """
 
-    def __init__(self, engine: Engine, queue_size: int = 32):
+    def __init__(self, engine: Engine | Engines, queue_size: int = 32):
         """At most `queue_size` requests wait; one more raises QueueFull."""
         self.engine, self.queue_size = engine, queue_size
         self._most, self._n_jobs = engine.rows + queue_size, 0
@@ -207,7 +208,7 @@ class Worker:
             found = [Event(number, None, "error", error=message) for number in self._answers]
             for number in self._answers:
                 self.engine.cancel(number)
-            self.engine.runner.positions[:] = 0  # what the cache holds is not known
+            self.engine.forget()
         events: list[tuple[Answers, int, Event]] = []
         counts = self.counts
         counts.steps += 1

@@ -1,14 +1,22 @@
 """The memory and the arithmetic that a GPT's training needs."""
 
+from dataclasses import astuple, dataclass
+
 from tinygrad import Device
+from tinygrad.nn.state import get_state_dict
 
 from lama.errors import UsageError
-from lama.host import memory_bytes
+from lama.host import memory_bytes, resident_bytes
+from lama.models.adapters import changes_of, size_of, trained_parameters
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.registry import n_parameters
 from lama.runtime.device import open_device
+from lama.training.loss import LOGITS, pieces
 from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
+
+GAPS = 1.06  # of the memory that tinygrad plans for a captured step, over what is in use at most
+CAPTURED = 4_000_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
 
 
 def training_operations(model: GPT, context_length: int) -> float:
@@ -20,6 +28,85 @@ def training_operations(model: GPT, context_length: int) -> float:
     c = model.config
     positions = c.context_length * c.d_model if c.positions == "learned" else 0
     return 6 * (n_parameters(model) - positions) + 12 * c.n_layers * c.d_model * context_length
+
+
+@dataclass(frozen=True)
+class AdapterMemory:
+    """The bytes that training an adapter takes, by lama's kernels for the CPU."""
+
+    process: int
+    """All that the process holds before: the program, and the weights with the adapter."""
+    weights: int
+    """The part of `process` that the frozen weights are."""
+    adapter: int
+    """The adapter's gradients and the optimizer's state."""
+    activations: int
+    reports: int
+    """Held-out losses, the keys and values of a sample, and the captured steps of all of these."""
+
+    @property
+    def total(self) -> int:
+        return self.process + self.adapter + self.activations + self.reports
+
+    def __str__(self) -> str:
+        program, *parts = (f"{n / 1e6:,.0f} MB" for n in (self.process - self.weights, *astuple(self)[1:]))
+        known = "weights {}, the adapter's gradients and state {}, activations {}, reports {}".format(*parts)
+        if not self.process:
+            return known
+        return f"{known}; with the program and the adapter, {program}, {self.total / 1e6:,.0f} MB"
+
+
+def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
+    """The memory of training a model's adapter.
+
+    For each token of a part of a batch a block keeps: its input and that of its MLP; these normalised, for
+    the layers with a change that read them; queries, keys and values, the heads' outputs, two numbers of a
+    head's softmax; hidden layers of its MLP; and the rank of each change. With `recompute` it keeps its
+    input. To that comes once either a block at work, or logits and their gradients, of LOGITS at most.
+    """
+    c, changes = model.config, changes_of(model)
+    tokens = config.batch_size // config.accumulation * config.context_length
+    q, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    kept, at_work, forward = [0], [0], [0]
+    for i in range(c.n_layers):
+        start = f"blocks.{i}."
+        ranks = {n.split(".")[-1]: int(x.a.shape[0]) for n, x in changes.items() if n.startswith(start)}
+        has_up, has_down = "gate" in ranks or "up" in ranks, "down" in ranks
+        normed = any(part in ranks for part in "qkv") + (has_up or not c.gated)
+        rest = (2 + normed) * c.d_model + 2 * (q + kv + c.n_heads) + sum(ranks.values())
+        if c.gated:
+            hidden, most = 2 + has_down, 5 + has_up
+        else:  # without a change of `up`, one kernel computes GELU and its slope
+            hidden, most = (1 + has_down, 4) if has_up else (2, 5 if has_down else 2)
+        kept.append(rest + hidden * c.d_mlp)
+        at_work.append(rest - c.d_model + most * c.d_mlp)
+        forward.append(2 * c.d_model + (most - 1) * c.d_mlp)
+    if config.recompute:
+        stream, working = (c.n_layers + 1) * c.d_model, max(at_work)
+    else:
+        stream, working = sum(kept) + c.d_model, max(at_work) - kept[-1] + c.d_model
+    piece = pieces(tokens, LOGITS // c.vocab_size)[0].stop
+    numbers = tokens * stream + max(tokens * working, 2 * piece * c.vocab_size)
+    trained = trained_parameters(model)
+    weights = sum(w.nbytes() for n, w in get_state_dict(model).items() if ".adapter." not in n)
+    copies = (
+        1 + OPTIMIZERS[config.optimizer].state_per_weight[0] + (config.accumulation > 1)
+    )  # gradients of a part, and their sum
+    cache = 2 * c.n_layers * kv * config.context_length
+    reports = tokens * max(forward) + piece * c.vocab_size + cache
+    adapter = copies * size_of(trained)
+    steps = CAPTURED * c.n_layers
+    activations = int(4 * GAPS * numbers)
+    return AdapterMemory(resident_bytes(), weights, 4 * adapter, activations, 4 * reports + steps)
+
+
+def check_adapter_memory(config: RunConfig, model: GPT) -> None:
+    """Raises UsageError if this machine's memory cannot hold the training of an adapter, on the CPU."""
+    found, memory = adapter_memory(config, model), memory_bytes()
+    if memory and str(Device.DEFAULT).startswith("CPU") and found.total > memory:
+        here = f"this machine has {memory / 1e9:,.1f} GB"
+        advice = "a smaller context_length, more accumulation or recompute needs less"
+        raise UsageError(f"training needs {found}; {here}: {advice}")
 
 
 def check_memory(config: RunConfig, shape: GPTConfig) -> None:

@@ -23,7 +23,7 @@ from lama.training.settings import RunConfig
 from lama.training.settings.base import Settings
 
 CONTEXT = 1024  # tokens of a row, at most, unless others are given
-DEFAULTS: Settings = {"batch_size": 4}
+DEFAULTS: Settings = {"batch_size": 4, "evaluation_tokens": 10_000}
 """Settings of fine-tuning, where none are given."""
 EVALUATIONS = 4  # of a run, by default
 

@@ -11,6 +11,7 @@ from lama.errors import LamaError, UsageError
 from lama.tokenizers import Tokenizer
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig
+from lama.training.settings.base import CorpusSettings
 
 
 class CorpusSession(Session):
@@ -70,7 +71,7 @@ def check_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer) -> None:
         raise LamaError(f"tokens must be those of the model's tokenizer; {got}")
 
 
-def check_lengths(tokens: TokenFiles, config: RunConfig) -> None:
+def check_lengths(tokens: TokenFiles, config: CorpusSettings) -> None:
     """Raises LamaError if a part, or a source that has a share, is no longer than a window."""
     for part, ids in (("training", tokens.train), ("held-out", tokens.validation)):
         if len(ids) <= config.context_length:
@@ -79,11 +80,12 @@ def check_lengths(tokens: TokenFiles, config: RunConfig) -> None:
                 f"context_length={config.context_length}. Use a longer text, a shorter context or another "
                 "share: --validation"
             )
-    if config.mixture and len(config.mixture) != len(tokens.sources):
-        got = f"got {len(config.mixture)} for {len(tokens.sources)}"
+    mixture = config.mixture if isinstance(config, RunConfig) else ()
+    if mixture and len(mixture) != len(tokens.sources):
+        got = f"got {len(mixture)} for {len(tokens.sources)}"
         raise UsageError(f"mixture must have a number for each corpus; {got}")
     for i, (begin, end) in enumerate(pairwise([0, *tokens.sources]), 1):
-        if config.mixture and end - begin <= config.context_length:
+        if mixture and end - begin <= config.context_length:
             got = f"{end - begin:,} tokens to learn from, context_length={config.context_length}"
             raise LamaError(f"a corpus with a share must be longer than context_length; corpus {i} has {got}")
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor, dtypes
-from tinygrad.nn.state import get_state_dict
 
 from lama.atomic import clean, naming, remove, temporary, unwritable, write_atomically
 from lama.checkpoints import Model, open_weights, save, write_tensors
@@ -32,6 +31,7 @@ from lama.data.tokens import META
 from lama.errors import LamaError, quoted
 from lama.files import checked, field, quoted_path, read_object
 from lama.marker import claimed
+from lama.models.adapters import trained_parameters
 from lama.runtime.buffers import from_array
 from lama.tokenizers import Tokenizer
 from lama.training import rows
@@ -198,7 +198,7 @@ class RunFolder:
         place = self._checkpoints / f"step-{step:06d}"
         if place.exists():
             return  # a run is a function of its settings: it would be the same
-        for name, p in get_state_dict(model).items():
+        for name, p in trained_parameters(model).items():
             if not np.isfinite(p.float().numpy()).all():
                 raise Diverged(
                     f"weights are no longer finite after step {step} (first: {name}). Lower the learning rate"

@@ -9,8 +9,11 @@ from lama import ops
 from lama.dropout import Dropout, no_dropout
 from lama.models.encoder_decoder import Transformer
 from lama.models.gpt import GPT
+from lama.runtime.buffers import empty
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array, Float, Int
+
+LOGITS = 1 << 23  # at a time, where they are computed in pieces
 
 
 def cross_entropy(
@@ -42,6 +45,38 @@ def language_model_loss(
     loss x weight.
     """
     return cross_entropy(model(inputs, dropout=dropout, starts=starts), targets, smoothing, weights)
+
+
+def language_model_loss_in_pieces(
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    starts: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """`language_model_loss` with at most LOGITS logits in memory at a time; it has no gradient."""
+    rows = int(targets.numel())
+    x, ids = model.hidden(inputs, starts=starts).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
+    shares = None if weights is None else weights.reshape(1, rows)
+    losses = []
+    for piece in pieces(rows, LOGITS // model.config.vocab_size):
+        found = ops.cross_entropy(model.logits(copied(x[:, piece])), ids[:, piece])
+        losses.append((found if shares is None else found * shares[:, piece]).sum().realize())
+    return sum(losses[1:], losses[0]) / rows
+
+
+def copied(x: Tensor) -> Tensor:
+    """A realised copy of a part of a tensor, for a captured step.
+
+    tinygrad counts no views when it finds how long such a step needs a buffer, and `contiguous` is one here.
+    """
+    return empty(*map(int, x.shape), device=str(x.device)).assign(x).realize()
+
+
+def pieces(rows: int, most: int) -> list[slice]:
+    """Slices of nearly equal length, at most `most`, of so many rows."""
+    size = -(-rows // -(-rows // max(1, most)))
+    return [slice(first, min(rows, first + size)) for first in range(0, rows, size)]
 
 
 def pair_loss(

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lama.checkpoints import find, load_causal, load_kind, named_tokenizer, open_checkpoint
+from lama.checkpoints import find, is_adapter, load_causal, load_kind, named_tokenizer, open_checkpoint
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
 from lama.data.tokens import Progress, TokenFiles, link_tokens
 from lama.errors import LamaError, UsageError, note, quoted
 from lama.files import quoted_path
 from lama.layers import initialise_by_width
+from lama.models.adapters import add_adapter, matching
 from lama.models.gpt import GPT, GPTConfig
-from lama.models.quantized import refuse_quantized
+from lama.models.quantized import dtype_of, refuse_quantized, without_rounding
 from lama.models.registry import n_parameters
 from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
-from lama.training.budget import check_memory
+from lama.training.budget import check_adapter_memory, check_memory
 from lama.training.chat import (
     CONTEXT,
     DEFAULTS,
@@ -46,7 +47,7 @@ from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
 from lama.training.settings.base import CorpusSettings, Settings, differences
-from lama.training.settings.gpt import FINE_TUNING_RATE, MODEL_SETTINGS
+from lama.training.settings.gpt import FINE_TUNING_RATE, LORA_CONTEXT, LORA_RATE, MODEL_SETTINGS
 from lama.training.settings.scale import Scale, scaled
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
@@ -109,9 +110,19 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
         )
     kind, new = SESSIONS[config.model]
     parts = Parts(folder, config, devices)
-    parts.model, parts.tokenizer = load_kind(kind, checkpoint)
-    on_corpus = isinstance(config, CorpusSettings)
-    session = new(parts, reopened_tokens(parts, checkpoint) if on_corpus else read_rows(folder.data))
+    adapted = config if isinstance(config, RunConfig) and config.lora else None
+    if adapted is not None:
+        parts.model, tokenizer = load_initial(adapted)
+        parts.tokenizer = templated(tokenizer, adapted.template)
+    else:
+        parts.model, parts.tokenizer = load_kind(kind, checkpoint)
+    if isinstance(config, CorpusSettings):
+        tokens = reopened_tokens(parts, checkpoint)
+        if adapted is not None and adapted.chat:
+            add_end_token(parts.model, parts.tokenizer, tokens)
+        session = new(parts, tokens)
+    else:
+        session = new(parts, read_rows(folder.data))
     folder.clean()
     session.restore(checkpoint)
     if notes.get("data") != session.digest:
@@ -135,12 +146,14 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
         if out in (source, *source.parents):
             got = f"got {quoted_path(folder.path)} and --from {initial}"
             raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
-        model, tokenizer = load_causal(initial, dtype="float32")
-        refuse_quantized(model, "to be trained")
-        note_widened(initial, model)
+        model, tokenizer = load_initial(first)
+        most = model.config.context_length
         defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
+        if first.lora:
+            defaults = {"learning_rate": LORA_RATE, "weight_decay": 0.0}
+            defaults["context_length"] = min(LORA_CONTEXT, most)
         if first.chat:
-            defaults |= {**DEFAULTS, "context_length": min(CONTEXT, model.config.context_length)}
+            defaults |= {**DEFAULTS, "context_length": min(CONTEXT, most)}
         given = _of_the_model(defaults | given, model.config)
     config = run_config(given)
     check_mixture(config)
@@ -162,7 +175,12 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
-    check_memory(config, shape)
+    if model is not None and config.lora:
+        if parts.devices[1:]:
+            raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
+        check_adapter_memory(config, model)
+    else:
+        check_memory(config, shape)
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
@@ -187,11 +205,36 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     return run
 
 
+def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
+    """The model to start from and its tokenizer, with a new adapter if one is to be trained.
+
+    Under an adapter its weights stay as they are, and multiply activations that are not rounded. Raises
+    LamaError.
+    """
+    if not config.lora:
+        model, tokenizer = load_causal(config.initial, dtype="float32")
+        refuse_quantized(model, "to be trained")
+        note_widened(config.initial, model)
+        return model, tokenizer
+    if is_adapter(Path(config.initial)):
+        got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first, by lama fuse"
+        raise UsageError(f"lora must have a model to adapt; {got}")
+    model, tokenizer = load_causal(config.initial, dtype=None if config.dtype == "file" else config.dtype)
+    if without_rounding(model) and config.precision != "float32":
+        got = f"got precision={config.precision} for {dtype_of(model)}"
+        raise UsageError(f"precision must be float32 over quantised weights; {got}")
+    add_adapter(model, matching(model, config.lora_on), config.lora, config.lora_scale, config.seed)
+    return model, tokenizer
+
+
 def note_widened(initial: str, model: GPT) -> None:
     """Say that a quantised file is trained in float32."""
-    if (dtype := open_checkpoint(find(initial).path).dtype) is not None:
+    if is_adapter(Path(initial)):
+        return
+    tensors = open_checkpoint(find(initial).path).tensors().values()
+    if types := ", ".join(sorted({tensor.stored for tensor in tensors} - {""})):
         size = 4 * n_parameters(model)
-        note(f"{initial} has {dtype} weights, which are widened to float32 to be trained: {size:,} bytes")
+        note(f"{initial} has {types} weights, which are widened to float32 to be trained: {size:,} bytes")
 
 
 def check_mixture(config: RunConfig) -> None:

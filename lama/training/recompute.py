@@ -1,52 +1,107 @@
-"""Gradients block by block: only the residual stream is stored, and each block is recomputed backwards.
+"""Gradients block by block, each after the next one's, and of the logits in pieces of rows.
 
-This is a third more arithmetic, for a model whose activations would not fit in memory. Source: Chen et al.
-2016, section 4, with one segment a block.
+Either each block is computed again on the way back, so that only the residual stream is kept (Chen et al.
+2016, section 4, with one segment a block): a third more arithmetic, half more where only an adapter is
+trained. Or what its gradient needs is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters
 
+from lama import ops
 from lama.dropout import Dropout
 from lama.models.gpt import GPT
-from lama.training.loss import cross_entropy
+from lama.runtime.buffers import empty
+from lama.training.loss import LOGITS, copied, pieces
 
 
 def blockwise_gradients(
-    model: GPT, arrays: Sequence[Tensor | None], smoothing: float, dropout: Dropout, weight: float
+    model: GPT,
+    arrays: Sequence[Tensor | None],
+    smoothing: float,
+    dropout: Dropout,
+    weight: float,
+    parameters: Iterable[Tensor],
+    recompute: bool = True,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss of `language_model_loss` of `arrays`, and `weight` times its gradients by parameters' `id`."""
+    """The loss of `language_model_loss` of `arrays`, and `weight` times its gradients by parameters' `id`.
+
+    Only `parameters` get a gradient; the others are constants.
+    """
     inputs, targets, starts, weights = (*arrays, None, None)[:4]
     assert inputs is not None and targets is not None
-    mask = model.mask(starts)
+    mask, trained = model.mask(starts), {id(p) for p in parameters}
     found: dict[int, Tensor] = {}
 
-    def back(y: Tensor, dy: Tensor | None, x: Tensor | None, parameters: list[Tensor]) -> Tensor | None:
-        """Add the gradients of `parameters`, and return that of y's input x."""
-        gradients = y.gradient(*([] if x is None else [x]), *parameters, gradient=dy)
-        dx = None if x is None else gradients.pop(0)
-        for p, gradient in zip(parameters, gradients, strict=True):
+    def trained_in(*parts: object) -> list[Tensor]:
+        return [p for part in parts if part is not None for p in get_parameters(part) if id(p) in trained]
+
+    def add(own: list[Tensor], gradients: list[Tensor], *others: Tensor) -> None:
+        """Realise the gradients of the parameters `own`, added to earlier ones, and other tensors."""
+        for p, gradient in zip(own, gradients, strict=True):
             found[id(p)] = found[id(p)] + gradient if id(p) in found else gradient
-        Tensor.realize(*([] if dx is None else [dx.contiguous()]), *(found[id(p)] for p in parameters))
-        return dx
+        if tensors := [*others, *(found[id(p)] for p in own)]:
+            Tensor.realize(*tensors)
 
     def through(i: int, x: Tensor) -> Tensor:
         return model.blocks[i](x, mask, dropout=dropout.scoped(f"blocks.{i}"))
 
-    # A realised stream between two blocks is a leaf: recomputing from it does not reuse what was computed.
+    # A realised stream between two blocks is a leaf: gradients end there.
     x = model.embedded(inputs, dropout=dropout, mask=mask)
-    stream = [x.realize()]
-    for i in range(len(model.blocks)):
-        stream.append(through(i, stream[-1]).contiguous().realize())
+    stream, kept = [x.realize()], []
+    dy = empty(*map(int, x.shape), device=str(x.device))
+    for i, block in enumerate(model.blocks):
+        y = through(i, stream[-1])
+        if not recompute:  # the gradients' graph keeps what the block computes
+            kept.append(y.gradient(stream[-1], *trained_in(block), gradient=dy))
+        stream.append(y.contiguous().realize())
 
-    loss = cross_entropy(model.logits(model.normalised(stream[-1])), targets, smoothing, weights)
-    top = get_parameters(model.ln_final) if model.ln_final else []
-    top = top + get_parameters(model.unembed or model.embed)
-    dx = back(loss * weight, None, stream[-1], top)
+    top = trained_in(model.ln_final, model.unembed or model.embed)
+    loss, dx, gradients = _top_gradients(model, stream.pop(), targets, weights, smoothing, weight, top)
+    add(top, gradients)
     for i in reversed(range(len(model.blocks))):
-        dx = back(through(i, stream[i]), dx, stream[i], get_parameters(model.blocks[i]))
-    x = model.embedded(inputs, dropout=dropout, mask=mask)
-    back(x, dx, None, [*get_parameters(model.embed), *get_parameters(model.pos_embed)])
-    return loss.realize(), found
+        own, x = trained_in(model.blocks[i]), stream.pop()
+        if recompute:
+            found_here = through(i, x).gradient(x, *own, gradient=dx)
+        else:
+            dy.assign(dx).realize()
+            found_here = kept.pop()
+        dx = found_here.pop(0).contiguous()
+        add(own, found_here, dx)
+    if bottom := trained_in(model.embed, model.pos_embed):
+        y = model.embedded(inputs, dropout=dropout, mask=mask)
+        add(bottom, y.gradient(*bottom, gradient=dx))
+    return loss, found
+
+
+def _top_gradients(
+    model: GPT,
+    x: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    weight: float,
+    own: list[Tensor],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The mean loss of the last stream x, and `weight` times its gradients of x and of the parameters `own`.
+
+    Rows are taken in pieces, so that few logits are in memory; all of them where `own` is not empty, since
+    every piece would read the sums of gradients as large as the vocabulary.
+    """
+    rows, width = int(targets.numel()), int(x.shape[-1])
+    flat, ids = x.reshape(1, rows, width), targets.reshape(1, rows)
+    shares = None if weights is None else weights.reshape(1, rows)
+    losses, of_x, of_own = [], [], []
+    for piece in pieces(rows, rows if own else LOGITS // model.config.vocab_size):
+        leaf = copied(flat[:, piece])
+        logits = model.logits(model.normalised(leaf))
+        found = ops.cross_entropy(logits, ids[:, piece], smoothing)
+        loss = (found if shares is None else found * shares[:, piece]).sum() * (1 / rows)
+        dx, *of_own = (loss * weight).gradient(leaf, *own)
+        losses.append(loss)
+        of_x.append(dx.contiguous())
+        Tensor.realize(loss, of_x[-1], *of_own)
+    total = sum(losses[1:], losses[0]).realize()
+    return total, of_x[0].cat(*of_x[1:], dim=1).reshape(x.shape).contiguous().realize(), of_own

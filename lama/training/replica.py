@@ -11,6 +11,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
 from lama.kernels import matmul_precision
+from lama.models.adapters import changes_of, trained_parameters
 from lama.models.quantized import refuse_quantized
 from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep, InputBuffer
@@ -28,10 +29,12 @@ class Replica:
 
     def __init__(self, model: Any, config: TrainingConfig, loss: Callable[..., Tensor], shares: int):
         """`shares` is the number of equal parts of a batch, on all devices."""
-        refuse_quantized(model, "to be trained")
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
-        self.parameters = get_state_dict(model)
-        for parameter in self.parameters.values():
+        self.parameters = trained_parameters(model)
+        self.is_adapter = len(changes_of(model)) > 0
+        if not self.is_adapter:
+            refuse_quantized(model, "to be trained")
+        for parameter in get_state_dict(model).values():
             parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
@@ -51,9 +54,16 @@ class Replica:
 
     def _add_gradients(self, keep: Tensor, key: Tensor, *inputs: Tensor) -> Tensor:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
-        if self.config.recompute:
-            weight = 1 / self.shares
-            loss, by_id = blockwise_gradients(self.model, inputs, smoothing, dropout, weight)
+        if self.config.recompute or self.is_adapter:
+            loss, by_id = blockwise_gradients(
+                self.model,
+                inputs,
+                smoothing,
+                dropout,
+                1 / self.shares,
+                self.parameters.values(),
+                self.config.recompute,
+            )
             found = [by_id[id(p)] for p in self.parameters.values()]
         else:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 
+from tinygrad import Tensor
+
 from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines
 from lama.data.windows import Mixture
+from lama.errors import LamaError, quoted
 from lama.kernels.peak import peak_flops
+from lama.models.adapters import digest_of_base, trained_parameters
 from lama.models.gpt import GPT
 from lama.shapes import Array
-from lama.training.budget import training_operations
+from lama.training.budget import adapter_memory, training_operations
 from lama.training.chat import held_out_arrays, packed_rows
 from lama.training.corpus import CorpusSession
 from lama.training.lines import Record
 from lama.training.loop import Batches, Step, Trainer, language_model_batches
-from lama.training.loss import Evaluator
+from lama.training.loss import Evaluator, language_model_loss_in_pieces
 from lama.training.recording import Recording
 from lama.training.session import Parts
 from lama.training.settings import RunConfig
@@ -47,10 +51,16 @@ class Run(CorpusSession):
         super().__init__(parts, tokens)
         self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
+        self.memory = adapter_memory(config, model) if config.lora else None
+        """The memory that the training of an adapter takes, before it takes any."""
         batches, held_out = data_of(tokens, config)
         self.trainers.append(Trainer(model, batches, config, devices=self.devices))
         rows = max(1, min(config.batch_size, EVALUATION_BATCH // context))
         self.evaluator = Evaluator(model, held_out, rows)
+        if config.lora:  # within the memory that a step takes
+            rows = config.batch_size // config.accumulation
+            self.evaluator = Evaluator(model, held_out, rows, language_model_loss_in_pieces)
+            self.about["base"] = {"model": model.name, "sha256": digest_of_base(model)}
         self.recording: Recording | None = None
         if config.record:
             self.recording = Recording(self.folder.recording_file, model, config, self.tokenizer)
@@ -76,7 +86,16 @@ class Run(CorpusSession):
         if self.recording:
             self.recording.begin()
 
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's state and, as it is, the adapter: a layer in its own files may hold several."""
+        adapter = trained_parameters(self.model) if self.config.lora else {}
+        return super().state() | {f"adapter.{name}": p for name, p in adapter.items()}
+
     def recall(self, notes: Record) -> None:
+        base = self.about.get("base")
+        if base != (then := notes.get("about", {}).get("base")):
+            rule = "a resumed run must have the model it began with"
+            raise LamaError(f"{rule}; got other weights in {self.model.name} than then: {quoted(then)}")
         super().recall(notes)
         if self.recording:
             self.cut(self.recording.path, self.recording.cut)

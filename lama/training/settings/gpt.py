@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lama.errors import UsageError, quoted
 from lama.training.settings.base import CorpusSettings, changed, setting
 
 FINE_TUNING_RATE = 1e-4  # a rate at which a trained model learns without forgetting what it knew
+LORA_RATE = 2e-4  # of an adapter; Dettmers et al. 2023 (QLoRA), appendix B.2
+LORA_CONTEXT = 256  # tokens in a window for an adapter, where no number is given
+HELD = ("file", "float32", "float16", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,20 @@ class RunConfig(CorpusSettings):
         "a model to start from: a name, a folder or a file; its shape and tokenizer are then its own, "
         f"and learning_rate is {FINE_TUNING_RATE:g} where none is given",
     )
+    lora: int = setting(
+        0,
+        "rank of an adapter (LoRA) that is trained instead of the weights of --from; learning_rate is then "
+        f"{LORA_RATE:g} and weight_decay 0 where they are not given; 0: the weights themselves are trained",
+        least=0,
+        most=4096,
+    )
+    lora_alpha: float = setting(
+        0.0, "the adapter's change is times alpha / rank; 0 means 2 x rank", least=0, below=1e6
+    )
+    lora_on: tuple[str, ...] = setting(
+        (), "layers that an adapter changes: q k v out gate up down, or such as blocks.1.*; default all"
+    )
+    dtype: str = setting("file", "precision of the weights under an adapter; file: as they are", choices=HELD)
     chat: tuple[str, ...] = setting(
         (), "conversations to learn from, JSON lines or Parquet, as for --corpus; with --from"
     )
@@ -60,9 +78,23 @@ class RunConfig(CorpusSettings):
     record_every: int = setting(0, "steps between two recordings; 0 means 60 times a run", least=0)
     record_heads: tuple[str, ...] = setting((), "heads to record, such as 0.1 1.3; default the first twelve")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora and not self.initial:
+            raise UsageError("lora must be given with a model to adapt; got none. Add --from MODEL")
+        for name, default in (("lora_alpha", 0.0), ("lora_on", ()), ("dtype", "file")):
+            if not self.lora and getattr(self, name) != default:
+                got = f"got {name}={quoted(getattr(self, name))}"
+                raise UsageError(f"{name} must be given with lora, the rank of an adapter; {got}")
+
     @property
     def evaluation_steps(self) -> int:
         return self.evaluate_every
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor of an adapter's change."""
+        return (self.lora_alpha or 2 * self.lora) / self.lora
 
 
 SHAPE = (

@@ -1,0 +1,340 @@
+"""Adapters on disk as PEFT has them: adapter_config.json and adapter_model.safetensors.
+
+Their layers have Hugging Face's names. Rows of a layer there may be in another order than lama's, and one
+layer may hold several of lama's, such as GPT-2's c_attn. Source: huggingface/peft, src/peft/tuners/lora.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lama.atomic import atomic_folder
+from lama.checkpoints import gpt2
+from lama.checkpoints.families import FAMILIES, form_of, join_qkv
+from lama.checkpoints.files import check_regular, weight_file
+from lama.checkpoints.huggingface import checked_config
+from lama.checkpoints.rows import selected
+from lama.checkpoints.safetensors_files import open_safetensors, write_safetensors
+from lama.checkpoints.tensor import FileTensor, read_weights
+from lama.errors import LamaError, abbreviated, quoted
+from lama.files import checked, field, quoted_path, read_object
+from lama.layers import LowRank
+from lama.models.adapters import MOST_RANK, add_change, changes_of, places
+from lama.models.gpt import GPT, GPTConfig
+from lama.shapes import Array
+from lama.tokenizers import Tokenizer
+from lama.tokenizers.chat_template import template_of
+from lama.tokenizers.export import with_template
+
+CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "notes.json"
+PREFIX = "base_model.model."
+LARGE = 1 << 32  # more than the outputs of a layer
+# Keys that must be missing, null, false or empty: lama does not compute what they mean.
+UNSUPPORTED = (
+    *(
+        "modules_to_save",
+        "lora_bias",
+        "use_dora",
+        "use_qalora",
+        "layer_replication",
+        "trainable_token_indices",
+    ),
+    *("target_parameters", "alora_invocation_tokens", "arrow_config", "use_bdlora", "megatron_config"),
+)
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that change the model's own weights
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer under Hugging Face's name, with `*` for the number of the block."""
+
+    name: str
+    d_out: int
+    rows: Mapping[str, Array]
+    """The end of a place's name, such as `attn.q` -> the outputs here that are the place's."""
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return os.path.isfile(path / CONFIG) and weight_file(path) is None
+
+
+def base_of(path: Path) -> str:
+    """The name of the model that an adapter is for. Raises LamaError where the adapter does not say."""
+    source = quoted_path(path / CONFIG)
+    if name := field(read_object(path / CONFIG), "base_model_name_or_path", str, source, ""):
+        return name
+    raise LamaError(f"{source} must name its model, base_model_name_or_path; got none. Give it with -m")
+
+
+def layers_of(config: GPTConfig, family: str) -> list[Layer]:
+    """The layers that an adapter may change, as a family of Hugging Face's has them.
+
+    Each row's number is sent through what a checkpoint's rows go through when they are read.
+    """
+    c, (names, prefix) = config, _names(family)
+    q, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    sizes = {"attn.q": q, "attn.k": kv, "attn.v": kv, "attn.qkv": q + 2 * kv, "attn.out": c.d_model}
+    if c.d_mlp:
+        sizes |= {"mlp.up": c.d_mlp, "mlp.down": c.d_model}
+        sizes |= {"mlp.gate": c.d_mlp, "mlp.gate_up": 2 * c.d_mlp} if c.gated else {}
+    theirs = {ours.removeprefix("blocks.*."): name for name, ours in names.items()}
+    found = [(name, sizes[ours]) for ours, name in theirs.items() if ours in sizes]
+    numbers: dict[str, FileTensor] = {}
+    for i, (name, n) in enumerate(found):
+        ids = (LARGE * i + np.arange(n))[:, None]
+        numbers[names[name].replace("*", "0") + ".weight"] = FileTensor(name, "int64", (n, 1), ids.copy)
+    if family in FAMILIES:
+        FAMILIES[family].weights(numbers, c, {})
+    join_qkv(numbers)
+    if (qkv := numbers.pop("blocks.0.attn.qkv.weight", None)) is not None:
+        for part, first, n in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+            numbers[f"blocks.0.attn.{part}.weight"] = selected(qkv, np.arange(first, first + n))
+    rows: list[dict[str, Array]] = [{} for _ in found]
+    for ours, tensor in numbers.items():
+        ids = tensor.read()[:, 0]
+        rows[ids[0] // LARGE][ours.removeprefix("blocks.0.").removesuffix(".weight")] = ids % LARGE
+    return [Layer(prefix + name, n, each) for (name, n), each in zip(found, rows, strict=True)]
+
+
+def _names(family: str) -> tuple[Mapping[str, str], str]:
+    """A family's table of names, and the prefix of its layers."""
+    if family in FAMILIES:
+        return FAMILIES[family].names, FAMILIES[family].prefix
+    return gpt2.NAMES, gpt2.PREFIX
+
+
+def family_of(model: GPT) -> str:
+    """The `model_type` whose names an adapter gets: that of the model's file, or of its export."""
+    if model.family:
+        return model.family
+    c = replace(model.config, bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
+    try:
+        gpt2.huggingface_config(c)
+    except LamaError:
+        return form_of(model.config) or "llama"
+    return "gpt2"
+
+
+# --- writing
+
+
+def save_adapter(
+    folder: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer | None = None,
+    notes: Mapping[str, object] | None = None,
+) -> None:
+    """Write the adapter of a model as PEFT does, and lama's notes.json. Raises LamaError.
+
+    The notes are `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
+    """
+    changes, family = changes_of(model), family_of(model)
+    tensors: dict[str, FileTensor] = {}
+    sizes: dict[str, tuple[int, float]] = {}
+    for i in range(model.config.n_layers):
+        for layer in layers_of(model.config, family):
+            parts = [(changes.get(f"blocks.{i}.{end}"), rows) for end, rows in layer.rows.items()]
+            found = [(change, rows) for change, rows in parts if change is not None]
+            if not found:
+                continue
+            name, (a, b, scale) = layer.name.replace("*", str(i)), _joined(found, layer.d_out)
+            sizes[name] = len(a), scale * len(a)
+            for part, matrix in (("A", a), ("B", b)):
+                key = f"{PREFIX}{name}.lora_{part}.weight"
+                tensors[key] = FileTensor(key, "float32", matrix.shape, partial(np.asarray, matrix))
+    config = _config(sizes, [layer.name for layer in layers_of(model.config, family)], model, family)
+    with atomic_folder(Path(folder)) as temporary:
+        write_safetensors(temporary / WEIGHTS, tensors)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+        template = None if tokenizer is None else template_of(tokenizer)
+        about = {
+            "training": dict(notes or {}),
+            "end_tokens": list(model.config.end_tokens),
+            "template": None if template is None else template.source,
+        }
+        (temporary / NOTES).write_text(json.dumps(about), encoding="utf-8")
+    for name in ("config.json", "model.safetensors"):  # an earlier model
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _joined(parts: list[tuple[LowRank, Array]], d_out: int) -> tuple[Array, Array, float]:
+    """A, B and scale of one layer: those of its parts follow one another, B with zeros beside them."""
+    scale = parts[0][0].scale
+    a = np.concatenate([change.a.numpy() for change, _ in parts])
+    b, first = np.zeros((d_out, len(a)), np.float32), 0
+    for change, rows in parts:
+        last = first + int(change.b.shape[1])
+        b[rows, first:last] = change.b.numpy() * np.float32(change.scale / scale)
+        first = last
+    return a, b, scale
+
+
+def _config(
+    sizes: Mapping[str, tuple[int, float]], known: list[str], model: GPT, family: str
+) -> dict[str, object]:
+    """adapter_config.json for layers with these ranks and alphas."""
+    (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    everywhere = [name.replace("*", str(i)) for name in known for i in range(model.config.n_layers)]
+
+    def short(names: list[str]) -> list[str]:
+        """Their last words where these mean exactly those layers, else the names."""
+        ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        meant = {name for name in everywhere if name.rpartition(".")[2] in ends}
+        return ends if meant == set(names) else names
+
+    others = {size: [name for name in sizes if sizes[name] == size] for size in set(sizes.values())}
+    del others[rank, alpha]
+    patterns = [(name, size) for size, names in others.items() for name in short(names)]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.name,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {name: size[0] for name, size in patterns},
+        "alpha_pattern": {name: _plain(size[1]) for name, size in patterns},
+        "target_modules": short(list(sizes)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": family == "gpt2",
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def _plain(x: float) -> float:
+    return int(x) if x == int(x) else x
+
+
+# --- reading
+
+
+def with_notes(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> Tokenizer:
+    """Give a model the end tokens in an adapter's notes, and return its tokenizer with the chat template.
+
+    An adapter of PEFT's has no notes. Raises LamaError for others than `save_adapter` writes.
+    """
+    path = Path(folder) / NOTES
+    if not os.path.lexists(path):
+        return tokenizer
+    fields, source = read_object(path), quoted_path(path)
+    ends = [checked(each, int, f"a token in {source}") for each in field(fields, "end_tokens", list, source)]
+    model.config = checked_config(GPTConfig, {**vars(model.config), "end_tokens": tuple(ends)}, source)
+    template, own = field(fields, "template", str, source, ""), template_of(tokenizer)
+    return (
+        with_template(tokenizer, template)
+        if template and (own is None or own.source != template)
+        else tokenizer
+    )
+
+
+def load_adapter(folder: str | Path, model: GPT) -> None:
+    """Read an adapter of PEFT's into a model, in place of its own. Raises LamaError.
+
+    All is checked before numbers are read: what the config asks for, names, shapes and ranks.
+    """
+    folder = Path(folder)
+    path, source = folder / WEIGHTS, quoted_path(folder / WEIGHTS)
+    alpha_of = _scales(folder / CONFIG)
+    if not os.path.lexists(path):
+        raise LamaError(f"an adapter must have {WEIGHTS} beside {CONFIG}; got none in {quoted_path(folder)}")
+    check_regular(path)
+    layers = {
+        layer.name.replace("*", str(i)): (f"blocks.{i}.", layer)
+        for layer in layers_of(model.config, family_of(model))
+        for i in range(model.config.n_layers)
+    }
+    pairs: dict[str, dict[str, FileTensor]] = {}
+    for name, tensor in open_safetensors(path).items():
+        own, part = _layer_and_part(name)
+        if own not in layers:
+            known = abbreviated(list(dict.fromkeys(name.rpartition(".")[2] for name in layers)), most=9)
+            got = f"got {quoted(name, plain=True)} of shape {tensor.shape}"
+            raise LamaError(f"{source} must change layers of this model, {known}; {got}")
+        pairs.setdefault(own, {})[part] = tensor
+    if not pairs:
+        raise LamaError(f"{source} must hold matrices A and B; got none")
+    found, read = places(model), []
+    for name, pair in pairs.items():
+        start, layer = layers[name]
+        d_in = found[start + next(iter(layer.rows))].d_in
+        rank = _checked_rank(pair, name, layer.d_out, d_in, source)
+        read.append((start, layer, pair, alpha_of(name, rank)))
+    for place in found.values():
+        place.linear.adapter = {}
+    for start, layer, pair, scale in read:
+        a, b = (read_weights(pair[part], "float32") for part in "AB")
+        for end, rows in layer.rows.items():
+            used = b[rows].any(0) | (len(layer.rows) == 1)  # of a layer that holds several of lama's
+            if used.any():
+                add_change(found[start + end], a[used], b[rows][:, used], scale)
+
+
+def _layer_and_part(name: str) -> tuple[str, str]:
+    """The layer's name and A or B; the name itself and nothing for another tensor."""
+    for part in "AB":
+        if name.endswith(end := f".lora_{part}.weight"):
+            return name.removesuffix(end).removeprefix(PREFIX), part
+    return name, ""
+
+
+def _checked_rank(pair: Mapping[str, FileTensor], name: str, d_out: int, d_in: int, source: str) -> int:
+    """The rank of a layer's change. Raises LamaError for a missing matrix, and for other shapes."""
+    shown = quoted(name, plain=True)
+    if set(pair) != {"A", "B"}:
+        raise LamaError(f"{source} must hold both A and B of {shown}; got {', '.join(sorted(pair))}")
+    a, b = pair["A"].shape, pair["B"].shape
+    rank = a[0] if a else 0
+    if (a, b) != ((rank, d_in), (d_out, rank)) or not 1 <= rank <= MOST_RANK:
+        rule = f"have A (rank, {d_in}) and B ({d_out}, rank) of {shown}, rank from 1 to {MOST_RANK}"
+        raise LamaError(f"{source} must {rule}; got {a} and {b}. Is it another model's?")
+    return rank
+
+
+def _scales(path: Path) -> Callable[[str, int], float]:
+    """The factor of a layer's change, by its name and rank. Raises LamaError for an unsupported kind."""
+    source = quoted_path(path)
+    if not os.path.lexists(path):
+        raise LamaError(f"an adapter must be a folder with {CONFIG}; got no {source}")
+    fields = read_object(path)
+
+    def refuse(key: str) -> LamaError:
+        return LamaError(f"{source} has {key}={quoted(fields.get(key))}, which lama does not support")
+
+    if fields.get("peft_type") != "LORA":
+        raise refuse("peft_type")
+    if fields.get("bias", "none") != "none":
+        raise refuse("bias")
+    for key in UNSUPPORTED:
+        if fields.get(key):
+            raise refuse(key)
+    begins = fields.get("init_lora_weights")
+    if isinstance(begins, str) and begins.lower().startswith(CHANGED_BASE):
+        raise refuse("init_lora_weights")
+    for key in field(fields, "alpha_pattern", dict, source, {}):
+        if set(key) & set("*+?()[]{}|\\^$"):
+            raise refuse("alpha_pattern")
+    patterns = field(fields, "alpha_pattern", dict, source, {})
+    is_rooted = field(fields, "use_rslora", bool, source, False)
+    alphas = {"": field(fields, "lora_alpha", float, source), **patterns}
+    for name, alpha in alphas.items():
+        if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+            got = f"{quoted(alpha)} for {quoted(name or 'lora_alpha', plain=True)}"
+            raise LamaError(f"{source} must have alphas above 0 and below 1,000,000; got {got}")
+
+    def scale(name: str, rank: int) -> float:
+        own = next((end for end in patterns if name == end or name.endswith(f".{end}")), "")
+        return float(alphas[own]) / (math.sqrt(rank) if is_rooted else rank)
+
+    return scale

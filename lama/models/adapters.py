@@ -1,0 +1,204 @@
+"""Adapters (LoRA) of a GPT: low-rank changes of the linear layers in its blocks, which alone are trained.
+
+A name such as `blocks.0.attn.q` means one change. Queries, keys and values have one each, though lama holds
+their matrices as one. Source: Hu et al. 2021, LoRA; over quantised weights Dettmers et al. 2023, QLoRA.
+"""
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
+
+from lama.errors import LamaError, UsageError, abbreviated, quoted
+from lama.kernels import Quantized
+from lama.layers import Linear, LowRank
+from lama.models.gpt import GPT
+from lama.models.quantized import weights_of
+from lama.runtime.buffers import from_array, read
+from lama.shapes import Array
+
+M = TypeVar("M")
+PARTS = ("q", "k", "v", "out", "gate", "up", "down")
+MOST_RANK = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place for a change: some outputs of a layer."""
+
+    linear: Linear
+    part: str
+    """One of PARTS."""
+    first: int
+    """Its first output."""
+    d_out: int
+
+    @property
+    def d_in(self) -> int:
+        return int(self.linear.weight.shape[1])
+
+    @property
+    def change(self) -> LowRank | None:
+        return self.linear.adapter.get(self.part)
+
+
+def places(model: GPT) -> dict[str, Place]:
+    """All places of a model, by name."""
+    found: dict[str, Place] = {}
+    for i, block in enumerate(model.blocks):
+        ends = np.cumsum([0, *block.attn.widths]).tolist()
+        for part, first, last in zip("qkv", ends[:-1], ends[1:], strict=True):
+            found[f"blocks.{i}.attn.{part}"] = Place(block.attn.qkv, part, first, last - first)
+        layers = {"attn.out": block.attn.out}
+        if block.mlp is not None:
+            layers |= {f"mlp.{name}": each for name, each in vars(block.mlp).items() if name in PARTS}
+        for name, linear in layers.items():
+            part, d_out = name.partition(".")[2], int(linear.weight.shape[0])
+            found[f"blocks.{i}.{name}"] = Place(linear, part, 0, d_out)
+    return found
+
+
+def matching(model: GPT, patterns: Sequence[str]) -> list[str]:
+    """The names of the places that any pattern matches, all for none.
+
+    A pattern is a name, its end such as `q` or `attn.out`, or either with `*`. Raises UsageError for a
+    pattern that matches nothing.
+    """
+    names = list(places(model))
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            rule = f"lora_on must name layers of the model: {known}, or blocks.0.attn.q, blocks.1.*"
+            raise UsageError(f"{rule}; got {quoted(pattern)}, which matches none")
+    return [name for name in names if not patterns or any(_matches(name, each) for each in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def add_change(place: Place, a: Array, b: Array, scale: float) -> None:
+    """Add a change with these matrices, (rank, d_in) and (d_out, rank), to its layer."""
+    device = str(place.linear.weight.device)
+    change = LowRank(place.d_in, place.d_out, len(a), scale, place.first)
+    change.a, change.b = (from_array(x.astype(np.float32), dtypes.float32, device) for x in (a, b))
+    # In the order of the outputs, whatever the order of the calls.
+    changes = {**place.linear.adapter, place.part: change}
+    place.linear.adapter = dict(sorted(changes.items(), key=lambda item: item[1].first))
+
+
+def add_adapter(model: GPT, names: Iterable[str], rank: int, scale: float, seed: int) -> None:
+    """Add changes that are zero: A is uniform in ±1 / √d_in from `seed`, B zero, as PEFT begins.
+
+    Raises UsageError for a rank above a layer's width.
+    """
+    rng, found = np.random.default_rng(seed), places(model)
+    for name in names:
+        place = found[name]
+        if rank > (most := min(place.d_in, place.d_out, MOST_RANK)):
+            raise UsageError(f"lora must be at most {most}, the width of {name}; got {rank}")
+        limit = 1 / math.sqrt(place.d_in)
+        a = rng.uniform(-limit, limit, (rank, place.d_in))
+        add_change(place, a, np.zeros((place.d_out, rank)), scale)
+
+
+def remove_adapter(model: GPT) -> None:
+    """Remove all changes: the model is again what it was."""
+    for place in places(model).values():
+        place.linear.adapter = {}
+
+
+def changes_of(model: object) -> dict[str, LowRank]:
+    """The changes of a model by the names of their places; none for a model of another kind."""
+    found = places(model) if isinstance(model, GPT) else {}
+    return {name: place.change for name, place in found.items() if place.change is not None}
+
+
+def trained_parameters(model: object) -> dict[str, Tensor]:
+    """The parameters that training changes: those of the adapter, or all of a model without one."""
+    changes = changes_of(model)
+    if not changes:
+        return get_state_dict(model)
+    return {f"{name}.{part}": getattr(each, part) for name, each in changes.items() for part in "ab"}
+
+
+def constants_of(model: object) -> str:
+    """A name for how a model computes, beside its config and the shapes of its weights."""
+    rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
+    scales = [(name, change.scale) for name, change in changes_of(model).items()]
+    return repr((all(rounds), scales))
+
+
+def digest_of_base(model: GPT) -> str:
+    """The SHA-256 of all weights but the adapter's, in hexadecimal."""
+    digest, trained = hashlib.sha256(), {id(p) for p in trained_parameters(model).values()}
+    for name, tensor in get_state_dict(model).items():
+        if id(tensor) not in trained:
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(read(tensor).data)
+    return digest.hexdigest()
+
+
+def merged(place: Place) -> Array:
+    """The rows of a place's matrix with its change: W + scale · B A, float32."""
+    rows = place.linear.weight[place.first : place.first + place.d_out]
+    assert isinstance(rows, Tensor), "a quantised matrix"
+    weight: Array = rows.float().numpy()
+    if (change := place.change) is not None:
+        weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())
+    return weight
+
+
+def fold(model: GPT) -> None:
+    """Add the changes to the weights, and remove them. Raises LamaError for quantised weights."""
+    for linear, found in _by_layer(places(model).values()):
+        if not linear.adapter:
+            continue
+        weight = linear.weight
+        if isinstance(weight, Quantized):
+            rule = "an adapter is folded into weights of a float dtype"
+            raise LamaError(f"{rule}; got int{weight.bits}. Load the model as float32")
+        whole = Tensor(np.concatenate([merged(place) for place in found]), device=weight.device)
+        weight.replace(whole.cast(weight.dtype).contiguous().realize())
+        linear.adapter = {}
+
+
+def refuse_adapter(model: object, what: str) -> None:
+    """Raise LamaError if the model has an adapter, which `what`, such as "to be exported", rules out."""
+    if changes_of(model):
+        raise LamaError(f"a model must have its adapter in its weights {what}; fold it in by lama fuse")
+
+
+def _by_layer(found: Iterable[Place]) -> list[tuple[Linear, list[Place]]]:
+    layers: dict[int, tuple[Linear, list[Place]]] = {}
+    for place in found:
+        layers.setdefault(id(place.linear), (place.linear, []))[1].append(place)
+    return list(layers.values())
+
+
+def sharing_weights(model: M) -> M:
+    """A copy of a model that shares its weights: another adapter in it leaves the first as it is."""
+    tensors = get_state_dict(model, tensor_type=(Tensor, Quantized)).values()
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def size_of(parameters: Mapping[str, Tensor]) -> int:
+    """The number of numbers in these parameters."""
+    return sum(int(p.numel()) for p in parameters.values())
+
+
+def described(model: GPT) -> str:
+    """One line: `rank 16 on q, k, v: 90 matrices, 1,234,567 parameters`."""
+    changes = changes_of(model)
+    ranks = sorted({int(each.a.shape[0]) for each in changes.values()})
+    parts = dict.fromkeys(name.rpartition(".")[2] for name in changes)
+    rank = abbreviated([str(rank) for rank in ranks])
+    count = f"{len(changes)} matrices, {size_of(trained_parameters(model)):,} parameters"
+    return f"rank {rank} on {', '.join(parts)}: {count}"
