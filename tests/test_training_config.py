@@ -213,6 +213,12 @@ def test_rate_decay_and_steps_follow_the_batch_and_the_ratio():
         assert forgets == pytest.approx(2e-3 * 0.1 * 12 * REFERENCE / 2**19, rel=0.1)
 
 
+def test_short_runs_have_smaller_batches_and_no_larger_rates():
+    short, shorter = (chosen(Scale(depth=1, ratio=ratio), optimizer="muon") for ratio in (12, 0.1))
+    assert 180 <= short["steps"] < 360 and shorter["batch_size"] == 4 and shorter["steps"] < 180
+    assert short["learning_rate"] < shorter["learning_rate"] < 8e-3
+
+
 def test_large_embeddings_have_a_larger_rate():
     found = chosen(Scale(depth=4), optimizer="muon", initial_weights="width", tied=False)
     assert found["embedding_learning_rate"] == pytest.approx(10 * found["learning_rate"], rel=0.05)

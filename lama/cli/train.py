@@ -82,7 +82,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     if scale := training.scale_of(args):
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in CHOSEN)
         seen = config.steps * config.batch_size * config.context_length
-        epochs = f"{seen:,} tokens, {seen / len(tokens.train):,.1f} times the text"
+        epochs = f"{seen:,} tokens, {seen / len(tokens.train):,.2f} times the text"
         print(f"chosen for {scale}, {scale.ratio:g} tokens a parameter: {' '.join(words)}; {epochs}")
 
     heading("Before training")

@@ -19,7 +19,7 @@ RECIPE, ADAMW = "the recipe", "AdamW at its best rate of three"
 ONE_RATE = {"matrix_learning_rate": 0.0, "embedding_learning_rate": 0.0}
 CHANGES: dict[str, tuple[Settings, ...]] = {
     RECIPE: ({},),
-    ADAMW: tuple({"optimizer": "adamw", **ONE_RATE, "learning_rate": r} for r in (3e-3, 6e-3, 1.2e-2)),
+    ADAMW: tuple({"optimizer": "adamw", **ONE_RATE, "learning_rate": r} for r in (1.5e-3, 3e-3, 6e-3)),
     "embeddings at the rate of vectors": ({"embedding_learning_rate": 0.0},),
     "momentum 0.95": ({"momentum": 0.95},),
     "weight decay 0.1": ({"weight_decay": 0.1},),

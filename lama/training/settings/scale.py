@@ -16,6 +16,9 @@ RATIO = 12.0
 REFERENCE = 12 * 12 * 768**2 + 32_768 * 768  # N of nanochat's model of 12 blocks, as `scaled` counts it
 REFERENCE_BATCH = 2**19  # tokens of its batch
 POWER = 0.383  # of the batch by the tokens of a run
+LEAST_STEPS = (
+    180  # below them the rule was not measured, and gives batches in which a short run learns little
+)
 PART = 2**14  # tokens in a part of a batch, at most: activations need memory
 WIDTH = 64  # numbers of the residual stream for each block
 
@@ -43,7 +46,7 @@ class Scale:
             raise UsageError(f"ratio must be above 0 and at most 1,000,000; got {self.ratio}")
 
     def __str__(self) -> str:
-        return f"{self.depth} blocks" if self.size is None else f"{self.size} parameters"
+        return f"depth {self.depth}" if self.size is None else f"{self.size} parameters"
 
 
 def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_size: int) -> dict[str, object]:
@@ -51,13 +54,13 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
 
     The width is 64 times the depth, or about; heads are 64 wide (32 in narrow models). The tokens of a run
     are ratio · N, where N counts the blocks' matrices and the output layer. A batch has 2¹⁹ · (tokens /
-    those of the reference)^0.383 tokens, rounded to a power of 2; the reference is nanochat's model of 12
-    blocks. Source: nanochat, scripts/base_train.py, after Bergsma et al. 2025. With muon, the rate of
-    matrices is 0.02 · √(steps of the reference / steps): nanochat's where the tokens are the reference's, and
-    0.07 at 180 steps; the best one of modern-char-cpu is 0.06. Source of the root: Schaipp et al. 2025.
-    rate · decay · steps is the reference's, so that weights forget over the same share of a run. With adamw,
-    the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et al. 2020, eq. D.1. Raises UsageError where the
-    vocabulary alone is over the budget.
+    those of the reference)^0.383 tokens, rounded to a power of 2, or fewer, so that a run has LEAST_STEPS;
+    the reference is nanochat's model of 12 blocks. Source: nanochat, scripts/base_train.py, after Bergsma et
+    al. 2025. With muon, the rate of matrices is 0.02 · √(steps of the reference / steps): nanochat's where
+    the tokens are the reference's, and at most 0.07, that of 180 steps; the best one of modern-char-cpu is
+    0.06. Source of the root: Schaipp et al. 2025. rate · decay · steps is the reference's, so that weights
+    forget over the same share of a run. With adamw, the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et
+    al. 2020, eq. D.1. Raises UsageError where the vocabulary alone is over the budget.
     """
     if scale.size is None:
         n_layers, d_model = scale.depth or 1, WIDTH * (scale.depth or 1)
@@ -65,12 +68,14 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
         n_layers, d_model = _shape(parse_size(scale.size), given, vocab_size)
     n = 12 * n_layers * d_model**2 + vocab_size * d_model
     longer = scale.ratio * n / (RATIO * REFERENCE)
-    context, batch = given.context_length, REFERENCE_BATCH * longer**POWER
-    windows = given.batch_size if "batch_size" in names else 2 ** max(2, round(math.log2(batch / context)))
-    steps = given.steps if "steps" in names else max(1, round(scale.ratio * n / (windows * context)))
+    context, tokens = given.context_length, scale.ratio * n
+    largest = math.floor(math.log2(tokens / LEAST_STEPS / context))
+    power = min(round(math.log2(REFERENCE_BATCH * longer**POWER / context)), largest)
+    windows = given.batch_size if "batch_size" in names else 2 ** max(2, power)
+    steps = given.steps if "steps" in names else max(1, round(tokens / (windows * context)))
     rate, decay, embedding = 0.003239 - 0.0001395 * math.log(n), 0.1, 0.0
     if given.optimizer == "muon":
-        factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / steps)
+        factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / max(steps, LEAST_STEPS))
         rate, decay = 0.002 * factor, 0.1 * factor
         if given.initial_weights == "width" and not given.tied:  # embeddings are as large as the stream
             embedding = 10 * rate
