@@ -139,22 +139,10 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     tokenizer: Tokenizer | None = None
     first = run_config(given)  # all values are checked before a model is read
     check_chat(first)
-    if initial := first.initial:
+    if first.initial:
         if scale is not None:
-            raise UsageError(f"a model to start from has its size; got {scale} and --from {initial}")
-        source, out = Path(os.path.realpath(initial)), Path(os.path.realpath(folder.path))
-        if out in (source, *source.parents):
-            got = f"got {quoted_path(folder.path)} and --from {initial}"
-            raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
-        model, tokenizer = load_initial(first)
-        most = model.config.context_length
-        defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
-        if first.lora:
-            defaults = {"learning_rate": LORA_RATE, "weight_decay": 0.0}
-            defaults["context_length"] = min(LORA_CONTEXT, most)
-        if first.chat:
-            defaults |= {**DEFAULTS, "context_length": min(CONTEXT, most)}
-        given = _of_the_model(defaults | given, model.config)
+            raise UsageError(f"a model to start from has its size; got {scale} and --from {first.initial}")
+        model, tokenizer, given = start_from(first, given, folder)
     config = run_config(given)
     check_mixture(config)
     corpus: Corpus | None = None
@@ -175,9 +163,9 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
+    if config.lora and parts.devices[1:]:
+        raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
     if model is not None and config.lora:
-        if parts.devices[1:]:
-            raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
         check_adapter_memory(config, model)
     else:
         check_memory(config, shape)
@@ -203,6 +191,25 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     run = Run(parts, tokens)
     run.corpus = None if config.chat else corpus
     return run
+
+
+def start_from(
+    first: RunConfig, given: Settings, folder: RunFolder
+) -> tuple[GPT, Tokenizer, dict[str, object]]:
+    """The model to start from, its tokenizer, and the settings with the model's own. Raises LamaError."""
+    source, out = Path(os.path.realpath(first.initial)), Path(os.path.realpath(folder.path))
+    if out in (source, *source.parents):
+        got = f"got {quoted_path(folder.path)} and --from {first.initial}"
+        raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
+    model, tokenizer = load_initial(first)
+    most = model.config.context_length
+    defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
+    if first.lora:
+        defaults = {"learning_rate": LORA_RATE, "weight_decay": 0.0}
+        defaults["context_length"] = min(LORA_CONTEXT, most)
+    if first.chat:
+        defaults |= {**DEFAULTS, "context_length": min(CONTEXT, most)}
+    return model, tokenizer, _of_the_model({**defaults, **given}, model.config)
 
 
 def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
