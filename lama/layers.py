@@ -173,5 +173,6 @@ def initialise_by_width(module: object, seed: int) -> None:
         elif "embed" in name:
             std = 0.5 if name == "embed.weight" and "unembed.weight" in parameters else 0.02
         value = rng.standard_normal(shape, np.float32) * np.float32(std)
-        tensor.assign(Tensor(value if len(shape) > 1 or std == 0 else np.ones(shape, np.float32)))
+        value = value if len(shape) > 1 or std == 0 else np.ones(shape, np.float32)
+        tensor.assign(Tensor(value, dtype=tensor.dtype, device=tensor.device))
     Tensor.realize(*parameters.values())

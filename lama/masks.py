@@ -7,7 +7,7 @@ pad)`, which is the same without a number for each query and key.
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from lama.ops import from_starts, in_sight
 from lama.shapes import Bool, Int
@@ -42,7 +42,7 @@ Mask: TypeAlias = Tensor | Causal
 
 def packed(starts: Int[Tensor, "B T"]) -> Causal:
     """The mask of rows that hold several texts, and the positions in them; see `Causal.starts`."""
-    starts = starts.contiguous()
+    starts = starts.cast(dtypes.int32).contiguous()
     places = Tensor.arange(starts.shape[1]).to(starts.device) - starts
     return Causal(starts=starts, places=places.contiguous())
 

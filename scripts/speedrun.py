@@ -10,8 +10,8 @@ a CPU in its README), and 1.4697 in 5,000 steps of 16,384 (config/train_shakespe
 
 Each seed is a process of its own, once with an empty cache of kernels and once with a warm one; its seconds
 are those of the whole process, from the imports over the compilation to the held-out loss. Where PyTorch is
-installed (pip install lama[peers]), nanoGPT's run for 1.88 in it stands beside them,, unless
---no-torch is given. A Witten-Bell 5-gram model of the text stands beside both.
+installed (pip install lama[peers]), nanoGPT's run for 1.88 in it stands beside them, unless --no-torch is
+given. A Witten-Bell 5-gram model of the text stands beside both.
 """
 
 import argparse

@@ -276,3 +276,16 @@ def test_lists_and_whole_numbers_of_a_file_take_the_settings_types():
     assert run_config({"corpus": ["a", "b"], "learning_rate": 1}) == RunConfig(
         corpus=("a", "b"), learning_rate=1.0
     )
+
+
+@pytest.mark.parametrize("context", [100, 300, 1000])
+def test_parts_of_a_chosen_batch_divide_it(context):
+    given = run_config({"context_length": context})
+    config = run_config(scaled(Scale("10M"), given, {}, 256))
+    assert config.batch_size % config.accumulation == 0
+
+
+def test_given_width_shapes_the_rest():
+    given = run_config({"d_model": 256})
+    chosen = scaled(Scale(depth=6), given, {"d_model": 256}, 256)
+    assert (chosen["d_model"], chosen["n_heads"], chosen["d_mlp"]) == (256, 8, 1024)

@@ -38,17 +38,25 @@ PREFIX = "base_model.model."
 LARGE = 1 << 32  # more than the outputs of a layer
 # Keys that must be missing, null, false or empty: lama does not compute what they mean.
 UNSUPPORTED = (
-    *(
-        "modules_to_save",
-        "lora_bias",
-        "use_dora",
-        "use_qalora",
-        "layer_replication",
-        "trainable_token_indices",
-    ),
-    *("target_parameters", "alora_invocation_tokens", "arrow_config", "use_bdlora", "megatron_config"),
+    "modules_to_save",
+    "lora_bias",
+    "use_dora",
+    "use_qalora",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
+    "megatron_config",
 )
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that change the model's own weights
+CHANGED_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # ways to begin that change the model's own weights
 
 
 @dataclass(frozen=True)
@@ -134,8 +142,12 @@ def save_adapter(
 ) -> None:
     """Write the adapter of a model as PEFT does, and lama's notes.json. Raises LamaError.
 
-    The notes are `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
+    An earlier model in the folder is removed; it must not be the one that the adapter is for. The notes are `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
     """
+    if model.name and os.path.realpath(model.name) == os.path.realpath(folder):
+        raise LamaError(
+            f"an adapter must be saved beside its model; got the model's folder {quoted_path(folder)}"
+        )
     changes, family = changes_of(model), family_of(model)
     tensors: dict[str, FileTensor] = {}
     sizes: dict[str, tuple[int, float]] = {}

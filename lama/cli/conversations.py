@@ -5,7 +5,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from lama.cli.live import heading
-from lama.cli.train import losses_table
+from lama.cli.train import describe_training, losses_table
 from lama.errors import LamaError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     heading(f"The conversations: {session.tokens.corpus['name']}")
     print(describe_conversations(session))
     print(describe(session.model))
+    describe_training(session)
     heading("Before training")
     session.measure_start()
     print(f"held-out loss {session.untrained:.4f} nats per token of the assistant")

@@ -95,7 +95,7 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
 
     started = time.perf_counter()
     adapters = [Path(each) for each in args.adapter or ()]
-    if is_adapter(Path(args.model)):  # it names its model
+    if first := int(is_adapter(Path(args.model))):  # it names its model
         adapters, args.model = [Path(args.model), *adapters], base_of(Path(args.model))
     names = [each.resolve().name for each in adapters]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -151,9 +151,9 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
         Backend(name, each, own, worker, template_of(own), engine=i)
         for i, (name, each, own) in enumerate(zip(shown, models, tokenizers, strict=True))
     ]
-    service.adapted = backends[1:]
+    service.adapted = [each for i, each in enumerate(backends) if i != first]
     note(f"ready after {time.perf_counter() - started:.1f} s; Ctrl-C ends")
-    return backends[0]
+    return backends[first]
 
 
 def check_memory(needed: int, size: str) -> None:

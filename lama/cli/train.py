@@ -53,7 +53,6 @@ def add_parser(add_verb: AddVerb) -> None:
 
 def introduce(session: "Run", args: argparse.Namespace) -> None:
     from lama.data import batch
-    from lama.kernels.matmul import multiplies_bfloat16
     from lama.models.registry import describe
 
     config, model, tokenizer, tokens = session.config, session.model, session.tokenizer, session.tokens
@@ -72,13 +71,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     else:
         print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out")
         print(describe(model))
-    device = str(model.embed.weight.device)
-    if config.precision != "float32" and device.startswith("CPU") and not multiplies_bfloat16(device):
-        note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
-    if config.lora:
-        from lama.models.adapters import described
-
-        print(f"adapter of {described(model)}\nmemory: {session.memory}")
+    describe_training(session)
     if scale := training.scale_of(args):
         words = (f"{flag_of(name)} {show(getattr(config, name))}" for name in CHOSEN)
         seen = config.steps * config.batch_size * config.context_length
@@ -90,6 +83,20 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     print("held-out loss in nats per token (lower is better), of n-gram counts and of this model:")
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in session.baselines.items())
     print(f"  {losses}; {'starting' if config.initial else 'untrained'} model {session.untrained:.3f}")
+
+
+def describe_training(session: "Run") -> None:
+    """Print what an adapter is and takes, and whether bfloat16 gains anything here."""
+    from lama.kernels.matmul import multiplies_bfloat16
+
+    device = str(session.model.embed.weight.device)
+    is_rounded = session.config.precision != "float32" and device.startswith("CPU")
+    if is_rounded and not multiplies_bfloat16(device):
+        note("no instruction multiplies bfloat16 here: float32 is as fast, and does not round")
+    if session.config.lora:
+        from lama.models.adapters import described
+
+        print(f"adapter of {described(session.model)}\nmemory: {session.memory}")
 
 
 def remark(session: "Run", step: "Step") -> str | None:

@@ -98,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     """The settings of a new run: those of a preset or a file, and those given as flags."""
+    from lama.data.tokens import is_tokenized
+
     settings: dict[str, object] = {"model": args.model or "gpt"}
     if args.settings:
         settings |= read_settings(args.settings, args.model)
@@ -108,8 +110,14 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
         why = f"the task {args.settings} has its own"
         raise UsageError(f"--tokenizer and --held-out are for files; {why}. Leave them out")
     dropped: set[str] = set()
-    if "learning_rate" in chosen or scale:  # the end of the cosine belongs to its peak
-        dropped.add("min_learning_rate")
+    if ("learning_rate" in chosen or scale) and settings.get("min_learning_rate") != 0:
+        dropped.add("min_learning_rate")  # the end of the schedule belongs to its peak
+    if chosen.get("optimizer") not in (None, settings.get("optimizer")):  # rates of groups belong to it
+        dropped |= {f"{group}_learning_rate" for group in GROUPS}
+    if "chat" in chosen:
+        dropped |= {"corpus", "mixture", "separate"}
+    if any(is_tokenized(Path(os.path.expanduser(each))) for each in _texts(chosen.get("corpus"))):
+        dropped.add("tokenizer")  # such tokens have their own
     if scale:
         dropped |= {*CHOSEN, "n_kv_heads", *(f"{group}_learning_rate" for group in GROUPS)}
     if {"steps", "epochs"} <= chosen.keys():
@@ -119,6 +127,10 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     if "initial" in chosen:  # a model that is trained further has its own shape and tokenizer
         dropped |= {*SHAPE, "tokenizer"}
     return {name: value for name, value in settings.items() if name not in dropped} | chosen
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list | tuple) else []
 
 
 def scale_of(args: argparse.Namespace) -> Scale | None:

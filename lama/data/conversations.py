@@ -66,7 +66,9 @@ def check_order(messages: Sequence[object], where: str) -> list[Message]:
     found: list[Message] = []
     before = ""
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in FOLLOWS:
+        if not (
+            isinstance(message, dict) and type(message.get("role")) is str and message["role"] in FOLLOWS
+        ):
             got = quoted(message, 80)
             raise LamaError(f"a message must have a role among {', '.join(FOLLOWS)}; got {got} in {where}")
         role, content = str(message["role"]), message.get("content")

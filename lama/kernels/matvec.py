@@ -12,7 +12,7 @@ from lama.runtime.threads import threads
 FEW_ROWS = 24  # up to so many, copying the weights to panels as matmul.c does would take longer
 FEWEST_ROWS = 8  # up to so many, every slice normalises all of them for itself
 ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
-ROUNDED_ON_STACK = 4 * ON_STACK  # rounded numbers, of one or two bytes
+ROUNDED_ON_STACK = 4 * ON_STACK  # rounded numbers, of one, two or four bytes
 READING = 2  # slices take so many times as long as others, since each normalises and rounds its rows
 SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about

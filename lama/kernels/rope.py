@@ -49,7 +49,7 @@ class _Spec:
 
 def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
     """`ops.rotate` by a kernel; None where there is none for x."""
-    numbers = [] if positions is None else [positions]
+    numbers = [] if positions is None else [positions.cast(dtypes.int32)]
     if x.ndim != 4 or x.dtype != dtypes.float32 or not is_fast(x, table, *numbers):
         return None
     base, spec = _source(x, table, 0 if positions is None else positions.ndim)

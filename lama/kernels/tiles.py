@@ -15,7 +15,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.arrays import write_transposed
-from lama.runtime.buffers import empty
+from lama.runtime.buffers import empty, host_array
 from lama.runtime.fusion import Producer, producer_of, remember
 from lama.runtime.internals import DType
 from lama.runtime.kernel import Macros
@@ -42,6 +42,17 @@ def in_tiles(d_out: int, d_in: int, dtype: DType, device: str | None = None) -> 
     unit = UNITS[dtype]
     tiles = empty(-(-d_out // HEIGHT), -(-d_in // unit), HEIGHT, unit, dtype=dtype, device=device)
     return remember(rows_of(tiles, d_out, d_in), Tiles(tiles.uop, (d_out, d_in)))
+
+
+def put_in_tiles(rows: Tensor) -> Tensor:
+    """A copy of a realised matrix (d_out, d_in) in tiles, on a device whose memory is the host's."""
+    d_out, d_in = (int(n) for n in rows.shape)
+    matrix, source = in_tiles(d_out, d_in, rows.dtype, str(rows.device)), host_array(rows)
+    tiles = tiles_of(matrix)
+    memory = None if tiles is None else host_array(tiles)
+    assert memory is not None and source is not None, "a device of its own memory"
+    write_tiles(memory, 0, source)
+    return matrix
 
 
 def rows_of(tiles: Tensor, d_out: int, d_in: int) -> Tensor:

@@ -18,6 +18,7 @@ from tinygrad.nn.state import get_state_dict
 
 from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
+from lama.kernels.tiles import put_in_tiles, tiles_of
 from lama.layers import Linear, LowRank
 from lama.models.gpt import GPT
 from lama.models.quantized import weights_of
@@ -166,7 +167,12 @@ def fold(model: GPT) -> None:
             rule = "an adapter is folded into weights of a float dtype"
             raise LamaError(f"{rule}; got int{weight.bits}. Load the model as float32")
         whole = Tensor(np.concatenate([merged(place) for place in found]), device=weight.device)
-        weight.replace(whole.cast(weight.dtype).contiguous().realize())
+        folded = whole.cast(weight.dtype).contiguous().realize()
+        if not np.isfinite(folded.float().numpy()).all():
+            rule = "weights must be finite with their adapter"
+            raise LamaError(f"{rule}; got others as {weight.dtype.name}. Load the model as float32")
+        # Another model may share the old weights.
+        linear.weight = folded if tiles_of(weight) is None else put_in_tiles(folded)
         linear.adapter = {}
 
 

@@ -253,9 +253,11 @@ class GPT:
         """The residual stream after the last block and norm, which the unembedding reads.
 
         With a `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. With `starts`, as
-        in `Causal`, a row holds several texts that do not see each other. Raises ValueError for more than
-        `context_length` tokens, or than the cache can hold.
+        in `Causal`, a row holds several texts that do not see each other. Raises ValueError for both, and for
+        more than `context_length` tokens, or than the cache can hold.
         """
+        if cache is not None and starts is not None:
+            raise ValueError("starts must come without a cache; got both")
         mask = self.mask(starts)
         x = self.embedded(tokens, cache, tap, dropout, mask)  # (B, T, d_model)
         caches = [None] * len(self.blocks) if cache is None else cache.layers

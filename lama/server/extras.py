@@ -50,7 +50,7 @@ def _inputs(service: Service, body: Body) -> list[list[int]]:
         value = [value]
     if not isinstance(value, list) or not 0 < len(value) <= most:
         raise refuse("input", f"be a text, token ids, or a list of 1 to {most} of either", value)
-    return [read_prompt(service.backend, each, "input")[1] for each in value]
+    return [read_prompt(service.backend_for(body), each, "input")[1] for each in value]
 
 
 async def inside(service: Service, body: Body, name: str) -> Content:

@@ -96,7 +96,7 @@ class Service:
         """Number of answers by status."""
         self._backend: Backend | None = None
         self.adapted: list[Backend] = []
-        """The model with each of its adapters, once it is loaded."""
+        """The models that requests must name: with each adapter, and perhaps without."""
         self._noted: set[str] = set()
 
     @property
@@ -111,12 +111,13 @@ class Service:
         self._backend = backend
 
     def backend_for(self, body: Mapping[str, object]) -> Backend:
-        """The model that a request names, by `MODEL:ADAPTER` or ADAPTER; without such a name, the first.
+        """The model that a request names, by `MODEL:ADAPTER` or ADAPTER; without such a name, `backend`.
 
         Raises Refused while it is loading.
         """
-        asked = body.get("model")
-        found = [each for each in self.adapted if asked in (each.name, each.name.partition(":")[2])]
+        asked, every = body.get("model"), [self.backend, *self.adapted]
+        found = [each for each in every if asked == each.name]
+        found += [each for each in every if asked == each.name.rpartition(":")[2]]
         return found[0] if found else self.backend
 
     @property

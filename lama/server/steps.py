@@ -14,7 +14,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.generation.decoder import bucket, buffers, rope_tables
 from lama.interp.record import as_tokens
 from lama.masks import Causal
-from lama.models.adapters import constants_of
+from lama.models.adapters import changes_of, constants_of
 from lama.models.gpt import GPT
 from lama.runtime.buffers import write, zeros
 from lama.runtime.replay import CachedStep
@@ -63,7 +63,10 @@ class BlockSteps:
             Tensor.realize(out, *kept)
             return out
 
-        name = f"block {kind} tapped={tapped} {self.model.config} {constants_of(self.model)}"
+        scope = f"blocks.{layer}."
+        changes = changes_of(self.model).items()
+        scales = [(at.removeprefix(scope), each.scale) for at, each in changes if at.startswith(scope)]
+        name = f"block {kind} tapped={tapped} {self.model.config} {constants_of(self.model)} {scales}"
         return CachedStep(function, {}, state, name, like=self._steps.get((kind, tapped)))
 
     def _tap_buffers(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from lama.tokenizers.base import encode_inside
 
 async def tokenize(service: Service, body: Body) -> dict[str, object]:
     """The tokens of a text or of a conversation. Raises BadField."""
-    backend = service.backend
+    backend = service.backend_for(body)
     found = await asyncio.to_thread(_tokens, backend, body)
     texts = [backend.piece(i)[0] for i in found] if boolean(body, "return_token_strs") else None
     return {"count": len(found), "max_model_len": backend.context, "tokens": found, "token_strs": texts}
@@ -33,7 +33,7 @@ def _tokens(backend: Backend, body: Body) -> list[int]:
 
 async def detokenize(service: Service, body: Body) -> dict[str, object]:
     """The text of tokens. Raises BadField."""
-    tokenizer = service.backend.tokenizer
+    tokenizer = service.backend_for(body).tokenizer
     if body.get("tokens") == []:
         return {"prompt": ""}
     ids = token_ids(body, "tokens", tokenizer.vocab_size)
@@ -42,7 +42,7 @@ async def detokenize(service: Service, body: Body) -> dict[str, object]:
 
 async def tokenizer_info(service: Service, body: Body) -> dict[str, object]:
     """Special tokens, and the chat template, of the model."""
-    backend = service.backend
+    backend = service.backend_for(body)
     end, template = backend.tokenizer.end_of_text, backend.template
     named = template.tokens if template is not None else {}
     own = None if end is None else backend.tokenizer.decode([end])
@@ -59,6 +59,6 @@ async def tokenizer_info(service: Service, body: Body) -> dict[str, object]:
 
 async def apply_template(service: Service, body: Body) -> dict[str, object]:
     """The text and the tokens of a conversation, as the model gets it. Raises BadField."""
-    backend = service.backend
+    backend = service.backend_for(body)
     tokens = await asyncio.to_thread(read_conversation, backend, body)
     return {"prompt": backend.tokenizer.decode(tokens), "tokens": tokens}

@@ -101,6 +101,10 @@ def check_chat(config: RunConfig) -> None:
         raise UsageError("chat must be given with from, the model to tune; got none. Add --from smollm2")
     if config.chat and config.corpus:
         raise UsageError("chat and corpus must not be given together; leave one of them out")
-    for name in ("chat_held_out", "template", "epochs"):
-        if (value := getattr(config, name)) and not config.chat:
-            raise UsageError(f"{name} must be given with chat; got {value!r} without it")
+    for name, default in (("chat_held_out", ()), ("template", ""), ("epochs", 0), ("packing", True)):
+        if (value := getattr(config, name)) != default and not config.chat:
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise UsageError(f"{name} must be given with chat; got {shown} without it")
+    for name in ("mixture", "separate"):
+        if config.chat and getattr(config, name):
+            raise UsageError(f"{name} is for a corpus; got it with chat. Leave it out")

@@ -1,6 +1,8 @@
 """Sessions that learn from a corpus: its tokens on the disk, and what a resumed run must find unchanged."""
 
 import math
+import os
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,8 +51,9 @@ def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
 
 def tokenized_folder(config: RunConfig) -> Path | None:
     """The folder that `lama data` wrote, if the corpus is one."""
-    folder = Path(config.corpus[0]).expanduser() if len(config.corpus) == 1 else None
-    return folder if folder is not None and is_tokenized(folder) else None
+    if len(config.corpus) != 1 or not is_tokenized(folder := Path(os.path.expanduser(config.corpus[0]))):
+        return None
+    return folder
 
 
 def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFiles, Tokenizer]:
@@ -100,15 +103,16 @@ def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
     groups = [config.corpus]
     if tokens.counted:
         groups = [sources for sources in (config.chat, config.chat_held_out) if sources]
-    try:
-        corpora = [open_corpus(each, folder.path, read=False) for each in groups if "-" not in each]
-        digest = digest_of(corpora) if tokens.counted else corpora[0].digest() if corpora else None
-    except LamaError:
-        digest = None
+    digest, names = None, ""
+    if not any("-" in each for each in groups):  # standard input cannot be read again
+        with suppress(LamaError):
+            corpora = [open_corpus(each, folder.path, read=False) for each in groups]
+            names = " or ".join(corpus.name for corpus in corpora)
+            digest = digest_of(corpora) if tokens.counted else corpora[0].digest()
     if digest not in (None, tokens.text_digest):
         raise LamaError(
             "a resumed run must read the text it began with; "
-            f"got {corpora[0].name}, which has changed. Start another with --out"
+            f"got {names}, which has changed. Start another with --out"
         )
     if tokens.tokenizer_digest != fingerprint(parts.tokenizer):
         raise LamaError(

@@ -139,12 +139,12 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     tokenizer: Tokenizer | None = None
     first = run_config(given)  # all values are checked before a model is read
     check_chat(first)
+    check_mixture(first)
     if first.initial:
         if scale is not None:
             raise UsageError(f"a model to start from has its size; got {scale} and --from {first.initial}")
         model, tokenizer, given = start_from(first, given, folder)
     config = run_config(given)
-    check_mixture(config)
     corpus: Corpus | None = None
     ready: TokenFiles | None = None
     if not config.chat and (tokenized := tokenized_folder(config)):
@@ -269,11 +269,12 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
         except ValueError:
             raise UsageError(f"tokenizer must be bpe:SIZE, such as bpe:2000; got {quoted(name)}") from None
         check_vocabulary(size, [END_OF_TEXT])
-        if corpus is None:
-            raise UsageError(f"tokens that are there must keep their tokenizer; got {name}. Leave it out")
-        return train_bpe(corpus.pieces(), size)
+        if corpus is not None:
+            return train_bpe(corpus.pieces(), size)
     if name == "character" and corpus is not None:
         return CharacterTokenizer(corpus.characters())
+    if name == "character" or name.startswith("bpe:"):
+        raise UsageError(f"tokens that are there must keep their tokenizer; got {name}. Leave it out")
     if name not in ("bytes", "gpt2") and not os.path.isdir(name):
         kinds = "bytes, character, gpt2, bpe:SIZE or a folder"
         raise UsageError(f"tokenizer must be {kinds}; got {quoted(name)}")

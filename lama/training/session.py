@@ -21,6 +21,7 @@ from lama.runtime.buffers import write
 from lama.training.folder import RunFolder, restore, step_of
 from lama.training.lines import Record
 from lama.training.loop import Diverged, Step, Trainer
+from lama.training.settings.base import GROUPS
 
 R = TypeVar("R")
 
@@ -270,6 +271,9 @@ class Session:
             has_model = self.config.model == "gpt" and not self.config.lora
             words += ["--from", found[-1]] if has_model else []
             words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
+            for name in (f"{group}_learning_rate" for group in GROUPS):
+                if own := getattr(self.config, name):
+                    words += [f"--{name.replace('_', '-')}", f"{own / 3:.1g}"]
             command = shlex.join(map(str, words))
         return f"The last good checkpoint is {found[-1]}: continue with {command}"
 

@@ -82,6 +82,8 @@ class RunConfig(CorpusSettings):
         super().__post_init__()
         if self.lora and not self.initial:
             raise UsageError("lora must be given with a model to adapt; got none. Add --from MODEL")
+        if self.lora and self.optimizer != "adamw":
+            raise UsageError(f"optimizer must be adamw with lora; got {self.optimizer}. Leave it out")
         for name, default in (("lora_alpha", 0.0), ("lora_on", ()), ("dtype", "file")):
             if not self.lora and getattr(self, name) != default:
                 got = f"got {name}={quoted(getattr(self, name))}"

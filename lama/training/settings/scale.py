@@ -20,6 +20,7 @@ LEAST_STEPS = (
     180  # below them the rule was not measured, and gives batches in which a short run learns little
 )
 PART = 2**14  # tokens in a part of a batch, at most: activations need memory
+LEAST_RATE = 1e-4  # with adamw, for models that Kaplan et al. did not train
 WIDTH = 64  # numbers of the residual stream for each block
 
 
@@ -60,12 +61,14 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     the tokens are the reference's, and at most 0.07, that of 180 steps; the best one of modern-char-cpu is
     0.06. Source of the root: Schaipp et al. 2025. rate · decay · steps is the reference's, so that weights
     forget over the same share of a run. With adamw, the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et
-    al. 2020, eq. D.1. Raises UsageError where the vocabulary alone is over the budget.
+    al. 2020, eq. D.1; at least LEAST_RATE. Raises UsageError where the vocabulary alone is over the budget.
     """
     if scale.size is None:
         n_layers, d_model = scale.depth or 1, WIDTH * (scale.depth or 1)
     else:
         n_layers, d_model = _shape(parse_size(scale.size), given, vocab_size)
+    n_layers = given.n_layers if "n_layers" in names else n_layers
+    d_model = given.d_model if "d_model" in names else d_model
     n = 12 * n_layers * d_model**2 + vocab_size * d_model
     longer = scale.ratio * n / (RATIO * REFERENCE)
     context, tokens = given.context_length, scale.ratio * n
@@ -73,7 +76,8 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     power = min(round(math.log2(REFERENCE_BATCH * longer**POWER / context)), largest)
     windows = given.batch_size if "batch_size" in names else 2 ** max(2, power)
     steps = given.steps if "steps" in names else max(1, round(tokens / (windows * context)))
-    rate, decay, embedding = 0.003239 - 0.0001395 * math.log(n), 0.1, 0.0
+    parts = math.ceil(math.log2(windows * context / PART))  # as a power of 2, which divides the batch
+    rate, decay, embedding = max(LEAST_RATE, 0.003239 - 0.0001395 * math.log(n)), 0.1, 0.0
     if given.optimizer == "muon":
         factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / max(steps, LEAST_STEPS))
         rate, decay = 0.002 * factor, 0.1 * factor
@@ -88,7 +92,7 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
         "embedding_learning_rate": float(f"{embedding:.2g}"),
         "weight_decay": float(f"{decay:.2g}"),
         "batch_size": windows,
-        "accumulation": 1 if "batch_size" in names else max(1, windows * context // PART),
+        "accumulation": 1 if "batch_size" in names else min(windows, 2 ** max(0, parts)),
         "steps": steps,
         "warmup": min(40, steps // 10),
     } | {name: getattr(given, name) for name in CHOSEN if name in names}
