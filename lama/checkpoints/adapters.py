@@ -142,7 +142,8 @@ def save_adapter(
 ) -> None:
     """Write the adapter of a model as PEFT does, and lama's notes.json. Raises LamaError.
 
-    An earlier model in the folder is removed; it must not be the one that the adapter is for. The notes are `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
+    An earlier model in the folder is removed; it must not be the one that the adapter is for. The notes are
+    `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
     """
     if model.name and os.path.realpath(model.name) == os.path.realpath(folder):
         raise LamaError(
