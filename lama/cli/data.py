@@ -53,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
     parts = f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out"
     size = tokens.n_bytes / 1e6
     print(f"{corpus.name}: {size:,.1f} MB in {seconds:.1f} s, {size / seconds:.1f} MB/s; {parts}")
-    print(f"saved in {args.out}. Train on it: lama train --corpus {args.out}")
+    print(f"saved in {args.out}. Train a GPT on it: lama train --corpus {args.out}")
     return 0

@@ -47,7 +47,7 @@ def add_parser(add_verb: AddVerb) -> None:
 def run(args: argparse.Namespace) -> int:
     check(args)
     machine.use(args)
-    report = (run_task if args.task else run_tasks if args.harness else run_text)(args)
+    report = (run_task if args.task else run_tasks if args.harness is not None else run_text)(args)
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
     return 0
@@ -58,6 +58,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("give one of --text FILE, --task TASK with --data FILE, and --harness TASKS")
     if (args.task is None) != (args.data is None):
         raise UsageError("--task and --data must be given together: the benchmark, and its JSON-lines file")
+    if args.harness is not None and not args.harness.strip(", "):
+        raise UsageError(f"--harness must name tasks, with commas between them; got {args.harness!r}")
     for option, value, owners in (
         ("--stride", args.stride, ("text",)),
         ("--limit", args.limit, ("task", "harness")),

@@ -68,9 +68,8 @@ def run_harness(
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
     """The harness's index of tasks; its own, which take seconds to be found, only if they are wanted."""
-    missing = list(tasks)
+    place, missing = None if include is None else str(include), list(tasks)
     for defaults in (False, True):
-        place = None if include is None else str(include)
         manager = lm_eval(".tasks").TaskManager(include_path=place, include_defaults=defaults)
         missing = [name for name in tasks if not manager.match_tasks([name])]
         if not missing:

@@ -141,8 +141,10 @@ class RunSettings(TrainingConfig):
 class CorpusSettings(RunSettings):
     """Settings of a run that learns from a corpus."""
 
-    corpus: tuple[str, ...] = setting((), "files, folders, patterns, -, kjv or tinyshakespeare; default kjv")
-    validation: float = setting(0.1, "held-out share of the text, at its end", above=0, below=1)
+    corpus: tuple[str, ...] = setting(
+        (), "files of text or rows, folders, patterns, -, kjv, tinyshakespeare; default kjv"
+    )
+    validation: float = setting(0.1, "held-out share: the end of each text, or rows", above=0, below=1)
     context_length: int = setting(64, "tokens in a window", least=1)
 
 

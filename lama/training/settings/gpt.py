@@ -47,6 +47,7 @@ class RunConfig(CorpusSettings):
         0,
         "passes over the conversations, which decide steps; 0: as many as steps need, 1 without --steps",
         least=0,
+        most=10_000,
     )
     packing: bool = setting(True, "several conversations in a row, which do not see each other")
     separate: bool = setting(False, "documents in a window do not see each other")
