@@ -142,6 +142,7 @@ def test_muon_equals_tinygrads():
         np.testing.assert_allclose(matrix.numpy(), theirs, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.peers
 def test_muon_equals_pytorchs(monkeypatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install lama[peers]")
     if not hasattr(torch.optim, "Muon"):
