@@ -11,7 +11,6 @@ from lama.checkpoints import load_adapter, load_model, save_adapter
 from lama.models.adapters import add_adapter, changes_of, matching
 from lama.models.gpt import GPT
 
-pytestmark = pytest.mark.peers
 peft = pytest.importorskip("peft", reason="PEFT is the peer; pip install peft")
 
 GPT2 = {"vocab_size": 211, "n_positions": 60, "n_embd": 48, "n_layer": 2, "n_head": 4}
@@ -30,6 +29,7 @@ def vary(model: GPT, names: list[str]) -> None:
             matrix.assign(Tensor(values.astype(np.float32))).realize()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("patterns", [[], ["v", "blocks.0.mlp.*"]], ids=["all", "some"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapter_of_lama_in_peft(name: str, patterns: list[str], tmp_path: Path):
@@ -52,6 +52,7 @@ def test_adapter_of_lama_in_peft(name: str, patterns: list[str], tmp_path: Path)
         np.testing.assert_array_equal(found.b.numpy(), expected.b.numpy())
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("rooted", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapter_of_peft_in_lama(name: str, rooted: bool, tmp_path: Path):
