@@ -55,6 +55,7 @@ def test_answers_and_the_ends_of_their_turns_are_learned(tmp_path: Path, source:
     assert ids[: marks.index(True)] == encode_chat(tokenizer, template, TALK[:1])
 
 
+@pytest.mark.peers
 def test_marks_are_those_of_transformers(tmp_path: Path):
     utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="needs transformers")
     tokenizer, template = chat_tokenizer(tmp_path / "t"), ChatTemplate(MARKED)
