@@ -28,7 +28,8 @@ def training_operations(model: GPT, context_length: int) -> float:
     """
     c = model.config
     positions = c.context_length * c.d_model if c.positions == "learned" else 0
-    return 6 * (n_parameters(model) - positions) + 12 * c.n_layers * c.d_model * context_length
+    of_weight = 4 if changes_of(model) else 6  # frozen weights need no gradient
+    return of_weight * (n_parameters(model) - positions) + 12 * c.n_layers * c.d_model * context_length
 
 
 @dataclass(frozen=True)
