@@ -2,7 +2,6 @@
 
 import importlib.machinery
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ class Clock:
         """`began`: the moment of `time.perf_counter` when `part` began, perhaps in another process."""
         self.seconds: dict[str, float] = {}
         self._part, self._since = part, began
-        self.thread = threading.get_ident()
 
     def switch(self, part: str) -> str:
         """End the present part and begin another; returns the one that ended."""
@@ -35,8 +33,8 @@ clock: Clock | None = None
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Within it, time of the first thread counts as this part's, except in parts inside it."""
-    if clock is None or clock.thread != threading.get_ident():
+    """Within it, time counts as this part's, except in parts inside it."""
+    if clock is None:
         yield
         return
     before = clock.switch(name)

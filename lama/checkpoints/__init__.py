@@ -5,12 +5,10 @@ model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or on
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from lama.checkpoints.adapters import base_of, is_adapter, load_adapter, save_adapter, with_notes
-from lama.checkpoints.checkpoint import Checkpoint
 from lama.checkpoints.export import export_huggingface
 from lama.checkpoints.files import open_weights, weight_file
 from lama.checkpoints.fill import check_dtype, filled
@@ -149,16 +147,17 @@ def _load(
     if kind is not None and checkpoint.kind != kind:
         got = f"got a {quoted(checkpoint.kind, plain=True)} in {where}"
         raise LamaError(f"the model must be a {kind} here; {got}")
-    with ThreadPoolExecutor(1) as other:  # Python's work for a tokenizer fits beside the reading of weights
-        found = other.submit(_tokenizer, checkpoint, tokenizer)
-        with timed("loading the weights"):
-            loaded = filled(checkpoint, dtype, device, float_activations)
-        with timed("the rest of the tokenizer"):
-            tokenizer = found.result()
+    with timed("the tokenizer"):
+        if tokenizer is None:
+            tokenizer = checkpoint.tokenizer()
+        elif isinstance(tokenizer, str | Path):
+            tokenizer = named_tokenizer(tokenizer)
     if not isinstance(tokenizer, tokenizers):
         types = tokenizers if isinstance(tokenizers, tuple) else (tokenizers,)
         wanted = " or ".join(each.__name__ for each in types)
         raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {where}")
+    with timed("loading the weights"):
+        loaded = filled(checkpoint, dtype, device, float_activations)
     if isinstance(loaded, GPT):
         loaded.name = str(model)
     if adapter is not None:
@@ -174,13 +173,6 @@ def _load(
         effect = f"text with a token from id {rows} on will be refused"
         warn(f"the tokenizer of {where} is larger than the model, {sizes}: {effect}")
     return loaded, tokenizer
-
-
-def _tokenizer(checkpoint: Checkpoint, chosen: str | Path | Tokenizer | None) -> Tokenizer:
-    """The tokenizer that replaces the model's own, or its own."""
-    if isinstance(chosen, str | Path):
-        return named_tokenizer(chosen)
-    return checkpoint.tokenizer() if chosen is None else chosen
 
 
 def load_model(path: str | Path, *, dtype: str | None = None, device: str | None = None) -> Model:
