@@ -144,8 +144,8 @@ def attention(
         rate, key, site = dropout.rate, dropout.key, dropout.site("pattern")
         if not isinstance(mask, Causal):
             return ops.attention(q, k, v, scale, None, mask, rate, key, site, window)
-        hidden = mask.offset, mask.padding, rate, key, site, window, mask.starts
-        return ops.attention(q, k, v, scale, *hidden)
+        offset, padding, starts = mask.offset, mask.padding, mask.starts
+        return ops.attention(q, k, v, scale, offset, padding, rate, key, site, window, starts)
     if cache is not None:
         k, v, mask = cache.update(k, v, window)
         dropout = no_dropout

@@ -11,6 +11,8 @@ from lama.attention import MultiHeadAttention, make_similarity
 from lama.blocks import Block, make_mlp, make_norm
 from lama.kernels.tiles import in_tiles, tiles_of, write_tiles
 from lama.runtime.buffers import host_array
+from lama.training.loop import Step
+from lama.training.session import Session
 from lama.training.settings import read_settings, run_config
 from lama.training.settings.gpt import MODEL_SETTINGS
 
@@ -172,3 +174,14 @@ def block(
         norms[2] if cross else None,
         **options,
     )
+
+
+def losses_until(run: Session, step: int) -> list[float]:
+    """The losses of a run's steps; it is stopped after `step`."""
+    losses = []
+    for event in run:
+        if isinstance(event, Step):
+            losses.append(event.loss)
+            if event.step == step:
+                run.stop()
+    return losses

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import losses_until, normal
 from reference import random_gpt2
 from test_kernels import assert_all_close, both, needs_c, ran  # noqa: F401
 from test_quantized import with_minima
@@ -43,11 +43,9 @@ from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
 from lama.tokenizers.chat_template import template_of
 from lama.training.budget import adapter_memory
 from lama.training.folder import RunFolder
-from lama.training.loop import Step
 from lama.training.loss import Evaluator, language_model_loss, language_model_loss_in_pieces
 from lama.training.prepare import new_session, resumed_run
 from lama.training.replica import Replica
-from lama.training.run import Run
 from lama.training.settings import RunConfig
 from lama.training.settings.base import TrainingConfig
 
@@ -311,18 +309,9 @@ def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypat
     }
     settings |= {"lora": 3, "learning_rate": 1e-2, "dropout": 0.1, "accumulation": 2}
 
-    def go(run: Run, until: int) -> list[float]:
-        losses = []
-        for event in run:
-            if isinstance(event, Step):
-                losses.append(event.loss)
-                if event.step == until:
-                    run.stop()
-        return losses
-
-    whole = go(new_session(RunFolder(Path("whole")), settings, ""), 6)
-    first = go(new_session(RunFolder(Path("parts")), settings, ""), 3)
-    assert first + go(resumed_run(RunFolder(Path("parts")), {}), 6) == whole
+    whole = losses_until(new_session(RunFolder(Path("whole")), settings, ""), 6)
+    first = losses_until(new_session(RunFolder(Path("parts")), settings, ""), 3)
+    assert first + losses_until(resumed_run(RunFolder(Path("parts")), {}), 6) == whole
     names = ("adapter_model.safetensors", "training.safetensors")
     for name in names:
         assert (Path("whole/checkpoints/step-000006") / name).read_bytes() == (

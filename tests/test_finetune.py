@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import losses_until
 from reference import random_gpt2
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
@@ -21,10 +22,8 @@ from lama.data import batch, open_tokens
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
 from lama.training.folder import RunFolder
-from lama.training.loop import Step
 from lama.training.loss import cross_entropy
 from lama.training.prepare import new_session, resumed_run
-from lama.training.run import Run
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 VOCAB, UNUSED = 280, 3  # the model's vocabulary is larger than its tokenizer's, as padded ones are
@@ -140,19 +139,10 @@ def test_resumed_fine_tuning_needs_no_more_of_the_model_it_began_with(
         "batch_size": 4,
     }
 
-    def go(run: Run, until: int) -> list[float]:
-        losses = []
-        for event in run:
-            if isinstance(event, Step):
-                losses.append(event.loss)
-                if event.step == until:
-                    run.stop()
-        return losses
-
-    whole = go(new_session(RunFolder(Path("whole")), settings, ""), 6)
-    first = go(new_session(RunFolder(Path("parts")), settings, ""), 3)
+    whole = losses_until(new_session(RunFolder(Path("whole")), settings, ""), 6)
+    first = losses_until(new_session(RunFolder(Path("parts")), settings, ""), 3)
     shutil.rmtree("model")
-    assert first + go(resumed_run(RunFolder(Path("parts")), {}), 6) == whole
+    assert first + losses_until(resumed_run(RunFolder(Path("parts")), {}), 6) == whole
     for name, p in get_state_dict(lama.load("whole/checkpoints/step-000006")[0]).items():
         np.testing.assert_array_equal(
             p.numpy(), get_state_dict(lama.load("parts/checkpoints/step-000006")[0])[name].numpy(), name

@@ -26,7 +26,7 @@ from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import checked, field, quoted_path, read_object
 from lama.layers import LowRank
-from lama.models.adapters import MOST_RANK, add_change, changes_of, places
+from lama.models.adapters import MOST_RANK, add_change, changes_of, places, remove_adapter
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer
@@ -284,8 +284,7 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
         d_in = found[start + next(iter(layer.rows))].d_in
         rank = _checked_rank(pair, name, layer.d_out, d_in, source)
         read.append((start, layer, pair, alpha_of(name, rank)))
-    for place in found.values():
-        place.linear.adapter = {}
+    remove_adapter(model)
     for start, layer, pair, scale in read:
         a, b = (read_weights(pair[part], "float32") for part in "AB")
         for end, rows in layer.rows.items():
@@ -335,10 +334,10 @@ def _scales(path: Path) -> Callable[[str, int], float]:
     begins = fields.get("init_lora_weights")
     if isinstance(begins, str) and begins.lower().startswith(CHANGED_BASE):
         raise refuse("init_lora_weights")
-    for key in field(fields, "alpha_pattern", dict, source, {}):
+    patterns = field(fields, "alpha_pattern", dict, source, {})
+    for key in patterns:
         if set(key) & set("*+?()[]{}|\\^$"):
             raise refuse("alpha_pattern")
-    patterns = field(fields, "alpha_pattern", dict, source, {})
     is_rooted = field(fields, "use_rslora", bool, source, False)
     alphas = {"": field(fields, "lora_alpha", float, source), **patterns}
     for name, alpha in alphas.items():

@@ -1,12 +1,10 @@
 """Print a fine-tuning on conversations: what it learns from, and answers to held-out prompts."""
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING
 
 from lama.cli.live import heading
-from lama.cli.train import describe_training, losses_table
-from lama.errors import LamaError
+from lama.cli.train import describe_training, print_losses, sample_number
 
 if TYPE_CHECKING:
     from lama.training.loop import Step
@@ -52,11 +50,9 @@ def describe_conversations(session: "Run") -> str:
 
 def remark(session: "Run", step: "Step") -> str | None:
     """An answer to a held-out prompt, now and then."""
-    config = session.config
-    every = config.sample_every or max(1, config.steps // 4)
-    if step.step % every or step.step == config.steps:
+    if not (number := sample_number(session.config, step.step)):
         return None
-    return f"loss {step.loss:.3f}  {exchange(session, step.step // every)}"
+    return f"loss {step.loss:.3f}  {exchange(session, number)}"
 
 
 def exchange(session: "Run", number: int) -> str:
@@ -88,12 +84,4 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
         print(f"prompt  {decode(prompt)[-SHOWN:]!r}\nwanted  {decode(wanted)!r}")
         print(f"answer  {answer(session, prompt)!r}\n")
     losses = {"before": session.untrained, "trained": session.best}
-    print(losses_table(losses, session.tokens_per_byte))
-    best = ""
-    if last and not last.best:
-        best = f" (the best model; the last one has {last.validation_loss:.3f})"
-    again = shlex.join(["lama", "chat", "-m", str(session.folder.path)])
-    print(f"\nsaved in {session.folder.path}{best}. Talk to it:\n  {again}")
-    if session.best >= session.untrained:
-        got = f"got {session.best:.3f} nats per token"
-        raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
+    print_losses(session, last, losses, "Talk to it", ["lama", "chat", "-m", str(session.folder.path)])

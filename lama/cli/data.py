@@ -1,8 +1,8 @@
 """Tokenise a corpus once, for many runs.
 
 Write the tokens of one or more corpora into DIR, by all processors; `lama train --corpus DIR` reads them
-there without a copy. A corpus is text, JSON lines or Parquet (the field text), packed by gzip or zstd or not.
-After a kill, the same command continues.
+there without a copy. A corpus is text, JSON lines or Parquet (the field text), and may be compressed by gzip
+or zstd. After a kill, the same command continues.
 """
 
 import argparse

@@ -10,7 +10,7 @@ step, saves a checkpoint and prints the resume command. Exits with 1 if the mode
 import argparse
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lama.cli import AddVerb, training
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lama.training.loop import Step
     from lama.training.run import Run
     from lama.training.session import Evaluation
+    from lama.training.settings import RunConfig
 
 SAMPLE_TOKENS = 160
 
@@ -101,11 +102,15 @@ def describe_training(session: "Run") -> None:
 
 def remark(session: "Run", step: "Step") -> str | None:
     """A sample, now and then."""
-    config = session.config
-    every = config.sample_every or max(1, config.steps // 4)
-    if step.step % every or step.step == config.steps:
+    if not sample_number(session.config, step.step):
         return None
     return f"loss {step.loss:.3f}  {sample(session, prompt_of(session), SAMPLE_TOKENS)!r}"
+
+
+def sample_number(config: "RunConfig", step: int) -> int:
+    """The number of the sample that is due after a step, from 1; 0 if none is."""
+    every = config.sample_every or max(1, config.steps // 4)
+    return 0 if step % every or step == config.steps else step // every
 
 
 def conclude(session: "Run", last: "Evaluation | None") -> None:
@@ -115,18 +120,28 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
     print(f"{prompt}{sample(session, prompt, 2 * SAMPLE_TOKENS)}\n")
     start, bigram = "before" if config.initial else "untrained", session.baselines.get("bigram", math.inf)
     losses = {start: session.untrained, "n-gram (2)": bigram, "trained": session.best}
+    words = ["lama", "generate", "-m", str(session.folder.path), "-p", prompt.strip()]
+    print_losses(session, last, losses, "Continue any text with it", words)
+    if not config.initial and session.best >= bigram:
+        got, advice = f"got {session.best:.3f} nats per token", f"Train for more than {config.steps} steps"
+        raise LamaError(f"the trained model must beat the bigram baseline; {got}. {advice}")
+
+
+def print_losses(
+    session: "Run", last: "Evaluation | None", losses: Mapping[str, float], use: str, words: Sequence[str]
+) -> None:
+    """Print the losses, and where the model is and the command that uses it.
+
+    Raises LamaError for a model that has learned nothing.
+    """
     print(losses_table(losses, session.tokens_per_byte))
     best = ""
     if last and not last.best:
         best = f" (the best model; the last one has {last.validation_loss:.3f})"
-    again = shlex.join(["lama", "generate", "-m", str(session.folder.path), "-p", prompt.strip()])
-    print(f"\nsaved in {session.folder.path}{best}. Continue any text with it:\n  {again}")
-    got = f"got {session.best:.3f} nats per token"
+    print(f"\nsaved in {session.folder.path}{best}. {use}:\n  {shlex.join(words)}")
     if session.best >= session.untrained:
+        got = f"got {session.best:.3f} nats per token"
         raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
-    if not config.initial and session.best >= bigram:
-        advice = f"Train for more than {config.steps} steps"
-        raise LamaError(f"the trained model must beat the bigram baseline; {got}. {advice}")
 
 
 def losses_table(losses: Mapping[str, float], tokens_per_byte: float) -> str:

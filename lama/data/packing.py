@@ -9,7 +9,7 @@ import numpy as np
 
 from lama.shapes import Array
 
-TOGETHER = 2048  # conversations that are packed together: more fill the rows no better
+PACKED_TOGETHER = 2048  # conversations that are packed together: more fill the rows no better
 
 Arrays = tuple[Array, Array, Array, Array]
 
@@ -44,9 +44,9 @@ class PackedRows:
         if not self.packing:
             return [[i] for i in order]
         rows: list[list[int]] = []
-        for start in range(0, len(order), TOGETHER):
+        for start in range(0, len(order), PACKED_TOGETHER):
             spaces: list[tuple[int, int]] = []  # of the rows, sorted, with their numbers
-            for i in sorted(order[start : start + TOGETHER], key=lambda i: -self.lengths[i]):
+            for i in sorted(order[start : start + PACKED_TOGETHER], key=lambda i: -self.lengths[i]):
                 length = int(self.lengths[i])
                 place = bisect_left(spaces, (length, -1))
                 if place < len(spaces):

@@ -1,4 +1,4 @@
-"""Rows of JSON lines and Parquet files, and files packed by gzip or zstd."""
+"""Rows of JSON lines and Parquet files, and files compressed by gzip or zstd."""
 
 import gzip
 import importlib
@@ -14,10 +14,10 @@ from lama.files import checked, parse_json, quoted_path
 
 ROWS = {".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
 """The kinds of files of rows, by the end of their names; other files are text."""
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 LONGEST = 64 << 20  # bytes of a line
 LARGEST_GROUP = 1 << 30  # bytes of a row group of Parquet, which is read at once
-TOGETHER = 1 << 18  # bytes of lines that are parsed together, which is faster
+PARSED_TOGETHER = 1 << 18  # bytes of lines that are parsed together, which is faster
 
 Row = dict[str, object]
 
@@ -25,11 +25,11 @@ Row = dict[str, object]
 def kind_of_file(name: str) -> str:
     """The kind of a file by its name: text, lines or parquet."""
     path = PurePath(name)
-    return ROWS.get(PurePath(path.stem if path.suffix in PACKED else path).suffix.lower(), "text")
+    return ROWS.get(PurePath(path.stem if path.suffix in COMPRESSED else path).suffix.lower(), "text")
 
 
-def open_unpacked(name: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file to read its content, unpacked. Raises OSError, and LamaError where zstandard is missing."""
+def open_decompressed(name: str) -> AbstractContextManager[BinaryIO]:
+    """Open a file and read it decompressed. Raises OSError, and LamaError where zstandard is missing."""
     if name.endswith(".gz"):
         return gzip.open(name, "rb")  # type: ignore[return-value]
     if name.endswith(".zst"):
@@ -39,27 +39,27 @@ def open_unpacked(name: str) -> AbstractContextManager[BinaryIO]:
 
 
 class _Zstandard(io.RawIOBase):
-    """The content of a zstd file. Few packed bytes are read at a time: each may stand for 32 kB."""
+    """The content of a zstd file. Few compressed bytes are read at a time: each may stand for 32 kB."""
 
     def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]):
         self._file, self._new_frame = file, new_frame
         self._frame: Any = None
-        self._packed, self._ready = b"", memoryview(b"")
+        self._compressed, self._ready = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            packed = self._packed or self._file.read(1024)
+            compressed = self._compressed or self._file.read(1024)
             if self._frame is None or self._frame.eof:
-                if not packed:
+                if not compressed:
                     return 0
                 self._frame = self._new_frame()
-            elif not packed:
+            elif not compressed:
                 raise EOFError("the file is cut short")
-            self._ready = memoryview(self._frame.decompress(packed))
-            self._packed = self._frame.unused_data
+            self._ready = memoryview(self._frame.decompress(compressed))
+            self._compressed = self._frame.unused_data
         n = min(len(buffer), len(self._ready))
         buffer[:n], self._ready = self._ready[:n], self._ready[n:]
         return n
@@ -79,7 +79,7 @@ def needed(package: str) -> Any:
 
 @contextmanager
 def reading(name: object) -> Iterator[None]:
-    """Raise LamaError for a file that cannot be read or unpacked."""
+    """Raise LamaError for a file that cannot be read or decompressed."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
@@ -112,7 +112,7 @@ def _json_rows(file: Any, source: str) -> Iterator[tuple[int, Row]]:
     while more:
         lines: list[bytes] = []
         size = 0
-        while size < TOGETHER and (more := bool(line := file.readline(LONGEST + 1))):
+        while size < PARSED_TOGETHER and (more := bool(line := file.readline(LONGEST + 1))):
             if len(line) > LONGEST:
                 got = f"got more in line {done + len(lines) + 1} of {source}"
                 raise LamaError(f"a line must have at most {LONGEST:,} bytes; {got}")

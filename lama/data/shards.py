@@ -91,7 +91,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedShard:
     """An encoded shard on the disk."""
 
     path: Path
@@ -179,7 +179,7 @@ def encoded_shards(
     digest: str,
     folder: Path,
     workers: int,
-) -> Iterator[Encoded]:
+) -> Iterator[EncodedShard]:
     """Encode all shards, each into a file of `folder` unless it is there; `digest` is the tokenizer's.
 
     Raises LamaError for text that the tokenizer cannot spell.
@@ -187,9 +187,9 @@ def encoded_shards(
     shards = shards_of(corpus, tokenizer, validation, watch)
     first = deque(islice(shards, FEW))
     in_parallel = workers > 1 and len(first) == FEW
-    pending: deque[tuple[Encoded, Future[None] | None]] = deque()
+    pending: deque[tuple[EncodedShard, Future[None] | None]] = deque()
 
-    def oldest() -> Encoded:
+    def oldest() -> EncodedShard:
         encoded, future = pending.popleft()
         if future is not None:
             future.result()
@@ -198,7 +198,8 @@ def encoded_shards(
     with ExitStack() as stack:
         pool = None
         while (shard := first.popleft() if first else next(shards, None)) is not None:
-            encoded = Encoded(folder / f"{digest[:16]}-{shard.key()[:32]}.npz", shard.source, shard.document)
+            path = folder / f"{digest[:16]}-{shard.key()[:32]}.npz"
+            encoded = EncodedShard(path, shard.source, shard.document)
             future = None
             if not encoded.path.exists():
                 if in_parallel and pool is None:

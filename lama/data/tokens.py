@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lama.atomic import atomic_folder, write_atomically
-from lama.data.corpora import Corpus
-from lama.data.shards import BY_SHARE, HELD_OUT, Encoded, dtype_of, encoded_shards, sources_of
+from lama.data.corpora import META, Corpus
+from lama.data.shards import BY_SHARE, HELD_OUT, EncodedShard, dtype_of, encoded_shards, sources_of
 from lama.errors import LamaError, UsageError, first_line
 from lama.files import field as field_of
 from lama.files import quoted_path, read_object
@@ -33,7 +33,6 @@ from lama.tokenizers import Tokenizer, tokenizer_from_json
 
 TYPES = ("uint8", "uint16", "uint32")
 PARTS = ("train", "validation")
-META = "meta.json"
 FILES = tuple(f"{part}{name}.bin" for part in PARTS for name in ("", ".ends", ".counted"))
 SHARDS = ".shards"
 BLOCK = 1 << 18  # tokens that are decoded at a time
@@ -269,11 +268,6 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
 
 
-def is_tokenized(folder: Path) -> bool:
-    """Whether a folder has tokens, as `lama data` writes them."""
-    return all(os.path.isfile(folder / name) for name in (META, "train.bin"))
-
-
 def own_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `tokenize` kept with its tokens. Raises LamaError."""
     spec = field_of(read_object(folder / META), "tokenizer", dict, quoted_path(folder / META))
@@ -304,7 +298,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def _join(shards: Iterable[Encoded], writer: TokenWriter, validation: float, sources: list[int]) -> int:
+def _join(shards: Iterable[EncodedShard], writer: TokenWriter, validation: float, sources: list[int]) -> int:
     """Write all documents, fill `sources` with the sources' ends in `train`; returns the bytes held out."""
     held_bytes = 0
 

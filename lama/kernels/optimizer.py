@@ -10,9 +10,8 @@ from lama.runtime.kernel import Macros, are_fast_floats, c_float, make_kernel, s
 from lama.runtime.strides import shape_of
 
 PARTS = 16  # that a tensor's squares are summed in
-Run = tuple[
-    int, int, int
-]  # matrices of one shape that lie in a tensor: its number, their first row, their count
+Run = tuple[int, int, int]
+"""Matrices of one shape that lie in a tensor: its number, their first row, their count."""
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor | None:

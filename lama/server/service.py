@@ -115,10 +115,14 @@ class Service:
 
         Raises Refused while it is loading.
         """
-        asked, every = body.get("model"), [self.backend, *self.adapted]
+        return self._named(body.get("model")) or self.backend
+
+    def _named(self, asked: object) -> Backend | None:
+        """The model of this name; None for another name."""
+        every = [self.backend, *self.adapted]
         found = [each for each in every if asked == each.name]
         found += [each for each in every if asked == each.name.rpartition(":")[2]]
-        return found[0] if found else self.backend
+        return found[0] if found else None
 
     @property
     def is_loaded(self) -> bool:
@@ -142,5 +146,5 @@ class Service:
         for name in body.keys() - set(known):
             self.note_once(f"the field {quoted(name, 60)} of a request is not known here; ignored")
         asked = body.get("model")
-        if isinstance(asked, str) and asked != self.backend.name and self.backend_for(body) is self.backend:
+        if isinstance(asked, str) and self._named(asked) is None:
             self.note_once(f"a request names the model {quoted(asked, 60)}; {self.backend.name} answers")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lama.data import Corpus, TokenFiles, fingerprint, open_corpus, open_tokens, tokenize
 from lama.data.conversations import digest_of
-from lama.data.tokens import is_tokenized, own_tokenizer
+from lama.data.corpora import is_tokenized
+from lama.data.tokens import own_tokenizer
 from lama.errors import LamaError, UsageError
 from lama.tokenizers import Tokenizer
 from lama.training.session import Parts, Session

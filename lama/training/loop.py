@@ -17,7 +17,7 @@ from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 from lama.training.loss import language_model_loss
-from lama.training.optimizers import OPTIMIZERS, joined_rows
+from lama.training.optimizers import OPTIMIZERS, Optimizer, joined_rows
 from lama.training.replica import Replica, copy_to
 from lama.training.schedule import learning_rate
 from lama.training.settings.base import TrainingConfig
@@ -77,7 +77,7 @@ class Trainer:
         models = [model, *(copy_to(model, device) for device in devices[1:])]
         self.replicas = [Replica(each, config, loss, shares) for each in models]
         self.parameters = self.replicas[0].parameters
-        self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config, joined_rows(model))
+        self.optimizer: Optimizer = OPTIMIZERS[config.optimizer](self.parameters, config, joined_rows(model))
         self._update = CapturedStep(self._change_weights)
         self.gain: float | None = None
         """The speed-up of the gradients by parallel devices, once it is known."""
