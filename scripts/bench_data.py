@@ -99,6 +99,9 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=100, help="MB of text (default 100)")
     parser.add_argument("--runs", type=int, default=1, help="runs of each (default 1)")
     args = parser.parse_args()
+    for name in ("mb", "runs"):
+        if not getattr(args, name) > 0:
+            parser.error(f"--{name} must be above 0; got {getattr(args, name)}")
     workers = cores()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.jsonl")
