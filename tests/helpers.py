@@ -176,12 +176,16 @@ def block(
     )
 
 
-def losses_until(run: Session, step: int) -> list[float]:
-    """The losses of a run's steps; it is stopped after `step`."""
-    losses = []
+def steps_until(run: Session, step: int | None) -> list[Step]:
+    """The steps of a run, which is stopped after `step`."""
+    steps = []
     for event in run:
         if isinstance(event, Step):
-            losses.append(event.loss)
+            steps.append(event)
             if event.step == step:
                 run.stop()
-    return losses
+    return steps
+
+
+def losses_until(run: Session, step: int) -> list[float]:
+    return [each.loss for each in steps_until(run, step)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import CATS
+from helpers import CATS, steps_until
 
 import lama
 from lama.cli import main
@@ -58,13 +58,7 @@ def start(tmp_path: Path) -> Callable[..., Session]:
 
 def until(session: Session, step: int | None = None) -> list[int]:
     """Iterate, and stop after `step`; the steps."""
-    steps = []
-    for event in session:
-        if isinstance(event, Step):
-            steps.append(event.step)
-            if event.step == step:
-                session.stop()
-    return steps
+    return [each.step for each in steps_until(session, step)]
 
 
 def outcome(folder: RunFolder) -> tuple[list[dict[str, object]], dict[str, bytes]]:
