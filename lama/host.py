@@ -1,12 +1,31 @@
 """Facts about this computer that do not depend on tinygrad: its cache folder, its cores, its memory."""
 
+import functools
 import os
+import platform
 import sys
 from pathlib import Path
 
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def may_use_amx() -> bool:
+    """Whether the processor has AMX and the system lets this process use it; asks for that first.
+
+    Linux saves those large registers only for a process that asked, and for its children.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    import ctypes
+
+    arch_prctl, ask, tiles = 158, 0x1023, 18
+    try:
+        return bool(ctypes.CDLL(None).syscall(arch_prctl, ask, tiles) == 0)
+    except (AttributeError, OSError):
+        return False
 
 
 def memory_bytes() -> int:

@@ -2,7 +2,8 @@
 //
 // An instruction that multiplies pairs of bfloat16 has twice the speed of float multiply-adds. It may round
 // between the two products, and count numbers below 2^-126 as 0. `multiplies_bfloat16` looks for DOT2. Without
-// it the rounded numbers are multiplied as floats.
+// it the rounded numbers are multiplied as floats. With AMX_PAIRS, see amx.h, another one multiplies 16 pairs of
+// 16 rows by those of 16 columns: their lanes, packed in the same way.
 
 #if PORTABLE
 #elif defined(__AVX512BF16__)
@@ -50,6 +51,12 @@ GET_PAIRS(_Float16)
 PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
   return n >= 2 * V ? (vec)*(const both *)x : pairs_along(get(x, n, 0), get(x + V, n - V, 0));
 }
+#endif
+
+#if BFLOAT16 && defined(DOT2) && defined(AMX_LOAD)
+#define AMX_PAIRS 1
+#else
+#define AMX_PAIRS 0
 #endif
 
 // A sum of K products in lanes of PER_LANE numbers. ALONG: V lanes of a row that lies along the sum, of which

@@ -23,12 +23,19 @@
 #define COST(rows) (M / (rows) * (rows) + (M % (rows) == 0 ? 0 : M % (rows) > MOST_ROWS / 2 ? M % (rows) : MOST_ROWS / 2))
 #define BETTER(one, other) (COST(one) * 32 <= COST(other) * 33 ? (one) : (other))
 enum {
+#if AMX_PAIRS
+  ROWS = 32,  // a tile is a square of sums, see amx.h
+  // Of a, that meet one copy of w: as many as the second cache holds beside it.
+  DEPTH = EQUAL_PIECE(LANES, 256, V),
+  PANEL = 128 * 1024 / DEPTH / COLUMNS * COLUMNS,
+#else
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
   // A copy of a that is made k by k must fit the first cache beside the panel's rows.
   DEPTH = AKS == 1 ? SUMMED(LANES) : EQUAL_PIECE(LANES, 128, V),
   // Columns of w at a time: they are on the stack, and some threads have 512 kB.
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,
+#endif
   WIDTH = EQUAL_PIECE(N, PANEL, COLUMNS),
   // Rows of c at a time: the third cache holds them between two pieces of the sum.
   HEIGHT = 1536 / ROWS * ROWS,
@@ -41,11 +48,20 @@ enum {
 #define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
 #define A_IN_PLACE (!BFLOAT16 && (SIZE(M, K) <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(SIZE(M, K)))))
 #define K_BY_K (A_IN_PLACE && AKS != 1 && SIZE(M, K) > SMALL)
+#if AMX_PAIRS && UNIT_SIZE == PER_LANE && TILE == COLUMNS && LANES % V == 0
+#define W_IN_PLACE 1
+#define IN_PLACE(w, k, n) (const float *)WEIGHTS_AT(w, n, k)
+#define W_COLUMN LANES  // floats from one column to the next
+#else
 #define W_IN_PLACE (WNS == 1 && SIZE(N, K) <= SMALL && N % COLUMNS == 0 && !W_NARROW && !BFLOAT16)
+#define IN_PLACE(w, k, n) (const float *)((w) + (long)(k) * WKS + (long)(n) * WNS)
+#define W_COLUMN (W_IN_PLACE ? 1 : DEPTH)
+#endif
+#define WHOLE(numbers) (AMX_PAIRS ? UP(numbers, V * PER_LANE) : (numbers))  // that are packed, with zeros after the last
 #if A_IN_PLACE
 #define A_ROW AMS
 #define A_STEP AKS
-#elif AKS == 1
+#elif AKS == 1 || AMX_PAIRS
 #define A_ROW (DEPTH + V)  // not a power of two
 #define A_STEP 1
 #else
@@ -58,6 +74,7 @@ enum {
 #define W_STEP COLUMNS
 #endif
 
+#if !AMX_PAIRS
 // Product k of each of a tile's sums. Data from the second cache is prefetched AHEAD: the panel's rows, and a
 // if it is read there k by k.
 #define AHEAD 6
@@ -76,6 +93,7 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k)
     EACH(j, VECTORS) sums[i][j] = MULTIPLY_ADD(sums[i][j], x, row[j]);
   }
 }
+#endif
 
 // Turn complete sums into `rows` rows of c, `columns` of each. The sums are not in c: reading and writing in
 // turn is slow at equal offsets in two pages, as rows of c and of slopes have.
@@ -95,6 +113,41 @@ PART void finish(output c, output slopes, input factors, input sums, int rows, i
     }
 }
 
+#if AMX_PAIRS
+// One tile of c: ROWS x COLUMNS sums, `depth` products each; `rows` x `columns` of them are written. Every row begins
+// with `start`. Rows of c and of the other inputs of `finish` are prefetched.
+#define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
+PART void tile(output c, output slopes, input factors, input a, input w, const float *start, int depth, int rows, int columns, int add, int finishes) {
+  float square[ROWS * COLUMNS] __attribute__((aligned(64)));
+  const int is_whole = rows == ROWS && columns == COLUMNS;
+  if (add && !is_whole)
+    for (int i = 0; i < rows; i++)
+      EACH(j, VECTORS) store(square + i * COLUMNS + j * V, get(c + (long)i * N + j * V, columns - j * V, 0));
+  if (!add) amx_load(start, 0, ROWS);
+  else if (is_whole) amx_load(c, 4L * N, ROWS);
+  else amx_load(square, 4 * COLUMNS, ROWS);
+  for (int k = 0; k < depth; k += V) {
+    for (int i = k * ROWS / depth; i < MIN(rows, (k + V) * ROWS / depth); i++)
+      EACH(j, VECTORS) {
+        const long at = (long)i * N + NEXT + j * V;
+        __builtin_prefetch(c + at, 1);
+        if (GELU && finishes) __builtin_prefetch(slopes + at, 1);
+        if (FACTOR && finishes) __builtin_prefetch(factors + at);
+      }
+    AMX_PRODUCTS("tdpbf16ps", a + k, 4L * A_ROW, w + k * COLUMNS, 4L * COLUMNS, ROWS);
+  }
+  if (is_whole && !finishes) {
+    amx_store(c, 4L * N, ROWS);
+    return;
+  }
+  amx_store(square, 4 * COLUMNS, ROWS);
+  if (finishes)
+    finish(c, slopes, factors, square, rows, columns);
+  else
+    for (int i = 0; i < rows; i++)
+      EACH(j, VECTORS) if (columns > j * V) put(c + (long)i * N + j * V, load(square + i * COLUMNS + j * V), columns - j * V);
+}
+#else
 // One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are written. The
 // rows of c and of the other inputs of `finish` are prefetched one by one, since all at once would delay the
 // panel's. Where c is large, those of the next tile are prefetched.
@@ -145,6 +198,7 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
   else
     tile_of(M % ROWS, c, slopes, factors, a, w, bias, depth, columns, add, finishes);
 }
+#endif
 
 #if !QUANTIZED
 // Transpose V columns of w, V lanes long, to rows COLUMNS apart.
@@ -200,19 +254,20 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
   for (int n = 0; n < UP(width, COLUMNS); n += V) {
     float *at = to + n / COLUMNS * COLUMNS * DEPTH + n % COLUMNS;
     const WEIGHT *from = WEIGHTS_AT(w, n0 + n, k0);
-    for (int k = 0; k < numbers; k += UNIT_SIZE, from += TILE * UNIT_SIZE) {
+    for (int k = 0; k < WHOLE(numbers); k += UNIT_SIZE, from += TILE * UNIT_SIZE) {
       vec lanes[UNIT_LANES];
       EACH(i, UNIT_LANES) lanes[i] = 0;
-      if (n < width) unit_at(lanes, from);
+      if (n < width && k < numbers) unit_at(lanes, from);
       EACH(i, UNIT_LANES) store(at + (k / PER_LANE + i) * COLUMNS, lanes[i]);
     }
   }
 #else
   w += (long)k0 * WKS + (long)n0 * WNS;
 #if WNS == 1
-  for (int k = 0; k < numbers; k += PER_LANE)
+  for (int k = 0; k < WHOLE(numbers); k += PER_LANE)
     for (int n = 0; n < UP(width, COLUMNS); n += V)
-      store(to + n / COLUMNS * COLUMNS * DEPTH + k / PER_LANE * COLUMNS + n % COLUMNS, ACROSS(w + (long)k * WKS + n, WKS, numbers - k, width - n));
+      store(to + n / COLUMNS * COLUMNS * DEPTH + k / PER_LANE * COLUMNS + n % COLUMNS,
+            k < numbers ? ACROSS(w + (long)k * WKS + n, WKS, numbers - k, width - n) : (vec)0);
 #else
   for (int n = 0; n < width; n += COLUMNS, to += COLUMNS * DEPTH, w += COLUMNS * WNS) {
     int columns = MIN(COLUMNS, width - n), done = 0;
@@ -220,19 +275,32 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
       for (; done + V * PER_LANE <= numbers; done += V * PER_LANE)
         for (int j = 0; j < COLUMNS; j += V) transpose(to + done / PER_LANE * COLUMNS + j, w + (long)j * WNS + done);
     for (int j = 0; j < COLUMNS; j++)
-      for (int k = done; k < numbers; k += PER_LANE)
-        to[k / PER_LANE * COLUMNS + j] = j < columns ? ACROSS(w + (long)j * WNS + k, 1, numbers - k, 1)[0] : 0;
+      for (int k = done; k < WHOLE(numbers); k += PER_LANE)
+        to[k / PER_LANE * COLUMNS + j] = j < columns && k < numbers ? ACROSS(w + (long)j * WNS + k, 1, numbers - k, 1)[0] : 0;
   }
 #endif
 #endif
 }
 
-// Pack `rows` rows of a, from row m on, `numbers` of each: row by row if memory has them so, else lane by lane.
+// Pack `rows` rows of a, from row m on, `numbers` of each: row by row if memory has them so, else lane by lane; always
+// row by row for AMX.
 PART void pack_a(output to, input a, int numbers, int m, int rows) {
 #if AKS == 1
   for (int i = 0; i < rows; i++)
     for (int k = 0; k < numbers; k += V * PER_LANE)
       store(to + i * A_ROW + k / PER_LANE, ALONG(a + (long)i * AMS + k, numbers - k));
+#elif AMX_PAIRS
+  for (int k = 0; k < numbers; k += V * PER_LANE)
+    EACH(half, ROWS / V) {
+      vec x[V];
+      const float *from = a + (long)k * AKS + half * V;
+      EACH(i, V) {
+        const int left = numbers - k - i * PER_LANE;
+        x[i] = left > 0 ? ACROSS(from + (long)i * PER_LANE * AKS, AKS, left, M - m - half * V) : (vec)0;
+      }
+      transpose_vecs(x);
+      EACH(i, V) store(to + (half * V + i) * A_ROW + k / PER_LANE, x[i]);
+    }
 #else
   // Some of more than a tile's rows; the next lane overwrites the rest.
   for (int k = 0; k < numbers; k += PER_LANE)
@@ -259,13 +327,16 @@ PART void part(output c, output slopes, input factors, input a,
                const WEIGHT *restrict w, const unsigned char *restrict scales, input bias, int m_first, int m_last, int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
+  float start[AMX_PAIRS ? WIDTH : 1] __attribute__((aligned(64)));  // of sums in each column
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
     int width = MIN(WIDTH, n_last - n0);
+    if (AMX_PAIRS)
+      for (int n = 0; n < WIDTH; n += V) store(start + n, BIAS ? get(bias + n0 + n, width - n, 0) : (vec)0);
     for (int k0 = 0; k0 < K; k0 += DEPTH * PER_LANE) {
       int numbers = MIN(DEPTH * PER_LANE, K - k0), depth = PIECES(numbers, PER_LANE);
       int finishes = (GELU || FACTOR) && k0 + numbers == K;
-      const WEIGHT *ws = w + (long)k0 * WKS + (long)n0 * WNS;
       if (!W_IN_PLACE) pack_w(panel_w, w, scales, k0, n0, numbers, width);
+      const float *ws = W_IN_PLACE ? IN_PLACE(w, k0, n0) : panel_w;
       for (int m = m_first; m < m_last; m += ROWS) {
         int rows = MIN(ROWS, m_last - m);
         const float *strip = a + (long)m * AMS + (long)k0 * AKS;
@@ -274,9 +345,8 @@ PART void part(output c, output slopes, input factors, input a,
           if (SIZE(M, K) > SMALL && !K_BY_K && m + 2 * ROWS <= m_last)
             prefetch_a(strip + (long)ROWS * AMS, numbers, n / COLUMNS, PIECES(width, COLUMNS));
           long at = (long)m * N + n0 + n;
-          tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a,
-               W_IN_PLACE ? (const float *)ws + n : panel_w + n * DEPTH, BIAS ? bias + n0 + n : bias, depth, rows,
-               MIN(COLUMNS, width - n), k0 > 0, finishes);
+          tile(c + at, slopes + at, factors + at, A_IN_PLACE ? strip : panel_a, ws + (long)n * W_COLUMN,
+               AMX_PAIRS ? start + n : BIAS ? bias + n0 + n : bias, depth, rows, MIN(COLUMNS, width - n), k0 > 0, finishes);
         }
       }
     }
@@ -299,6 +369,9 @@ KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict 
 #if !FACTOR
   const float *factors = 0;
 #endif
+#if AMX_PAIRS
+  amx_begin(ROWS);
+#endif
   const long rows = (M + ROWS - 1) / ROWS, columns = (N + COLUMNS - 1) / COLUMNS;
   for (long i = FIRST(BATCH * PARTS_M * PARTS_N); i < LAST(BATCH * PARTS_M * PARTS_N); i++) {
     long batch = i / (PARTS_M * PARTS_N), m = i / PARTS_N % PARTS_M, n = i % PARTS_N, here = batch * M * N;
@@ -307,4 +380,7 @@ KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict 
       part(c + here, slopes + here, factors + here, a + batch * M * K, w + batch * K * N, scales, bias, m_first,
            MIN(m_last, m_first + HEIGHT), columns * n / PARTS_N * COLUMNS, n_last);
   }
+#if AMX_PAIRS
+  amx_end();
+#endif
 }

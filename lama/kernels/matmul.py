@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from tinygrad import Tensor, UOp, dtypes
 
+from lama.host import may_use_amx
 from lama.kernels.elementwise import gelu_gradient
 from lama.kernels.integers import integer_product, multiplies_integers
 from lama.kernels.layernorm import Normalised, layernorm, layernorm_gradients, rmsnorm
@@ -241,13 +242,14 @@ def dense(p: Product) -> Tensor | None:
     parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if p.transpose_a else PARTS)
     flags = {"BIAS": p.bias is not None, "GELU": p.gelu, "FACTOR": p.factor is not None}
     flags["BFLOAT16"] = p.bfloat16
+    has_amx = p.bfloat16 and may_use_amx()
     ams, aks = (1, m) if p.transpose_a else (k, 1)
     wks, wns = (1, k) if p.transpose_b else (n, 1)
     type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
-    headers: tuple[str, ...] = ("bfloat16.h", "tiles.h")
+    headers: tuple[str, ...] = ("amx.h", "bfloat16.h", "tiles.h")
     macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "BATCH": batch, "M": m, "N": n, "K": k}
     macros |= {"AMS": ams, "AKS": aks, "WKS": wks, "WNS": wns, **flags, **tile_macros(tiles)}
-    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float", "QUANTIZED": weight is not None}
+    macros |= {"WEIGHT": type_, "W_NARROW": type_ != "float", "QUANTIZED": weight is not None, "AMX": has_amx}
     if weight is not None:
         macros, kind, headers = macros | weight.macros(), weight.kind, ("bfloat16.h", "quantized.h")
     label = f"{'nt'[p.transpose_a]}{'nt'[p.transpose_b]}_{batch}_{m}_{n}_{k}_{kind}"

@@ -9,7 +9,10 @@
 #else
 #define BIASES(n, some) (vec)0
 #endif
-#if UNIT_SIZE
+#if AMX_PAIRS && !UNIT_SIZE
+#define TILE 32
+#endif
+#if UNIT_SIZE || AMX_PAIRS
 #define COLUMNS TILE  // of y that are computed together
 #else
 #define COLUMNS V
@@ -19,7 +22,45 @@
 #define DEPTH (PER_LANE * SUMMED(LANES))
 #define A_ROW (BFLOAT16 ? UP(LANES, V) : K)
 #endif
+#if AMX_PAIRS
+// The columns of y from n on: TILE rows of w, as they lie in tiles, else copied. `start` is added first.
+PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec *start) {
+  float copy[V * TILE] __attribute__((aligned(64))), sums[M * TILE] __attribute__((aligned(64)));
+  amx_load(start, 0, M);
+  for (int lane = 0; lane < LANES; lane += V) {
 #if UNIT_SIZE
+    const float *from = (const float *)WEIGHTS_AT(w, n, lane * PER_LANE);
+    if (lane + V > LANES) {
+      for (int i = 0; i < V * TILE; i++) copy[i] = i < (LANES - lane) * TILE ? from[i] : 0;
+      from = copy;
+    }
+#else
+    const float *from = copy;
+    const int k = lane * PER_LANE;
+    UNROLL for (int j = 0; j < TILE; j += V) {
+      const float *rows[V];
+      vec x[V];
+      EACH(i, V) rows[i] = (const float *)(w + MIN(n + j + i, N - 1) * K + k);
+      EACH(i, V) __builtin_prefetch(w + (n + TILE + j + i) * K + k, 0, 2);
+      if (k + V * PER_LANE <= K)
+        load_transposed(x, rows);
+      else
+        EACH(i, V) x[i] = 0;
+      if (k + V * PER_LANE > K)
+        for (int l = 0; l < LANES - lane; l++)
+          EACH(i, V) x[l][i] = ACROSS((const WEIGHT *)rows[i] + l * PER_LANE, 1, K - k - l * PER_LANE, 1)[0];
+      EACH(i, V) store(copy + i * TILE + j, x[i]);
+    }
+#endif
+    AMX_PRODUCTS("tdpbf16ps", a + lane, 4L * A_ROW, from, 4L * TILE, M);
+  }
+  amx_store(sums, 4L * TILE, M);
+  for (int i = 0; i < M * (TILE / V); i++) {
+    const long at = n + i % (TILE / V) * V;
+    put(y + i / (TILE / V) * N + at, load(sums + i * V), N - at);
+  }
+}
+#elif UNIT_SIZE
 // The registers hold so many sums, of ROWS rows of a and VECTORS vectors of columns. One sum waits for the one before
 // it, so there are as many as can be.
 #define SUMS (V == 16 ? 24 : 12)
@@ -72,7 +113,7 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 }
 
 #endif
-#if !UNIT_SIZE && !defined(BITS)
+#if !UNIT_SIZE && !defined(BITS) && !AMX_PAIRS
 // V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
 // prefetches the V rows that follow. `start` is added first. Pairs of bfloat16 are transposed as floats are.
 #if PER_LANE == 2
@@ -144,6 +185,9 @@ KERNEL NAME(output y, INPUTS, int slice) {
   }
   a = normalised;
 #endif
+#if AMX_PAIRS
+  amx_begin(M);
+#endif
 #if defined(BITS) && !FLOATS
   struct rounded rounded[M];
   for (int m = 0; m < M; m++) round_row(rounded + m, a + m * K);
@@ -160,7 +204,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
 #endif
     const long first = FIRST(PIECES(N, COLUMNS)) * COLUMNS, last = MIN(N, LAST(PIECES(N, COLUMNS)) * COLUMNS);
     long n = first;
-#if UNIT_SIZE
+#if UNIT_SIZE || AMX_PAIRS
     for (; n < last; n += TILE) {
       vec start[TILE / V];
       EACH(v, TILE / V) start[v] = BIASES(n + v * V, N - n - v * V);
@@ -188,4 +232,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
         put(y + m * N + n, value, some);
       }
   }
+#if AMX_PAIRS
+  amx_end();
+#endif
 }

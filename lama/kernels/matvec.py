@@ -4,6 +4,7 @@ import math
 
 from tinygrad import Tensor, dtypes
 
+from lama.host import may_use_amx
 from lama.kernels.quantized import Quantized
 from lama.kernels.tiles import tile_macros, tiles_of
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
@@ -49,7 +50,7 @@ def matvec(
     types = {name: C_TYPES.get(x.dtype, "unsigned char") for name, x in inputs.items()}
     types |= {"scales": "unsigned char"} if "scales" in inputs else {}
     layout = tile_macros(tiles)
-    headers: tuple[str, ...] = ("bfloat16.h", "tiles.h")
+    headers: tuple[str, ...] = ("amx.h", "bfloat16.h", "tiles.h")
     kind = types["w"] + ("" if tiles is None else "_tiles")
     if "scales" in inputs:
         weight = Quantized(w, inputs["scales"], k)
@@ -69,6 +70,7 @@ def matvec(
         "WEIGHT": types["w"],
         "EPSILON": c_float(epsilon),
         "BFLOAT16": w.dtype == dtypes.bfloat16,
+        "AMX": w.dtype == dtypes.bfloat16 and may_use_amx(),
     }
     macros |= layout | {name.upper(): flag for name, flag in flags.items()}
     macros["INPUTS"] = ", ".join(f"const {type_} *restrict {name}" for name, type_ in types.items())

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tinygrad import Tensor, UOp, dtypes
 
+from lama.host import may_use_amx
 from lama.runtime.buffers import address_of, buffer_of, from_array, write
 from lama.runtime.capture import CapturedStep
 from lama.runtime.internals import (
@@ -225,7 +226,7 @@ def code_digest() -> str:
     package = Path(__file__).parent.parent
     code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     settings = {key: variable.value for key, variable in ContextVar._cache.items()}
-    return digest(repr([[digest(c) for c in code], installed(), settings, cpu_model()]).encode())
+    return digest(repr([[digest(c) for c in code], installed(), settings, cpu_model(), may_use_amx()]).encode())
 
 
 def cpu_model() -> str:
