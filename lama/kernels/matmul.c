@@ -24,10 +24,9 @@
 #define BETTER(one, other) (COST(one) * 32 <= COST(other) * 33 ? (one) : (other))
 enum {
 #if AMX_PAIRS
-  ROWS = 32,  // a tile is a square of sums, see amx.h
-  // Of a, that meet one copy of w: as many as the second cache holds beside it.
+  ROWS = 32,  // a tile is a square of sums: see amx.h
   DEPTH = EQUAL_PIECE(LANES, 256, V),
-  PANEL = 128 * 1024 / DEPTH / COLUMNS * COLUMNS,
+  PANEL = 192 * 1024 / DEPTH / COLUMNS * COLUMNS,  // a processor with AMX has a second cache of 2 MB
 #else
   // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
@@ -127,7 +126,7 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
   else if (is_whole) amx_load(c, 4L * N, ROWS);
   else amx_load(square, 4 * COLUMNS, ROWS);
   for (int k = 0; k < depth; k += V) {
-    for (int i = k * ROWS / depth; i < MIN(rows, (k + V) * ROWS / depth); i++)
+    for (int i = k / 4; i < MIN(rows, k / 4 + 4); i++)
       EACH(j, VECTORS) {
         const long at = (long)i * N + NEXT + j * V;
         __builtin_prefetch(c + at, 1);

@@ -33,7 +33,7 @@ from lama.runtime.kernel import (
 )
 from lama.runtime.threads import threads
 
-FLOPS = 100  # floating-point operations that a core does in a nanosecond, about
+FLOPS, AMX_FLOPS = 100, 1000  # floating-point operations that a core does in a nanosecond, about
 PACKING = 2  # each tile copies its part of a and w, so tiles are larger than handing them out requires
 SMALL = 64  # the least rows or columns of a tile
 PARTS = 2  # tiles for each thread, so that a late one does not hold up the others for long
@@ -238,11 +238,13 @@ def dense(p: Product) -> Tensor | None:
     n = int((b.shape[1:] if weight is None else weight.shape)[0 if p.transpose_b else 1])
     if p.transpose_a:
         m, k = k, m
-    # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles.
-    parts_m, parts_n, slices = _tiling(batch, m, n, k, 1 if p.transpose_a else PARTS)
+    has_amx = p.bfloat16 and may_use_amx()
+    # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles. So with AMX,
+    # where reading is most of the time.
+    nanoseconds = 2 * batch * m * n * k / (AMX_FLOPS if has_amx else FLOPS)
+    parts_m, parts_n, slices = _tiling(batch, m, n, nanoseconds, 1 if p.transpose_a or has_amx else PARTS)
     flags = {"BIAS": p.bias is not None, "GELU": p.gelu, "FACTOR": p.factor is not None}
     flags["BFLOAT16"] = p.bfloat16
-    has_amx = p.bfloat16 and may_use_amx()
     ams, aks = (1, m) if p.transpose_a else (k, 1)
     wks, wns = (1, k) if p.transpose_b else (n, 1)
     type_ = kind = C_TYPES.get(b.dtype, "unsigned char")
@@ -377,12 +379,11 @@ def sum_rows(x: Tensor) -> Tensor:
     return make_kernel("sum_rows.c", {"ROWS": rows, "N": n}, slices=slices)((n,), x)
 
 
-def _tiling(batch: int, m: int, n: int, k: int, parts: int) -> tuple[int, int, int]:
+def _tiling(batch: int, m: int, n: int, nanoseconds: float, parts: int) -> tuple[int, int, int]:
     """The tiles in the rows and in the columns of each of a batch's products, and the slices for all of them.
 
     Tiles are close to square and at least SMALL wide; a long product has `parts` for each thread.
     """
-    nanoseconds = 2 * batch * m * n * k / FLOPS
     wanted = slices_for(nanoseconds)
     if wanted <= batch:
         return 1, 1, wanted
