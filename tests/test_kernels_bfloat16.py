@@ -11,6 +11,7 @@ from helpers import normal, rounded
 from test_kernels import FORMS, assert_all_close, gelu64, needs_c, ran, results, stored  # noqa: F401
 from tinygrad import Tensor, dtypes
 
+from lama import host
 from lama.kernels import matmul_precision
 from lama.ops import gelu, matmul
 from lama.runtime import kernel as program
@@ -29,9 +30,11 @@ def compiled_with(macros: str) -> Iterator[None]:
     program._program.cache_clear()
 
 
-@pytest.fixture(params=["UNUSED", "PORTABLE 1", "V 8", "V 4\n#define PORTABLE 1"])
-def each(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With this processor's instruction, without it, and as narrower machines compile the kernels."""
+@pytest.fixture(params=["UNUSED", "NO_AMX", "PORTABLE 1", "V 8", "V 4\n#define PORTABLE 1"])
+def each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With this processor's instructions, without them, and as narrower machines compile the kernels."""
+    if request.param == "NO_AMX":
+        monkeypatch.setattr(MATMUL, "may_use_amx", lambda: False)
     with compiled_with(request.param):
         yield
 
@@ -103,6 +106,14 @@ def test_what_is_not_finite_stays_so_and_in_its_row(value):
     with matmul_precision(dtypes.bfloat16):
         y = matmul(Tensor(a), Tensor(normal(70, 9))).numpy()
     assert not np.isfinite(y[2]).any() and np.isfinite(np.delete(y, 2, axis=0)).all()
+
+
+def test_the_system_is_asked_for_amx_where_the_processor_has_it(monkeypatch):
+    flags = Path("/proc/cpuinfo")
+    if host.may_use_amx.__wrapped__():
+        assert "amx_tile" in flags.read_text().split()
+    monkeypatch.setattr(host.sys, "platform", "darwin")
+    assert not host.may_use_amx.__wrapped__()
 
 
 def test_the_instruction_is_found_only_where_there_is_one():

@@ -2,7 +2,7 @@
 // of sums, 32 x 32, in quarters; 4 and 5 the rows of a factor that belong to its upper and lower half; 6 and 7 what of
 // the other belongs to its left and right half, lane by lane: row k has lane k of 16 columns.
 //
-// The system saves these registers only for a process that asked for it (runtime/amx.py), and with AMX 1 it has.
+// The system saves these registers only for a process that asked for it (`may_use_amx` in host.py). With AMX 1 it has.
 
 #if AMX && V == 16 && !PORTABLE && defined(__AMX_TILE__)
 #define AMX_LOAD(at, step, to) __asm__ volatile("tileloadd (%0,%1), %%tmm" #to : : "r"(at), "r"((long)(step)) : "memory")

@@ -4,6 +4,7 @@ import time
 
 from tinygrad import Tensor
 
+from lama.host import may_use_amx
 from lama.kernels.integers import multiplies_integers
 from lama.kernels.matmul import multiplies_bfloat16
 from lama.runtime.capture import CapturedStep
@@ -25,8 +26,10 @@ def peak_flops(device: str, bits: int = 32) -> float | None:
         return None
     macros = {"REPEATS": REPEATS, "INTEGERS": bits == 8 and multiplies_integers(device)}
     macros["BFLOAT16"] = bits == 16 and multiplies_bfloat16(device)
+    macros["AMX"] = macros["BFLOAT16"] and may_use_amx()
     slices = threads()
-    kernel = make_kernel("peak.c", macros, slices=slices, headers=("integers.h", "bfloat16.h"))
+    headers = ("integers.h", "amx.h", "bfloat16.h")
+    kernel = make_kernel("peak.c", macros, slices=slices, headers=headers)
     run = CapturedStep(lambda x: kernel((slices, 32), x).realize())
     operations = REPEATS * float(run(x).numpy()[:, 16].sum())
     best = float("inf")

@@ -226,7 +226,8 @@ def code_digest() -> str:
     package = Path(__file__).parent.parent
     code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     settings = {key: variable.value for key, variable in ContextVar._cache.items()}
-    return digest(repr([[digest(c) for c in code], installed(), settings, cpu_model(), may_use_amx()]).encode())
+    machine = [cpu_model(), may_use_amx()]
+    return digest(repr([[digest(c) for c in code], installed(), settings, machine]).encode())
 
 
 def cpu_model() -> str:
