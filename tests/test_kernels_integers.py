@@ -139,7 +139,7 @@ def test_few_rows_are_rounded_as_many_are(both, rows):  # noqa: F811
 
 @needs_c
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("rows", [3, 15])
+@pytest.mark.parametrize("rows", [3, 35])
 @pytest.mark.parametrize(
     "macros", ["PORTABLE 1", "HALVES 1", "HALVES 1\n#define V 8", "HALVES 1\n#define V 4"]
 )

@@ -9,13 +9,13 @@
 #define AMX_STORE(at, step, from) __asm__ volatile("tilestored %%tmm" #from ", (%0,%1)" : : "r"(at), "r"((long)(step)) : "memory")
 #define AMX_MULTIPLY(how, a, w, sums) __asm__ volatile(how " %%tmm" #w ", %%tmm" #a ", %%tmm" #sums : : : "memory")
 
-// Before the others, in each slice: sums and a factor have `rows` rows, 1 to 32.
-PART void amx_begin(int rows) {
+// Before the others, in each slice: sums and a factor have `rows` rows, 1 to 32; lanes are multiplied at a time.
+PART void amx_begin(int rows, int lanes) {
   struct { unsigned char palette, start, zeros[14]; unsigned short bytes[16]; unsigned char rows[16]; } shape = {1};
   EACH(i, 8) {
     const int some = i == 2 || i == 3 || i == 5 ? rows - 16 : rows;
-    shape.bytes[i] = 64;
-    shape.rows[i] = i > 5 || some < 1 ? 16 : MIN(some, 16);
+    shape.bytes[i] = i == 4 || i == 5 ? 4 * lanes : 64;
+    shape.rows[i] = i > 5 ? lanes : some < 1 ? 16 : MIN(some, 16);
   }
   __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }

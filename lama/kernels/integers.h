@@ -25,6 +25,13 @@
 #define DOT __builtin_ia32_pmaddwd512
 #endif
 
+// With AMX, another instruction multiplies the bytes of 16 rows by those of 16 columns: see amx.h.
+#if defined(AMX_LOAD) && defined(__AMX_INT8__) && defined(__AVX512VNNI__) && !HALVES
+#define AMX_BYTES 1
+#else
+#define AMX_BYTES 0
+#endif
+
 typedef unsigned char bytes __attribute__((ext_vector_type(V), aligned(1)));
 
 // sums + the four products, in each lane.

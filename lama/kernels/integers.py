@@ -9,6 +9,7 @@ import functools
 
 from tinygrad import Tensor, UOp, dtypes
 
+from lama.host import may_use_amx
 from lama.kernels.quantized import GROUP, Quantized
 from lama.runtime.kernel import (
     Gradient,
@@ -47,11 +48,12 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
     wanted = min(slices_for(2 * m * n * k / OPERATIONS), PARTS * threads() if threads() > 1 else 1)
     parts_n = max(1, min(wanted, n // LEAST))
     parts_m = min(-(-wanted // parts_n), max(1, m // LEAST))
-    macros: Macros = {"PARTS_M": parts_m, "PARTS_N": parts_n, "M": m, "N": n, "K": k}
+    macros: Macros = {"AMX": may_use_amx(), "PARTS_M": parts_m, "PARTS_N": parts_n, "M": m, "N": n, "K": k}
     weight = Quantized(w, inputs["scales"], k)
     macros |= weight.macros()
     macros |= {"BIAS": "bias" in inputs, "GELU": gelu, "RESIDUAL": "residual" in inputs}
-    operations, slices, headers = 2 * m * n * k, parts_m * parts_n, ("integers.h", "quantized.h")
+    operations, slices = 2 * m * n * k, parts_m * parts_n
+    headers = ("amx.h", "integers.h", "quantized.h")
     kernel = make_kernel("matmul_integers.c", macros, operations=operations, slices=slices, headers=headers)
     return kernel((m, n), *inputs.values(), *_integers(a, weight), gradient=gradient)
 

@@ -369,7 +369,7 @@ KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict 
   const float *factors = 0;
 #endif
 #if AMX_PAIRS
-  amx_begin(ROWS);
+  amx_begin(ROWS, V);
 #endif
   const long rows = (M + ROWS - 1) / ROWS, columns = (N + COLUMNS - 1) / COLUMNS;
   for (long i = FIRST(BATCH * PARTS_M * PARTS_N); i < LAST(BATCH * PARTS_M * PARTS_N); i++) {

@@ -10,7 +10,9 @@
 #define COLUMNS (V * VECTORS)
 #define ALL ((K + 31) / 32)  // groups
 enum {
-#if V == 8
+#if AMX_BYTES
+  ROWS = 16,
+#elif V == 8
   ROWS = 3,  // a tile's: its sums, of integers and of floats, are to fit the registers
 #else
   ROWS = 6,
@@ -60,6 +62,30 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
 PART void tile_of(const int rows, output c, const unsigned char *restrict a, input scales, const float *sums_of_a,
                   const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
   vec sums[ROWS][VECTORS];
+#if AMX_BYTES
+  EACH(j, VECTORS) {
+    vec added[ROWS];
+    ints dots[2][ROWS] __attribute__((aligned(64)));
+    EACH(i, rows) added[i] = 0;
+    // The sums of a group are scaled while those of the next are on their way.
+    for (int g = 0; g <= depth; g++) {
+      if (g < depth) {
+        AMX_LOAD(&w->start[g][j], 0, 0);
+        AMX_LOAD(a + 32 * g, ALL * 32, 4);
+        AMX_LOAD(&w->words[8 * g][j], sizeof(w->words[0]), 6);
+        AMX_MULTIPLY("tdpbusd", 4, 6, 0);
+        AMX_STORE(dots[g % 2], sizeof(ints), 0);
+      }
+      if (!g) continue;
+      const int scaled = g - 1;
+      EACH(i, rows) added[i] += __builtin_convertvector(dots[scaled % 2][i], vec) * (w->scales[scaled][j] * scales[i * ALL + scaled]);
+#if MINIMA
+      EACH(i, rows) added[i] += w->minima[scaled][j] * sums_of_a[i * ALL + scaled];
+#endif
+    }
+    EACH(i, rows) sums[i][j] = added[i];
+  }
+#else
   EACH(i, rows) EACH(j, VECTORS) sums[i][j] = 0;
   for (int g = 0; g < depth; g++) {
     if (g < rows) EACH(j, VECTORS) {
@@ -78,6 +104,7 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
     EACH(i, rows) EACH(j, VECTORS) sums[i][j] += w->minima[g][j] * sums_of_a[i * ALL + g];
 #endif
   }
+#endif
   vec out[ROWS][VECTORS];
   EACH(i, rows) EACH(j, VECTORS) out[i][j] = sums[i][j];
   for (int i = 0; i < rows; i++)
@@ -123,6 +150,9 @@ KERNEL NAME(output c, input a, const unsigned char *restrict w, const unsigned c
           const unsigned char *from = rounded + (m * ALL + g) * 32;
           const float *from_scales = rounded_scales + m * ALL + g, *sums = MINIMA ? rounded_sums + m * ALL + g : rounded_sums;
           const float *more = RESIDUAL ? residual + m * N + n : residual, *biases = BIAS ? bias + n : bias;
+#if AMX_BYTES
+          if (m == m_first || m + ROWS > M) amx_begin(MIN(ROWS, M - m), 8);
+#endif
           if (m + ROWS <= M)
             tile_of(ROWS, to, from, from_scales, sums, &panel, biases, more, depth, columns, g == 0, last);
           else
@@ -130,4 +160,7 @@ KERNEL NAME(output c, input a, const unsigned char *restrict w, const unsigned c
         }
       }
   }
+#if AMX_BYTES
+  amx_end();
+#endif
 }

@@ -186,7 +186,7 @@ KERNEL NAME(output y, INPUTS, int slice) {
   a = normalised;
 #endif
 #if AMX_PAIRS
-  amx_begin(M);
+  amx_begin(M, V);
 #endif
 #if defined(BITS) && !FLOATS
   struct rounded rounded[M];

@@ -21,7 +21,7 @@
 KERNEL NAME(output y, input x, int slice) {
 #if AMX_PAIRS
   float square[32 * 32] = {0};
-  amx_begin(32);
+  amx_begin(32, 16);
   amx_load(square, 128, 32);
   AMX_LOAD(square, 64, 4);
   AMX_LOAD(square, 64, 5);
