@@ -43,7 +43,7 @@ from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
 from lama.tokenizers.chat_template import template_of
 from lama.training.budget import adapter_memory
 from lama.training.folder import RunFolder
-from lama.training.loss import Evaluator, language_model_loss, language_model_loss_in_pieces
+from lama.training.loss import Evaluator, language_model_loss
 from lama.training.prepare import new_session, resumed_run
 from lama.training.replica import Replica
 from lama.training.settings import RunConfig
@@ -202,7 +202,7 @@ def test_held_out_loss_in_pieces_is_the_whole_loss(monkeypatch):
     model, arrays = model_of(LLAMA), tokens()
     whole = Evaluator(model, arrays, 4)()
     monkeypatch.setattr("lama.training.loss.LOGITS", 37 * 10)
-    evaluator = Evaluator(model, arrays, 3, language_model_loss_in_pieces)
+    evaluator = Evaluator(model, arrays, 3, language_model_loss.in_pieces)
     assert [evaluator() for _ in range(2)] == pytest.approx([whole, whole], rel=1e-6)
 
 

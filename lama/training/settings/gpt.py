@@ -9,6 +9,8 @@ from lama.training.settings.base import CorpusSettings, changed, setting
 FINE_TUNING_RATE = 1e-4  # a rate at which a trained model learns without forgetting what it knew
 LORA_RATE = 2e-4  # of an adapter; Dettmers et al. 2023 (QLoRA), appendix B.2
 LORA_CONTEXT = 256  # tokens in a window for an adapter, where no number is given
+DPO_RATE = 1e-6  # Rafailov et al. 2023, appendix B
+DPO_LORA_RATE = 1e-5
 HELD = ("file", "float32", "float16", "bfloat16", "int8", "int4")
 
 
@@ -48,6 +50,13 @@ class RunConfig(CorpusSettings):
         "passes over the conversations, which decide steps; 0: as many as steps need, 1 without --steps",
         least=0,
         most=10_000,
+    )
+    dpo: float = setting(
+        0.0,
+        "β of DPO, such as 0.1: learn from pairs in --chat, each with a prompt, chosen and rejected; "
+        f"learning_rate is then {DPO_RATE:g}, with lora {DPO_LORA_RATE:g}, where none is given; 0: no pairs",
+        least=0,
+        below=1e3,
     )
     packing: bool = setting(True, "several conversations in a row, which do not see each other")
     separate: bool = setting(False, "documents in a window do not see each other")
