@@ -104,18 +104,8 @@ SETTINGS |= {"batch_size": 4, "learning_rate": 1e-2}
 def test_a_model_learns_to_prefer(here: Path, tmp_path: Path, monkeypatch, capfd):
     monkeypatch.chdir(here)
     monkeypatch.setattr("lama.cli.conversations.ANSWER_TOKENS", 3)
-    flags = [
-        "--dpo",
-        "0.5",
-        "--context-length",
-        "64",
-        "--batch-size",
-        "4",
-        "--learning-rate",
-        "1e-2",
-        "--epochs",
-        "4",
-    ]
+    flags = ["--dpo", "0.5", "--context-length", "64", "--batch-size", "4", "--learning-rate", "1e-2"]
+    flags += ["--epochs", "4"]
     words = ["train", "--from", "model", "--chat", "pairs.jsonl", "--out", str(tmp_path / "out"), *flags]
     assert main([*words, "--sample-every", "1000"]) == 0
     out = capfd.readouterr().out

@@ -1,7 +1,7 @@
 """DPO: a model learns from pairs to prefer the chosen answer to the rejected one.
 
-The reference is the model before its first step. Its log-probabilities of the pairs are computed once and kept
-in the checkpoints, so that no second model is in memory. Source: Rafailov et al. 2023, equation 7.
+The reference is the model before its first step. Its log-probabilities of the pairs are computed once and
+kept in the checkpoints, so that no second model is in memory. Source: Rafailov et al. 2023, equation 7.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -241,7 +241,8 @@ def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
     if without_rounding(model) and config.precision != "float32":
         got = f"got precision={config.precision} for {dtype_of(model)}"
         raise UsageError(f"precision must be float32 over quantised weights; {got}")
-    add_adapter(model, matching(model, config.lora_on), config.lora, config.lora_scale, config.seed)
+    names = matching(model, config.lora_on)
+    add_adapter(model, names, config.lora, config.lora_scale, config.seed, config.dora)
     return model, tokenizer
 
 
