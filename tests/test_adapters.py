@@ -421,7 +421,7 @@ def test_adapter_of_peft_is_read(tmp_path: Path):
     ("config", "message"),
     [
         ({"peft_type": "IA3"}, "has peft_type='IA3', which lama does not support"),
-        ({"use_dora": True}, "must hold A, B and the magnitude of DoRA of .*; got A, B"),
+        ({"use_dora": True}, "must hold A, B and the magnitude of DoRA of "),
         ({"bias": "all"}, "has bias='all', which lama does not support"),
         ({"modules_to_save": ["lm_head"]}, "has modules_to_save=['lm_head'], which lama does not support"),
         (

@@ -237,7 +237,8 @@ def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
     if is_adapter(Path(config.initial)):
         got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first, by lama fuse"
         raise UsageError(f"lora must have a model to adapt; {got}")
-    model, tokenizer = load_causal(config.initial, dtype=None if config.dtype == "file" else config.dtype)
+    dtype = None if config.dtype == "file" else config.dtype
+    model, tokenizer = load_causal(config.initial, dtype=dtype, in_rows=True)
     if without_rounding(model) and config.precision != "float32":
         got = f"got precision={config.precision} for {dtype_of(model)}"
         raise UsageError(f"precision must be float32 over quantised weights; {got}")
