@@ -14,6 +14,7 @@ from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
+SMALL = 1e-15  # norm that a row of zeros counts as
 _open_once = functools.cache(open_device)
 
 
@@ -61,7 +62,8 @@ class LowRank:
         with_a = linear(self.a, weight)[:, self.first : self.first + int(self.b.shape[0])]  # (rank, d_out)
         change = linear(self.b, linear(self.a, self.a))  # (d_out, rank)
         mixed = ((2 * self.scale) * with_a.T + self.scale**2 * change) * self.b
-        return self.magnitude / (self.squares + mixed.sum(1)).sqrt().contiguous().detach()
+        norm = (self.squares + mixed.sum(1)).maximum(SMALL**2).sqrt()
+        return self.magnitude / norm.contiguous().detach()
 
 
 class Linear:

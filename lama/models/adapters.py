@@ -20,7 +20,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
 from lama.kernels.tiles import put_in_tiles, tiles_of
-from lama.layers import Linear, LowRank
+from lama.layers import SMALL, Linear, LowRank
 from lama.models.gpt import GPT
 from lama.models.quantized import weights_of
 from lama.ops import dequantize
@@ -93,7 +93,7 @@ def add_change(place: Place, a: Array, b: Array, scale: float, magnitude: Array 
     change = LowRank(place.d_in, place.d_out, len(a), scale, place.first)
     change.a, change.b = _tensor(a, place), _tensor(b, place)
     if magnitude is not None:
-        norms = np.linalg.norm(rows_of(place) + np.float32(scale) * (b @ a), axis=1)
+        norms = norms_of(rows_of(place) + np.float32(scale) * (b @ a))
         change.magnitude, change.known = _tensor(magnitude, place), _tensor(magnitude / norms, place)
     # In the order of the outputs, whatever the order of the calls.
     changes = {**place.linear.adapter, place.part: change}
@@ -121,8 +121,8 @@ def add_adapter(
         a = rng.uniform(-limit, limit, (rank, place.d_in))
         add_change(place, a, np.zeros((place.d_out, rank)), scale)
         if dora and (change := found[name].change) is not None:
-            squares = np.square(rows_of(place)).sum(1)
-            change.squares, change.magnitude = _tensor(squares, place), _tensor(np.sqrt(squares), place)
+            norms = norms_of(rows_of(place))
+            change.squares, change.magnitude = _tensor(norms**2, place), _tensor(norms, place)
 
 
 def remove_adapter(model: GPT) -> None:
@@ -171,11 +171,16 @@ def rows_of(place: Place) -> Array:
     return rows
 
 
+def norms_of(rows: Array) -> Array:
+    """The norm of each row, at least SMALL."""
+    return np.maximum(np.linalg.norm(rows, axis=1), np.float32(SMALL))
+
+
 def magnitude_of(place: Place) -> Array:
     """The magnitude of a place's change, or the norms of its rows without one: (d_out,)."""
     change = place.change
     if change is None or change.magnitude is None:
-        return np.asarray(np.linalg.norm(rows_of(place), axis=1))
+        return norms_of(rows_of(place))
     return np.asarray(change.magnitude.numpy())
 
 
@@ -185,7 +190,7 @@ def merged(place: Place) -> Array:
     if (change := place.change) is not None:
         weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())
         if change.magnitude is not None:
-            weight *= (change.magnitude.numpy() / np.linalg.norm(weight, axis=1))[:, None]
+            weight *= (change.magnitude.numpy() / norms_of(weight))[:, None]
     return weight
 
 
