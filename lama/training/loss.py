@@ -12,7 +12,7 @@ from lama.models.encoder_decoder import Transformer
 from lama.models.gpt import GPT
 from lama.runtime.buffers import empty
 from lama.runtime.capture import CapturedStep
-from lama.shapes import Array, Float
+from lama.shapes import Array, Float, Int
 
 LOGITS = 1 << 23  # at a time, where they are computed in pieces
 
@@ -62,6 +62,19 @@ def weighted_mean(
     return (losses if weights is None else losses * weights).mean()
 
 
+def cross_entropy(
+    logits: Float[Tensor, "B T V"],
+    targets: Int[Tensor, "B T"],
+    smoothing: float = 0.0,
+    weights: Float[Tensor, "B T"] | None = None,
+) -> Float[Tensor, ""]:
+    """The mean of −log softmax(logits)[target], in nats, as `weighted_mean` has it.
+
+    `smoothing` is that of `lama.ops.cross_entropy`.
+    """
+    return weighted_mean(ops.cross_entropy(logits, targets, smoothing), weights)
+
+
 language_model_loss = TokenLoss(weighted_mean)
 """The mean cross-entropy of the next tokens, in nats; the fourth array are weights."""
 
@@ -90,8 +103,7 @@ def pair_loss(
     dropout: Dropout = no_dropout,
 ) -> Tensor:
     """The mean cross-entropy of the targets' next tokens, for the arrays of `lama.data.pairs.pair_arrays`."""
-    logits = model(sources, inputs, dropout=dropout)
-    return weighted_mean(ops.cross_entropy(logits, targets, smoothing), weights)
+    return cross_entropy(model(sources, inputs, dropout=dropout), targets, smoothing, weights)
 
 
 class Evaluator:
