@@ -14,6 +14,7 @@ from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
+SMALL = 1e-15  # norm that a row of zeros counts as
 _open_once = functools.cache(open_device)
 
 
@@ -33,15 +34,36 @@ def linear(
 class LowRank:
     """scale · x Aᵀ Bᵀ: a change of a `Linear`, or of some of its outputs. Source: Hu et al. 2021, LoRA, 4.1.
 
-    A has the shape (rank, d_in), B (d_out, rank). Its outputs are those of the layer from `first` on.
+    A has the shape (rank, d_in), B (d_out, rank). Its outputs are those of the layer from `first` on. With a
+    `magnitude` (DoRA) the outputs, without bias, are then multiplied by `factors`.
     """
 
     def __init__(self, d_in: int, d_out: int, rank: int, scale: float, first: int = 0):
         self.a, self.b = parameter(rank, d_in), parameter(d_out, rank)
         self.scale, self.first = scale, first
+        self.magnitude: Tensor | None = None
+        """The norm that each row of W + scale · B A gets: (d_out,)."""
+        self.squares: Tensor | None = None
+        """In training, the sum of squares of each row of W: (d_out,)."""
+        self.known: Tensor | None = None
+        """The factors, where they do not change."""
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         return linear((linear(x, self.a) * self.scale).contiguous(), self.b)
+
+    def factors(self, weight: Tensor | Quantized) -> Float[Tensor, "d_out"] | None:
+        """m / ‖W + scale · B A‖ by rows, for the layer's weight; None without a magnitude.
+
+        The norm is a constant to gradients. W is only multiplied by A's rows, so that a quantised matrix is
+        not widened. Source: Liu et al. 2024, DoRA, equation 5 and section 4.3.
+        """
+        if self.known is not None or self.magnitude is None or self.squares is None:
+            return self.known
+        with_a = linear(self.a, weight)[:, self.first : self.first + int(self.b.shape[0])]  # (rank, d_out)
+        change = linear(self.b, linear(self.a, self.a))  # (d_out, rank)
+        mixed = ((2 * self.scale) * with_a.T + self.scale**2 * change) * self.b
+        norm = (self.squares + mixed.sum(1)).maximum(SMALL**2).sqrt()
+        return self.magnitude / norm.contiguous().detach()
 
 
 class Linear:
@@ -54,8 +76,20 @@ class Linear:
         """The changes of its parts, such as q, k and v, by name."""
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        y = linear(x, self.weight, self.bias)
-        return add(y, self._change(x)) if self.adapter else y
+        if not self.adapter:
+            return linear(x, self.weight, self.bias)
+        if (factors := self._factors()) is None:
+            return add(linear(x, self.weight, self.bias), self._change(x))
+        y = add(linear(x, self.weight), self._change(x)) * factors
+        return y if self.bias is None else y + self.bias
+
+    def _factors(self) -> Float[Tensor, "d_out"] | None:
+        """The factors of all outputs, 1 where a part has none; None where no part has any."""
+        d_out, found = int(self.weight.shape[0]), []
+        for part in self.adapter.values():
+            if (own := part.factors(self.weight)) is not None:
+                found.append(own.pad((part.first, d_out - part.first - int(own.shape[0])), value=1.0))
+        return math.prod(found[1:], start=found[0]) if found else None
 
     def _change(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """The sum of the changes; parts without one are zero."""

@@ -32,6 +32,7 @@ from lama.models.adapters import (
     matching,
     places,
     remove_adapter,
+    rows_of,
     sharing_weights,
     trained_parameters,
 )
@@ -43,7 +44,7 @@ from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
 from lama.tokenizers.chat_template import template_of
 from lama.training.budget import adapter_memory
 from lama.training.folder import RunFolder
-from lama.training.loss import Evaluator, language_model_loss, language_model_loss_in_pieces
+from lama.training.loss import Evaluator, language_model_loss
 from lama.training.prepare import new_session, resumed_run
 from lama.training.replica import Replica
 from lama.training.settings import RunConfig
@@ -68,7 +69,9 @@ RANK, SCALE = 3, 1.5
 WEIGHTS = ("float32", "float16", "int8", "int4", "minima")
 
 
-def model_of(config: GPTConfig, weights: str = "float32", patterns: tuple[str, ...] = ()) -> GPT:
+def model_of(
+    config: GPTConfig, weights: str = "float32", patterns: tuple[str, ...] = (), dora: bool = False
+) -> GPT:
     """A random model with such weights and an adapter that matters."""
     model = GPT(config)
     for name, p in get_state_dict(model).items():
@@ -78,10 +81,16 @@ def model_of(config: GPTConfig, weights: str = "float32", patterns: tuple[str, .
         elif weights not in ("float32", "float16") and p.ndim > 1 and "embed" not in name:
             set_weight(model, name, quantized(p, weights))
     without_rounding(model)
-    add_adapter(model, matching(model, patterns), RANK, SCALE, seed=1)
-    for i, p in enumerate(trained_parameters(model).values()):
-        p.assign(Tensor(normal(*p.shape, seed=i) / p.shape[1] ** 0.5)).realize()
+    add_adapter(model, matching(model, patterns), RANK, SCALE, 1, dora)
+    vary(model)
     return model
+
+
+def vary(model: GPT) -> None:
+    """Give the adapter numbers that matter."""
+    for i, p in enumerate(trained_parameters(model).values()):
+        x = normal(*p.shape, seed=i)
+        p.assign(Tensor(x / p.shape[1] ** 0.5 if p.ndim > 1 else np.abs(x) + 0.3)).realize()
 
 
 def quantized(p: Tensor, weights: str) -> Quantized:
@@ -93,7 +102,7 @@ def quantized(p: Tensor, weights: str) -> Quantized:
 
 
 def merged_twin(model: GPT) -> GPT:
-    """A float model whose weights are W + scale · B A, without an adapter."""
+    """A float model whose weights are W + scale · B A, with norms of the magnitudes, without an adapter."""
     twin = GPT(model.config)
     for name, p in get_state_dict(model, tensor_type=(Tensor, Quantized)).items():
         if ".adapter." not in name:
@@ -106,6 +115,8 @@ def merged_twin(model: GPT) -> GPT:
         new = weight.numpy()
         rows = slice(place.first, place.first + place.d_out)
         new[rows] += np.float32(change.scale) * change.b.numpy() @ change.a.numpy()
+        if change.magnitude is not None:
+            new[rows] *= (change.magnitude.numpy() / np.linalg.norm(new[rows], axis=1))[:, None]
         weight.replace(Tensor(new).realize())
     return twin
 
@@ -137,7 +148,10 @@ def test_changes_of_parts_add_to_their_outputs(both):  # noqa: F811
 
 
 def check_gradients(model: GPT, modes: tuple[bool, ...]) -> None:
-    """With W' = W + s B A: dA = s Bᵀ dW', dB = s dW' Aᵀ, whatever the weights are held in."""
+    """With W' = W + s B A: dA = s Bᵀ dW', dB = s dW' Aᵀ, whatever the weights are held in.
+
+    With magnitudes, W' = m V / ‖V‖, V = W + s B A: dm = dW' · V / ‖V‖, and m / ‖V‖ is a constant.
+    """
     inputs, targets = tokens()
     twin = merged_twin(model)
     assert_all_close([model(Tensor(inputs)).numpy()], [twin(Tensor(inputs)).numpy()], 1e-5)
@@ -145,20 +159,33 @@ def check_gradients(model: GPT, modes: tuple[bool, ...]) -> None:
     loss = language_model_loss(twin, Tensor(inputs), Tensor(targets))
     whole = loss.gradient(*weights_of_twin.values())  # type: ignore[arg-type]
     Tensor.realize(loss, *whole)
+    of_weights = dict(zip(weights_of_twin, whole, strict=True))
     for recompute in modes:
         replica = Replica(model, TrainingConfig(recompute=recompute), language_model_loss, 1)
         assert replica.add(True, np.zeros(2, np.uint32), tokens()) == pytest.approx(loss.item(), abs=1e-5)
-        for (name, change), dw in zip(changes_of(model).items(), whole, strict=True):
+        for name, change in changes_of(model).items():
             place = places(model)[name]
-            rows = dw.numpy()[place.first : place.first + place.d_out]
+            rows = of_weights[name].numpy()[place.first : place.first + place.d_out]
+            wanted = []
+            if change.magnitude is not None:
+                changed = rows_of(place) + np.float32(change.scale) * change.b.numpy() @ change.a.numpy()
+                norms = np.linalg.norm(changed, axis=1, keepdims=True)
+                wanted = [(rows * changed / norms).sum(1)]
+                rows = rows * change.magnitude.numpy()[:, None] / norms
             of_a, of_b = change.scale * change.b.numpy().T @ rows, change.scale * rows @ change.a.numpy().T
-            found = [replica.gradients[f"{name}.{part}"].numpy() for part in "ab"]
-            assert_all_close(found, [of_a, of_b], 1e-4)
+            found = [g.numpy() for key, g in replica.gradients.items() if key.startswith(f"{name}.")]
+            assert_all_close(found, [of_a, of_b, *wanted], 1e-4)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_gradients_are_those_through_the_merged_matrices(weights):
     check_gradients(model_of(LLAMA, weights), (False, True))
+
+
+@pytest.mark.parametrize(("config", "weights"), [(LLAMA, "float16"), (GPT2, "int4"), (LLAMA, "minima")])
+def test_gradients_with_magnitudes_are_those_through_the_merged_matrices(config, weights):
+    patterns = ("q", "out", "up", "down") if config is GPT2 else ()
+    check_gradients(model_of(replace(config, n_layers=1), weights, patterns, True), (config is LLAMA,))
 
 
 @pytest.mark.parametrize("config", [replace(LLAMA, n_layers=1), replace(GPT2, n_layers=1)])
@@ -202,7 +229,7 @@ def test_held_out_loss_in_pieces_is_the_whole_loss(monkeypatch):
     model, arrays = model_of(LLAMA), tokens()
     whole = Evaluator(model, arrays, 4)()
     monkeypatch.setattr("lama.training.loss.LOGITS", 37 * 10)
-    evaluator = Evaluator(model, arrays, 3, language_model_loss_in_pieces)
+    evaluator = Evaluator(model, arrays, 3, language_model_loss.in_pieces)
     assert [evaluator() for _ in range(2)] == pytest.approx([whole, whole], rel=1e-6)
 
 
@@ -270,7 +297,10 @@ def train(
     return train
 
 
-@pytest.mark.parametrize("flags", ["gpt2", "llama --dtype int4 --recompute", "llama --lora-on q v down"])
+@pytest.mark.parametrize(
+    "flags",
+    ["gpt2", "llama --dtype int4 --recompute", "llama --lora-on q v down", "llama --dtype int4 --dora"],
+)
 def test_adapter_learns_a_text(flags: str, train: Train, here: Path, tmp_path: Path, capfd):
     model, *more = flags.split()
     code, err = train("--from", model, "--lora", "4", *more)
@@ -307,7 +337,7 @@ def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypat
         "steps": 6,
         "batch_size": 4,
     }
-    settings |= {"lora": 3, "learning_rate": 1e-2, "dropout": 0.1, "accumulation": 2}
+    settings |= {"lora": 3, "dora": True, "learning_rate": 1e-2, "dropout": 0.1, "accumulation": 2}
 
     whole = losses_until(new_session(RunFolder(Path("whole")), settings, ""), 6)
     first = losses_until(new_session(RunFolder(Path("parts")), settings, ""), 3)
@@ -391,7 +421,7 @@ def test_adapter_of_peft_is_read(tmp_path: Path):
     ("config", "message"),
     [
         ({"peft_type": "IA3"}, "has peft_type='IA3', which lama does not support"),
-        ({"use_dora": True}, "has use_dora=True, which lama does not support"),
+        ({"use_dora": True}, "must hold A, B and the magnitude of DoRA of "),
         ({"bias": "all"}, "has bias='all', which lama does not support"),
         ({"modules_to_save": ["lm_head"]}, "has modules_to_save=['lm_head'], which lama does not support"),
         (
@@ -521,15 +551,23 @@ def arena_of(replica: Replica) -> int:
 
 @needs_c
 @pytest.mark.parametrize(
-    ("config", "patterns"), [(LLAMA, ()), (LLAMA, ("down",)), (GPT2, ()), (GPT2, ("v",))]
+    ("config", "patterns", "dora"),
+    [
+        (LLAMA, (), False),
+        (LLAMA, ("down",), False),
+        (GPT2, (), False),
+        (GPT2, ("v",), False),
+        (LLAMA, (), True),
+        (GPT2, ("v", "up"), True),
+    ],
 )
-def test_activations_take_what_the_formula_says(config: GPTConfig, patterns: tuple[str, ...]):
+def test_activations_take_what_the_formula_says(config: GPTConfig, patterns: tuple[str, ...], dora: bool):
     """With and without recomputation, within 10 %: the plan leaves gaps."""
     shape = {"d_model": 64, "d_head": 16, "d_rotated": 16, "d_mlp": 192, "n_layers": 3, "context_length": 64}
     config = replace(config, vocab_size=300, **shape)
     arrays = list(np.random.default_rng(0).integers(0, 300, (2, 8, 64)).astype(np.int32))
     for recompute in (False, True):
-        model = model_of(config, "int4", patterns)
+        model = model_of(config, "int4", patterns, dora)
         settings = {"lora": RANK, "initial": "x", "batch_size": 8, "context_length": 64}
         run = RunConfig(**settings, recompute=recompute)
         replica = Replica(model, run, language_model_loss, 1)

@@ -159,6 +159,8 @@ def test_loaded_matrices_are_in_tiles_and_decode_as_rows_do(path, monkeypatch, d
     names = set(multiplied(model))
     assert names == set(matrices_of(model)) and "embed.weight" in names
     assert {name for name, p in get_state_dict(model).items() if tiles_of(p) is not None} == names
+    in_rows = lama.load(path, dtype=dtype, in_rows=True)[0]  # as training needs them
+    assert not any(tiles_of(p) is not None for p in get_state_dict(in_rows).values())
     tokens = np.array([[3, 1, 4, 1, 5]])
     found = [Runner(model).prefill(tokens), Runner(model).decode(tokens[0, :1])]
     for parameter in get_state_dict(

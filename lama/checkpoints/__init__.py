@@ -65,6 +65,8 @@ class LoadOptions(TypedDict, total=False):
     """float32, float16, bfloat16, int8 or int4; None: quantised if the file is, else float32."""
     float_activations: bool
     """Do not round what quantised matrices multiply: slower, and closer to the float model."""
+    in_rows: bool
+    """Keep weights of half precision in rows, for training, not in the tiles that decoding reads."""
     device: str | None
     offline: bool
     revision: str | None
@@ -128,6 +130,7 @@ def _load(
     *,
     dtype: str | None = None,
     float_activations: bool = False,
+    in_rows: bool = False,
     device: str | None = None,
     offline: bool = False,
     revision: str | None = None,
@@ -157,7 +160,7 @@ def _load(
         wanted = " or ".join(each.__name__ for each in types)
         raise LamaError(f"the model must have a {wanted} here; got a {type(tokenizer).__name__} in {where}")
     with timed("loading the weights"):
-        loaded = filled(checkpoint, dtype, device, float_activations)
+        loaded = filled(checkpoint, dtype, device, float_activations, in_rows)
     if isinstance(loaded, GPT):
         loaded.name = str(model)
     if adapter is not None:

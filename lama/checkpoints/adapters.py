@@ -26,13 +26,21 @@ from lama.checkpoints.tensor import FileTensor, read_weights
 from lama.errors import LamaError, abbreviated, quoted
 from lama.files import checked, field, quoted_path, read_object
 from lama.layers import LowRank
-from lama.models.adapters import MOST_RANK, add_change, changes_of, places, remove_adapter
+from lama.models.adapters import (
+    MOST_RANK,
+    add_change,
+    changes_of,
+    magnitude_of,
+    places,
+    remove_adapter,
+)
 from lama.models.gpt import GPT, GPTConfig
 from lama.shapes import Array
 from lama.tokenizers import Tokenizer
 from lama.tokenizers.chat_template import template_of
 from lama.tokenizers.export import with_template
 
+ENDS = {"A": ".lora_A.weight", "B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "notes.json"
 PREFIX = "base_model.model."
 LARGE = 1 << 32  # more than the outputs of a layer
@@ -40,7 +48,6 @@ LARGE = 1 << 32  # more than the outputs of a layer
 UNSUPPORTED = (
     "modules_to_save",
     "lora_bias",
-    "use_dora",
     "use_qalora",
     "layer_replication",
     "trainable_token_indices",
@@ -149,21 +156,28 @@ def save_adapter(
         raise LamaError(
             f"an adapter must be saved beside its model; got the model's folder {quoted_path(folder)}"
         )
-    changes, family = changes_of(model), family_of(model)
+    changes, family, found = changes_of(model), family_of(model), places(model)
+    dora = any(change.magnitude is not None for change in changes.values())
     tensors: dict[str, FileTensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
     for i in range(model.config.n_layers):
         for layer in layers_of(model.config, family):
             parts = [(changes.get(f"blocks.{i}.{end}"), rows) for end, rows in layer.rows.items()]
-            found = [(change, rows) for change, rows in parts if change is not None]
-            if not found:
+            there = [(change, rows) for change, rows in parts if change is not None]
+            if not there:
                 continue
-            name, (a, b, scale) = layer.name.replace("*", str(i)), _joined(found, layer.d_out)
+            name, (a, b, scale) = layer.name.replace("*", str(i)), _joined(there, layer.d_out)
             sizes[name] = len(a), scale * len(a)
-            for part, matrix in (("A", a), ("B", b)):
-                key = f"{PREFIX}{name}.lora_{part}.weight"
+            matrices = {"A": a, "B": b}
+            if dora:  # PEFT's layers have a magnitude for all of their rows
+                matrices["magnitude"] = magnitude = np.zeros(layer.d_out, np.float32)
+                for end, rows in layer.rows.items():
+                    magnitude[rows] = magnitude_of(found[f"blocks.{i}.{end}"])
+            for part, matrix in matrices.items():
+                key = f"{PREFIX}{name}{ENDS[part]}"
                 tensors[key] = FileTensor(key, "float32", matrix.shape, partial(np.asarray, matrix))
     config = _config(sizes, [layer.name for layer in layers_of(model.config, family)], model, family)
+    config["use_dora"] = dora
     with atomic_folder(Path(folder)) as temporary:
         write_safetensors(temporary / WEIGHTS, tensors)
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -220,7 +234,6 @@ def _config(
         "fan_in_fan_out": family == "gpt2",
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
         "modules_to_save": None,
         "inference_mode": True,
     }
@@ -259,7 +272,7 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
     """
     folder = Path(folder)
     path, source = folder / WEIGHTS, quoted_path(folder / WEIGHTS)
-    alpha_of = _scales(folder / CONFIG)
+    alpha_of, dora = _scales(folder / CONFIG)
     if not os.path.lexists(path):
         raise LamaError(f"an adapter must have {WEIGHTS} beside {CONFIG}; got none in {quoted_path(folder)}")
     check_regular(path)
@@ -282,40 +295,53 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
     for name, pair in pairs.items():
         start, layer = layers[name]
         d_in = found[start + next(iter(layer.rows))].d_in
-        rank = _checked_rank(pair, name, layer.d_out, d_in, source)
+        rank = _checked_rank(pair, name, layer.d_out, d_in, source, dora)
         read.append((start, layer, pair, alpha_of(name, rank)))
     remove_adapter(model)
     for start, layer, pair, scale in read:
-        a, b = (read_weights(pair[part], "float32") for part in "AB")
+        a, b, *more = (read_weights(pair[part], "float32") for part in ENDS if part in pair)
         for end, rows in layer.rows.items():
-            used = b[rows].any(0) | (len(layer.rows) == 1)  # of a layer that holds several of lama's
+            place, magnitude = found[start + end], more[0][rows] if more else None
+            # Of a layer that holds several of lama's, those that the adapter changes.
+            used = np.asarray(b[rows].any(0) | (len(layer.rows) == 1))
+            if magnitude is not None and not used.any():
+                used[0] = not np.allclose(magnitude, magnitude_of(place), 1e-6)
             if used.any():
-                add_change(found[start + end], a[used], b[rows][:, used], scale)
+                add_change(place, a[used], b[rows][:, used], scale, magnitude)
 
 
 def _layer_and_part(name: str) -> tuple[str, str]:
-    """The layer's name and A or B; the name itself and nothing for another tensor."""
-    for part in "AB":
-        if name.endswith(end := f".lora_{part}.weight"):
+    """The layer's name and one of ENDS; the name itself and nothing for another tensor."""
+    for part, end in ENDS.items():
+        if name.endswith(end):
             return name.removesuffix(end).removeprefix(PREFIX), part
     return name, ""
 
 
-def _checked_rank(pair: Mapping[str, FileTensor], name: str, d_out: int, d_in: int, source: str) -> int:
+def _checked_rank(
+    pair: Mapping[str, FileTensor], name: str, d_out: int, d_in: int, source: str, dora: bool
+) -> int:
     """The rank of a layer's change. Raises LamaError for a missing matrix, and for other shapes."""
     shown = quoted(name, plain=True)
-    if set(pair) != {"A", "B"}:
-        raise LamaError(f"{source} must hold both A and B of {shown}; got {', '.join(sorted(pair))}")
+    if set(pair) != set(ENDS if dora else "AB"):
+        wanted = "A, B and the magnitude of DoRA" if dora else "both A and B"
+        raise LamaError(f"{source} must hold {wanted} of {shown}; got {', '.join(sorted(pair))}")
     a, b = pair["A"].shape, pair["B"].shape
     rank = a[0] if a else 0
     if (a, b) != ((rank, d_in), (d_out, rank)) or not 1 <= rank <= MOST_RANK:
         rule = f"have A (rank, {d_in}) and B ({d_out}, rank) of {shown}, rank from 1 to {MOST_RANK}"
         raise LamaError(f"{source} must {rule}; got {a} and {b}. Is it another model's?")
+    if dora and pair["magnitude"].shape != (d_out,):
+        got = pair["magnitude"].shape
+        raise LamaError(f"{source} must have a magnitude ({d_out},) of {shown}; got {got}")
     return rank
 
 
-def _scales(path: Path) -> Callable[[str, int], float]:
-    """The factor of a layer's change, by its name and rank. Raises LamaError for an unsupported kind."""
+def _scales(path: Path) -> tuple[Callable[[str, int], float], bool]:
+    """The factor of a layer's change, by its name and rank, and whether there are magnitudes (DoRA).
+
+    Raises LamaError for an unsupported kind.
+    """
     source = quoted_path(path)
     if not os.path.lexists(path):
         raise LamaError(f"an adapter must be a folder with {CONFIG}; got no {source}")
@@ -349,4 +375,4 @@ def _scales(path: Path) -> Callable[[str, int], float]:
         own = next((end for end in patterns if name == end or name.endswith(f".{end}")), "")
         return float(alphas[own]) / (math.sqrt(rank) if is_rooted else rank)
 
-    return scale
+    return scale, field(fields, "use_dora", bool, source, False)

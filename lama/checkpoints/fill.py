@@ -58,6 +58,7 @@ def filled(
     dtype: str | None = None,
     device: str | None = None,
     float_activations: bool = False,
+    in_rows: bool = False,
 ) -> Model:
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
@@ -65,7 +66,7 @@ def filled(
     shapes are compared before a weight is read. Then only a few tensors are in memory beside the weights.
     For int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without
     minima. Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply
-    is not rounded.
+    is not rounded; with `in_rows`, weights of half precision are not put in tiles.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
@@ -78,7 +79,7 @@ def filled(
     check_tensors(shapes, tensors, checkpoint.source, checkpoint.name_in_file)
     model = new_model(config)
     with packed(device):
-        _fill(model, tensors, checkpoint, dtype, device)
+        _fill(model, tensors, checkpoint, dtype, device, in_rows)
     if float_activations and not without_rounding(model):
         rule = "float activations are a choice for quantised matrices"
         raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
@@ -93,6 +94,7 @@ def _fill(
     checkpoint: Checkpoint,
     dtype: str | None,
     device: str | None,
+    in_rows: bool,
 ) -> None:
     """Put the tensors into the model. Raises LamaError."""
     parameters = get_state_dict(model)
@@ -122,7 +124,7 @@ def _fill(
     held = dtypes.float32 if dtype is None or dtype in BITS else DTYPES[dtype]
     target: dict[str, Tensor] = {}
     memory: dict[str, Array | None] = {}
-    tiled = multiplied(model) if isinstance(model, GPT) and held in UNITS else {}
+    tiled = multiplied(model) if isinstance(model, GPT) and held in UNITS and not in_rows else {}
     for name, p in parameters.items():
         shape, is_held = tuple(map(int, p.shape)), (p.dtype, p.device) == (held, Device.canonicalize(device))
         target[name] = p if is_held else empty(*shape, dtype=held, device=device)

@@ -1,9 +1,10 @@
 """Print a fine-tuning on conversations: what it learns from, and answers to held-out prompts."""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lama.cli.live import heading
+from lama.cli.live import heading, progress, say
 from lama.cli.train import describe_training, print_losses, sample_number
 
 if TYPE_CHECKING:
@@ -18,14 +19,19 @@ SHOWN = 100  # characters of a prompt
 
 def introduce(session: "Run", args: argparse.Namespace) -> None:
     from lama.models.registry import describe
+    from lama.training.preferences import PreferenceRun
 
     heading(f"The conversations: {session.tokens.corpus['name']}")
     print(describe_conversations(session))
     print(describe(session.model))
     describe_training(session)
     heading("Before training")
+    if isinstance(session, PreferenceRun) and not session.has_reference:
+        say("computing the reference's log-probabilities, once")
+        session.find_reference(partial(progress, label="the reference"))
     session.measure_start()
-    print(f"held-out loss {session.untrained:.4f} nats per token of the assistant")
+    unit = "of a pair" if session.config.dpo else "nats per token of the assistant"
+    print(f"held-out loss {session.untrained:.4f} {unit}")
     print(f"the model that it starts from: {exchange(session, 0)}")
 
 
@@ -39,11 +45,13 @@ def describe_conversations(session: "Run") -> str:
     lines = []
     for part, ids in (("to learn from", "train"), ("held out", "validation")):
         n, counted = len(tokens.ends[ids]), int(tokens.counted[ids].sum())
-        lines.append(f"{n:,} {part}, {counted:,} tokens of the assistant")
+        kind = f"{n // 2:,} pairs" if config.dpo else f"{n:,}"
+        lines.append(f"{kind} {part}, {counted:,} tokens of the assistant")
     full = rows.lengths.sum() / (n_rows * config.context_length)
     lines.append(f"an epoch is {n_rows:,} rows of {config.context_length} tokens, {full:.0%} full")
     if notes.get("cut") or notes.get("dropped"):
-        most, cut, dropped = config.context_length + 1, notes.get("cut"), notes.get("dropped")
+        most = config.context_length // (2 if config.dpo else 1) + 1
+        cut, dropped = notes.get("cut"), notes.get("dropped")
         lines.append(f"longer than {most} tokens: {cut} cut, {dropped} without an answer in them dropped")
     return "\n".join(lines)
 
@@ -59,7 +67,7 @@ def exchange(session: "Run", number: int) -> str:
     """A held-out prompt and the model's likeliest answer."""
     from lama.training.chat import prompts
 
-    found = list(prompts(session.tokens, PROMPTS))
+    found = list(prompts(session.tokens, PROMPTS, session.config.dpo > 0))
     prompt, _ = found[number % len(found)]
     asked = session.tokenizer.decode(prompt)
     return f"{asked[-SHOWN:]!r} -> {answer(session, prompt)!r}"
@@ -80,8 +88,9 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
 
     heading("What it learned")
     decode = session.tokenizer.decode
-    for prompt, wanted in prompts(session.tokens, PROMPTS):
+    for prompt, wanted in prompts(session.tokens, PROMPTS, session.config.dpo > 0):
         print(f"prompt  {decode(prompt)[-SHOWN:]!r}\nwanted  {decode(wanted)!r}")
         print(f"answer  {answer(session, prompt)!r}\n")
     losses = {"before": session.untrained, "trained": session.best}
-    print_losses(session, last, losses, "Talk to it", ["lama", "chat", "-m", str(session.folder.path)])
+    size = None if session.config.dpo else session.tokens_per_byte
+    print_losses(session, last, losses, size, "Talk to it", ["lama", "chat", "-m", str(session.folder.path)])

@@ -121,26 +121,34 @@ def conclude(session: "Run", last: "Evaluation | None") -> None:
     start, bigram = "before" if config.initial else "untrained", session.baselines.get("bigram", math.inf)
     losses = {start: session.untrained, "n-gram (2)": bigram, "trained": session.best}
     words = ["lama", "generate", "-m", str(session.folder.path), "-p", prompt.strip()]
-    print_losses(session, last, losses, "Continue any text with it", words)
+    print_losses(session, last, losses, session.tokens_per_byte, "Continue any text with it", words)
     if not config.initial and session.best >= bigram:
         got, advice = f"got {session.best:.3f} nats per token", f"Train for more than {config.steps} steps"
         raise LamaError(f"the trained model must beat the bigram baseline; {got}. {advice}")
 
 
 def print_losses(
-    session: "Run", last: "Evaluation | None", losses: Mapping[str, float], use: str, words: Sequence[str]
+    session: "Run",
+    last: "Evaluation | None",
+    losses: Mapping[str, float],
+    tokens_per_byte: float | None,
+    use: str,
+    words: Sequence[str],
 ) -> None:
-    """Print the losses, and where the model is and the command that uses it.
+    """Print the losses, those of tokens as bits too, and where the model is and the command that uses it.
 
     Raises LamaError for a model that has learned nothing.
     """
-    print(losses_table(losses, session.tokens_per_byte))
+    if tokens_per_byte is None:
+        print(metric_table("metric", losses, ("loss of a pair", losses.values(), ".4f")))
+    else:
+        print(losses_table(losses, tokens_per_byte))
     best = ""
     if last and not last.best:
         best = f" (the best model; the last one has {last.validation_loss:.3f})"
     print(f"\nsaved in {session.folder.path}{best}. {use}:\n  {shlex.join(words)}")
     if session.best >= session.untrained:
-        got = f"got {session.best:.3f} nats per token"
+        got = f"got a loss of {session.best:.4g}"
         raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
 
 

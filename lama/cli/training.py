@@ -47,6 +47,8 @@ def metrics_line(event: "Evaluation") -> str:
         text += f", perplexity {math.exp(min(loss, 700.0)):.4g}, {bits:.4f} bits per byte"
     if "accuracy" in metrics:
         text += f", {metrics['accuracy']:.1%} right"
+    if "margin" in metrics:
+        text += f", margin of rewards {metrics['margin']:.4f}"
     return f"{text}, the best so far" if event.best else text
 
 

@@ -1,15 +1,16 @@
-"""Conversations to learn from: rows of messages, prompt and completion, or text, as token ids.
+"""Conversations to learn from: rows of messages, prompt and completion, or text, as token ids; and pairs.
 
-Source: the forms of mlx-lm (LORA.md) and of OpenAI's fine-tuning.
+Source: the forms of mlx-lm (LORA.md) and of OpenAI's fine-tuning; of pairs those of trl's DPO.
 """
 
 import hashlib
 import zlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from lama.tokenizers import Tokenizer
 from lama.tokenizers.chat_template import ChatTemplate, Message, encode_marked
 
 COLUMNS = ("messages", "prompt", "completion", "text")
+ANSWERS = ("chosen", "rejected")
 FOLLOWS = {
     "system": ("",),
     "developer": ("",),
@@ -58,8 +60,34 @@ def messages_of(row: Row, where: str) -> list[Message] | str:
         return check_order(pair, where)
     if "text" in there:
         return field(there, "text", str, where)
-    got = quoted(", ".join(map(str, row)) or "nothing", plain=True)
-    raise LamaError(f"{where} must have messages, prompt and completion, or text; got {got}")
+    advice = ". Give --dpo 0.1 to learn from pairs" if set(ANSWERS) <= row.keys() else ""
+    raise LamaError(f"{where} must have messages, prompt and completion, or text; got {_keys(row)}{advice}")
+
+
+def _keys(row: Row) -> str:
+    return quoted(", ".join(map(str, row)) or "nothing", plain=True)
+
+
+def pair_of(row: Row, where: str) -> list[list[Message]]:
+    """The conversation with the chosen answer and that with the rejected one. Raises LamaError.
+
+    An answer is a text, messages that follow the prompt, or the whole conversation; the prompt a text or
+    messages.
+    """
+    if not set(ANSWERS) <= {name for name, value in row.items() if value is not None}:
+        raise LamaError(f"{where} must have chosen and rejected, to be learned by --dpo; got {_keys(row)}")
+    prompt = row.get("prompt")
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    found = []
+    for name in ANSWERS:
+        answer: Any = row[name]
+        if isinstance(answer, str):
+            answer = [{"role": "assistant", "content": answer}]
+        if not isinstance(answer, list) or not isinstance(before, list):
+            raise LamaError(f"{name} and prompt must be texts or messages; got {quoted(row, 80)} in {where}")
+        is_whole = answer and isinstance(answer[0], dict) and answer[0].get("role") != "assistant"
+        found.append(check_order(answer if is_whole else [*before, *answer], where))
+    return found
 
 
 def check_order(messages: Sequence[object], where: str) -> list[Message]:
@@ -102,7 +130,40 @@ def encode_conversation(
     row: Row, where: str, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
 ) -> EncodedConversation:
     """A row, cut to `context_length` tokens and one more. Raises LamaError that names the row."""
-    messages = messages_of(row, where)
+    return _encoded(messages_of(row, where), where, tokenizer, template, context_length)
+
+
+def encode_pair(
+    row: Row, where: str, tokenizer: Tokenizer, template: ChatTemplate | None, context_length: int
+) -> list[EncodedConversation]:
+    """A row's conversations with the chosen and the rejected answer, each cut to half of `context_length`.
+
+    What counts is the answer in which they differ, and all after it. Raises LamaError that names the row.
+    """
+    sides = [_encoded(each, where, tokenizer, template, context_length // 2) for each in pair_of(row, where)]
+    n = min(len(side.ids) for side in sides)
+    differs = sides[0].ids[:n] != sides[1].ids[:n]
+    first = int(differs.argmax()) if differs.any() else n
+    if first < n and not all(side.counted[first] for side in sides):
+        raise LamaError(f"chosen and rejected must follow the same prompt; got other prompts in {where}")
+    begin = int(np.flatnonzero(sides[0].counted[:first] == 0).max(initial=-1)) + 1
+    for side in sides:
+        side.counted[: n if first == n else begin] = 0  # the same twice teaches nothing
+    place = _place_of(sides[0].ids[:begin])
+    return [replace(side, place=place) for side in sides]
+
+
+def _place_of(ids: Array) -> float:
+    return zlib.crc32(ids.astype("<u4").tobytes()) / 2**32
+
+
+def _encoded(
+    messages: list[Message] | str,
+    where: str,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    context_length: int,
+) -> EncodedConversation:
     if isinstance(messages, str):
         end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         ids = [*tokenizer.encode(messages), *end]
@@ -115,7 +176,7 @@ def encode_conversation(
             ids, marks = encode_marked(tokenizer, template, messages)
         except LamaError as error:
             raise LamaError(f"{error} ({where})") from None
-    place = zlib.crc32(np.array(ids, "<u4").tobytes()) / 2**32
+    place = _place_of(np.array(ids))
     n = context_length + 1
     counted = np.array(marks[:n], np.uint8)
     counted[:1] = 0  # nothing comes before it
@@ -131,41 +192,41 @@ def write_conversations(
     context_length: int,
     validation: float,
     progress: Progress = iter,
+    pairs: bool = False,
 ) -> TokenFiles:
     """Write conversations as `tokenize` writes a corpus, with the tokens that count in the loss.
 
     They are cut as `encode_conversation` says, and dropped if nothing of the assistant is left. Held out are
-    those of `held_out`, else about the share `validation`, at least one. Raises LamaError for wrong rows, and
-    where none are left on one side.
+    those of `held_out`, else about the share `validation`, at least one. With `pairs`, those of `encode_pair`
+    follow one another. Raises LamaError for wrong rows, and where none are left on one side.
     """
     notes = {"conversations": 0, "cut": 0, "dropped": 0}
 
-    def read(source: Corpus) -> list[EncodedConversation]:
+    def read(source: Corpus) -> list[list[EncodedConversation]]:
         rows = (
             (row, f"line {number} of {quoted_path(document.name)}")
             for document in source.documents
-            for number, row in rows_of(document.name, document.open, COLUMNS)
+            for number, row in rows_of(document.name, document.open, (*COLUMNS, *ANSWERS))
         )
         found = []
         for row, where in progress(rows):
-            each = encode_conversation(row, where, tokenizer, template, context_length)
-            is_kept = bool(each.counted.any())
-            for name, count in (
-                ("conversations", 1),
-                ("cut", each.is_cut and is_kept),
-                ("dropped", not is_kept),
-            ):
-                notes[name] += count
-            found += [each] * is_kept
+            about = where, tokenizer, template, context_length
+            each = encode_pair(row, *about) if pairs else [encode_conversation(row, *about)]
+            notes["conversations"] += 1
+            if not all(side.counted.any() for side in each):
+                notes["dropped"] += 1
+                continue
+            notes["cut"] += any(side.is_cut for side in each)
+            found.append(each)
         return found
 
     train = read(corpus)
     if held_out is None:
-        places = sorted(each.place for each in train)
+        places = sorted(each[0].place for each in train)
         limit = places[max(1, round(validation * len(places))) - 1] if places else 0.0
         parts = (
-            [each for each in train if each.place > limit],
-            [each for each in train if each.place <= limit],
+            [each for each in train if each[0].place > limit],
+            [each for each in train if each[0].place <= limit],
         )
     else:
         parts = train, read(held_out)
@@ -180,7 +241,7 @@ def write_conversations(
     with closing(TokenWriter(folder, tokenizer, counted=True)) as writer:
         for part, conversations in zip(PARTS, parts, strict=True):
             size = 0
-            for each in conversations:
+            for each in chain.from_iterable(conversations):
                 writer.add(part, each.ids, each.counted)
                 size += len(tokenizer.decode_bytes(each.ids[each.counted > 0].tolist()))
             sizes.append(size)

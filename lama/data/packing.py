@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from lama.shapes import Array
 
 PACKED_TOGETHER = 2048  # conversations that are packed together: more fill the rows no better
 
-Arrays = tuple[Array, Array, Array, Array]
+Arrays = tuple[Array, ...]
 
 
 class PackedRows:
@@ -33,6 +34,8 @@ class PackedRows:
         self.ids, self.counted, self.context_length = ids, counted, context_length
         self.begins = np.concatenate([[0], ends[:-1]])
         self.lengths = np.asarray(ends) - self.begins - 1  # the last token is only a target
+        self.sizes = self.lengths
+        """The tokens of what is packed: of each conversation."""
         self.seed, self.packing = seed, packing
         self.epoch = lru_cache(maxsize=2)(self._epoch)
         self._firsts = [0]  # of each epoch, counted through all
@@ -40,14 +43,14 @@ class PackedRows:
     def _epoch(self, number: int) -> list[list[int]]:
         """The conversations in each row of an epoch: the longest first, each in the least space for it."""
         rng = np.random.default_rng((self.seed, number))
-        order = rng.permutation(len(self.lengths)).tolist()
+        order = rng.permutation(len(self.sizes)).tolist()
         if not self.packing:
             return [[i] for i in order]
         rows: list[list[int]] = []
         for start in range(0, len(order), PACKED_TOGETHER):
             spaces: list[tuple[int, int]] = []  # of the rows, sorted, with their numbers
-            for i in sorted(order[start : start + PACKED_TOGETHER], key=lambda i: -self.lengths[i]):
-                length = int(self.lengths[i])
+            for i in sorted(order[start : start + PACKED_TOGETHER], key=lambda i: -self.sizes[i]):
+                length = int(self.sizes[i])
                 place = bisect_left(spaces, (length, -1))
                 if place < len(spaces):
                     space, row = spaces.pop(place)
@@ -81,18 +84,53 @@ class PackedRows:
         The mean of loss x weight over all positions is the mean loss of a token that counts; so it is, summed
         up, over parts of the rows. A position after the last conversation sees only itself.
         """
+        *arrays, counted = self._filled(rows)
+        weights = counted.astype(np.float32)
+        return (*arrays, weights * np.float32(weights.size / max(1.0, weights.sum())))
+
+    def _filled(
+        self, rows: Sequence[Sequence[int]], number: Callable[[int], int] = lambda place: 1
+    ) -> Arrays:
+        """Inputs, targets, starts, and for tokens that count the number of their conversation, else 0.
+
+        `number` tells it by the conversation's place in its row.
+        """
         B, T = len(rows), self.context_length
-        inputs, targets = np.zeros((2, B, T), np.int32)
+        inputs, targets, counted = np.zeros((3, B, T), np.int32)
         starts = np.tile(np.arange(T, dtype=np.int32), (B, 1))
-        weights = np.zeros((B, T), np.float32)
         for b, row in enumerate(rows):
             at = 0
-            for i in row:
+            for place, i in enumerate(row):
                 begin, n = int(self.begins[i]), int(self.lengths[i])
-                place, here = slice(at, at + n), slice(begin, begin + n)
-                after = slice(begin + 1, begin + n + 1)
-                inputs[b, place], targets[b, place] = self.ids[here], self.ids[after]
-                weights[b, place] = self.counted[after]
-                starts[b, place] = at
+                here, there, after = (
+                    slice(at, at + n),
+                    slice(begin, begin + n),
+                    slice(begin + 1, begin + n + 1),
+                )
+                inputs[b, here], targets[b, here] = self.ids[there], self.ids[after]
+                counted[b, here] = number(place) * self.counted[after].astype(np.int32)
+                starts[b, here] = at
                 at += n
-        return inputs, targets, starts, weights * np.float32(weights.size / max(1.0, weights.sum()))
+        return inputs, targets, starts, counted
+
+
+class PackedPairs(PackedRows):
+    """Pairs in rows: conversation 2i has the chosen answer, 2i + 1 the rejected one; a row has both."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.sizes = self.lengths[0::2] + self.lengths[1::2]
+        self.most = max(1, self.context_length // int(self.sizes.min()))
+        """Pairs in a row, at most."""
+
+    def arrays(self, rows: Sequence[Sequence[int]]) -> Arrays:
+        """Inputs, targets, starts and answers (rows, context_length), and weights (rows, `most`).
+
+        Answers are k for a token of the chosen answer of a row's k-th pair, from 1 on, -k for one of the
+        rejected answer, and 0. The mean of a pair's loss x weight over all places for pairs is the mean loss
+        of a pair.
+        """
+        both = [[i for pair in row for i in (2 * pair, 2 * pair + 1)] for row in rows]
+        arrays = self._filled(both, lambda place: place // 2 + 1 if place % 2 == 0 else -(place // 2 + 1))
+        there = np.arange(self.most) < np.array([len(row) for row in rows])[:, None]
+        return (*arrays, (there * (there.size / there.sum())).astype(np.float32))

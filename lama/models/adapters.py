@@ -1,7 +1,8 @@
-"""Adapters (LoRA) of a GPT: low-rank changes of the linear layers in its blocks, which alone are trained.
+"""Adapters (LoRA, DoRA) of a GPT: low-rank changes of the linear layers in its blocks, trained alone.
 
 A name such as `blocks.0.attn.q` means one change. Queries, keys and values have one each, though lama holds
-their matrices as one. Source: Hu et al. 2021, LoRA; over quantised weights Dettmers et al. 2023, QLoRA.
+their matrices as one. Source: Hu et al. 2021, LoRA; over quantised weights Dettmers et al. 2023, QLoRA; with
+magnitudes Liu et al. 2024, DoRA.
 """
 
 import copy
@@ -19,14 +20,16 @@ from tinygrad.nn.state import get_state_dict
 from lama.errors import LamaError, UsageError, abbreviated, quoted
 from lama.kernels import Quantized
 from lama.kernels.tiles import put_in_tiles, tiles_of
-from lama.layers import Linear, LowRank
+from lama.layers import SMALL, Linear, LowRank
 from lama.models.gpt import GPT
 from lama.models.quantized import weights_of
+from lama.ops import dequantize
 from lama.runtime.buffers import from_array, read
 from lama.shapes import Array
 
 M = TypeVar("M")
 PARTS = ("q", "k", "v", "out", "gate", "up", "down")
+PARAMETERS = ("a", "b", "magnitude")
 MOST_RANK = 4096
 
 
@@ -85,20 +88,29 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def add_change(place: Place, a: Array, b: Array, scale: float) -> None:
-    """Add a change with these matrices, (rank, d_in) and (d_out, rank), to its layer."""
-    device = str(place.linear.weight.device)
+def add_change(place: Place, a: Array, b: Array, scale: float, magnitude: Array | None = None) -> None:
+    """Add a change with these matrices, (rank, d_in) and (d_out, rank), and a magnitude to its layer."""
     change = LowRank(place.d_in, place.d_out, len(a), scale, place.first)
-    change.a, change.b = (from_array(x.astype(np.float32), dtypes.float32, device) for x in (a, b))
+    change.a, change.b = _tensor(a, place), _tensor(b, place)
+    if magnitude is not None:
+        norms = norms_of(rows_of(place) + np.float32(scale) * (b @ a))
+        change.magnitude, change.known = _tensor(magnitude, place), _tensor(magnitude / norms, place)
     # In the order of the outputs, whatever the order of the calls.
     changes = {**place.linear.adapter, place.part: change}
     place.linear.adapter = dict(sorted(changes.items(), key=lambda item: item[1].first))
 
 
-def add_adapter(model: GPT, names: Iterable[str], rank: int, scale: float, seed: int) -> None:
+def _tensor(x: Array, place: Place) -> Tensor:
+    return from_array(x.astype(np.float32), dtypes.float32, str(place.linear.weight.device))
+
+
+def add_adapter(
+    model: GPT, names: Iterable[str], rank: int, scale: float, seed: int, dora: bool = False
+) -> None:
     """Add changes that are zero: A is uniform in ±1 / √d_in from `seed`, B zero, as PEFT begins.
 
-    Raises UsageError for a rank above a layer's width.
+    With `dora`, their magnitudes are the norms of the rows, and their factors follow what is trained. Raises
+    UsageError for a rank above a layer's width.
     """
     rng, found = np.random.default_rng(seed), places(model)
     for name in names:
@@ -108,6 +120,9 @@ def add_adapter(model: GPT, names: Iterable[str], rank: int, scale: float, seed:
         limit = 1 / math.sqrt(place.d_in)
         a = rng.uniform(-limit, limit, (rank, place.d_in))
         add_change(place, a, np.zeros((place.d_out, rank)), scale)
+        if dora and (change := found[name].change) is not None:
+            norms = norms_of(rows_of(place))
+            change.squares, change.magnitude = _tensor(norms**2, place), _tensor(norms, place)
 
 
 def remove_adapter(model: GPT) -> None:
@@ -127,33 +142,55 @@ def trained_parameters(model: object) -> dict[str, Tensor]:
     changes = changes_of(model)
     if not changes:
         return get_state_dict(model)
-    return {f"{name}.{part}": getattr(each, part) for name, each in changes.items() for part in "ab"}
+    found = {(name, part): getattr(each, part) for name, each in changes.items() for part in PARAMETERS}
+    return {f"{name}.{part}": p for (name, part), p in found.items() if p is not None}
 
 
 def constants_of(model: object) -> str:
     """A name for how a model computes, beside its config and the shapes of its weights."""
     rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
-    scales = [(name, change.scale) for name, change in changes_of(model).items()]
+    scales = [(name, each.scale, each.known is not None) for name, each in changes_of(model).items()]
     return repr((all(rounds), scales))
 
 
 def digest_of_base(model: GPT) -> str:
     """The SHA-256 of all weights but the adapter's, in hexadecimal."""
-    digest, trained = hashlib.sha256(), {id(p) for p in trained_parameters(model).values()}
+    digest = hashlib.sha256()
     for name, tensor in get_state_dict(model).items():
-        if id(tensor) not in trained:
+        if ".adapter." not in name:
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(read(tensor).data)
     return digest.hexdigest()
 
 
+def rows_of(place: Place) -> Array:
+    """The rows of a place's matrix, (d_out, d_in) float32."""
+    weight = place.linear.weight
+    whole = dequantize(weight) if isinstance(weight, Quantized) else weight
+    rows: Array = whole[place.first : place.first + place.d_out].float().numpy()
+    return rows
+
+
+def norms_of(rows: Array) -> Array:
+    """The norm of each row, at least SMALL."""
+    return np.maximum(np.linalg.norm(rows, axis=1), np.float32(SMALL))
+
+
+def magnitude_of(place: Place) -> Array:
+    """The magnitude of a place's change, or the norms of its rows without one: (d_out,)."""
+    change = place.change
+    if change is None or change.magnitude is None:
+        return norms_of(rows_of(place))
+    return np.asarray(change.magnitude.numpy())
+
+
 def merged(place: Place) -> Array:
-    """The rows of a place's matrix with its change: W + scale · B A, float32."""
-    rows = place.linear.weight[place.first : place.first + place.d_out]
-    assert isinstance(rows, Tensor), "a quantised matrix"
-    weight: Array = rows.float().numpy()
+    """The rows of a place's matrix with its change: W + scale · B A, whose norms are `magnitude` if given."""
+    weight = rows_of(place)
     if (change := place.change) is not None:
         weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())
+        if change.magnitude is not None:
+            weight *= (change.magnitude.numpy() / norms_of(weight))[:, None]
     return weight
 
 
@@ -206,5 +243,6 @@ def described(model: GPT) -> str:
     ranks = sorted({int(each.a.shape[0]) for each in changes.values()})
     parts = dict.fromkeys(name.rpartition(".")[2] for name in changes)
     rank = abbreviated([str(rank) for rank in ranks])
+    rank += " (DoRA)" if any(each.magnitude is not None for each in changes.values()) else ""
     count = f"{len(changes)} matrices, {size_of(trained_parameters(model)):,} parameters"
     return f"rank {rank} on {', '.join(parts)}: {count}"

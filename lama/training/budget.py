@@ -63,19 +63,23 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
 
     For each token of a part of a batch a block keeps: its input and that of its MLP; these normalised, for
     the layers with a change that read them; queries, keys and values, the heads' outputs, two numbers of a
-    head's softmax; hidden layers of its MLP; and the rank of each change. With `recompute` it keeps its
-    input. To that comes once either a block at work, or logits and their gradients, of LOGITS at most.
+    head's softmax; hidden layers of its MLP; the rank of each change; and what its magnitude, if it has one,
+    multiplies. With `recompute` it keeps its input. To that comes once either a block at work, or logits and
+    their gradients, of LOGITS at most.
     """
     c, changes = model.config, changes_of(model)
     tokens = config.batch_size // config.accumulation * config.context_length
     q, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    widths = {"qkv": q + 2 * kv, "out": c.d_model, "gate": c.d_mlp, "up": c.d_mlp, "down": c.d_model}
     kept, at_work, forward = [0], [0], [0]
     for i in range(c.n_layers):
-        start = f"blocks.{i}."
-        ranks = {n.split(".")[-1]: int(x.a.shape[0]) for n, x in changes.items() if n.startswith(start)}
+        own = {n.split(".")[-1]: x for n, x in changes.items() if n.startswith(f"blocks.{i}.")}
+        ranks = {part: int(x.a.shape[0]) for part, x in own.items()}
+        scaled = {"qkv" if part in "qkv" else part for part, x in own.items() if x.magnitude is not None}
         has_up, has_down = "gate" in ranks or "up" in ranks, "down" in ranks
         normed = any(part in ranks for part in "qkv") + (has_up or not c.gated)
         rest = (2 + normed) * c.d_model + 2 * (q + kv + c.n_heads) + sum(ranks.values())
+        rest += sum(widths[part] for part in scaled)
         if c.gated:
             hidden, most = 2 + has_down, 5 + has_up
         else:  # without a change of `up`, one kernel computes GELU and its slope

@@ -8,7 +8,7 @@ import numpy as np
 
 from lama.data import Corpus, TokenFiles, open_corpus
 from lama.data.conversations import write_conversations
-from lama.data.packing import PackedRows
+from lama.data.packing import PackedPairs, PackedRows
 from lama.data.windows import evenly_spaced
 from lama.errors import UsageError
 from lama.files import read_text
@@ -41,20 +41,20 @@ def new_conversations(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
     c: RunConfig = parts.config
     held_out = open_corpus(c.chat_held_out, parts.folder.path, read=False) if c.chat_held_out else None
     template = template_of(parts.tokenizer)
-    sizes = c.context_length, c.validation
-    return write_conversations(corpus, held_out, parts.tokenizer, template, data, *sizes, parts.progress)
+    more = c.context_length, c.validation, parts.progress, c.dpo > 0
+    return write_conversations(corpus, held_out, parts.tokenizer, template, data, *more)
 
 
 def packed_rows(tokens: TokenFiles, part: str, config: RunConfig) -> PackedRows:
     """The rows of a part of the data."""
     ids = tokens.train if part == "train" else tokens.validation
     more = config.context_length, config.seed, config.packing
-    return PackedRows(ids, tokens.ends[part], tokens.counted[part], *more)
+    kind = PackedPairs if config.dpo else PackedRows
+    return kind(ids, tokens.ends[part], tokens.counted[part], *more)
 
 
-def held_out_arrays(tokens: TokenFiles, config: RunConfig) -> tuple[Array, ...]:
+def held_out_arrays(held_out: PackedRows, config: RunConfig) -> tuple[Array, ...]:
     """The arrays of the held-out rows, or of `evaluation_tokens` in evenly spaced ones."""
-    held_out = packed_rows(tokens, "validation", config)
     rows = held_out.epoch(0)
     limit = config.evaluation_tokens and max(1, config.evaluation_tokens // config.context_length)
     return held_out.arrays([rows[i] for i in evenly_spaced(len(rows), min(len(rows), limit or len(rows)))])
@@ -84,10 +84,11 @@ def add_end_token(model: GPT, tokenizer: Tokenizer, tokens: TokenFiles) -> None:
         model.config = replace(model.config, end_tokens=ends)
 
 
-def prompts(tokens: TokenFiles, most: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Some held-out conversations: each up to the assistant's last part, and that part."""
+def prompts(tokens: TokenFiles, most: int, is_pairs: bool = False) -> Iterator[tuple[list[int], list[int]]]:
+    """Some held-out conversations, of pairs the chosen ones, up to the assistant's last part; and that."""
     ends = tokens.ends["validation"]
-    for i in evenly_spaced(len(ends), min(len(ends), most)):
+    step = 2 if is_pairs else 1
+    for i in (step * i for i in evenly_spaced(len(ends) // step, min(len(ends) // step, most))):
         place = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
         ids, counted = tokens.validation[place], np.flatnonzero(tokens.counted["validation"][place])
         before = np.flatnonzero(np.diff(counted) > 1)
@@ -101,10 +102,13 @@ def check_chat(config: RunConfig) -> None:
         raise UsageError("chat must be given with from, the model to tune; got none. Add --from smollm2")
     if config.chat and config.corpus:
         raise UsageError("chat and corpus must not be given together; leave one of them out")
-    for name, default in (("chat_held_out", ()), ("template", ""), ("epochs", 0), ("packing", True)):
+    chat_only = ("chat_held_out", ()), ("template", ""), ("epochs", 0), ("packing", True), ("dpo", 0.0)
+    for name, default in chat_only:
         if (value := getattr(config, name)) != default and not config.chat:
             shown = " ".join(value) if isinstance(value, tuple) else value
             raise UsageError(f"{name} must be given with chat; got {shown} without it")
+    if config.dpo and config.label_smoothing:
+        raise UsageError(f"label_smoothing must be 0 with dpo; got {config.label_smoothing:g}. Leave it out")
     for name in ("mixture", "separate"):
         if config.chat and getattr(config, name):
             raise UsageError(f"{name} is for a corpus; got it with chat. Leave it out")

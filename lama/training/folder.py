@@ -44,7 +44,7 @@ LARGEST_LOG = 4 << 30  # bytes; a step takes 200
 TYPES: dict[str, type] = {"step": int, "devices": int, "command": str}
 TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
 TYPES |= dict.fromkeys(("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"), float)
-TYPES |= dict.fromkeys(("validation_loss", "accuracy", "best_loss", "seconds"), float)
+TYPES |= dict.fromkeys(("validation_loss", "accuracy", "margin", "best_loss", "seconds"), float)
 """Types of the values in log.jsonl and training.json."""
 FILES = (
     *("log.jsonl", "recording.jsonl", "loss.png", "attention.html", "held-out.tsv"),

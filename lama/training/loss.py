@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tinygrad import Tensor
 
@@ -16,53 +17,66 @@ from lama.shapes import Array, Float, Int
 LOGITS = 1 << 23  # at a time, where they are computed in pieces
 
 
+@dataclass(frozen=True)
+class TokenLoss:
+    """A loss that `reduce` makes of each token's cross-entropy (B, T) and of a batch's other arrays."""
+
+    reduce: Callable[..., Tensor]
+
+    def __call__(
+        self,
+        model: GPT,
+        inputs: Tensor,
+        targets: Tensor,
+        starts: Tensor | None = None,
+        *rest: Tensor | None,
+        smoothing: float = 0.0,
+        dropout: Dropout = no_dropout,
+    ) -> Tensor:
+        """Inputs and targets are (B, T); with `starts`, rows hold several texts, as in `GPT.hidden`."""
+        logits = model(inputs, dropout=dropout, starts=starts)
+        return self.reduce(ops.cross_entropy(logits, targets, smoothing), *rest)
+
+    def in_pieces(
+        self,
+        model: GPT,
+        inputs: Tensor,
+        targets: Tensor,
+        starts: Tensor | None = None,
+        *rest: Tensor | None,
+    ) -> Tensor:
+        """The loss with at most LOGITS logits in memory at a time; it has no gradient."""
+        rows = int(targets.numel())
+        x, ids = model.hidden(inputs, starts=starts).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
+        losses = [
+            ops.cross_entropy(model.logits(copied(x[:, piece])), ids[:, piece]).realize()
+            for piece in pieces(rows, LOGITS // model.config.vocab_size)
+        ]
+        return self.reduce(losses[0].cat(*losses[1:], dim=1).reshape(targets.shape), *rest)
+
+
+def weighted_mean(
+    losses: Float[Tensor, "B T"], weights: Float[Tensor, "B T"] | None = None
+) -> Float[Tensor, ""]:
+    """The mean of losses, times `weights` where they are given."""
+    return (losses if weights is None else losses * weights).mean()
+
+
 def cross_entropy(
     logits: Float[Tensor, "B T V"],
     targets: Int[Tensor, "B T"],
     smoothing: float = 0.0,
     weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats, times `weights` where they are given.
+    """The mean of −log softmax(logits)[target], in nats, as `weighted_mean` has it.
 
     `smoothing` is that of `lama.ops.cross_entropy`.
     """
-    losses = ops.cross_entropy(logits, targets, smoothing)
-    return (losses if weights is None else losses * weights).mean()
+    return weighted_mean(ops.cross_entropy(logits, targets, smoothing), weights)
 
 
-def language_model_loss(
-    model: GPT,
-    inputs: Tensor,
-    targets: Tensor,
-    starts: Tensor | None = None,
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
-    dropout: Dropout = no_dropout,
-) -> Tensor:
-    """The mean cross-entropy of the next tokens: inputs and targets (B, T).
-
-    With `starts`, rows hold several texts, as in `GPT.hidden`; with `weights` (B, T), it is the mean of
-    loss x weight.
-    """
-    return cross_entropy(model(inputs, dropout=dropout, starts=starts), targets, smoothing, weights)
-
-
-def language_model_loss_in_pieces(
-    model: GPT,
-    inputs: Tensor,
-    targets: Tensor,
-    starts: Tensor | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """`language_model_loss` with at most LOGITS logits in memory at a time; it has no gradient."""
-    rows = int(targets.numel())
-    x, ids = model.hidden(inputs, starts=starts).reshape(1, rows, -1).realize(), targets.reshape(1, rows)
-    shares = None if weights is None else weights.reshape(1, rows)
-    losses = []
-    for piece in pieces(rows, LOGITS // model.config.vocab_size):
-        found = ops.cross_entropy(model.logits(copied(x[:, piece])), ids[:, piece])
-        losses.append((found if shares is None else found * shares[:, piece]).sum().realize())
-    return sum(losses[1:], losses[0]) / rows
+language_model_loss = TokenLoss(weighted_mean)
+"""The mean cross-entropy of the next tokens, in nats; the fourth array are weights."""
 
 
 def copied(x: Tensor) -> Tensor:

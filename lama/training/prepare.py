@@ -41,13 +41,21 @@ from lama.training.folder import RunFolder, read_training
 from lama.training.loop import check_devices
 from lama.training.masked import BertSession, new_bert
 from lama.training.pairs import PairSession, new_pairs
+from lama.training.preferences import PreferenceRun
 from lama.training.recording import what_to_record
 from lama.training.rows import read_rows
 from lama.training.run import Run
 from lama.training.session import Parts, Session
 from lama.training.settings import RunConfig, checked_names, run_config, settings_of
 from lama.training.settings.base import CorpusSettings, Settings, differences
-from lama.training.settings.gpt import FINE_TUNING_RATE, LORA_CONTEXT, LORA_RATE, MODEL_SETTINGS
+from lama.training.settings.gpt import (
+    DPO_LORA_RATE,
+    DPO_RATE,
+    FINE_TUNING_RATE,
+    LORA_CONTEXT,
+    LORA_RATE,
+    MODEL_SETTINGS,
+)
 from lama.training.settings.scale import Scale, scaled
 
 OWN = "the model's"  # the setting `tokenizer` where the model has its own
@@ -59,11 +67,12 @@ NEW: dict[str, Callable[[Parts], Session]] = {
 }
 SESSIONS: dict[str, tuple[str, Callable[..., Session]]] = {
     "gpt": ("gpt", Run),
+    "dpo": ("gpt", PreferenceRun),
     "bert": ("bert", BertSession),
     "seq2seq": ("transformer", PairSession),
     "classifier": ("classifier", ClassifierSession),
 }
-"""For each `model` of the settings: the kind of its checkpoints, and its session."""
+"""For each `model` of the settings, and DPO: the kind of its checkpoints, and its session."""
 
 
 def new_session(
@@ -108,7 +117,7 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
         raise UsageError(
             f"a resumed run must share its batches among as many devices as it began with; {got}"
         )
-    kind, new = SESSIONS[config.model]
+    kind, new = SESSIONS["dpo" if getattr(config, "dpo", 0) else config.model]
     parts = Parts(folder, config, devices)
     adapted = config if isinstance(config, RunConfig) and config.lora else None
     if adapted is not None:
@@ -188,7 +197,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
         add_end_token(parts.model, tokenizer, tokens)
         parts.config = scheduled(config, settings, tokens)
         folder.write_settings(parts.config, str(parts.about["command"]))
-    run = Run(parts, tokens)
+    run = (PreferenceRun if config.dpo else Run)(parts, tokens)
     run.corpus = None if config.chat else corpus
     return run
 
@@ -209,6 +218,8 @@ def start_from(
         defaults["context_length"] = min(LORA_CONTEXT, most)
     if first.chat:
         defaults |= {**DEFAULTS, "context_length": min(CONTEXT, most)}
+    if first.dpo:
+        defaults["learning_rate"] = DPO_LORA_RATE if first.lora else DPO_RATE
     return model, tokenizer, _of_the_model({**defaults, **given}, model.config)
 
 
@@ -226,11 +237,13 @@ def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
     if is_adapter(Path(config.initial)):
         got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first, by lama fuse"
         raise UsageError(f"lora must have a model to adapt; {got}")
-    model, tokenizer = load_causal(config.initial, dtype=None if config.dtype == "file" else config.dtype)
+    dtype = None if config.dtype == "file" else config.dtype
+    model, tokenizer = load_causal(config.initial, dtype=dtype, in_rows=True)
     if without_rounding(model) and config.precision != "float32":
         got = f"got precision={config.precision} for {dtype_of(model)}"
         raise UsageError(f"precision must be float32 over quantised weights; {got}")
-    add_adapter(model, matching(model, config.lora_on), config.lora, config.lora_scale, config.seed)
+    names = matching(model, config.lora_on)
+    add_adapter(model, names, config.lora, config.lora_scale, config.seed, config.dora)
     return model, tokenizer
 
 

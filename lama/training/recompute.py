@@ -14,7 +14,7 @@ from lama import ops
 from lama.dropout import Dropout
 from lama.models.gpt import GPT
 from lama.runtime.buffers import empty
-from lama.training.loss import LOGITS, copied, pieces
+from lama.training.loss import LOGITS, TokenLoss, copied, language_model_loss, pieces
 
 
 def blockwise_gradients(
@@ -25,12 +25,13 @@ def blockwise_gradients(
     weight: float,
     parameters: Iterable[Tensor],
     recompute: bool = True,
+    loss_of: TokenLoss = language_model_loss,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss of `language_model_loss` of `arrays`, and `weight` times its gradients by parameters' `id`.
+    """The loss of `arrays`, and `weight` times its gradients by parameters' `id`.
 
     Only `parameters` get a gradient; the others are constants.
     """
-    inputs, targets, starts, weights = (*arrays, None, None)[:4]
+    inputs, targets, starts, *rest = (*arrays, None)[: max(3, len(arrays))]
     assert inputs is not None and targets is not None
     mask, trained = model.mask(starts), {id(p) for p in parameters}
     found: dict[int, Tensor] = {}
@@ -59,7 +60,7 @@ def blockwise_gradients(
         stream.append(y.contiguous().realize())
 
     top = trained_in(model.ln_final, model.unembed or model.embed)
-    loss, dx, gradients = _top_gradients(model, stream.pop(), targets, weights, smoothing, weight, top)
+    loss, dx, gradients = _top_gradients(model, stream.pop(), targets, rest, loss_of, smoothing, weight, top)
     add(top, gradients)
     for i in reversed(range(len(model.blocks))):
         own, x = trained_in(model.blocks[i]), stream.pop()
@@ -80,28 +81,41 @@ def _top_gradients(
     model: GPT,
     x: Tensor,
     targets: Tensor,
-    weights: Tensor | None,
+    rest: Sequence[Tensor | None],
+    loss_of: TokenLoss,
     smoothing: float,
     weight: float,
     own: list[Tensor],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The mean loss of the last stream x, and `weight` times its gradients of x and of the parameters `own`.
+    """The loss of the last stream x, and `weight` times its gradients of x and of the parameters `own`.
 
-    Rows are taken in pieces, so that few logits are in memory; all of them where `own` is not empty, since
-    every piece would read the sums of gradients as large as the vocabulary.
+    Rows are taken in pieces, so that few logits are in memory: a token's loss has a gradient of its own row
+    alone, which the loss's gradient of it multiplies afterwards. All rows are taken at once where `own` is
+    not empty, since every piece would read the sums of gradients as large as the vocabulary.
     """
     rows, width = int(targets.numel()), int(x.shape[-1])
     flat, ids = x.reshape(1, rows, width), targets.reshape(1, rows)
-    shares = None if weights is None else weights.reshape(1, rows)
-    losses, of_x, of_own = [], [], []
-    for piece in pieces(rows, rows if own else LOGITS // model.config.vocab_size):
-        leaf = copied(flat[:, piece])
-        logits = model.logits(model.normalised(leaf))
-        found = ops.cross_entropy(logits, ids[:, piece], smoothing)
-        loss = (found if shares is None else found * shares[:, piece]).sum() * (1 / rows)
+
+    def losses_of(leaf: Tensor, piece: slice) -> Tensor:
+        return ops.cross_entropy(model.logits(model.normalised(leaf)), ids[:, piece], smoothing)
+
+    if own:
+        leaf = copied(flat)
+        loss = loss_of.reduce(losses_of(leaf, slice(rows)).reshape(targets.shape), *rest)
         dx, *of_own = (loss * weight).gradient(leaf, *own)
-        losses.append(loss)
-        of_x.append(dx.contiguous())
-        Tensor.realize(loss, of_x[-1], *of_own)
-    total = sum(losses[1:], losses[0]).realize()
-    return total, of_x[0].cat(*of_x[1:], dim=1).reshape(x.shape).contiguous().realize(), of_own
+        dx = dx.contiguous()
+        Tensor.realize(loss, dx, *of_own)
+        return loss, dx.reshape(x.shape), of_own
+    losses, of_x = [], []
+    for piece in pieces(rows, LOGITS // model.config.vocab_size):
+        leaf = copied(flat[:, piece])
+        found = losses_of(leaf, piece)
+        of_x.append(found.sum().gradient(leaf)[0].contiguous())
+        losses.append(found.contiguous())
+        Tensor.realize(losses[-1], of_x[-1])
+    each = losses[0].cat(*losses[1:], dim=1).reshape(targets.shape).contiguous().realize()
+    loss = loss_of.reduce(each, *rest)
+    (factors,) = (loss * weight).gradient(each)
+    dx = of_x[0].cat(*of_x[1:], dim=1).reshape(x.shape) * factors.unsqueeze(-1)
+    Tensor.realize(loss, dx := dx.contiguous())
+    return loss, dx, []

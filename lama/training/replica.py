@@ -17,6 +17,7 @@ from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.runtime.strides import materialise
 from lama.shapes import Array
+from lama.training.loss import TokenLoss
 from lama.training.optimizers import zeros_like_all
 from lama.training.recompute import blockwise_gradients
 from lama.training.settings.base import TrainingConfig
@@ -55,6 +56,7 @@ class Replica:
     def _add_gradients(self, keep: Tensor, key: Tensor, *inputs: Tensor) -> Tensor:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
         if self.config.recompute or self.is_adapter:
+            assert isinstance(self.loss, TokenLoss), "a loss of a GPT"
             loss, by_id = blockwise_gradients(
                 self.model,
                 inputs,
@@ -63,6 +65,7 @@ class Replica:
                 1 / self.shares,
                 self.parameters.values(),
                 self.config.recompute,
+                self.loss,
             )
             found = [by_id[id(p)] for p in self.parameters.values()]
         else:

@@ -16,7 +16,7 @@ from lama.training.chat import held_out_arrays, packed_rows
 from lama.training.corpus import CorpusSession
 from lama.training.lines import Record
 from lama.training.loop import Batches, Step, Trainer, language_model_batches
-from lama.training.loss import Evaluator, language_model_loss_in_pieces
+from lama.training.loss import Evaluator, language_model_loss
 from lama.training.recording import Recording
 from lama.training.session import Parts
 from lama.training.settings import RunConfig
@@ -28,9 +28,8 @@ EVALUATION_BATCH = 16_384
 def data_of(tokens: TokenFiles, config: RunConfig) -> tuple[Batches, tuple[Array, ...]]:
     """The batches of a training, and the held-out arrays of an evaluation."""
     if tokens.counted:
-        return packed_rows(tokens, "train", config).batches(config.batch_size), held_out_arrays(
-            tokens, config
-        )
+        train, held = (packed_rows(tokens, part, config) for part in ("train", "validation"))
+        return train.batches(config.batch_size), held_out_arrays(held, config)
     context = config.context_length
     mixture = Mixture(tokens.sources, list(map(float, config.mixture))) if config.mixture else None
     ends = tokens.ends if config.separate else {}
@@ -53,13 +52,8 @@ class Run(CorpusSession):
         config, model, context = self.config, self.model, self.config.context_length
         self.memory = adapter_memory(config, model) if config.lora else None
         """The memory that the training of an adapter takes, before it takes any."""
-        batches, held_out = data_of(tokens, config)
-        self.trainers.append(Trainer(model, batches, config, devices=self.devices))
-        rows = max(1, min(config.batch_size, EVALUATION_BATCH // context))
-        self.evaluator = Evaluator(model, held_out, rows)
-        if config.lora:  # within the memory that a step takes
-            rows = config.batch_size // config.accumulation
-            self.evaluator = Evaluator(model, held_out, rows, language_model_loss_in_pieces)
+        self.trainers.append(self._trainer())
+        if config.lora:
             self.about["base"] = {"model": model.name, "sha256": digest_of_base(model)}
         self.recording: Recording | None = None
         if config.record:
@@ -67,6 +61,17 @@ class Run(CorpusSession):
         bits = 16 if config.precision == "bfloat16" else 32
         self.peak = peak_flops(str(model.embed.weight.device), bits)
         self.operations = training_operations(model, context)
+
+    def _trainer(self) -> Trainer:
+        """The trainer; fills `evaluator`, too."""
+        config, model = self.config, self.model
+        batches, held_out = data_of(self.tokens, config)
+        rows = max(1, min(config.batch_size, EVALUATION_BATCH // config.context_length))
+        self.evaluator = Evaluator(model, held_out, rows)
+        if config.lora:  # within the memory that a step takes
+            rows = config.batch_size // config.accumulation
+            self.evaluator = Evaluator(model, held_out, rows, language_model_loss.in_pieces)
+        return Trainer(model, batches, config, devices=self.devices)
 
     def measure(self) -> dict[str, float]:
         loss = self.evaluator()

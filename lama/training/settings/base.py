@@ -50,7 +50,7 @@ class TrainingConfig:
     """
 
     steps: int = setting(500, "optimizer steps", least=1, most=MOST_STEPS)
-    batch_size: int = setting(12, "examples in a batch, such as windows or texts", least=1)
+    batch_size: int = setting(12, "examples in a batch, such as windows or texts; with chat 4", least=1)
     accumulation: int = setting(1, "parts of a batch, computed in turn: more need less memory", least=1)
     optimizer: str = setting("adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon"))
     learning_rate: float = setting(2e-3, "peak learning rate", above=0)
@@ -145,7 +145,7 @@ class CorpusSettings(RunSettings):
         (), "files of text or rows, folders, patterns, -, kjv, tinyshakespeare; default kjv"
     )
     validation: float = setting(0.1, "held-out share: the end of each text, or rows", above=0, below=1)
-    context_length: int = setting(64, "tokens in a window", least=1)
+    context_length: int = setting(64, "tokens in a window; with lora 256, with chat 1,024", least=1)
 
 
 # Reports and checkpoints may change when a run is resumed: they never change the weights.

@@ -9,6 +9,8 @@ from lama.training.settings.base import CorpusSettings, changed, setting
 FINE_TUNING_RATE = 1e-4  # a rate at which a trained model learns without forgetting what it knew
 LORA_RATE = 2e-4  # of an adapter; Dettmers et al. 2023 (QLoRA), appendix B.2
 LORA_CONTEXT = 256  # tokens in a window for an adapter, where no number is given
+DPO_RATE = 1e-6  # Rafailov et al. 2023, appendix B
+DPO_LORA_RATE = 1e-5
 HELD = ("file", "float32", "float16", "bfloat16", "int8", "int4")
 
 
@@ -37,6 +39,7 @@ class RunConfig(CorpusSettings):
     lora_on: tuple[str, ...] = setting(
         (), "layers that an adapter changes: q k v out gate up down, or such as blocks.1.*; default all"
     )
+    dora: bool = setting(False, "an adapter that also learns the norm of each row of its weights (DoRA)")
     dtype: str = setting("file", "precision of the weights under an adapter; file: as they are", choices=HELD)
     chat: tuple[str, ...] = setting(
         (), "conversations to learn from, JSON lines or Parquet, as for --corpus; with --from"
@@ -48,6 +51,13 @@ class RunConfig(CorpusSettings):
         "passes over the conversations, which decide steps; 0: as many as steps need, 1 without --steps",
         least=0,
         most=10_000,
+    )
+    dpo: float = setting(
+        0.0,
+        "β of DPO, such as 0.1: learn from pairs in --chat, each with a prompt, chosen and rejected; "
+        f"learning_rate is then {DPO_RATE:g}, with lora {DPO_LORA_RATE:g}, where none is given; 0: no pairs",
+        least=0,
+        below=1e3,
     )
     packing: bool = setting(True, "several conversations in a row, which do not see each other")
     separate: bool = setting(False, "documents in a window do not see each other")
@@ -73,7 +83,9 @@ class RunConfig(CorpusSettings):
     evaluate_every: int = changed(
         "evaluate_every", 250, "steps between evaluations, with checkpoints; 0: none"
     )
-    evaluation_tokens: int = setting(30_000, "held-out tokens of an evaluation; 0 means all", least=0)
+    evaluation_tokens: int = setting(
+        30_000, "held-out tokens of an evaluation; with chat 10,000; 0 means all", least=0
+    )
     sample_every: int = setting(0, "steps between samples; 0 means four times a run", least=0)
     record: str = setting("", "a sentence whose attention patterns are recorded, for attention.html")
     record_every: int = setting(0, "steps between two recordings; 0 means 60 times a run", least=0)
@@ -85,7 +97,7 @@ class RunConfig(CorpusSettings):
             raise UsageError("lora must be given with a model to adapt; got none. Add --from MODEL")
         if self.lora and self.optimizer != "adamw":
             raise UsageError(f"optimizer must be adamw with lora; got {self.optimizer}. Leave it out")
-        for name, default in (("lora_alpha", 0.0), ("lora_on", ()), ("dtype", "file")):
+        for name, default in (("lora_alpha", 0.0), ("lora_on", ()), ("dora", False), ("dtype", "file")):
             if not self.lora and getattr(self, name) != default:
                 got = f"got {name}={quoted(getattr(self, name))}"
                 raise UsageError(f"{name} must be given with lora, the rank of an adapter; {got}")
