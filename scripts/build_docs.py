@@ -38,7 +38,8 @@ def copy_pages() -> None:
     (PAGES / "course.css").write_text(STYLE, "utf-8")
 
 
-STYLE = """.course-output { border-left: 3px solid var(--md-default-fg-color--lightest); padding-left: .8em; overflow: auto; }
+STYLE = """.course-output { border-left: 3px solid var(--md-default-fg-color--lightest); }
+.course-output { padding-left: .8em; overflow: auto; }
 .course-output iframe { width: 100%; }
 """
 
@@ -110,8 +111,8 @@ def execute(path: Path, full: bool) -> list[list[str]]:
             value = None
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), f"{path.name} cell {number}", "eval"), space)
-        if "parameters" in cell.tags and full:
-            space["SMALL"] = False
+        if "parameters" in cell.tags:
+            space["SMALL"] = not full
         if text := out.getvalue():
             shown.insert(0, f"<pre>{html.escape(text)}</pre>")
         if value is not None:
@@ -134,7 +135,9 @@ def build() -> None:
     except ImportError:
         sys.exit('lama: the site needs mkdocs; pip install -e ".[docs]"')
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(config)]
-    done = subprocess.run(command, env=environment() | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"})
+    done = subprocess.run(
+        command, env=environment() | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    )
     if done.returncode:
         sys.exit("lama: mkdocs found faults in the pages; they are listed above")
 

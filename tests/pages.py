@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Pages that other commands write, or whose commands measure for minutes: only the commands' options are checked.
+# Pages that other commands write, or whose commands measure for minutes: only options are checked.
 ONLY_PARSED = ("gallery.md", "benchmarks.md", "chat-tuning.md", "data.md", "lora.md", "recipe.md")
 RUN = ("sh", "console", "python")
 FENCE = re.compile(
@@ -97,8 +97,15 @@ def prepare(folder: Path) -> dict[str, str]:
     (folder / "my-book.txt").write_text(text, "utf-8")
     (folder / "notes").mkdir()
     (folder / "notes" / "one.md").write_text(text[:20_000], "utf-8")
-    rows = [{"messages": [{"role": "user", "content": f"{i} + 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
-            for i in range(40)]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i} + 1?"},
+                {"role": "assistant", "content": f"{i + 1}."},
+            ]
+        }
+        for i in range(40)
+    ]
     (folder / "talk.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
     for name in ("LICENSE", "scripts", "gpt.py", "transformer.py", "weights"):
         (folder / name).symlink_to(ROOT / name)
@@ -117,7 +124,9 @@ def run_shell(script: str, folder: Path, env: dict[str, str], seconds: float) ->
         ["bash", "-e", "-o", "pipefail", "-c", script], cwd=folder, env=env, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip
-    assert done.returncode == 0, f"{script}\nexit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, (
+        f"{script}\nexit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    )
     return done.stdout
 
 

@@ -99,7 +99,7 @@ def test_names_of_the_code_exist(page: Path) -> None:
 
 
 def exists(dotted: str) -> bool:
-    """Whether a dotted name is a module, or something in one; attributes of instances count by their source."""
+    """Whether a dotted name is a module, or something in one."""
     parts = dotted.split(".")
     for n in range(len(parts), 0, -1):
         try:

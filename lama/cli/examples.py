@@ -80,8 +80,8 @@ EXAMPLES = {
         'lama lens -m lama-bpe "And the LORD said unto" --answer " Moses" --against " David" --out lens.png',
     ),
     "patch": (
-        'lama patch -m lama-bpe "And Moses spake unto" "And David spake unto" --answer " the" --against " him"',
-        'lama patch -m lama-bpe "And Moses spake" "And David spake" --answer " unto" --against " of" --site z',
+        'lama patch -m lama-bpe "And Moses spake" "And David spake" --answer " unto" --against " of"',
+        'lama patch -m lama-bpe "Moses spake" "David spake" --answer " unto" --against " of" --site z',
     ),
     "ablate": (
         'lama ablate -m lama-bpe "And Moses spake unto the LORD"',

@@ -1,7 +1,7 @@
 """Views for notebooks: what `lama attention`, `lens`, `patch` and `heads` show, below a cell.
 
-Each function returns a `View`, which Jupyter draws by `_repr_html_` and `print` shows as text. Views are static,
-load nothing, and have colours for light and dark pages.
+Each function returns a `View`, which Jupyter draws by `_repr_html_` and `print` shows as text. Views are
+static, load nothing, and have colours for light and dark pages.
 """
 
 import time
@@ -164,20 +164,28 @@ def surprise(model: GPT, tokenizer: Tokenizer, text: str) -> View:
     at = logits[0, :-1].astype(np.float64)
     at -= at.max(-1, keepdims=True)
     losses = np.log(np.exp(at).sum(-1)) - at[np.arange(len(at)), tokens[1:]]
-    labels, words = token_labels(tokenizer, tokens), [escape(label) for label in token_labels(tokenizer, tokens)]
+    labels, words = (
+        token_labels(tokenizer, tokens),
+        [escape(label) for label in token_labels(tokenizer, tokens)],
+    )
     spans = [f"<span>{words[0]}</span>"]
     for word, loss in zip(words[1:], losses, strict=True):
         style = f"background:rgba({MINUS}, {min(1, loss / 10) * 0.8:.2f});padding:2px 0"
         spans.append(f'<span style="{style}" title="{loss:.2f} nats">{word}</span>')
     mean = f"mean {losses.mean():.2f} nats per token" if len(losses) else "one token has no loss"
     rows = [[label, f"{loss:.2f}"] for label, loss in zip(labels[1:], losses, strict=True)]
-    return View(_titled(mean, f'<p style="line-height:2">{"".join(spans)}</p>'), str(Table(["token", "nats"], rows)))
+    return View(
+        _titled(mean, f'<p style="line-height:2">{"".join(spans)}</p>'), str(Table(["token", "nats"], rows))
+    )
 
 
 def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]], title: str = "", x: str = "step", log: bool = False
 ) -> View:
-    """Lines (x, y) by name, as a plot; y on a logarithmic scale with `log`. Values that are not finite are left out."""
+    """Lines (x, y) by name, as a plot; y on a logarithmic scale with `log`.
+
+    Values that are not finite are left out.
+    """
     scale = np.log if log else np.asarray
     kept = {}
     for name, points in lines.items():
@@ -202,12 +210,17 @@ def curves(
     words = [(2, 16, f"{high[1]:.4g}"), (2, HEIGHT - 28, f"{low[1]:.4g}")]
     words += [(EDGE, HEIGHT - 8, f"{low[0]:g}"), (WIDTH - 90, HEIGHT - 8, f"{x} {high[0]:g}")]
     texts = "".join(
-        f'<text x="{a}" y="{b}" font-size="12" fill="currentColor">{escape(word)}</text>' for a, b, word in words
+        f'<text x="{a}" y="{b}" font-size="12" fill="currentColor">{escape(word)}</text>'
+        for a, b, word in words
     )
     frame = f'<rect x="{EDGE}" y="10" width="{WIDTH - EDGE - 10}" height="{HEIGHT - 40}" fill="none" '
     frame += 'stroke="currentColor" opacity="0.3"/>'
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" style="max-width:100%">{frame}{texts}{"".join(parts)}</svg>'
-    return View(_titled(title, f"<div>{svg}</div><div>{' '.join(legend)}</div>"), str(Table([title, "first", "last"], rows)))
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" style="max-width:100%"'
+    svg = f"<svg {size}>{frame}{texts}{''.join(parts)}</svg>"
+    return View(
+        _titled(title, f"<div>{svg}</div><div>{' '.join(legend)}</div>"),
+        str(Table([title, "first", "last"], rows)),
+    )
 
 
 def live(reports: Iterable[R], title: str = "training loss", every: float = LIVE) -> Iterator[R]:
