@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tinygrad.nn.state import get_state_dict
 
 import lama
 from lama.checkpoints import hub
-from lama.cli import main
+from lama.cli import main, make_parser
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import ByteTokenizer
 

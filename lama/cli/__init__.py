@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from lama import __version__
-from lama.cli.examples import EXAMPLES, FIVE, GROUPS
 from lama.errors import LamaError, LamaWarning, UsageError, did_you_mean, first_line, note, quoted
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -53,8 +52,6 @@ class Parser(argparse.ArgumentParser):
         self.add(TRACEBACK, "show where in the code an error comes from")
         self.verbs: Mapping[str, Parser] = {}
         self.examples: Sequence[str] = ()
-        self._groups: Mapping[str, str] = {}
-        """The verbs that --help lists under a heading, by heading."""
         self._model: tuple[argparse.Action, argparse.Action] | None = None
         """-m MODEL, and MODEL as a positional argument."""
 
@@ -89,17 +86,17 @@ class Parser(argparse.ArgumentParser):
             parser = verbs.add_parser(name, help=help, description=about.strip(), usage=usage)
             parser.set_defaults(run=run)
             if dest == "verb":
+                from lama.cli.examples import EXAMPLES
+
                 parser.examples = EXAMPLES.get(name, ())
             return parser
 
-        if dest == "verb":
-            self._groups = GROUPS
         return add_verb
 
     def format_help(self) -> str:
         """argparse's help, the examples before it; verbs in groups."""
         text = super().format_help()
-        if self._groups and len(self.verbs) > 1:
+        if self.prog == "lama" and len(self.verbs) > 1:
             text = text.partition("positional arguments:")[0] + self._grouped()
         lines = [f"  {example}\n" for example in self.examples]
         return "".join(["examples:\n", *lines, "\n", text]) if lines else text
@@ -108,7 +105,9 @@ class Parser(argparse.ArgumentParser):
         """The verbs with a line each, under the headings of their groups, then the options."""
         (action,) = (each for each in self._actions if isinstance(each, argparse._SubParsersAction))
         helps = {str(each.dest): str(each.help) for each in action._choices_actions}
-        groups = {heading: names.split() for heading, names in self._groups.items()}
+        from lama.cli.examples import GROUPS
+
+        groups = {heading: names.split() for heading, names in GROUPS.items()}
         listed = {name for names in groups.values() for name in names}
         groups["more"] = [name for name in helps if name not in listed]
         parts = []
@@ -212,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals(), _warning_lines():
             if not argv:
+                from lama.cli.examples import FIVE
+
                 print(FIVE, flush=True)
                 return 0
             if argv[0] == "help":

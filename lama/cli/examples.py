@@ -3,12 +3,16 @@
 FIVE = """\
 lama is a transformer from scratch in tinygrad. Five things to do with it:
 
-  lama chat                                      talk with a small model
-  lama generate -p "How can entropy be reversed?"    continue a text
-  lama train --corpus my-book.txt                train a model on your own text
+  lama chat
+      talk with a small model
+  lama generate -p "How can entropy be reversed?"
+      continue a text
+  lama train --corpus my-book.txt
+      train a model on your own text
   lama attention -m lama-bpe "In the beginning God created the heaven" --out attention.html
-                                                 see which words each head looks at
-  lama course                                    learn how a transformer works, in notebooks
+      see which words each head looks at
+  lama course
+      learn how a transformer works, in notebooks
 
 `lama help` lists all verbs, `lama help VERB` describes one, `lama doctor` checks the installation."""
 
@@ -53,7 +57,7 @@ EXAMPLES = {
     ),
     "tokenizer": (
         "lama tokenizer my-book.txt 8000 --out out/tokenizer",
-        "lama tokenizer kjv 4000",
+        "lama tokenizer 4000 --out out/kjv",
     ),
     "data": (
         "lama data books/ web.jsonl.zst --tokenizer gpt2 --out tokens",
