@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {slug(heading) for heading in headings}, f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", RUNNABLE, ids=name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for file in set(re.findall(r"`((?:tests|scripts|lama|docs|weights)/[\w./-]*\w)`", text)):
+        known = (ROOT / file).exists() or "NAME" in file or file == "weights/gpt2"
+        assert known, f"{page.name}: {file}"
+    for file in set(re.findall(r"`(test_\w+\.py)`", text)):
+        assert (ROOT / "tests" / file).exists(), f"{page.name}: {file}"
+
+
 def slug(heading: str) -> str:
     """The anchor of a heading, as GitHub and mkdocs make it."""
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
@@ -127,3 +138,21 @@ def test_transcripts_are_compared_by_words_and_numbers() -> None:
     assert difference("a 1.00\n[...]\nend", "a 1.01\nmore\nand more\nend\n") == ""
     assert "found" in difference("a 1.0", "a 1.5") and "found" in difference("a b", "a c")
     assert "not shown" in difference("a", "a\nb") and "not printed" in difference("a\nb", "a")
+
+
+def test_site_without_mkdocs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_docs.py"), run_name="build_docs")
+    monkeypatch.setitem(sys.modules, "mkdocs", None)
+    with pytest.raises(SystemExit, match=r'lama: the site needs mkdocs; pip install -e "\.\[docs\]"'):
+        script["build"]()
+
+
+def test_links_of_the_site_lead_to_its_pages() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_docs.py"), run_name="build_docs")
+    text = (
+        "[a](docs/models.md#gguf) [b](docs/gallery/lens.png) [c](LICENSE) [LICENSE](LICENSE) [w](https://x.y)"
+    )
+    found = "[a](models.md#gguf) [b](gallery/lens.png) c `LICENSE` [w](https://x.y)"
+    assert script["with_links"](text, ROOT) == found
+    course = script["with_links"]("[1](../lama/course/01-tokens.md) `[x](y)`", ROOT / "docs")
+    assert course.startswith("[1](course/01-tokens.md)")

@@ -214,4 +214,4 @@ EXERCISES: dict[str, tuple[Judge, str]] = {
         "One float32 weight is 4 bytes, and gives a multiplication and an addition.",
     ),
 }
-"""By name: whether an answer is right, and a hint."""
+"""The judge of each exercise, and the hint after a wrong answer."""
