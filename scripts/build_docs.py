@@ -38,7 +38,8 @@ def copy_pages() -> None:
     (PAGES / "course.css").write_text(STYLE, "utf-8")
 
 
-STYLE = """.course-output { border-left: 3px solid var(--md-default-fg-color--lightest); }
+STYLE = """.md-grid { max-width: 75rem; }
+.course-output { border-left: 3px solid var(--md-default-fg-color--lightest); }
 .course-output { padding-left: .8em; overflow: auto; }
 .course-output iframe { width: 100%; }
 """
