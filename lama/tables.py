@@ -24,6 +24,8 @@ class Table:
         rows = ("".join(f"<td>{escape(format_cell(value))}</td>" for value in row) for row in self.rows)
         return f"<div><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
 
+    _repr_html_ = to_html  # what a notebook shows
+
 
 def format_cell(value: object) -> str:
     """Text as it is, 12,345 for an integer, 1.234 for another number."""

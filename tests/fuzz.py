@@ -423,7 +423,7 @@ SHORT = {
     "pretraining": "2",
     "context_length": "8",
 }  # so that it is soon over
-LENGTHY = {"verb", "experiment", "doctor"}  # these work at once, for a long time, or need no file
+LENGTHY = {"verb", "experiment", "doctor", "course", "completion"}  # long, or without a file
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:

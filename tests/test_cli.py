@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tinygrad.nn.state import get_state_dict
 
 import lama
 from lama.checkpoints import hub
-from lama.cli import main
+from lama.cli import main, make_parser
 from lama.models.gpt import GPT, GPTConfig
 from lama.tokenizers import ByteTokenizer
 
@@ -174,7 +175,6 @@ def test_wrong_usage_is_refused_before_a_model_is_looked_for(run, nothing_here, 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give a verb, such as generate or train. See lama help"),
         (["explode"], "invalid choice: 'explode'"),
         (["fly"], "invalid choice: 'fly' (choose from generate, chat, serve, train, "),
         (["generat"], "argument VERB: invalid choice: 'generat'. Did you mean generate? See lama --help"),
@@ -214,6 +214,46 @@ def test_version_and_help_are_on_standard_output(capsys):
             main(argv)
         out, err = capsys.readouterr()
         assert exit.value.code == 0 and told in out and err == ""
+
+
+def test_lama_alone_names_five_things_to_do(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and len(re.findall(r"^  lama ", out, re.MULTILINE)) == 5 and len(out.splitlines()) < 15
+
+
+def test_help_of_every_verb_begins_with_two_examples_that_it_has(capsys):
+    parser = make_parser()
+    for name, verb in parser.verbs.items():
+        first, second, third = verb.format_help().splitlines()[:3]
+        assert first == "examples:" and second.startswith(f"  lama {name}"), name
+        for line in (second, third):
+            words = shlex.split(line.partition(" > ")[0].partition(" < ")[0])
+            parser.parse_args(words[1:])
+            assert words[0] == "lama" and capsys.readouterr().err == ""
+
+
+def test_help_lists_every_verb_once_in_a_group():
+    parser = make_parser()
+    text = parser.format_help()
+    for name in parser.verbs:
+        assert len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 1, name
+    assert "look inside:\n  attention " in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_and_options(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert "generate" in out and "--max-new-tokens" in out
+
+
+def test_missing_libraries_of_helpers_are_one_line(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert_refused(run("completion", "bash"), 1, "completion needs shtab; pip install 'lama[completion]'")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_refused(run("course"), 1, "lama course opens JupyterLab, which is not installed; pip install")
 
 
 def test_help_names_every_option(capsys):

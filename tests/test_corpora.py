@@ -15,6 +15,7 @@ import pytest
 from lama.data import corpora, default_corpus, open_corpus, packages, text_corpus
 from lama.data.corpora import last_boundary
 from lama.errors import LamaError
+from lama.packages import pip_command
 from lama.tokenizers import ByteTokenizer, CharacterTokenizer, gpt2_tokenizer, train_bpe
 from lama.tokenizers.base import Common
 from lama.tokenizers.bpe import AddedToken, BytePairTokenizer, ranks_of
@@ -369,3 +370,14 @@ def test_pieces_take_no_more_memory_for_a_larger_file(tmp_path):
     assert sum(map(len, corpus.pieces())) == corpus.n_characters and len(corpus.characters()) > 10
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
+
+
+def test_pip_is_this_environments_or_uvs_or_one_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pip_command() == [sys.executable, "-m", "pip"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as in an environment of uv
+    for found, command in (("uv", ["/b/uv", "tool", "run", "pip"]), ("pip3", ["/b/pip3"])):
+        monkeypatch.setattr("shutil.which", lambda name, found=found: f"/b/{name}" if name == found else None)
+        assert pip_command() == command
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(LamaError, match="needs pip to download a file; install it"):
+        pip_command()

@@ -26,9 +26,9 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 TRACEBACK = "--traceback"
 VERSION = ("-V", "--version")
 MODEL = "a model's name, folder or file, as for lama generate"
-# Modules of the verbs, in the order of `lama --help`.
+# Modules of the verbs; `lama.cli.examples` has their groups.
 MODULES = "generate chat serve train fuse seq2seq translate bert classify tokenizer data eval quantize"
-MODULES += " export attention lens patch ablate heads experiment doctor"
+MODULES += " export attention lens patch ablate heads course experiment doctor completion"
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,6 +51,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options | {"allow_abbrev": False})
         self.add(TRACEBACK, "show where in the code an error comes from")
         self.verbs: Mapping[str, Parser] = {}
+        self.examples: Sequence[str] = ()
         self._model: tuple[argparse.Action, argparse.Action] | None = None
         """-m MODEL, and MODEL as a positional argument."""
 
@@ -66,6 +67,8 @@ class Parser(argparse.ArgumentParser):
             names.append(last)
             if "choices" not in more:
                 more["action"] = "store_true"
+        if "choices" in more:
+            more["choices"] = list(more["choices"])  # argparse takes a dictionary for one of parsers
         if default is not None:
             more |= {"default": default, "type": type(default)}
             if "(default" not in help:
@@ -82,9 +85,36 @@ class Parser(argparse.ArgumentParser):
             help = summary[0].lower() + summary[1:]
             parser = verbs.add_parser(name, help=help, description=about.strip(), usage=usage)
             parser.set_defaults(run=run)
+            if dest == "verb":
+                from lama.cli.examples import EXAMPLES
+
+                parser.examples = EXAMPLES.get(name, ())
             return parser
 
         return add_verb
+
+    def format_help(self) -> str:
+        """argparse's help, the examples before it; verbs in groups."""
+        text = super().format_help()
+        if self.prog == "lama" and len(self.verbs) > 1:
+            text = text.partition("positional arguments:")[0] + self._grouped()
+        lines = [f"  {example}\n" for example in self.examples]
+        return "".join(["examples:\n", *lines, "\n", text]) if lines else text
+
+    def _grouped(self) -> str:
+        """The verbs with a line each, under the headings of their groups, then the options."""
+        (action,) = (each for each in self._actions if isinstance(each, argparse._SubParsersAction))
+        helps = {str(each.dest): str(each.help) for each in action._choices_actions}
+        from lama.cli.examples import GROUPS
+
+        groups = {heading: names.split() for heading, names in GROUPS.items()}
+        listed = {name for names in groups.values() for name in names}
+        groups["more"] = [name for name in helps if name not in listed]
+        parts = []
+        for heading, names in groups.items():
+            lines = [f"  {name:<12}{helps[name]}\n" for name in names if name in helps]
+            parts += [f"{heading}:\n", *lines, "\n"] if lines else []
+        return "".join(parts) + "`lama help VERB` describes a verb and its options; -V prints the version.\n"
 
     def add_model(self, help: str = MODEL) -> None:
         """Add -m MODEL, required. Call it before other positional arguments are added.
@@ -157,8 +187,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(first: str | None = None) -> Parser:
     """The parser of all verbs, or of the one that is the `first` argument, if that needs no other."""
-    epilog = "`lama help VERB` describes a verb and its options."
-    parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.", epilog=epilog)
+    parser = Parser(prog="lama", description="The transformer from scratch in tinygrad.")
     parser.add_argument(*VERSION, action="version", version=f"lama {__version__}")
     add_verb = parser.add_verbs("verb")
     names = MODULES.split()
@@ -182,7 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals(), _warning_lines():
             if not argv:
-                raise UsageError("give a verb, such as generate or train. See lama help")
+                from lama.cli.examples import FIVE
+
+                print(FIVE, flush=True)
+                return 0
             if argv[0] == "help":
                 argv = [*argv[1:], "--help"]
             args = make_parser(argv[0]).parse_args(argv)

@@ -99,7 +99,7 @@ def make_app(service: Service, access: Access | None = None) -> "Starlette":
     async def http_error(request: object, error: Exception) -> "JSON":
         assert isinstance(error, HTTPException)
         what = {404: "there is no such path", 405: "the path has another method"}.get(error.status_code)
-        found = ErrorAnswer(error.status_code, f"{what or error.detail}; the README lists all")
+        found = ErrorAnswer(error.status_code, f"{what or error.detail}; docs/serving.md lists all")
         return JSON(found.to_json(), found.status, dict(error.headers or {}))
 
     cors = Middleware(
