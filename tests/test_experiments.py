@@ -98,7 +98,6 @@ def test_recipe_reports_each_change_and_the_best_of_several(monkeypatch):
         recipe.ADAMW: ({"optimizer": "adamw"}, {"optimizer": "adamw", "steps": 1}),
     }
     monkeypatch.setattr(recipe, "CHANGES", changes)
-    monkeypatch.setattr(recipe, "SEEDS", 2)
     watched = []
     report = recipe.run(Options(steps=10, watch=lambda steps, n, label: watched.append((label, n)) or steps))
     assert len(watched) == 8 and {n for _, n in watched} == {10}

@@ -14,7 +14,7 @@ from lama.training.prepare import model_config, new_model
 from lama.training.settings import read_settings, run_config
 from lama.training.settings.base import Settings
 
-PRESET, BEFORE, STEPS, SEEDS = "modern-char-cpu", "shakespeare-char-cpu", 180, 3
+PRESET, BEFORE, STEPS, SEEDS = "modern-char-cpu", "shakespeare-char-cpu", 180, 2
 RECIPE, ADAMW = "the recipe", "AdamW at its best rate of three"
 ONE_RATE = {"matrix_learning_rate": 0.0, "embedding_learning_rate": 0.0}
 CHANGES: dict[str, tuple[Settings, ...]] = {
