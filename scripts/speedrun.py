@@ -9,7 +9,8 @@ before the held-out loss is looked at, once. nanoGPT reaches 1.88 in 2,000 steps
 a CPU in its README), and 1.4697 in 5,000 steps of 16,384 (config/train_shakespeare_char.py).
 
 Each seed is a process of its own, once with an empty cache of kernels and once with a warm one; its seconds
-are those of the whole process, from the imports over the compilation to the held-out loss. Where PyTorch is
+are those of the whole process, from the imports over the compilation to the held-out loss. Where other work
+disturbs the clock, compare the seconds of processor time, of all threads together. Where PyTorch is
 installed (pip install lama[peers]), nanoGPT's run for 1.88 in it stands beside them, unless --no-torch is
 given. A Witten-Bell 5-gram model of the text stands beside both.
 """
@@ -95,35 +96,36 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any
                 runs.append(one_run(library, name, seed, args.corpus, CACHEDB=database))
                 say(f"{name}, {label}, seed {seed}: {runs[-1]}")
     print(f"\nto {name} nats per character, seeds {', '.join(map(str, args.seeds))}\n")
-    print("| run | parameters | steps | tokens | held-out loss by seed | mean | below | process, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| run | parameters | steps | tokens | held-out loss by seed | mean | below | s | processor, s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for label, runs in rows.items():
         losses = [run["loss"] for run in runs]
         first = f"{runs[0]['parameters']:,} | {runs[0]['steps']:,} | {runs[0]['tokens']:,}"
         below = f"{sum(loss < figure.loss for loss in losses)} of {len(losses)}"
         each = ", ".join(f"{loss:.4f}" for loss in losses)
-        seconds = median(run["seconds"] for run in runs)
-        print(f"| {label} | {first} | {each} | {mean(losses):.4f} | {below} | {seconds:.1f} |")
+        seconds, used = (median(run[kind] for run in runs) for kind in ("seconds", "processor_s"))
+        print(f"| {label} | {first} | {each} | {mean(losses):.4f} | {below} | {seconds:.1f} | {used:.1f} |")
     *ours, theirs = rows.values()
     if name == "1.88" and has_torch:
         for label, runs in zip(rows, ours, strict=False):
-            pairs = zip(theirs, runs, strict=True)
-            ratios = ", ".join(f"{one['seconds'] / other['seconds']:.2f}" for one, other in pairs)
-            print(f"PyTorch's time / that of {label}, by seed: {ratios}")
+            for kind, name in (("seconds", "time"), ("processor_s", "processor time")):
+                pairs = zip(theirs, runs, strict=True)
+                ratios = ", ".join(f"{one[kind] / other[kind]:.2f}" for one, other in pairs)
+                print(f"PyTorch's {name} / that of {label}, by seed: {ratios}")
     return rows
 
 
 def one_run(library: str, name: str, seed: int, corpus: str, **variables: str) -> dict[str, Any]:
     """One run in a separate process, timed from outside."""
     command = [sys.executable, __file__, "--child", library, "--figures", name, "--seeds", str(seed)]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), os.times()
     done = subprocess.run(
         [*command, "--corpus", corpus], stdout=subprocess.PIPE, text=True, env={**os.environ, **variables}
     )
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, sum(os.times()[2:4]) - sum(before[2:4])
     if done.returncode:
         sys.exit(f"{library} failed; see above")
-    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": seconds}
+    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": seconds, "processor_s": used}
 
 
 def settings(preset: str, figure: Figure, seed: int, corpus: str) -> RunConfig:

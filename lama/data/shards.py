@@ -25,7 +25,7 @@ from lama.data.corpora import Corpus
 from lama.data.pieces import encode_inside_pieces, find_cut, frame_of
 from lama.errors import LamaError, first_line
 from lama.shapes import Array
-from lama.tokenizers import Tokenizer, tokenizer_from_json
+from lama.tokenizers import Tokenizer, encode_inside, tokenizer_from_json
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
@@ -65,10 +65,8 @@ class Shard:
     def key(self) -> str:
         """A digest of all that decides the ids, but for the tokenizer."""
         about = (self.begins, self.ends, self.places, list(map(len, self.texts)))
-        digest = hashlib.sha256(repr(about).encode())
-        for text in self.texts:
-            digest.update(text.encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        content = "".join((repr(about), *self.texts))
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def encode(self, tokenizer: Tokenizer, path: Path) -> None:
         """Write the ids, and the tokens, bytes and places of the texts. Raises LamaError."""
@@ -76,14 +74,17 @@ class Shard:
         found, lengths = array("I"), []
         for text in self.texts:
             begun = len(found)
-            pieces = (text[i : i + SHARD] for i in range(0, len(text), SHARD))
             found.fromlist(before * self.begins)
-            for ids in encode_inside_pieces(tokenizer, pieces):
-                found.fromlist(ids)
-                del ids  # twice as large
+            if len(text) <= SHARD:
+                found.fromlist(encode_inside(tokenizer, text))
+            else:
+                pieces = (text[i : i + SHARD] for i in range(0, len(text), SHARD))
+                for ids in encode_inside_pieces(tokenizer, pieces):
+                    found.fromlist(ids)
+                    del ids  # twice as large
             found.fromlist(after * self.ends)
             lengths.append(len(found) - begun)
-        sizes = [len(text.encode()) for text in self.texts]
+        sizes = [len(text) if text.isascii() else len(text.encode()) for text in self.texts]
         table = np.array([lengths, sizes, self.places], np.int64)
         numbers = np.frombuffer(found, np.dtype(f"u{found.itemsize}")).astype(dtype_of(tokenizer))
         with atomic_write(path) as file:
