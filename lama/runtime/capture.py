@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp
 
-from lama.runtime.buffers import write
+from lama.runtime.buffers import buffer_of, write
 from lama.runtime.internals import DEBUG, PROFILE, Ops, get_graph_runtime, is_tested
 from lama.shapes import Array
 
@@ -37,12 +38,18 @@ class CapturedStep(Generic[R]):
         self._last: list[UOp] = []
         self._graphs: list[tuple[CallGraph, int]] = []
         self._result: list[R] = []
+        self._watched: tuple[Sequence[Sequence[Tensor]], Callable[[int], None]] = (), lambda group: None
 
     def __call__(self, *inputs: object) -> R:
         """The step's result for these tensors, and other values that stay the same."""
         if self._can_rerun(inputs):
-            for graph, _ in self._graphs:
-                graph.rerun()
+            for i, (graph, _) in enumerate(self._graphs):
+                done = 0
+                for n, group in self._stops(i):
+                    graph.rerun(done, n)
+                    done = n
+                    self._watched[1](group)
+                graph.rerun(done)
             return self._result[0]
         self._last, self._graphs = [], []  # if this call is interrupted, the next one looks everything up
         result: R = self.jit(*inputs)
@@ -51,6 +58,29 @@ class CapturedStep(Generic[R]):
         if len(uops) == len(inputs) and (graphs := self._repeatable(uops)):
             self._last, self._graphs = uops, [(graph, graph.bindings) for graph in graphs]
         return result
+
+    @contextmanager
+    def watched(self, groups: Sequence[Sequence[Tensor]], complete: Callable[[int], None]) -> Iterator[None]:
+        """Within it, a replay calls `complete` with a group's number when its tensors are computed.
+
+        The tensors are realised. The first calls of a step, and any on another device, tell nothing.
+        """
+        self._watched = groups, complete
+        try:
+            yield
+        finally:
+            self._watched = (), complete
+
+    def _stops(self, i: int) -> list[tuple[int, int]]:
+        """The calls of graph i after which a group is complete, in order, and the group's number."""
+        writes = [graph.last_writes() for graph, _ in self._graphs] if self._watched[0] else []
+        found = []
+        for number, group in enumerate(self._watched[0]):
+            buffers = [id(buffer_of(tensor).base) for tensor in group]
+            places = [max((j, w[b]) for j, w in enumerate(writes) if b in w) for b in buffers]
+            if places and max(places)[0] == i:
+                found.append((max(places)[1], number))
+        return sorted(found)
 
     def _can_rerun(self, inputs: Sequence[object]) -> bool:
         return (
