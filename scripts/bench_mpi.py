@@ -232,9 +232,7 @@ def main() -> None:
     print(
         f"\npredicted for hosts of {host:,.0f} GFLOP/s (one core here: {gflops:,.0f}), {args.tokens} tokens"
     )
-    print(
-        f"a part, {args.latency:g} us a message: efficiency with 8 parts a host, and the parts for {WANTED:.0%}\n"
-    )
+    print(f"a part, {args.latency:g} us a message: efficiency with 8 parts a host; parts for {WANTED:.0%}\n")
     for name, shape in SHAPES.items():
         sizes = sizes_of(shape)
         total = sum(sizes.values())

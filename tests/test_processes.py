@@ -124,7 +124,7 @@ def test_a_bucket_is_cut_by_owners_where_that_is_about_equal():
     [
         (["--processes", "0"], "--processes must be at least 1; got 0"),
         (["--processes", "2", "--devices", "2"], "--processes and --devices exclude each other"),
-        (["--hosts", "a,b"], "--hosts and --restarts belong to --processes"),
+        (["--hosts", "a,b"], "--hosts and --restarts belong to --processes above 1"),
         (["--processes", "2", "--timeout", "0"], "--timeout must be above 0 seconds; got 0"),
         (["--processes", "2", "--restarts", "-1"], "--restarts must be at least 0; got -1"),
     ],
@@ -141,8 +141,19 @@ def test_without_mpi_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_launchers_options_are_taken_out_of_the_command():
-    words = ["train", "x.toml", "--processes", "4", "--out", "o", "--hosts=a,b", "--restarts", "2"]
-    kept = ["train", "x.toml", "--out", "o"]
+    words = [
+        "train",
+        "x.toml",
+        "--processes",
+        "4",
+        "--out",
+        "o",
+        "--hosts=a,b",
+        "--restart",
+        "--restarts",
+        "2",
+    ]
+    kept = ["train", "x.toml", "--out", "o", "--restart"]
     assert list(words_without(words, "--processes", "--hosts", "--restarts")) == kept
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lama.training.processes import Processes
     from lama.training.session import Session
 
+Train = Callable[[argparse.Namespace, "Processes | None"], int]
+Follow = Callable[[argparse.Namespace, "Processes"], int]
 BANNER = re.compile(
     r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
 )
@@ -45,11 +47,7 @@ def add_options(parser: Parser) -> None:
     parser.add("--restarts N", restarts, type=int, default=0)
 
 
-def run(
-    args: argparse.Namespace,
-    train: Callable[[argparse.Namespace, "Processes | None"], int],
-    follow: Callable[[argparse.Namespace, "Processes"], int],
-) -> int:
+def run(args: argparse.Namespace, train: Train, follow: Follow) -> int:
     """Train here, in the processes that a launcher started, or in new ones. The exit code."""
     check_least("--processes", args.processes, 1)
     check_least("--restarts", args.restarts, 0)
@@ -57,25 +55,17 @@ def run(
         raise UsageError(f"--timeout must be above 0 seconds; got {args.timeout:g}")
     several = (args.processes or 1) > 1 or launched() > 1
     if several and args.devices is not None:
-        raise UsageError(
-            "--processes and --devices exclude each other: each process trains on one CPU device"
-        )
+        raise UsageError("--processes and --devices exclude each other: a process trains on one device")
     if launched() > 1 or LAUNCHED in os.environ:
         return join(args, train, follow) if launched() > 1 else train(args, None)
     if not several:
         if args.hosts or args.restarts:
-            raise UsageError(
-                "--hosts and --restarts belong to --processes; got no number of processes above 1"
-            )
+            raise UsageError("--hosts and --restarts belong to --processes above 1; got 1")
         return train(args, None)
     return Launch(args).run()
 
 
-def join(
-    args: argparse.Namespace,
-    train: Callable[[argparse.Namespace, "Processes | None"], int],
-    follow: Callable[[argparse.Namespace, "Processes"], int],
-) -> int:
+def join(args: argparse.Namespace, train: Train, follow: Follow) -> int:
     """Train as one of the processes; an error in any ends all."""
     from lama.training.processes import Processes
 
@@ -167,8 +157,6 @@ class Launch:
         if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
             raise UsageError(MISSING)
         self.args, self.mpiexec = args, mpiexec
-        version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
-        self.is_open_mpi = "Open MPI" in version or "OpenRTE" in version
         self.hosts = [host for host in (args.hosts or "").split(",") if host]
         self.count: int = args.processes
         self.words = [*words_without(args.argv, "--processes", "--hosts", "--restarts")]
@@ -184,29 +172,27 @@ class Launch:
             if not self.report.told:
                 note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
             if restart == self.args.restarts or not self._choose_again():
-                self._say_how_to_resume()
+                if self._from():
+                    words = ["--resume", self.report.folder, "--processes", str(self.args.processes)]
+                    note(f"resume with: {shlex.join(['lama', 'train', *words])}")
                 return RETRY
             where = f" on {', '.join(self.hosts)}" if self.hosts else ""
+            processes = "1 process" if self.count == 1 else f"{self.count} processes"
             place = f"restart {restart + 1} of {self.args.restarts}"
-            plural = "es" if self.count > 1 else ""
-            note(f"{place}: {self.count} process{plural}{where}, from {self._from()}")
+            note(f"{place}: {processes}{where}, from {self._from() or 'the start'}")
         return code
 
     def _command(self) -> list[str]:
-        own = [sys.executable, "-m", "lama", *self.words]
-        each = -(-self.count // max(1, len(self.hosts)))
-        if self.is_open_mpi:
-            hosts = ["--host", ",".join(f"{host}:{each}" for host in self.hosts)] if self.hosts else []
-            return [self.mpiexec, "-n", str(self.count), "--oversubscribe", *hosts, *own]
-        hosts = ["-hosts", ",".join(self.hosts), "-ppn", str(each)] if self.hosts else []
-        return [self.mpiexec, "-n", str(self.count), *hosts, *own]
+        hosts = ["-hosts", ",".join(self.hosts), "-ppn", str(self._each())] if self.hosts else []
+        return [self.mpiexec, "-n", str(self.count), *hosts, sys.executable, "-m", "lama", *self.words]
+
+    def _each(self) -> int:
+        """The processes of a host."""
+        return -(-self.count // max(1, len(self.hosts)))
 
     def _run_once(self) -> int:
-        environment = {**os.environ, LAUNCHED: "1"}
-        if self.is_open_mpi and hasattr(os, "geteuid") and os.geteuid() == 0:
-            environment |= dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
         self.report = Report(self.report.folder, self.report.accumulation)
-        pipe = subprocess.PIPE
+        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: "1"}
         child = subprocess.Popen(
             self._command(), stdout=pipe, stderr=pipe, env=environment, start_new_session=True
         )
@@ -248,60 +234,52 @@ class Launch:
                 signal.signal(number, handler)
 
     def _from(self) -> str:
+        """The name of the last checkpoint, or nothing."""
         from lama.training.folder import RunFolder
 
         found = RunFolder(Path(self.report.folder)).checkpoints() if self.report.folder else []
-        return found[-1].name if found else "the start"
-
-    def _say_how_to_resume(self) -> None:
-        if self._from() != "the start":
-            words = ["lama", "train", "--resume", self.report.folder, "--processes", str(self.count)]
-            note(f"resume with: {shlex.join(words)}")
+        return found[-1].name if found else ""
 
     def _choose_again(self) -> bool:
         """Choose hosts that answer, how many processes, and the command. Whether any host answers."""
         from lama.training.sums import numbers_of_processes
 
-        each = -(-self.count // max(1, len(self.hosts)))
         if self.hosts:
-            self.hosts = [host for host in self.hosts if answers(host)]
-            if not self.hosts:
-                note("no host answers")
-                return False
-            most = each * len(self.hosts)
+            each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
             fitting = numbers_of_processes(self.report.accumulation or self.count)
-            self.count = max(n for n in fitting if n <= most)
-        folder = self.report.folder
-        if self._from() != "the start":
-            kept = [word for word in ("--timeout",) if self.args.timeout != 60.0]
-            self.words = ["train", "--resume", folder, *(f"{word}={self.args.timeout:g}" for word in kept)]
-        elif folder and "--resume" not in self.words:
-            self.words = [*words_without(self.words, "--out"), "--out", folder]
-            self.words += [] if "--restart" in self.words else ["--restart"]
-        return True
+            self.count = max((n for n in fitting if n <= each * len(self.hosts)), default=0)
+        if "--resume" in self.words or not self.report.folder:
+            return self.count > 0
+        if self._from():
+            here = ("device", "threads", "track", "timeout")
+            given = {name: value for name in here if (value := getattr(self.args, name)) is not None}
+            self.words = ["train", "--resume", self.report.folder]
+            self.words += [f"--{name}={value}" for name, value in given.items()]
+            self.words += ["--reference"] if self.args.reference else []
+        else:
+            self.words = [*words_without(self.words, "--out", "--restart"), "--restart"]
+            self.words += ["--out", self.report.folder]
+        return self.count > 0
 
 
 def answers(host: str) -> bool:
     """Whether a host runs a command by ssh, or by the launcher that HYDRA_LAUNCHER_EXEC names."""
     if host in ("localhost", "127.0.0.1", socket.gethostname()):
         return True
-    program = os.environ.get("HYDRA_LAUNCHER_EXEC", "ssh")
-    command = [program, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={AGAIN:.0f}"]
-    if "HYDRA_LAUNCHER_EXEC" in os.environ:
-        command = [program]
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={AGAIN:.0f}"]
+    program = [own] if (own := os.environ.get("HYDRA_LAUNCHER_EXEC")) else ssh
     try:
-        done = subprocess.run([*command, host, "true"], capture_output=True, timeout=2 * AGAIN, check=False)
+        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=2 * AGAIN, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
 
 
 def words_without(words: Sequence[str], *options: str) -> list[str]:
-    """A command's words without these options and their values."""
+    """A command's words without these options and their values; --restart has none."""
     kept, skip = [], False
     for word in words:
-        if skip or word.split("=")[0] in options:
-            skip = not skip and word in options
-            continue
-        kept.append(word)
+        if not skip and word.split("=")[0] not in options:
+            kept.append(word)
+        skip = not skip and word in options and word != "--restart"
     return kept

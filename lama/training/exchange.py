@@ -17,6 +17,7 @@ from tinygrad import Tensor
 
 from lama.checkpoints.tensor import bfloat16_to_float32, float32_to_bfloat16
 from lama.ops import square_parts
+from lama.runtime.buffers import write
 from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.shapes import Array
 from lama.training.optimizers import Optimizer, zeros_like_all
@@ -71,11 +72,11 @@ class Exchange:
         Buckets are exchanged while the gradients of others are still computed.
         """
         ready: queue.SimpleQueue[int] = queue.SimpleQueue()
-        groups = [[replica.gradients.get(name) for name in bucket.names] for bucket in self.buckets]
-        known = [[t for t in group if t is not None] for group in groups]
+        found = replica.gradients  # none before the first call
+        groups = [[found[name] for name in bucket.names] for bucket in self.buckets] if found else []
         exchanged = self._thread.submit(self._exchange_all, replica, i, ready)
         try:
-            with replica.step.watched(known, ready.put):
+            with replica.step.watched(groups, ready.put):
                 loss = replica.learn(key, arrays)
         finally:
             for _ in self.buckets:
@@ -103,7 +104,13 @@ class Exchange:
         size = bucket.cuts[rank + 1] - bucket.cuts[rank]
         parts_of_all = self._parts[: team.size * size].reshape(team.size, size)
         counts = [last - first for first, last in pairwise(bucket.cuts)]
-        self._all_to_all(whole, counts, parts_of_all.reshape(-1), [size] * team.size)
+        wanted = [size] * team.size
+        if self.rounded:
+            bits = np.empty(parts_of_all.shape, np.uint16)
+            self._send_parts(float32_to_bfloat16(whole), counts, bits, wanted)
+            parts_of_all[:] = bfloat16_to_float32(bits)
+        else:
+            self._send_parts(whole, counts, parts_of_all, wanted)
         total = add_rows(parts_of_all)
         begin, end = bucket.owned[rank], bucket.owned[rank + 1]
         if bucket.cuts != bucket.owned:
@@ -113,21 +120,10 @@ class Exchange:
             total = whole[begin:end]
         for name, (first, last) in zip(bucket.names, pairwise(bucket.places), strict=True):
             if self.owners[name] == rank:
-                self._gradient(name)[:] = total[first - begin : last - begin]
-
-    def _gradient(self, name: str) -> Array:
-        return memory_of({name: self.gradients[name].reshape(-1)})[name]
-
-    def _all_to_all(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
-        """Send `counts` numbers to each process, and take `wanted` of each; in bfloat16 if that is chosen."""
-        if not self.rounded:
-            self._send_parts(given, counts, taken, wanted)
-            return
-        bits = np.empty(len(taken), np.uint16)
-        self._send_parts(float32_to_bfloat16(given), counts, bits, wanted)
-        taken[:] = bfloat16_to_float32(bits)
+                write(self.gradients[name], total[first - begin : last - begin])
 
     def _send_parts(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
+        """Send `counts` numbers to each process, and take `wanted` of each."""
         self.sent += given.itemsize * (sum(counts) - counts[self.team.rank])
         self.team.wait(self._comm.Ialltoallv([given, counts], [taken, wanted]))
 
