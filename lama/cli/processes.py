@@ -211,10 +211,15 @@ class Launch:
         """Print lines of the processes, but for those that are for this command."""
         for content in lines:
             line = content.decode("utf-8", "surrogateescape")
-            if not self.report.read(line):
-                self.report.told |= line.startswith("lama: ")
+            if self.report.read(line):
+                continue
+            self.report.told |= line.startswith("lama: ")
+            try:
                 screen.write(line)
                 screen.flush()
+            except OSError:  # closed: the processes save and end
+                screen = open(os.devnull, "w")  # noqa: SIM115
+                os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def _passing_signals(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:

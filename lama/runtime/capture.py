@@ -43,12 +43,13 @@ class CapturedStep(Generic[R]):
     def __call__(self, *inputs: object) -> R:
         """The step's result for these tensors, and other values that stay the same."""
         if self._can_rerun(inputs):
-            for i, (graph, _) in enumerate(self._graphs):
+            groups, complete = self._watched
+            for (graph, _), stops in zip(self._graphs, self._stops(groups), strict=True):
                 done = 0
-                for n, group in self._stops(i):
+                for n, group in stops:
                     graph.rerun(done, n)
                     done = n
-                    self._watched[1](group)
+                    complete(group)
                 graph.rerun(done)
             return self._result[0]
         self._last, self._graphs = [], []  # if this call is interrupted, the next one looks everything up
@@ -71,16 +72,18 @@ class CapturedStep(Generic[R]):
         finally:
             self._watched = (), complete
 
-    def _stops(self, i: int) -> list[tuple[int, int]]:
-        """The calls of graph i after which a group is complete, in order, and the group's number."""
-        writes = [graph.last_writes() for graph, _ in self._graphs] if self._watched[0] else []
-        found = []
-        for number, group in enumerate(self._watched[0]):
-            buffers = [id(buffer_of(tensor).base) for tensor in group]
-            places = [max((j, w[b]) for j, w in enumerate(writes) if b in w) for b in buffers]
-            if places and max(places)[0] == i:
-                found.append((max(places)[1], number))
-        return sorted(found)
+    def _stops(self, groups: Sequence[Sequence[Tensor]]) -> list[list[tuple[int, int]]]:
+        """For each graph, the calls after which a group is complete, in order, and the group's number."""
+        writes = {
+            buffer: (i, n)
+            for i, (graph, _) in enumerate(self._graphs if groups else ())
+            for buffer, n in graph.last_writes().items()
+        }
+        found: list[list[tuple[int, int]]] = [[] for _ in self._graphs]
+        for number, group in enumerate(groups):
+            i, n = max(writes.get(id(buffer_of(tensor).base), (0, 0)) for tensor in group)
+            found[i].append((n, number))
+        return [sorted(stops) for stops in found]
 
     def _can_rerun(self, inputs: Sequence[object]) -> bool:
         return (

@@ -67,7 +67,7 @@ class Processes:
         self.stage = "begin"
         """"train", or what the other processes wait for the first one to do: "begin" or "end"."""
         self._comm, self._pulse = world.Dup(), world.Dup()
-        self._errors, self._closing = sys.stderr, threading.Event()
+        self._errors, self._closing, self._ending = sys.stderr, threading.Event(), threading.Lock()
         self.hosts: list[str] = []
         self.pids: list[int] = []
         self._host = os.environ.get("PMI_HOSTNAME") or mpi.Get_processor_name()
@@ -204,12 +204,14 @@ class Processes:
         if self.rank == 0:
             self._end(message, code)
         with suppress(Exception):
+            self._closing.wait(2 * PERIOD)  # the first one may have the same error, and ends this process
             self._pulse.Isend(_packed(message, code), 0)
-            self._closing.wait(5)  # the answer ends this process
+            self._closing.wait(10 * PERIOD)  # the answer ends this process
         self._end(message, code)
 
     def _end(self, message: str, code: int) -> NoReturn:
         """Print, tell the others and end: MPI cannot be left in order any more."""
+        self._ending.acquire()  # for good: the first line is the only one
         try:
             self.print_errors()
             note(message)
