@@ -38,14 +38,15 @@ class TreeSum:
         self._levels: list[dict[str, Tensor]] = []
         """Number k holds a sum of 2ᵏ gradients that waits for its neighbour."""
         self._steps: dict[int, CapturedStep[None]] = {}
+        self._given: Mapping[str, Tensor] = {}
 
     def add(self, i: int, gradients: Mapping[str, Tensor]) -> None:
         """Add gradient `i`, whose tensors are the same each time; the last ends as the sum of all."""
         if self.count == 1:
             return
         if host_array(next(iter(gradients.values()))) is None:
-            step = self._steps.setdefault(i, CapturedStep(lambda: self._add_on_device(i, gradients)))
-            step()
+            self._given = gradients
+            self._steps.setdefault(i, CapturedStep(lambda: self._add_on_device(i)))()
             return
 
         def work(name: str) -> None:
@@ -74,7 +75,8 @@ class TreeSum:
         level = (~i & i + 1).bit_length() - 1  # the number of ones at the end of i
         return list(range(level)), level
 
-    def _add_on_device(self, i: int, gradients: Mapping[str, Tensor]) -> None:
+    def _add_on_device(self, i: int) -> None:
+        gradients = self._given
         merged, level = self._plan(i, gradients)
         changed = []
         for name, total in gradients.items():
