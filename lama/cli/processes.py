@@ -85,8 +85,7 @@ def join(args: argparse.Namespace, train: Train, follow: Follow) -> int:
         if args.traceback:
             import traceback
 
-            team.print_errors()
-            traceback.print_exc()
+            traceback.print_exc()  # of the first process
         if team.rank or team.stage == "train":
             team.fail(message, code)
         note(message)

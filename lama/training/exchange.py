@@ -60,6 +60,7 @@ class Exchange:
         self._parts = np.empty(team.size * max(parts), np.float32)
         self._comm, self._thread = team.communicator(), ThreadPoolExecutor(1)
         self._squares = CapturedStep(self._square_parts)
+        self._width = int(square_parts([next(iter(parameters.values()))]).shape[0])
         self._sums = InputBuffer(str(next(iter(parameters.values())).device))
         self.sent, self.busy, self.waited = 0, 0.0, 0.0
         """Bytes sent by this process, and seconds: of exchanges, and of waiting for them."""
@@ -134,13 +135,14 @@ class Exchange:
 
         Those are added up tensor by tensor, in the order of the parameters, as `square_parts` does.
         """
-        found = self._squares().numpy() if self.own else np.empty((0, 0), np.float32)
-        own = np.concatenate([np.array(numbers, np.float32), found.reshape(-1)])
-        owned = [sum(owner == rank for owner in self.owners.values()) for rank in range(self.team.size)]
-        width = int(self.team.gather_numbers(np.array([found.shape[1]]), [1] * self.team.size).max())
-        counts = [len(numbers) + n * width for n in owned]
-        joined = self.team.gather_numbers(own, counts)
-        shares = np.split(joined, list(accumulate(counts))[:-1])
+        own = np.array(numbers, np.float32)
+        if self.own:
+            own = np.concatenate([own, self._squares().numpy().reshape(-1)])
+        width = self._width
+        counts = [len(numbers)] * self.team.size
+        for owner in self.owners.values():
+            counts[owner] += width
+        shares = np.split(self.team.gather_numbers(own, counts), list(accumulate(counts))[:-1])
         rows = [iter(share[len(numbers) :].reshape(-1, width)) for share in shares]
         total = np.zeros(width, np.float32)
         for owner in self.owners.values():

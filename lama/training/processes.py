@@ -193,10 +193,6 @@ class Processes:
         self._beating.join()
         return code
 
-    def print_errors(self) -> None:
-        """Print on standard error again, in a process that does not lead."""
-        sys.stderr = self._errors
-
     # The end of all when one is lost
 
     def fail(self, message: str, code: int) -> NoReturn:
@@ -213,7 +209,7 @@ class Processes:
         """Print, tell the others and end: MPI cannot be left in order any more."""
         self._ending.acquire()  # for good: the first line is the only one
         try:
-            self.print_errors()
+            sys.stderr = self._errors
             note(message)
             tell_launcher({"code": code})
             if self.rank == 0:
