@@ -1,7 +1,7 @@
 """Speed of training by several processes on MPI, measured here and predicted for many hosts.
 
     python scripts/bench_mpi.py
-    python scripts/bench_mpi.py --latency 30 --gflops 2000 --tokens 4096
+    python scripts/bench_mpi.py --processes --latency 30 --gflops 2000 --tokens 4096     # predictions only
 
 Measured: milliseconds of a step with 1, 2 and 4 processes of one thread each, the bytes that each sends, and
 the share of the gradients' exchange that is hidden behind the backward pass. Predicted: the step of n hosts,
@@ -41,6 +41,7 @@ GBITS = (1, 10, 100)
 HOSTS = (2, 4, 8, 16, 32, 64, 128, 256)
 BACKWARD = 2 / 3  # of a part's arithmetic
 WANTED = 0.8  # efficiency
+UPDATED = 28  # bytes that AdamW reads and writes for a weight
 
 
 @dataclass(frozen=True)
@@ -192,51 +193,57 @@ def measured(n: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--latency", type=float, default=50.0, help="microseconds of a message (default 50)")
-    parser.add_argument("--gflops", type=float, help="of a host (default: measured here by one core, x 16)")
+    parser.add_argument("--gflops", type=float, default=1000.0, help="of a host (default 1000)")
+    parser.add_argument("--memory", type=float, default=100.0, help="GB/s of a host's memory (default 100)")
     parser.add_argument("--tokens", type=int, default=1024, help="of a part of a batch (default 1024)")
-    parser.add_argument("--processes", type=int, nargs="*", default=[2, 4])
+    parser.add_argument(
+        "--processes", type=int, nargs="*", default=[2, 4], help="to measure; none to predict"
+    )
     parser.add_argument("--steps", type=int, default=20, help="measured with each number of processes")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args.steps)
         return
+    if args.processes:
+        measure(args.processes, args.steps)
+    predict(args)
+
+
+def measure(numbers: list[int], steps: int) -> None:
+    """Print the steps of each number of processes here, beside the model's."""
     open_device()
-    model = GPT(HERE, seed=0)
-    alone, numbers = measured(1, args.steps), n_parameters(model)
+    alone, weights, sizes = measured(1, steps), n_parameters(GPT(HERE, seed=0)), sizes_of(HERE)
     update = alone["step"] - PARTS * alone["part"]
-    gflops = 6 * numbers * ROWS * HERE.context_length / alone["part"] / 1e9
+    gflops = 6 * weights * ROWS * HERE.context_length / alone["part"] / 1e9
     columns = ["processes", "step, ms", "model, ms", "speed-up", "sent, MB", "exchange, ms", "hidden"]
     rows: list[list[object]] = [[1, 1e3 * alone["step"], "-", 1.0, "-", "-", "-"]]
-    sizes = sizes_of(HERE)
-    for n in args.processes:
-        found = measured(n, args.steps)
+    for n in numbers:
+        found = measured(n, steps)
         slower = max(1.0, n / cores())
         work = Work(alone["part"] * slower, update * slower)
         network = Network(found["latency"], found["speed"])
-        model_step = predicted(sizes, work, network, n, PARTS // n)
-        speed_up = alone["step"] / found["step"]
-        rows.append(
-            [n, 1e3 * found["step"], 1e3 * model_step, speed_up, found["sent"] / 1e6, 1e3 * found["busy"]]
-        )
+        model = 1e3 * predicted(sizes, work, network, n, PARTS // n)
+        speed_up, sent = alone["step"] / found["step"], found["sent"] / 1e6
+        rows.append([n, 1e3 * found["step"], model, speed_up, sent, 1e3 * found["busy"]])
         rows[-1].append(f"{found['hidden']:.0%}")
-    print(
-        f"{numbers:,} parameters, {PARTS} parts of {ROWS} x {HERE.context_length} tokens, {cores()} cores\n"
-    )
-    print(Table(columns, rows))
-    host = args.gflops or 16 * gflops
-    print(
-        f"\npredicted for hosts of {host:,.0f} GFLOP/s (one core here: {gflops:,.0f}), {args.tokens} tokens"
-    )
-    print(f"a part, {args.latency:g} us a message: efficiency with 8 parts a host; parts for {WANTED:.0%}\n")
+    print(f"{weights:,} parameters, {PARTS} parts of {ROWS} x {HERE.context_length} tokens, {cores()} cores,")
+    print(f"{gflops:,.0f} GFLOP/s by one thread\n")
+    print(Table(columns, rows), "\n")
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Print the efficiency of many hosts."""
+    print(f"Efficiency with 8 parts of {args.tokens} tokens a host; in brackets the parts for {WANTED:.0%}.")
+    print(f"Hosts of {args.gflops:,g} GFLOP/s and {args.memory:g} GB/s, {args.latency:g} us a message\n")
     for name, shape in SHAPES.items():
         sizes = sizes_of(shape)
         total = sum(sizes.values())
-        work = Work(6e-9 * total * args.tokens / host, update * total / numbers / 16)
+        part = 6e-9 * total * args.tokens / args.gflops
+        work = Work(part, UPDATED * total / args.memory / 1e9)
         lines: list[list[object]] = []
         for gbit in GBITS:
             network = Network(args.latency * 1e-6, gbit * 1e9 / 8)
