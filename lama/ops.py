@@ -331,8 +331,16 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Σ x² over all numbers of all tensors, float32 (1,): the square of their global norm."""
-    if (total := kernels.sum_of_squares(tensors)) is not None:
-        return total
+    return square_parts(tensors).sum(keepdim=True)
+
+
+def square_parts(tensors: Sequence[Tensor]) -> Tensor:
+    """Sums of x² over the fixed parts of each tensor, added up in the order of the tensors: float32 (parts,).
+
+    Those of single tensors, added in that order, are the same bits.
+    """
+    if (sums := kernels.square_parts(tensors)) is not None:
+        return sums
     return sum((t.float().square().sum() for t in tensors), Tensor.zeros(1, device=tensors[0].device))
 
 

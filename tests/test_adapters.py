@@ -162,7 +162,7 @@ def check_gradients(model: GPT, modes: tuple[bool, ...]) -> None:
     of_weights = dict(zip(weights_of_twin, whole, strict=True))
     for recompute in modes:
         replica = Replica(model, TrainingConfig(recompute=recompute), language_model_loss, 1)
-        assert replica.add(True, np.zeros(2, np.uint32), tokens()) == pytest.approx(loss.item(), abs=1e-5)
+        assert replica.add(0, np.zeros(2, np.uint32), tokens()) == pytest.approx(loss.item(), abs=1e-5)
         for name, change in changes_of(model).items():
             place = places(model)[name]
             rows = of_weights[name].numpy()[place.first : place.first + place.d_out]
@@ -197,7 +197,7 @@ def test_gradient_is_the_slope_of_the_loss():
     """Central differences of some numbers, over weights of 4 bits."""
     model, (inputs, targets) = model_of(LLAMA, "int4"), tokens()
     replica = Replica(model, TrainingConfig(), language_model_loss, 1)
-    replica.add(True, np.zeros(2, np.uint32), (inputs, targets))
+    replica.add(0, np.zeros(2, np.uint32), (inputs, targets))
     for name, p in list(trained_parameters(model).items())[::5]:
         before, gradient = p.numpy(), replica.gradients[name].numpy()
         at = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
@@ -214,13 +214,13 @@ def test_gradient_is_the_slope_of_the_loss():
 def test_parts_of_a_batch_and_logits_in_pieces_give_the_same_gradients(monkeypatch):
     model = model_of(LLAMA)
     whole = Replica(model, TrainingConfig(), language_model_loss, 1)
-    whole.add(True, np.zeros(2, np.uint32), tokens())
+    whole.add(0, np.zeros(2, np.uint32), tokens())
     monkeypatch.setattr("lama.training.recompute.LOGITS", 37 * 10)  # 10 tokens at a time
     for config in (TrainingConfig(recompute=True), TrainingConfig()):
         parts = Replica(model, config, language_model_loss, 2)
         for i in range(2):
             part = [array[2 * i : 2 * i + 2] for array in tokens()]
-            parts.add(i == 0, np.array([0, 2 * i], np.uint32), part)
+            parts.add(i, np.array([0, 2 * i], np.uint32), part)
         for name, gradient in whole.gradients.items():
             assert_all_close([parts.gradients[name].numpy()], [gradient.numpy()], 1e-5)
 

@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             if argv[0] == "help":
                 argv = [*argv[1:], "--help"]
-            args = make_parser(argv[0]).parse_args(argv)
+            args = make_parser(argv[0]).parse_args(argv, argparse.Namespace(argv=argv))
             code: int = args.run(args)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 note(args.hint)
             return code
     except (Exception, KeyboardInterrupt) as error:
-        code, message = _explained(error)
+        code, message = explained(error)
         if TRACEBACK in argv:
             import traceback
 
@@ -312,7 +312,7 @@ def _warning_lines() -> Iterator[None]:
         yield
 
 
-def _explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
+def explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
     """The exit code and the error line of a failed command."""
     if isinstance(error, LamaError):
         return error.exit_code, str(error)

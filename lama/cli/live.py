@@ -95,7 +95,7 @@ class LiveLine:
 
 
 @contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
+def stopping(stop: Callable[[], None], quiet: bool = False) -> Iterator[list[int]]:
     """SIGINT, SIGTERM and SIGHUP call `stop`, which lets the current step end.
 
     A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals that came.
@@ -112,7 +112,7 @@ def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
         if number == HANGUP:
             _forget_terminal()
         with suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            os.write(2, b"" if quiet else b"\nstopping after this step; once more to stop at once\n")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:

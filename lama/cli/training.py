@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lama.cli import Parser, machine
+from lama.cli import Parser, machine, processes
 from lama.cli.live import LiveLine, heading, progress, say, state, stopped_by, stopping
 from lama.cli.out import check_folder, free_folder
 from lama.cli.settings import OWNERS, flag_of, given
@@ -27,6 +27,7 @@ from lama.training.settings.scale import CHOSEN, Scale
 
 if TYPE_CHECKING:
     from lama.training.folder import RunFolder
+    from lama.training.processes import Processes
     from lama.training.session import Evaluation, Session
     from lama.training.settings import RunSettings
 
@@ -63,24 +64,30 @@ def add_options(parser: Parser, default: str) -> None:
     machine.add_options(parser)
     devices = "share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,..."
     parser.add("--devices N", devices)
+    processes.add_options(parser)
     parser.add("--track", "log to this too; log.jsonl is always written", choices=TRACKERS)
 
 
 def run(args: argparse.Namespace) -> int:
-    from lama.runtime.device import use_devices
-    from lama.training.folder import RunFolder
-    from lama.training.prepare import new_session
-
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or a file shows the progress
     machine.use(args)
+    return processes.run(args, train, follow)
+
+
+def train(args: argparse.Namespace, team: "Processes | None" = None) -> int:
+    """Begin or resume a run, which a team's first process leads, and train. The exit code."""
+    from lama.runtime.device import use_devices
+    from lama.training.folder import RunFolder
+    from lama.training.prepare import lead, new_session
+
     devices = () if args.devices is None else use_devices(args.devices)
     if args.track:
         from lama.training.trackers import import_tracker
 
         import_tracker(args.track)
     if args.resume:
-        return resume(args, devices)
+        return resume(args, devices, team)
     settings = starting_settings(args)
     kind, model = kind_of_settings(settings), str(settings["model"])
     check = partial(check_run, command=kind.marker, restart=args.restart)
@@ -93,7 +100,12 @@ def run(args: argparse.Namespace) -> int:
         if args.restart and folder.checkpoints():
             note(f"replacing the run in {folder.path}, which is at step {place_of(folder)}")
         watch_pieces = partial(progress, unit="piece", label="tokenizing")
-        session = new_session(folder, settings, command_line(args), scale_of(args), devices, watch_pieces)
+        session = new_session(
+            folder, settings, command_line(args), scale_of(args), devices, watch_pieces, team
+        )
+        if team:
+            processes.tell(session, team)
+            lead(team, session)
         front_of(session.config).introduce(session, args)
         return learn(session, args)
 
@@ -144,10 +156,23 @@ def scale_of(args: argparse.Namespace) -> Scale | None:
     return Scale(args.size, args.depth, *([] if args.ratio is None else [args.ratio]))
 
 
-def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
+def follow(args: argparse.Namespace, team: "Processes") -> int:
+    """Train in a process that does not lead. The exit code."""
+    from lama.training.prepare import followed
+
+    if (session := followed(team)) is None:
+        return 0
+    if not args.resume:
+        session.measure()
+    with stopping(session.stop, quiet=True) as team.received:
+        list(session)
+    return 0
+
+
+def resume(args: argparse.Namespace, devices: tuple[str, ...], team: "Processes | None") -> int:
     from lama.models.registry import describe
     from lama.training.folder import RunFolder
-    from lama.training.prepare import resumed_run
+    from lama.training.prepare import lead, resumed_run
 
     for name in ("settings", "out", "size", "depth", "ratio", "restart"):
         if value := getattr(args, name):
@@ -160,8 +185,11 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...]) -> int:
     if args.model not in (None, own := settings.get("model", "gpt")):
         raise UsageError(f"--model must be that of the run, {own}; got {args.model}. Leave it out")
     with folder.alone():
-        session = resumed_run(folder, given(args, kind), devices)
+        session = resumed_run(folder, given(args, kind), devices, team)
         steps = session.config.total_steps
+        if team:
+            processes.tell(session, team)
+            lead(team, None if session.finished else session)
         if session.finished:
             print(f"{folder.path} is finished: {steps} steps, {session.result}. Nothing is left to do")
             return 0
@@ -175,9 +203,16 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
     config, folder = session.config, session.folder
     devices = [replica.device for replica in session.trainer.replicas]
     shared = f", shared among {', '.join(devices)}" if devices[1:] else ""
+    if team := session.team:
+        hosts = len(set(team.hosts))
+        shared = f", shared among {team.size} processes on {hosts} host{'s' if hosts > 1 else ''}"
+        if config.exchange != "float32":
+            note(f"exchange={config.exchange}: another number of processes would be another run")
     heading(f"Training: {session.plan}{shared}")
     last = None
     with stopping(session.stop) as received:
+        if team:
+            team.received = received
         try:
             last = watch(session, args)
         except OSError:  # the output cannot be written any more
@@ -186,11 +221,15 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
             if not received:
                 note(f"stopped{where(session)}")
                 raise
+    way_on = where(session)
+    if team:
+        received = received or [team.stopped] * (team.stopped > 0)
+        session.team, team.stage = None, "end"
     if getattr(config, "record", ""):
         show_recording(folder)
     if received:
         draw_curve(folder)
-        return stopped_by(received, where(session))
+        return stopped_by(received, way_on)
     if gain := session.trainer.gain:
         print(f"{len(devices)} devices found the gradients {gain:.2f} times as fast as one after the other")
     front_of(config).conclude(session, last)

@@ -9,7 +9,7 @@ from lama.kernels.gated import gated
 from lama.kernels.integers import round_activations
 from lama.kernels.layernorm import layernorm, rmsnorm
 from lama.kernels.matmul import matmul, matmul_precision
-from lama.kernels.optimizer import adamw, muon_directions, muon_step, sum_of_squares
+from lama.kernels.optimizer import adamw, muon_directions, muon_step, square_parts
 from lama.kernels.quantized import Quantized, dequantize, quantize
 from lama.kernels.rope import rotate
 
@@ -36,5 +36,5 @@ __all__ = [
     "rotate",
     "round_activations",
     "softmax",
-    "sum_of_squares",
+    "square_parts",
 ]

@@ -14,8 +14,8 @@ Run = tuple[int, int, int]
 """Matrices of one shape that lie in a tensor: its number, their first row, their count."""
 
 
-def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor | None:
-    """`ops.sum_of_squares` by kernels; None where there are none for these."""
+def square_parts(tensors: Sequence[Tensor]) -> Tensor | None:
+    """`ops.square_parts` by kernels; None where there are none for these."""
     if not are_fast_floats(*tensors):
         return None
     sums = Tensor.zeros(PARTS, device=tensors[0].device).contiguous()
@@ -23,7 +23,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor | None:
         n = math.prod(shape_of(tensor))
         kernel = make_kernel("squares.c", {"N": n, "PARTS": PARTS}, slices=min(PARTS, slices_for(0.4 * n)))
         sums = kernel((PARTS,), sums, tensor)
-    return sums.sum(keepdim=True)
+    return sums
 
 
 def adamw(

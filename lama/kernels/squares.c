@@ -1,5 +1,5 @@
 // sums[i] = before[i] + the squares of part i of the N numbers x. The number of slices does not change the
-// PARTS parts.
+// PARTS parts, and what came before is added last: parts of several tensors may be computed apart.
 
 KERNEL NAME(output sums, input before, input x, int slice) {
   for (int part = FIRST(PARTS); part < LAST(PARTS); part++) {
@@ -9,6 +9,6 @@ KERNEL NAME(output sums, input before, input x, int slice) {
       EACH(j, 4) four[j] += load(x + i + j * V) * load(x + i + j * V);
     float rest = 0;
     for (; i < last; i++) rest += x[i] * x[i];
-    sums[part] = before[part] + sum_vec(four[0] + four[1] + (four[2] + four[3])) + rest;
+    sums[part] = before[part] + (sum_vec(four[0] + four[1] + (four[2] + four[3])) + rest);
   }
 }

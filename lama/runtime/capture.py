@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp
 
-from lama.runtime.buffers import write
+from lama.runtime.buffers import buffer_of, write
 from lama.runtime.internals import DEBUG, PROFILE, Ops, get_graph_runtime, is_tested
 from lama.shapes import Array
 
@@ -37,12 +38,19 @@ class CapturedStep(Generic[R]):
         self._last: list[UOp] = []
         self._graphs: list[tuple[CallGraph, int]] = []
         self._result: list[R] = []
+        self._watched: tuple[Sequence[Sequence[Tensor]], Callable[[int], None]] = (), lambda group: None
 
     def __call__(self, *inputs: object) -> R:
         """The step's result for these tensors, and other values that stay the same."""
         if self._can_rerun(inputs):
-            for graph, _ in self._graphs:
-                graph.rerun()
+            groups, complete = self._watched
+            for (graph, _), stops in zip(self._graphs, self._stops(groups), strict=True):
+                done = 0
+                for n, group in stops:
+                    graph.rerun(done, n)
+                    done = n
+                    complete(group)
+                graph.rerun(done)
             return self._result[0]
         self._last, self._graphs = [], []  # if this call is interrupted, the next one looks everything up
         result: R = self.jit(*inputs)
@@ -51,6 +59,31 @@ class CapturedStep(Generic[R]):
         if len(uops) == len(inputs) and (graphs := self._repeatable(uops)):
             self._last, self._graphs = uops, [(graph, graph.bindings) for graph in graphs]
         return result
+
+    @contextmanager
+    def watched(self, groups: Sequence[Sequence[Tensor]], complete: Callable[[int], None]) -> Iterator[None]:
+        """Within it, a replay calls `complete` with a group's number when its tensors are computed.
+
+        The tensors are realised. The first calls of a step, and any on another device, tell nothing.
+        """
+        self._watched = groups, complete
+        try:
+            yield
+        finally:
+            self._watched = (), complete
+
+    def _stops(self, groups: Sequence[Sequence[Tensor]]) -> list[list[tuple[int, int]]]:
+        """For each graph, the calls after which a group is complete, in order, and the group's number."""
+        writes = {
+            buffer: (i, n)
+            for i, (graph, _) in enumerate(self._graphs if groups else ())
+            for buffer, n in graph.last_writes().items()
+        }
+        found: list[list[tuple[int, int]]] = [[] for _ in self._graphs]
+        for number, group in enumerate(groups):
+            i, n = max(writes.get(id(buffer_of(tensor).base), (0, 0)) for tensor in group)
+            found[i].append((n, number))
+        return [sorted(stops) for stops in found]
 
     def _can_rerun(self, inputs: Sequence[object]) -> bool:
         return (

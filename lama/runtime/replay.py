@@ -223,11 +223,17 @@ def digest(content: bytes) -> str:
 @functools.cache
 def code_digest() -> str:
     """Digest of what call lists depend on: lama's code, tinygrad's release and settings, the processor."""
-    package = Path(__file__).parent.parent
-    code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     settings = {key: variable.value for key, variable in ContextVar._cache.items()}
     machine = [cpu_model(), may_use_amx()]
-    return digest(repr([[digest(c) for c in code], installed(), settings, machine]).encode())
+    return digest(repr([source_digest(), installed(), settings, machine]).encode())
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of lama's code."""
+    package = Path(__file__).parent.parent
+    code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
+    return digest(repr([digest(content) for content in code]).encode())
 
 
 def cpu_model() -> str:

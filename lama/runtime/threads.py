@@ -148,11 +148,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pool.cache_clear)  # threads stay in the parent
 
 
-def run_calls(words: "ctypes.Array[ctypes.c_uint64]", starts: list[int]) -> None:
-    """Run the calls that start at these words, in order."""
-    run, at, n = pool().run, ctypes.addressof(words), len(starts)
-    for first in range(0, n, CHUNK):
-        run(at + 8 * starts[first], min(CHUNK, n - first))
+def run_calls(
+    words: "ctypes.Array[ctypes.c_uint64]", starts: list[int], first: int = 0, last: int | None = None
+) -> None:
+    """Run the calls that start at these words, in order; those from `first` to before `last` only."""
+    run, at, n = pool().run, ctypes.addressof(words), len(starts) if last is None else last
+    for i in range(first, n, CHUNK):
+        run(at + 8 * starts[i], min(CHUNK, n - i))
 
 
 def load_c(source: str, name: str) -> Program:
@@ -224,9 +226,16 @@ class CallGraph(GraphRunner):
         self.rerun()
         return time.perf_counter() - began if wait else None
 
-    def rerun(self) -> None:
-        """Run the calls as the last replay left them."""
-        run_calls(self._words, self._starts)
+    def rerun(self, first: int = 0, last: int | None = None) -> None:
+        """Run the calls as the last replay left them, or a part of them."""
+        run_calls(self._words, self._starts, first, last)
+
+    def last_writes(self) -> dict[int, int]:
+        """For the `id` of each buffer that is written: the number of calls after which it is complete."""
+        found: dict[int, int] = {}
+        for n, (_, program, buffers, _) in enumerate(self.calls, 1):
+            found |= {id(buffers[i].base): n for i in program.arg.outs}
+        return found
 
     @staticmethod
     def supports_uop(batch_devs: "list[Compiled]", new_call: UOp) -> bool:

@@ -14,6 +14,7 @@ from lama.runtime.device import open_device
 from lama.training.loss import LOGITS, pieces
 from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
+from lama.training.sums import levels_of_sum
 
 GAPS = 1.06  # of the memory that tinygrad plans for a captured step, over what is in use at most
 CAPTURED = 2_500_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
@@ -95,9 +96,8 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     numbers = tokens * stream + max(tokens * working, 2 * piece * c.vocab_size)
     trained = trained_parameters(model)
     weights = sum(w.nbytes() for n, w in get_state_dict(model).items() if ".adapter." not in n)
-    copies = (
-        1 + OPTIMIZERS[config.optimizer].state_per_weight[0] + (config.accumulation > 1)
-    )  # gradients of a part, and their sum
+    # Gradients, and sums of them that wait for others.
+    copies = 1 + OPTIMIZERS[config.optimizer].state_per_weight[0] + levels_of_sum(config.accumulation)
     cache = 2 * c.n_layers * kv * config.context_length
     reports = tokens * max(forward) + piece * c.vocab_size + cache
     adapter = copies * size_of(trained)
@@ -123,8 +123,9 @@ def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     width, layers = shape.d_model, shape.n_layers
     rows = layers * (4 * width + 2 * shape.d_mlp), (2 - shape.tied) * shape.vocab_size
     states = OPTIMIZERS[config.optimizer].state_per_weight
-    # Weights, gradients, the optimizer's state.
-    fixed = sum(4 * (2 + state) * width * n for n, state in zip(rows, states, strict=True))
+    # Weights, gradients, sums of them, the optimizer's state.
+    copies = 2 + levels_of_sum(config.accumulation)
+    fixed = sum(4 * (copies + state) * width * n for n, state in zip(rows, states, strict=True))
     here = f"this machine has {memory / 1e9:,.0f} GB"
     if fixed > memory:
         raise UsageError(

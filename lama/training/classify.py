@@ -161,8 +161,9 @@ class ClassifierSession(Session):
                 dropout=min(config.dropout, 0.1),
                 label_smoothing=0.0,
             )
-            self.trainers.append(Trainer(bert, self._masked_batch, first, masked_loss, self.devices))
-        self.trainers.append(Trainer(model, self._batch, config, class_loss, self.devices))
+            trainer = Trainer(bert, self._masked_batch, first, masked_loss, self.devices, self.team)
+            self.trainers.append(trainer)
+        self.trainers.append(Trainer(model, self._batch, config, class_loss, self.devices, self.team))
         self.predictor = Predictor(model, tokenizer)
 
     @property
@@ -180,12 +181,11 @@ class ClassifierSession(Session):
         hidden = (rng.random(rows.shape) < self.config.word_dropout) & (rows != shape.pad)
         return np.where(hidden, shape.mask, rows).astype(np.int32), self.labels[places]
 
-    def state(self) -> dict[str, Tensor]:
-        state = super().state()
-        if self.trainer is not self.trainers[-1]:  # the pretraining's own head
-            parameters = self.trainer.parameters.items()
-            state |= {f"bert.{name}": p for name, p in parameters if not name.startswith("encoder.")}
-        return state
+    def own_state(self) -> dict[str, Tensor]:
+        if self.trainer is self.trainers[-1]:
+            return {}
+        parameters = self.trainer.parameters.items()  # the pretraining's own head
+        return {f"bert.{name}": p for name, p in parameters if not name.startswith("encoder.")}
 
     def measure(self) -> dict[str, float]:
         chances = self.predictor.of_rows(self.checked)

@@ -41,7 +41,7 @@ from lama.training.settings import read_settings, settings_of
 from lama.training.settings.base import RunSettings, to_toml
 
 LARGEST_LOG = 4 << 30  # bytes; a step takes 200
-TYPES: dict[str, type] = {"step": int, "devices": int, "command": str}
+TYPES: dict[str, type] = {"step": int, "devices": int, "processes": int, "command": str}
 TYPES |= dict.fromkeys(("config", "baselines", "shares", "about"), dict)
 TYPES |= dict.fromkeys(("untrained", "loss", "learning_rate", "gradient_norm", "tokens_per_second"), float)
 TYPES |= dict.fromkeys(("validation_loss", "accuracy", "margin", "best_loss", "seconds"), float)
@@ -243,6 +243,22 @@ class RunFolder:
         """Remove files that a killed process left half-written."""
         for folder in (self.path, self._checkpoints, self.data):
             clean(folder)
+
+
+class SilentFolder(RunFolder):
+    """The run's folder to a process that does not write there."""
+
+    def checkpoints(self) -> list[Path]:
+        return []
+
+    def log(self, record: Mapping[str, object]) -> None:
+        pass
+
+    def save_checkpoint(self, step: int, *what: object) -> None:
+        pass
+
+    def drop(self, checkpoints: Iterable[Path]) -> None:
+        pass
 
 
 def step_of(checkpoint: Path) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from tinygrad import Tensor
 from lama.data import batch
 from lama.data.windows import Mixture
 from lama.errors import LamaError, UsageError
-from lama.ops import sum_of_squares
+from lama.ops import square_parts
 from lama.runtime.buffers import read_scalar
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
+from lama.training.exchange import Exchange
 from lama.training.loss import language_model_loss
-from lama.training.optimizers import OPTIMIZERS, Optimizer, joined_rows
+from lama.training.optimizers import Optimizer, joined_rows, make_optimizer
+from lama.training.processes import Processes, memory_of
 from lama.training.replica import Replica, copy_to
 from lama.training.schedule import learning_rate
 from lama.training.settings.base import TrainingConfig
+from lama.training.sums import numbers_of_processes
 
 Batches = Callable[[int], tuple[Array, ...]]
 
@@ -59,7 +63,8 @@ class Trainer:
     settings and the step.
 
     With `devices`, a copy of the model on each computes its share of the batch in parallel; the first device,
-    which has `model`, sums the gradients and updates, and the others copy its weights.
+    which has `model`, sums the gradients and updates, and the others copy its weights. With a `team`, each
+    process computes its share; all have the same weights, which are those of one process, to the bit.
     """
 
     def __init__(
@@ -69,15 +74,22 @@ class Trainer:
         config: TrainingConfig,
         loss: Callable[..., Tensor] = language_model_loss,
         devices: Sequence[str] = (),
+        team: Processes | None = None,
     ):
         check_devices(config, devices)
+        check_processes(config, team)
+        self.team = team
+        self.exchange: Exchange | None = None
         shares = config.accumulation * max(1, len(devices))
+        self.parts = config.accumulation // (team.size if team else 1)
+        """Parts of a batch that each replica computes."""
         self.model, self.batches, self.config, self.shares = model, batches, config, shares
         self.step = 0
         models = [model, *(copy_to(model, device) for device in devices[1:])]
-        self.replicas = [Replica(each, config, loss, shares) for each in models]
+        self.replicas = [Replica(each, config, loss, shares, self.parts) for each in models]
         self.parameters = self.replicas[0].parameters
-        self.optimizer: Optimizer = OPTIMIZERS[config.optimizer](self.parameters, config, joined_rows(model))
+        self._new_optimizer = partial(make_optimizer, config=config, rows=joined_rows(model))
+        self.optimizer: Optimizer = self._new_optimizer(self.parameters)
         self._update = CapturedStep(self._change_weights)
         self.gain: float | None = None
         """The speed-up of the gradients by parallel devices, once it is known."""
@@ -89,13 +101,22 @@ class Trainer:
         durations: list[float] = []
         first = self.step
         self._share_weights()  # an earlier stage or a checkpoint may have changed them
+        if self.team and not self.exchange:
+            self._share_out(self.team)
         while self.step < self.config.steps:
             began = time.perf_counter()
             rate = learning_rate(self.step, self.config)
             arrays = self.batches(self.step)
-            loss = self._learn_from(arrays, at_once=self.step > first + 2)
+            losses = self._learn_from(arrays, at_once=self.step > first + 2)
             learned = time.perf_counter() - began
-            norm = read_scalar(self._update(self.optimizer.scalars(self.step + 1, rate)))
+            scalars = [self.optimizer.scalars(self.step + 1, rate)]
+            if self.team and self.exchange:
+                numbers, squares = self.exchange.squares([self.team.ask(), *losses])
+                self.team.stopped, losses = int(numbers[:, 0].max()), numbers[:, 1:].reshape(-1).tolist()
+                scalars.append(squares)
+            norm, loss = read_scalar(self._update(*scalars)), float(np.mean(losses))
+            if self.exchange:
+                self.exchange.share_parameters()
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
                 raise Diverged(
@@ -113,30 +134,52 @@ class Trainer:
             left = mean * (self.config.steps - self.step)
             yield Step(self.step, loss, rate, norm, arrays[0].size / mean, left)
 
-    def _learn_from(self, arrays: tuple[Array, ...], at_once: bool) -> float:
-        """Compute the gradients of a batch, part by part, on all devices; return its mean loss."""
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's state, in the first process of a team: the same as without one."""
+        if not self.exchange:
+            return self.optimizer.state()
+        whole = self._new_optimizer(self.parameters)
+        self.exchange.move_state(whole, self.optimizer, back=True)
+        return whole.state()
+
+    def _share_out(self, team: Processes) -> None:
+        """Give all processes the weights of the first one, and each its share of the optimizer's state."""
+        team.copy(memory_of(self.parameters).values())
+        self.exchange = Exchange(team, self.parameters, self.config.exchange == "bfloat16")
+        whole, self.optimizer = self.optimizer, self._new_optimizer(self.exchange.own, share=True)
+        self.exchange.move_state(whole, self.optimizer, back=False)
+
+    def _learn_from(self, arrays: tuple[Array, ...], at_once: bool) -> list[float]:
+        """Compute the gradients of this process's parts of a batch, on all devices; return their losses."""
         seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
-        rows = len(arrays[0]) // self.shares
+        rows, rank = len(arrays[0]) // self.shares, self.team.rank if self.team else 0
 
         def work(device: int) -> list[float]:
-            losses = []
-            for i in range(self.config.accumulation):
-                start = (device * self.config.accumulation + i) * rows
+            losses, replica = [], self.replicas[device]
+            for i in range(self.parts):
+                start = ((rank + device) * self.parts + i) * rows
                 key = np.array([seed, start], np.uint32)
                 part = [array[start : start + rows] for array in arrays]
-                losses.append(self.replicas[device].add(i == 0, key, part))
+                if self.exchange and i == self.parts - 1:
+                    losses.append(self.exchange.learn(replica, i, key, part))
+                else:
+                    losses.append(replica.add(i, key, part))
             return losses
 
         # tinygrad can capture only one step at a time; two more steps measure the gain.
         run = self._workers.map if self._workers and at_once else map
-        return float(np.mean([loss for losses in run(work, range(len(self.replicas))) for loss in losses]))
+        return [loss for losses in run(work, range(len(self.replicas))) for loss in losses]
 
-    def _change_weights(self, scalars: Tensor) -> Tensor:
-        """Clip and update; returns the gradient's global norm before clipping, shape (1,)."""
-        gradients = self.replicas[0].gradients
+    def _change_weights(self, scalars: Tensor, squares: Tensor | None = None) -> Tensor:
+        """Clip and update; returns the gradient's global norm before clipping, shape (1,).
+
+        `squares` are the `square_parts` of the gradients, where this process has not all of them.
+        """
+        gradients = self.exchange.gradients if self.exchange else self.replicas[0].gradients
         if self.replicas[1:]:
             gradients = {name: self._sum(name) for name in gradients}
-        norm, scale = clipping(list(gradients.values()), self.config.gradient_clip)
+        squares = square_parts(list(gradients.values())) if squares is None else squares
+        norm, scale = clipping(squares, self.config.gradient_clip)
         Tensor.realize(norm, *self.optimizer.update(gradients, scalars, scale))
         self._share_weights()
         return norm
@@ -160,9 +203,21 @@ def check_devices(config: TrainingConfig, devices: Sequence[str]) -> None:
         raise UsageError(f"batch_size must be a multiple of devices x accumulation; got {got}")
 
 
-def clipping(gradients: list[Tensor], limit: float) -> tuple[Tensor, Tensor]:
-    """The gradients' global norm and the factor that clips it to `limit`, unless 0; each of shape (1,)."""
-    norm = sum_of_squares(gradients).sqrt().contiguous()
+def check_processes(config: TrainingConfig, team: Processes | None) -> None:
+    """Raises UsageError if the parts of a batch cannot be shared out in subtrees of their sum."""
+    parts = config.accumulation
+    if team and team.size not in (fitting := numbers_of_processes(parts)):
+        fits = ", ".join(map(str, fitting))
+        got = f"got {team.size}. Give one of these, or another --accumulation"
+        raise UsageError(f"accumulation={parts} can be shared among {fits} processes; {got}")
+
+
+def clipping(squares: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """The gradients' global norm and the factor that clips it to `limit`, unless 0; each of shape (1,).
+
+    `squares` are their `square_parts`.
+    """
+    norm = squares.sum(keepdim=True).sqrt().contiguous()
     return norm, ((limit / (norm + 1e-6)).minimum(1.0) if limit else norm.ones_like()).contiguous()
 
 

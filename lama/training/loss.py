@@ -1,7 +1,7 @@
 """Training losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tinygrad import Tensor
@@ -14,6 +14,7 @@ from lama.runtime.buffers import empty
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array, Float, Int
 
+Apply = Callable[[Callable[[int], float], Iterable[int]], Iterable[float]]
 LOGITS = 1 << 23  # at a time, where they are computed in pieces
 
 
@@ -123,11 +124,12 @@ class Evaluator:
         self.batch_size = min(batch_size, self.rows)
         self._losses = [CapturedStep(lambda *batch: loss(model, *batch).realize()) for _ in range(2)]
 
-    def __call__(self) -> float:
-        starts, n = range(0, self.rows, self.batch_size), self.batch_size
-        return math.fsum(self._sum([part[i : i + n] for part in self.arrays]) for i in starts) / self.rows
+    def __call__(self, apply: Apply = map) -> float:
+        """The mean loss; `apply`, such as `map`, gives the losses of all batches."""
+        return math.fsum(apply(self._sum, range(0, self.rows, self.batch_size))) / self.rows
 
-    def _sum(self, batch: Sequence[Array]) -> float:
+    def _sum(self, first: int) -> float:
+        batch = [part[first : first + self.batch_size] for part in self.arrays]
         rows = len(batch[0])
         loss = self._losses[rows < self.batch_size](*(Tensor(part).realize() for part in batch))
         return rows * float(loss.item())

@@ -146,7 +146,7 @@ class BertSession(CorpusSession):
         super().__init__(parts, tokens)
         config, model = self.config, self.model
         batches = masked_windows(tokens.train, config, model.config)
-        self.trainers.append(Trainer(model, batches, config, masked_loss, self.devices))
+        self.trainers.append(Trainer(model, batches, config, masked_loss, self.devices, self.team))
         self.windows = heldout_masked(tokens.validation, model.config, config.heldout_windows)
         self.evaluator = MaskedEvaluator(model, self.windows, config.batch_size)
 

@@ -37,6 +37,9 @@ class Optimizer(Protocol):
     def state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint must hold."""
 
+    def rows_of_state(self) -> dict[str, list[tuple[str, int]]]:
+        """For each tensor of the state, the parameters that its rows belong to, in order, and how many."""
+
 
 class AdamW:
     """AdamW, with decay on matrices and embeddings, none on biases and norms.
@@ -68,6 +71,9 @@ class AdamW:
     def state(self) -> dict[str, Tensor]:
         first = {f"m.{name}": t for name, t in self.m.items()}
         return first | {f"v.{name}": t for name, t in self.v.items()}
+
+    def rows_of_state(self) -> dict[str, list[tuple[str, int]]]:
+        return {f"{kind}.{name}": [(name, int(t.shape[0]))] for kind in "mv" for name, t in self.m.items()}
 
 
 class Muon:
@@ -125,11 +131,29 @@ class Muon:
         return [*changed, *now.values()]
 
     def state(self) -> dict[str, Tensor]:
-        momenta = {f"momentum.{rows}x{columns}": t for (rows, columns), t in self.momenta.items()}
+        momenta = {_momentum(shape): t for shape, t in self.momenta.items()}
         return momenta | self.adamw.state()
+
+    def rows_of_state(self) -> dict[str, list[tuple[str, int]]]:
+        found = {_momentum(shape): [(name, n) for name, _, n in runs] for shape, runs in self.runs.items()}
+        return found | self.adamw.rows_of_state()
 
 
 OPTIMIZERS: dict[str, type[AdamW] | type[Muon]] = {"adamw": AdamW, "muon": Muon}
+
+
+def _momentum(shape: tuple[int, int]) -> str:
+    """The name of the momenta of all matrices of a shape."""
+    return f"momentum.{shape[0]}x{shape[1]}"
+
+
+def make_optimizer(
+    parameters: Mapping[str, Tensor], config: TrainingConfig, rows: Rows, share: bool = False
+) -> Optimizer:
+    """The optimizer of the settings; of a `share` of a model's parameters, AdamW where none is a matrix."""
+    if share and not any(is_hidden_matrix(name, p) for name, p in parameters.items()):
+        return AdamW(parameters, config)
+    return OPTIMIZERS[config.optimizer](parameters, config, rows)
 
 
 def is_hidden_matrix(name: str, p: Tensor) -> bool:

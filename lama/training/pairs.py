@@ -71,7 +71,7 @@ class PairSession(Session):
         self.data = encode_pairs(rows.train, self.tokenizer)
         self.held_out = held_out = encode_pairs(rows.held_out, self.tokenizer)
         batches = pair_batches(self.data, config.batch_size, config.seed)
-        self.trainers.append(Trainer(model, batches, config, pair_loss, self.devices))
+        self.trainers.append(Trainer(model, batches, config, pair_loss, self.devices, self.team))
         n = len(held_out.pairs)
         batch = min(config.batch_size, n)
         arrays = pair_arrays(held_out, range(n), held_out.lengths, math.ceil(n / batch) * batch)
@@ -87,15 +87,15 @@ class PairSession(Session):
         return f"{super().plan} pairs"
 
     def measure(self) -> dict[str, float]:
-        return {"validation_loss": self.evaluator()}
+        return {"validation_loss": self.evaluator(self.shared)}
 
     def measure_baselines(self) -> None:
         vocab_size = self.model.config.vocab_size
         self.baselines = {"unigram": unigram_loss(self.data, self.held_out, vocab_size)}
         self.shares |= pair_baselines(self.data.pairs, self.held_out.pairs)
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"sum.{name}": total for name, total in self.sums.items()}
+    def own_state(self) -> dict[str, Tensor]:
+        return {f"sum.{name}": total for name, total in self.sums.items()}
 
     def after_step(self, step: Step) -> None:
         if step.step in self.averaged:

@@ -66,10 +66,10 @@ class PreferenceRun(Run):
         ratios = TokenLoss(partial(log_ratios, most=most)).in_pieces
         self._ratios = CapturedStep(lambda *arrays: ratios(self.model, *arrays).realize())
         loss = TokenLoss(partial(preference_loss, beta=config.dpo))
-        return Trainer(self.model, self._batch, config, loss, self.devices)
+        return Trainer(self.model, self._batch, config, loss, self.devices, self.team)
 
     def _batch(self, step: int) -> tuple[Array, ...]:
-        if not self.has_reference:
+        if not self.has_reference and self.leads:  # the other processes of a team got it
             self.find_reference()
         size, most = self.config.batch_size, self.pairs.most
         rows = [self.pairs.row(step * size + i) for i in range(size)]
@@ -123,8 +123,8 @@ class PreferenceRun(Run):
             "accuracy": float((margins > 0).mean()),
         }
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"reference.{name}": x for name, x in self.reference.items()}
+    def own_state(self) -> dict[str, Tensor]:
+        return super().own_state() | {f"reference.{name}": x for name, x in self.reference.items()}
 
     def restore(self, checkpoint: Path) -> None:
         super().restore(checkpoint)

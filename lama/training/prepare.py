@@ -3,9 +3,10 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from lama.atomic import unwritable, write_atomically
 from lama.checkpoints import find, is_adapter, load_causal, load_kind, named_tokenizer, open_checkpoint
 from lama.data import Corpus, open_corpus, open_tokens
 from lama.data.inputs import check_tokens
@@ -37,11 +38,12 @@ from lama.training.corpus import (
     tokenized_corpus,
     tokenized_folder,
 )
-from lama.training.folder import RunFolder, read_training
-from lama.training.loop import check_devices
+from lama.training.folder import RunFolder, SilentFolder, read_training
+from lama.training.loop import check_devices, check_processes
 from lama.training.masked import BertSession, new_bert
 from lama.training.pairs import PairSession, new_pairs
 from lama.training.preferences import PreferenceRun
+from lama.training.processes import Processes
 from lama.training.recording import what_to_record
 from lama.training.rows import read_rows
 from lama.training.run import Run
@@ -82,21 +84,25 @@ def new_session(
     scale: Scale | None = None,
     devices: Sequence[str] = (),
     progress: Progress = iter,
+    team: Processes | None = None,
 ) -> Session:
     """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
 
     `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `scale`
     chooses its shape and its training.
     """
-    parts = Parts(folder, None, devices, {"command": command}, progress)
+    parts = Parts(folder, None, devices, {"command": command}, progress, team)
     if (model := str(settings.get("model", "gpt"))) == "gpt":
         return new_gpt(parts, settings, scale)
     parts.config = settings_of(settings)
     check_devices(parts.config, devices)
+    check_processes(parts.config, team)
     return NEW[model](parts)
 
 
-def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = ()) -> Session:
+def resumed_run(
+    folder: RunFolder, changes: Settings, devices: Sequence[str] = (), team: Processes | None = None
+) -> Session:
     """Resume the run in `folder` from its last checkpoint, with the same bits as an uninterrupted run.
 
     `changes` may be settings of reports. Raises LamaError for others, for other data, and where there is no
@@ -118,7 +124,11 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
             f"a resumed run must share its batches among as many devices as it began with; {got}"
         )
     kind, new = SESSIONS["dpo" if getattr(config, "dpo", 0) else config.model]
-    parts = Parts(folder, config, devices)
+    check_processes(config, team)
+    if config.exchange != "float32" and (then := notes.get("processes", 1)) != (team.size if team else 1):
+        got = f"got {team.size if team else 1}. Give --processes {then}"
+        raise UsageError(f"with exchange={config.exchange} a run must keep its number of processes; {got}")
+    parts = Parts(folder, config, devices, team=team)
     adapted = config if isinstance(config, RunConfig) and config.lora else None
     if adapted is not None:
         parts.model, tokenizer = load_initial(adapted)
@@ -139,6 +149,55 @@ def resumed_run(folder: RunFolder, changes: Settings, devices: Sequence[str] = (
         raise LamaError(f"a resumed run must read the data it began with; {got}")
     session.recall(notes)
     return session
+
+
+def lead(team: Processes, session: Session | None) -> None:
+    """Give the other processes of a team all that `followed` makes their sessions of; None for nothing."""
+    team.stage = "end" if session is None else "train"
+    if session is None:
+        team.share(None)
+        return
+    steps = [trainer.step for trainer in session.trainers]
+    folder = RunFolder(session.folder.path.absolute(), session.folder.command)
+    parts = replace(Parts(folder, session.config, (), session.about), tokenizer=session.tokenizer)
+    team.share((replace(parts, model=session.model), session.digest, steps, session.evaluated, session.best))
+    share_data(team, folder)
+    team.gather(session.digest)
+
+
+def followed(team: Processes) -> Session | None:
+    """The session of a process that does not lead: it computes, and writes nothing. Raises LamaError."""
+    given: tuple[Parts, str, list[int], int, float] | None = team.share()
+    if given is None:
+        return None
+    parts, digest, steps, evaluated, best = given
+    share_data(team, parts.folder)
+    folder = SilentFolder(parts.folder.path, parts.folder.command)
+    is_text = isinstance(parts.config, CorpusSettings)
+    data = open_tokens(folder.data, verify=True) if is_text else read_rows(folder.data)
+    new = SESSIONS["dpo" if getattr(parts.config, "dpo", 0) else parts.config.model][1]
+    session = new(replace(parts, folder=folder, team=team), data)
+    if session.digest != digest:
+        got = f"got other data in {folder.data} than the first process. Remove it there"
+        raise LamaError(f"all processes must read the same data; {got}")
+    team.gather(digest)
+    for trainer, step in zip(session.trainers, steps, strict=True):
+        trainer.step = step
+    session.evaluated, session.best = evaluated, best
+    return session
+
+
+def share_data(team: Processes, folder: RunFolder) -> None:
+    """Copy the run's data to hosts that have none. Raises LamaError for hosts that have other data."""
+
+    def write(name: str, content: bytes) -> None:
+        try:
+            folder.data.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder.data, error) from error
+        write_atomically(folder.data / name, content)
+
+    team.share_files(folder.data, write)
 
 
 def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
@@ -172,6 +231,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_devices(config, parts.devices)
+    check_processes(config, parts.team)
     if config.lora and parts.devices[1:]:
         raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
     if model is not None and config.lora:

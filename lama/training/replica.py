@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
@@ -18,18 +17,28 @@ from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.runtime.strides import materialise
 from lama.shapes import Array
 from lama.training.loss import TokenLoss
-from lama.training.optimizers import zeros_like_all
 from lama.training.recompute import blockwise_gradients
 from lama.training.settings.base import TrainingConfig
+from lama.training.sums import TreeSum
 
 M = TypeVar("M")
 
 
 class Replica:
-    """A model and, in `gradients`, the sums of its gradients under its parameters' names."""
+    """A model and, in `gradients`, its gradients of a part of a batch under its parameters' names.
 
-    def __init__(self, model: Any, config: TrainingConfig, loss: Callable[..., Tensor], shares: int):
-        """`shares` is the number of equal parts of a batch, on all devices."""
+    After the last part they are the sum of all parts.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: TrainingConfig,
+        loss: Callable[..., Tensor],
+        shares: int,
+        parts: int | None = None,
+    ):
+        """`shares` is the number of equal parts of a batch; `parts` of them are this replica's, or all."""
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = trained_parameters(model)
         self.is_adapter = len(changes_of(model)) > 0
@@ -39,21 +48,27 @@ class Replica:
             parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
-        if shares > 1:  # otherwise they are in the buffers of the one part's kernels
-            self.gradients = zeros_like_all(self.parameters)
+        """In the buffers of the kernels, from the first call of `add` on."""
+        self.sum = TreeSum(parts or shares)
         self._inputs: list[InputBuffer] = []
-        self._add = CapturedStep(matmul_precision(DTYPES[config.precision])(self._add_gradients))
+        self.step = CapturedStep(matmul_precision(DTYPES[config.precision])(self._find_gradients))
 
-    def add(self, first: bool, key: Array, arrays: Sequence[Array]) -> float:
-        """The mean loss of one part of a batch, arrays (rows, ...), whose gradient is added to `gradients`.
+    def add(self, i: int, key: Array, arrays: Sequence[Array]) -> float:
+        """The mean loss of part `i` of a batch, arrays (rows, ...), whose gradient is added to the others'.
 
-        With `first`, it replaces them. `key` is that of `Dropout`.
+        `key` is that of `Dropout`.
         """
-        arrays = [np.array([not first], np.float32), key, *arrays]
-        self._inputs = self._inputs or [InputBuffer(self.device) for _ in arrays]
-        return read_scalar(self._add(*(put(array) for put, array in zip(self._inputs, arrays, strict=True))))
+        loss = self.learn(key, arrays)
+        self.sum.add(i, self.gradients)
+        return loss
 
-    def _add_gradients(self, keep: Tensor, key: Tensor, *inputs: Tensor) -> Tensor:
+    def learn(self, key: Array, arrays: Sequence[Array]) -> float:
+        """Replace `gradients` by those of one part of a batch, and return its mean loss."""
+        arrays = [key, *arrays]
+        self._inputs = self._inputs or [InputBuffer(self.device) for _ in arrays]
+        return read_scalar(self.step(*(put(array) for put, array in zip(self._inputs, arrays, strict=True))))
+
+    def _find_gradients(self, key: Tensor, *inputs: Tensor) -> Tensor:
         smoothing, dropout = self.config.label_smoothing, Dropout(self.config.dropout, key)
         if self.config.recompute or self.is_adapter:
             assert isinstance(self.loss, TokenLoss), "a loss of a GPT"
@@ -72,11 +87,7 @@ class Replica:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)
             found = (loss / self.shares).gradient(*self.parameters.values())
         found = [gradient.cast(dtypes.float32) for gradient in found]
-        if self.shares == 1:
-            self.gradients = dict(zip(self.parameters, map(materialise, found), strict=True))
-        else:
-            for total, gradient in zip(self.gradients.values(), found, strict=True):
-                total.assign(total * keep + gradient)
+        self.gradients = dict(zip(self.parameters, map(materialise, found), strict=True))
         Tensor.realize(loss, *self.gradients.values())
         return loss
 

@@ -56,10 +56,11 @@ class Run(CorpusSession):
         if config.lora:
             self.about["base"] = {"model": model.name, "sha256": digest_of_base(model)}
         self.recording: Recording | None = None
-        if config.record:
+        if config.record and self.leads:
             self.recording = Recording(self.folder.recording_file, model, config, self.tokenizer)
         bits = 16 if config.precision == "bfloat16" else 32
-        self.peak = peak_flops(str(model.embed.weight.device), bits)
+        if self.leads and (peak := peak_flops(str(model.embed.weight.device), bits)):
+            self.peak = peak * self.n_processes
         self.operations = training_operations(model, context)
 
     def _trainer(self) -> Trainer:
@@ -71,10 +72,10 @@ class Run(CorpusSession):
         if config.lora:  # within the memory that a step takes
             rows = config.batch_size // config.accumulation
             self.evaluator = Evaluator(model, held_out, rows, language_model_loss.in_pieces)
-        return Trainer(model, batches, config, devices=self.devices)
+        return Trainer(model, batches, config, devices=self.devices, team=self.team)
 
     def measure(self) -> dict[str, float]:
-        loss = self.evaluator()
+        loss = self.evaluator(self.shared)
         return {"validation_loss": loss, "bits_per_byte": self.bits_per_byte(loss)}
 
     def measure_baselines(self) -> None:
@@ -91,10 +92,10 @@ class Run(CorpusSession):
         if self.recording:
             self.recording.begin()
 
-    def state(self) -> dict[str, Tensor]:
-        """The optimizer's state and, as it is, the adapter: a layer in its own files may hold several."""
+    def own_state(self) -> dict[str, Tensor]:
+        """The adapter as it is: a layer in its own files may hold several."""
         adapter = trained_parameters(self.model) if self.config.lora else {}
-        return super().state() | {f"adapter.{name}": p for name, p in adapter.items()}
+        return {f"adapter.{name}": p for name, p in adapter.items()}
 
     def recall(self, notes: Record) -> None:
         base = self.about.get("base")

@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,10 @@ from lama.runtime.buffers import write
 from lama.training.folder import RunFolder, restore, step_of
 from lama.training.lines import Record
 from lama.training.loop import Diverged, Step, Trainer
+from lama.training.processes import Processes, memory_of
 from lama.training.settings.base import GROUPS
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -53,6 +55,7 @@ class Parts:
     about: Mapping[str, object] = field(default_factory=dict)
     """The model's origin, for its config.json."""
     progress: Progress = iter
+    team: Processes | None = None
     model: Any = None
     tokenizer: Any = None
 
@@ -71,7 +74,7 @@ class Session:
         """`digest` is that of the data."""
         self.folder, self.config, self.about = parts.folder, parts.config, dict(parts.about)
         self.model, self.tokenizer = parts.model, parts.tokenizer
-        self.digest, self.devices = digest, parts.devices
+        self.digest, self.devices, self.team = digest, parts.devices, parts.team
         self.trainers: list[Trainer] = []
         """One for each stage."""
         self.best = math.inf
@@ -107,9 +110,9 @@ class Session:
     def measure_baselines(self) -> None:
         """Fill `baselines`, and in `shares` those that need no model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold beside the model."""
-        return self.trainer.optimizer.state()
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint beside the model and the optimizer's state; all processes have them."""
+        return {}
 
     def best_notes(self, metrics: Mapping[str, float]) -> dict[str, object]:
         """Notes on a model that is saved after an evaluation."""
@@ -123,8 +126,28 @@ class Session:
     # The training
 
     def stop(self) -> None:
-        """End the iteration after the current step, with a checkpoint."""
-        self.stopped = True
+        """End the iteration after the current step, with a checkpoint; a team's when all have heard of it."""
+        if self.team:
+            self.team.asked = True
+        else:
+            self.stopped = True
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.team is None or self.team.rank == 0
+
+    @property
+    def n_processes(self) -> int:
+        return self.team.size if self.team else 1
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold beside the model. Of a team, the first process has all."""
+        return self.trainer.state() | self.own_state()
+
+    def shared(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
+        """`work` of each item, in order; a team's processes share it out."""
+        return self.team.map(work, items) if self.team else map(work, items)
 
     @property
     def trainer(self) -> Trainer:
@@ -160,6 +183,7 @@ class Session:
     def begin_log(self) -> None:
         facts = {"parameters": n_parameters(self.model), "peak_flops": self.peak}
         facts["devices"] = len(self.trainer.replicas)
+        facts["processes"] = self.n_processes
         self.folder.log({**self.about, "config": asdict(self.config), **facts, **self._start()})
 
     def _start(self) -> dict[str, object]:
@@ -210,6 +234,8 @@ class Session:
         """Raises LamaError as `Trainer` does and where a file cannot be written, with the last checkpoint."""
         last = self.trainers[-1]
         try:
+            if self.team:
+                self.team.copy(memory_of(self.own_state()).values())
             if last.step and self.step > self.evaluated and self._is_due(last):
                 yield self.evaluate()  # the process ended between a checkpoint and its evaluation
             for trainer in self.trainers:
@@ -218,6 +244,8 @@ class Session:
                     speed = {"tokens_per_second": step.tokens_per_second, "mfu": self.mfu(step)}
                     self.folder.log({"step": step.step, **step.metrics, **speed, "seconds": self.seconds})
                     self.after_step(step)
+                    if self.team:
+                        self.stopped = self.team.stopped > 0
                     yield step
                     due = self._is_due(trainer)
                     stop = self.stopped and step.step < self.config.total_steps
@@ -251,6 +279,7 @@ class Session:
             "about": self.about,
             "command": self.about.get("command", ""),
             "devices": len(self.trainer.replicas),
+            "processes": self.n_processes,
             "seconds": self.seconds,
             **self._start(),
         }
@@ -282,6 +311,8 @@ class Session:
         """The command that resumes this run."""
         words = ["lama", "train", "--resume", str(self.folder.path)]
         devices = [replica.device for replica in self.trainer.replicas]
+        if self.team:
+            return shlex.join([*words, "--processes", str(self.team.size)])
         return shlex.join(words + (["--devices", ",".join(devices)] if devices[1:] else []))
 
     @property
@@ -303,7 +334,7 @@ class Session:
             )
         best = (rank := self.rank(metrics)) < self.best
         self.best = min(self.best, rank)
-        if best or not self.keeps_best:
+        if self.leads and (best or not self.keeps_best):
             self.save_model(**self.best_notes(metrics))
         self.evaluated = step
         self._drop_old()  # before the record: a run that has it has nothing left to do
@@ -322,6 +353,8 @@ class Session:
         save(self.folder.path, self.model, self.tokenizer, {**known, **notes})
 
     def save_model(self, **notes: object) -> None:
-        """Save the model in the folder, with notes on its training."""
+        """Save the model in the folder, with notes on its training, if this process leads."""
+        if not self.leads:
+            return
         about = {**self.about, "steps": self.step, "seconds": round(self.seconds), **notes}
         save(self.folder.path, self.model, self.tokenizer, about)

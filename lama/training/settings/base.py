@@ -75,6 +75,9 @@ class TrainingConfig:
     dropout: float = setting(0.0, "dropout rate of embeddings, attention and residuals", least=0, below=1)
     label_smoothing: float = setting(0.0, "share of each target spread over all classes", least=0, below=1)
     precision: str = setting("float32", "type of the factors of products", choices=("float32", "bfloat16"))
+    exchange: str = setting(
+        "float32", "type of the gradients that processes exchange", choices=("float32", "bfloat16")
+    )
     recompute: bool = setting(False, "of a GPT: keep only the blocks' inputs, recompute the rest backwards")
     seed: int = setting(0, "seed of the initial weights, the batches and dropout", least=0)
 

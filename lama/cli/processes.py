@@ -1,0 +1,289 @@
+"""`lama train --processes N`: start the processes, watch them, and start them again after a fault."""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, TextIO
+
+from lama.cli import Parser, explained
+from lama.errors import UsageError, check_least, note
+from lama.training.launched import LAUNCHED, MARK, MISSING, RETRY, launched, tell_launcher
+
+if TYPE_CHECKING:
+    from lama.training.processes import Processes
+    from lama.training.session import Session
+
+Train = Callable[[argparse.Namespace, "Processes | None"], int]
+Follow = Callable[[argparse.Namespace, "Processes"], int]
+BANNER = re.compile(
+    r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
+)
+"""Lines of MPICH's mpiexec on a process's end, which lama says in one."""
+AGAIN = 5.0  # seconds that mpiexec may take to end after a fault, and that a host may take to answer
+OURS = {0, 1, 2, 129, 130, 141, 143}
+"""Exit codes of a run that ended by itself, or that was asked to."""
+
+
+def add_options(parser: Parser) -> None:
+    parser.add("--processes N", "train by N processes on MPI: the same bits as one (default 1)", type=int)
+    parser.add("--hosts A,B", "of --processes: the hosts to start them on, by ssh (default this one)")
+    silent = "seconds after which a silent process is lost, and all end (default 60)"
+    parser.add("--timeout SECONDS", silent, type=float, default=60.0)
+    restarts = "of --processes: times to resume after a lost process, on the hosts that answer (default 0)"
+    parser.add("--restarts N", restarts, type=int, default=0)
+
+
+def run(args: argparse.Namespace, train: Train, follow: Follow) -> int:
+    """Train here, in the processes that a launcher started, or in new ones. The exit code."""
+    check_least("--processes", args.processes, 1)
+    check_least("--restarts", args.restarts, 0)
+    if args.timeout <= 0:
+        raise UsageError(f"--timeout must be above 0 seconds; got {args.timeout:g}")
+    several = (args.processes or 1) > 1 or launched() > 1
+    if several and args.devices is not None:
+        raise UsageError("--processes and --devices exclude each other: a process trains on one device")
+    if launched() > 1 or LAUNCHED in os.environ:
+        return join(args, train, follow) if launched() > 1 else train(args, None)
+    if not several:
+        if args.hosts or args.restarts:
+            raise UsageError("--hosts and --restarts belong to --processes above 1; got 1")
+        return train(args, None)
+    return Launch(args).run()
+
+
+def join(args: argparse.Namespace, train: Train, follow: Follow) -> int:
+    """Train as one of the processes; an error in any ends all."""
+    from lama.training.processes import Processes
+
+    team = Processes(args.timeout)
+    try:
+        team.meet()
+        if team.rank:
+            return team.close(follow(args, team))
+        if LAUNCHED not in os.environ and args.processes not in (None, team.size):
+            got = f"got {args.processes}. Leave it out"
+            raise UsageError(f"--processes must be the number that the launcher started, {team.size}; {got}")
+        code = train(args, team)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = explained(error)
+        if team.rank or (len(set(team.hosts)) > 1 and isinstance(error.__cause__, OSError)):
+            message = f"{team.hosts[team.rank]}, process {team.rank}: {message}"
+        if args.traceback:
+            import traceback
+
+            traceback.print_exc()  # of the first process
+        if team.rank or team.stage == "train":
+            team.fail(message, code)
+        note(message)
+        if team.stage == "begin":
+            team.share(None)
+    return team.close(code)
+
+
+def tell(session: "Session", team: "Processes") -> None:
+    """Tell the command that started the processes about the run."""
+    about = {"folder": str(session.folder.path), "accumulation": session.config.accumulation}
+    tell_launcher(about | {"processes": list(zip(team.hosts, team.pids, strict=True))})
+
+
+@dataclass
+class Report:
+    """Facts on the processes that mpiexec runs, from the lines that they print."""
+
+    folder: str = ""
+    accumulation: int = 0
+    processes: list[tuple[str, int]] = field(default_factory=list)
+    """The host and the process number of each."""
+    end: Callable[[], None] = lambda: None
+    """Ends mpiexec, which waits for hosts that do not answer."""
+    code: int | None = None
+    """The exit code of a process that ended the others."""
+    told: bool = False
+    """Whether a line has said why they ended."""
+    pid: int = 0
+    host: str = ""
+    """The process that mpiexec found dead: its number and its host."""
+
+    def read(self, line: str) -> bool:
+        """Whether a line is for this command, not for the screen."""
+        if line.startswith(MARK):
+            with suppress(ValueError):
+                about: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                self.folder = about.get("folder", self.folder)
+                self.code = about.get("code", self.code)
+                if self.code is not None:
+                    threading.Timer(AGAIN, self.end).start()
+                self.accumulation = about.get("accumulation", self.accumulation)
+                self.processes = [(host, pid) for host, pid in about.get("processes", self.processes)]
+            return True
+        if found := re.match(r"=   PID (\d+) RUNNING AT (\S+)", line):
+            self.pid, self.host = int(found[1]), found[2]
+        return BANNER.match(line) is not None
+
+    def lost(self, code: int) -> str:
+        """The line on a process that is lost."""
+        numbers = [i for i, (_, pid) in enumerate(self.processes) if pid == self.pid]
+        who = f"process {numbers[0]}" if numbers else "a process"
+        host = f" on {self.host}" if self.host else ""
+        how = f"exit code {code}"
+        number = code - 128 if code > 128 else code
+        with suppress(ValueError):
+            how = signal.Signals(number).name
+        return f"{who}{host} was lost ({how}), and all have ended"
+
+
+class Launch:
+    """The processes of a run on MPI, started by mpiexec."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Raises UsageError where MPI is missing."""
+        folders = [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+        mpiexec = shutil.which("mpiexec", path=os.pathsep.join(folders))
+        if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
+            raise UsageError(MISSING)
+        self.args, self.mpiexec = args, mpiexec
+        self.hosts = [host for host in (args.hosts or "").split(",") if host]
+        self.count: int = args.processes
+        self.words = [*words_without(args.argv, "--processes", "--hosts", "--restarts")]
+        self.report = Report()
+        self._received: list[int] = []
+
+    def run(self) -> int:
+        """Run to the end, with restarts. The exit code."""
+        for restart in range(self.args.restarts + 1):
+            code = self._run_once()
+            if code in OURS or self._received:
+                return code
+            if not self.report.told:
+                note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
+            if restart == self.args.restarts or not self._choose_again():
+                if self._from():
+                    words = ["--resume", self.report.folder, "--processes", str(self.args.processes)]
+                    note(f"resume with: {shlex.join(['lama', 'train', *words])}")
+                return RETRY
+            where = f" on {', '.join(self.hosts)}" if self.hosts else ""
+            processes = "1 process" if self.count == 1 else f"{self.count} processes"
+            place = f"restart {restart + 1} of {self.args.restarts}"
+            note(f"{place}: {processes}{where}, from {self._from() or 'the start'}")
+        return code
+
+    def _command(self) -> list[str]:
+        hosts = ["-hosts", ",".join(self.hosts), "-ppn", str(self._each())] if self.hosts else []
+        return [self.mpiexec, "-n", str(self.count), *hosts, sys.executable, "-m", "lama", *self.words]
+
+    def _each(self) -> int:
+        """The processes of a host."""
+        return -(-self.count // max(1, len(self.hosts)))
+
+    def _run_once(self) -> int:
+        self.report = Report(self.report.folder, self.report.accumulation)
+        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: "1"}
+        child = subprocess.Popen(
+            self._command(), stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+        )
+        assert child.stdout is not None and child.stderr is not None
+        self.report.end = child.kill
+        printing = threading.Thread(target=self._print, args=(child.stdout, sys.stdout), daemon=True)
+        printing.start()
+        with self._passing_signals(child):
+            self._print(child.stderr, sys.stderr)
+            code = child.wait()
+            printing.join(AGAIN)
+        code = 128 - code if code < 0 else code
+        return code if self.report.code is None else self.report.code
+
+    def _print(self, lines: IO[bytes], screen: TextIO) -> None:
+        """Print lines of the processes, but for those that are for this command."""
+        for content in lines:
+            line = content.decode("utf-8", "surrogateescape")
+            if self.report.read(line):
+                continue
+            self.report.told |= line.startswith("lama: ")
+            try:
+                screen.write(line)
+                screen.flush()
+            except OSError:  # closed: the processes save and end
+                screen = open(os.devnull, "w")  # noqa: SIM115
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextmanager
+    def _passing_signals(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
+        """Pass signals on to mpiexec, which sends them to all processes."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._received.append(number)
+            with suppress(OSError):
+                child.send_signal(number)
+
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        before = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _from(self) -> str:
+        """The name of the last checkpoint, or nothing."""
+        from lama.training.folder import RunFolder
+
+        found = RunFolder(Path(self.report.folder)).checkpoints() if self.report.folder else []
+        return found[-1].name if found else ""
+
+    def _choose_again(self) -> bool:
+        """Choose hosts that answer, how many processes, and the command. Whether any host answers."""
+        from lama.training.sums import numbers_of_processes
+
+        if self.hosts:
+            each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
+            fitting = numbers_of_processes(self.report.accumulation or self.count)
+            self.count = max((n for n in fitting if n <= each * len(self.hosts)), default=0)
+        if "--resume" in self.words or not self.report.folder:
+            return self.count > 0
+        if self._from():
+            here = ("device", "threads", "track", "timeout")
+            given = {name: value for name in here if (value := getattr(self.args, name)) is not None}
+            self.words = ["train", "--resume", self.report.folder]
+            self.words += [f"--{name}={value}" for name, value in given.items()]
+            self.words += ["--reference"] if self.args.reference else []
+        else:
+            self.words = [*words_without(self.words, "--out", "--restart"), "--restart"]
+            self.words += ["--out", self.report.folder]
+        return self.count > 0
+
+
+def answers(host: str) -> bool:
+    """Whether a host runs a command by ssh, or by the launcher that HYDRA_LAUNCHER_EXEC names."""
+    if host in ("localhost", "127.0.0.1", socket.gethostname()):
+        return True
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={AGAIN:.0f}"]
+    program = [own] if (own := os.environ.get("HYDRA_LAUNCHER_EXEC")) else ssh
+    try:
+        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=2 * AGAIN, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def words_without(words: Sequence[str], *options: str) -> list[str]:
+    """A command's words without these options and their values; --restart has none."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word.split("=")[0] not in options:
+            kept.append(word)
+        skip = not skip and word in options and word != "--restart"
+    return kept

@@ -1,0 +1,26 @@
+"""Facts on MPI that a process knows before it loads the library."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+RETRY = 138  # exit code after a lost process: Kubernetes' training operators restart after 128 and more
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Variables in which launchers tell a process how many there are."""
+LAUNCHED = "LAMA_LAUNCHED"  # set in processes that lama itself has started
+MARK = "\x1elama "  # begins a line of a process to the command that started it
+MISSING = "training by several processes needs mpi4py and an MPI library: pip install 'lama[mpi]'"
+
+
+def launched() -> int:
+    """The number of processes that a launcher such as mpiexec or srun started this one with; 1 without."""
+    given = (os.environ.get(name, "") for name in SIZES)
+    return max((int(n) for n in given if n.isdecimal()), default=1)
+
+
+def tell_launcher(about: Mapping[str, object]) -> None:
+    """Tell the command that started this process, if that was lama, about the run."""
+    if LAUNCHED in os.environ:
+        with suppress(OSError):
+            os.write(2, f"{MARK}{json.dumps(about)}\n".encode())

@@ -1,0 +1,332 @@
+"""Processes that train together on MPI: messages between them, and the end of all when one is lost.
+
+Every call that waits polls with short sleeps: MPICH would spin, and starve other processes of the core. A
+thread of each process sends a heartbeat to the first one, which sends it to all.
+"""
+
+import importlib.util
+import io
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+import numpy as np
+from tinygrad import Tensor
+
+from lama import __version__
+from lama.errors import LamaError, UsageError, first_line, note
+from lama.host import cores
+from lama.runtime.buffers import empty, host_array
+from lama.runtime.release import installed
+from lama.runtime.replay import cpu_model, source_digest
+from lama.runtime.strides import materialise, shape_of
+from lama.shapes import Array
+from lama.training.launched import MISSING, RETRY, launched, tell_launcher
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PERIOD = 0.5  # seconds between heartbeats
+NAP = 1e-4  # seconds between two looks at what a process waits for
+CHUNK = 1 << 27  # bytes of a message at most
+FAULT, PULSE = 1, 512  # the first byte, and the bytes of a heartbeat
+
+
+class Processes:
+    """The processes of a run, of which this is number `rank` of `size`; number 0 leads.
+
+    Every method but `fail` must be called by all, in the same order.
+    """
+
+    def __init__(self, timeout: float):
+        """`timeout`: seconds without a heartbeat after which a process is lost. Raises LamaError."""
+        mpi = _mpi()
+        world = mpi.COMM_WORLD
+        if world.size != (wanted := launched()):
+            raise LamaError(
+                f"the launcher started {wanted} processes, and MPI knows {world.size}: mpi4py's library is "
+                "not the launcher's. Use its own mpiexec, or srun --mpi=pmi2"
+            )
+        self.rank, self.size, self.timeout = world.rank, world.size, timeout
+        self.received: list[int] = []
+        """Signals that ask this process to stop."""
+        self.asked = False
+        """Whether this process is to stop for another reason."""
+        self.stopped = 0
+        """The signal that stops all processes after the current step."""
+        self.stage = "begin"
+        """"train", or what the other processes wait for the first one to do: "begin" or "end"."""
+        self._comm, self._pulse = world.Dup(), world.Dup()
+        self._errors, self._closing, self._ending = sys.stderr, threading.Event(), threading.Lock()
+        self.hosts: list[str] = []
+        self.pids: list[int] = []
+        self._host = os.environ.get("PMI_HOSTNAME") or mpi.Get_processor_name()
+        self._beating = threading.Thread(target=self._beat, args=(mpi.Status,), daemon=True)
+        self._beating.start()
+
+    def communicator(self) -> "MPI.Intracomm":
+        """A communicator of its own, for another thread."""
+        return self._comm.Dup()
+
+    def meet(self) -> None:
+        """Learn the hosts, choose the number of threads, and compare the versions. Raises LamaError."""
+        known = {"lama": f"{__version__} ({source_digest()[:8]})", "Python": sys.version.split()[0]}
+        known |= {"NumPy": np.__version__, "tinygrad": str(installed())}
+        bound = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        found = self.gather((self._host, known, cpu_model(), bound, os.getpid()))
+        self.hosts, self.pids = [each[0] for each in found], [each[4] for each in found]
+        sharing = sum(each[0] == self._host and each[3] == bound for each in found)
+        os.environ.setdefault("LAMA_THREADS", str(max(1, cores() // sharing)))
+        wanted = found[0][1]
+        if self.rank:  # the first one prints all
+            sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return
+        for other, versions, *_ in found:
+            for name, version in versions.items():
+                if version != wanted[name]:
+                    got = f"got {wanted[name]} on {self._host} and {version} on {other}"
+                    raise LamaError(f"all processes must have the same {name}; {got}. Install the same")
+        if len({each[2] for each in found}) > 1:
+            note("the hosts' processors differ: another number of processes may give other bits")
+
+    def wait(self, request: Any) -> None:
+        """Wait until a message has arrived or left."""
+        for _ in range(20):
+            if request.Test():
+                return
+            time.sleep(0)
+        while not request.Test():
+            time.sleep(NAP)
+
+    def share(self, value: T | None = None) -> T:
+        """The first process's value, in all of them."""
+        tensors: dict[int, Tensor] = {}
+        file = io.BytesIO()
+        if self.rank == 0:
+            _Pickler(file, tensors).dump(value)
+        content = np.frombuffer(file.getvalue(), np.uint8)
+        size = np.array([len(content)], np.int64)
+        self.wait(self._comm.Ibcast(size, 0))
+        if self.rank:
+            content = np.empty(int(size[0]), np.uint8)
+        self.copy([content])
+        if self.rank:
+            value = _Unpickler(io.BytesIO(content.data), tensors).load()
+        self.copy(memory_of({str(i): tensors[i] for i in range(len(tensors))}).values())
+        return cast(T, value)
+
+    def copy(self, arrays: Iterable[Array]) -> None:
+        """Overwrite arrays by those of the first process, of the same shapes."""
+        for array in arrays:
+            content = array.reshape(-1).view(np.uint8)
+            for first in range(0, len(content), CHUNK):
+                self.wait(self._comm.Ibcast(content[first : first + CHUNK], 0))
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in order."""
+        content = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = self.gather_numbers(np.array([len(content)], np.int64), [1] * self.size)
+        joined = self.gather_numbers(content, sizes.tolist())
+        ends = np.cumsum(sizes)
+        return [pickle.loads(joined[e - n : e].data) for e, n in zip(ends, sizes, strict=True)]
+
+    def gather_numbers(self, numbers: Array, counts: Sequence[int]) -> Array:
+        """The numbers of all processes, of one dtype, one after the other: `counts` of them."""
+        joined = np.empty(sum(counts), numbers.dtype)
+        self.wait(self._comm.Iallgatherv(numbers, [joined, counts]))
+        return joined
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`work` of all items, in order; each process does its share."""
+        items = list(items)
+        found = self.gather([work(item) for item in items[self.rank :: self.size]])
+        return [found[i % self.size][i // self.size] for i in range(len(items))]
+
+    def send(self, array: Array, source: int, target: int, into: Array) -> None:
+        """Copy an array of one process into that of another, contiguous ones."""
+        if source == target == self.rank:
+            into[...] = array
+        elif self.rank == source:
+            self._in_chunks(self._comm.Isend, array, target)
+        elif self.rank == target:
+            self._in_chunks(self._comm.Irecv, into, source)
+
+    def _in_chunks(self, start: Callable[..., Any], array: Array, other: int) -> None:
+        content = array.reshape(-1).view(np.uint8)
+        for first in range(0, len(content), CHUNK):
+            self.wait(start(content[first : first + CHUNK], other))
+
+    def share_files(self, folder: Path, write: Callable[[str, bytes], None]) -> None:
+        """Give hosts without the first process's `folder` its files, by `write`. Raises LamaError."""
+        names = self.share(_sizes(folder))
+        here = _sizes(folder)
+        found = self.gather(here)
+        lacking = [i for i, sizes in enumerate(found) if not sizes]
+        if here and here != names:
+            raise LamaError(f"{folder} must hold the run's data or nothing; got other files. Remove it")
+        writers = {self.hosts[i]: i for i in reversed(lacking)}.values()
+        for name in names if lacking else ():
+            content = self.share((folder / name).read_bytes() if self.rank == 0 else None)
+            if self.rank in writers:
+                write(name, content)
+        self.wait(self._comm.Ibarrier())
+
+    def ask(self) -> int:
+        """The signal that asks this process to stop, or 0."""
+        return self.received[0] if self.received else signal.SIGTERM * self.asked
+
+    def close(self, code: int) -> int:
+        """Wait for all processes, and return the exit code of the first one."""
+        code = self.share(code)
+        self.wait(self._comm.Ibarrier())
+        self._closing.set()
+        self._beating.join()
+        return code
+
+    # The end of all when one is lost
+
+    def fail(self, message: str, code: int) -> NoReturn:
+        """End all processes; the first one prints the message."""
+        if self.rank == 0:
+            self._end(message, code)
+        with suppress(Exception):
+            self._closing.wait(2 * PERIOD)  # the first one may have the same error, and ends this process
+            self._pulse.Isend(_packed(message, code), 0)
+            self._closing.wait(10 * PERIOD)  # the answer ends this process
+        self._end(message, code)
+
+    def _end(self, message: str, code: int) -> NoReturn:
+        """Print, tell the others and end: MPI cannot be left in order any more."""
+        self._ending.acquire()  # for good: the first line is the only one
+        try:
+            sys.stderr = self._errors
+            note(message)
+            tell_launcher({"code": code})
+            if self.rank == 0:
+                for other in range(1, self.size):
+                    self._pulse.Isend(_packed("", code), other)
+                time.sleep(PERIOD / 2)
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+    def _beat(self, status_of: Callable[[], Any]) -> None:
+        """Send heartbeats, and end this process when others fail or are silent."""
+        peers = range(1, self.size) if self.rank == 0 else range(1)
+        last = time.monotonic()
+        heard = dict.fromkeys(peers, last)
+        sent: dict[int, Any] = {}
+        pulse, content, status = _packed("", 0, 0), np.empty(PULSE, np.uint8), status_of()
+        while not self._closing.wait(PERIOD):
+            now = time.monotonic()
+            if now - last > self.timeout / 2:  # this process itself was not running
+                heard = dict.fromkeys(peers, now)
+            last = now
+            try:
+                for peer in peers:
+                    if peer not in sent or sent[peer].Test():
+                        sent[peer] = self._pulse.Isend(pulse, peer)
+                while self._pulse.Iprobe(status=status):
+                    self._pulse.Recv(content, status.source)
+                    heard[status.source] = now
+                    if content[0] == FAULT:
+                        text = content[2:].tobytes().rstrip(b"\0").decode("utf-8", "replace")
+                        if self.rank:
+                            os._exit(int(content[1]))
+                        self._end(text, int(content[1]))
+            except Exception as error:
+                self._end(f"MPI failed, and all have ended: {first_line(error)}", RETRY)
+            for peer, when in heard.items():
+                if now - when > self.timeout:
+                    host = self.hosts[peer] if self.hosts else "its host"
+                    lost = f"process {peer} on {host} was silent for {self.timeout:g} s"
+                    if self.rank > 1:  # the line is the second process's, if the first one is lost
+                        time.sleep(PERIOD)
+                        os._exit(RETRY)
+                    self._end(f"{lost}, and all have ended", RETRY)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes an object without its tensors: tinygrad's own pickles may meet buffers of the same number."""
+
+    def __init__(self, file: io.BytesIO, tensors: dict[int, Tensor]):
+        super().__init__(file)
+        self._tensors, self._numbers = tensors, dict[int, int]()
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return None
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._tensors)
+            self._tensors[len(self._tensors)] = materialise(value).realize()
+        return self._numbers[id(value)], shape_of(value), value.dtype, str(value.device)
+
+    def reducer_override(self, value: object) -> Any:
+        name = getattr(value, "__name__", "")
+        if name and value is getattr(Tensor, name, None):  # such as an MLP's activation
+            return getattr, (Tensor, name)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` wrote, with tensors that are not filled yet."""
+
+    def __init__(self, file: io.BytesIO, tensors: dict[int, Tensor]):
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, about: Any) -> Tensor:
+        number, shape, dtype, device = about
+        if number not in self._tensors:
+            self._tensors[number] = empty(*shape, dtype=dtype, device=device)
+        return self._tensors[number]
+
+
+def _mpi() -> Any:
+    """mpi4py.MPI, started. Raises UsageError where it is missing."""
+    if importlib.util.find_spec("mpi4py") is None:
+        raise UsageError(MISSING)
+    import mpi4py
+
+    mpi4py.rc.thread_level = "multiple"
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(f"{MISSING}; got: {first_line(error)}") from error
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise LamaError("the MPI library must serve several threads (MPI_THREAD_MULTIPLE). Take another")
+    return MPI
+
+
+def _packed(message: str, code: int, kind: int = FAULT) -> Array:
+    """The bytes of a heartbeat: its kind, an exit code and a text."""
+    content = bytes([kind, code & 255]) + message.encode("utf-8", "replace")
+    return np.frombuffer(content[:PULSE].ljust(PULSE, b"\0"), np.uint8)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The sizes of the files in a folder, by name; empty where there is none."""
+    with suppress(OSError):
+        return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return {}
+
+
+def memory_of(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """The memory of tensors by name. Raises UsageError for a device that is not the CPU."""
+    found = {}
+    for name, tensor in tensors.items():
+        if (memory := host_array(tensor)) is None:
+            raise UsageError(f"several processes train on the CPU; got {tensor.device}. Give --device CPU")
+        found[name] = memory
+    return found

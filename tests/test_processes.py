@@ -1,0 +1,420 @@
+"""Training by several processes on MPI: the same bits as one, faults, and refusals.
+
+Tests with `mpiexec` are skipped where MPI cannot start.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import CATS
+from tinygrad import Tensor
+
+from lama.cli import main
+from lama.cli import processes as launching
+from lama.cli.processes import Report, words_without
+from lama.errors import UsageError
+from lama.ops import square_parts
+from lama.training import sums
+from lama.training.exchange import bucket_names, bucket_of, owners_of
+from lama.training.folder import RunFolder
+from lama.training.loop import check_processes
+from lama.training.prepare import new_session, resumed_run
+from lama.training.processes import Processes
+from lama.training.settings.base import TrainingConfig
+from lama.training.sums import TreeSum, add_rows, numbers_of_processes
+
+SETTINGS: dict[str, object] = {
+    "d_model": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "batch_size": 8,
+    "context_length": 8,
+}
+SETTINGS |= {"accumulation": 4, "warmup": 2, "dropout": 0.1, "steps": 120, "evaluate_every": 30}
+WORKER = Path(__file__).with_name("mpi_worker.py")
+
+
+# --- sums in a tree
+
+
+def tree(leaves: list[np.ndarray]) -> np.ndarray:
+    """The specification: neighbours are added, then their sums; a last one without a neighbour stays."""
+    while len(leaves) > 1:
+        pairs = [leaves[i : i + 2] for i in range(0, len(leaves), 2)]
+        leaves = [pair[0] + pair[1] if len(pair) == 2 else pair[0] for pair in pairs]
+    return leaves[0]
+
+
+def leaves(n: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((3, 7)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32) for _ in range(n)]
+
+
+@pytest.mark.parametrize("on_host", [True, False], ids=["on the host", "by tinygrad"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 12])
+def test_parts_are_added_in_a_fixed_tree(n: int, on_host: bool, monkeypatch: pytest.MonkeyPatch):
+    if not on_host:
+        monkeypatch.setattr(sums, "host_array", lambda tensor: None)
+    given, total = leaves(n), TreeSum(n)
+    gradient = {"w": Tensor.zeros(3, 7).contiguous().realize()}
+    for _ in range(2):  # the second batch overwrites the first one's sums
+        for i, leaf in enumerate(given):
+            gradient["w"].assign(Tensor(leaf)).realize()
+            total.add(i, gradient)
+        assert gradient["w"].numpy().tobytes() == tree(given).tobytes()
+
+
+@pytest.mark.parametrize(("n", "parts"), [(2, 4), (4, 4), (3, 12), (6, 12), (4, 32)])
+def test_subtrees_of_processes_add_up_to_the_tree(n: int, parts: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sums, "IN_CACHE", 5)
+    given = leaves(parts)
+    size = parts // n
+    rows = np.stack([tree(given[i : i + size]).reshape(-1) for i in range(0, parts, size)])
+    assert add_rows(rows).tobytes() == tree(given).tobytes()
+
+
+def test_processes_get_subtrees_or_everything():
+    assert [numbers_of_processes(n) for n in (1, 4, 6, 12)] == [[1], [1, 2, 4], [1, 3, 6], [1, 3, 6, 12]]
+
+    team = Processes.__new__(Processes)
+    team.size = 2
+    with pytest.raises(UsageError, match="can be shared among 1, 3 processes; got 2"):
+        check_processes(TrainingConfig(batch_size=6, accumulation=3), team)
+
+
+def test_squares_of_single_tensors_add_up_to_those_of_all():
+    tensors = [Tensor(leaf).realize() for leaf in leaves(9)]
+    found = [square_parts([t]).numpy() for t in tensors]
+    total = np.zeros_like(found[0])
+    for part in found:
+        total += part
+    assert square_parts(tensors).numpy().tobytes() == total.tobytes()
+
+
+# --- buckets and owners
+
+
+def test_buckets_hold_each_parameter_once_last_ones_first():
+    sizes = {"embed": 9_000_000, "blocks.0.a": 2_000_000, "blocks.0.b": 3, "blocks.1.a": 3_000_000, "f": 5}
+    assert bucket_names(sizes) == [["f", "blocks.1.a"], ["blocks.0.b", "blocks.0.a"], ["embed"]]
+
+
+def test_a_bucket_is_cut_by_owners_where_that_is_about_equal():
+    sizes = {"a": 10, "b": 9, "c": 30}
+    owners = owners_of(sizes, 2)
+    assert owners == {"a": 1, "b": 1, "c": 0}
+    even, uneven = bucket_of(["a", "b"], sizes, {"a": 0, "b": 1}, 2), bucket_of(["c", "a"], sizes, owners, 2)
+    assert (even.cuts, even.owned) == ((0, 10, 19), (0, 10, 19))
+    assert (uneven.names, uneven.cuts, uneven.owned) == (("c", "a"), (0, 20, 40), (0, 30, 40))
+
+
+# --- the launching command
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--processes", "0"], "--processes must be at least 1; got 0"),
+        (["--processes", "2", "--devices", "2"], "--processes and --devices exclude each other"),
+        (["--hosts", "a,b"], "--hosts and --restarts belong to --processes above 1"),
+        (["--processes", "2", "--timeout", "0"], "--timeout must be above 0 seconds; got 0"),
+        (["--processes", "2", "--restarts", "-1"], "--restarts must be at least 0; got -1"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_starts(flags: list[str], message: str, capsys):
+    assert main(["train", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_mpi_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
+    assert main(["train", "--processes", "2"]) == 2
+    assert capsys.readouterr().err.strip().endswith("pip install 'lama[mpi]'")
+
+
+def test_the_launchers_options_are_taken_out_of_the_command():
+    words = [
+        "train",
+        "x.toml",
+        "--processes",
+        "4",
+        "--out",
+        "o",
+        "--hosts=a,b",
+        "--restart",
+        "--restarts",
+        "2",
+    ]
+    kept = ["train", "x.toml", "--out", "o", "--restart"]
+    assert list(words_without(words, "--processes", "--hosts", "--restarts")) == kept
+
+
+def test_the_banner_of_mpiexec_becomes_one_line():
+    report = Report(processes=[("a", 11), ("b", 12)])
+    banner = "=====\n=   BAD TERMINATION OF ONE\n=   PID 12 RUNNING AT b\n=   EXIT CODE: 9\n"
+    assert all(report.read(line) for line in banner.splitlines(keepends=True))
+    assert not report.read("lama: a line\n")
+    assert report.lost(9) == "process 1 on b was lost (SIGKILL), and all have ended"
+
+
+# --- several processes
+
+
+@pytest.fixture(scope="module")
+def mpiexec() -> str:
+    """The path of mpiexec. Skips where MPI cannot start."""
+    pytest.importorskip("mpi4py")
+    path = Path(sys.executable).with_name("mpiexec")
+    if not path.exists():
+        pytest.skip("no mpiexec beside this Python: pip install 'lama[mpi]'")
+    code = "from mpi4py import MPI; assert MPI.COMM_WORLD.size == 2"
+    done = subprocess.run([path, "-n", "2", sys.executable, "-c", code], capture_output=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"MPI cannot start here: {done.stderr.decode()[-200:]}")
+    return str(path)
+
+
+def in_a_team(mpiexec: str, n: int, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "LAMA_THREADS": "1"}
+    command = [mpiexec, "-n", str(n), sys.executable, str(WORKER), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+def trained_in_a_team(mpiexec: str, n: int, *words: str) -> list[str]:
+    done = in_a_team(mpiexec, n, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_four_processes_train_to_the_bits_of_one(mpiexec: str):
+    assert trained_in_a_team(mpiexec, 4, "4", "adamw", "muon", "data") == ["data", "adamw", "muon"]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("versions", r"process 0: all processes must have the same lama; got .* and 0\.0\.7 .* on \S+\."),
+        ("data", r"process 1: \S+/b/data must hold the run's data or nothing; got other files\. Remove it"),
+        ("unwritable", r"process 1: \S+/b/data must be a folder that can be written; got Not a directory"),
+    ],
+)
+def test_what_one_process_refuses_ends_all_in_one_line(mpiexec: str, tmp_path: Path, what: str, message: str):
+    done = in_a_team(mpiexec, 2, "refuse", what, str(tmp_path))
+    assert done.returncode > 0
+    assert re.fullmatch(f"lama: {message}.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "parts"), [(2, 4), (4, 8), (3, 12), (6, 6)])
+def test_other_numbers_of_processes_train_to_the_bits_of_one(mpiexec: str, n: int, parts: int):
+    names = ["adamw", "muon", "recompute", "lora"]
+    assert trained_in_a_team(mpiexec, n, str(parts), *names) == names
+
+
+class Training:
+    """A `lama train --processes` in another process, and its ranks."""
+
+    def __init__(self, folder: Path, *words: object, inside: Sequence[str] = ()):
+        command = [*inside, sys.executable, "-m", "lama", "train", "--out", str(folder), *map(str, words)]
+        self.folder = folder
+        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def wait_for_checkpoint(self) -> None:
+        limit = time.monotonic() + 300
+        while not RunFolder(self.folder).checkpoints():
+            assert self.child.poll() is None, self.child.communicate()[0]
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+
+    def is_alive(self) -> bool:
+        return self.child.poll() is None
+
+    def ranks(self) -> dict[int, int]:
+        """The process number of each rank."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                words, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
+            except OSError:
+                continue
+            rank = re.search(rb"PMI_RANK=(\d+)", environment)
+            if rank and str(self.folder).encode() in words:
+                found[int(rank[1])] = int(place.name)
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and the output."""
+        output = self.child.communicate(timeout=600)[0]
+        return self.child.returncode, output
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    last = RunFolder(folder).last_checkpoint()
+    files = [folder / "model.safetensors", *last.glob("*.safetensors")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "cats.txt"
+    path.write_text(CATS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wanted(corpus: Path) -> tuple[dict[str, bytes], list[float]]:
+    """Weights of one process, and its held-out losses."""
+    folder = RunFolder(corpus.parent / "one")
+    session = new_session(folder, {"corpus": [str(corpus)], **SETTINGS}, "lama train ...")
+    session.measure_start()
+    list(session)
+    return weights(folder.path), losses(folder)
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [line["validation_loss"] for line in folder.read_log() if "validation_loss" in line]
+
+
+@pytest.fixture
+def start(mpiexec: str, corpus: Path, tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    settings = [word for n, v in SETTINGS.items() for word in (f"--{n.replace('_', '-')}", v)]
+    started: list[Training] = []
+
+    def start(*words: object, processes: int = 2, inside: Sequence[str] = ()) -> Training:
+        all_words = ["--corpus", corpus, *settings, "--device", "CPU", "--processes", processes, *words]
+        started.append(Training(tmp_path / "out", *all_words, inside=inside))
+        return started[-1]
+
+    yield start
+    for training in started:
+        training.child.kill()
+
+
+def test_a_killed_process_is_named_and_the_run_goes_on(start, wanted):
+    training = start("--restarts", 1)
+    training.wait_for_checkpoint()
+    os.kill(training.ranks()[1], signal.SIGKILL)
+    code, output = training.end()
+    assert code in (0, 1), output  # 1: so short a training is no better than counting
+    assert re.search(r"lama: process 1 on \S+ was lost \(SIGKILL\), and all have ended\n", output)
+    assert re.search(r"lama: restart 1 of 1: 2 processes, from step-\d+\n", output)
+    assert "BAD TERMINATION" not in output
+    assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
+
+
+def test_sigterm_on_any_process_saves_and_another_number_goes_on(start, wanted):
+    training = start()
+    training.wait_for_checkpoint()
+    os.kill(training.ranks()[1], signal.SIGTERM)
+    code, output = training.end()
+    assert code == 143, output
+    assert re.search(
+        r"lama: stopped by SIGTERM after step \d+ of 120; resume with: .* --processes 2\n", output
+    )
+    list(resumed_run(RunFolder(training.folder), {}))
+    assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
+
+
+def test_a_silent_process_ends_all_with_its_name(start):
+    training = start("--timeout", 2)
+    training.wait_for_checkpoint()
+    os.kill(training.ranks()[1], signal.SIGSTOP)
+    code, output = training.end()
+    assert code == 138, output
+    assert re.search(r"lama: process 1 on \S+ was silent for 2 s, and all have ended\n", output)
+    assert training.ranks() == {}
+
+
+def test_a_number_that_does_not_fit_is_refused_in_one_line(start):
+    code, output = start(processes=3).end()
+    assert (code, output.count("\n")) == (2, 1)
+    assert "accumulation=4 can be shared among 1, 2, 4 processes; got 3" in output
+
+
+@pytest.mark.slow
+def test_twenty_killed_processes_change_nothing(start, wanted):
+    """A random process is killed at a random time, again and again; the end is that of the quiet run."""
+    rng, killed = np.random.default_rng(0), 0
+    training = start("--restarts", 40, "--evaluate-every", 5, "--keep", 40, processes=4)
+    while killed < 20 and training.is_alive():
+        time.sleep(rng.uniform(1, 6))
+        if ranks := training.ranks():
+            os.kill(ranks[rng.choice(list(ranks))], signal.SIGKILL)
+            killed += 1
+    code, output = training.end()
+    assert killed == 20 and code in (0, 1), output[-3000:]
+    found = weights(training.folder)
+    assert {name: found[name] for name in found if "step-000120" in name} == {
+        name: content for name, content in wanted[0].items() if "step-000120" in name
+    }
+
+
+SSH = """#!/bin/sh
+# In place of ssh: run a command in the network namespace that has this address, if its cable is plugged in.
+while [ "${1#-}" != "$1" ]; do shift; done
+case $1 in 10.77.0.1) space=A;; *) space=B;; esac
+[ $space = A ] || ip -n NAME$space link show vB | grep -q "state UP" || exit 255
+shift
+exec ip netns exec NAME$space sh -c "$*"
+"""
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Two network namespaces with a cable of 1 Gbit/s between them: runs `ip` with NAME for their names."""
+    name = f"lama{os.getpid()}"
+
+    def ip(words: str, program: str = "ip") -> str:
+        command = [program, *words.replace("NAME", name).split()]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    try:
+        ip("netns add NAMEA")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces need root and iproute2: {error}")
+    try:
+        ip("netns add NAMEB")
+        ip("link add vA netns NAMEA type veth peer name vB netns NAMEB")
+        for i, side in enumerate("AB", 1):
+            ip(f"-n NAME{side} addr add 10.77.0.{i}/24 dev v{side}")
+            ip(f"-n NAME{side} link set lo up")
+            ip(f"-n NAME{side} link set v{side} up")
+        ip("-n NAMEA qdisc add dev vA root tbf rate 1gbit burst 256kb latency 50ms", program="tc")
+        while "state UP" not in ip("-n NAMEB link show vB"):
+            time.sleep(0.1)
+        ssh = tmp_path / "ssh"
+        ssh.write_text(SSH.replace("NAME", name))
+        ssh.chmod(0o755)
+        monkeypatch.setenv("HYDRA_LAUNCHER", "ssh")
+        monkeypatch.setenv("HYDRA_LAUNCHER_EXEC", str(ssh))
+        monkeypatch.setenv("HYDRA_IFACE", "vA")
+        monkeypatch.setenv("UCX_TLS", "tcp")  # else it finds the memory that both sides share
+        yield ip
+    finally:
+        for side in "AB":
+            subprocess.run(["ip", "netns", "del", f"{name}{side}"], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off_is_named_and_the_other_goes_on(network, start, wanted):
+    enter = ["ip", "netns", "exec", f"lama{os.getpid()}A"]
+    hosts = ["--hosts", "10.77.0.1,10.77.0.2", "--timeout", 3, "--restarts", 1]
+    training = start(*hosts, "--threads", 1, inside=enter)
+    training.wait_for_checkpoint()
+    counters = re.findall(r"RX:.*\n\s*(\d+)", network("-n NAMEA -s link show vA"))
+    network("-n NAMEB link set vB down")
+    code, output = training.end()
+    numbers = 256 * 8 + 8 * 8 + 12 * 8 * 8 + 13 * 8 + 4 * 8  # of the model, about
+    assert int(counters[0]) > 30 * 4 * numbers  # half of the gradients and half of the weights, each step
+    assert code in (0, 1), output
+    assert re.search(r"lama: process 1 on 10.77.0.2 was silent for 3 s, and all have ended\n", output)
+    assert re.search(r"lama: restart 1 of 1: 1 process on 10.77.0.1, from step-\d+\n", output)
+    assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
