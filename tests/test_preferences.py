@@ -18,7 +18,7 @@ import lama
 from lama.cli import main
 from lama.data.conversations import encode_pair, pair_of
 from lama.data.packing import PackedPairs
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError
 from lama.models.adapters import remove_adapter, trained_parameters
 from lama.models.gpt import GPT
 from lama.tokenizers.chat_template import template_of
@@ -134,6 +134,8 @@ def test_a_resumed_run_has_the_same_bits_and_reference(
         run.measure_start()
         until(run, step)
     assert run.step == 3 < run.config.steps
+    with pytest.raises(UsageError, match="got evaluation_tokens was 10000 and is 64. For another run"):
+        resumed_run(parts, {"evaluation_tokens": 64})
     again = resumed_run(parts, {})
     assert isinstance(again, PreferenceRun) and again.has_reference
     assert again.reference["train"].numpy().all()
