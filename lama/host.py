@@ -1,4 +1,4 @@
-"""Facts about this computer that do not depend on tinygrad: its cache folder, its cores, its memory."""
+"""Facts about this computer that do not depend on tinygrad: its processor, its memory, its cache folder."""
 
 import functools
 import os
@@ -9,6 +9,16 @@ from pathlib import Path
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name and features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
 
 
 @functools.cache
