@@ -34,10 +34,12 @@ from lama.models.adapters import (
     remove_adapter,
     rows_of,
     sharing_weights,
+    size_of,
     trained_parameters,
 )
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import set_weight, without_rounding
+from lama.models.registry import n_parameters
 from lama.ops import dequantize, quantize
 from lama.runtime.internals import Ops
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
@@ -325,6 +327,13 @@ def test_adapter_learns_a_text(flags: str, train: Train, here: Path, tmp_path: P
     assert not changes_of(fused) and not changes_of(adapted)
     for name, p in get_state_dict(fused).items():
         np.testing.assert_array_equal(p.numpy(), get_state_dict(adapted)[name].numpy())
+
+
+def test_constants_of_dora_are_no_parameters():
+    model = GPT(GPT2)
+    before = n_parameters(model)
+    add_adapter(model, matching(model, ()), RANK, SCALE, 1, dora=True)
+    assert n_parameters(model) == before + size_of(trained_parameters(model))
 
 
 def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypatch):
