@@ -551,7 +551,7 @@ def test_adapter_of_a_gguf_has_the_names_of_its_family(tmp_path: Path):
 
 def arena_of(replica: Replica) -> int:
     """The bytes that tinygrad's plan gives to what a captured step computes in between."""
-    captured = replica._add.jit.captured
+    captured = replica.step.jit.captured
     assert captured is not None
     found = {u for call in captured.linear.toposort() if call.op is Ops.CALL for u in call.toposort()}
     sizes = [u.buffer.nbytes for u in found if u.op is Ops.BUFFER and u.dtype == dtypes.int8]
