@@ -336,6 +336,15 @@ def test_constants_of_dora_are_no_parameters():
     assert n_parameters(model) == before + size_of(trained_parameters(model))
 
 
+def test_mfu_is_a_share_of_what_the_weights_type_allows(here: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("lama.training.run.peak_flops", lambda device, bits: bits)
+    settings = {"initial": "gpt2", "corpus": ["text.txt"], "context_length": 17, "lora": 3}
+    for dtype, bits in (("file", 32), ("bfloat16", 16)):
+        run = new_session(RunFolder(tmp_path / f"out{bits}"), {**settings, "dtype": dtype}, "")
+        assert run.peak == bits
+
+
 def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(here / "gpt2", "gpt2")
