@@ -1,10 +1,13 @@
-"""Facts about this computer that do not depend on tinygrad: its cache folder, its cores, its memory."""
+"""Facts about this computer that do not depend on tinygrad: its processor, its memory, its cache folder."""
 
 import functools
 import os
 import platform
 import sys
+import threading
 from pathlib import Path
+
+LEAST_STACK = 2_000_000  # bytes of a thread that runs AMX: the panels of a product take up to 786 kB
 
 
 def cores() -> int:
@@ -12,12 +15,32 @@ def cores() -> int:
 
 
 @functools.cache
+def cpu_model() -> str:
+    """The processor's name and features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
+
+
+def stack_bytes() -> int:
+    """The smallest stack of a thread that runs kernels: the main one, or one that `threading` starts."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    sizes = [sys.maxsize if limit == resource.RLIM_INFINITY else limit, threading.stack_size()]
+    return min(size for size in sizes if size)  # 0 is the default: the limit, or 2 MiB without one
+
+
+@functools.cache
 def may_use_amx() -> bool:
     """Whether the processor has AMX and the system lets this process use it; asks for that first.
 
-    Linux saves those large registers only for a process that asked, and for its children.
+    Linux saves those large registers only for a process that asked, and for its children. False where a
+    thread's stack is smaller than LEAST_STACK, on which the panels of a product by AMX lie.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if sys.platform != "linux" or platform.machine() != "x86_64" or stack_bytes() < LEAST_STACK:
         return False
     import ctypes
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tinygrad import Tensor
@@ -51,15 +51,16 @@ class LowRank:
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         return linear((linear(x, self.a) * self.scale).contiguous(), self.b)
 
-    def factors(self, weight: Tensor | Quantized) -> Float[Tensor, "d_out"] | None:
-        """m / ‖W + scale · B A‖ by rows, for the layer's weight; None without a magnitude.
+    def factors(self, products: Float[Tensor, "rank d_layer"] | None) -> Float[Tensor, "d_out"] | None:
+        """m / ‖W + scale · B A‖ by rows; None without a magnitude.
 
-        The norm is a constant to gradients. W is only multiplied by A's rows, so that a quantised matrix is
-        not widened. Source: Liu et al. 2024, DoRA, equation 5 and section 4.3.
+        `products` are A Wᵀ for the whole layer, or None where the factors are known. The norm is a constant
+        to gradients. W is only multiplied by A's rows, so that a quantised matrix is not widened. Source: Liu
+        et al. 2024, DoRA, equation 5 and section 4.3.
         """
-        if self.known is not None or self.magnitude is None or self.squares is None:
+        if products is None or self.magnitude is None or self.squares is None:
             return self.known
-        with_a = linear(self.a, weight)[:, self.first : self.first + int(self.b.shape[0])]  # (rank, d_out)
+        with_a = products[:, self.first : self.first + int(self.b.shape[0])]  # (rank, d_out)
         change = linear(self.b, linear(self.a, self.a))  # (d_out, rank)
         mixed = ((2 * self.scale) * with_a.T + self.scale**2 * change) * self.b
         norm = (self.squares + mixed.sum(1)).maximum(SMALL**2).sqrt()
@@ -67,7 +68,7 @@ class LowRank:
 
 
 class Linear:
-    """y = x Wᵀ + b, with a weight of shape (d_out, d_in); an adapter (LoRA) adds to it."""
+    """y = x Wᵀ + b, with a weight of shape (d_out, d_in); an adapter adds to it, and DoRA scales it."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         self.weight: Tensor | Quantized = parameter(d_out, d_in)
@@ -85,9 +86,13 @@ class Linear:
 
     def _factors(self) -> Float[Tensor, "d_out"] | None:
         """The factors of all outputs, 1 where a part has none; None where no part has any."""
-        d_out, found = int(self.weight.shape[0]), []
-        for part in self.adapter.values():
-            if (own := part.factors(self.weight)) is not None:
+        d_out, parts, found = int(self.weight.shape[0]), list(self.adapter.values()), []
+        products: Sequence[Tensor | None] = [None for _ in parts]
+        if any(part.squares is not None for part in parts):  # one product for q, k and v reads W once
+            rows = parts[0].a.cat(*(part.a for part in parts[1:]))
+            products = linear(rows, self.weight).split([int(part.a.shape[0]) for part in parts])
+        for part, of_part in zip(parts, products, strict=True):
+            if (own := part.factors(of_part)) is not None:
                 found.append(own.pad((part.first, d_out - part.first - int(own.shape[0])), value=1.0))
         return math.prod(found[1:], start=found[0]) if found else None
 

@@ -1,11 +1,11 @@
 """Tune SmolLM2 with LoRA to name the class of a line, beside naive Bayes on the same lines.
 
-    python scripts/tune_classifier.py [--data names] [--lines 4000] [--out out/tuned] [options of lama train]
+    python scripts/tune_classifier.py [--data names] [--lines 4000] [--out DIR] [options of lama train]
 
 The lines are those of `lama classify`: the same random fifth is held out. Each of the others becomes a
 conversation, and `lama train --chat` learns the answers. Printed are the shares of right answers of the base
 model, of naive Bayes and of the tuned model, the seconds of the training, the bytes of the adapter, and the
-perplexity of another text under both models. A run that is there is not trained again.
+perplexity of another text under both models. A finished run of the same command is not trained again.
 """
 
 import argparse
@@ -19,15 +19,19 @@ from pathlib import Path
 import numpy as np
 
 from lama.checkpoints import load_causal
+from lama.cli import make_parser
+from lama.cli.training import command_line, total_steps
 from lama.data import open_corpus
 from lama.data.labelled import DATASETS, LabelledText, open_labelled, split_labelled
 from lama.data.naive_bayes import best_naive_bayes
+from lama.errors import LamaError
 from lama.evaluation.likelihood import Row, score
 from lama.evaluation.sliding import perplexity
 from lama.models.gpt import GPT
 from lama.tables import metric_table
 from lama.tokenizers import Tokenizer
 from lama.tokenizers.chat_template import Message, encode_chat, template_of
+from lama.training.folder import RunFolder, read_training, step_of
 
 QUESTIONS = {
     "names": "Male or female?",
@@ -65,15 +69,26 @@ def accuracy(model: GPT, tokenizer: Tokenizer, question: str, examples: Sequence
     return float(np.mean([labels[i] == each.label for i, each in zip(said, examples, strict=True)]))
 
 
+def is_trained(out: Path, words: Sequence[str]) -> bool:
+    """Whether the folder has a finished run of this command."""
+    folder, command = RunFolder(out), command_line(make_parser("train").parse_args(words))
+    try:
+        last = folder.last_checkpoint()
+        return step_of(last) == total_steps(folder) and read_training(last)["command"] == command
+    except (LamaError, LookupError):
+        return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=DATASETS, default="names")
     parser.add_argument("--from", dest="model", default="smollm2")
     parser.add_argument("--lines", type=int, default=4000, help="lines to learn from, at most")
     parser.add_argument("--held-out", type=int, default=1000, help="held-out lines, at most")
-    parser.add_argument("--out", type=Path, default=Path("out/tuned"))
+    parser.add_argument("--out", type=Path, help="default: out/tuned-DATA")
     args, more = parser.parse_known_args(argv)
 
+    out = args.out or Path(f"out/tuned-{args.data}")
     question, rng = QUESTIONS[args.data], np.random.default_rng(0)
     parts = split_labelled(open_labelled(args.data).examples)
     train, held_out = (
@@ -81,26 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part, most in zip(parts, (args.lines, args.held_out), strict=True)
     )
     majority = Counter(example.label for example in train).most_common(1)[0][0]
-    right = {"the commoner class": float(np.mean([each.label == majority for each in held_out]))}
+    right = {"the more common class": float(np.mean([each.label == majority for each in held_out]))}
     right["naive Bayes"] = best_naive_bayes(train).accuracy(held_out)
 
-    if not (args.out / "adapter_config.json").exists():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        data = args.out.parent / f"{args.data}.jsonl"
+    data = out.parent / f"{args.data}-{len(train)}.jsonl"
+    words = ["train", "--from", args.model, "--chat", str(data), "--out", str(out), *OPTIONS, *more]
+    if "--restart" in more or not is_trained(out, words):
+        out.parent.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps({"messages": messages_of(question, each)}) + "\n" for each in train]
         data.write_text("".join(rows))
-        words = ["-m", "lama", "train", "--from", args.model, "--chat", str(data), "--out", str(args.out)]
-        subprocess.run([sys.executable, *words, *OPTIONS, *more], check=True)
-    seconds = json.loads((args.out / "notes.json").read_text())["training"]["seconds"]
+        subprocess.run([sys.executable, "-m", "lama", *words], check=True)
+    seconds = json.loads((out / "notes.json").read_text())["training"]["seconds"]
 
     other = open_corpus(["kjv"]).text[:OTHER]
     perplexities = []
-    for name, adapter in (("base model", None), ("tuned model", args.out)):
+    for name, adapter in (("base model", None), ("tuned model", out)):
         model, tokenizer = load_causal(args.model, adapter=adapter)
         right[name] = accuracy(model, tokenizer, question, held_out)
         perplexities.append(perplexity(model, tokenizer, other, context_length=512).perplexity)
     print(metric_table(f"{len(train):,} lines of {args.data}", right, ("right", right.values(), ".1%")))
-    size = (args.out / "adapter_model.safetensors").stat().st_size
+    size = (out / "adapter_model.safetensors").stat().st_size
     print(f"trained in {seconds:,.0f} s; the adapter has {size / 1e6:.1f} MB")
     before, after = perplexities
     change = f"{before:.2f}, tuned {after:.2f}, {after / before - 1:+.1%}"

@@ -34,10 +34,12 @@ from lama.models.adapters import (
     remove_adapter,
     rows_of,
     sharing_weights,
+    size_of,
     trained_parameters,
 )
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import set_weight, without_rounding
+from lama.models.registry import n_parameters
 from lama.ops import dequantize, quantize
 from lama.runtime.internals import Ops
 from lama.tokenizers import CharacterTokenizer, huggingface_files, train_bpe
@@ -327,6 +329,22 @@ def test_adapter_learns_a_text(flags: str, train: Train, here: Path, tmp_path: P
         np.testing.assert_array_equal(p.numpy(), get_state_dict(adapted)[name].numpy())
 
 
+def test_constants_of_dora_are_no_parameters():
+    model = GPT(GPT2)
+    before = n_parameters(model)
+    add_adapter(model, matching(model, ()), RANK, SCALE, 1, dora=True)
+    assert n_parameters(model) == before + size_of(trained_parameters(model))
+
+
+def test_mfu_is_a_share_of_what_the_weights_type_allows(here: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("lama.training.run.peak_flops", lambda device, bits: bits)
+    settings = {"initial": "gpt2", "corpus": ["text.txt"], "context_length": 17, "lora": 3}
+    for dtype, bits in (("file", 32), ("bfloat16", 16)):
+        run = new_session(RunFolder(tmp_path / f"out{bits}"), {**settings, "dtype": dtype}, "")
+        assert run.peak == bits
+
+
 def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(here / "gpt2", "gpt2")
@@ -542,7 +560,7 @@ def test_adapter_of_a_gguf_has_the_names_of_its_family(tmp_path: Path):
 
 def arena_of(replica: Replica) -> int:
     """The bytes that tinygrad's plan gives to what a captured step computes in between."""
-    captured = replica._add.jit.captured
+    captured = replica.step.jit.captured
     assert captured is not None
     found = {u for call in captured.linear.toposort() if call.op is Ops.CALL for u in call.toposort()}
     sizes = [u.buffer.nbytes for u in found if u.op is Ops.BUFFER and u.dtype == dtypes.int8]

@@ -13,7 +13,7 @@ import lama
 from lama import kernels, ops
 from lama.checkpoints import open_weights
 from lama.cli import main
-from lama.runtime.replay import cpu_model
+from lama.host import cpu_model
 from lama.tokenizers import load_huggingface_tokenizer
 
 EARLIER = Path(__file__).parent / "earlier"

@@ -112,6 +112,9 @@ def test_the_system_is_asked_for_amx_where_the_processor_has_it(monkeypatch):
     flags = Path("/proc/cpuinfo")
     if host.may_use_amx.__wrapped__():
         assert "amx_tile" in flags.read_text().split()
+    with monkeypatch.context() as small:
+        small.setattr(host.threading, "stack_size", lambda: 1 << 20)
+        assert host.stack_bytes() == 1 << 20 and not host.may_use_amx.__wrapped__()
     monkeypatch.setattr(host.sys, "platform", "darwin")
     assert not host.may_use_amx.__wrapped__()
 

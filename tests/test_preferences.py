@@ -16,13 +16,15 @@ from tinygrad import Tensor
 
 import lama
 from lama.cli import main
-from lama.data.conversations import encode_pair, pair_of
+from lama.data import open_corpus
+from lama.data.conversations import encode_pair, pair_of, write_conversations
 from lama.data.packing import PackedPairs
-from lama.errors import LamaError
+from lama.errors import LamaError, UsageError
 from lama.models.adapters import remove_adapter, trained_parameters
 from lama.models.gpt import GPT
-from lama.tokenizers.chat_template import template_of
+from lama.tokenizers.chat_template import ChatTemplate, template_of
 from lama.training.folder import RunFolder
+from lama.training.loop import Step
 from lama.training.loss import TokenLoss, language_model_loss
 from lama.training.preferences import PreferenceRun, preference_loss
 from lama.training.prepare import new_session, resumed_run
@@ -118,6 +120,13 @@ def test_a_model_learns_to_prefer(here: Path, tmp_path: Path, monkeypatch, capfd
     assert last["accuracy"] == 1 and last["margin"] > 0.5 and last["validation_loss"] < 0.5
 
 
+def test_reference_rounds_as_training_does(here: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(here)
+    run = new_session(RunFolder(tmp_path / "out"), {**SETTINGS, "precision": "bfloat16"}, "")
+    step = next(iter(run))
+    assert isinstance(step, Step) and step.loss == pytest.approx(np.log(2), abs=1e-6)
+
+
 WHOLE = pytest.param({}, id="whole", marks=pytest.mark.slow)
 
 
@@ -134,6 +143,8 @@ def test_a_resumed_run_has_the_same_bits_and_reference(
         run.measure_start()
         until(run, step)
     assert run.step == 3 < run.config.steps
+    with pytest.raises(UsageError, match="settings it began with; got evaluation_tokens was 10000 and is 64"):
+        resumed_run(parts, {"evaluation_tokens": 64})
     again = resumed_run(parts, {})
     assert isinstance(again, PreferenceRun) and again.has_reference
     assert again.reference["train"].numpy().all()
@@ -184,6 +195,7 @@ def test_what_counts_is_the_answer_in_which_they_differ(tmp_path: Path):
             "here must have chosen and rejected, to be learned by --dpo; got prompt",
         ),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "must be texts or messages; got .* in here"),
+        ({"prompt": "a", "chosen": None, "rejected": "c"}, "by --dpo; got prompt, rejected$"),
         ({"chosen": "b", "rejected": "c"}, "got assistant at the beginning in here"),
     ],
 )
@@ -191,6 +203,36 @@ def test_pairs_that_are_wrong_have_their_line(row: dict[str, object], message: s
     with pytest.raises(LamaError, match=message) as caught:
         pair_of(row, "here")
     assert "\n" not in str(caught.value)
+
+
+def test_an_answer_that_begins_the_other_is_learned(tmp_path: Path):
+    tokenizer = chat_tokenizer(tmp_path / "t")
+    each = "{% for m in messages %}{{ m.role[0] + ':' + m.content }}{% endfor %}"
+    no_ends = ChatTemplate(each + "{% if add_generation_prompt %}a:{% endif %}")
+
+    def learned(template: ChatTemplate, **row: object) -> list[str]:
+        sides = encode_pair({"prompt": "q", **row}, "here", tokenizer, template, 400)
+        return [tokenizer.decode(side.ids[side.counted > 0].tolist()) for side in sides]
+
+    turns = [{"role": role, "content": "yes"} for role in ("assistant", "user", "assistant")]
+    ends = ChatTemplate(CHATML)
+    assert learned(no_ends, chosen="yes", rejected="yes no") == ["yes", "yes no"]
+    assert learned(ends, chosen="yes", rejected="yes no") == ["yes<|im_end|>", "yes no<|im_end|>"]
+    for same in ({"chosen": "yes", "rejected": "yes"}, {"chosen": "yes", "rejected": turns}):
+        assert learned(no_ends, **same) == learned(ends, **same) == ["", ""]
+
+
+def test_pairs_are_dropped_for_a_reason(tmp_path: Path):
+    texts = [("yes", "no"), ("yes", "yes"), ("y" * 50 + "es", "y" * 50 + "o")]
+    rows = [{"prompt": "?", "chosen": chosen, "rejected": rejected} for chosen, rejected in texts]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = chat_tokenizer(tmp_path / "t")
+    corpus = open_corpus([str(tmp_path / "pairs.jsonl")], read=False)
+    (tmp_path / "data").mkdir()
+    where = corpus, None, tokenizer, template_of(tokenizer), tmp_path / "data"
+    message = "of 3 in .*, 1 without a token of the assistant in 41, 1 without two different answers"
+    with pytest.raises(LamaError, match=message):
+        write_conversations(*where, 81, 0.1, pairs=True)
 
 
 def test_prompts_that_differ_are_refused(tmp_path: Path):

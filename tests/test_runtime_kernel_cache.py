@@ -78,6 +78,14 @@ def test_values_are_there_in_the_next_process_also_for_plain_tinygrad(
     plain.close()
 
 
+def test_another_processor_compiles_again(monkeypatch: pytest.MonkeyPatch):
+    keep("a")
+    monkeypatch.setattr(kernel_cache, "cpu_model", lambda: "another")
+    assert kept("a") == [False]
+    keep("a")
+    assert kept("a") == [True]
+
+
 def test_guard_reaches_the_processes_that_compile():
     assert (
         isinstance(helpers.db_connection(), kernel_cache.Cache)

@@ -37,6 +37,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
 
 def describe_conversations(session: "Run") -> str:
     """The sizes of both parts, how full the rows are, and what was left out."""
+    from lama.data.conversations import pair_context
     from lama.training.chat import packed_rows
 
     tokens, config = session.tokens, session.config
@@ -50,9 +51,11 @@ def describe_conversations(session: "Run") -> str:
     full = rows.lengths.sum() / (n_rows * config.context_length)
     lines.append(f"an epoch is {n_rows:,} rows of {config.context_length} tokens, {full:.0%} full")
     if notes.get("cut") or notes.get("dropped"):
-        most = config.context_length // (2 if config.dpo else 1) + 1
+        most = (pair_context(config.context_length) if config.dpo else config.context_length) + 1
         cut, dropped = notes.get("cut"), notes.get("dropped")
         lines.append(f"longer than {most} tokens: {cut} cut, {dropped} without an answer in them dropped")
+    if same := notes.get("same"):
+        lines.append(f"{same} pairs without two different answers dropped")
     return "\n".join(lines)
 
 

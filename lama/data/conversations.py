@@ -65,7 +65,8 @@ def messages_of(row: Row, where: str) -> list[Message] | str:
 
 
 def _keys(row: Row) -> str:
-    return quoted(", ".join(map(str, row)) or "nothing", plain=True)
+    there = ", ".join(str(key) for key, value in row.items() if value is not None)
+    return quoted(there or "nothing", plain=True)
 
 
 def pair_of(row: Row, where: str) -> list[list[Message]]:
@@ -138,19 +139,28 @@ def encode_pair(
 ) -> list[EncodedConversation]:
     """A row's conversations with the chosen and the rejected answer, each cut to half of `context_length`.
 
-    What counts is the answer in which they differ, and all after it. Raises LamaError that names the row.
+    What counts is the answer in which they differ, and all after it; nothing where none differs. Raises
+    LamaError that names the row.
     """
-    sides = [_encoded(each, where, tokenizer, template, context_length // 2) for each in pair_of(row, where)]
+    most = pair_context(context_length)
+    sides = [_encoded(each, where, tokenizer, template, most) for each in pair_of(row, where)]
     n = min(len(side.ids) for side in sides)
     differs = sides[0].ids[:n] != sides[1].ids[:n]
     first = int(differs.argmax()) if differs.any() else n
     if first < n and not all(side.counted[first] for side in sides):
         raise LamaError(f"chosen and rejected must follow the same prompt; got other prompts in {where}")
     begin = int(np.flatnonzero(sides[0].counted[:first] == 0).max(initial=-1)) + 1
+    # One may be the beginning of the other: then the same answer goes on, if the template ends no turn.
+    rest = np.concatenate([side.counted[n : n + 1] for side in sides])
     for side in sides:
-        side.counted[: n if first == n else begin] = 0  # the same twice teaches nothing
+        side.counted[: begin if first < n or rest.any() else None] = 0  # the same twice teaches nothing
     place = _place_of(sides[0].ids[:begin])
     return [replace(side, place=place) for side in sides]
+
+
+def pair_context(context_length: int) -> int:
+    """The `context_length` of each conversation of a pair: both stand in one row."""
+    return context_length // 2
 
 
 def _place_of(ids: Array) -> float:
@@ -198,9 +208,10 @@ def write_conversations(
 
     They are cut as `encode_conversation` says, and dropped if nothing of the assistant is left. Held out are
     those of `held_out`, else about the share `validation`, at least one. With `pairs`, those of `encode_pair`
-    follow one another. Raises LamaError for wrong rows, and where none are left on one side.
+    follow one another; those whose answers are the same are dropped. Raises LamaError for wrong rows, and
+    where none are left on one side.
     """
-    notes = {"conversations": 0, "cut": 0, "dropped": 0}
+    notes = {"conversations": 0, "cut": 0, "dropped": 0} | ({"same": 0} if pairs else {})
 
     def read(source: Corpus) -> list[list[EncodedConversation]]:
         rows = (
@@ -213,10 +224,11 @@ def write_conversations(
             about = where, tokenizer, template, context_length
             each = encode_pair(row, *about) if pairs else [encode_conversation(row, *about)]
             notes["conversations"] += 1
+            is_cut = any(side.is_cut for side in each)
             if not all(side.counted.any() for side in each):
-                notes["dropped"] += 1
+                notes["dropped" if is_cut or not pairs else "same"] += 1
                 continue
-            notes["cut"] += any(side.is_cut for side in each)
+            notes["cut"] += is_cut
             found.append(each)
         return found
 
@@ -232,10 +244,12 @@ def write_conversations(
         parts = train, read(held_out)
     if not all(parts):
         got = f"got {len(parts[0])} and {len(parts[1])} of {notes['conversations']} in {corpus.name}"
-        dropped = f", {notes['dropped']} without a token of the assistant in {context_length + 1}"
+        most = pair_context(context_length) if pairs else context_length
+        dropped = f", {notes['dropped']} without a token of the assistant in {most + 1}"
+        same = f", {same} without two different answers" if (same := notes.get("same")) else ""
         rule = "there must be conversations to learn from and held-out ones"
         raise LamaError(
-            f"{rule}; {got}{dropped if notes['dropped'] else ''}. Give more, or --chat-held-out FILE"
+            f"{rule}; {got}{dropped if notes['dropped'] else ''}{same}. Give more, or --chat-held-out FILE"
         )
     sizes = []
     with closing(TokenWriter(folder, tokenizer, counted=True)) as writer:

@@ -30,6 +30,7 @@ from lama.shapes import Array
 M = TypeVar("M")
 PARTS = ("q", "k", "v", "out", "gate", "up", "down")
 PARAMETERS = ("a", "b", "magnitude")
+CONSTANTS = ("squares", "known")  # of a change, which follow from others
 MOST_RANK = 4096
 
 

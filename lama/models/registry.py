@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from lama.models.adapters import CONSTANTS
 from lama.models.bert import Bert, BertConfig, Classifier, ClassifierConfig
 from lama.models.encoder_decoder import Transformer, TransformerConfig
 from lama.models.gpt import GPT, GPTConfig
@@ -41,8 +42,9 @@ def make_model(config: Config, seed: int | None = 0) -> Model:
 
 
 def n_parameters(model: object) -> int:
-    """The number of a model's parameters; tied and shared ones count once."""
-    return sum(int(weight.numel()) for weight in weights_of(model).values())
+    """The number of a model's parameters; tied and shared ones count once, the constants of DoRA do not."""
+    found = weights_of(model).items()
+    return sum(int(weight.numel()) for name, weight in found if name.rpartition(".")[2] not in CONSTANTS)
 
 
 def describe(model: Model) -> str:

@@ -14,7 +14,7 @@ import tinygrad.helpers
 
 from lama.errors import first_line, note
 from lama.files import quoted_path
-from lama.host import cache_folder
+from lama.host import cache_folder, cpu_model
 
 WAIT = 5  # seconds for another process that writes
 ADVICE = "Set CACHEDB to a file in a folder that can be written"
@@ -146,8 +146,12 @@ def _set_aside(path: str) -> None:
 
 
 def _checksum(key: tuple[Any, ...], pickled: bytes) -> bytes:
-    """Eight bytes to follow a key's pickled value. To read the value, tinygrad stops at the pickle's end."""
-    made_by = repr((key, _identity(os.environ.get("CC", "")))).encode(errors="replace")
+    """Eight bytes to follow a key's pickled value. To read the value, tinygrad stops at the pickle's end.
+
+    They depend on the compiler and on the processor, for whose instructions it compiles: a home folder may be
+    shared by unlike machines.
+    """
+    made_by = repr((key, _identity(os.environ.get("CC", "")), cpu_model())).encode(errors="replace")
     return b"lama" + zlib.crc32(pickled, zlib.crc32(made_by)).to_bytes(4, "little")
 
 

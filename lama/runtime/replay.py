@@ -8,7 +8,6 @@ it is saved in tinygrad's cache on the disk for the next process.
 import ctypes
 import functools
 import hashlib
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tinygrad import Tensor, UOp, dtypes
 
-from lama.host import may_use_amx
+from lama.host import cpu_model, may_use_amx
 from lama.runtime.buffers import address_of, buffer_of, from_array, write
 from lama.runtime.capture import CapturedStep
 from lama.runtime.internals import (
@@ -234,12 +233,3 @@ def source_digest() -> str:
     package = Path(__file__).parent.parent
     code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     return digest(repr([digest(content) for content in code]).encode())
-
-
-def cpu_model() -> str:
-    """The processor's name and features."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
+from lama.checkpoints.fill import DTYPES
 from lama.data.packing import PackedPairs
+from lama.kernels import matmul_precision
 from lama.runtime.buffers import empty, write
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array, Float, Int
@@ -64,7 +66,9 @@ class PreferenceRun(Run):
         """The reference's log ratios, of each pair to learn from and of all places of the held-out rows."""
         self.has_reference = False
         ratios = TokenLoss(partial(log_ratios, most=most)).in_pieces
-        self._ratios = CapturedStep(lambda *arrays: ratios(self.model, *arrays).realize())
+        # As a training step multiplies, so that the loss begins at ln 2.
+        rounded = matmul_precision(DTYPES[config.precision])
+        self._ratios = CapturedStep(rounded(lambda *arrays: ratios(self.model, *arrays).realize()))
         loss = TokenLoss(partial(preference_loss, beta=config.dpo))
         return Trainer(self.model, self._batch, config, loss, self.devices, self.team)
 

@@ -22,10 +22,10 @@ from tinygrad import Tensor
 
 from lama import __version__
 from lama.errors import LamaError, UsageError, first_line, note
-from lama.host import cores
+from lama.host import cores, cpu_model
 from lama.runtime.buffers import empty, host_array
 from lama.runtime.release import installed
-from lama.runtime.replay import cpu_model, source_digest
+from lama.runtime.replay import source_digest
 from lama.runtime.strides import materialise, shape_of
 from lama.shapes import Array
 from lama.training.launched import MISSING, RETRY, launched, tell_launcher

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
 
 from lama.data import Corpus, TokenFiles, evaluation_windows, ngram_baselines
 from lama.data.windows import Mixture
@@ -58,7 +59,8 @@ class Run(CorpusSession):
         self.recording: Recording | None = None
         if config.record and self.leads:
             self.recording = Recording(self.folder.recording_file, model, config, self.tokenizer)
-        bits = 16 if config.precision == "bfloat16" else 32
+        held = {p.dtype for p in get_state_dict(model.blocks).values()}  # weights of bfloat16 round too
+        bits = 16 if config.precision == "bfloat16" or dtypes.bfloat16 in held else 32
         if self.leads and (peak := peak_flops(str(model.embed.weight.device), bits)):
             self.peak = peak * self.n_processes
         self.operations = training_operations(model, context)

@@ -297,7 +297,7 @@ class Session:
         if isinstance(error, Diverged):
             path, rate = self.folder.path, f"{self.config.learning_rate / 3:.1g}"
             words = ["lama", "train", self.folder.settings_file]
-            has_model = self.config.model == "gpt" and not self.config.lora
+            has_model = self.config.model == "gpt" and not (self.config.lora or self.config.dpo)
             words += ["--from", found[-1]] if has_model else []
             words += ["--out", path.with_name(f"{path.name}-2"), "--learning-rate", rate]
             for name in (f"{group}_learning_rate" for group in GROUPS):

@@ -172,11 +172,14 @@ def to_toml(config: TrainingConfig, about: str = "") -> str:
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """`learning_rate was 0.001 and is 0.002` for each changed setting that decides the weights."""
+    """`learning_rate was 0.001 and is 0.002` for each changed setting that must stay when a run resumes."""
+    free = ABOUT_REPORTS
+    if new.get("dpo"):
+        free -= {"evaluation_tokens"}  # checkpoints hold the reference's log-probabilities of those tokens
     return [
         f"{name} was {quoted(old.get(name))} and is {quoted(value)}"
         for name, value in new.items()
-        if name not in ABOUT_REPORTS and old.get(name) != value
+        if name not in free and old.get(name) != value
     ]
 
 
