@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lama.cli import main
-from lama.course import notebooks, read_notebook, title, to_ipynb
+from lama.course import Cell, notebooks, read_notebook, title, to_ipynb
 from lama.course.check import EXERCISES, check
 from lama.errors import UsageError
 
@@ -88,6 +88,11 @@ def test_exercise_knows_a_right_answer_from_a_wrong_one(name: str) -> None:
     assert check(name, ...).is_right is None
 
 
+def test_answers_in_another_count_or_rounded_are_right() -> None:
+    assert check("operations", lambda n: n**2 * (2 * n - 1)).is_right
+    assert check("uniform", 4.08).is_right and not check("uniform", 4.0).is_right
+
+
 def test_answers_that_are_none_yet_or_fail_are_told_apart() -> None:
     assert repr(check("softmax", lambda x: ...)) == "… not answered yet"
     assert check("softmax", lambda x: None).is_right is None
@@ -125,6 +130,11 @@ def test_cells_are_those_of_jupytext(path: Path) -> None:
     assert [cell.text for cell in ours if cell.kind == "code"] == code
     nbformat = pytest.importorskip("nbformat")
     nbformat.validate(nbformat.reads(to_ipynb(ours), as_version=4))
+
+
+def test_links_between_notebooks_lead_to_notebooks() -> None:
+    text = to_ipynb([Cell("markdown", "[a](02-embeddings.md) [b](x.md)"), Cell("code", "f(02-a.md)")])
+    assert "[a](02-embeddings.ipynb) [b](x.md)" in text and "f(02-a.md)" in text
 
 
 def test_course_is_written_once_and_answers_stay(

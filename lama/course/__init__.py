@@ -50,12 +50,14 @@ def read_notebook(path: Path) -> list[Cell]:
 
 
 def to_ipynb(cells: list[Cell]) -> str:
-    """The notebook file (nbformat 4.5) of some cells, without outputs."""
+    """The notebook file (nbformat 4.5) of some cells, without outputs. Links lead to the other notebooks."""
     found = []
     for i, cell in enumerate(cells):
-        about: dict[str, object] = {"id": f"cell-{i}", "cell_type": cell.kind, "source": cell.text}
+        is_code = cell.kind == "code"
+        text = cell.text if is_code else re.sub(r"\((\d\d-[\w-]+)\.md\)", r"(\1.ipynb)", cell.text)
+        about: dict[str, object] = {"id": f"cell-{i}", "cell_type": cell.kind, "source": text}
         about["metadata"] = {"tags": list(cell.tags)} if cell.tags else {}
-        found.append(about | ({"execution_count": None, "outputs": []} if cell.kind == "code" else {}))
+        found.append(about | ({"execution_count": None, "outputs": []} if is_code else {}))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return json.dumps({"cells": found, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1)
