@@ -38,6 +38,10 @@ def copy_pages() -> None:
     (PAGES / "course.css").write_text(STYLE, "utf-8")
 
 
+SMALL_NOTE = (
+    "*The outputs below are from the small size. The text describes the full one: "
+    "run `lama course` to see it.*"
+)
 STYLE = """.md-grid { max-width: 75rem; }
 .course-output { border-left: 3px solid var(--md-default-fg-color--lightest); }
 .course-output { padding-left: .8em; overflow: auto; }
@@ -73,16 +77,19 @@ def run_course(full: bool) -> None:
             sys.exit(f"{path.name}: {done.stderr.strip()[-3000:]}")
         print(f"{path.name}: {time.perf_counter() - started:.1f} s", flush=True)
         outputs = json.loads(done.stdout.splitlines()[-1])
-        (PAGES / "course" / path.name).write_text(rendered(read_notebook(path), outputs), "utf-8")
+        (PAGES / "course" / path.name).write_text(rendered(read_notebook(path), outputs, not full), "utf-8")
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
 
 
-def rendered(cells: list[Cell], outputs: list[list[str]]) -> str:
-    """A notebook as a page: `outputs` has HTML for each cell."""
+def rendered(cells: list[Cell], outputs: list[list[str]], small: bool) -> str:
+    """A notebook as a page: `outputs` has HTML for each cell. A small one says so below its title."""
     parts = []
+    if small and any("SMALL" in cell.text for cell in cells if cell.kind == "code" and not cell.tags):
+        first = cells[0].text.replace("\n", f"\n\n{SMALL_NOTE}\n", 1)
+        cells = [Cell("markdown", first), *cells[1:]]
     for cell, shown in zip(cells, outputs, strict=True):
         parts.append(cell.text if cell.kind == "markdown" else f"```python\n{cell.text}\n```")
         if shown:
@@ -158,7 +165,7 @@ def main() -> int:
         (PAGES / "course").mkdir()
         for path in notebooks():
             cells = read_notebook(path)
-            (PAGES / "course" / path.name).write_text(rendered(cells, [[] for _ in cells]), "utf-8")
+            (PAGES / "course" / path.name).write_text(rendered(cells, [[] for _ in cells], False), "utf-8")
     else:
         run_course(args.full)
     build()
