@@ -11,6 +11,7 @@ import pytest
 from pages import ONLY_PARSED, PAGES, ROOT, RUN, blocks, difference, lama_commands, prepare, run_block
 
 from lama.cli import make_parser
+from lama.course import Cell
 
 DOCS = ROOT / "docs"
 NAMES = ("architecture.md", "adding-a-model.md", "adding-a-kernel.md", "python-api.md")
@@ -156,3 +157,13 @@ def test_links_of_the_site_lead_to_its_pages() -> None:
     assert script["with_links"](text, ROOT) == found
     course = script["with_links"]("[1](../lama/course/01-tokens.md) `[x](y)`", ROOT / "docs")
     assert course.startswith("[1](course/01-tokens.md)")
+
+
+def test_pages_of_the_course_say_that_their_outputs_are_small() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_docs.py"), run_name="build_docs")
+    cells = [Cell("markdown", "# 1. A\n\nText."), Cell("code", "SMALL = False", ("parameters",))]
+    sized = [*cells, Cell("code", "n = 2 if SMALL else 3")]
+    page = script["rendered"](sized, [[], [], []], True)
+    assert page.startswith(f"# 1. A\n\n{script['SMALL_NOTE']}\n\nText.")
+    assert script["SMALL_NOTE"] not in script["rendered"](sized, [[], [], []], False)
+    assert script["SMALL_NOTE"] not in script["rendered"](cells, [[], []], True)

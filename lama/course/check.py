@@ -180,7 +180,7 @@ def _waves(f: object) -> bool:
 EXERCISES: dict[str, tuple[Judge, str]] = {
     "merge": (_merge, "Overlapping pairs count once: [5, 5, 5] becomes [9, 5]."),
     "entropy": (_entropy, "Look at the list of tokens above, or ask gpt2.encode."),
-    "wave": (_wave, "The exponent is 2i/d with i the number of the pair: i // 2. Even numbers are sines."),
+    "wave": (_wave, "The exponent is 2j/d with j the number of the pair: i // 2. Even numbers are sines."),
     "angle": (lambda x: _close(x, 7.0), "The angle is the position times the frequency."),
     "softmax": (_softmax, "Exponentials of the scores minus the largest, divided by their sum."),
     "causal_attention": (
