@@ -13,11 +13,12 @@ from tinygrad import Tensor, dtypes
 
 from lama import host
 from lama.kernels import matmul_precision
-from lama.ops import gelu, matmul
+from lama.ops import attention, gelu, matmul
 from lama.runtime import kernel as program
 
 pytestmark = needs_c
-MATMUL = importlib.import_module("lama.kernels.matmul")  # the package has a function of this name
+# The package has functions of these names.
+MATMUL, ATTENTION = (importlib.import_module(f"lama.kernels.{name}") for name in ("matmul", "attention"))
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def compiled_with(macros: str) -> Iterator[None]:
 def each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With this processor's instructions, without them, and as narrower machines compile the kernels."""
     if request.param == "NO_AMX":
-        monkeypatch.setattr(MATMUL, "may_use_amx", lambda: False)
+        for module in (MATMUL, ATTENTION):
+            monkeypatch.setattr(module, "may_use_amx", lambda: False)
     with compiled_with(request.param):
         yield
 
@@ -81,6 +83,36 @@ def test_product_takes_up_bias_and_gelu(each, ran):  # noqa: F811
     assert_all_close(ours, expected, 1e-3)
     assert any(name.endswith("gelu_bfloat16") for name in ran)
     assert any(name.endswith("factor_bfloat16") for name in ran)
+
+
+def assert_close_to_floats(shapes: list[tuple[int, ...]], **masks) -> None:
+    """Attention within `matmul_precision` and its gradients are those of floats, but for rounding."""
+    tensors = [Tensor(normal(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    dz = normal(*shapes[0][:3], shapes[2][3], seed=3)
+    expected = results(attention(*tensors, 0.25, **masks), dz, *tensors)
+    with matmul_precision(dtypes.bfloat16):
+        ours = results(attention(*tensors, 0.25, **masks), dz, *tensors)
+    for got, wanted in zip(ours, expected, strict=True):
+        # Two factors are rounded by up to 2^-9 each, mostly less.
+        assert 1e-4 < np.sqrt(np.square(got - wanted).mean() / np.square(wanted).mean()) < 2**-7
+
+
+# Tails of every kind; queries that see nothing in a block of keys; several heads with the same keys.
+@pytest.mark.parametrize("masks", [{"offset": 3}, {"offset": 9, "window": 40}, {"offset": 230, "rate": 0.3}])
+def test_attention_is_that_of_floats_but_for_rounding(masks, ran):  # noqa: F811
+    key = Tensor([5, 0], dtype=dtypes.uint32).realize()
+    assert_close_to_floats([(2, 6, 77, 33), (2, 2, 307, 33), (2, 2, 307, 40)], key=key, **masks)
+    assert len(ran) == 4
+
+
+def test_attention_is_the_same_on_other_processors(each):
+    visible = Tensor(normal(2, 1, 1, 75) > 0)
+    assert_close_to_floats([(2, 1, 37, 20), (2, 1, 75, 20), (2, 1, 75, 20)], offset=38, padding=visible)
+
+
+def test_attention_of_packed_texts_is_that_of_floats():
+    starts = np.where(np.arange(131) >= 70, 70, 0) * np.ones((2, 1), int)
+    assert_close_to_floats([(2, 3, 131, 20)] * 3, offset=0, starts=Tensor(starts))
 
 
 def test_batches_have_a_matrix_each_or_share_one():

@@ -21,6 +21,10 @@ PART void amx_begin(int rows, int lanes) {
 }
 PART void amx_end(void) { __asm__ volatile("tilerelease" : : : "memory"); }
 
+PART void amx_clear(void) {
+  __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" : : : "memory");
+}
+
 // Load or store `rows` rows of sums; `step` bytes from one to the next.
 PART void amx_load(const void *sums, long step, int rows) {
   AMX_LOAD(sums, step, 0);

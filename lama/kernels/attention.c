@@ -11,25 +11,35 @@
 //
 // CACHED: the keys and values are in two caches, see cache.h, and `offset` is positions[b].
 //
+// BFLOAT16: the factors of all five products are rounded as they are packed, and a lane may be a pair of them: see
+// bfloat16.h and amx.h. The softmax and all sums are float32.
+//
 // Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are
 // brought up to date.
 
-#if V == 16
+#if AMX_PAIRS
+#define MOST_ROWS 32
+#elif V == 16
 #define MOST_ROWS 12
 #elif V == 8
 #define MOST_ROWS 6
 #else
 #define MOST_ROWS 8
 #endif
+// Lanes of n numbers: a whole number of vectors, or with floats just n.
+#define LANES_OF(n) (BFLOAT16 ? UP(n, V * PER_LANE) / PER_LANE : (n))
 #define ALIGNED __attribute__((aligned(64)))
 #define HIDDEN -3.4e38f  // as in ops.py
 #define NOTHING -__builtin_inff()  // the score of a key that does not exist
 
 enum {
   // Queries of a tile: as many as the registers hold, or a few less for equal tiles.
-  ROWS = PIECES(T, PIECES(T, MOST_ROWS)),
+  ROWS = AMX_PAIRS ? MOST_ROWS : UP(PIECES(T, PIECES(T, MOST_ROWS)), PER_LANE),
   COLUMNS = 2 * V,                         // keys, or numbers of a key, of a tile
-  DP = UP(D, V), EP = UP(E, V),
+  UNIT = BFLOAT16 ? COLUMNS : V,           // numbers that are packed together
+  DP = UP(D, UNIT), EP = UP(E, UNIT),
+  // Lanes of a key and a value, and of a row of a tile that is packed along it.
+  DL = LANES_OF(D), EL = LANES_OF(E), DW = DP / PER_LANE, EW = EP / PER_LANE,
   // Keys that the second cache holds, and the stack their scores.
   IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),
   MOST_KEYS = MAX(COLUMNS, IN_CACHE / COLUMNS * COLUMNS),
@@ -39,8 +49,20 @@ enum {
   SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
 };
 
-// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` products each. Element (i, k) of a
-// is a[i * a_row + k * a_step], row k of w is at w + k * w_step.
+// The lanes of sums over n keys or queries.
+#define DEEP(n) (BFLOAT16 ? UP(n, UNIT) / PER_LANE : (n))
+
+// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` lanes each. Lane k of row i of a is
+// a[i * a_row + k * a_step], that of V columns of w is at w + k * w_step.
+#if AMX_PAIRS
+PART void tile(const int vectors, const int add, output c, const int c_row, input a, const int a_row,
+               const int a_step, input w, const int w_step, int depth) {
+  if (add) amx_load(c, 4 * c_row, ROWS);
+  else amx_clear();
+  for (int k = 0; k < depth; k += V) AMX_PRODUCTS("tdpbf16ps", a + k, 4 * a_row, w + k * w_step, 4 * w_step, ROWS);
+  amx_store(c, 4 * c_row, ROWS);
+}
+#else
 PART void tile(const int vectors, const int add, output c, const int c_row, input a, const int a_row,
                const int a_step, input w, const int w_step, int depth) {
   vec sums[ROWS][2];
@@ -48,10 +70,11 @@ PART void tile(const int vectors, const int add, output c, const int c_row, inpu
   for (int k = 0; k < depth; k++) {
     vec row[2];
     EACH(j, vectors) row[j] = load(w + k * w_step + j * V);
-    EACH(i, ROWS) EACH(j, vectors) sums[i][j] += a[i * a_row + k * a_step] * row[j];
+    EACH(i, ROWS) EACH(j, vectors) sums[i][j] = MULTIPLY_ADD(sums[i][j], (vec)a[i * a_row + k * a_step], row[j]);
   }
   EACH(i, ROWS) EACH(j, vectors) store(c + i * c_row + j * V, sums[i][j]);
 }
+#endif
 
 // The same for more columns, a whole number of vectors; each 2 V of them are w_next further on in w.
 PART void product(const int add, output c, const int c_row, input a, const int a_row, const int a_step,
@@ -60,34 +83,66 @@ PART void product(const int add, output c, const int c_row, input a, const int a
   if (columns) tile(1, add, c, c_row, a, a_row, a_step, w, w_step, depth);
 }
 
-// Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS at a time, number by number, with zeros
-// to the end of the last vector.
+// Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS at a time, lane by lane, with zeros to the end of
+// the last unit.
 PART void pack_columns(output to, const KV *restrict from, long stride, int n, const int width) {
-  for (int row = 0; row < n; row += V)
-    for (int i = 0; i < width; i += V) {
+  const int lanes = LANES_OF(width);
+  for (int row = 0; row < UP(n, UNIT); row += V)
+    for (int i = 0; i < width; i += V * PER_LANE) {
       vec x[V];
       if (row + V <= n)
-        EACH(j, V) x[j] = get(from + (row + j) * stride + i, width - i, 0);
+        EACH(j, V) x[j] = ALONG(from + (row + j) * stride + i, width - i);
       else
-        EACH(j, V) x[j] = row + j < n ? get(from + (row + j) * stride + i, width - i, 0) : (vec)0;
+        EACH(j, V) x[j] = row + j < n ? ALONG(from + (row + j) * stride + i, width - i) : (vec)0;
       transpose_vecs(x);
-      float *first = to + (row / COLUMNS * width + i) * COLUMNS + row % COLUMNS;
-      EACH(j, V) if (i + j < width) store(first + j * COLUMNS, x[j]);
+      const int lane = i / PER_LANE;
+      float *first = to + (row / COLUMNS * lanes + lane) * COLUMNS + row % COLUMNS;
+      EACH(j, V) if (lane + j < lanes) store(first + j * COLUMNS, x[j]);
     }
 }
 
-// Pack n rows of `width` numbers, `stride` apart, as rows of whole vectors.
-PART void pack_rows(output to, const KV *restrict from, long stride, int n, const int width) {
-  for (int row = 0; row < n; row++)
-    for (int i = 0; i < width; i += V) store(to + row * UP(width, V) + i, get(from + row * stride + i, width - i, 0));
+// Pack n rows of `width` numbers, `stride` apart, as lanes across them, in rows of whole units; zeros to before `all`.
+PART void pack_across(output to, const int to_row, const KV *restrict from, long stride, int n, int all, const int width) {
+  for (int row = 0; row < all; row += PER_LANE)
+    for (int i = 0; i < width; i += V)
+      store(to + row / PER_LANE * to_row + i, row < n ? ACROSS(from + row * stride + i, stride, n - row, width - i) : (vec)0);
 }
 
-// The same of float32 rows, times `scale`; zeros from row n to before `all`.
-PART void pack_floats(output to, input from, long stride, int n, int all, const int width, float scale) {
+// Pack n float32 rows as lanes along them; zeros from row n to before `all`. Floats are multiplied by `scale`.
+PART void pack_along(output to, const int to_row, input from, long stride, int n, int all, int width, float scale) {
   for (int row = 0; row < all; row++)
-    for (int i = 0; i < width; i += V)
-      store(to + row * UP(width, V) + i, row >= n ? (vec)0 : scale * get(from + row * stride + i, width - i, 0));
+    for (int i = 0; i < width; i += V * PER_LANE) {
+      vec x = row < n ? ALONG(from + row * stride + i, width - i) : (vec)0;
+      store(to + row * to_row + i / PER_LANE, BFLOAT16 ? x : scale * x);
+    }
 }
+
+#if BACKWARD && BFLOAT16
+// Pack n float32 rows, `all` with zeros, as rows of lanes across them: row i has number i of each.
+PART void pack_transposed(output to, const int to_row, input from, long stride, int n, int all, const int width) {
+  for (int row = 0; row < all; row += V * PER_LANE)
+    for (int i = 0; i < width; i += V) {
+      vec x[V];
+      EACH(j, V) {
+        const int at = row + j * PER_LANE;
+        x[j] = at < n ? ACROSS(from + at * stride + i, stride, n - at, width - i) : (vec)0;
+      }
+      transpose_vecs(x);
+      EACH(j, V) store(to + (i + j) * to_row + row / PER_LANE, x[j]);
+    }
+}
+
+// Write n columns of `from`, KEYS apart, times `scale`, as rows of `width` numbers, `stride` apart.
+PART void unpack_columns(output to, long stride, input from, int n, const int width, float scale) {
+  for (int row = 0; row < n; row += V)
+    for (int i = 0; i < width; i += V) {
+      vec x[V];
+      EACH(j, V) x[j] = scale * load(from + (i + j) * KEYS + row);
+      transpose_vecs(x);
+      for (int j = 0; j < MIN(V, n - row); j++) put(to + (row + j) * stride + i, x[j], width - i);
+    }
+}
+#endif
 
 // Write n rows of whole vectors, times scale[row], as rows of `width` numbers, `stride` apart; or add them,
 // with `add`.
@@ -95,7 +150,7 @@ PART void unpack(output to, long stride, input from, int n, const int width, int
   for (int row = 0; row < n; row++)
     for (int i = 0; i < width; i += V) {
       float *x = to + row * stride + i;
-      vec value = load(from + row * UP(width, V) + i) * scale[row];
+      vec value = load(from + row * UP(width, UNIT) + i) * scale[row];
       put(x, add ? get(x, width - i, 0) + value : value, width - i);
     }
 }
@@ -137,12 +192,18 @@ PART ints survives(uints seed, const unsigned int *key, long head, long t, long 
 #define DROP_SCALE 1.0f
 #endif
 
+// Scores of floats are products of queries that were scaled.
+#define SCORES(x) (load(x) * (BFLOAT16 ? SCALE : 1))
+
 #if !BACKWARD
 KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache), input q, input k, input v
                 WITH(CACHED, const int *restrict positions) WITH(IN_ROWS, const int *restrict rows)
                 WITH(PADDING, const unsigned char *restrict padding) WITH(STARTS, const int *restrict starts)
                 WITH(DROP, uint_input key), int slice) {
-  float kt[KEYS * D] ALIGNED, vs[KEYS * EP] ALIGNED, qs[ROWS * DP] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
+  float kt[KEYS * DL] ALIGNED, vs[KEYS / PER_LANE * EP] ALIGNED, qs[ROWS * DW] ALIGNED, s[ROWS * KEYS] ALIGNED, zs[ROWS * EP] ALIGNED, scales[ROWS];
+#if BFLOAT16
+  float es[ROWS * KEYS / PER_LANE] ALIGNED;
+#endif
 #if CACHED
   const long tiles = PIECES(T, ROWS), k_row = D, v_row = D;
 #else
@@ -150,6 +211,9 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
 #endif
 #if DROP
   uints seed = seed_of(key, SITE);
+#endif
+#if AMX_PAIRS
+  amx_begin(ROWS, V);
 #endif
   for (long unit = FIRST(B * H * PARTS); unit < LAST(B * H * PARTS); unit++) {
     long head = unit / PARTS, b = head / H, h = head % H, kv = h / GROUP;
@@ -175,7 +239,7 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
     for (long k0 = first_block(row_starts, first * ROWS, offset); k0 < (SKIPS ? MIN(keys, offset + MIN(T, last * ROWS)) : keys); k0 += KEYS) {
       int n = MIN(KEYS, keys - k0);
       pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
-      pack_rows(vs, v_here + k0 * v_row, v_row, n, E);
+      pack_across(vs, EP, v_here + k0 * v_row, v_row, n, BFLOAT16 ? UP(n, UNIT) : n, E);
 #if !CACHED
       // The next block's keys and values, asked for a tile's worth at a time.
       long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * H * PARTS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
@@ -195,14 +259,14 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
         ASK_FOR(0, next_v + asked * VT, VT, asks, E);
         asked += asks;
 #endif
-        pack_floats(qs, q_here + t * QT, QT, rows, ROWS, D, SCALE);
-        product(0, s, KEYS, qs, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
+        pack_along(qs, DW, q_here + t * QT, QT, rows, ROWS, D, SCALE);
+        product(0, s, KEYS, qs, DW, 1, kt, COLUMNS, COLUMNS * DL, DL, UP(most, UNIT));
         for (int r = 0; r < rows; r++) {
           float *row = s + r * KEYS;
           int seen = seen_by(t + r, offset, k0, n);
           vec tops = NOTHING, sums = 0;
-          for (int j = 0; j < most; j += V) {
-            vec x = load(row + j);
+          for (int j = 0; j < UP(most, UNIT); j += V) {
+            vec x = SCORES(row + j);
 #if PADDING
             x = seen_at(pads, k0, j, n, offset + t + r) ? x : (vec)HIDDEN;
 #endif
@@ -218,7 +282,7 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
 #if WINDOW || STARTS
           top = top > HIDDEN ? top : HIDDEN;  // of a query that sees nothing yet
 #endif
-          for (int j = 0; j < most; j += V) {
+          for (int j = 0; j < UP(most, UNIT); j += V) {
             vec e = exp_vec(load(row + j) - top);
             sums += e;
 #if DROP
@@ -233,33 +297,53 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
         for (int r = 0; r < rows; r++)
           for (int i = 0; i < EP; i += V)
             store(zs + r * EP + i, !started ? (vec)0 : scales[r] * get(z_here + (long)r * H * E + i, E - i, 0));
+#if BFLOAT16
+        pack_along(es, KEYS / PER_LANE, s, KEYS, ROWS, ROWS, UP(most, UNIT), 1);
+        product(1, zs, EP, es, KEYS / PER_LANE, 1, vs, EP, COLUMNS, DEEP(most), EP);
+#else
         product(1, zs, EP, s, KEYS, 1, vs, EP, COLUMNS, most, EP);
+#endif
         int end = k0 + KEYS >= (SKIPS ? MIN(keys, offset + t + rows) : keys);
         for (int r = 0; r < rows; r++) scales[r] = end ? DROP_SCALE / state[2 * r + 1] : 1;
         unpack(z_here, (long)H * E, zs, rows, E, 0, scales);
       }
     }
   }
+#if AMX_PAIRS
+  amx_end();
+#endif
 }
 
 #else
 // With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq =
 // ds k.
 enum {
-  BLOCK = MIN(T, 48) / ROWS * ROWS,   // queries
+  BLOCK = MAX(ROWS, MIN(T, AMX_PAIRS ? 64 : 48) / ROWS * ROWS),  // queries
   WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that hangs over
+  // With BFLOAT16, dk and dv are made as columns: their rows, and lanes of queries.
+  DR = UP(UP(D, ROWS), COLUMNS), ER = UP(UP(E, ROWS), COLUMNS), QL = UP(BLOCK, UNIT) / PER_LANE,
 };
 KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
                 WITH(PADDING, const unsigned char *restrict padding) WITH(STARTS, const int *restrict starts)
                 WITH(DROP, uint_input key), int slice) {
-  float kt[KEYS * D] ALIGNED, vt[KEYS * E] ALIGNED, ks[KEYS * DP] ALIGNED, dks[(KEYS + ROWS) * DP] ALIGNED, dvs[(KEYS + ROWS) * EP] ALIGNED;
-  float qs[BLOCK * DP] ALIGNED, dzs[BLOCK * EP] ALIGNED, p[BLOCK * WIDTH] ALIGNED, ds[BLOCK * WIDTH] ALIGNED, dqs[ROWS * DP] ALIGNED;
-  float ones[KEYS], scales[ROWS];
-  const long offset = OFFSET, keys = S;
+  float kt[KEYS * DL] ALIGNED, vt[KEYS * EL] ALIGNED, ks[KEYS / PER_LANE * DP] ALIGNED;
+  float qs[BLOCK * DW] ALIGNED, dzs[BLOCK * EW] ALIGNED, dqs[ROWS * DP] ALIGNED, scales[ROWS];
+#if BFLOAT16
+  float p[ROWS * WIDTH] ALIGNED, ds[ROWS * WIDTH] ALIGNED, dks[DR * KEYS] ALIGNED, dvs[ER * KEYS] ALIGNED;
+  float qt[DR * QL] ALIGNED, dzt[ER * QL] ALIGNED;  // for sums over queries
+  float across[2][QL * KEYS] ALIGNED, along[ROWS * KEYS / PER_LANE] ALIGNED;  // p and ds; ds
+#else
+  float p[BLOCK * WIDTH] ALIGNED, ds[BLOCK * WIDTH] ALIGNED, dks[(KEYS + ROWS) * DP] ALIGNED, dvs[(KEYS + ROWS) * EP] ALIGNED;
+  float ones[KEYS];
   for (int i = 0; i < KEYS; i++) ones[i] = 1;
+#endif
+  const long offset = OFFSET, keys = S;
   for (int i = 0; i < ROWS; i++) scales[i] = SCALE;
 #if DROP
   uints seed = seed_of(key, SITE);
+#endif
+#if AMX_PAIRS
+  amx_begin(ROWS, V);
 #endif
   for (long unit = FIRST(B * KV_HEADS); unit < LAST(B * KV_HEADS); unit++) {
     long b = unit / KV_HEADS, kv = unit % KV_HEADS, k_at = K_AT + b * KB + kv * KH, v_at = V_AT + b * VB + kv * VH;
@@ -275,9 +359,9 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
       int n = MIN(KEYS, keys - k0);
       pack_columns(kt, k + k_at + k0 * KT, KT, n, D);
       pack_columns(vt, v + v_at + k0 * VT, VT, n, E);
-      pack_rows(ks, k + k_at + k0 * KT, KT, n, D);
-      for (int i = 0; i < n * DP; i += V) store(dks + i, 0);
-      for (int i = 0; i < n * EP; i += V) store(dvs + i, 0);
+      pack_across(ks, DP, k + k_at + k0 * KT, KT, n, BFLOAT16 ? UP(n, UNIT) : n, D);
+      for (int i = 0; i < (BFLOAT16 ? DR * KEYS : n * DP); i += V) store(dks + i, 0);
+      for (int i = 0; i < (BFLOAT16 ? ER * KEYS : n * EP); i += V) store(dvs + i, 0);
       // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients
       // will be written.
       long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * KV_HEADS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
@@ -292,13 +376,26 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
         long head = b * H + h, q_at = Q_AT + b * QB + h * QH;
         int queries = MIN(BLOCK, T - t0), all = UP(queries, ROWS);
         const float *dz_here = dz + ((b * T + t0) * H + h) * E, *z_here = z + ((b * T + t0) * H + h) * E;
-        pack_floats(qs, q + q_at + t0 * QT, QT, queries, all, D, SCALE);
-        pack_floats(dzs, dz_here, (long)H * E, queries, all, E, 1);
+        pack_along(qs, DW, q + q_at + t0 * QT, QT, queries, all, D, SCALE);
+        pack_along(dzs, EW, dz_here, (long)H * E, queries, all, E, 1);
+#if BFLOAT16
+        pack_transposed(qt, QL, q + q_at + t0 * QT, QT, queries, all, D);
+        pack_transposed(dzt, QL, dz_here, (long)H * E, queries, all, E);
+#endif
         for (int r0 = 0; r0 < queries; r0 += ROWS) {
           int rows = MIN(ROWS, queries - r0), most = seen_by(t0 + r0 + rows - 1, offset, k0, n);
           if (!most) continue;
+#if BFLOAT16
+          float *ps_here = p, *ds_here = ds, *p_across = across[0] + r0 / PER_LANE * KEYS, *ds_across = across[1] + r0 / PER_LANE * KEYS;
+#else
+          float *ps_here = p + r0 * WIDTH, *ds_here = ds + r0 * WIDTH;
+#endif
           if (first_seen(row_starts, t0 + r0, offset) >= k0 + n) {  // the products below must not read another block's
-            for (int i = r0 * WIDTH; i < (r0 + ROWS) * WIDTH; i++) p[i] = ds[i] = 0;
+#if BFLOAT16
+            for (int i = 0; i < ROWS / PER_LANE * KEYS; i++) p_across[i] = ds_across[i] = 0;
+#else
+            for (int i = 0; i < ROWS * WIDTH; i++) ps_here[i] = ds_here[i] = 0;
+#endif
             continue;
           }
           int asks = MIN(ROWS, wanted - asked), later = MIN(ROWS, T - t0 - r0 - BLOCK);
@@ -311,19 +408,22 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
           ASK_FOR(0, dz_here + (long)(r0 + BLOCK) * H * E, (long)H * E, later, E);
           ASK_FOR(0, z_here + (long)(r0 + BLOCK) * H * E, (long)H * E, later, E);
           ASK_FOR(1, DQ + q_at + (t0 + r0) * QT, QT, rows, D);
-          product(0, p + r0 * WIDTH, WIDTH, qs + r0 * DP, DP, 1, kt, COLUMNS, COLUMNS * D, D, UP(most, V));
-          product(0, ds + r0 * WIDTH, WIDTH, dzs + r0 * EP, EP, 1, vt, COLUMNS, COLUMNS * E, E, UP(most, V));
+          product(0, ps_here, WIDTH, qs + r0 * DW, DW, 1, kt, COLUMNS, COLUMNS * DL, DL, UP(most, UNIT));
+          product(0, ds_here, WIDTH, dzs + r0 * EW, EW, 1, vt, COLUMNS, COLUMNS * EL, EL, UP(most, UNIT));
           for (int r = r0; r < r0 + ROWS; r++) {
-            float *ps = p + r * WIDTH, *dss = ds + r * WIDTH, top = 0, scale = 0, mean = 0;
+            float *ps = ps_here + (r - r0) * WIDTH, *dss = ds_here + (r - r0) * WIDTH, top = 0, scale = 0, mean = 0;
             int seen = 0;
             if (r < queries) {
               const float *state = stats + (head * T + t0 + r) * 2;
               vec sums = 0;
-              for (int i = 0; i < E; i += V) sums += load(dzs + r * EP + i) * get(z_here + (long)r * H * E + i, E - i, 0);
+              for (int i = 0; i < E; i += V) {
+                const long at = (long)r * H * E + i;
+                sums += FACTOR_OF(get(dz_here + at, E - i, 0)) * get(z_here + at, E - i, 0);
+              }
               mean = sum_vec(sums), top = state[0], scale = 1 / state[1], seen = seen_by(t0 + r, offset, k0, n);
             }
-            for (int j = 0; j < most; j += V) {
-              vec x = load(ps + j), dp = load(dss + j);
+            for (int j = 0; j < UP(most, UNIT); j += V) {
+              vec x = SCORES(ps + j), dp = load(dss + j);
 #if PADDING
               ints visible = seen_at(pads, k0, j, n, offset + t0 + r);
               x = visible ? x : (vec)HIDDEN;
@@ -345,21 +445,50 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
               store(ps + j, dropped);
               store(dss + j, d);
             }
+#if !BFLOAT16
             for (int j = UP(most, V); j < UP(most, V) + ROWS; j += V) store(ps + j, 0), store(dss + j, 0);
+#endif
           }
-          product(0, dqs, DP, ds + r0 * WIDTH, WIDTH, 1, ks, DP, COLUMNS, most, DP);
+#if BFLOAT16
+          pack_across(p_across, KEYS, ps_here, WIDTH, ROWS, ROWS, UP(most, UNIT));
+          pack_across(ds_across, KEYS, ds_here, WIDTH, ROWS, ROWS, UP(most, UNIT));
+          pack_along(along, KEYS / PER_LANE, ds_here, WIDTH, ROWS, ROWS, UP(most, UNIT), 1);
+          product(0, dqs, DP, along, KEYS / PER_LANE, 1, ks, DP, COLUMNS, DEEP(most), DP);
+#else
+          product(0, dqs, DP, ds_here, WIDTH, 1, ks, DP, COLUMNS, most, DP);
+#endif
           unpack(DQ + q_at + (t0 + r0) * QT, QT, dqs, rows, D, k0 > first_block(row_starts, t0 + r0, offset), scales);
         }
+#if BFLOAT16
+        for (int m = 0; m < n; m += COLUMNS) {
+          // The first query that sees one of these keys, and its tile.
+          int first = SKIPS && k0 + m > offset + t0 ? k0 + m - offset - t0 : 0;
+          if (first >= queries) break;
+          first = first / ROWS * ROWS;
+          const int lane = first / PER_LANE, at = lane * KEYS + m, lanes = (all - first) / PER_LANE;
+          for (int i = 0; i < E; i += ROWS) product(1, dvs + i * KEYS + m, KEYS, dzt + i * QL + lane, QL, 1, across[0] + at, KEYS, COLUMNS, lanes, COLUMNS);
+          for (int i = 0; i < D; i += ROWS) product(1, dks + i * KEYS + m, KEYS, qt + i * QL + lane, QL, 1, across[1] + at, KEYS, COLUMNS, lanes, COLUMNS);
+        }
+#else
         for (int m = 0; m < n; m += ROWS) {  // the first query that sees one of these keys
           int first = SKIPS && k0 + m > offset + t0 ? k0 + m - offset - t0 : 0;
           if (first >= queries) break;
           product(1, dvs + m * EP, EP, p + m + first * WIDTH, 1, WIDTH, dzs + first * EP, EP, COLUMNS, queries - first, EP);
           product(1, dks + m * DP, DP, ds + m + first * WIDTH, 1, WIDTH, qs + first * DP, DP, COLUMNS, queries - first, DP);
         }
+#endif
       }
+#if BFLOAT16
+      unpack_columns(DK + k_at + k0 * KT, KT, dks, n, D, SCALE);
+      unpack_columns(DV + v_at + k0 * VT, VT, dvs, n, E, 1);
+#else
       unpack(DK + k_at + k0 * KT, KT, dks, n, D, 0, ones);
       unpack(DV + v_at + k0 * VT, VT, dvs, n, E, 0, ones);
+#endif
     }
   }
+#if AMX_PAIRS
+  amx_end();
+#endif
 }
 #endif

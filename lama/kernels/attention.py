@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
+from lama.host import may_use_amx
 from lama.kernels.dropout import threshold
+from lama.kernels.matmul import reduced_precision
 from lama.runtime.kernel import (
     C_TYPES,
     Gradient,
@@ -30,6 +32,7 @@ PARTS = 2  # for each thread, where there are fewer heads
 FEW_QUERIES = 4  # up to so many, the keys and values are read once, in order
 FEW_SUMS = 8  # queries of all heads that share keys, whose sums the registers hold
 BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
+HEADERS = "amx.h", "bfloat16.h"
 FEWEST_QUERIES = 64  # of a part: each part copies the keys and values for itself
 
 
@@ -59,13 +62,15 @@ class _AttentionSpec:
     """Causal: keys that a query sees at most; 0 for all."""
     starts: bool = False
     """Causal: each query has a first key that it sees."""
+    bfloat16: bool = False
+    """Whether the factors of products are rounded to bfloat16."""
 
     @property
     def label(self) -> str:
         extra = (f"_group{self.group}" if self.group > 1 else "") + (
             f"_w{self.window}" if self.window else ""
         )
-        extra += "_starts" if self.starts else ""
+        extra += ("_starts" if self.starts else "") + ("_bfloat16" if self.bfloat16 else "")
         return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}{extra}"
 
     @property
@@ -106,6 +111,8 @@ class _AttentionSpec:
             "CACHED": cached,
             "KV": "float",
             "IN_ROWS": False,
+            "BFLOAT16": self.bfloat16,
+            "AMX": self.bfloat16 and may_use_amx(),
         }
         if self.rate > 0:
             macros |= {"THRESHOLD": f"{threshold(self.rate)}u", "SITE": f"{self.site}u"}
@@ -168,7 +175,8 @@ def attention(
     group = H // int(k.shape[1])
     has_padding, has_starts = padding is not None, starts is not None
     sizes = (B, H, T, S, D, E, layouts, owners)
-    spec = _AttentionSpec(*sizes, scale, offset, has_padding, rate, site, group, window, has_starts)
+    rounds = reduced_precision() == dtypes.bfloat16
+    spec = _AttentionSpec(*sizes, scale, offset, has_padding, rate, site, group, window, has_starts, rounds)
     if padding is not None:
         bases.append(padding.cast(dtypes.bool).reshape(-1, S).expand(B, S))
     if starts is not None:
@@ -178,7 +186,9 @@ def attention(
     outputs = [Tensor.empty(B, T, H, E, device=q.device), Tensor.empty(B, H, T, 2, device=q.device)]
     parts, slices = _tiling(spec)
     macros, operations = {**spec.macros(), "PARTS": parts}, 2 * spec.products
-    kernel = make_kernel("attention.c", macros, label=spec.label, operations=operations, slices=slices)
+    kernel = make_kernel(
+        "attention.c", macros, label=spec.label, operations=operations, slices=slices, headers=HEADERS
+    )
     return kernel.into(outputs, *bases, gradient=_gradient_for(spec))[0].permute(0, 2, 1, 3)
 
 
@@ -208,20 +218,22 @@ def attention_in_cache(
     spec = _AttentionSpec(B, H, T, S, D, D, layouts, (0, 1, 2), scale, group=group, window=window)
     macros: Macros = {"KV": type_, "IN_ROWS": rows is not None}
     label = f"{spec.label}_{type_}{'' if rows is None else '_rows'}"
-    cached = functools.partial(make_kernel, in_place=True, headers=("cache.h",))
     outputs = [Tensor.empty(B, T, H, D, device=q.device), keys, values]
     few = T <= FEW_QUERIES if group == 1 else T * group <= FEW_SUMS
     if few:
         macros, operations = {**spec.sizes(), **macros}, 4 * B * H * T * S * D
         heads = B * H // group
         slices = min(heads, slices_for(2 * heads * S * D * keys.dtype.itemsize / BANDWIDTH))
-        kernel = cached("attention_step.c", macros, label=label, operations=operations, slices=slices)
+        file = "attention_step.c"
     else:
         outputs.insert(1, Tensor.empty(B, H, T, 2, device=q.device))
         parts, slices = _tiling(spec)
         macros, operations = {**spec.macros(cached=True), **macros, "PARTS": parts}, 2 * spec.products
         label = f"cached_{label}"
-        kernel = cached("attention.c", macros, label=label, operations=operations, slices=slices)
+        file = "attention.c"
+    headers = ("cache.h",) if few else (*HEADERS, "cache.h")
+    made = functools.partial(make_kernel, label=label, operations=operations, in_place=True, headers=headers)
+    kernel = made(file, macros, slices=slices)
     return kernel.into(outputs, *inputs)[0].permute(0, 2, 1, 3)
 
 
@@ -278,7 +290,9 @@ def _gradient_for(spec: _AttentionSpec) -> Gradient:
     macros["OUTPUTS"] = ", ".join(f"output d{owner}" for owner in firsts)
     label, operations = f"backward_{spec.label}", 5 * spec.products
     slices = min(spec.B * spec.H // spec.group, slices_for(operations / FLOPS))
-    kernel = make_kernel("attention.c", macros, label=label, operations=operations, slices=slices)
+    kernel = make_kernel(
+        "attention.c", macros, label=label, operations=operations, slices=slices, headers=HEADERS
+    )
 
     def gradient(grad: UOp, call: UOp) -> Gradients:
         z, stats, inputs = result_of(call), result_of(call, 1), inputs_of(call, 2)

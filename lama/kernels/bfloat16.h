@@ -72,5 +72,6 @@ PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
 #define MULTIPLY_ADD(sums, a, w) ((sums) + (a) * (w))
 #define ALONG(x, numbers) FACTOR_OF(get(x, numbers, 0))
 #define ACROSS(x, step, numbers, some) FACTOR_OF(get(x, some, 0))
-#define FACTOR_OF(x) (BFLOAT16 ? (vec)(bfloat16_bits(x) << 16) : (x))
 #endif
+// A factor that is no lane.
+#define FACTOR_OF(x) (BFLOAT16 ? (vec)(bfloat16_bits(x) << 16) : (x))

@@ -5,9 +5,10 @@
 // b of the batch, where CACHED, else from its first on.
 
 #if GRADIENT_OF_TOKENS
-// Row t of dw is the sum of the rows of dy whose token is t, in their order; a slice has some of the columns.
+// Row t of dw is the sum of the rows of dy whose token is t, in their order; a slice has some of the columns. With ADD
+// they are added to it.
 KERNEL NAME(output dw, const int *restrict tokens, input dy, int slice) {
-  for (long i = 0; i < ROWS; i++)
+  for (long i = 0; !ADD && i < ROWS; i++)
     for (int j = FIRST(D); j < LAST(D); j++) dw[i * D + j] = 0;
   for (long i = 0; i < TOKENS; i++)
     if (tokens[i] >= 0 && tokens[i] < ROWS)

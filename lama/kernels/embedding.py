@@ -1,14 +1,26 @@
 """The embeddings: tinygrad's gradient of a token's row multiplies by a one-hot matrix of the vocabulary."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, dtypes
 
 from lama.kernels.quantized import Quantized
 from lama.kernels.tiles import tile_macros, tiles_of
-from lama.runtime.fusion import Producer, remember
-from lama.runtime.kernel import C_TYPES, Gradients, Macros, inputs_of, is_fast, make_kernel, slices_for
+from lama.runtime.fusion import Producer, producer_of, remember
+from lama.runtime.internals import Ops
+from lama.runtime.kernel import (
+    C_TYPES,
+    Gradients,
+    Macros,
+    are_fast_floats,
+    inputs_of,
+    is_fast,
+    make_kernel,
+    slices_for,
+)
+from lama.runtime.strides import materialise, shape_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,43 @@ class Embedded(Producer):
         return remember(y, self) if table is None else y
 
 
+@dataclass(frozen=True)
+class TokenGradient(Producer):
+    """The gradient of a table whose rows of `tokens` were read: each is the sum of its rows of `dy`."""
+
+    tokens: UOp
+    dy: UOp
+
+    def tensor(self, shape: tuple[int, ...], total: Tensor | None = None) -> Tensor:
+        """The gradient by one kernel, of `shape`; or the sum with `total`, which is overwritten."""
+        tokens, dy, (rows, d) = Tensor(self.tokens), Tensor(self.dy), shape
+        n = int(tokens.numel())
+        macros = {**_sizes(rows, d, tokens), "GRADIENT_OF_TOKENS": 1, "ADD": total is not None}
+        # A slice's rows of the gradient are some cache lines long.
+        slices = min(max(1, d // 64), _slices(((rows if total is None else 0) + n) * d))
+        kernel = make_kernel("embedding.c", macros, slices=slices, in_place=total is not None)
+        if total is not None:
+            return kernel.into([total], tokens, dy)[0]
+        return remember(kernel(shape, tokens, dy), self)
+
+
+def with_token_gradient(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """These, without a sum over a table that a product reads too: rows are added to its gradient."""
+    return [_in_one(gradient, gradients) for gradient in gradients]
+
+
+def _in_one(gradient: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    parts = [Tensor(part) for part in gradient.uop.src] if gradient.uop.op is Ops.ADD else []
+    for rows, other in zip(parts, reversed(parts), strict=True):
+        made = producer_of(rows, TokenGradient)
+        if made is None or other.shape != gradient.shape or not are_fast_floats(other):
+            continue
+        # It is overwritten, so no other parameter may have the same gradient.
+        if all(other.uop not in t.uop.toposort() for t in gradients if t is not gradient):
+            return made.tensor(shape_of(gradient), materialise(other))
+    return gradient
+
+
 def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor | None:
     """`ops.embedding` by a kernel, which can also add `PositionRows`; None where there is none for these."""
     if isinstance(weight, Quantized):
@@ -94,11 +143,8 @@ def _slices(numbers: int) -> int:
 
 def _gradient(grad: UOp, call: UOp) -> Gradients:
     tokens, weight, *others = inputs_of(call)
-    dy, n, (rows, d) = Tensor(grad), int(tokens.numel()), (int(size) for size in weight.shape)
-    macros = {**_sizes(rows, d, tokens), "GRADIENT_OF_TOKENS": 1}
-    # A slice's rows of the gradient are some cache lines long.
-    kernel = make_kernel("embedding.c", macros, slices=min(max(1, d // 64), _slices((rows + n) * d)))
-    gradients = [kernel((rows, d), tokens, dy).cast(weight.dtype).uop]
+    dy, n, (rows, d) = Tensor(grad), int(tokens.numel()), shape_of(weight)
+    gradients = [TokenGradient(tokens.uop, grad).tensor((rows, d)).cast(weight.dtype).uop]
     for table in others:
         length = int(table.shape[0])
         macros = {**_sizes(rows, d, tokens), "POSITIONS": length, "GRADIENT_OF_POSITIONS": 1}

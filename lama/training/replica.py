@@ -10,6 +10,7 @@ from tinygrad.nn.state import get_state_dict
 from lama.checkpoints.fill import DTYPES
 from lama.dropout import Dropout
 from lama.kernels import matmul_precision
+from lama.kernels.embedding import with_token_gradient
 from lama.models.adapters import changes_of, trained_parameters
 from lama.models.quantized import refuse_quantized
 from lama.runtime.buffers import read_scalar
@@ -86,7 +87,7 @@ class Replica:
         else:
             loss = self.loss(self.model, *inputs, smoothing=smoothing, dropout=dropout)
             found = (loss / self.shares).gradient(*self.parameters.values())
-        found = [gradient.cast(dtypes.float32) for gradient in found]
+        found = with_token_gradient([gradient.cast(dtypes.float32) for gradient in found])
         self.gradients = dict(zip(self.parameters, map(materialise, found), strict=True))
         Tensor.realize(loss, *self.gradients.values())
         return loss
