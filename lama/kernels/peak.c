@@ -1,6 +1,6 @@
 // The peak speed of this core: multiply-adds in registers, REPEATS times, of floats, with INTEGERS of bytes, with
-// BFLOAT16 of bfloat16, with AMX_PAIRS of squares of them: see amx.h. The sums are written so that no compiler removes the work, followed by the operations of a
-// round.
+// BFLOAT16 of bfloat16, with AMX of squares of either: see amx.h. The sums are written so that no compiler removes the
+// work, followed by the operations of a round.
 
 #define SUMS 12
 
@@ -18,9 +18,16 @@
 #define PRODUCTS 1
 #endif
 
+#if INTEGERS && AMX_BYTES
+#define SQUARES "tdpbusd"
+#elif AMX_PAIRS
+#define SQUARES "tdpbf16ps"
+#endif
+
 KERNEL NAME(output y, input x, int slice) {
-#if AMX_PAIRS
-  float square[32 * 32] = {0};
+#ifdef SQUARES
+  float square[32 * 32];
+  for (int i = 0; i < 32 * 32; i += V) store(square + i, 0);  // not = {0}, for which it may call memset
   amx_begin(32, 16);
   amx_load(square, 128, 32);
   AMX_LOAD(square, 64, 4);
@@ -28,16 +35,16 @@ KERNEL NAME(output y, input x, int slice) {
   AMX_LOAD(square, 64, 6);
   AMX_LOAD(square, 64, 7);
   for (long n = 0; n < REPEATS; n++) {
-    AMX_MULTIPLY("tdpbf16ps", 4, 6, 0);
-    AMX_MULTIPLY("tdpbf16ps", 4, 7, 1);
-    AMX_MULTIPLY("tdpbf16ps", 5, 6, 2);
-    AMX_MULTIPLY("tdpbf16ps", 5, 7, 3);
+    AMX_MULTIPLY(SQUARES, 4, 6, 0);
+    AMX_MULTIPLY(SQUARES, 4, 7, 1);
+    AMX_MULTIPLY(SQUARES, 5, 6, 2);
+    AMX_MULTIPLY(SQUARES, 5, 7, 3);
   }
   amx_store(square, 128, 32);
   amx_end();
   y += 32 * slice;
   store(y, load(square));
-  y[16] = 2 * 32 * 32 * 32;
+  y[16] = 2 * 32 * 32 * 16 * PRODUCTS;
 #else
   VALUES sums[SUMS];
   vec a = load(x), b = load(x + V);

@@ -26,9 +26,9 @@ def peak_flops(device: str, bits: int = 32) -> float | None:
         return None
     macros = {"REPEATS": REPEATS, "INTEGERS": bits == 8 and multiplies_integers(device)}
     macros["BFLOAT16"] = bits == 16 and multiplies_bfloat16(device)
-    macros["AMX"] = macros["BFLOAT16"] and may_use_amx()
+    macros["AMX"] = (macros["INTEGERS"] or macros["BFLOAT16"]) and may_use_amx()
     slices = threads()
-    headers = ("integers.h", "amx.h", "bfloat16.h")
+    headers = ("amx.h", "integers.h", "bfloat16.h")
     kernel = make_kernel("peak.c", macros, slices=slices, headers=headers)
     run = CapturedStep(lambda x: kernel((slices, 32), x).realize())
     operations = REPEATS * float(run(x).numpy()[:, 16].sum())
