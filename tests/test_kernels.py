@@ -7,6 +7,7 @@ import pytest
 from helpers import normal, rounded
 from tinygrad import Device, Tensor, UOp, dtypes
 
+from lama.kernels.embedding import with_token_gradient
 from lama.kernels.matmul import sum_rows
 from lama.ops import (
     HIDDEN,
@@ -327,6 +328,23 @@ def test_embedding_gathers_rows_and_its_gradient_adds_them_up(both):
     assert_all_close(ours, [weight[ROWS], expected])
     assert (ours[0] == weight[ROWS]).all()
     assert (ours[1][0] == 0).all()
+
+
+def test_gradient_of_a_table_that_a_product_reads_too_is_one_sum(both, ran):
+    weight, dy = normal(7, 19), normal(2, 4, 7)
+    tensor, other = Tensor(weight), Tensor(normal(19))
+    gradients = matmul(embedding(tensor, Tensor(ROWS)) * other, tensor, transpose_b=True).gradient(
+        tensor, other, gradient=Tensor(dy)
+    )
+    found = with_token_gradient(gradients)
+    ours = [gradient.numpy() for gradient in found]
+    x = weight[ROWS] * normal(19)
+    expected = np.einsum("btn,btk->nk", dy, x.astype(float))
+    np.add.at(expected, ROWS, (dy @ weight) * normal(19))
+    assert_all_close(ours, [expected, ((dy @ weight) * weight[ROWS]).sum((0, 1))])
+    if ran:
+        assert found[0] is not gradients[0] and found[1] is gradients[1]
+        assert ran[-1].endswith("_gradient_of_tokens_add")
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
