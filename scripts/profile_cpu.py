@@ -98,9 +98,10 @@ def kernels_timed() -> Iterator[dict[tuple[int, int], tuple[str, float, list[flo
     found: dict[tuple[int, int], tuple[str, float, list[float]]] = {}
     rerun = CallGraph.rerun
 
-    def timed(graph: Any) -> None:
+    def timed(graph: Any, first: int = 0, last: int | None = None) -> None:
         at = ctypes.addressof(graph._words)
-        for i, (start, call) in enumerate(zip(graph._starts, graph.calls, strict=True)):
+        calls = list(enumerate(zip(graph._starts, graph.calls, strict=True)))
+        for i, (start, call) in calls[first:last]:
             kernel = call[1].src[0].arg
             began = time.perf_counter()
             pool().run(at + 8 * start, 1)
