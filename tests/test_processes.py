@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from tinygrad import Tensor
 
 from lama.cli import main
 from lama.cli import processes as launching
-from lama.cli.processes import Report, words_without
+from lama.cli.processes import Launch, Report, words_without
 from lama.errors import UsageError
 from lama.ops import square_parts
 from lama.training import sums
 from lama.training.exchange import bucket_names, bucket_of, owners_of
 from lama.training.folder import RunFolder
+from lama.training.launched import MARK
 from lama.training.loop import check_processes
 from lama.training.prepare import new_session, resumed_run
 from lama.training.processes import Processes
@@ -163,6 +165,18 @@ def test_the_banner_of_mpiexec_becomes_one_line():
     assert all(report.read(line) for line in banner.splitlines(keepends=True))
     assert not report.read("lama: a line\n")
     assert report.lost(9) == "process 1 on b was lost (SIGKILL), and all have ended"
+
+
+def test_a_restart_resumes_the_run_that_only_the_first_host_sees():
+    launch = Launch.__new__(Launch)
+    launch.args = Namespace(device=None, threads=3, track=None, timeout=60.0, reference=False)
+    launch.hosts, launch.count, launch.words, launch.report = [], 2, ["train", "x.toml"], Report()
+    assert launch.report.read(MARK + '{"folder": "/nowhere/run", "step": 0}\n')
+    assert launch._choose_again()
+    assert launch.words == ["train", "x.toml", "--restart", "--out", "/nowhere/run"]
+    assert launch.report.read(MARK + '{"step": 30}\n')
+    assert launch._choose_again()
+    assert launch.words == ["train", "--resume", "/nowhere/run", "--threads=3", "--timeout=60.0"]
 
 
 # --- several processes
@@ -305,7 +319,7 @@ def test_a_killed_process_is_named_and_the_run_goes_on(start, wanted):
     code, output = training.end()
     assert code in (0, 1), output  # 1: so short a training is no better than counting
     assert re.search(r"lama: process 1 on \S+ was lost \(SIGKILL\), and all have ended\n", output)
-    assert re.search(r"lama: restart 1 of 1: 2 processes, from step-\d+\n", output)
+    assert re.search(r"lama: restart 1 of 1: 2 processes, from step \d+\n", output)
     assert "BAD TERMINATION" not in output
     assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
 
@@ -321,6 +335,16 @@ def test_sigterm_on_any_process_saves_and_another_number_goes_on(start, wanted):
     )
     list(resumed_run(RunFolder(training.folder), {}))
     assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
+
+
+def test_a_closed_terminal_of_the_launcher_saves_and_ends_all(start):
+    training = start()
+    training.wait_for_checkpoint()
+    training.child.send_signal(signal.SIGHUP)
+    code, output = training.end()
+    assert code == 143, output
+    assert re.search(r"lama: stopped by SIGTERM after step \d+ of 120; resume with: ", output)
+    assert training.ranks() == {}
 
 
 def test_a_silent_process_ends_all_with_its_name(start):
@@ -416,5 +440,5 @@ def test_a_host_that_is_cut_off_is_named_and_the_other_goes_on(network, start, w
     assert int(counters[0]) > 30 * 4 * numbers  # half of the gradients and half of the weights, each step
     assert code in (0, 1), output
     assert re.search(r"lama: process 1 on 10.77.0.2 was silent for 3 s, and all have ended\n", output)
-    assert re.search(r"lama: restart 1 of 1: 1 process on 10.77.0.1, from step-\d+\n", output)
+    assert re.search(r"lama: restart 1 of 1: 1 process on 10.77.0.1, from step \d+\n", output)
     assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted

@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from lama.cli import Parser, explained
+from lama.cli.live import HANGUP
 from lama.errors import UsageError, check_least, note
 from lama.training.launched import LAUNCHED, MARK, MISSING, RETRY, launched, tell_launcher
 
@@ -94,10 +94,17 @@ def join(args: argparse.Namespace, train: Train, follow: Follow) -> int:
     return team.close(code)
 
 
-def tell(session: "Session", team: "Processes") -> None:
+def tell(session: "Session", team: "Processes | None") -> None:
     """Tell the command that started the processes about the run."""
-    about = {"folder": str(session.folder.path), "accumulation": session.config.accumulation}
-    tell_launcher(about | {"processes": list(zip(team.hosts, team.pids, strict=True))})
+    from lama.training.sums import numbers_of_processes
+
+    config = session.config
+    fitting = numbers_of_processes(config.accumulation)
+    if team and config.exchange != "float32":  # another number would be another run
+        fitting = [team.size]
+    about = {"folder": str(session.folder.path), "step": session.step, "fitting": fitting}
+    started = list(zip(team.hosts, team.pids, strict=True)) if team else []
+    tell_launcher(about | {"processes": started})
 
 
 @dataclass
@@ -105,7 +112,12 @@ class Report:
     """Facts on the processes that mpiexec runs, from the lines that they print."""
 
     folder: str = ""
-    accumulation: int = 0
+    step: int = 0
+    """That of the last checkpoint; the folder may be on a disk that only the first host sees."""
+    fitting: Sequence[int] = ()
+    """How many processes can share a batch."""
+    began: bool = False
+    """Whether the processes have found the run, or made it."""
     processes: list[tuple[str, int]] = field(default_factory=list)
     """The host and the process number of each."""
     end: Callable[[], None] = lambda: None
@@ -123,11 +135,15 @@ class Report:
         if line.startswith(MARK):
             with suppress(ValueError):
                 about: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                self.began |= "folder" in about
                 self.folder = about.get("folder", self.folder)
+                self.step = about.get("step", self.step)
+                self.fitting = about.get("fitting", self.fitting)
                 self.code = about.get("code", self.code)
-                if self.code is not None:
-                    threading.Timer(AGAIN, self.end).start()
-                self.accumulation = about.get("accumulation", self.accumulation)
+                if "code" in about:
+                    timer = threading.Timer(AGAIN, self.end)
+                    timer.daemon = True
+                    timer.start()
                 self.processes = [(host, pid) for host, pid in about.get("processes", self.processes)]
             return True
         if found := re.match(r"=   PID (\d+) RUNNING AT (\S+)", line):
@@ -159,6 +175,7 @@ class Launch:
         self.hosts = [host for host in (args.hosts or "").split(",") if host]
         self.count: int = args.processes
         self.words = [*words_without(args.argv, "--processes", "--hosts", "--restarts")]
+        self.options = ["--processes", str(args.processes), *(["--hosts", args.hosts] if args.hosts else [])]
         self.report = Report()
         self._received: list[int] = []
 
@@ -166,19 +183,21 @@ class Launch:
         """Run to the end, with restarts. The exit code."""
         for restart in range(self.args.restarts + 1):
             code = self._run_once()
-            if code in OURS or self._received:
+            gone = restart > 0 and self.report.step > 0 and not self.report.began
+            if self._received or (code in OURS and not gone):
                 return code
             if not self.report.told:
                 note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
             if restart == self.args.restarts or not self._choose_again():
-                if self._from():
-                    words = ["--resume", self.report.folder, "--processes", str(self.args.processes)]
+                if self.report.step:
+                    words = ["--resume", self.report.folder, *self.options]
                     note(f"resume with: {shlex.join(['lama', 'train', *words])}")
                 return RETRY
             where = f" on {', '.join(self.hosts)}" if self.hosts else ""
             processes = "1 process" if self.count == 1 else f"{self.count} processes"
             place = f"restart {restart + 1} of {self.args.restarts}"
-            note(f"{place}: {processes}{where}, from {self._from() or 'the start'}")
+            begin = f"step {self.report.step}" if self.report.step else "the start"
+            note(f"{place}: {processes}{where}, from {begin}")
         return code
 
     def _command(self) -> list[str]:
@@ -190,8 +209,8 @@ class Launch:
         return -(-self.count // max(1, len(self.hosts)))
 
     def _run_once(self) -> int:
-        self.report = Report(self.report.folder, self.report.accumulation)
-        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: "1"}
+        self.report = Report(self.report.folder, self.report.step, self.report.fitting)
+        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: shlex.join(self.options)}
         child = subprocess.Popen(
             self._command(), stdout=pipe, stderr=pipe, env=environment, start_new_session=True
         )
@@ -218,18 +237,23 @@ class Launch:
                 screen.flush()
             except OSError:  # closed: the processes save and end
                 screen = open(os.devnull, "w")  # noqa: SIM115
-                os.kill(os.getpid(), signal.SIGTERM)
+                if not self._received:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def _passing_signals(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
-        """Pass signals on to mpiexec, which sends them to all processes."""
+        """Pass signals on to mpiexec, which sends them to all processes; a closed terminal's as SIGTERM."""
 
         def handle(number: int, frame: FrameType | None) -> None:
+            if number == HANGUP and self._received:
+                return  # a second signal would end the processes before they have saved
             self._received.append(number)
             with suppress(OSError):
-                child.send_signal(number)
+                child.send_signal(signal.SIGTERM if number == HANGUP else number)
 
         numbers = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            numbers.append(HANGUP)
         before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
@@ -237,24 +261,15 @@ class Launch:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _from(self) -> str:
-        """The name of the last checkpoint, or nothing."""
-        from lama.training.folder import RunFolder
-
-        found = RunFolder(Path(self.report.folder)).checkpoints() if self.report.folder else []
-        return found[-1].name if found else ""
-
     def _choose_again(self) -> bool:
         """Choose hosts that answer, how many processes, and the command. Whether any host answers."""
-        from lama.training.sums import numbers_of_processes
-
         if self.hosts:
             each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
-            fitting = numbers_of_processes(self.report.accumulation or self.count)
+            fitting = self.report.fitting or [self.count]
             self.count = max((n for n in fitting if n <= each * len(self.hosts)), default=0)
         if "--resume" in self.words or not self.report.folder:
             return self.count > 0
-        if self._from():
+        if self.report.step:
             here = ("device", "threads", "track", "timeout")
             given = {name: value for name in here if (value := getattr(self.args, name)) is not None}
             self.words = ["train", "--resume", self.report.folder]

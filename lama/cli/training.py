@@ -27,6 +27,7 @@ from lama.training.settings.scale import CHOSEN, Scale
 
 if TYPE_CHECKING:
     from lama.training.folder import RunFolder
+    from lama.training.loop import Step
     from lama.training.processes import Processes
     from lama.training.session import Evaluation, Session
     from lama.training.settings import RunSettings
@@ -103,8 +104,8 @@ def train(args: argparse.Namespace, team: "Processes | None" = None) -> int:
         session = new_session(
             folder, settings, command_line(args), scale_of(args), devices, watch_pieces, team
         )
+        processes.tell(session, team)
         if team:
-            processes.tell(session, team)
             lead(team, session)
         front_of(session.config).introduce(session, args)
         return learn(session, args)
@@ -187,8 +188,8 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...], team: "Processes 
     with folder.alone():
         session = resumed_run(folder, given(args, kind), devices, team)
         steps = session.config.total_steps
+        processes.tell(session, team)
         if team:
-            processes.tell(session, team)
             lead(team, None if session.finished else session)
         if session.finished:
             print(f"{folder.path} is finished: {steps} steps, {session.result}. Nothing is left to do")
@@ -209,15 +210,15 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         if config.exchange != "float32":
             note(f"exchange={config.exchange}: another number of processes would be another run")
     heading(f"Training: {session.plan}{shared}")
-    last = None
+    last, events = None, iter(session)
     with stopping(session.stop) as received:
         if team:
             team.received = received
         try:
-            last = watch(session, args)
+            last = watch(session, args, events)
         except OSError:  # the output cannot be written any more
             session.stop()
-            list(session)
+            list(events)  # the same ones: a team's processes stay in step
             if not received:
                 note(f"stopped{where(session)}")
                 raise
@@ -242,8 +243,10 @@ def where(session: "Session") -> str:
     return f" after {step}; resume with: {session.resume_command}"
 
 
-def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
-    """Train with a live line, remarks, the curve and the tracker; returns the last evaluation."""
+def watch(
+    session: "Session", args: argparse.Namespace, events: "Iterator[Step | Evaluation]"
+) -> "Evaluation | None":
+    """Train by the session's `events`, with a live line, remarks, curve and tracker; the last evaluation."""
     from lama.training.loop import Step
 
     remark = getattr(front_of(session.config), "remark", None)
@@ -251,7 +254,7 @@ def watch(session: "Session", args: argparse.Namespace) -> "Evaluation | None":
     say("compiling the training step, once")
     last, first = None, session.step + 1
     with tracking(args.track, session) as track, closing(LiveLine(steps, session.step)) as line:
-        for event in session:
+        for event in events:
             if isinstance(event, Step):
                 line.step(event.step, state(event, session.mfu(event), compiled=event.step > first))
                 if remark and not session.stopped and (text := remark(session, event)):

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 
 RETRY = 138  # exit code after a lost process: Kubernetes' training operators restart after 128 and more
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which launchers tell a process how many there are."""
-LAUNCHED = "LAMA_LAUNCHED"  # set in processes that lama itself has started
+LAUNCHED = "LAMA_LAUNCHED"  # in processes that lama itself has started: the options to start them so again
 MARK = "\x1elama "  # begins a line of a process to the command that started it
 MISSING = "training by several processes needs mpi4py and an MPI library: pip install 'lama[mpi]'"
 
@@ -17,6 +18,11 @@ def launched() -> int:
     """The number of processes that a launcher such as mpiexec or srun started this one with; 1 without."""
     given = (os.environ.get(name, "") for name in SIZES)
     return max((int(n) for n in given if n.isdecimal()), default=1)
+
+
+def launch_options() -> list[str]:
+    """The options with which lama started this process and others, such as --processes 4; none otherwise."""
+    return shlex.split(os.environ.get(LAUNCHED, ""))
 
 
 def tell_launcher(about: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ from lama.files import read_object
 from lama.models.registry import n_parameters
 from lama.runtime.buffers import write
 from lama.training.folder import RunFolder, restore, step_of
+from lama.training.launched import launch_options, tell_launcher
 from lama.training.lines import Record
 from lama.training.loop import Diverged, Step, Trainer
 from lama.training.processes import Processes, memory_of
@@ -286,6 +287,8 @@ class Session:
         if math.isfinite(self.best):
             notes["best_loss"] = self.best
         self.folder.save_checkpoint(self.step, self.model, self.tokenizer, self.state(), notes)
+        if self.leads:
+            tell_launcher({"step": self.step})
 
     def _drop_old(self) -> None:
         self.folder.drop(self.folder.checkpoints()[: -self.config.keep])
@@ -309,10 +312,8 @@ class Session:
     @property
     def resume_command(self) -> str:
         """The command that resumes this run."""
-        words = ["lama", "train", "--resume", str(self.folder.path)]
+        words = ["lama", "train", "--resume", str(self.folder.path), *launch_options()]
         devices = [replica.device for replica in self.trainer.replicas]
-        if self.team:
-            return shlex.join([*words, "--processes", str(self.team.size)])
         return shlex.join(words + (["--devices", ",".join(devices)] if devices[1:] else []))
 
     @property
