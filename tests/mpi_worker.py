@@ -52,12 +52,13 @@ def train(shape: GPTConfig, config: TrainingConfig, team: Processes | None) -> t
 
 
 def share(team: Processes, folder: Path) -> bool:
-    """Whether a host without the data of the first process gets them."""
+    """Whether a host with a part of the first process's data gets all."""
     team.hosts = ["a", *["b"] * (team.size - 1)]
     here = RunFolder(folder / team.hosts[team.rank])
     if team.rank == 0:
         here.data.mkdir(parents=True)
         (here.data / "train.bin").write_bytes(b"1234567")
+        (here.data / "validation.bin").write_bytes(b"89")
     share_data(team, here)
     return (here.data / "train.bin").read_bytes() == b"1234567"
 
@@ -89,6 +90,11 @@ def main() -> None:
     parts = int(sys.argv[1])
     if "data" in sys.argv[3:]:
         with tempfile.TemporaryDirectory() as name:
+            if team.rank == 0:
+                interrupted = RunFolder(Path(name) / "b").data
+                interrupted.mkdir(parents=True)
+                (interrupted / "validation.bin").write_bytes(b"89")
+                (interrupted / ".lama-0123456789ab").write_bytes(b"123")
             if all(team.gather(share(team, Path(team.share(name))))) and team.rank == 0:
                 print("data", flush=True)
     for name in (name for name in sys.argv[2:] if name in CASES):

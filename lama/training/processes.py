@@ -21,8 +21,9 @@ import numpy as np
 from tinygrad import Tensor
 
 from lama import __version__
+from lama.atomic import LEFTOVER
 from lama.errors import LamaError, UsageError, first_line, note
-from lama.host import cores, cpu_model
+from lama.host import cores, cpu_model, may_use_amx
 from lama.runtime.buffers import empty, host_array
 from lama.runtime.release import installed
 from lama.runtime.replay import source_digest
@@ -83,7 +84,8 @@ class Processes:
         known = {"lama": f"{__version__} ({source_digest()[:8]})", "Python": sys.version.split()[0]}
         known |= {"NumPy": np.__version__, "tinygrad": str(installed())}
         bound = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        found = self.gather((self._host, known, cpu_model(), bound, os.getpid()))
+        kind = cpu_model(), may_use_amx()
+        found = self.gather((self._host, known, kind, bound, os.getpid()))
         self.hosts, self.pids = [each[0] for each in found], [each[4] for each in found]
         sharing = sum(each[0] == self._host and each[3] == bound for each in found)
         os.environ.setdefault("LAMA_THREADS", str(max(1, cores() // sharing)))
@@ -167,12 +169,15 @@ class Processes:
             self.wait(start(content[first : first + CHUNK], other))
 
     def share_files(self, folder: Path, write: Callable[[str, bytes], None]) -> None:
-        """Give hosts without the first process's `folder` its files, by `write`. Raises LamaError."""
+        """Give hosts without the first process's `folder`, or with a part, its files by `write`.
+
+        Raises LamaError for other files.
+        """
         names = self.share(_sizes(folder))
         here = _sizes(folder)
         found = self.gather(here)
-        lacking = [i for i, sizes in enumerate(found) if not sizes]
-        if here and here != names:
+        lacking = [i for i, sizes in enumerate(found) if sizes != names]
+        if not here.items() <= names.items():
             raise LamaError(f"{folder} must hold the run's data or nothing; got other files. Remove it")
         writers = {self.hosts[i]: i for i in reversed(lacking)}.values()
         for name in names if lacking else ():
@@ -215,7 +220,7 @@ class Processes:
             if self.rank == 0:
                 for other in range(1, self.size):
                     self._pulse.Isend(_packed("", code), other)
-                time.sleep(PERIOD / 2)
+                time.sleep(2 * PERIOD)  # all have looked before this process ends
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
         finally:
@@ -234,9 +239,6 @@ class Processes:
                 heard = dict.fromkeys(peers, now)
             last = now
             try:
-                for peer in peers:
-                    if peer not in sent or sent[peer].Test():
-                        sent[peer] = self._pulse.Isend(pulse, peer)
                 while self._pulse.Iprobe(status=status):
                     self._pulse.Recv(content, status.source)
                     heard[status.source] = now
@@ -245,6 +247,9 @@ class Processes:
                         if self.rank:
                             os._exit(int(content[1]))
                         self._end(text, int(content[1]))
+                for peer in peers:  # after the look: over TCP, UCX crashes where it sends to one that ended
+                    if peer not in sent or sent[peer].Test():
+                        sent[peer] = self._pulse.Isend(pulse, peer)
             except Exception as error:
                 self._end(f"MPI failed, and all have ended: {first_line(error)}", RETRY)
             for peer, when in heard.items():
@@ -316,9 +321,10 @@ def _packed(message: str, code: int, kind: int = FAULT) -> Array:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The sizes of the files in a folder, by name; empty where there is none."""
+    """The sizes of the complete files in a folder, by name; empty where there is none."""
     with suppress(OSError):
-        return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+        return {path.name: path.stat().st_size for path in files if not LEFTOVER.fullmatch(path.name)}
     return {}
 
 
