@@ -136,6 +136,25 @@ def test_wrong_numbers_are_refused_before_anything_starts(flags: list[str], mess
     assert message in capsys.readouterr().err
 
 
+def test_under_a_launcher_one_process_speaks_and_hosts_are_refused(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    said = "lama: the launcher chooses the hosts; got --hosts a,b. Leave it out\n"
+    for rank, line in ("0", said), ("1", ""):
+        monkeypatch.setenv("PMI_RANK", rank)
+        assert main(["train", "--hosts", "a,b"]) == 2
+        assert capsys.readouterr().err == line
+
+
+def test_another_mpiexec_than_mpichs_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    other = tmp_path / "mpiexec"
+    other.write_text("#!/bin/sh\necho 'mpiexec (OpenRTE) 4.1'\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(launching.shutil, "which", lambda name, path: str(other))
+    assert main(["train", "--processes", "2"]) == 2
+    assert f"needs the mpiexec of MPICH; got {other}. Start lama under your own" in capsys.readouterr().err
+
+
 def test_without_mpi_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
     assert main(["train", "--processes", "2"]) == 2

@@ -231,8 +231,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
     _drop_output()
-    note(message)
+    if not (argv[:1] == ["train"] and _follows()):
+        note(message)
     return code
+
+
+def _follows() -> bool:
+    from lama.training.launched import follows
+
+    return follows()
 
 
 def _prepare_streams() -> None:

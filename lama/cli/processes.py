@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 from lama.cli import Parser, explained
 from lama.cli.live import HANGUP
 from lama.errors import UsageError, check_least, note
-from lama.training.launched import LAUNCHED, MARK, MISSING, RETRY, launched, tell_launcher
+from lama.training.launched import LAUNCHED, MARK, MISSING, RETRY, follows, launched, tell_launcher
 
 if TYPE_CHECKING:
     from lama.training.processes import Processes
@@ -56,6 +56,11 @@ def run(args: argparse.Namespace, train: Train, follow: Follow) -> int:
     several = (args.processes or 1) > 1 or launched() > 1
     if several and args.devices is not None:
         raise UsageError("--processes and --devices exclude each other: a process trains on one device")
+    if launched() > 1 and LAUNCHED not in os.environ:
+        if args.hosts:
+            raise UsageError(f"the launcher chooses the hosts; got --hosts {args.hosts}. Leave it out")
+        if args.restarts and not follows():
+            note("--restarts does nothing here: another launcher than lama started the processes")
     if launched() > 1 or LAUNCHED in os.environ:
         return join(args, train, follow) if launched() > 1 else train(args, None)
     if not several:
@@ -171,6 +176,10 @@ class Launch:
         mpiexec = shutil.which("mpiexec", path=os.pathsep.join(folders))
         if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
             raise UsageError(MISSING)
+        about = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
+        if "HYDRA" not in about:
+            advice = "Start lama under your own mpiexec, or put MPICH's first in PATH"
+            raise UsageError(f"--processes needs the mpiexec of MPICH; got {mpiexec}. {advice}")
         self.args, self.mpiexec = args, mpiexec
         self.hosts = [host for host in (args.hosts or "").split(",") if host]
         self.count: int = args.processes
@@ -189,6 +198,8 @@ class Launch:
             if not self.report.told:
                 note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
             if restart == self.args.restarts or not self._choose_again():
+                if restart < self.args.restarts:
+                    note(f"no restart: too few hosts answer; got {', '.join(self.hosts) or 'none'}")
                 if self.report.step:
                     words = ["--resume", self.report.folder, *self.options]
                     note(f"resume with: {shlex.join(['lama', 'train', *words])}")

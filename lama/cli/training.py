@@ -209,6 +209,8 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         shared = f", shared among {team.size} processes on {hosts} host{'s' if hosts > 1 else ''}"
         if config.exchange != "float32":
             note(f"exchange={config.exchange}: another number of processes would be another run")
+    elif config.exchange != "float32":
+        note(f"exchange={config.exchange} does nothing: one process exchanges no gradients")
     heading(f"Training: {session.plan}{shared}")
     last, events = None, iter(session)
     with stopping(session.stop) as received:

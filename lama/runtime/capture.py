@@ -80,8 +80,9 @@ class CapturedStep(Generic[R]):
             for buffer, n in graph.last_writes().items()
         }
         found: list[list[tuple[int, int]]] = [[] for _ in self._graphs]
+        end = max(writes.values(), default=(0, 0))  # for a tensor that no graph is known to write
         for number, group in enumerate(groups):
-            i, n = max(writes.get(id(buffer_of(tensor).base), (0, 0)) for tensor in group)
+            i, n = max(writes.get(id(buffer_of(tensor).base), end) for tensor in group)
             found[i].append((n, number))
         return [sorted(stops) for stops in found]
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 RETRY = 138  # exit code after a lost process: Kubernetes' training operators restart after 128 and more
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which launchers tell a process how many there are."""
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Those in which they tell it its number."""
 LAUNCHED = "LAMA_LAUNCHED"  # in processes that lama itself has started: the options to start them so again
 MARK = "\x1elama "  # begins a line of a process to the command that started it
 MISSING = "training by several processes needs mpi4py and an MPI library: pip install 'lama[mpi]'"
@@ -18,6 +20,11 @@ def launched() -> int:
     """The number of processes that a launcher such as mpiexec or srun started this one with; 1 without."""
     given = (os.environ.get(name, "") for name in SIZES)
     return max((int(n) for n in given if n.isdecimal()), default=1)
+
+
+def follows() -> bool:
+    """Whether another process of the launcher is the first one, which speaks for all."""
+    return launched() > 1 and any(os.environ.get(name, "0") != "0" for name in RANKS)
 
 
 def launch_options() -> list[str]:
