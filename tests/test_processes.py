@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,16 @@ from lama.cli import main
 from lama.cli import processes as launching
 from lama.cli.processes import Launch, Report, words_without
 from lama.errors import UsageError
+from lama.models.gpt import GPTConfig
 from lama.ops import square_parts
-from lama.training import sums
+from lama.training import budget, sums
 from lama.training.exchange import bucket_names, bucket_of, owners_of
 from lama.training.folder import RunFolder
 from lama.training.launched import MARK
 from lama.training.loop import check_processes
 from lama.training.prepare import new_session, resumed_run
 from lama.training.processes import Processes
+from lama.training.settings import RunConfig
 from lama.training.settings.base import TrainingConfig
 from lama.training.sums import TreeSum, add_rows, numbers_of_processes
 
@@ -99,6 +102,25 @@ def test_squares_of_single_tensors_add_up_to_those_of_all():
     for part in found:
         total += part
     assert square_parts(tensors).numpy().tobytes() == total.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "processes", "sharing", "message"),
+    [
+        (14, 1, 1, ""),
+        (14, 4, 4, r"training needs over \d+ GB for weights, .*; this machine has 14 GB for 4 processes\."),
+        (8, 1, 1, r"training needs over \d+ GB for weights, .*; this machine has 8 GB\."),
+        (8, 4, 1, ""),
+    ],
+)
+def test_processes_of_one_machine_share_its_memory(
+    gigabytes: int, processes: int, sharing: int, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(budget, "memory_bytes", lambda: gigabytes * 10**9)
+    config = RunConfig(batch_size=16, accumulation=16, context_length=8)
+    shape = GPTConfig(1000, context_length=8, d_model=1024, n_layers=24, n_heads=8)
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        budget.check_memory(config, shape, processes, sharing)
 
 
 # --- buckets and owners

@@ -106,17 +106,27 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     return AdapterMemory(resident_bytes(), weights, 4 * adapter, activations, 4 * reports + steps)
 
 
-def check_adapter_memory(config: RunConfig, model: GPT) -> None:
-    """Raises UsageError if this machine's memory cannot hold the training of an adapter, on the CPU."""
+def check_adapter_memory(config: RunConfig, model: GPT, sharing: int = 1) -> None:
+    """Raises UsageError if this machine's memory cannot hold the training of an adapter, on the CPU.
+
+    `sharing` processes train on this machine.
+    """
     found, memory = adapter_memory(config, model), memory_bytes()
-    if memory and str(Device.DEFAULT).startswith("CPU") and found.total > memory:
-        here = f"this machine has {memory / 1e9:,.1f} GB"
+    if memory and str(Device.DEFAULT).startswith("CPU") and sharing * found.total > memory:
+        here = f"this machine has {memory / 1e9:,.1f} GB" + _shared(sharing)
         advice = "a smaller context_length, more accumulation or recompute needs less"
         raise UsageError(f"training needs {found}; {here}: {advice}")
 
 
-def check_memory(config: RunConfig, shape: GPTConfig) -> None:
-    """Raises UsageError for a model or a batch that this machine's memory cannot hold, on the CPU."""
+def _shared(sharing: int) -> str:
+    return f" for {sharing} processes" if sharing > 1 else ""
+
+
+def check_memory(config: RunConfig, shape: GPTConfig, processes: int = 1, sharing: int = 1) -> None:
+    """Raises UsageError for a model or a batch that this machine's memory cannot hold, on the CPU.
+
+    Of all `processes`, `sharing` are on this machine. Each has the weights, and its part of the state.
+    """
     open_device()  # before tinygrad looks for one, which needs a compiler on PATH
     if not (memory := memory_bytes()) or not str(Device.DEFAULT).startswith("CPU"):
         return
@@ -124,9 +134,10 @@ def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     rows = layers * (4 * width + 2 * shape.d_mlp), (2 - shape.tied) * shape.vocab_size
     states = OPTIMIZERS[config.optimizer].state_per_weight
     # Weights, gradients, sums of them, the optimizer's state.
-    copies = 2 + levels_of_sum(config.accumulation)
-    fixed = sum(4 * (copies + state) * width * n for n, state in zip(rows, states, strict=True))
-    here = f"this machine has {memory / 1e9:,.0f} GB"
+    copies = 2 + levels_of_sum(config.accumulation // processes)
+    each = sum(4 * (copies + state / processes) * width * n for n, state in zip(rows, states, strict=True))
+    fixed = sharing * each
+    here = f"this machine has {memory / 1e9:,.0f} GB" + _shared(sharing)
     if fixed > memory:
         raise UsageError(
             f"training needs over {fixed / 1e9:,.0f} GB for weights, gradients and optimizer state; {here}. "
@@ -135,7 +146,7 @@ def check_memory(config: RunConfig, shape: GPTConfig) -> None:
     windows, context = config.batch_size // config.accumulation, config.context_length
     per_block = 8 * width + 2 * shape.d_mlp + shape.n_heads * context
     activations = (1 if config.recompute else layers) * per_block + shape.vocab_size
-    if (needed := fixed + 4 * windows * context * activations) > memory:
+    if (needed := fixed + sharing * 4 * windows * context * activations) > memory:
         raise UsageError(
             f"training needs over {needed / 1e9:,.0f} GB for the model and a batch; {here}. "
             f"Raise accumulation={config.accumulation}: batch_size={config.batch_size} is in parts of "

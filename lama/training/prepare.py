@@ -234,10 +234,12 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     check_processes(config, parts.team)
     if config.lora and parts.devices[1:]:
         raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
+    team = parts.team
+    sharing = team.hosts.count(team.hosts[team.rank]) if team else 1
     if model is not None and config.lora:
-        check_adapter_memory(config, model)
+        check_adapter_memory(config, model, sharing)
     else:
-        check_memory(config, shape)
+        check_memory(config, shape, team.size if team else 1, sharing)
     what_to_record(config, tokenizer, shape)
     parts.config, parts.tokenizer = config, tokenizer
     with folder.beginning(config, str(parts.about["command"])) as data:
