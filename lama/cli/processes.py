@@ -118,7 +118,7 @@ class Report:
 
     folder: str = ""
     step: int = 0
-    """That of the last checkpoint; the folder may be on a disk that only the first host sees."""
+    """The last checkpoint's step; the folder may be on a disk that only the first host sees."""
     fitting: Sequence[int] = ()
     """How many processes can share a batch."""
     began: bool = False

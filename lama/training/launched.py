@@ -10,7 +10,7 @@ RETRY = 138  # exit code after a lost process: Kubernetes' training operators re
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which launchers tell a process how many there are."""
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-"""Those in which they tell it its number."""
+"""Variables in which they tell it its number."""
 LAUNCHED = "LAMA_LAUNCHED"  # in processes that lama itself has started: the options to start them so again
 MARK = "\x1elama "  # begins a line of a process to the command that started it
 MISSING = "training by several processes needs mpi4py and an MPI library: pip install 'lama[mpi]'"
