@@ -21,7 +21,7 @@ from tinygrad import Tensor
 
 from lama.cli import main
 from lama.cli import processes as launching
-from lama.cli.processes import Launch, Report, words_without
+from lama.cli.processes import Launch, Report, is_passed, words_without
 from lama.errors import UsageError
 from lama.models.gpt import GPTConfig
 from lama.ops import square_parts
@@ -218,6 +218,11 @@ def test_a_restart_resumes_the_run_that_only_the_first_host_sees():
     assert launch.report.read(MARK + '{"step": 30}\n')
     assert launch._choose_again()
     assert launch.words == ["train", "--resume", "/nowhere/run", "--threads=3", "--timeout=60.0"]
+
+
+def test_secrets_of_the_environment_stay_on_their_host():
+    names = ["PATH", "LAMA_THREADS", "DEV", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "BASH_FUNC_x%%"]
+    assert [name for name in names if is_passed(name)] == names[:3]
 
 
 # --- several processes

@@ -33,6 +33,8 @@ BANNER = re.compile(
     r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
 )
 """Lines of MPICH's mpiexec on a process's end, which lama says in one."""
+SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|CREDENTIAL|AUTH|COOKIE")
+"""Names of variables that stay on this host."""
 AGAIN = 5.0  # seconds that mpiexec may take to end after a fault, and that a host may take to answer
 OURS = {0, 1, 2, 129, 130, 141, 143}
 """Exit codes of a run that ended by itself, or that was asked to."""
@@ -213,6 +215,8 @@ class Launch:
 
     def _command(self) -> list[str]:
         hosts = ["-hosts", ",".join(self.hosts), "-ppn", str(self._each())] if self.hosts else []
+        if self.hosts:  # the environment passes through the network in plain text
+            hosts += ["-genvlist", ",".join([*filter(is_passed, os.environ), LAUNCHED])]
         return [self.mpiexec, "-n", str(self.count), *hosts, sys.executable, "-m", "lama", *self.words]
 
     def _each(self) -> int:
@@ -303,6 +307,11 @@ def answers(host: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
+
+
+def is_passed(name: str) -> bool:
+    """Whether a variable of the environment goes to other hosts: secrets do not."""
+    return name.isidentifier() and not SECRET.search(name.upper())
 
 
 def words_without(words: Sequence[str], *options: str) -> list[str]:
