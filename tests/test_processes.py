@@ -32,6 +32,7 @@ from lama.training.launched import MARK
 from lama.training.loop import check_processes
 from lama.training.prepare import new_session, resumed_run
 from lama.training.processes import Processes
+from lama.training.session import Session
 from lama.training.settings import RunConfig
 from lama.training.settings.base import TrainingConfig
 from lama.training.sums import TreeSum, add_rows, numbers_of_processes
@@ -218,6 +219,44 @@ def test_a_restart_resumes_the_run_that_only_the_first_host_sees():
     assert launch.report.read(MARK + '{"step": 30}\n')
     assert launch._choose_again()
     assert launch.words == ["train", "--resume", "/nowhere/run", "--threads=3", "--timeout=60.0"]
+
+
+def test_a_restart_where_the_run_is_not_found_ends_with_the_command_to_resume(capsys):
+    launch = Launch.__new__(Launch)
+    launch.args = Namespace(device=None, threads=None, track=None, timeout=60.0, reference=False, restarts=1)
+    launch.hosts, launch.count, launch.words = [], 2, ["train", "x.toml"]
+    launch.options, launch.report, launch._received = ["--processes", "2"], Report(), []
+    codes = iter([9, 2])
+
+    def run_once() -> int:
+        launch.report = Report("out/x", 30, told=True)
+        return next(codes)
+
+    launch._run_once = run_once
+    assert launch.run() == 138
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "lama: resume with: lama train --resume out/x --processes 2"
+
+
+def test_after_a_closed_output_the_same_events_are_drained(corpus, tmp_path: Path, monkeypatch, capsys):
+    begun: list[Session] = []
+    begin = Session.__iter__
+
+    def counted(session: Session) -> Iterator[object]:
+        begun.append(session)
+        return begin(session)
+
+    def closed(session: Session, args: Namespace, events: Iterator[object]) -> None:
+        next(events)
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Session, "__iter__", counted)
+    monkeypatch.setattr(command, "watch", closed)
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    out = tmp_path / "out"
+    assert main(["train", "--corpus", str(corpus), "--out", str(out), "--device", "CPU", *settings]) == 141
+    assert "stopped after step 1 of 120; resume with" in capsys.readouterr().err
+    assert len(begun) == 1
 
 
 def test_secrets_of_the_environment_stay_on_their_host():
