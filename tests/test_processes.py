@@ -21,6 +21,7 @@ from tinygrad import Tensor
 
 from lama.cli import main
 from lama.cli import processes as launching
+from lama.cli import training as commands
 from lama.cli.processes import Launch, Report, is_passed, words_without
 from lama.errors import UsageError
 from lama.models.gpt import GPTConfig
@@ -251,7 +252,7 @@ def test_after_a_closed_output_the_same_events_are_drained(corpus, tmp_path: Pat
         raise BrokenPipeError
 
     monkeypatch.setattr(Session, "__iter__", counted)
-    monkeypatch.setattr(command, "watch", closed)
+    monkeypatch.setattr(commands, "watch", closed)
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     out = tmp_path / "out"
     assert main(["train", "--corpus", str(corpus), "--out", str(out), "--device", "CPU", *settings]) == 141
