@@ -171,7 +171,7 @@ def test_run_keeps_the_best_model_and_the_last_checkpoints(whole):
 def test_model_of_the_lowest_held_out_loss_stays_on_top(start):
     run = start(steps=4, evaluate_every=1, keep=4)
     losses: Iterator[float] = iter([3.0, 1.0, 2.0, 1.5])
-    run.evaluator = lambda: next(losses)  # type: ignore[assignment,return-value]
+    run.evaluator = lambda _: next(losses)  # type: ignore[assignment,return-value]
     events = [event for event in run if isinstance(event, Evaluation)]
     assert [event.best for event in events] == [True, True, False, False]
     best = run.folder.path / "checkpoints" / "step-000002" / "model.safetensors"
