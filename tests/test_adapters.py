@@ -589,7 +589,7 @@ def test_activations_take_what_the_formula_says(config: GPTConfig, patterns: tup
         settings = {"lora": RANK, "initial": "x", "batch_size": 8, "context_length": 64}
         run = RunConfig(**settings, recompute=recompute)
         replica = Replica(model, run, language_model_loss, 1)
-        replica.add(True, np.zeros(2, np.uint32), arrays)
+        replica.add(0, np.zeros(2, np.uint32), arrays)
         assert 0.9 < adapter_memory(run, model).activations / arena_of(replica) < 1.1
 
 
