@@ -97,6 +97,21 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
         assert (ROOT / "tests" / file).exists(), f"{page.name}: {file}"
 
 
+MEASURED = re.compile(
+    r"\d[\d,.]*\s?(?:tokens/s|GFLOP/s|GOP/s|GB/s|MB/s|ms\b|seconds\b|minutes\b|% of)|^\|.*\d\.\d.*\|$", re.MULTILINE
+)
+COMMAND = re.compile(r"\blama [a-z]+|(?:scripts|tests)/\w+\.py|\b(?:bench|test|profile|tune)_\w+\.py")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_measured_figures_have_their_command(page: Path) -> None:
+    """A section with figures that were measured names the command, or the test, that prints them."""
+    for section in re.split(r"^(?=## )", page.read_text("utf-8"), flags=re.MULTILINE):
+        text = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
+        found = MEASURED.search(text)
+        assert found is None or COMMAND.search(section), f"{page.name}: {section[:40]!r}: {found and found[0]!r}"
+
+
 def slug(heading: str) -> str:
     """The anchor of a heading, as GitHub and mkdocs make it."""
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())

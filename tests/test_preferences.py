@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -150,6 +152,19 @@ def test_a_resumed_run_has_the_same_bits_and_reference(
     assert again.reference["train"].numpy().all()
     list(again)
     assert outcome(parts) == outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--lora", "3"]], ids=["whole", "lora"])
+def test_two_processes_train_to_the_bits_of_one(more: list[str], here: Path, tmp_path: Path):
+    pytest.importorskip("mpi4py")
+    words = ["--from", here / "model", "--chat", here / "pairs.jsonl", "--dpo", "0.5", "--epochs", "3", *more]
+    words += ["--context-length", "64", "--batch-size", "4", "--accumulation", "2", "--learning-rate", "1e-2"]
+    for n in "12":
+        command = [sys.executable, "-m", "lama", "train", *words, "--processes", n, "--out", tmp_path / n]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    assert outcome(RunFolder(tmp_path / "2")) == outcome(RunFolder(tmp_path / "1"))
 
 
 def outcome(folder: RunFolder) -> tuple[list[float], list[bytes]]:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from lama.cli import Parser, explained
 from lama.cli.live import HANGUP
-from lama.errors import UsageError, check_least, note
+from lama.errors import LamaError, UsageError, check_least, note
 from lama.training.launched import LAUNCHED, MARK, MISSING, RETRY, follows, launched, tell_launcher
 
 if TYPE_CHECKING:
@@ -197,6 +197,10 @@ class Launch:
             gone = restart > 0 and self.report.step > 0 and not self.report.began
             if self._received or (code in OURS and not gone):
                 return code
+            started = self.report.told or self.report.pid or self.report.processes or self.report.step
+            if not started and restart == self.args.restarts:
+                where = f" on {', '.join(self.hosts)}" if self.hosts else ""
+                raise LamaError(f"mpiexec could not start processes{where}; it ended with exit code {code}")
             if not self.report.told:
                 note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
             if restart == self.args.restarts or not self._choose_again():

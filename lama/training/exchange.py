@@ -124,9 +124,20 @@ class Exchange:
                 write(self.gradients[name], total[first - begin : last - begin])
 
     def _send_parts(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
-        """Send `counts` numbers to each process, and take `wanted` of each."""
-        self.sent += given.itemsize * (sum(counts) - counts[self.team.rank])
-        self.team.wait(self._comm.Ialltoallv([given, counts], [taken, wanted]))
+        """Send `counts` numbers to each process, and take `wanted` of each.
+
+        By single messages: MPICH's Ialltoallv moves 8 kB each time that a process looks, fifty times slower.
+        """
+        rank, taken = self.team.rank, taken.reshape(-1)
+        self.sent += given.itemsize * (sum(counts) - counts[rank])
+        sources, targets = pairwise(accumulate(wanted, initial=0)), pairwise(accumulate(counts, initial=0))
+        parts = [(taken[a:b], given[c:d]) for (a, b), (c, d) in zip(sources, targets, strict=True)]
+        others = [i for i in range(self.team.size) if i != rank]
+        requests = [self._comm.Irecv(parts[i][0], i) for i in others]
+        requests += [self._comm.Isend(parts[i][1], i) for i in others]
+        parts[rank][0][:] = parts[rank][1]
+        for request in requests:
+            self.team.wait(request)
 
     # The update
 
