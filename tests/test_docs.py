@@ -98,7 +98,8 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
 
 
 MEASURED = re.compile(
-    r"\d[\d,.]*\s?(?:tokens/s|GFLOP/s|GOP/s|GB/s|MB/s|ms\b|seconds\b|minutes\b|% of)|^\|.*\d\.\d.*\|$", re.MULTILINE
+    r"\d[\d,.]*\s?(?:tokens/s|GFLOP/s|GOP/s|GB/s|MB/s|ms\b|seconds\b|minutes\b|% of)|^\|.*\d\.\d.*\|$",
+    re.MULTILINE,
 )
 COMMAND = re.compile(r"\blama [a-z]+|(?:scripts|tests)/\w+\.py|\b(?:bench|test|profile|tune)_\w+\.py")
 
@@ -109,7 +110,8 @@ def test_measured_figures_have_their_command(page: Path) -> None:
     for section in re.split(r"^(?=## )", page.read_text("utf-8"), flags=re.MULTILINE):
         text = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
         found = MEASURED.search(text)
-        assert found is None or COMMAND.search(section), f"{page.name}: {section[:40]!r}: {found and found[0]!r}"
+        at = f"{page.name}: {section[:40]!r}: {found and found[0]!r}"
+        assert found is None or COMMAND.search(section), at
 
 
 def slug(heading: str) -> str:

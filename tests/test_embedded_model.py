@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tinygrad import Tensor
 
 import lama
+from lama.checkpoints.gguf import open_gguf
+from lama.checkpoints.gguf_models import export_gguf
 from lama.data import default_corpus, encode_corpus, evaluation_windows, split_tail
 from lama.training.loss import Evaluator
 
@@ -40,9 +44,21 @@ def test_embedded_model_says_where_it_comes_from(notes):
     )
     assert (
         notes["command"].startswith("lama train ")
-        and "--steps 3000" in notes["command"]
-        and notes["steps"] == 3000
+        and "--steps 1500" in notes["command"]
+        and notes["steps"] == 1500
     )
+
+
+def test_embedded_model_is_qwen3_to_others(tmp_path: Path):
+    """As GGUF it has Qwen 3's architecture, and its logits."""
+    model, tokenizer = lama.load(FOLDER)
+    export_gguf(tmp_path / "model.gguf", model, tokenizer, "lama-bpe")
+    again, others = lama.load(tmp_path / "model.gguf")
+    assert open_gguf(tmp_path / "model.gguf").keys["general.architecture"] == "qwen3"
+    ids = tokenizer.encode("And God said")
+    assert others.encode("And God said") == ids
+    found, wanted = (m(Tensor([ids])).numpy() for m in (again, model))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_embedded_model_takes_any_prompt():

@@ -23,7 +23,7 @@ from lama.cli import main
 from lama.cli import processes as launching
 from lama.cli import training as commands
 from lama.cli.processes import Launch, Report, is_passed, words_without
-from lama.errors import UsageError
+from lama.errors import LamaError, UsageError
 from lama.models.gpt import GPTConfig
 from lama.ops import square_parts
 from lama.training import budget, sums
@@ -237,6 +237,14 @@ def test_a_restart_where_the_run_is_not_found_ends_with_the_command_to_resume(ca
     assert launch.run() == 138
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "lama: resume with: lama train --resume out/x --processes 2"
+
+
+def test_a_launch_that_starts_no_process_is_an_error():
+    launch = Launch.__new__(Launch)
+    launch.args, launch.hosts, launch._received = Namespace(restarts=0), ["a", "b"], []
+    launch.report, launch._run_once = Report(), lambda: 255
+    with pytest.raises(LamaError, match="could not start processes on a, b; it ended with exit code 255"):
+        launch.run()
 
 
 def test_after_a_closed_output_the_same_events_are_drained(corpus, tmp_path: Path, monkeypatch, capsys):
