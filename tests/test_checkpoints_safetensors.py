@@ -157,7 +157,7 @@ def test_write_keeps_the_old_file_after_an_error(tmp_path: Path):
 
     with pytest.raises(
         LamaError,
-        match=r"model\.safetensors must be writable; got No space left on device\. Nothing was changed",
+        match=r"model\.safetensors cannot be written: No space left on device\. Nothing was changed",
     ):
         write_safetensors(
             path, {"x": stored("x", np.zeros(3, np.float32)), "y": FileTensor("y", "float32", (3,), fail)}
@@ -172,7 +172,7 @@ def test_write_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
-        with pytest.raises(LamaError, match="must be writable; got No space left on device"):
+        with pytest.raises(LamaError, match="cannot be written: No space left on device"):
             write_safetensors(
                 tmp_path / "model.safetensors", {"x": stored("x", np.zeros(1 << 16, np.float32))}
             )
@@ -184,7 +184,7 @@ def test_write_takes_a_name_of_255_bytes(tmp_path: Path):
 
 
 def test_write_reports_a_folder_that_is_not_there(tmp_path: Path):
-    with pytest.raises(LamaError, match="must be writable; got No such file or directory"):
+    with pytest.raises(LamaError, match="cannot be written: No such file or directory"):
         write_safetensors(tmp_path / "no" / "model.safetensors", {"x": stored("x", np.zeros(3, np.float32))})
 
 

@@ -429,7 +429,7 @@ def test_log_that_cannot_be_written_is_not_taken_for_a_damaged_one(start, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(LamaError, match=r"log.jsonl must be writable; got No space left"):
+    with pytest.raises(LamaError, match=r"log.jsonl cannot be written: No space left"):
         resumed_run(run.folder, {})
     assert run.folder.log_file.read_bytes() == before
 
@@ -706,11 +706,11 @@ def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start
     )
     assert log + 1000 < min(sizes) < max(sizes) - 1000
     for n_bytes, file in (
-        (min(sizes) - 100, "step-000006.*model.safetensors must be writable"),
-        (max(sizes) - 100, "step-000006.*training.safetensors must be writable"),
-        (log + 30, "log.jsonl must be writable"),
+        (min(sizes) - 100, "step-000006.*model.safetensors cannot be written"),
+        (max(sizes) - 100, "step-000006.*training.safetensors cannot be written"),
+        (log + 30, "log.jsonl cannot be written"),
     ):
-        full_disk_after(run.folder, n_bytes, f"{file}; got File too large.*{good}")
+        full_disk_after(run.folder, n_bytes, f"{file}: File too large.*{good}")
         assert [path.name for path in run.folder.checkpoints()] == ["step-000003", "step-000004"]
         assert leftovers(run.folder) == []
         lama.load(run.folder.path)
@@ -721,7 +721,7 @@ def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(start
 def test_full_disk_at_the_start_leaves_no_folder(start, tmp_path):
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        with pytest.raises(LamaError, match="must be writable; got File too large"):
+        with pytest.raises(LamaError, match="cannot be written: File too large"):
             start()
 
     assert ended(in_a_child(work)) == 0

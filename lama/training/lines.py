@@ -18,7 +18,7 @@ def append_line(file: Path, record: Mapping[str, object]) -> None:
         with open(file, "a", encoding="utf-8") as opened:
             opened.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise LamaError(f"{quoted_path(file)} must be writable; got {error.strerror or error}") from error
+        raise LamaError(f"{quoted_path(file)} cannot be written: {error.strerror or error}") from error
 
 
 def write_lines(file: Path, records: Iterable[Mapping[str, object]]) -> None:
