@@ -128,7 +128,7 @@ def test_tinyshakespeare_offline_says_to_give_the_file(served, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     with pytest.raises(
         LamaError,
-        match=r"^tinyshakespeare must be in \S+corpora or downloadable; got ConnectionError from "
+        match=r"^tinyshakespeare could not be downloaded: ConnectionError from "
         r"http.* its path",
     ):
         open_corpus(["tinyshakespeare"])

@@ -98,7 +98,7 @@ def test_archive_is_held_against_its_hash_and_a_failed_download_says_what_to_do(
     assert [path.name for path in (cache / "lama" / "corpora").iterdir()] == ["texts-1.tar.gz"]
     monkeypatch.setattr(Archive, "is_at", lambda archive, path: True)
     (cache / "lama" / "corpora" / "texts-1.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(LamaError, match="must be a source archive"):
+    with pytest.raises(LamaError, match="is not a readable archive"):
         archive_texts(known, ".*")
 
 

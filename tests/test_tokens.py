@@ -362,7 +362,7 @@ def test_what_a_killed_call_has_encoded_is_used_again(tmp_path, rows, monkeypatc
     first, encoded[:] = list(encoded), []
     shutil.copytree(tmp_path / "2", tmp_path / "3")
     (tmp_path / "3" / ".shards" / first[2]).write_bytes(b"damaged")
-    with pytest.raises(LamaError, match=r"a shard must be as lama wrote it; got [0-9a-f-]+\.npz: "):
+    with pytest.raises(LamaError, match=r"a shard of tokens is damaged: [0-9a-f-]+\.npz: "):
         tokenize(rows, ByteTokenizer(), tmp_path / "3", workers=1)
     encoded.clear()
     monkeypatch.setattr(shards.Shard, "encode", lambda *args: encoded.append(args[2].name) or encode(*args))
