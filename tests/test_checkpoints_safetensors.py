@@ -82,7 +82,7 @@ def test_safetensors_refuses_a_truncated_file(tmp_path: Path, keep: int):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
         LamaError,
-        match=r"model\.safetensors must be a complete safetensors file; got: .*\. Download or copy it again",
+        match=r"model\.safetensors is not a complete safetensors file: .*\. Download or copy it again",
     ):
         open_safetensors(path)
 
@@ -91,7 +91,7 @@ def test_safetensors_refuses_a_longer_file(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     save_file(ARRAYS, path)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(LamaError, match="must be a complete safetensors file"):
+    with pytest.raises(LamaError, match="is not a complete safetensors file"):
         open_safetensors(path)
 
 
@@ -112,7 +112,7 @@ def test_safetensors_refuses_a_longer_file(tmp_path: Path):
 def test_safetensors_refuses_a_damaged_header(tmp_path: Path, header: object):
     path = tmp_path / "model.safetensors"
     random_gpt2.write_raw_safetensors(path, header, [np.zeros(4, np.float32)])
-    with pytest.raises(LamaError, match="must be a complete safetensors file") as caught:
+    with pytest.raises(LamaError, match="is not a complete safetensors file") as caught:
         open_safetensors(path)
     assert "\n" not in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_safetensors_refuses_a_name_twice(tmp_path: Path):
     random_gpt2.write_raw_safetensors(
         path, f'{{"a": {one}, "b": {one}, "b": {two}}}'.encode(), [np.zeros(4, np.float32)]
     )
-    with pytest.raises(LamaError, match="must be a complete safetensors file"):
+    with pytest.raises(LamaError, match="is not a complete safetensors file"):
         open_safetensors(path)
 
 
@@ -142,7 +142,7 @@ def test_safetensors_names_a_dtype_it_cannot_read(tmp_path: Path):
 
 def test_safetensors_missing_file_is_one_line():
     with pytest.raises(
-        LamaError, match=r"^/nowhere/model\.safetensors must be a readable file; got No such file"
+        LamaError, match=r"^/nowhere/model\.safetensors cannot be read: No such file"
     ):
         open_safetensors(Path("/nowhere/model.safetensors"))
 
@@ -232,7 +232,7 @@ def test_shards_that_are_missing_are_named(tmp_path: Path):
             {"t9": "model-00001-of-00002.safetensors"},
             "got t9, which is not in model-00001-of-00002.safetensors",
         ),
-        ({"t9": "../secret.safetensors"}, "shards must lie beside .*; got '../secret.safetensors'"),
+        ({"t9": "../secret.safetensors"}, "shards must be in the folder of .*; got '../secret.safetensors'"),
         ({"t9": 7}, "must have a weight_map of tensors to files"),
     ],
 )

@@ -366,7 +366,7 @@ def test_load_refuses_other_dtypes(folder, tmp_path):
     lama.save(tmp_path / "small", *lama.load(folder, dtype="int8"))
     lama.load(tmp_path / "small", dtype="int8")
     with pytest.raises(
-        LamaError, match="a quantised model is loaded as it is; got dtype=int4 for one of int8"
+        LamaError, match="a quantised model keeps its dtype; got dtype=int4 for one of int8"
     ):
         lama.load(tmp_path / "small", dtype="int4")
 
@@ -419,7 +419,7 @@ def test_load_refuses_weights_whose_scales_are_too_large(tmp_path):
     lama.save(tmp_path, model, TOKENIZER)
     with pytest.raises(
         LamaError,
-        match=r"weights must fit int8, .* too large ones in blocks.0.mlp.up.weight. Load it as float32",
+        match=r"weights must fit int8, .* ones in blocks.0.mlp.up.weight. Load the model as float32",
     ):
         lama.load(tmp_path, dtype="int8")
 

@@ -9,7 +9,7 @@ from lama.checkpoints.tensor import FileTensor
 from lama.files import field
 from lama.models.bert import BertConfig
 
-# BERT's layers and lama's; `*` is the number of the block.
+# BERT's layer names -> lama's; `*` is the number of the block.
 NAMES = {
     "bert.embeddings.word_embeddings": "encoder.embed",
     "bert.embeddings.position_embeddings": "encoder.pos_embed",
@@ -28,12 +28,12 @@ NAMES = {
 }
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 BIAS = "cls.predictions.bias"  # of the unembedding
-HEADS = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.")  # for other tasks
+HEADS = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.")  # of other tasks
 BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 DECODER = "cls.predictions.decoder"  # another name for the unembedding, which is tied to the embedding
-TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # a norm's, in the first conversions
+TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # names of norms in early conversions
 
-# BERT's config and lama's.
+# Keys of BERT's config -> fields of lama's.
 FIELDS = {
     **COMMON_FIELDS,
     "layer_norm_eps": "norm_epsilon",
@@ -50,13 +50,13 @@ REQUIRED = {
 
 
 def config_from_bert(fields: Mapping[str, object], source: object = "config.json") -> BertConfig:
-    """The encoder that a Hugging Face `config.json` describes; missing fields are those of BERT's base model.
+    """The encoder that a Hugging Face `config.json` describes; BERT's base model gives missing fields.
 
     Raises LamaError.
     """
     ours = read_fields(fields, FIELDS, REQUIRED, BertConfig, source, {})
     vocab_size = field(ours, "vocab_size", int, source, BertConfig.vocab_size)
-    mask = max(0, min(BertConfig.mask, vocab_size - 1))  # no config names it
+    mask = max(0, min(BertConfig.mask, vocab_size - 1))  # configs do not contain it
     return checked_config(BertConfig, {"d_mlp": 3072, **ours, "mask": mask}, source)
 
 
@@ -71,8 +71,8 @@ def lama_name(name: str) -> str | None:
 def translate_bert(tensors: Mapping[str, FileTensor], source: object) -> dict[str, FileTensor]:
     """Translate a BERT file's tensors to lama's names, with joined queries, keys and values.
 
-    Unknown tensors keep their names, and `filled` refuses them. Buffers, other heads and tied tensors, which
-    must equal their partners, are left out. Raises LamaError.
+    Unknown tensors keep their names, so that `filled` refuses them. Buffers, other heads and tied tensors,
+    which must equal their counterparts, are left out. Raises LamaError.
     """
     found = renamed(tensors, lama_name, HEADS, source)
     for name in BUFFERS:
