@@ -330,15 +330,10 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
     return stays.where(x.float() * (1 / (1 - rate)), 0)
 
 
-def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Σ x² over all numbers of all tensors, float32 (1,): the square of their global norm."""
-    return square_parts(tensors).sum(keepdim=True)
-
-
 def square_parts(tensors: Sequence[Tensor]) -> Tensor:
     """Sums of x² over fixed parts of each tensor, added in the order of the tensors: float32 (parts,).
 
-    Adding the results of separate calls for single tensors, in the same order, gives the same bits.
+    Their sum is the square of the global norm. Adding the results for single tensors gives the same bits.
     """
     if (sums := kernels.square_parts(tensors)) is not None:
         return sums
