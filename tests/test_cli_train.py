@@ -428,7 +428,7 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),
         (
             ["--size", "1M", "--from", "gpt2"],
-            "a model to start from has its size; got 1M parameters and --from gpt2",
+            "a size cannot be chosen for a model to start from; got 1M parameters and --from gpt2",
         ),
         (["--devices", "CPU,ABACUS"], "got 'ABACUS' (unknown)"),
         (["--devices", "0"], "devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got 0"),

@@ -496,7 +496,7 @@ def test_checkpoint_without_the_settings_of_its_run_is_refused(finished, config)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": 5}, "must be of step 12, as its folder is called; got step 5"),
+        ({"step": 5}, "must be of step 12, as its folder is named; got step 5"),
         ({"step": True}, "step in .*training.json must be a whole number; got True"),
         ({"data": 5}, "must read the data it began with"),
         ({"devices": "many"}, "devices in .*training.json must be a whole number; got 'many'"),
@@ -626,7 +626,7 @@ def test_finished_run_has_nothing_left_to_do(finished):
 def test_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(start):
     run = start()
     message = (
-        r"the loss must stay a number; got loss=nan, gradient norm=nan at step 5. Lower the learning "
+        r"training diverged at step 5: loss=nan, gradient norm=nan. Lower the learning "
         r"rate. The last good checkpoint "
         r"is (.*step-000003): continue with (lama train .*settings.toml --from \1 --out .*out-2 "
         r"--learning-rate 0.003)$"
@@ -819,7 +819,7 @@ def test_text_that_the_model_cannot_spell_is_refused_and_leaves_no_folder(tmp_pa
 @pytest.mark.parametrize("initial", [".", "checkpoints/step-000009"])
 def test_run_must_not_write_over_the_model_it_starts_from(finished, cats, initial):
     with pytest.raises(
-        UsageError, match="--out must be another folder than that of the model to start from; got "
+        UsageError, match="--out must not be the folder of the model to start from; got "
     ):
         new_session(
             finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ..."

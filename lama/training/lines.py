@@ -27,6 +27,6 @@ def write_lines(file: Path, records: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_lines(file: Path, most: int) -> list[Record]:
-    """All whole lines of at most `most` bytes; a last one that was cut short is ignored. Raises LamaError."""
+    """The lines of a file of at most `most` bytes, but not an incomplete last one. Raises LamaError."""
     *lines, _ = read_file(file, most).split(b"\n")
     return parse_json_lines(lines, quoted_path(file))
