@@ -13,11 +13,7 @@ from typing import BinaryIO
 from lama.errors import LamaError
 from lama.files import quoted_path
 
-LAST = (
-    "config.json",
-    "meta.json",
-    "adapter_config.json",
-)  # written last: without these, a folder does not count as complete
+LAST = ("config.json", "meta.json", "adapter_config.json")  # moved last: a folder with one is complete
 # Temporary names: of this version, then of earlier ones.
 LEFTOVER = re.compile(r"\.lama-[0-9a-f]{12}|\.(saving|data|step-\d+)-\d+|\..+\.\d+\.tmp")
 

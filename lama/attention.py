@@ -189,11 +189,7 @@ class SingleHeadAttention:
     """One head that reads the whole residual stream and returns d_head numbers for each position."""
 
     def __init__(self, d_model: int, d_head: int, bias: bool = True, similarity: str = "scaled_dot"):
-        self.q, self.k, self.v = (
-            Linear(d_model, d_head, bias),
-            Linear(d_model, d_head, bias),
-            Linear(d_model, d_head, bias),
-        )
+        self.q, self.k, self.v = (Linear(d_model, d_head, bias) for _ in range(3))
         self.similarity = make_similarity(similarity, 1, d_head)
 
     def __call__(

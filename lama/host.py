@@ -53,7 +53,7 @@ def may_use_amx() -> bool:
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or 0 if that is unknown."""
+    """The machine's memory, or 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -61,7 +61,7 @@ def memory_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """The memory that is free or can be freed; the machine's memory, or 0, if that is unknown."""
+    """The memory that is free or can be freed, else the machine's memory, or 0 if unknown."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -71,7 +71,7 @@ def free_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """The memory that this process holds, or 0 if that is unknown."""
+    """The memory that this process holds, or 0 if unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -14,13 +14,13 @@ from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
-SMALL = 1e-15  # the least norm of a row, so that a row of zeros does not divide by zero
+SMALL = 1e-15  # the least norm of a row: a row of zeros has this one
 _open_once = functools.cache(open_device)
 
 
 def parameter(*shape: int) -> Tensor:
     """An unfilled float32 parameter of this shape: `initialise` or a checkpoint fills it."""
-    _open_once()  # before the first tensor, which would open the device that tinygrad chooses
+    _open_once()  # before the first tensor opens tinygrad's own choice
     return empty(*shape)
 
 

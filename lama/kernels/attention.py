@@ -67,9 +67,8 @@ class _AttentionSpec:
 
     @property
     def label(self) -> str:
-        extra = (f"_group{self.group}" if self.group > 1 else "") + (
-            f"_w{self.window}" if self.window else ""
-        )
+        extra = f"_group{self.group}" if self.group > 1 else ""
+        extra += f"_w{self.window}" if self.window else ""
         extra += ("_starts" if self.starts else "") + ("_bfloat16" if self.bfloat16 else "")
         return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}{extra}"
 
@@ -152,7 +151,7 @@ def attention(
     window: int = 0,
     starts: Tensor | None = None,
 ) -> Tensor | None:
-    """`ops.attention` by a kernel without a matrix of scores; None if none supports these.
+    """`ops.attention` by a kernel without a matrix of scores, or None.
 
     The result has the memory layout (B, T, H, e). Source: Dao et al. 2022, algorithm 2.
     """
@@ -203,7 +202,7 @@ def attention_in_cache(
     scale: float,
     window: int = 0,
 ) -> Tensor | None:
-    """`ops.attention_in_cache` by a kernel, in the layout (B, T, H, d); None if none supports these."""
+    """`ops.attention_in_cache` by a kernel, in the layout (B, T, H, d), or None."""
     numbers = [positions] if rows is None else [positions, rows]
     if not (is_fast(q, keys, *numbers) and keys.dtype in C_TYPES):
         return None

@@ -19,7 +19,7 @@ from lama.runtime.strides import shape_of
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor | None:
-    """`ops.cross_entropy` by a kernel; None if none supports these."""
+    """`ops.cross_entropy` by a kernel, or None."""
     if logits.dtype != dtypes.float32 or targets.shape != logits.shape[:-1] or not is_fast(logits, targets):
         return None
     return _kernel(logits, targets.cast(dtypes.int32), None, smoothing)

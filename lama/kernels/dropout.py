@@ -47,7 +47,7 @@ class Dropped(Producer):
 
 
 def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor | None:
-    """`ops.dropout` by a kernel; None if none supports x."""
+    """`ops.dropout` by a kernel, or None."""
     if not (x.dtype == dtypes.float32 and is_fast(x, key)):
         return None
     n, dropped = math.prod(shape_of(x)), Dropped(x.uop, key.uop, rate, site)

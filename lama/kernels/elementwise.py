@@ -23,12 +23,12 @@ class Sum(Producer):
 
 
 def softmax(x: Tensor) -> Tensor | None:
-    """`ops.softmax` by a kernel; None if none supports x."""
+    """`ops.softmax` by a kernel, or None."""
     return _softmax(False, x) if are_fast_floats(x) else None
 
 
 def gelu(x: Tensor) -> Tensor | None:
-    """`ops.gelu` by a kernel, if possible that of the product x as well; None if none supports x."""
+    """`ops.gelu` by a kernel, if possible that of the product x as well, or None."""
     if not are_fast_floats(x):
         return None
     producer = producer_of(x, Producer)
@@ -42,7 +42,7 @@ def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor) -> Tensor | None:
-    """`ops.add` by the kernel that makes y, or by that of a later norm; None if none supports these."""
+    """`ops.add` by the kernel that makes y, or by that of a later norm, or None."""
     embedded, rows = producer_of(x, Embedded), producer_of(y, PositionRows)
     if embedded is not None and rows is not None and (fused := embedded.with_rows(rows)) is not None:
         return fused.reshape(x.shape)

@@ -115,7 +115,7 @@ def _in_one(gradient: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor | None:
-    """`ops.embedding` by a kernel, which can also add `PositionRows`; None if none supports these."""
+    """`ops.embedding` by a kernel, which can also add `PositionRows`, or None."""
     if isinstance(weight, Quantized):
         values, scales, readable = weight.values, weight.scales.uop, is_fast(*weight.tensors(), tokens)
     else:

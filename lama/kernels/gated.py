@@ -20,7 +20,7 @@ GATES = {"silu": 1, "gelu_tanh": 2}  # numbers in gated.c, by the activation fun
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor | None:
-    """`ops.gated` by a kernel; None if none supports these."""
+    """`ops.gated` by a kernel, or None."""
     if activation not in GATES or gate.shape != up.shape or not are_fast_floats(gate, up):
         return None
     kernel = _kernel(shape_of(gate), activation, 0)

@@ -31,7 +31,7 @@ PARTS = 2  # tiles for each thread, so that a late thread does not delay the oth
 
 
 def round_activations(x: Tensor) -> Tensor | None:
-    """`ops.round_activations` by a kernel; None if none supports x."""
+    """`ops.round_activations` by a kernel, or None."""
     if not are_fast_floats(x):
         return None
     return _rounding(x, {"FLOATS": True})(shape_of(x), x, gradient=_straight_through)

@@ -38,12 +38,12 @@ class Normalised(Producer):
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor | None:
-    """`ops.layernorm` by a kernel, which also computes x if that is a sum; None if none supports x."""
+    """`ops.layernorm` by a kernel, which also computes x if that is a sum, or None."""
     return _norm(x, [weight] if bias is None else [weight, bias], epsilon, False)
 
 
 def rmsnorm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
-    """`ops.rmsnorm` by the kernel of `layernorm`; None if none supports x."""
+    """`ops.rmsnorm` by the kernel of `layernorm`, or None."""
     return _norm(x, [weight], epsilon, True)
 
 

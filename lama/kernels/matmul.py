@@ -80,7 +80,7 @@ def matmul(
     transpose_b: bool = False,
     bias: Tensor | None = None,
 ) -> Tensor | None:
-    """`ops.matmul` by a kernel; None if none supports these."""
+    """`ops.matmul` by a kernel, or None."""
     low = reduced_precision()
     if a.dtype != dtypes.float32 or low not in (None, dtypes.bfloat16):
         return None

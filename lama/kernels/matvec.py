@@ -58,10 +58,8 @@ def matvec(
         headers += ("integers.h", "rounding.h", "quantized.h")
         layout |= {"FEW_ROWS": rounds, "FLOATS": not rounds}
         kind += "" if rounds else "_floats"
-    flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
-        "gelu": gelu,
-        "rms": rms,
-    }
+    flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")}
+    flags |= {"gelu": gelu, "rms": rms}
     macros: Macros = {
         "BATCH": batch,
         "M": m,

@@ -15,7 +15,7 @@ Run = tuple[int, int, int]
 
 
 def square_parts(tensors: Sequence[Tensor]) -> Tensor | None:
-    """`ops.square_parts` by kernels; None if none supports these."""
+    """`ops.square_parts` by kernels, or None."""
     if not are_fast_floats(*tensors):
         return None
     sums = Tensor.zeros(PARTS, device=tensors[0].device).contiguous()
@@ -39,7 +39,7 @@ def adamw(
     epsilon: float,
     factor: float,
 ) -> list[Tensor] | None:
-    """`ops.adamw` by a kernel; None if none supports these."""
+    """`ops.adamw` by a kernel, or None."""
     tensors = (parameter, m, v, gradient, scalars, scale)
     one_shape = all(t.shape == parameter.shape for t in (m, v, gradient))
     if not (one_shape and are_fast_floats(*tensors)):
@@ -60,7 +60,7 @@ def muon_directions(
     beta: float,
     epsilon: float,
 ) -> list[Tensor] | None:
-    """`ops.muon_directions` by a kernel; None if none supports these."""
+    """`ops.muon_directions` by a kernel, or None."""
     if not are_fast_floats(*gradients, momentum, scale):
         return None
     n, size = shape_of(momentum)[0], math.prod(shape_of(momentum)[1:])
@@ -80,7 +80,7 @@ def muon_step(
     step: float,
     decay: float,
 ) -> list[Tensor] | None:
-    """`ops.muon_step` by a kernel; None if none supports these."""
+    """`ops.muon_step` by a kernel, or None."""
     if not are_fast_floats(*parameters, directions, scalars):
         return None
     n, size = shape_of(directions)[0], math.prod(shape_of(directions)[1:])

@@ -161,7 +161,7 @@ def empty(d_out: int, d_in: int, bits: int, device: str | None = None) -> Quanti
 
 
 def quantize(weight: Tensor, bits: int) -> Quantized | None:
-    """`ops.quantize` by a kernel; None if none supports this matrix."""
+    """`ops.quantize` by a kernel, or None."""
     if not is_fast(weight):
         return None
     d_out, d_in = (int(n) for n in weight.shape)
@@ -176,7 +176,7 @@ def quantize(weight: Tensor, bits: int) -> Quantized | None:
 
 
 def dequantize(weight: Quantized) -> Tensor | None:
-    """`ops.dequantize` by a kernel; None if none supports this matrix."""
+    """`ops.dequantize` by a kernel, or None."""
     if not is_fast(*weight.tensors()):
         return None
     rows, d_in = weight.shape

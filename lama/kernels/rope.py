@@ -48,7 +48,7 @@ class _Spec:
 
 
 def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
-    """`ops.rotate` by a kernel; None if none supports x."""
+    """`ops.rotate` by a kernel, or None."""
     numbers = [] if positions is None else [positions.cast(dtypes.int32)]
     if x.ndim != 4 or x.dtype != dtypes.float32 or not is_fast(x, table, *numbers):
         return None

@@ -148,7 +148,7 @@ def trained_parameters(model: object) -> dict[str, Tensor]:
 
 
 def constants_of(model: object) -> str:
-    """A text that identifies a model's computation, together with its config and its weights' shapes."""
+    """A text that, with the config and the weights' shapes, identifies a model's computation."""
     rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
     scales = [(name, each.scale, each.known is not None) for name, each in changes_of(model).items()]
     return repr((all(rounds), scales))
@@ -186,7 +186,7 @@ def magnitude_of(place: Place) -> Array:
 
 
 def merged(place: Place) -> Array:
-    """The rows of a place's matrix with its change: W + scale · B A, scaled to the magnitude if there is one."""
+    """The rows of a place's matrix with its change: W + scale · B A, scaled to any magnitude."""
     weight = rows_of(place)
     if (change := place.change) is not None:
         weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())

@@ -26,13 +26,13 @@ class BertConfig:
     """The shape of an encoder. The defaults are BERT's base model, uncased."""
 
     vocab_size: int = 30522
-    """The number of tokens in the vocabulary."""
+    """Tokens in the vocabulary."""
     context_length: int = 512
     """The most tokens of a row."""
     d_model: int = 768
     """Width of the residual stream."""
     n_layers: int = 12
-    """The number of blocks."""
+    """Number of blocks."""
     n_heads: int = 12
     """Heads in a block; each is d_model / n_heads wide."""
     d_mlp: int = 0

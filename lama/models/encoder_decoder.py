@@ -23,15 +23,15 @@ class TransformerConfig:
     """The shape of an encoder-decoder. The defaults are the paper's base model."""
 
     vocab_size: int = 37_000
-    """The number of tokens in the vocabulary, which source and target share."""
+    """Tokens in the vocabulary, which source and target share."""
     context_length: int = 512
     """The most tokens of a source, and of a target."""
     d_model: int = 512
     """Width of the residual streams."""
     n_encoder_layers: int = 6
-    """The number of blocks in the encoder."""
+    """Number of blocks in the encoder."""
     n_decoder_layers: int = 6
-    """The number of blocks in the decoder."""
+    """Number of blocks in the decoder."""
     n_heads: int = 8
     """Heads in each attention; each is d_model / n_heads wide."""
     d_mlp: int = 0

@@ -37,13 +37,13 @@ class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's 124M model."""
 
     vocab_size: int = 50257
-    """The number of tokens in the vocabulary."""
+    """Tokens in the vocabulary."""
     context_length: int = 1024
     """The most tokens of a row, prompt and continuation together."""
     d_model: int = 768
     """Width of the residual stream."""
     n_layers: int = 12
-    """The number of blocks."""
+    """Number of blocks."""
     n_heads: int = 12
     """Heads in a block."""
     d_mlp: int = 0
@@ -75,11 +75,11 @@ class GPTConfig:
     d_head: int = 0
     """Width of a head; 0 means d_model / n_heads."""
     qkv_bias: bool | None = None
-    """Whether queries, keys and values have biases; None means as `bias`."""
+    """Whether queries, keys and values have biases; None: as `bias`."""
     out_bias: bool | None = None
-    """Whether attention's output projection has a bias; None means as `bias`."""
+    """Whether attention's output projection has a bias; None: as `bias`."""
     mlp_bias: bool | None = None
-    """Whether the MLP has biases; None means as `bias`."""
+    """Whether the MLP has biases; None: as `bias`."""
     head_bias: bool = False
     """Whether the unembedding has a bias for each token; only with tied=False."""
     gated: bool = False

@@ -131,10 +131,8 @@ class CachedStep:
             ]
             self._key = digest(repr([key, sorted(inputs.items()), threads(), layouts]).encode())
             if like and like._calls and like._key == self._key:
-                self._calls, self._shape = (
-                    LoadedCalls(like._calls.list, self._given, like._calls),
-                    like._shape,
-                )
+                self._calls = LoadedCalls(like._calls.list, self._given, like._calls)
+                self._shape = like._shape
             elif (found := diskcache_get(TABLE, self._key)) and found[0] == code_digest():
                 self._calls, self._shape = LoadedCalls(CallList(*found[1]), self._given), found[2]
 
