@@ -51,8 +51,8 @@ class LayerCache:
 class KVCache:
     """Buffers of fixed size for the sequences of one batch, passed to the model with every call.
 
-    `positions` (B,) int32 is the number of tokens that each row holds; the model writes new tokens after
-    them, and the caller then adds these with `advance`. The fixed size keeps captured kernels valid for every
+    `positions` (B,) int32 is the number of tokens that each row holds. The model writes new tokens after
+    them; then the caller counts these with `advance`. The fixed size keeps captured kernels valid for every
     later token. Memory: 2 · n_layers · B · length · n_kv_heads · d_head numbers; 72 MiB for GPT-2 124M at
     1,024 tokens in float32.
     """

@@ -55,8 +55,8 @@ class LowRank:
         """magnitude / ‖W + scale · B A‖ for each row; None without a magnitude.
 
         `products` is A Wᵀ for the whole layer, or None if the factors are `known`. Gradients treat the norm
-        as a constant. W is only multiplied by A's rows, so that a quantised matrix is not widened. Source:
-        Liu et al. 2024, DoRA, equation 5 and section 4.3.
+        as a constant. W is only multiplied by A's rows, so that a quantised W is not dequantised. Source: Liu
+        et al. 2024, DoRA, equation 5 and section 4.3.
         """
         if products is None or self.magnitude is None or self.squares is None:
             return self.known
@@ -199,9 +199,9 @@ def initialise_by_width(module: object, seed: int) -> None:
     """Fill a GPT's parameters in place so that activations are of the same magnitude at every width.
 
     Matrices of blocks are N(0, 1 / (4 d_in)); biases and projections that write into the residual stream
-    start at 0. With an untied unembedding, that is 0 and the embeddings N(0, 0.25); tied ones are GPT-2's
-    N(0, 0.02²). Norm weights are 1. Source: nanochat, gpt.py, `init_weights`, with half of its standard
-    deviations.
+    start at 0. An untied unembedding starts at 0, and the token embedding is then N(0, 0.25); other
+    embeddings are GPT-2's N(0, 0.02²). Norm weights are 1. Source: nanochat, gpt.py, `init_weights`, with
+    half of its standard deviations.
     """
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)

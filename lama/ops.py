@@ -35,7 +35,7 @@ def matmul(
     """a · b + bias over the last two axes: (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
-    dtype. If b is in half precision, it is widened as it is read. If b is bfloat16, a is rounded to bfloat16,
+    dtype. b in half precision is converted to float32 as it is read. If b is bfloat16, a is rounded to it,
     which some processors multiply faster; sums stay float32. A quantised b has the axes (N, K) and needs
     `transpose_b`; if `b.rounds`, `round_activations` is applied to a. Raises ValueError if the inner sizes
     differ.

@@ -602,14 +602,13 @@ def test_resume_on_another_number_of_devices_is_refused(finished):
 def test_resume_where_there_is_nothing_to_go_on_with_is_refused(start, tmp_path):
     with pytest.raises(
         LamaError,
-        match=r"a run to resume must have settings.toml; got none in .*none. Is it the --out of a lama "
-        r"train\?",
+        match=r"no run to resume in .*none: no settings.toml. Give the --out of a lama train$",
     ):
         resumed_run(RunFolder(tmp_path / "none"), {})
     run = start()
     with pytest.raises(
         LamaError,
-        match=r"a run to resume must have a checkpoint; got none in .*out. Start it again: lama train .*toml",
+        match=r"no checkpoint to resume from in .*out. Start it again: lama train .*toml",
     ):
         resumed_run(run.folder, {})
 

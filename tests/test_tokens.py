@@ -224,11 +224,11 @@ def edit(**changes: object):
             lambda folder: (folder / "meta.json").write_text("[" * 100_000),
             r"must be valid JSON; got over 100 levels of lists",
         ),
-        (edit(dtype="float64"), r"must be as lama writes it; got ValueError: dtype 'float64'"),
+        (edit(dtype="float64"), r"is damaged: ValueError: dtype 'float64'"),
         (edit(dtype="x" * 9999), r"got ValueError: dtype 'x{193}\.\.\.\. "),
         (edit(dtype="uint16"), r"train\.bin must have 74 bytes, as meta\.json says; got 37"),
-        (edit(sha256=None), r"must be as lama writes it; got KeyError: 'sha256'"),
-        (edit(tokens={"train": "many"}), r"must be as lama writes it; got ValueError"),
+        (edit(sha256=None), r"is damaged: KeyError: 'sha256'"),
+        (edit(tokens={"train": "many"}), r"is damaged: ValueError"),
     ],
 )
 def test_open_tokens_names_what_is_damaged(tmp_path, books, damage, message):

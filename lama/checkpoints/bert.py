@@ -1,10 +1,9 @@
 """Hugging Face's BERT checkpoints with a masked-language-model head: their config, and the table of names."""
 
-import re
 from collections.abc import Mapping
 
+from lama.checkpoints.families import join_qkv
 from lama.checkpoints.huggingface import COMMON_FIELDS, checked_config, read_fields, rename, renamed, tie
-from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.files import field
 from lama.models.bert import BertConfig
@@ -80,13 +79,7 @@ def translate_bert(tensors: Mapping[str, FileTensor], source: object) -> dict[st
     tie(found, f"{DECODER}.weight", "encoder.embed.weight", source)
     if (bias := found.pop(f"{DECODER}.bias", None)) is not None:
         found.setdefault("unembed_bias", bias)
-    for name in [name for name in found if re.search(r"\.attn\.q\.(weight|bias)$", name)]:
-        names = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        parts = [found[each] for each in names if each in found and found[each].shape]
-        if len(parts) == 3 and len({(part.shape, part.dtype) for part in parts}) == 1:
-            found[name.replace(".q.", ".qkv.")] = joined(parts)
-            for each in names:
-                del found[each]
+    join_qkv(found)
     return found
 
 

@@ -145,7 +145,8 @@ def join_qkv(tensors: Tensors) -> None:
     for name in [name for name in tensors if ".attn.q." in name]:
         names = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
         parts = [tensors[each] for each in names if each in tensors]
-        if len(parts) == 3 and len({(part.shape[1:], part.dtype) for part in parts}) == 1 and parts[0].shape:
+        forms = {(part.shape[1:], part.dtype) for part in parts}
+        if len(parts) == 3 and len(forms) == 1 and all(part.shape for part in parts):
             for each in names:
                 del tensors[each]
             tensors[name.replace(".q.", ".qkv.")] = joined(parts)

@@ -65,7 +65,7 @@ def filled(
     Without a dtype, matrices that are quantised in a GGUF file stay quantised, and the rest is float32. Names
     and shapes are compared before any weight is read, and only a few tensors are in memory besides the
     weights. For int8 and int4, matrices are rounded one by one, unless the file has them with as many bits
-    and without minima; warns of matrices that are rounded a second time. With `float_activations`, quantised
+    and without minima. A warning counts matrices rounded a second time. With `float_activations`, quantised
     matrices multiply activations without rounding them. With `in_rows`, weights of half precision are not put
     into tiles.
     """
@@ -225,7 +225,7 @@ class RoundedAgain:
 
 
 def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, int]:
-    """The bits for matrices that are quantised in the file: 4 if lama has a layout for these, else 8."""
+    """The bits for matrices that are quantised in the file: 4 if their type fits lama's 4 bits, else 8."""
     return {
         name: 4 if tensor.exact is not None and tensor.exact[0].dtype == "uint8" else 8
         for name in matrices_of(model)

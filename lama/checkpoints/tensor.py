@@ -85,8 +85,8 @@ def read_bytes(path: Path, start: int, count: int) -> Array:
 def fill_from(path: Path, start: int, out: Array) -> None:
     """Fill a contiguous array with a file's bytes from `start` on. Raises LamaError if the file is shorter.
 
-    Files are not mapped into memory. Mapped weights are read a quarter more slowly, because of their small
-    pages, and may not be aligned; and if a mapped file is cut short, the process ends.
+    Files are not mapped into memory. Mapped weights are read a quarter more slowly, because of small pages,
+    and may not be aligned. If a mapped file is cut short, the process ends.
     """
     data, done = out.reshape(-1).view(np.uint8).data, 0
     with explained(path, "file"), open(path, "rb", buffering=0) as file:

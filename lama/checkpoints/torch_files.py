@@ -1,8 +1,8 @@
 """pytorch_model.bin and nanoGPT's ckpt.pt, read without PyTorch: a pickle of tensors, and their storages.
 
 Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl has the state dict, each NAME/data/KEY a storage.
-Older files are four pickles (a magic number, the protocol, system information, the state dict), a fifth with
-the order of the storages, then each storage's length and bytes. The pickle refers to a storage by a
+Older files are five pickles: a magic number, the protocol, system information, the state dict, the order of
+the storages. Then each storage's length and bytes follow. The pickle refers to a storage by a
 persistent id: ("storage", class, key, device, length, ...). nanoGPT's file is a dict of "model", the state
 dict, "model_args", and an optimizer's state, which is never read. Source: torch/serialization.py and
 torch/_utils.py (the code here is new).

@@ -212,7 +212,7 @@ NAMED: dict[str, Callable[[], Corpus]] = {"kjv": default_corpus, "tinyshakespear
 def last_boundary(text: str) -> int:
     """The end of a piece; see `Document.pieces`. `last_boundary("one two, three")` is 3.
 
-    Added tokens, such as `<mask>`, may include the white space after them, but none ends with a letter. No
+    Added tokens that include the white space after them, such as `<mask>`, do not end with a letter. No
     tokenizer adds a space to a piece that begins with one.
     """
     backwards = text[::-1]

@@ -32,8 +32,8 @@ def mask_tokens(
 
     15 % of the ordinary tokens of each row are chosen, at least one. n is 15 % of T; a row with fewer chosen
     tokens is filled with position 0 and target -1. In the inputs, 80 % of the chosen tokens become `mask`,
-    10 % a random token other than the `special` ones, and 10 % stay, so that the model cannot tell which
-    inputs to trust. Source: Devlin et al. 2018, section 3.1 and appendix A.1.
+    10 % a random token other than the `special` ones, and 10 % stay. So the model cannot tell which inputs to
+    trust. Source: Devlin et al. 2018, section 3.1 and appendix A.1.
     """
     B, T = rows.shape
     n = max(1, round(CHOSEN * T))

@@ -81,8 +81,8 @@ class PackedRows:
     def arrays(self, rows: Sequence[Sequence[int]]) -> Arrays:
         """Inputs, targets, the starts of `GPT.hidden` and the loss's weights, each (rows, context_length).
 
-        The mean of loss · weight over all positions is the mean loss of the tokens that count, also if it is
-        computed for parts of the rows and averaged. A position after the last conversation sees only itself.
+        The mean of loss · weight over all positions is the mean loss of the tokens that count. The mean of
+        such means of parts of the rows is the same. A position after the last conversation sees only itself.
         """
         *arrays, counted = self._filled(rows)
         weights = counted.astype(np.float32)

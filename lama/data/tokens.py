@@ -141,8 +141,8 @@ def tokenize(
 ) -> TokenFiles:
     """Write the files of a `TokenFiles` in `folder`; ids are little-endian, of 1, 2 or 4 bytes.
 
-    Held out are the last `validation` of a file's tokens, and about that share of the texts in files of rows;
-    equal texts are in the same part. The tokenizer's end_of_text, if it has one, separates documents.
+    The last `validation` of a file's tokens is held out; of a file of rows, about that share of the texts.
+    Equal texts are in the same part. The tokenizer's end_of_text, if it has one, separates documents.
 
     `workers` processes (default: one for each processor) encode a large corpus in shards. If the process is
     killed, these stay in the folder, and the next call uses those of the same text. `progress` may watch the
@@ -264,7 +264,7 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         raise LamaError(f"{folder} must hold {files}; got {found}. {again}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__}: {first_line(error)}"
-        raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
+        raise LamaError(f"{folder / META} is damaged: {found}. {again}") from None
 
 
 def own_tokenizer(folder: Path) -> Tokenizer:

@@ -74,7 +74,7 @@ class _AttentionSpec:
 
     @property
     def products(self) -> int:
-        """The number of scores that the mask leaves, times D + E: the multiplications of the two products."""
+        """The number of scores that a causal mask leaves, times D + E: multiplications of both products."""
         seen = self.T * self.S
         if self.offset is not None and not self.padding:
             most = min(self.S, self.window or self.S)

@@ -1,4 +1,4 @@
-// Attention of a few new queries, T, to all keys of a cache: each head's keys and values are read once, in
+// Attention of a few new queries, T, to all keys of a cache. Each head's keys and values are read once, in
 // order, for the GROUP heads of q that share them. All sums have the order of attention.c, and so the same bits.
 //
 // Query t sees the keys up to positions[b] + t, with a WINDOW the last WINDOW of these. z, q, k and v are as in

@@ -95,8 +95,8 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k)
 }
 #endif
 
-// Turn complete sums into `rows` rows of c, `columns` of each. The sums are not read from c: alternate reads and
-// writes at equal offsets in two pages are slow, and rows of c and of `slopes` have equal offsets.
+// Turn complete sums into `rows` rows of c, `columns` of each. The sums are not read from c: it is slow to read and
+// write in turn at equal offsets in two pages, as rows of c and of `slopes` have.
 PART void finish(output c, output slopes, input factors, input sums, int rows, int columns) {
   for (int i = 0; i < rows; i++, c += N, slopes += N, factors += N)
     UNROLL for (int j = 0; j < COLUMNS; j += V) {
@@ -282,8 +282,8 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
 #endif
 }
 
-// Pack `rows` rows of a from row m on, `numbers` of each: row after row if they are so in memory or for AMX, else lane
-// after lane.
+// Pack `rows` rows of a from row m on, `numbers` of each. They are packed row after row if they are so in memory or for
+// AMX, else lane after lane.
 PART void pack_a(output to, input a, int numbers, int m, int rows) {
 #if AKS == 1
   for (int i = 0; i < rows; i++)

@@ -1,7 +1,7 @@
 // Convert 4-bit weights from GGUF's blocks to lama's order. From byte AT on, a block of SIZE bytes has groups of
-// WIDTH bytes: first WIDTH weights in their lower halves, then WIDTH weights in their upper halves. In lama's order
-// consecutive weights share a byte, the first in its lower half. The blocks of a row are consecutive; rows of the
-// result are `stride` bytes apart.
+// WIDTH bytes: WIDTH weights in their lower halves, then as many in their upper halves. In lama's order consecutive
+// weights share a byte, the first in its lower half. The blocks of a row are consecutive; rows of the result are
+// `stride` bytes apart.
 
 typedef unsigned short pair __attribute__((aligned(1), may_alias));
 

@@ -2,7 +2,7 @@
 // `stride` words apart.
 //
 // Tiles of whole cache lines are read, then written. Rows that are a multiple of 4 kB apart share few places in the
-// cache, so that numpy's loops over single columns lose most of the lines that they have read.
+// cache: numpy's loops over single columns lose most of the lines that they read.
 
 #define SIDE (64 / (int)sizeof(WORD))  // words in a cache line
 #define MIN(x, y) ((x) < (y) ? (x) : (y))

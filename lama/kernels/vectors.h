@@ -47,10 +47,10 @@ typedef const unsigned int *restrict uint_input;
 #define PART static inline __attribute__((always_inline, ATTRIBUTES))
 #define KERNEL __attribute__((ATTRIBUTES)) void
 
-// e^x to 1.2 units in the last place; exactly 0 below -87, e^88 above 88, NaN for NaN. With x = n ln 2 + r, e^r on
-// |r| <= ln 2 / 2 is the polynomial 1 + r + ... of degree 6 with the least relative error (3e-9, found by Lawson's
-// weighted least squares), and 2^n is put into the exponent's bits. The sum with ROUNDER has no bits for fractions:
-// its last bits are n + 127.
+// e^x to 1.2 units in the last place; exactly 0 below -87, e^88 above 88, NaN for NaN. With x = n ln 2 + r and
+// |r| <= ln 2 / 2, e^r is the polynomial 1 + r + ... of degree 6 with the least relative error: 3e-9, found by
+// Lawson's weighted least squares. 2^n is put into the exponent's bits. The sum with ROUNDER has no bits for
+// fractions: its last bits are n + 127.
 #define ROUNDER (12582912.0f + 127)  // 3 · 2^22
 PART vec exp_vec(vec any) {
   vec x = any < -87.0f ? (vec)-87.0f : any;  // not with min and max, which would drop a NaN

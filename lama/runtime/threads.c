@@ -1,8 +1,8 @@
 // Runs a list of kernel calls in order, and shares the slices of each call among threads: a whole training
 // step, or a token, in one call from Python. Compiled twice: WORKER 1 for waiting threads, 0 for the caller.
 //
-// Each thread has a range of a call's slices. It takes the next slice of its own range, so that it continues
-// to read where it stopped; when none is left, it takes slices from other ranges. The caller works too, so it
+// Each thread has a range of a call's slices. It takes the next slice of its own range, and so continues to
+// read where it stopped. When none is left, it takes slices from other ranges. The caller works too, so it
 // only waits for slices that others have started. `inside` and `open` keep a late thread out of a finished
 // call: a thread enters, then checks; the caller closes, then checks. If other programs use the cores, a
 // thread may lose its core in the middle of a slice. After a wait that was much longer than the work, the

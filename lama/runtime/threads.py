@@ -1,9 +1,9 @@
 """A thread pool for tinygrad's single-threaded CPU device, and the replay of a captured step in one call.
 
 tinygrad runs a kernel's slices (`core_id`) one after the other, and calls every kernel from Python. Here a
-program's slices are shared among LAMA_THREADS threads (default: the cores that this process may use), and a
-step that TinyJit has captured is a list of calls that threads.c runs. Results do not depend on which thread
-takes a slice: slices write different places.
+program's slices are shared among LAMA_THREADS threads (default: the cores that this process may use). A step
+that TinyJit has captured is a list of calls that threads.c runs. Results do not depend on which thread takes
+a slice: slices write different places.
 """
 
 import contextlib

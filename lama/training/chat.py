@@ -85,7 +85,10 @@ def add_end_token(model: GPT, tokenizer: Tokenizer, tokens: TokenFiles) -> None:
 
 
 def prompts(tokens: TokenFiles, most: int, is_pairs: bool = False) -> Iterator[tuple[list[int], list[int]]]:
-    """Held-out conversations (of pairs the chosen ones), each cut before the assistant's last part."""
+    """Some held-out conversations: the tokens before the assistant's last part, and those of that part.
+
+    Of pairs, the conversations are those with the chosen answer.
+    """
     ends = tokens.ends["validation"]
     step = 2 if is_pairs else 1
     for i in (step * i for i in evenly_spaced(len(ends) // step, min(len(ends) // step, most))):

@@ -26,7 +26,7 @@ from lama.training.processes import Processes, memory_of
 from lama.training.replica import Replica
 from lama.training.sums import add_parts, add_rows
 
-SMALL, LARGEST = 1 << 20, 1 << 23  # numbers: a bucket ends at LARGEST, or with a block from SMALL on
+SMALL, LARGEST = 1 << 20, 1 << 23  # numbers: a bucket ends before LARGEST, from SMALL on with its block
 UNEVEN = 1.25  # owners sum their own part of a bucket if no part is larger than this times an equal one
 
 

@@ -141,8 +141,8 @@ class RunFolder:
     def settings(self) -> dict[str, object]:
         """The settings of the run in this folder. Raises LamaError if there is none."""
         if not os.path.lexists(self.settings_file):
-            where = f"{quoted_path(self.path)}. Is it the --out of a lama train?"
-            raise LamaError(f"a run to resume must have settings.toml; got none in {where}")
+            advice = "Give the --out of a lama train"
+            raise LamaError(f"no run to resume in {quoted_path(self.path)}: no settings.toml. {advice}")
         return read_settings(str(self.settings_file))
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -232,10 +232,8 @@ class RunFolder:
                 again.append("--restart")
             if (devices := self.devices()) > 1:
                 again += ["--devices", str(devices)]
-            raise LamaError(
-                f"a run to resume must have a checkpoint; got none in {quoted_path(self.path)}. "
-                f"Start it again: {shlex.join(again)}"
-            )
+            start = f"Start it again: {shlex.join(again)}"
+            raise LamaError(f"no checkpoint to resume from in {quoted_path(self.path)}. {start}")
         return found[-1]
 
     def clean(self) -> None:

@@ -97,7 +97,7 @@ class Trainer:
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
-        """Raises Diverged, which names the step, if the loss is not finite; the weights are then lost."""
+        """Train. Raises Diverged, which names the step, if the loss is not finite; weights are then lost."""
         durations: list[float] = []
         first = self.step
         self._share_weights()  # an earlier stage or a checkpoint may have changed them

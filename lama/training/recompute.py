@@ -89,7 +89,7 @@ def _top_gradients(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss of the last stream x, and `weight` times its gradients for x and for the parameters `own`.
 
-    Without `own`, rows are processed in pieces, so that few logits are in memory: a token's loss depends only
+    Without `own`, rows are processed in pieces, so that few logits are in memory. A token's loss depends only
     on its own row, and its gradient is later multiplied by that of the whole loss. With `own`, all rows are
     processed at once: every piece would add to gradients as large as the unembedding.
     """

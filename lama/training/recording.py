@@ -119,7 +119,7 @@ def read_recording(path: Path) -> Recorded:
     """Read a recording. Raises LamaError if there is none, or it is damaged."""
     if not os.path.lexists(path):
         where = quoted_path(path)
-        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {where}")
+        raise LamaError(f"{where} does not exist. Give the folder of a lama train --record")
     return _recorded(_lines(path), path)
 
 
@@ -149,10 +149,7 @@ def _unpacked(text: str, size: int, source: str) -> bytes:
     try:
         content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
     except (ValueError, zlib.error) as error:
-        shown = quoted(error, plain=True)
-        raise LamaError(
-            f"weights in {source} must be as lama train --record writes them; got {shown}"
-        ) from None
+        raise LamaError(f"weights in {source} are damaged: {quoted(error, plain=True)}") from None
     if len(content) != size:
         raise LamaError(f"weights in {source} must have {size:,} bytes for its tokens and heads; got others")
     return content

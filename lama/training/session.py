@@ -232,7 +232,7 @@ class Session:
             return cut(self.step)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
-        """Raises LamaError as `Trainer` does, or if a file cannot be written; names the last checkpoint."""
+        """Train. Raises LamaError that names the last checkpoint, as `Trainer` or for unwritable files."""
         last = self.trainers[-1]
         try:
             if self.team:
