@@ -227,7 +227,7 @@ class MultiHeadAttention:
         """`bias` applies to `qkv`, and to `out` unless `out_bias` is given. `window` 0 means all keys.
 
         Keys and values have `n_kv_heads` heads, by default n_heads. A head has `d_head` numbers, by default
-        d_model / n_heads. Raises ValueError if n_heads does not divide d_model, or n_kv_heads n_heads.
+        d_model / n_heads. Raises ValueError if one of these is not a multiple of the other.
         """
         if not d_head and d_model % n_heads:
             got = f"d_model={d_model}, n_heads={n_heads}"

@@ -80,7 +80,7 @@ class KVCache:
         return [LayerCache(keys, values, self.positions, self.rows) for keys, values in pairs]
 
     def at(self, positions: Int[Tensor, "B"], rows: Int[Tensor, "B"] | None = None) -> "KVCache":
-        """The same buffers with other positions, for the given `rows` only. Nothing is checked."""
+        """The same buffers with other positions; `rows` are those of a smaller batch. Nothing is checked."""
         other = copy.copy(self)
         other.positions, other.rows, other._held = positions, rows, None
         return other

@@ -1,7 +1,7 @@
 // c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N), row after row. Element (m, k) of a is a[m * AMS +
 // k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. Sums are float32 whatever the type of w.
 //
-// BIAS: bias[n] is added. GELU: it is applied to the sums, and its derivative written to `slopes`, (M, N).
+// BIAS: bias[n] is added. GELU: it is then applied, and its derivative written to `slopes`, (M, N).
 // FACTOR: c is multiplied by `factors`, (M, N). BFLOAT16: a and w are rounded as they are packed; a lane along k
 // may then be a pair, see bfloat16.h. UNIT_SIZE: w, one for all a, is in tiles, see tiles.h. QUANTIZED: element
 // (k, n) of w is number k of its row n, or with WNS 1 number n of its row k, see quantized.h.

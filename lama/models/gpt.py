@@ -139,7 +139,7 @@ class GPTConfig:
         if len(numbers) == 4 and numbers[1] >= numbers[2]:
             raise ValueError(f"rope_scaling must have low < high; got {quoted(self.rope_scaling)}")
         if not all(type(each) is bool for each in self.rope_layers):
-            raise ValueError(f"rope_layers must be values true or false; got {quoted(self.rope_layers)}")
+            raise ValueError(f"rope_layers must be a list of true and false; got {quoted(self.rope_layers)}")
         if not all(type(each) is int and 0 <= each <= LARGEST for each in self.windows):
             raise ValueError(f"windows must be whole numbers of at least 0; got {quoted(self.windows)}")
 
