@@ -159,9 +159,7 @@ def test_download_with_a_wrong_hash_is_refused_and_removed(server: Hub, name: st
 
 def test_download_that_is_too_short_is_refused(server: Hub):
     server.damage["model.safetensors"] = server.repositories[REPOSITORY]["model.safetensors"][:-7]
-    with pytest.raises(
-        LamaError, match=r"has \d+ bytes, and the hub declares \d+\. It was removed"
-    ):
+    with pytest.raises(LamaError, match=r"has \d+ bytes, and the hub declares \d+\. It was removed"):
         find("gpt2")
 
 

@@ -141,9 +141,7 @@ def test_safetensors_names_a_dtype_it_cannot_read(tmp_path: Path):
 
 
 def test_safetensors_missing_file_is_one_line():
-    with pytest.raises(
-        LamaError, match=r"^/nowhere/model\.safetensors cannot be read: No such file"
-    ):
+    with pytest.raises(LamaError, match=r"^/nowhere/model\.safetensors cannot be read: No such file"):
         open_safetensors(Path("/nowhere/model.safetensors"))
 
 

@@ -365,9 +365,7 @@ def test_load_refuses_other_dtypes(folder, tmp_path):
         lama.load(folder, dtype="int2")
     lama.save(tmp_path / "small", *lama.load(folder, dtype="int8"))
     lama.load(tmp_path / "small", dtype="int8")
-    with pytest.raises(
-        LamaError, match="a quantised model keeps its dtype; got dtype=int4 for one of int8"
-    ):
+    with pytest.raises(LamaError, match="a quantised model keeps its dtype; got dtype=int4 for one of int8"):
         lama.load(tmp_path / "small", dtype="int4")
 
 

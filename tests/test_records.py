@@ -55,9 +55,7 @@ def test_a_packed_text_is_one_document(tmp_path: Path, suffix: str):
     corpus = open_corpus([str(tmp_path / f"a.txt{suffix}")])
     assert corpus.text.encode() == content and not corpus.documents[0].has_rows
     (tmp_path / f"a.txt{suffix}").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(
-        LamaError, match=r"^the corpus .*a\.txt\.\w+ cannot be read: [^\n]+$"
-    ):
+    with pytest.raises(LamaError, match=r"^the corpus .*a\.txt\.\w+ cannot be read: [^\n]+$"):
         open_corpus([str(tmp_path / f"a.txt{suffix}")])
 
 

@@ -817,9 +817,7 @@ def test_text_that_the_model_cannot_spell_is_refused_and_leaves_no_folder(tmp_pa
 
 @pytest.mark.parametrize("initial", [".", "checkpoints/step-000009"])
 def test_run_must_not_write_over_the_model_it_starts_from(finished, cats, initial):
-    with pytest.raises(
-        UsageError, match="--out must not be the folder of the model to start from; got "
-    ):
+    with pytest.raises(UsageError, match="--out must not be the folder of the model to start from; got "):
         new_session(
             finished, {"corpus": [str(cats)], "initial": str(finished.path / initial)}, "lama train ..."
         )

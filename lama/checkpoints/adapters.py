@@ -147,9 +147,7 @@ def save_adapter(
     on the training, the tokens that end a text, and the tokenizer's chat template.
     """
     if model.name and os.path.realpath(model.name) == os.path.realpath(folder):
-        raise LamaError(
-            f"an adapter must not be saved in its model's folder; got {quoted_path(folder)}"
-        )
+        raise LamaError(f"an adapter must not be saved in its model's folder; got {quoted_path(folder)}")
     changes, family, found = changes_of(model), family_of(model), places(model)
     dora = any(change.magnitude is not None for change in changes.values())
     tensors: dict[str, FileTensor] = {}

@@ -311,9 +311,7 @@ def _architecture_for(c: GPTConfig) -> str:
     if form := form_of(c):
         return form
     known = ", ".join(("gpt2", *FORMS.values()))
-    raise LamaError(
-        f"only models with the architecture of {known} can be written as GGUF; got another, {c}"
-    )
+    raise LamaError(f"only models with the architecture of {known} can be written as GGUF; got another, {c}")
 
 
 def _own_keys(c: GPTConfig, architecture: str) -> dict[str, object]:

@@ -197,9 +197,7 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
         wrong = f"{repository} has no revision {quoted(revision)} on the hub"
         raise NotFound(f"{wrong}. Give a branch, a tag or a commit") from error
     except errors.GatedRepoError as error:
-        rule = (
-            f"accept its licence at {constants.ENDPOINT}/{repository}, and set HF_TOKEN to your token"
-        )
+        rule = f"accept its licence at {constants.ENDPOINT}/{repository}, and set HF_TOKEN to your token"
         raise NotFound(f"model {name} is gated; {rule}") from error
     except errors.RepositoryNotFoundError as error:  # also for private models
         wrong = f"the hub has no public model {quoted(name)}"

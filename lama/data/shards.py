@@ -116,9 +116,7 @@ class EncodedShard:
                 return [arrays[name] for name in names]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             got = f"{self.path.name}: {first_line(error)}"
-            raise LamaError(
-                f"a shard of tokens is damaged: {got}. Run the same command again"
-            ) from None
+            raise LamaError(f"a shard of tokens is damaged: {got}. Run the same command again") from None
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:

@@ -120,9 +120,7 @@ def resumed_run(
         )
     if (shares := folder.devices()) != (given := max(1, len(devices))):
         got = f"got {given}. Give --devices {shares}"
-        raise UsageError(
-            f"a resumed run must have the number of devices it began with; {got}"
-        )
+        raise UsageError(f"a resumed run must have the number of devices it began with; {got}")
     kind, new = SESSIONS["dpo" if getattr(config, "dpo", 0) else config.model]
     check_processes(config, team)
     if config.exchange != "float32" and (then := notes.get("processes", 1)) != (team.size if team else 1):

@@ -45,9 +45,7 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object
         return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
     except Exception as error:  # each library has its own: no key, no network, no space
         reason = first_line(error).rstrip(".")
-        raise LamaError(
-            f"{kind} could not start: {reason}. Correct this, or leave --track out"
-        ) from error
+        raise LamaError(f"{kind} could not start: {reason}. Correct this, or leave --track out") from error
 
 
 def import_tracker(kind: str) -> Library:
