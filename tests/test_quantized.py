@@ -331,7 +331,7 @@ def test_load_with_float_activations_rounds_the_weights_only(folder):
         if isinstance(weight, Quantized):
             get_state_dict(exact)[name].assign(dequantize(weight)).realize()
     assert_all_close([model(Tensor(TOKENS)).numpy()], [exact(Tensor(TOKENS)).numpy()], 1e-5)
-    with pytest.raises(UsageError, match="a choice for quantised matrices; got none in"):
+    with pytest.raises(UsageError, match="an option of quantised models; got none in"):
         lama.load(folder, float_activations=True)
 
 

@@ -595,7 +595,7 @@ def test_resume_with_another_vocabulary_is_refused(finished):
 
 
 def test_resume_on_another_number_of_devices_is_refused(finished):
-    with pytest.raises(UsageError, match=r"as many devices as it began with; got 2. Give --devices 1"):
+    with pytest.raises(UsageError, match=r"the number of devices it began with; got 2. Give --devices 1"):
         resumed_run(finished, {}, ("CPU", "CPU:1"))
 
 
@@ -876,7 +876,7 @@ def test_run_on_two_devices_is_gone_on_with_on_two(start, tmp_path):
     ):
         resumed_run(shared.folder, {})
     until(shared, 1)
-    with pytest.raises(UsageError, match=r"as many devices as it began with; got 1. Give --devices 2"):
+    with pytest.raises(UsageError, match=r"the number of devices it began with; got 1. Give --devices 2"):
         resumed_run(shared.folder, {})
     assert shared.resume_command == f"lama train --resume {shared.folder.path} --devices CPU,CPU:1"
     assert resumed_run(shared.folder, {}, ("CPU", "CPU:1")).trainer.step == 1
