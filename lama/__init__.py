@@ -8,7 +8,7 @@
 Importing lama only defines names. A name's module is imported when the name is first used.
 """
 
-TYPE_CHECKING = False  # as in typing, whose import takes most of the time that importing lama would
+TYPE_CHECKING = False  # as in typing, whose import would take most of the time of `import lama`
 if TYPE_CHECKING:
     from lama.checkpoints import load, save
     from lama.errors import LamaError, UsageError

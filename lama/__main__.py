@@ -4,9 +4,9 @@ import sys
 
 
 def command(*verb: str) -> None:
-    """Run the command line, its arguments after `verb`, and end the process with its exit code.
+    """Run the command line, with `verb` before its arguments, and exit with its code.
 
-    Ctrl-C gives 130 without a traceback, also during imports: these are all in here.
+    Ctrl-C exits with 130 and no traceback, even during the imports: all of them are in this function.
     """
     code = 130
     try:
@@ -20,7 +20,7 @@ def command(*verb: str) -> None:
 
         code = main([*verb, *sys.argv[1:]])
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python only ends from here on
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # only Python's own exit follows
     except KeyboardInterrupt:
         pass
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Atomic writing: a reader finds the old file or model's folder, or the new one, never a part of one."""
+"""Atomic writes: a reader finds the old version of a file or model folder or the new one, never a mixture."""
 
 import os
 import re
@@ -13,17 +13,13 @@ from typing import BinaryIO
 from lama.errors import LamaError
 from lama.files import quoted_path
 
-LAST = (
-    "config.json",
-    "meta.json",
-    "adapter_config.json",
-)  # without these, the other files of a folder mean nothing
+LAST = ("config.json", "meta.json", "adapter_config.json")  # moved last: a folder with one is complete
 # Temporary names: of this version, then of earlier ones.
 LEFTOVER = re.compile(r"\.lama-[0-9a-f]{12}|\.(saving|data|step-\d+)-\d+|\..+\.\d+\.tmp")
 
 
 def temporary(folder: Path) -> Path:
-    """An unused name in `folder`, which no file of the user will have."""
+    """An unused name in `folder` that no file of the user will have."""
     return folder / f".lama-{secrets.token_hex(6)}"
 
 
@@ -41,8 +37,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(place, path)
     except OSError as error:
-        got = f"got {error.strerror or error}. Nothing was changed there"
-        raise LamaError(f"{quoted_path(path)} must be writable; {got}") from error
+        reason = error.strerror or error
+        raise LamaError(f"{quoted_path(path)} cannot be written: {reason}. Nothing was changed") from error
     finally:
         place.unlink(missing_ok=True)
 
@@ -96,7 +92,7 @@ def created(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(place: Path, folder: Path) -> Iterator[None]:
-    """Replace a temporary `place` in error messages by `folder`, which the user knows."""
+    """Replace the path of a temporary `place` in error messages by that of `folder`, which the user knows."""
     try:
         yield
     except LamaError as error:
@@ -106,8 +102,7 @@ def naming(place: Path, folder: Path) -> Iterator[None]:
 
 
 def unwritable(folder: Path, error: OSError) -> LamaError:
-    got = error.strerror or error
-    return LamaError(f"{quoted_path(folder)} must be a folder that can be written; got {got}")
+    return LamaError(f"the folder {quoted_path(folder)} cannot be written: {error.strerror or error}")
 
 
 def remove(path: Path) -> None:
@@ -127,7 +122,7 @@ def clean(folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename to `target`. A folder with the same content is left alone: two folders cannot be exchanged."""
+    """Rename to `target`. A folder with the same content stays: a rename cannot replace a folder at once."""
     if source.is_dir() and target.is_dir():
         if _content(source) == _content(target):
             return

@@ -110,7 +110,7 @@ def make_similarity(
 
 
 def scale_of(similarity: Similarity, d_head: int) -> float | None:
-    """The factor of qᵀk; None where scores are not a constant times qᵀk, all that fused kernels support."""
+    """The factor of qᵀk, or None if scores are not a constant times qᵀk. Fused kernels need the factor."""
     if isinstance(similarity, ScaledBy):
         return similarity.scale
     if similarity is scaled_dot:
@@ -131,14 +131,14 @@ def attention(
 ) -> Float[Tensor, "*B T d_value"]:
     """softmax(score(q, k)) v: each query's weighted mean of the values. Source: Vaswani et al. 2017, eq. 1.
 
-    `mask`, Causal or a boolean tensor, is True where a query may look at a key. A `cache` replaces it: k and
-    v are written there, and each query looks at all keys there up to its own, without dropout. With a
-    `window`, a query looks at the last `window` keys at most, and `mask` is Causal. k and v may have fewer
-    heads than q: each serves as many heads of q, in their order. A query that may look at nothing gets the
-    mean of all values, not NaN. The softmax is in float32.
+    `mask`, Causal or a boolean tensor, is True where a query may look at a key. With a `cache`, the mask is
+    not used: k and v are written there, and a query sees all cached keys up to its own, without dropout. With
+    a `window`, a query sees only the last `window` of its keys, and `mask` must be Causal. k and v may have
+    fewer heads than q; consecutive heads of q then share one. A query that may look at nothing gets the mean
+    of all values, not NaN. The softmax is in float32.
     """
     scale = scale_of(similarity, int(q.shape[-1]))
-    if tap is no_tap and scale is not None:  # nothing looks at the scores: one operation for all below
+    if tap is no_tap and scale is not None:  # no tap needs the scores: one operation does all of the below
         if cache is not None:
             return cache.attend(q, k, v, scale, window)
         rate, key, site = dropout.rate, dropout.key, dropout.site("pattern")
@@ -161,13 +161,17 @@ def attention(
 class QKNorm:
     """Norms of queries and keys. Source: Henry et al. 2020; the whole vector: OLMo 2, 2024.
 
-    Each head alone, with one norm for all heads, or with `whole` all heads of a token as one vector.
+    Each head is normalised by itself, with the same weights for all; with `whole`, a token's heads are
+    normalised as one vector.
     """
 
     def __init__(
         self, make: Callable[[int], Norm], q_width: int, k_width: int, whole: bool, after_rope: bool
     ):
-        """`make` builds a norm of a width: `q_width` and `k_width` numbers are normalised together."""
+        """`make(n)` builds a norm over n numbers: `q_width` for queries, `k_width` for keys.
+
+        `after_rope`: whether to normalise after the rotation by positions.
+        """
         self.q, self.k, self.whole, self.after_rope = make(q_width), make(k_width), whole, after_rope
 
     def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,14 +186,10 @@ class QKNorm:
 
 
 class SingleHeadAttention:
-    """One head that looks at the whole residual stream and writes d_head numbers for each position."""
+    """One head that reads the whole residual stream and returns d_head numbers for each position."""
 
     def __init__(self, d_model: int, d_head: int, bias: bool = True, similarity: str = "scaled_dot"):
-        self.q, self.k, self.v = (
-            Linear(d_model, d_head, bias),
-            Linear(d_model, d_head, bias),
-            Linear(d_model, d_head, bias),
-        )
+        self.q, self.k, self.v = (Linear(d_model, d_head, bias) for _ in range(3))
         self.similarity = make_similarity(similarity, 1, d_head)
 
     def __call__(
@@ -224,10 +224,10 @@ class MultiHeadAttention:
         rope: Rope | None = None,
         window: int = 0,
     ):
-        """`bias` is that of `qkv`, and of `out` without `out_bias`; `window` is 0 for all keys.
+        """`bias` applies to `qkv`, and to `out` unless `out_bias` is given. `window` 0 means all keys.
 
-        Keys and values have `n_kv_heads` heads, by default n_heads; a head has `d_head` numbers, by default
-        d_model / n_heads. Raises ValueError if one is not a multiple of the other.
+        Keys and values have `n_kv_heads` heads, by default n_heads. A head has `d_head` numbers, by default
+        d_model / n_heads. Raises ValueError if one of these is not a multiple of the other.
         """
         if not d_head and d_model % n_heads:
             got = f"d_model={d_model}, n_heads={n_heads}"
@@ -267,7 +267,7 @@ class MultiHeadAttention:
     ) -> tuple[Tensor, Tensor]:
         """Normalise queries and keys, and rotate them by their positions, where the model does that.
 
-        Positions are those of the `cache`, or `places` (B, T), or from 0 on.
+        Positions come from the `cache`, else from `places` (B, T), else they count from 0.
         """
         norm, rope = self.qk_norm, self.rope
         if norm is not None and not norm.after_rope:

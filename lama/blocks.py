@@ -1,4 +1,4 @@
-"""The MLP and the transformer block: what every model in lama is a stack of."""
+"""The MLP and the transformer block; every model in lama is a stack of blocks."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ DECODER_NORMS = (*NORMS, "output", "sandwich")
 
 
 class MLP:
-    """down(activation(up(x))), at each position alone. Source: Vaswani et al. 2017, section 3.3."""
+    """down(activation(up(x))), for each position separately. Source: Vaswani et al. 2017, section 3.3."""
 
     def __init__(self, d_model: int, d_mlp: int, bias: bool = True, activation: str = "gelu_new"):
         self.up, self.down = Linear(d_model, d_mlp, bias), Linear(d_mlp, d_model, bias)
@@ -32,7 +32,7 @@ class MLP:
 
 
 class GatedMLP:
-    """down(activation(gate(x)) · up(x)), at each position alone. Source: Shazeer 2020."""
+    """down(activation(gate(x)) · up(x)), for each position separately. Source: Shazeer 2020."""
 
     def __init__(self, d_model: int, d_mlp: int, bias: bool = True, activation: str = "silu"):
         self.gate, self.up = Linear(d_model, d_mlp, bias), Linear(d_model, d_mlp, bias)
@@ -74,10 +74,10 @@ class Block:
     order="output" (OLMo 2):             x + norm(f(x))
     order="sandwich" (Gemma 2):          x + norm_post(f(norm(x)))
 
-    With parallel=True both read the same x, for order="pre": x + attn(norm1(x)) + mlp(norm2(x)), or norm1(x)
-    for both without norm2 (GPT-J). With `cross_attn`, attention to `memory` comes between the two. With
-    residual=False nothing is added, to show the purpose of the stream. `attention_dropout`: whether training
-    also drops entries of the attention patterns, which the 2017 paper does not.
+    With parallel=True, for order="pre", both read the same x: x + attn(norm1(x)) + mlp(norm2(x)). Without
+    norm2 (GPT-J), the MLP reads norm1(x) too. With `cross_attn`, attention to `memory` comes between the two.
+    With residual=False nothing is added, which shows the purpose of the stream. `attention_dropout`: whether
+    training also drops entries of the attention patterns, which the 2017 paper does not.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class Block:
     ) -> Float[Tensor, "B T d_model"]:
         """`memory`: the encoder's output, or `cross_attn.keys_values` of it.
 
-        Raises ValueError if it is given to a block without `cross_attn`, or not to one with it.
+        Raises ValueError if a block with `cross_attn` does not get it, or one without does.
         """
         has_cross = self.cross_attn is not None
         if (memory is not None) != has_cross:
-            rule = "memory must be given exactly to blocks with cross-attention"
+            rule = "memory must be given to blocks with cross-attention, and only to those"
             raise ValueError(f"{rule}; got cross={has_cross}")
         pattern_dropout = dropout if self.attention_dropout else no_dropout
 

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of all tokens so far, so that a new token costs one row of the model."""
+"""The KV cache: keys and values of all tokens so far, so that a step computes only the new tokens."""
 
 import copy
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class LayerCache:
     keys: Float[Tensor, "R K S d_head"]
     values: Float[Tensor, "R K S d_head"]
     positions: Int[Tensor, "B"]
-    """The tokens that each row of the batch already has here; its new ones are written behind them."""
+    """The number of tokens that each row of the batch already holds; new ones are written after them."""
     rows: Int[Tensor, "B"] | None = None
-    """The row of the cache for each row of the batch; None: row b for row b."""
+    """The row of the cache that each row of the batch uses; None: row b uses row b."""
 
     @property
     def length(self) -> int:
-        """Most tokens of a row."""
+        """The most tokens that a row can hold."""
         return int(self.keys.shape[2])
 
     def attend(
@@ -37,24 +37,24 @@ class LayerCache:
         scale: float,
         window: int = 0,
     ) -> Float[Tensor, "B H T d_head"]:
-        """Write k and v; scaled dot-product attention of each query to the keys up to its own."""
+        """Write k and v; return the scaled dot-product attention of each query to the keys up to its own."""
         places = self.keys, self.values, self.positions, self.rows
         return ops.attention_in_cache(q, k, v, *places, scale, window)
 
     def update(
         self, k: Float[Tensor, "B K T d_head"], v: Float[Tensor, "B K T d_head"], window: int = 0
     ) -> tuple[Float[Tensor, "B K S d_head"], Float[Tensor, "B K S d_head"], Bool[Tensor, "B 1 T S"]]:
-        """Write k and v; all keys and values of the batch's rows, and which of them each new token sees."""
+        """Write k and v; return the batch's keys and values, and a mask of those that each new token sees."""
         return ops.write_to_cache(k, v, self.keys, self.values, self.positions, self.rows, window)
 
 
 class KVCache:
-    """Fixed buffers for the sequences of one batch, handed to the model with every call.
+    """Buffers of fixed size for the sequences of one batch, passed to the model with every call.
 
-    `positions` (B,) int32 counts the tokens that each row holds; the model writes new tokens behind them.
-    `advance` counts these too, and `at` gives other positions. The fixed size keeps captured kernels valid
-    for every later token. Memory: 2 · n_layers · B · length · n_kv_heads · d_head numbers; 72 MiB for GPT-2
-    124M at 1,024 tokens in float32.
+    `positions` (B,) int32 is the number of tokens that each row holds. The model writes new tokens after
+    them; then the caller counts these with `advance`. The fixed size keeps captured kernels valid for every
+    later token. Memory: 2 · n_layers · B · length · n_kv_heads · d_head numbers; 72 MiB for GPT-2 124M at
+    1,024 tokens in float32.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class KVCache:
         return [LayerCache(keys, values, self.positions, self.rows) for keys, values in pairs]
 
     def at(self, positions: Int[Tensor, "B"], rows: Int[Tensor, "B"] | None = None) -> "KVCache":
-        """The same buffers with other positions, and rows for a batch of fewer. Nothing is checked."""
+        """The same buffers with other positions; `rows` are those of a smaller batch. Nothing is checked."""
         other = copy.copy(self)
         other.positions, other.rows, other._held = positions, rows, None
         return other
@@ -92,12 +92,11 @@ class KVCache:
         self.rows: Tensor | None = None
 
     def advance(self, n: int) -> None:
-        """Count n more tokens in each row, those of the model's last call."""
+        """Add n, the tokens of the model's last call, to each row's position."""
         assert self._held is not None, "the positions of this cache are known on the device only"
         self.seek(self._held + n)
 
     def check(self, n: int) -> None:
         """Raise ValueError if n more tokens do not fit. Positions known only on the device are unchecked."""
         if self._held is not None and (end := int(self._held.max()) + n) > self.length:
-            got = f"got {end} tokens for a cache of {self.length}"
-            raise ValueError(f"the cache must hold every token; {got}. Make it longer")
+            raise ValueError(f"a cache of length {self.length} cannot hold {end} tokens. Make it longer")

@@ -1,7 +1,8 @@
-"""Dropout whose mask is a pure function of a key and a site: a resumed run drops what it would have dropped.
+"""Dropout whose mask is a pure function of a key and a site: a resumed run drops the same entries.
 
-Source: Srivastava et al. 2014, scaled by 1 / (1 - rate) in training so that nothing changes afterwards. GPT-2
-drops at four sites: the sum of the embeddings, the attention pattern, and the outputs of attention and MLP.
+Source: Srivastava et al. 2014, scaled by 1 / (1 - rate) in training, so that inference needs no scaling.
+GPT-2 drops at four sites: the sum of the embeddings, the attention pattern, and the outputs of attention and
+MLP.
 """
 
 import zlib
@@ -14,11 +15,11 @@ from lama.ops import dropout
 
 @dataclass(frozen=True)
 class Dropout:
-    """A function that drops entries of activations; `Dropout()` passes everything.
+    """A function that drops entries of activations; `Dropout()` drops none.
 
-    `key`, uint32 of shape (2,): a number that is new for each step, and the first row of this batch within
-    the step's whole batch, so that parts of a batch drop what the whole batch would. `scope` is the prefix of
-    a site's name.
+    `key` is uint32 of shape (2,): a number that changes with each step, and the index of this batch's first
+    row in the step's whole batch. So the parts of a batch drop the same entries as the whole batch. `scope`
+    is the prefix of a site's name.
     """
 
     rate: float = 0.0
@@ -34,7 +35,7 @@ class Dropout:
         return zlib.crc32(f"{self.scope}{name}".encode())
 
     def __call__(self, site: str, x: Tensor) -> Tensor:
-        """x (B, ...), about `rate` of its entries zero and the others 1 / (1 - rate) times as large."""
+        """x (B, ...) with about `rate` of its entries set to 0 and the others divided by 1 - rate."""
         if self.rate == 0 or self.key is None:
             return x
         return dropout(x, self.rate, self.key, self.site(site))

@@ -16,13 +16,13 @@ from lama.shapes import Array, Float, Int
 
 
 class TokenEmbedding:
-    """A row of `weight` for each token; `unembed` uses the same rows as output layer (tied embeddings)."""
+    """A row of `weight` for each token; `unembed` reuses the rows as the output layer (tied embeddings)."""
 
     def __init__(self, vocab_size: int, d_model: int):
         self.weight: Tensor | Quantized = parameter(vocab_size, d_model)
 
     def __call__(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T d_model"]:
-        """Raise LamaError for tokens without a row, where they are on the host."""
+        """The tokens' rows. Raises LamaError for ids without a row, if the ids are in the host's memory."""
         if (ids := host_numbers(tokens)) is not None:
             check_ids(ids, int(self.weight.shape[0]))
         return embedding(self.weight, tokens)
@@ -51,7 +51,7 @@ class LearnedPositions:
         self.weight = parameter(context_length, d_model)
 
     def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "*B n d_model"]:
-        """Rows for n tokens: the first, or those from positions[b] on, or at positions[b], for each row b."""
+        """The rows of n tokens: from position 0, from positions (B,), or at positions (B, n)."""
         return position_rows(self.weight, n, positions)
 
 
@@ -74,19 +74,19 @@ class SinusoidalPositions:
         self.table = context_length, d_model, scale
 
     def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "*B n d_model"]:
-        """Rows for n tokens: the first, or those from positions[b] on, or at positions[b], for each row b."""
+        """The rows of n tokens: from position 0, from positions (B,), or at positions (B, n)."""
         device = None if positions is None else str(positions.device)
         return position_rows(_sinusoid_table(*self.table, device), n, positions)
 
 
 @functools.lru_cache(maxsize=4)
 def _sinusoid_table(context_length: int, d_model: int, scale: float, device: str | None) -> Tensor:
-    """A realised table: readers would compute the sines again. As an attribute it would be a parameter."""
+    """The table, realised so that no reader computes it again. An attribute would count as a parameter."""
     return Tensor(sinusoids(context_length, d_model) * np.float32(scale), device=device).realize()
 
 
 class NoPositions:
-    """No encoding: a model then sees the order of its tokens only through a causal mask."""
+    """No encoding: a model then learns of the order of its tokens only through a causal mask."""
 
     def __call__(self, n: int, positions: Int[Tensor, "B *n"] | None = None) -> Float[Tensor, "n 1"]:
         """Zeros."""

@@ -45,7 +45,7 @@ def check_least(name: str, value: float | None, least: float) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`. Did you mean learning_rate?`, or nothing where no word is near."""
+    """`. Did you mean learning_rate?`, or an empty text if no known word is close."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f". Did you mean {prefix}{near[0]}?" if near else ""
 
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def abbreviated(names: Sequence[str], spelled: Callable[[str], str] = str, most: int = 4) -> str:
-    """The first names, and the number of the others."""
+    """The first `most` names, and the number of the others."""
     shown = quoted(", ".join(map(spelled, names[:most])), plain=True)
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 

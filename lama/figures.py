@@ -1,4 +1,4 @@
-"""Figures by matplotlib, from the extra `plots`: without a screen, and the same bytes each time."""
+"""Figures drawn by matplotlib (the extra `plots`): without a screen, and with the same bytes each time."""
 
 import importlib.util
 import io
@@ -31,7 +31,7 @@ def is_installed() -> bool:
 
 
 def check_installed(what: str) -> None:
-    """Raises LamaError as `make_figure` does, before the work begins."""
+    """Raise LamaError as `make_figure` would, before the work begins."""
     if not is_installed():
         raise _missing(what)
 

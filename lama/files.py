@@ -135,7 +135,7 @@ def field(
 ) -> object:
     """The value of `key`, of type `kind`. Raises LamaError.
 
-    A `default` replaces a missing or null value. A float may be written as an integer; a bool is no number.
+    A `default` replaces a missing or null value. A float may be written as an integer, but not as a bool.
     """
     value = fields.get(key)
     if value is None and default is not _REQUIRED:
@@ -158,7 +158,7 @@ def checked(value: object, kind: type[T], what: object) -> T:
 
 
 def check_depth(value: object) -> None:
-    """Raise RecursionError for lists and objects nested more than `DEEPEST` deep."""
+    """Raise RecursionError for lists and objects nested more than `DEEPEST` levels deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
         containers = [each for each in level if isinstance(each, dict | list)]

@@ -11,6 +11,7 @@ LEAST_STACK = 2_000_000  # bytes of a thread that runs AMX: the panels of a prod
 
 
 def cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -35,10 +36,10 @@ def stack_bytes() -> int:
 
 @functools.cache
 def may_use_amx() -> bool:
-    """Whether the processor has AMX and the system lets this process use it; asks for that first.
+    """Whether the processor has AMX and the system lets this process use it; asks the system first.
 
-    Linux saves those large registers only for a process that asked, and for its children. False where a
-    thread's stack is smaller than LEAST_STACK, on which the panels of a product by AMX lie.
+    Linux saves those large registers only for a process that asked, and for its children. False also where a
+    thread's stack, which holds the panels of an AMX product, is smaller than LEAST_STACK.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or stack_bytes() < LEAST_STACK:
         return False
@@ -52,7 +53,7 @@ def may_use_amx() -> bool:
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or 0 if the system does not tell."""
+    """The machine's memory, or 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -60,7 +61,7 @@ def memory_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """The memory that is free or can be freed, or 0 if the system does not tell."""
+    """The memory that is free or can be freed, else the machine's memory, or 0 if unknown."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -70,7 +71,7 @@ def free_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """The memory that this process holds, or 0 if the system does not tell."""
+    """The memory that this process holds, or 0 if unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -79,7 +80,7 @@ def resident_bytes() -> int:
 
 
 def cache_folder() -> Path:
-    """The folder for lama's own small files. It may not exist; without a home folder it never can."""
+    """The folder for lama's own small files. It may not exist yet; without a home folder it never can."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "lama"
     try:

@@ -14,13 +14,13 @@ from lama.runtime.buffers import empty
 from lama.runtime.device import open_device
 from lama.shapes import Float
 
-SMALL = 1e-15  # norm that a row of zeros counts as
+SMALL = 1e-15  # the least norm of a row: a row of zeros has this one
 _open_once = functools.cache(open_device)
 
 
 def parameter(*shape: int) -> Tensor:
-    """A float32 parameter of this shape, not filled: `initialise` or a checkpoint does that."""
-    _open_once()  # before the first tensor opens tinygrad's device
+    """An unfilled float32 parameter of this shape: `initialise` or a checkpoint fills it."""
+    _open_once()  # before the first tensor opens tinygrad's own choice
     return empty(*shape)
 
 
@@ -32,30 +32,30 @@ def linear(
 
 
 class LowRank:
-    """scale · x Aᵀ Bᵀ: a change of a `Linear`, or of some of its outputs. Source: Hu et al. 2021, LoRA, 4.1.
+    """scale · x Aᵀ Bᵀ, added to some or all outputs of a `Linear`. Source: Hu et al. 2021, LoRA, section 4.1.
 
-    A has the shape (rank, d_in), B (d_out, rank). Its outputs are those of the layer from `first` on. With a
-    `magnitude` (DoRA) the outputs, without bias, are then multiplied by `factors`.
+    A has the shape (rank, d_in), B (d_out, rank). It changes the layer's d_out outputs from `first` on. With
+    a `magnitude` (DoRA), the changed outputs, without bias, are then multiplied by `factors`.
     """
 
     def __init__(self, d_in: int, d_out: int, rank: int, scale: float, first: int = 0):
         self.a, self.b = parameter(rank, d_in), parameter(d_out, rank)
         self.scale, self.first = scale, first
         self.magnitude: Tensor | None = None
-        """The norm that each row of W + scale · B A gets: (d_out,)."""
+        """The norm that each row of W + scale · B A is scaled to: (d_out,)."""
         self.squares: Tensor | None = None
         """In training, the sum of squares of each row of W: (d_out,)."""
         self.known: Tensor | None = None
-        """The factors, where they do not change."""
+        """The factors, if they are constant, as after training."""
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         return linear((linear(x, self.a) * self.scale).contiguous(), self.b)
 
     def factors(self, products: Float[Tensor, "rank d_layer"] | None) -> Float[Tensor, "d_out"] | None:
-        """m / ‖W + scale · B A‖ by rows; None without a magnitude.
+        """magnitude / ‖W + scale · B A‖ for each row; None without a magnitude.
 
-        `products` are A Wᵀ for the whole layer, or None where the factors are known. The norm is a constant
-        to gradients. W is only multiplied by A's rows, so that a quantised matrix is not widened. Source: Liu
+        `products` is A Wᵀ for the whole layer, or None if the factors are `known`. Gradients treat the norm
+        as a constant. W is only multiplied by A's rows, so that a quantised W is not dequantised. Source: Liu
         et al. 2024, DoRA, equation 5 and section 4.3.
         """
         if products is None or self.magnitude is None or self.squares is None:
@@ -74,7 +74,7 @@ class Linear:
         self.weight: Tensor | Quantized = parameter(d_out, d_in)
         self.bias = parameter(d_out) if bias else None
         self.adapter: dict[str, LowRank] = {}
-        """The changes of its parts, such as q, k and v, by name."""
+        """The low-rank changes of its parts, such as q, k and v, by name."""
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         if not self.adapter:
@@ -97,7 +97,7 @@ class Linear:
         return math.prod(found[1:], start=found[0]) if found else None
 
     def _change(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """The sum of the changes; parts without one are zero."""
+        """The sum of all low-rank changes; outputs without one get 0."""
         d_out, changes = int(self.weight.shape[0]), []
         for part in self.adapter.values():
             z, rest = part(x), d_out - part.first - int(part.b.shape[0])
@@ -196,11 +196,12 @@ def initialise(module: object, seed: int, n_layers: int = 0, std: float = 0.02) 
 
 
 def initialise_by_width(module: object, seed: int) -> None:
-    """Fill a GPT's parameters in place so that activations have the same size at every width.
+    """Fill a GPT's parameters in place so that activations are of the same magnitude at every width.
 
-    Matrices of blocks are N(0, 1 / (4 d_in)), but the projections that write into the residual stream begin
-    at 0, as does an untied unembedding; embeddings are then N(0, 0.25), else GPT-2's N(0, 0.02²). Norm
-    weights are 1. Source: nanochat, gpt.py, `init_weights`, with half of its sizes.
+    Matrices of blocks are N(0, 1 / (4 d_in)); biases and projections that write into the residual stream
+    start at 0. An untied unembedding starts at 0, and the token embedding is then N(0, 0.25); other
+    embeddings are GPT-2's N(0, 0.02²). Norm weights are 1. Source: nanochat, gpt.py, `init_weights`, with
+    half of its standard deviations.
     """
     rng = np.random.default_rng(seed)
     parameters = get_state_dict(module)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """A package's `__getattr__`: imports each name of `homes` from its module. Source: PEP 562.
+    """A package's `__getattr__`, which imports each name of `homes` from its module. Source: PEP 562.
 
-    It raises LamaError if tinygrad cannot be imported because of an environment variable.
+    It raises LamaError if an environment variable keeps tinygrad from being imported.
     """
 
     def find(name: str) -> object:

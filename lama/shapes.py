@@ -6,8 +6,8 @@
     H  attention heads          S  key positions (the tokens being looked at; S = T without a cache)
     d_model  residual stream    d_head  one head's width    d_mlp  hidden width of the MLP
 
-The annotations can be checked at run time with jaxtyping, if it is imported first (the tests do that, through
-its import hook); else they mean the bare type and cost nothing. `Array` is a numpy array of any numbers.
+jaxtyping checks the annotations at run time if it is imported first (the tests do that, through its import
+hook). Otherwise they mean the bare type and cost nothing. `Array` is a numpy array of any numbers.
 """
 
 import sys
@@ -40,6 +40,6 @@ else:
 
 
 Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[Any]]
-"""A NumPy array; its axes stand in the docstring."""
+"""A NumPy array; the docstring of its user gives the axes."""
 
 __all__ = ["Array", "Bool", "Float", "Int"]

@@ -40,7 +40,7 @@ NAMES, CELLS = 22, 10  # least widths
 def metric_table(heading: str, columns: Iterable[str], *rows: tuple[str, Iterable[object], str]) -> str:
     """Columns side by side under a heading. Each row is its name, a value for each column, and their format.
 
-    The names stand left, the cells right; columns are as wide as their widest cell.
+    Names are aligned left, cells right; all columns have the width of the widest cell.
     """
     lines = [(name, [format(value, spec) for value in values]) for name, values, spec in rows]
     lines = [(heading, list(columns)), *lines]

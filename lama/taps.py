@@ -30,7 +30,7 @@ def no_tap(name: str, value: Tensor) -> Tensor:
 
 
 def scoped(tap: Tap, scope: str = "") -> Tap:
-    """The tap that a sub-layer gets: its `q` arrives at `tap` as `scope.q`, or as `q` without a scope.
+    """The tap of a sub-layer: its `q` reaches `tap` as `scope.q`, or as `q` without a scope.
 
     Tapped activations are never fused with later operations, so each is realised and has its own gradient.
     """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 
-IMPORTS = ("lama", "tinygrad", "numpy")  # packages whose imports are parts of their own
+IMPORTS = ("lama", "tinygrad", "numpy")  # packages whose imports are separate parts
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
         self._part, self._since = part, began
 
     def switch(self, part: str) -> str:
-        """End the present part and begin another; returns the one that ended."""
+        """End the current part and begin another; returns the one that ended."""
         now, before = time.perf_counter(), self._part
         self.seconds[before] = self.seconds.get(before, 0.0) + now - self._since
         self._part, self._since = part, now
@@ -33,7 +33,7 @@ clock: Clock | None = None
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Within it, time counts as this part's, except in parts inside it."""
+    """Count the time of the block as this part's, except for parts inside it."""
     if clock is None:
         yield
         return
@@ -62,7 +62,7 @@ class TimedFinder:
 
 
 def measure(began: float) -> Clock:
-    """Count this process's time from now on, and imports as parts; it started at the moment `began`."""
+    """Count this process's time from now on, imports as parts; the process started at `began`."""
     global clock
     clock = Clock("Python itself", began)
     clock.switch("the command line")

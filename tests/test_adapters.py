@@ -376,7 +376,7 @@ def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--lora 4", "lora must be given with a model to adapt; got none. Add --from MODEL"),
+        ("--lora 4", "lora needs a model to adapt; got none. Add --from MODEL"),
         ("--from gpt2 --lora -1", "lora must be at least 0; got -1"),
         ("--from gpt2 --lora 5000", "lora must be at most 4096; got 5000"),
         ("--from gpt2 --lora 25", "lora must be at most 24, the width of blocks.0.attn.q; got 25"),
@@ -390,7 +390,7 @@ def test_resumed_adapter_has_the_same_bits(here: Path, tmp_path: Path, monkeypat
             "lora_on must name layers of the model: q, k, v, out, up, down, or blocks.0.attn.q, blocks.1.*; "
             "got 'gate', which matches none",
         ),
-        ("--from gpt2 --lora 4 --dtype int4 --precision bfloat16", "precision must be float32 over quanti"),
+        ("--from gpt2 --lora 4 --dtype int4 --precision bfloat16", "precision must be float32 with quanti"),
         ("--from gpt2 --lora 4 --d-model 20", "d_model must be the model's own with --from, 24; got 20"),
     ],
 )
@@ -515,7 +515,7 @@ def test_adapter_without_its_files_or_its_model_is_one_line(tmp_path: Path, here
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(LamaError, match=r"must have adapter_model\.safetensors beside"):
         load_adapter(folder, GPT(LLAMA))
-    with pytest.raises(UsageError, match="a model has one adapter"):
+    with pytest.raises(UsageError, match="a model can have only one adapter"):
         lama.load(folder, adapter=folder)
 
 

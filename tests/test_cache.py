@@ -58,7 +58,7 @@ def test_cache_refuses_more_tokens_than_it_holds():
     cache = KVCache(1, B, H, LENGTH, D_HEAD)
     cache.seek(np.array([2, LENGTH - 2]))
     cache.check(2)
-    with pytest.raises(ValueError, match="got 8 tokens for a cache of 7"):
+    with pytest.raises(ValueError, match="a cache of length 7 cannot hold 8 tokens"):
         cache.check(3)
 
 

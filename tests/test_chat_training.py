@@ -137,7 +137,8 @@ def test_packing_and_padding_learn_the_same_in_an_epoch(here: Path, tmp_path: Pa
 def test_a_model_without_a_template_learns_with_one_that_is_given(train: Train, tmp_path: Path):
     code, _, err = train(start="bare")
     assert (
-        code == 1 and "the model must have a chat template to learn messages; got none for line 1 of" in err
+        code == 1
+        and "the model must have a chat template to train on messages; got none for line 1 of" in err
     )
     code, _out, err = train("--template", "plain", start="bare")
     assert code == 0, err
@@ -152,7 +153,7 @@ def test_a_model_without_a_template_learns_with_one_that_is_given(train: Train, 
             [],
             {"start": ""},
             2,
-            "chat must be given with from, the model to tune; got none. Add --from smollm2",
+            "chat needs a model to fine-tune; got none. Add --from smollm2",
         ),
         (["--corpus", "data.jsonl"], {}, 2, "chat and corpus must not be given together"),
         ([], {"chat": ""}, 2, "epochs must be given with chat; got 12 without it"),
@@ -160,7 +161,7 @@ def test_a_model_without_a_template_learns_with_one_that_is_given(train: Train, 
         ([], {"chat": "none.jsonl"}, 1, "none.jsonl: No such file or directory"),
         (["--chat-held-out", "none.jsonl"], {}, 1, "none.jsonl: No such file or directory"),
         (["--template", "none.jinja"], {}, 1, "none.jinja cannot be read: No such file or directory"),
-        (["--context-length", "7"], {}, 1, "there must be conversations to learn from and held-out ones"),
+        (["--context-length", "7"], {}, 1, "there must be training conversations and held-out ones"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -192,7 +193,7 @@ def test_a_quantised_file_is_widened_and_a_line_says_so(tmp_path: Path, capfd: p
     settings = {"initial": str(file), "chat": [str(tmp_path / "data.jsonl")]}
     run = new_session(RunFolder(tmp_path / "out"), settings, "")
     size = 4 * n_parameters(run.model)
-    wanted = f"m.gguf has Q8_0 weights, which are widened to float32 to be trained: {size:,} bytes\n"
+    wanted = f"m.gguf has Q8_0 weights, which are converted to float32 for training: {size:,} bytes\n"
     assert wanted in capfd.readouterr().err and run.model.embed.weight.dtype.name == "float"
 
 

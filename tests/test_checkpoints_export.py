@@ -106,9 +106,7 @@ def test_export_that_fails_leaves_no_half_of_a_model(tmp_path: Path, monkeypatch
     model, tokenizer = model_of(), ByteTokenizer()
     with monkeypatch.context() as patch:
         patch.setattr(export, "write_files", full)
-        with pytest.raises(
-            LamaError, match="must be a folder that can be written; got No space left on device"
-        ):
+        with pytest.raises(LamaError, match=r"the folder .* cannot be written: No space left on device"):
             export_huggingface(tmp_path / "out", model, tokenizer)
     assert not (tmp_path / "out").exists()
     names = export_huggingface(tmp_path / "out", model, tokenizer)

@@ -128,7 +128,7 @@ def test_gpt2s_tokenizer_belongs_to_its_rows(tmp_path: Path, rows: int):
 
 def test_tokenizer_may_be_named(tmp_path: Path):
     folder = write_checkpoint(tmp_path / "out")
-    got = r"got no .*meta\.pkl, in .*out; copy it there or give another"
+    got = r"got no .*meta\.pkl, in .*out; copy it there or name another"
     with pytest.raises(LamaError, match=f"must have its tokenizer beside it; {got}"):
         lama.load(folder)
     data = tmp_path / "data"

@@ -82,7 +82,7 @@ def test_safetensors_refuses_a_truncated_file(tmp_path: Path, keep: int):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
         LamaError,
-        match=r"model\.safetensors must be a complete safetensors file; got: .*\. Download or copy it again",
+        match=r"model\.safetensors is not a complete safetensors file: .*\. Download or copy it again",
     ):
         open_safetensors(path)
 
@@ -91,7 +91,7 @@ def test_safetensors_refuses_a_longer_file(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     save_file(ARRAYS, path)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(LamaError, match="must be a complete safetensors file"):
+    with pytest.raises(LamaError, match="is not a complete safetensors file"):
         open_safetensors(path)
 
 
@@ -112,7 +112,7 @@ def test_safetensors_refuses_a_longer_file(tmp_path: Path):
 def test_safetensors_refuses_a_damaged_header(tmp_path: Path, header: object):
     path = tmp_path / "model.safetensors"
     random_gpt2.write_raw_safetensors(path, header, [np.zeros(4, np.float32)])
-    with pytest.raises(LamaError, match="must be a complete safetensors file") as caught:
+    with pytest.raises(LamaError, match="is not a complete safetensors file") as caught:
         open_safetensors(path)
     assert "\n" not in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_safetensors_refuses_a_name_twice(tmp_path: Path):
     random_gpt2.write_raw_safetensors(
         path, f'{{"a": {one}, "b": {one}, "b": {two}}}'.encode(), [np.zeros(4, np.float32)]
     )
-    with pytest.raises(LamaError, match="must be a complete safetensors file"):
+    with pytest.raises(LamaError, match="is not a complete safetensors file"):
         open_safetensors(path)
 
 
@@ -141,9 +141,7 @@ def test_safetensors_names_a_dtype_it_cannot_read(tmp_path: Path):
 
 
 def test_safetensors_missing_file_is_one_line():
-    with pytest.raises(
-        LamaError, match=r"^/nowhere/model\.safetensors must be a readable file; got No such file"
-    ):
+    with pytest.raises(LamaError, match=r"^/nowhere/model\.safetensors cannot be read: No such file"):
         open_safetensors(Path("/nowhere/model.safetensors"))
 
 
@@ -157,7 +155,7 @@ def test_write_keeps_the_old_file_after_an_error(tmp_path: Path):
 
     with pytest.raises(
         LamaError,
-        match=r"model\.safetensors must be writable; got No space left on device\. Nothing was changed",
+        match=r"model\.safetensors cannot be written: No space left on device\. Nothing was changed",
     ):
         write_safetensors(
             path, {"x": stored("x", np.zeros(3, np.float32)), "y": FileTensor("y", "float32", (3,), fail)}
@@ -172,7 +170,7 @@ def test_write_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with open("/dev/full", "wb") as full:
         monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
-        with pytest.raises(LamaError, match="must be writable; got No space left on device"):
+        with pytest.raises(LamaError, match="cannot be written: No space left on device"):
             write_safetensors(
                 tmp_path / "model.safetensors", {"x": stored("x", np.zeros(1 << 16, np.float32))}
             )
@@ -184,7 +182,7 @@ def test_write_takes_a_name_of_255_bytes(tmp_path: Path):
 
 
 def test_write_reports_a_folder_that_is_not_there(tmp_path: Path):
-    with pytest.raises(LamaError, match="must be writable; got No such file or directory"):
+    with pytest.raises(LamaError, match="cannot be written: No such file or directory"):
         write_safetensors(tmp_path / "no" / "model.safetensors", {"x": stored("x", np.zeros(3, np.float32))})
 
 
@@ -200,7 +198,7 @@ def test_read_weights_refuses_what_is_not_finite(bad: float, kind: str):
 
 
 def test_read_weights_refuses_a_number_too_large_for_float16():
-    with pytest.raises(LamaError, match=r"weights must fit float16; got 7e\+04 in x\. Load it as float32"):
+    with pytest.raises(LamaError, match=r"weights must fit float16; got 7e\+04 in x\. Load the model as float32"):
         read_weights(stored("x", np.array([1, -7e4], np.float32)), "float16")
 
 
@@ -220,7 +218,7 @@ def test_shards_that_are_missing_are_named(tmp_path: Path):
     index = shard_folder(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
-        LamaError, match=r"every shard .* must be there; got no model-00002-of-00002\.safetensors in"
+        LamaError, match=r"shards that .* lists are missing: model-00002-of-00002\.safetensors in"
     ):
         open_weights(index)
 
@@ -232,7 +230,7 @@ def test_shards_that_are_missing_are_named(tmp_path: Path):
             {"t9": "model-00001-of-00002.safetensors"},
             "got t9, which is not in model-00001-of-00002.safetensors",
         ),
-        ({"t9": "../secret.safetensors"}, "shards must lie beside .*; got '../secret.safetensors'"),
+        ({"t9": "../secret.safetensors"}, "shards must be in the folder of .*; got '../secret.safetensors'"),
         ({"t9": 7}, "must have a weight_map of tensors to files"),
     ],
 )

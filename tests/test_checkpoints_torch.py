@@ -151,7 +151,7 @@ def test_torch_archive_with_changed_numbers_fails_its_checksum(tmp_path: Path):
 def test_torch_file_whose_tensor_leaves_its_storage_is_refused(tmp_path: Path, write, offset, shape, strides):
     storage = _Storage("0", np.zeros(60, np.float32))
     write(tmp_path / "a.bin", {"x": tensor(storage, offset, shape, strides)}, [storage])
-    with pytest.raises(LamaError, match="must be a complete PyTorch checkpoint; got: a tensor"):
+    with pytest.raises(LamaError, match="is not a complete PyTorch checkpoint: a tensor"):
         open_torch(tmp_path / "a.bin")
 
 
@@ -179,7 +179,7 @@ def test_torch_archive_that_is_compressed_is_refused(tmp_path: Path):
 def test_something_else_called_bin_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(
-        LamaError, match=r"a\.bin must be a complete PyTorch checkpoint; got: .*\. Download or copy it again"
+        LamaError, match=r"a\.bin is not a complete PyTorch checkpoint: .*\. Download or copy it again"
     ):
         open_torch(tmp_path / "a.bin")
 

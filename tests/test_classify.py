@@ -106,7 +106,7 @@ def test_judgement_by_hand():
     np.testing.assert_array_equal(result.confusion, [[2, 1, 0], [1, 1, 0], [0, 1, 0]])
     assert result.accuracy == 0.5
     lines = [line.split() for line in result.table().splitlines()]
-    assert lines[0] == ["is", "\\", "found", "a", "b", "c", "recall"]
+    assert lines[0] == ["true", "\\", "predicted", "a", "b", "c", "recall"]
     assert lines[1] == ["a", "2", "1", "0", "66.7%"] and lines[3][-1] == "0.0%"
     assert lines[4] == ["precision", "66.7%", "33.3%", "-"]
 

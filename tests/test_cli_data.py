@@ -67,9 +67,9 @@ def test_tokens_of_another_tokenizer_and_damaged_ones_are_refused(here: Path, ca
     for given, message in (
         (
             {"tokenizer": "gpt2"},
-            r"must be those of the model's tokenizer; got another, of 50,257, than the 256",
+            r"another tokenizer than the model's; got vocabularies of 256 and 50,257 tokens",
         ),
-        ({"tokenizer": "bpe:300"}, r"tokens that are there must keep their tokenizer; got bpe:300"),
+        ({"tokenizer": "bpe:300"}, r"a tokenised corpus must keep its tokenizer; got bpe:300"),
         ({"mixture": ["1", "2"]}, r"mixture must have a number for each corpus; got 2 for 1"),
         ({"mixture": ["none"]}, r"mixture must be numbers above 0; got 'none'"),
         ({"context_length": 7999}, r"the training part of the corpus must be longer than context_length"),

@@ -428,7 +428,7 @@ def test_tracker_that_fails_on_the_way_is_left_with_a_word(run, bare, cats, out,
         (["--size", "5K"], "size must leave room for the embeddings; got 5,000 parameters for 256 tokens"),
         (
             ["--size", "1M", "--from", "gpt2"],
-            "a model to start from has its size; got 1M parameters and --from gpt2",
+            "a size cannot be chosen for a model to start from; got 1M parameters and --from gpt2",
         ),
         (["--devices", "CPU,ABACUS"], "got 'ABACUS' (unknown)"),
         (["--devices", "0"], "devices must be a number from 1 to 64, or names such as CPU:0,CPU:1; got 0"),
@@ -567,7 +567,7 @@ def test_restart_of_an_unfinished_run_with_damaged_settings(run, bare, cats, out
 def test_resume_of_another_folder_leaves_it_as_it_was(run, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "settings.toml").write_text("steps = 3")
-    assert_refused(run("--resume", tmp_path), 1, "a run to resume must have a checkpoint; got none in")
+    assert_refused(run("--resume", tmp_path), 1, "no checkpoint to resume from in")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "settings.toml"]
 
 
@@ -606,7 +606,7 @@ def test_resume_without_a_run_is_refused(run, out):
     assert_refused(
         run("--resume", out),
         1,
-        f"a run to resume must have settings.toml; got none in {out}. Is it the --out of a lama train?",
+        f"no run to resume in {out}: no settings.toml. Give the --out of a lama train",
     )
 
 
@@ -616,7 +616,7 @@ def test_resume_without_a_checkpoint_is_refused(run, cats, out, monkeypatch):
     assert_refused(
         run("--resume", out),
         1,
-        f"must have a checkpoint; got none in {out}. Start it again: lama train {out}/settings.toml",
+        f"no checkpoint to resume from in {out}. Start it again: lama train {out}/settings.toml",
     )
 
 

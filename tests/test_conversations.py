@@ -192,7 +192,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_dropped(tmp_path
     [
         (
             [{"prompt": "a", "completion": "b"}],
-            "conversations to learn from and held-out ones; got 0 and 1 of 1 in",
+            "training conversations and held-out ones; got 0 and 1 of 1 in",
         ),
         (
             [{"prompt": "?" * 99, "completion": "b"}],

@@ -128,7 +128,7 @@ def test_tinyshakespeare_offline_says_to_give_the_file(served, monkeypatch):
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     with pytest.raises(
         LamaError,
-        match=r"^tinyshakespeare must be in \S+corpora or downloadable; got ConnectionError from "
+        match=r"^tinyshakespeare could not be downloaded: ConnectionError from "
         r"http.* its path",
     ):
         open_corpus(["tinyshakespeare"])
@@ -186,7 +186,7 @@ def test_open_corpus_names_a_file_that_may_not_be_read(tmp_path):
     (tmp_path / "secret.txt").write_text("x")
     (tmp_path / "secret.txt").chmod(0)
     for source in ("secret.txt", "", "*.txt"):
-        with pytest.raises(LamaError, match=r"a file that can be read; got .*secret\.txt: Permission denied"):
+        with pytest.raises(LamaError, match=r"the corpus .*secret\.txt cannot be read: Permission denied"):
             open_corpus([str(tmp_path / source)])
 
 

@@ -106,7 +106,7 @@ def test_cache_continues_as_the_whole_does(name: str):
         ),
         ({"rope_scaling": (1.0, 2.0)}, "rope_scaling must be (factor,) or (factor, low, high, length)"),
         ({"rope_scaling": (8.0, 4.0, 1.0, 64.0)}, "rope_scaling must have low < high"),
-        ({"windows": (-1,)}, "windows must be whole numbers from 0 on; got (-1,)"),
+        ({"windows": (-1,)}, "windows must be whole numbers of at least 0; got (-1,)"),
         ({"layout": "parallel", "norm": "post"}, "layout=parallel requires norm pre or none; got 'post'"),
         ({"head_bias": True}, "head_bias must be False with tied=True"),
         ({"logit_cap": -1.0}, "logit_cap must be at least 0; got logit_cap=-1.0"),

@@ -171,7 +171,7 @@ def assert_refused(result: tuple[int, str], code: int, message: str, out: Path) 
             "the tokenizer must be the model's own with --from; got --tokenizer bytes. Leave it out",
         ),
         ("--context-length 18", "context_length must be at most the model's, 17; got 18"),
-        ("--size 1M", "a model to start from has its size"),
+        ("--size 1M", "a size cannot be chosen for a model to start from"),
     ],
 )
 def test_shape_that_is_not_the_models_is_refused(flags: str, message: str, train: Train, tmp_path: Path):

@@ -220,7 +220,7 @@ def test_stored_matrices_stay_quantised_and_second_rounding_is_told(tmp_path: Pa
 
 def test_models_that_gguf_cannot_hold_are_refused_by_one_line(tmp_path: Path):
     own = tokenizer(tmp_path / "tokenizer")
-    with pytest.raises(LamaError, match="of an architecture among gpt2, llama, qwen2, qwen3 to be written"):
+    with pytest.raises(LamaError, match="only models with the architecture of gpt2, llama, qwen2, qwen3 can"):
         export_gguf(tmp_path / "a.gguf", model_of(**GPT2, norm="post"), own, "a")
     lama.save(tmp_path / "odd", model_of(**{**GPT2, "d_model": 60}), own)
     model, _ = lama.load(tmp_path / "odd", dtype="int8")
@@ -338,8 +338,8 @@ def test_other_files_are_one_line(small: bytes, tmp_path: Path):
         (b"", "fewer than 24 bytes"),
         (b"GGML" + small[4:], "must begin with GGUF; got b'GGML'"),
         (small[:4] + b"\x01" + small[5:], "must be of version 2 or 3 of GGUF; got 1"),
-        (small[:-100], "must hold all of its tensors"),
-        (small[:3000], "must be complete"),
+        (small[:-100], "is incomplete: .* ends at byte"),
+        (small[:3000], "is incomplete"),
     ):
         path.write_bytes(data)
         assert wrong in outcome(path)

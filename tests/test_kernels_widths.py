@@ -55,7 +55,7 @@ def few(x: Tensor, residual: Tensor, w: Tensor, bias: Tensor, norm: Tensor) -> T
 
 def updated(p: Tensor, m: Tensor, v: Tensor, g: Tensor) -> Tensor:
     state = [Tensor(abs(x.numpy())).realize() for x in (p, m, v)]
-    scalars, scale = Tensor([0.1, 0.2, 0.3]).realize(), ops.sum_of_squares([g]).realize()
+    scalars, scale = Tensor([0.1, 0.2, 0.3]).realize(), ops.square_parts([g]).sum(keepdim=True).realize()
     return Tensor.stack(*ops.adamw(*state, g.contiguous().realize(), scalars, scale, 0.9, 0.99, 0.1))
 
 

@@ -91,14 +91,13 @@ def test_archive_is_held_against_its_hash_and_a_failed_download_says_what_to_do(
     other = Archive("texts", "1", "0" * 64)
     with pytest.raises(
         LamaError,
-        match=rf"texts-1.tar.gz must be in {re.escape(str(cache))}.*downloadable by pip; got 'ERROR: "
-        rf"No matching.*put it there",
+        match=r"^pip could not download texts-1\.tar\.gz: 'ERROR: No matching.*put it",
     ):
         archive_texts(other, ".*")
     assert [path.name for path in (cache / "lama" / "corpora").iterdir()] == ["texts-1.tar.gz"]
     monkeypatch.setattr(Archive, "is_at", lambda archive, path: True)
     (cache / "lama" / "corpora" / "texts-1.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(LamaError, match="must be a source archive"):
+    with pytest.raises(LamaError, match="is not a readable archive"):
         archive_texts(known, ".*")
 
 

@@ -193,7 +193,7 @@ def test_other_models_have_matrices_for_muon_too():
 
 def test_model_without_blocks_is_refused():
     model = GPT(GPTConfig(11, 13, 12, n_layers=0, n_heads=1))
-    with pytest.raises(UsageError, match=r"muon needs matrices in blocks; got a model without\. Take adamw"):
+    with pytest.raises(UsageError, match=r"muon needs matrices in blocks; got a model without\. Use adamw"):
         Trainer(model, lambda step: (), CONFIG)
 
 

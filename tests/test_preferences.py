@@ -207,10 +207,10 @@ def test_what_counts_is_the_answer_in_which_they_differ(tmp_path: Path):
     [
         (
             {"prompt": "a", "chosen": "b"},
-            "here must have chosen and rejected, to be learned by --dpo; got prompt",
+            "here must have chosen and rejected for --dpo; got prompt",
         ),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "must be texts or messages; got .* in here"),
-        ({"prompt": "a", "chosen": None, "rejected": "c"}, "by --dpo; got prompt, rejected$"),
+        ({"prompt": "a", "chosen": None, "rejected": "c"}, "for --dpo; got prompt, rejected$"),
         ({"chosen": "b", "rejected": "c"}, "got assistant at the beginning in here"),
     ],
 )

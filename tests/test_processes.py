@@ -311,7 +311,7 @@ def test_four_processes_train_to_the_bits_of_one(mpiexec: str):
     [
         ("versions", r"process 0: all processes must have the same lama; got .* and 0\.0\.7 .* on \S+\."),
         ("data", r"process 1: \S+/b/data must hold the run's data or nothing; got other files\. Remove it"),
-        ("unwritable", r"process 1: \S+/b/data must be a folder that can be written; got Not a directory"),
+        ("unwritable", r"process 1: the folder \S+/b/data cannot be written: Not a directory"),
     ],
 )
 def test_what_one_process_refuses_ends_all_in_one_line(mpiexec: str, tmp_path: Path, what: str, message: str):

@@ -331,7 +331,7 @@ def test_load_with_float_activations_rounds_the_weights_only(folder):
         if isinstance(weight, Quantized):
             get_state_dict(exact)[name].assign(dequantize(weight)).realize()
     assert_all_close([model(Tensor(TOKENS)).numpy()], [exact(Tensor(TOKENS)).numpy()], 1e-5)
-    with pytest.raises(UsageError, match="a choice for quantised matrices; got none in"):
+    with pytest.raises(UsageError, match="an option of quantised models; got none in"):
         lama.load(folder, float_activations=True)
 
 
@@ -365,9 +365,7 @@ def test_load_refuses_other_dtypes(folder, tmp_path):
         lama.load(folder, dtype="int2")
     lama.save(tmp_path / "small", *lama.load(folder, dtype="int8"))
     lama.load(tmp_path / "small", dtype="int8")
-    with pytest.raises(
-        LamaError, match="a quantised model is loaded as it is; got dtype=int4 for one of int8"
-    ):
+    with pytest.raises(LamaError, match="a quantised model keeps its dtype; got dtype=int4 for one of int8"):
         lama.load(tmp_path / "small", dtype="int4")
 
 
@@ -419,7 +417,7 @@ def test_load_refuses_weights_whose_scales_are_too_large(tmp_path):
     lama.save(tmp_path, model, TOKENIZER)
     with pytest.raises(
         LamaError,
-        match=r"weights must fit int8, .* too large ones in blocks.0.mlp.up.weight. Load it as float32",
+        match=r"weights must fit int8, .* ones in blocks.0.mlp.up.weight. Load the model as float32",
     ):
         lama.load(tmp_path, dtype="int8")
 

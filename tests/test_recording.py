@@ -165,7 +165,7 @@ def test_train_writes_the_page_and_attention_writes_it_again(cats, tmp_path, cap
         assert main(["attention", "-m", str(out), *arguments]) == 2
         assert message in capfd.readouterr().err
     assert main(["attention", "-m", str(tmp_path), "--recorded", "--out", str(page)]) == 1
-    assert "a recording must be in the folder of a lama train --record; got no" in capfd.readouterr().err
+    assert "does not exist. Give the folder of a lama train --record" in capfd.readouterr().err
     if CHROMIUM is None:
         pytest.skip("no chromium on PATH: the page is not looked at in a browser")
     with Browser() as browser:

@@ -70,7 +70,7 @@ print(Device.DEFAULT, os.environ["DEV"], device.device_reason())
 def test_choice_that_tinygrad_has_made_stays():
     code = "from tinygrad import Device; Device.DEFAULT; from lama.runtime.device import *; choose_device(); "
     done = python(code + "print(device_reason())")
-    assert done.stdout == "tinygrad's choice for a tensor older than lama's first\n", done.stderr
+    assert done.stdout == "tinygrad's choice, for a tensor made before lama's first\n", done.stderr
 
 
 def test_looking_for_a_compiler_does_not_leave_the_choice_to_tinygrad():

@@ -113,7 +113,8 @@ def test_cache_that_cannot_be_made_costs_one_note(variable, value, tmp_path, mon
     keep("a", "b")
     assert kept("b", "c") == [True, False]  # in memory
     (note,) = notes(capsys)
-    assert note.startswith("lama: cannot save compiled kernels in ") and "they last for this run" in note
+    assert note.startswith("lama: cannot save compiled kernels in ")
+    assert "they are lost when this run ends" in note
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
@@ -169,7 +170,7 @@ def test_file_of_another_program_is_left_alone(name: str, tmp_path, monkeypatch,
     keep("a", "b")
     assert kept("b") == [True] and os.listdir(tmp_path) == [name]
     (note,) = notes(capsys)
-    assert "(file is not a database): they last for this run" in note
+    assert "(file is not a database): they are lost when this run ends" in note
 
 
 def test_threads_do_not_take_one_anothers_values():
@@ -206,8 +207,8 @@ def test_disk_that_fills_on_the_way_costs_one_note_and_holds_nobody_up(path, mon
     assert kept("a", "19") == [False, True]  # in memory from there on
     (note,) = notes(capsys)
     assert (
-        "(database or disk is full): they last for this run. Set CACHEDB to a file in a folder that can "
-        "be written"
+        "(database or disk is full): they are lost when this run ends. "
+        "Set CACHEDB to a file in a folder that can be written"
     ) in note
     again()
     monkeypatch.setattr(kernel_cache, "WAIT", 0)

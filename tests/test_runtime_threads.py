@@ -26,7 +26,7 @@ from lama.ops import (
     layernorm,
     matmul,
     softmax,
-    sum_of_squares,
+    square_parts,
 )
 from lama.runtime import threads as pool
 from lama.runtime.capture import CapturedStep, InputBuffer
@@ -43,7 +43,7 @@ USES = {
     "softmax": (softmax, (1543, 197)),
     "layernorm": (lambda x, w, b: layernorm(x, w, b, 1e-5), (1543, 197), (197,), (197,)),
     "cross-entropy": (lambda x: cross_entropy(x, Tensor(ROWS)), (1543, 197)),
-    "sum of squares": (lambda x: sum_of_squares([x]), (1543, 197)),
+    "squares": (lambda x: square_parts([x]), (1543, 197)),
     "gelu": (gelu, (1543, 197)),
     "dropout": (lambda x: dropout(x, 0.2, Tensor(KEY), 3), (1543, 197)),
     "embedding": (lambda w: embedding(w, Tensor(ROWS, dtype=dtypes.int32)), (65, 257)),

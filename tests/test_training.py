@@ -335,7 +335,7 @@ def test_loss_that_is_no_number_stops_the_training():
     config = TrainingConfig(steps=9, batch_size=5, learning_rate=1e30, warmup=0)
     with pytest.raises(
         LamaError,
-        match=r"the loss must stay a number; got loss=.*, gradient norm=.* at step [23]\. Lower the "
+        match=r"training diverged at step [23]: loss=.*, gradient norm=.*\. Lower the "
         r"learning rate",
     ):
         list(train(GPT(SHAPE), DATA, config))

@@ -144,7 +144,7 @@ def test_preset_that_is_none_names_the_nearest_and_where_a_text_goes(tmp_path):
         read_settings("shakespear-char")
     text = tmp_path / "book.txt"
     text.touch()
-    with pytest.raises(UsageError, match=r"book.txt'\. A text to train on goes after --corpus$"):
+    with pytest.raises(UsageError, match=r"book.txt'\. Give a text to train on with --corpus$"):
         read_settings(str(text))
 
 

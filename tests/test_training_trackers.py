@@ -101,7 +101,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatc
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(
             LamaError,
-            match=rf"^tracking with {kind} needs the package {package}; got .*\. Run: pip install {package}$",
+            match=rf"^tracking with {kind} needs the package {package} \(.*\)\. Run: pip install {package}$",
         ):
             open_tracker(kind, tmp_path, "run", {})
 
@@ -115,7 +115,7 @@ def test_a_tracker_that_does_not_begin_says_why_in_one_line(tmp_path, monkeypatc
     module.init = init
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(
-        LamaError, match=r"^wandb must begin to track; got No key\. See to that, or leave --track out$"
+        LamaError, match=r"^wandb could not start: No key\. Correct this, or leave --track out$"
     ):
         open_tracker("wandb", tmp_path, "run", {})
 

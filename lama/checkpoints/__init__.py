@@ -1,4 +1,4 @@
-"""Checkpoints: find them, read them, fill a model from them, and write lama's own.
+"""Checkpoints: finding them, reading them, filling models from them, and writing lama's own.
 
 model, tokenizer = load("gpt2")              # weights/gpt2/, else the Hugging Face cache, else downloaded
 model, tokenizer = load("runs/shakespeare")  # a folder that `save` wrote, or one in Hugging Face's format
@@ -64,9 +64,9 @@ class LoadOptions(TypedDict, total=False):
     dtype: str | None
     """float32, float16, bfloat16, int8 or int4; None: quantised if the file is, else float32."""
     float_activations: bool
-    """Do not round what quantised matrices multiply: slower, and closer to the float model."""
+    """Do not round the activations that quantised matrices multiply: slower, closer to the float model."""
     in_rows: bool
-    """Keep weights of half precision in rows, for training, not in the tiles that decoding reads."""
+    """Keep weights of half precision in rows, for training, instead of the tiles that decoding reads."""
     device: str | None
     offline: bool
     revision: str | None
@@ -84,7 +84,7 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> tuple[Model, Toke
 def load(model: str | Path = "gpt2", **options: Unpack[LoadOptions]) -> tuple[Model, Tokenizer]:
     """Load a model and its tokenizer. Raises LamaError.
 
-    `model` is a path or a name, as for `find`, or the folder of an adapter, which names its model.
+    `model` is a path or a name, as in `find`, or the folder of an adapter, whose base model is then loaded.
     """
     return _load(None, model, object, **options)
 
@@ -141,8 +141,8 @@ def _load(
     check_device(device)
     if is_adapter(Path(model)):
         if adapter is not None:
-            rule = "a model has one adapter"
-            raise UsageError(f"{rule}; got {quoted_path(model)} and {quoted_path(adapter)}. Name the model")
+            rule = "a model can have only one adapter"
+            raise UsageError(f"{rule}; got {quoted_path(model)} and {quoted_path(adapter)}")
         model, adapter = base_of(Path(model)), model
     with timed("finding and opening the model"):
         checkpoint = open_checkpoint(find(model, offline=offline, revision=revision).path)
@@ -165,7 +165,7 @@ def _load(
         loaded.name = str(model)
     if adapter is not None:
         if not isinstance(loaded, GPT):
-            raise UsageError(f"an adapter is for a GPT; got a {checkpoint.kind} in {where}. Leave it out")
+            raise UsageError(f"an adapter needs a GPT; got a {checkpoint.kind} in {where}. Leave it out")
         load_adapter(adapter, loaded)
         tokenizer = with_notes(adapter, loaded, tokenizer)
         if dtype_of(loaded) is None:
@@ -184,14 +184,14 @@ def load_model(path: str | Path, *, dtype: str | None = None, device: str | None
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of a model; GPT-2's for a model of its vocabulary without one. Raises LamaError."""
+    """Load a model's tokenizer; without one, GPT-2's if the vocabulary is as large. Raises LamaError."""
     return open_checkpoint(path).tokenizer()
 
 
 def named_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer `gpt2` or `bytes`, in a folder, or in nanoGPT's meta.pkl. Raises LamaError.
+    """The tokenizer `gpt2` or `bytes`, one in a folder, or one in nanoGPT's meta.pkl. Raises LamaError.
 
-    A folder is a model's, or holds Hugging Face's files of a tokenizer.
+    The folder is that of a model, or has the files of a Hugging Face tokenizer.
     """
     path = Path(name)
     if name == "gpt2":

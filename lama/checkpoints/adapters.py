@@ -1,7 +1,7 @@
-"""Adapters on disk as PEFT has them: adapter_config.json and adapter_model.safetensors.
+"""Adapters on disk in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-Their layers have Hugging Face's names. Rows of a layer there may be in another order than lama's, and one
-layer may hold several of lama's, such as GPT-2's c_attn. Source: huggingface/peft, src/peft/tuners/lora.
+Their layers have Hugging Face's names. The rows of such a layer may be in another order than lama's, and one
+layer may hold several of lama's, as GPT-2's c_attn does. Source: huggingface/peft, src/peft/tuners/lora.
 """
 
 import json
@@ -43,8 +43,8 @@ from lama.tokenizers.export import with_template
 ENDS = {"A": ".lora_A.weight", "B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
 CONFIG, WEIGHTS, NOTES = "adapter_config.json", "adapter_model.safetensors", "notes.json"
 PREFIX = "base_model.model."
-LARGE = 1 << 32  # more than the outputs of a layer
-# Keys that must be missing, null, false or empty: lama does not compute what they mean.
+LARGE = 1 << 32  # more than the outputs of any layer
+# Keys that must be missing, null, false or empty: lama does not support them.
 UNSUPPORTED = (
     "modules_to_save",
     "lora_bias",
@@ -57,13 +57,7 @@ UNSUPPORTED = (
     "use_bdlora",
     "megatron_config",
 )
-CHANGED_BASE = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # ways to begin that change the model's own weights
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the model
 
 
 @dataclass(frozen=True)
@@ -73,16 +67,16 @@ class Layer:
     name: str
     d_out: int
     rows: Mapping[str, Array]
-    """The end of a place's name, such as `attn.q` -> the outputs here that are the place's."""
+    """The end of a place's name, such as `attn.q` -> the rows of this layer that belong to it."""
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
+    """Whether a folder has an adapter and no model."""
     return os.path.isfile(path / CONFIG) and weight_file(path) is None
 
 
 def base_of(path: Path) -> str:
-    """The name of the model that an adapter is for. Raises LamaError where the adapter does not say."""
+    """The name of the model that an adapter is for. Raises LamaError if its config does not name one."""
     source = quoted_path(path / CONFIG)
     if name := field(read_object(path / CONFIG), "base_model_name_or_path", str, source, ""):
         return name
@@ -90,9 +84,9 @@ def base_of(path: Path) -> str:
 
 
 def layers_of(config: GPTConfig, family: str) -> list[Layer]:
-    """The layers that an adapter may change, as a family of Hugging Face's has them.
+    """The layers that an adapter may change, as they are in a family of Hugging Face's models.
 
-    Each row's number is sent through what a checkpoint's rows go through when they are read.
+    The order of rows is found by translating row numbers in the same way as a checkpoint's rows.
     """
     c, (names, prefix) = config, _names(family)
     q, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
@@ -127,7 +121,7 @@ def _names(family: str) -> tuple[Mapping[str, str], str]:
 
 
 def family_of(model: GPT) -> str:
-    """The `model_type` whose names an adapter gets: that of the model's file, or of its export."""
+    """The `model_type` whose names an adapter gets: that of the model's file, else of its export."""
     if model.family:
         return model.family
     c = replace(model.config, bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
@@ -149,13 +143,11 @@ def save_adapter(
 ) -> None:
     """Write the adapter of a model as PEFT does, and lama's notes.json. Raises LamaError.
 
-    An earlier model in the folder is removed; it must not be the one that the adapter is for. The notes are
-    `notes` on the training, the tokens that end a text, and the tokenizer's chat template.
+    An earlier model in the folder is removed; it must not be the adapter's own model. notes.json has `notes`
+    on the training, the tokens that end a text, and the tokenizer's chat template.
     """
     if model.name and os.path.realpath(model.name) == os.path.realpath(folder):
-        raise LamaError(
-            f"an adapter must be saved beside its model; got the model's folder {quoted_path(folder)}"
-        )
+        raise LamaError(f"an adapter must not be saved in its model's folder; got {quoted_path(folder)}")
     changes, family, found = changes_of(model), family_of(model), places(model)
     dora = any(change.magnitude is not None for change in changes.values())
     tensors: dict[str, FileTensor] = {}
@@ -193,7 +185,7 @@ def save_adapter(
 
 
 def _joined(parts: list[tuple[LowRank, Array]], d_out: int) -> tuple[Array, Array, float]:
-    """A, B and scale of one layer: those of its parts follow one another, B with zeros beside them."""
+    """A, B and scale of one layer, joined from its parts: A's are stacked, B is zero between them."""
     scale = parts[0][0].scale
     a = np.concatenate([change.a.numpy() for change, _ in parts])
     b, first = np.zeros((d_out, len(a)), np.float32), 0
@@ -212,7 +204,7 @@ def _config(
     everywhere = [name.replace("*", str(i)) for name in known for i in range(model.config.n_layers)]
 
     def short(names: list[str]) -> list[str]:
-        """Their last words where these mean exactly those layers, else the names."""
+        """The last words of the names if these match exactly those layers, else the names."""
         ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
         meant = {name for name in everywhere if name.rpartition(".")[2] in ends}
         return ends if meant == set(names) else names
@@ -247,9 +239,9 @@ def _plain(x: float) -> float:
 
 
 def with_notes(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> Tokenizer:
-    """Give a model the end tokens in an adapter's notes, and return its tokenizer with the chat template.
+    """Give a model the end tokens of an adapter's notes; returns its tokenizer with the notes' chat template.
 
-    An adapter of PEFT's has no notes. Raises LamaError for others than `save_adapter` writes.
+    Adapters written by PEFT have no notes. Raises LamaError for notes that `save_adapter` did not write.
     """
     path = Path(folder) / NOTES
     if not os.path.lexists(path):
@@ -258,17 +250,14 @@ def with_notes(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> Tokenize
     ends = [checked(each, int, f"a token in {source}") for each in field(fields, "end_tokens", list, source)]
     model.config = checked_config(GPTConfig, {**vars(model.config), "end_tokens": tuple(ends)}, source)
     template, own = field(fields, "template", str, source, ""), template_of(tokenizer)
-    return (
-        with_template(tokenizer, template)
-        if template and (own is None or own.source != template)
-        else tokenizer
-    )
+    is_new = template and (own is None or own.source != template)
+    return with_template(tokenizer, template) if is_new else tokenizer
 
 
 def load_adapter(folder: str | Path, model: GPT) -> None:
-    """Read an adapter of PEFT's into a model, in place of its own. Raises LamaError.
+    """Read an adapter in PEFT's format into a model, in place of the model's adapter. Raises LamaError.
 
-    All is checked before numbers are read: what the config asks for, names, shapes and ranks.
+    Config, names, shapes and ranks are checked before any numbers are read.
     """
     folder = Path(folder)
     path, source = folder / WEIGHTS, quoted_path(folder / WEIGHTS)
@@ -302,7 +291,7 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
         a, b, *more = (read_weights(pair[part], "float32") for part in ENDS if part in pair)
         for end, rows in layer.rows.items():
             place, magnitude = found[start + end], more[0][rows] if more else None
-            # Of a layer that holds several of lama's, those that the adapter changes.
+            # If a layer holds several of lama's, only those that the adapter changes.
             used = np.asarray(b[rows].any(0) | (len(layer.rows) == 1))
             if magnitude is not None and not used.any():
                 used[0] = not np.allclose(magnitude, magnitude_of(place), 1e-6)
@@ -311,7 +300,7 @@ def load_adapter(folder: str | Path, model: GPT) -> None:
 
 
 def _layer_and_part(name: str) -> tuple[str, str]:
-    """The layer's name and one of ENDS; the name itself and nothing for another tensor."""
+    """The layer's name and a key of ENDS; for another tensor, its name and an empty text."""
     for part, end in ENDS.items():
         if name.endswith(end):
             return name.removesuffix(end).removeprefix(PREFIX), part
@@ -321,7 +310,7 @@ def _layer_and_part(name: str) -> tuple[str, str]:
 def _checked_rank(
     pair: Mapping[str, FileTensor], name: str, d_out: int, d_in: int, source: str, dora: bool
 ) -> int:
-    """The rank of a layer's change. Raises LamaError for a missing matrix, and for other shapes."""
+    """The rank of a layer's change. Raises LamaError for a missing matrix, and for wrong shapes."""
     shown = quoted(name, plain=True)
     if set(pair) != set(ENDS if dora else "AB"):
         wanted = "A, B and the magnitude of DoRA" if dora else "both A and B"
@@ -338,9 +327,9 @@ def _checked_rank(
 
 
 def _scales(path: Path) -> tuple[Callable[[str, int], float], bool]:
-    """The factor of a layer's change, by its name and rank, and whether there are magnitudes (DoRA).
+    """A function of a layer's name and rank that gives its factor, and whether there are magnitudes (DoRA).
 
-    Raises LamaError for an unsupported kind.
+    Raises LamaError for an unsupported kind of adapter.
     """
     source = quoted_path(path)
     if not os.path.lexists(path):

@@ -1,15 +1,14 @@
 """Hugging Face's BERT checkpoints with a masked-language-model head: their config, and the table of names."""
 
-import re
 from collections.abc import Mapping
 
+from lama.checkpoints.families import join_qkv
 from lama.checkpoints.huggingface import COMMON_FIELDS, checked_config, read_fields, rename, renamed, tie
-from lama.checkpoints.rows import joined
 from lama.checkpoints.tensor import FileTensor
 from lama.files import field
 from lama.models.bert import BertConfig
 
-# BERT's layers and lama's; `*` is the number of the block.
+# BERT's layer names -> lama's; `*` is the number of the block.
 NAMES = {
     "bert.embeddings.word_embeddings": "encoder.embed",
     "bert.embeddings.position_embeddings": "encoder.pos_embed",
@@ -28,12 +27,12 @@ NAMES = {
 }
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 BIAS = "cls.predictions.bias"  # of the unembedding
-HEADS = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.")  # for other tasks
+HEADS = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.")  # of other tasks
 BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 DECODER = "cls.predictions.decoder"  # another name for the unembedding, which is tied to the embedding
-TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # a norm's, in the first conversions
+TENSORFLOW = {"gamma": "weight", "beta": "bias"}  # names of norms in early conversions
 
-# BERT's config and lama's.
+# Keys of BERT's config -> fields of lama's.
 FIELDS = {
     **COMMON_FIELDS,
     "layer_norm_eps": "norm_epsilon",
@@ -50,13 +49,13 @@ REQUIRED = {
 
 
 def config_from_bert(fields: Mapping[str, object], source: object = "config.json") -> BertConfig:
-    """The encoder that a Hugging Face `config.json` describes; missing fields are those of BERT's base model.
+    """The encoder that a Hugging Face `config.json` describes; BERT's base model gives missing fields.
 
     Raises LamaError.
     """
     ours = read_fields(fields, FIELDS, REQUIRED, BertConfig, source, {})
     vocab_size = field(ours, "vocab_size", int, source, BertConfig.vocab_size)
-    mask = max(0, min(BertConfig.mask, vocab_size - 1))  # no config names it
+    mask = max(0, min(BertConfig.mask, vocab_size - 1))  # configs do not contain it
     return checked_config(BertConfig, {"d_mlp": 3072, **ours, "mask": mask}, source)
 
 
@@ -71,8 +70,8 @@ def lama_name(name: str) -> str | None:
 def translate_bert(tensors: Mapping[str, FileTensor], source: object) -> dict[str, FileTensor]:
     """Translate a BERT file's tensors to lama's names, with joined queries, keys and values.
 
-    Unknown tensors keep their names, and `filled` refuses them. Buffers, other heads and tied tensors, which
-    must equal their partners, are left out. Raises LamaError.
+    Unknown tensors keep their names, so that `filled` refuses them. Buffers, other heads and tied tensors,
+    which must equal their counterparts, are left out. Raises LamaError.
     """
     found = renamed(tensors, lama_name, HEADS, source)
     for name in BUFFERS:
@@ -80,13 +79,7 @@ def translate_bert(tensors: Mapping[str, FileTensor], source: object) -> dict[st
     tie(found, f"{DECODER}.weight", "encoder.embed.weight", source)
     if (bias := found.pop(f"{DECODER}.bias", None)) is not None:
         found.setdefault("unembed_bias", bias)
-    for name in [name for name in found if re.search(r"\.attn\.q\.(weight|bias)$", name)]:
-        names = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        parts = [found[each] for each in names if each in found and found[each].shape]
-        if len(parts) == 3 and len({(part.shape, part.dtype) for part in parts}) == 1:
-            found[name.replace(".q.", ".qkv.")] = joined(parts)
-            for each in names:
-                del found[each]
+    join_qkv(found)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A model on disk, and the interface of a format that reads it."""
+"""A model on disk, and the interface of the formats that read it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -26,13 +26,13 @@ class Checkpoint:
     """A name of `lama.models.registry`."""
     config: Config
     tensors: Callable[[], Mapping[str, FileTensor]]
-    """Opens the weight file: unread tensors under lama's names. Raises LamaError."""
+    """Opens the weight file; returns unread tensors under lama's names. Raises LamaError."""
     tokenizer: Callable[[], Tokenizer]
     """Loads the model's tokenizer. Raises LamaError."""
     name_in_file: Callable[[str], str] = str
-    """lama's name of a tensor -> the file's, for error messages."""
+    """lama's name of a tensor -> that in the file, for error messages."""
     family: str = ""
-    """Hugging Face's `model_type` of such models, if there is one."""
+    """Hugging Face's `model_type` for such models, if there is one."""
     dtype: str | None = None
     """int8 or int4 if the file's matrices are quantised."""
     notes: Mapping[str, object] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 class ModelFiles:
-    """The files of a model on disk, each read at most once. Raises LamaError for a path without weights."""
+    """A model's files on disk, each read at most once. Raises LamaError for a path without weights."""
 
     def __init__(self, path: Path):
         if os.path.isfile(path) and path.name.endswith(ENDINGS):
@@ -68,7 +68,7 @@ class ModelFiles:
 
     @property
     def arguments(self) -> dict[str, object] | None:
-        """The arguments of the model in nanoGPT's ckpt.pt; None for other weights. Raises LamaError."""
+        """The model's arguments in nanoGPT's ckpt.pt; None for other weights. Raises LamaError."""
         return None if self._torch is None else self._torch[1]
 
     def tensors(self) -> dict[str, FileTensor]:

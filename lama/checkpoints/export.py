@@ -21,9 +21,9 @@ from lama.tokenizers import Tokenizer, huggingface_files
 def export_huggingface(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> list[str]:
     """Write model.safetensors, config.json and the files of a byte-level tokenizer; returns their names.
 
-    A model of Llama's, Qwen 2's or Qwen 3's form is written as such, others as GPT-2, where a model without
-    biases gets biases of zero. Raises LamaError for a model that none of them can hold, and for a folder that
-    cannot be written.
+    A model with the architecture of Llama, Qwen 2 or Qwen 3 is written as such, others as GPT-2; missing
+    biases of a GPT-2 become zeros. Raises LamaError for a model that fits none of these, and for a folder
+    that cannot be written.
     """
     refuse_adapter(model, "to be exported")
     refuse_quantized(model, "to be exported")

@@ -1,6 +1,6 @@
-"""Hugging Face's decoders of today: for each `model_type` its table of names beside its table of fields.
+"""Hugging Face's current decoders: for each `model_type`, a table of names and a table of config fields.
 
-Facts from transformers 5.24, models/*/configuration_*.py and modeling_*.py.
+Source: transformers 5.24, models/*/configuration_*.py and modeling_*.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,20 +37,20 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class Family:
-    """How lama reads the models of one `model_type`."""
+    """The rules by which lama reads the models of one `model_type`."""
 
     names: Mapping[str, str]
-    """Its layers and lama's; `*` is the number of the block."""
+    """The family's layer names -> lama's; `*` is the number of the block."""
     fields: Mapping[str, str]
-    """The keys of its config.json and the fields of GPTConfig."""
+    """Keys of config.json -> fields of GPTConfig."""
     defaults: Fields
     """The values of missing keys."""
     fixed: Fields
-    """Fields of GPTConfig that are the same for all its models."""
+    """Fields of GPTConfig that are the same for all models of the family."""
     more: "Callable[[Fields, Source], Fields]" = lambda fields, source: {}
-    """Further fields of GPTConfig, from the keys of config.json with their defaults."""
+    """Gives further fields of GPTConfig, from the keys of config.json and their defaults."""
     weights: Callable[[Tensors, GPTConfig, Fields], None] = lambda tensors, config, fields: None
-    """Brings the tensors, under lama's names, into lama's layout, in place."""
+    """Converts the tensors, under lama's names, to lama's layout, in place."""
     prefix: str = "model."
     """The prefix of a model with a language-modelling head."""
     required: Fields = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Source:
         return LamaError(f"{self.name} has {key}={quoted(value)}, which lama does not support")
 
 
-# --- what families share
+# --- shared by families
 
 
 def rope_of(fields: Fields, source: Source) -> dict[str, object]:
@@ -104,7 +104,7 @@ def _positive(fields: Fields, key: str, source: Source) -> float:
 
 
 def rotated(fields: Fields, source: Source, key: str) -> dict[str, object]:
-    """The numbers of a head that rope rotates: a share, in rope_parameters, or beside it as `key`."""
+    """The numbers of a head that rope rotates, from their share in rope_parameters or in the key `key`."""
     found = source.get(fields, "rope_parameters", dict) or {}
     share = source.get(found, "partial_rotary_factor", float)
     if share is None:
@@ -116,13 +116,13 @@ def rotated(fields: Fields, source: Source, key: str) -> dict[str, object]:
 
 
 def attention_bias(fields: Fields, source: Source) -> dict[str, object]:
-    """One key for the biases of all four projections."""
+    """The biases of all four projections, which are one key."""
     bias = bool(source.get(fields, "attention_bias", bool))
     return {"qkv_bias": bias, "out_bias": bias}
 
 
 def windows_of(fields: Fields, source: Source, layer_types: Sequence[object] | None) -> dict[str, object]:
-    """The window of each layer, by `layer_types` of the file or these, those of its family."""
+    """The window of each layer, by the `layer_types` in the file or else the given ones of its family."""
     types = source.get(fields, "layer_types", list) or layer_types or []
     window = source.get(fields, "sliding_window", int)
     if unknown := [each for each in types if each not in (FULL, SLIDING)]:
@@ -141,11 +141,12 @@ def layers(fields: Fields, source: Source) -> range:
 
 
 def join_qkv(tensors: Tensors) -> None:
-    """Join the tensors of queries, keys and values to one."""
+    """Join the tensors of queries, keys and values into one."""
     for name in [name for name in tensors if ".attn.q." in name]:
         names = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
         parts = [tensors[each] for each in names if each in tensors]
-        if len(parts) == 3 and len({(part.shape[1:], part.dtype) for part in parts}) == 1 and parts[0].shape:
+        forms = {(part.shape[1:], part.dtype) for part in parts}
+        if len(parts) == 3 and len(forms) == 1 and all(part.shape for part in parts):
             for each in names:
                 del tensors[each]
             tensors[name.replace(".q.", ".qkv.")] = joined(parts)
@@ -163,7 +164,7 @@ def split_qkv(tensors: Tensors, config: GPTConfig) -> None:
 def permute_heads(
     tensors: Tensors, config: GPTConfig, order: Callable[[int], Array], parts: str = "qk"
 ) -> None:
-    """Reorder the rows of each head in the projections `parts`; `order` gives it for a width."""
+    """Reorder the rows of each head in the projections `parts`; `order(d_head)` is the new order."""
     rows = order(config.d_head)
     for name, tensor in tensors.items():
         if any(f".attn.{part}." in name for part in parts) and tensor.shape:
@@ -172,7 +173,7 @@ def permute_heads(
 
 
 def split_gates(tensors: Tensors, layer: str) -> None:
-    """Split the matrix of an MLP's `layer`: its gates, then its inputs."""
+    """Split the matrix of an MLP's `layer`, which has the rows of `gate`, then those of `up`."""
     for name in [name for name in tensors if f".mlp.{layer}." in name]:
         both = tensors.pop(name)
         half = both.shape[0] // 2 if both.shape else 0
@@ -181,18 +182,18 @@ def split_gates(tensors: Tensors, layer: str) -> None:
 
 
 def part_neighbours(tensors: Tensors, config: GPTConfig) -> None:
-    """Reorder rows for models that rotate pairs of neighbours: they become i and i + d_rotated / 2."""
+    """Reorder the rows of models that rotate adjacent numbers: these become i and i + d_rotated / 2."""
     n = config.d_rotated
     permute_heads(tensors, config, lambda d: np.r_[0:n:2, 1:n:2, n:d])
 
 
 def root_of_width(width: int) -> dict[str, object]:
-    """The factor of Gemma's embeddings."""
+    """The factor of Gemma's embeddings, √d_model."""
     return {"embed_scale": float(np.float32(max(width, 1) ** 0.5))}
 
 
 def add_one(tensors: Tensors) -> None:
-    """Gemma's norms multiply by 1 + w."""
+    """Add 1 to the weights of norms: Gemma's norms multiply by 1 + w."""
     for name, tensor in tensors.items():
         if "ln" in name or ".qk_norm." in name:
             tensors[name] = mapped(tensor, lambda w: w + 1)
@@ -423,7 +424,7 @@ GEMMA2 = replace(
 
 
 def gemma3_more(fields: Fields, source: Source) -> dict[str, object]:
-    """Layers with a window have a θ of their own, in transformers 5 beside that of the others."""
+    """The fields of Gemma 3, whose layers with a window have a separate θ."""
     pattern = source.get(fields, "sliding_window_pattern", int) or 6
     found = source.get(fields, "rope_parameters", dict) or {}
     local = source.get(fields, "rope_local_base_freq", float) or 10000.0
@@ -479,7 +480,7 @@ def nanochat_more(fields: Fields, source: Source) -> dict[str, object]:
 
 
 def nanochat_weights(tensors: Tensors, config: GPTConfig, fields: Fields) -> None:
-    """Rotation is by −θ, which is by θ with exchanged halves; the norm of embeddings is in their rows."""
+    """Exchange the halves of heads, as nanochat rotates by −θ, and put the embedding's norm into its rows."""
 
     def normalised(rows: Array) -> Array:
         wide = rows.astype(np.float64)
@@ -522,7 +523,7 @@ def neox_more(fields: Fields, source: Source) -> dict[str, object]:
 
 
 def neox_weights(tensors: Tensors, config: GPTConfig, fields: Fields) -> None:
-    """Queries, keys and values lie head by head."""
+    """Reorder the rows of queries, keys and values, which GPT-NeoX has together for each head."""
     H, d = config.n_heads, config.d_head
     order = np.arange(3 * H * d).reshape(H, 3, d).swapaxes(0, 1).reshape(-1)
     for name, tensor in tensors.items():
@@ -646,7 +647,7 @@ GPTJ = Family(
 
 
 def neo_more(fields: Fields, source: Source) -> dict[str, object]:
-    """`attention_types` is [[[kinds], times], ...]."""
+    """The windows of GPT-Neo's layers, from `attention_types`, [[[kinds], times], ...]."""
     windows: list[int] = []
     width = source.get(fields, "window_size", int) or 0
     for each in source.get(fields, "attention_types", list) or []:
@@ -722,7 +723,7 @@ def floats(tensor: FileTensor) -> Array:
 
 
 def opt_weights(tensors: Tensors, config: GPTConfig, fields: Fields) -> None:
-    """Two rows of positions mean nothing; projections of narrow embeddings become part of these."""
+    """Drop the first two rows of positions, which are unused, and merge the projections of embeddings."""
     if (table := tensors.get("pos_embed.weight")) is not None and table.shape:
         tensors["pos_embed.weight"] = selected(table, np.arange(2, max(2, table.shape[0])))
     inwards, outwards = tensors.pop("project_in.weight", None), tensors.pop("project_out.weight", None)
@@ -828,8 +829,8 @@ def translate_family(
 ) -> Tensors:
     """Translate a family's tensors to lama's names and layout. Raises LamaError.
 
-    Unknown tensors keep their names, and `filled` refuses them. Buffers, heads for other tasks and the output
-    layer of a tied model, which must equal the embedding, are left out.
+    Unknown tensors keep their names, so that `filled` refuses them. Buffers, heads for other tasks and the
+    output layer of a tied model, which must equal the embedding, are left out.
     """
 
     def lama_name(name: str) -> str | None:
@@ -846,18 +847,14 @@ def translate_family(
 
 
 def name_in_family(family: Family) -> Callable[[str], str]:
-    """lama's name of a tensor -> the family's, for error messages."""
+    """A function from lama's name of a tensor to the family's, for error messages."""
     theirs = {ours: name for name, ours in family.names.items()}
 
     def name_of(name: str) -> str:
         found = rename(name, theirs) or rename(name.replace(".attn.qkv.", ".attn.q."), theirs)
-        return (
-            name
-            if found is None
-            else found
-            if found.startswith(("lm_head", "embed_out"))
-            else family.prefix + found
-        )
+        if found is None:
+            return name
+        return found if found.startswith(("lm_head", "embed_out")) else family.prefix + found
 
     return name_of
 
@@ -865,7 +862,7 @@ def name_in_family(family: Family) -> Callable[[str], str]:
 # --- writing
 
 FORMS = {("none", False): "llama", ("none", True): "qwen2", ("head", False): "qwen3"}
-"""The model_type of models of Llama's form, by qk_norm and qkv_bias."""
+"""The model_type of models with Llama's architecture, by qk_norm and qkv_bias."""
 SIZES = (
     *("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp"),
     *("norm_epsilon", "tied", "rope_theta", "rope_scaling"),
@@ -873,7 +870,7 @@ SIZES = (
 
 
 def form_of(c: GPTConfig) -> str | None:
-    """The model_type, llama, qwen2 or qwen3, that computes what this model does; None if there is none."""
+    """The model_type llama, qwen2 or qwen3 that computes the same as this model; None if there is none."""
     if c.positions != "rope":
         return None
     shape: dict[str, object] = {name: getattr(c, name) for name in SIZES}
@@ -886,7 +883,7 @@ def form_of(c: GPTConfig) -> str | None:
 
 
 def config_of_form(c: GPTConfig, form: str, end_of_text: int | None) -> dict[str, object]:
-    """The config.json of a model of one of FORMS, in the spelling of transformers 4, which 5 reads too."""
+    """The config.json of a model of one of FORMS, in the spelling of transformers 4, which 5 also reads."""
     scaling: dict[str, object] | None = None
     if len(c.rope_scaling) == 1:
         scaling = {"rope_type": "linear", "factor": c.rope_scaling[0]}
@@ -906,7 +903,7 @@ def config_of_form(c: GPTConfig, form: str, end_of_text: int | None) -> dict[str
 
 
 def tensors_of_form(tensors: Tensors, c: GPTConfig, form: str) -> Tensors:
-    """Tensors under lama's names as the form has them."""
+    """The tensors, given under lama's names, with the names and layout of the form."""
     ours, name_of = dict(tensors), name_in_family(FAMILIES[form])
     split_qkv(ours, c)
     return {name_of(name): tensor for name, tensor in ours.items()}

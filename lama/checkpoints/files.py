@@ -1,4 +1,4 @@
-"""The files that hold a model's tensors: find them in a folder, and open them."""
+"""The files of a model's tensors: finding them in a folder, and opening them."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from lama.checkpoints.torch_files import read_torch
 from lama.errors import LamaError, quoted
 from lama.files import AGAIN, quoted_path, read_object
 
-# In the order of preference: safetensors are checked more and cannot hold code.
+# In order of preference: safetensors files are checked more strictly and cannot contain code.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-LOCAL_FILES = (*WEIGHT_FILES, "ckpt.pt")  # and nanoGPT's, which no hub offers in place of the others
+LOCAL_FILES = (*WEIGHT_FILES, "ckpt.pt")  # nanoGPT's file is not on the hub
 ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 A_MODEL = "model must be a name, or the path of a folder or file"
 READABLE = "lama reads safetensors, GGUF, PyTorch's .bin and nanoGPT's ckpt.pt"
@@ -35,7 +35,7 @@ def weight_file(folder: Path) -> Path | None:
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has one, or the first part of a split one."""
+    """The GGUF file of a folder that has exactly one, or its first part if it is split."""
     names = os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
     found = sorted(name for name in names if name.endswith(".gguf"))
     stems = {re.sub(r"-\d{5}-of-(\d{5}\.gguf)$", r"-\1", name) for name in found}
@@ -64,7 +64,7 @@ def open_weights(path: Path) -> dict[str, FileTensor]:
 
 
 def check_regular(path: Path) -> None:
-    """Raise LamaError for anything but a file, such as a pipe, which may never end."""
+    """Raise LamaError for anything but a regular file, such as a pipe, which may never end."""
     if not os.path.isfile(path):
         got = "something else" if os.path.exists(path) else "none"
         raise LamaError(f"{quoted_path(path)} must be a regular file; got {got}")
@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The distinct files that an index lists. Raises LamaError for none, or for one outside its folder."""
+    """The distinct files that an index lists. Raises LamaError for no files, or one outside its folder."""
     return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
 
 
@@ -106,7 +106,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise LamaError(f"{source} must have a weight_map of tensors to files; got {quoted(found)}. {AGAIN}")
     names = sorted(set(listed.values()))
     if outside := [name for name in names if Path(name).name != name or name in ("", "..")]:
-        raise LamaError(f"shards must lie beside {source}; got {quoted(outside[0])}")
+        raise LamaError(f"shards must be in the folder of {source}; got {quoted(outside[0])}")
     if wrong := [name for name in names if not name.endswith((".safetensors", ".bin"))]:
         raise LamaError(f"shards must be .safetensors or .bin files; got {quoted(wrong[0])} in {source}")
     return listed
@@ -117,12 +117,12 @@ def _open_shards(index: Path) -> dict[str, FileTensor]:
     names = sorted(set(listed.values()))
     if missing := [name for name in names if not os.path.isfile(index.parent / name)]:
         got = f"{quoted(', '.join(missing), plain=True)} in {quoted_path(index.parent)}"
-        raise LamaError(f"every shard that {index.name} lists must be there; got no {got}")
+        raise LamaError(f"shards that {index.name} lists are missing: {got}")
     tensors: dict[str, FileTensor] = {}
     for file in (index.parent / name for name in names):
         shard = open_weights(file)
         if twice := sorted(tensors.keys() & shard.keys()):
-            got = f"{quoted(twice[0], plain=True)} in {quoted_path(file)} and in another"
+            got = f"{quoted(twice[0], plain=True)} in {quoted_path(file)} and in another shard"
             raise LamaError(f"a tensor must be in one shard only; got {got}")
         tensors |= shard
     if absent := sorted(listed.keys() - tensors.keys()):

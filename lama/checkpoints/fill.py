@@ -1,4 +1,4 @@
-"""Build a model and fill it with the tensors of a file."""
+"""Building a model and filling it with the tensors of a file."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -41,14 +41,14 @@ from lama.runtime.kernel import is_fast
 from lama.runtime.threads import ahead, on_threads
 from lama.shapes import Array
 
-READERS = 4  # threads that read; more gain nothing for a file in memory
+READERS = 4  # threads that read; more are no faster, even for a file in memory
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
 _DTYPES = DTYPES | {"int8": dtypes.int8, "uint8": dtypes.uint8}  # with those of quantised weights
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Raise UsageError if weights cannot have this dtype; None is the file's own."""
+    """Raise UsageError if weights cannot have this dtype; None means that of the file."""
     if dtype is not None and dtype not in (*DTYPES, *BITS):
         raise UsageError(f"dtype must be one of {', '.join((*DTYPES, *BITS))}; got {quoted(dtype)}")
 
@@ -62,17 +62,18 @@ def filled(
 ) -> Model:
     """The model of a checkpoint, with its weights cast to `dtype` on `device`. Raises LamaError.
 
-    Without a dtype, matrices that are quantised in a GGUF file stay so, and the rest is float32. Names and
-    shapes are compared before a weight is read. Then only a few tensors are in memory beside the weights.
-    For int8 and int4 matrices are rounded one by one, unless the file has them in as many bits without
-    minima. Warns of what is rounded a second time. With `float_activations`, what quantised matrices multiply
-    is not rounded; with `in_rows`, weights of half precision are not put in tiles.
+    Without a dtype, matrices that are quantised in a GGUF file stay quantised, and the rest is float32. Names
+    and shapes are compared before any weight is read, and only a few tensors are in memory besides the
+    weights. For int8 and int4, matrices are rounded one by one, unless the file has them with as many bits
+    and without minima. A warning counts matrices rounded a second time. With `float_activations`, quantised
+    matrices multiply activations without rounding them. With `in_rows`, weights of half precision are not put
+    into tiles.
     """
     check_dtype(dtype)
     if checkpoint.dtype is not None:
         if dtype not in (None, "float32", checkpoint.dtype):
             got = f"got dtype={dtype} for one of {checkpoint.dtype} in {checkpoint.source}"
-            raise LamaError(f"a quantised model is loaded as it is; {got}")
+            raise LamaError(f"a quantised model keeps its dtype; {got}")
         dtype = None
     tensors, config = dict(checkpoint.tensors()), checkpoint.config
     shapes = {name: tuple(map(int, each.shape)) for name, each in parameters_of(config).items()}
@@ -81,7 +82,7 @@ def filled(
     with packed(device):
         _fill(model, tensors, checkpoint, dtype, device, in_rows)
     if float_activations and not without_rounding(model):
-        rule = "float activations are a choice for quantised matrices"
+        rule = "float activations are an option of quantised models"
         raise UsageError(f"{rule}; got none in {checkpoint.source}. Leave it out, or load int8 or int4")
     if isinstance(model, GPT):
         model.sampling, model.family = checkpoint.sampling, checkpoint.family
@@ -131,7 +132,7 @@ def _fill(
         if name in tiled and is_fast(target[name]):
             target[name] = in_tiles(shape[0], shape[1], held, device)
         tiles = tiles_of(target[name])
-        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it, not on threads
+        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it
 
     def read(name: str) -> None:
         _read(tensors[name], target[name], memory[name])
@@ -145,7 +146,7 @@ def _fill(
 
 
 def _read(tensor: FileTensor, target: Tensor, memory: Array | None) -> None:
-    """Fill a realised tensor, whose memory this is if the host has it. Raises LamaError."""
+    """Fill a realised tensor; `memory` is its memory if that is the host's. Raises LamaError."""
     dtype = DTYPE_NAMES[target.dtype]
     if memory is None:
         write(target, read_weights(tensor, dtype))
@@ -165,9 +166,9 @@ def new_model(config: Config, dtype: str | None = None) -> Model:
 
 
 def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor | Quantized]:
-    """Every parameter of `new_model` by name, unfilled. Layers of a stack share those of one layer.
+    """Every parameter of `new_model` by name, unfilled; all layers of a stack share those of one layer.
 
-    A config may name thousands of layers, each of which takes milliseconds to build.
+    A config may ask for thousands of layers, each of which takes milliseconds to build.
     """
     layers = {name: n for name, n in vars(config).items() if name in LAYERS}
     one_layer = vars(config) | {name: min(n, 1) for name, n in layers.items()}
@@ -183,7 +184,7 @@ def parameters_of(config: Config, dtype: str | None = None) -> dict[str, Tensor 
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix of which the file has the values and scales, and the names that their dtypes must have."""
+    """The values and scales of a matrix in the file, and the names of their expected dtypes."""
 
     parts: tuple[FileTensor, FileTensor]
     names: tuple[str, str]
@@ -196,7 +197,7 @@ class Stored:
 
 @dataclass
 class RoundedAgain:
-    """Matrices that are quantised in the file and had to be rounded again, and the error of that."""
+    """Matrices that are quantised in the file and had to be rounded again, and the error of this."""
 
     matrices: int = 0
     types: set[str] = field(default_factory=set)
@@ -216,7 +217,7 @@ class RoundedAgain:
             self.size += float(np.square(some).sum(dtype=float))
 
     def tell(self, source: str) -> None:
-        """Warn of them, if there are any."""
+        """Warn of such matrices, if there are any."""
         if self.matrices:
             error = math.sqrt(self.error / self.size) if self.size else 0.0
             what = f"{self.matrices} matrices of {', '.join(sorted(self.types))} in {source}"
@@ -224,7 +225,7 @@ class RoundedAgain:
 
 
 def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, int]:
-    """The bits of the matrices that are quantised in the file: its own, where lama has a layout for them."""
+    """The bits for matrices that are quantised in the file: 4 if their type fits lama's 4 bits, else 8."""
     return {
         name: 4 if tensor.exact is not None and tensor.exact[0].dtype == "uint8" else 8
         for name in matrices_of(model)
@@ -233,7 +234,7 @@ def _stored_bits(model: Model, tensors: Mapping[str, FileTensor]) -> dict[str, i
 
 
 def _as_stored(tensor: FileTensor, bits: int, minima: bool) -> Stored | None:
-    """The matrix as the file has it, if that has as many bits, and no minima unless `minima`."""
+    """The matrix as it is in the file, if it has these bits there, and no minima unless `minima`."""
     if tensor.exact is None or tensor.exact[0].dtype != ("int8" if bits == 8 else "uint8"):
         return None
     values, scales = tensor.exact
@@ -252,7 +253,7 @@ def _rounded(tensor: FileTensor, bits: int, device: str | None, again: RoundedAg
     quantized = quantize(weight, bits)
     Tensor.realize(*quantized.tensors())
     if not np.isfinite(quantized.scales.numpy()).all():
-        got = f"got too large ones in {tensor.name}. Load it as float32"
+        got = f"got too large ones in {tensor.name}. Load the model as float32"
         raise LamaError(f"weights must fit int{bits}, whose scales are float16; {got}")
     if tensor.stored:
         again.add(tensor, quantized, array)

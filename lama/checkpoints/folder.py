@@ -35,8 +35,8 @@ def save(
 ) -> None:
     """Write a model that `load` reads back bit for bit; `notes` are JSON, such as the training's settings.
 
-    Of a model with an adapter, that alone is written: it names its model. Raises LamaError if the folder
-    cannot be written; a model that was there before is then unchanged.
+    Of a model with an adapter, only the adapter is written, which names its base model. Raises LamaError if
+    the folder cannot be written; an earlier model in it is then unchanged.
     """
     if isinstance(model, GPT) and changes_of(model):
         return adapters.save_adapter(folder, model, tokenizer, notes)
@@ -63,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Quantized]) -> None
 
 
 def file_tensors(tensors: Mapping[str, Tensor | Quantized]) -> dict[str, FileTensor]:
-    """Tensors to write. `read` copies each from its device. A quantised matrix is two, row after row."""
+    """Tensors to write; `read` copies each from its device. A quantised matrix is two tensors, in rows."""
     found: dict[str, FileTensor] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Quantized):
@@ -80,7 +80,7 @@ def _fetch(parameter: Tensor) -> Array:
 
 
 def quantized_tensors(files: ModelFiles, config: Config, dtype: str) -> dict[str, FileTensor]:
-    """A quantised model's tensors; values and scales of a matrix are one tensor. Raises LamaError."""
+    """A quantised model's tensors, with values and scales of a matrix as one tensor. Raises LamaError."""
     found = files.tensors()
     shapes: dict[str, tuple[int, ...]] = {}
     parameters = parameters_of(config, dtype)

@@ -64,7 +64,7 @@ class LamaFolder:
 
 
 class NanoGPT:
-    """A ckpt.pt of nanoGPT, which holds its own config."""
+    """nanoGPT's ckpt.pt, which contains its config."""
 
     def recognises(self, files: ModelFiles) -> bool:
         return files.arguments is not None
@@ -136,7 +136,7 @@ class HuggingFaceDecoder:
 
 
 class HuggingFaceGPT2:
-    """A GPT-2 in Hugging Face's format. The last of the formats: it refuses every other `model_type`."""
+    """A GPT-2 in Hugging Face's format. This format is the last: it refuses every other `model_type`."""
 
     def recognises(self, files: ModelFiles) -> bool:
         return True

@@ -1,6 +1,6 @@
 """GGUF files: their keys and tensors. Source: ggml-org/ggml, docs/gguf.md and src/ggml-quants.c.
 
-Nothing in a file is trusted: every count, length, type and offset is checked against the file's size first.
+Files are not trusted: every count, length, type and offset is first checked against the file's size.
 """
 
 import math
@@ -34,12 +34,12 @@ from lama.shapes import Array
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # bytes, of the tensors in a file that does not say otherwise
+ALIGNMENT = 32  # bytes: the default alignment of a file's tensors
 MOST_DIMENSIONS = 4
-LONGEST_NAME = 1024  # bytes of a key or of a tensor's name; llama.cpp allows 64 in names
-SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # a part's name
+LONGEST_NAME = 1024  # bytes of a key or of a tensor's name; llama.cpp allows 64 for names
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # the name of a part of a split file
 STRING, ARRAY, BOOL = 8, 9, 7
-# The types of values: struct's code and numpy's type.
+# The types of values: the codes of struct and of numpy.
 NUMBERS = {
     0: ("<B", "u1"),
     1: ("<b", "i1"),
@@ -65,11 +65,11 @@ class Kind:
     integers: Callable[[Array], Array] | None = None
     """Blocks (n, size) of uint8 -> (n, numbers), int8 or uint8."""
     scales: Callable[[Array], tuple[Array, Array | None]] | None = None
-    """The same -> the scales of a block's groups and, if any, their minima, (n, groups) float32 each."""
+    """Blocks -> the scales of their groups and, if any, the minima, (n, groups) float32 each."""
     bits: int = 0
-    """Bits of lama's matrices that hold it without rounding again; 0 if there are none."""
+    """The bits of lama's matrices that hold this type without rounding it again; 0 if none do."""
     halves: tuple[int, int] = (0, 0)
-    """For 4 bits: the byte where a block's weights begin, how many lower halves come before upper ones."""
+    """For 4 bits: the byte where a block's weights begin, and how many lower halves precede upper ones."""
 
     def dequantize(self, blocks: Array) -> Array:
         """(n, size) of uint8 -> (n, numbers) float32."""
@@ -80,17 +80,17 @@ class Kind:
 
 
 def _half(blocks: Array, at: int) -> Array:
-    """The float16 at this byte of each block, (n, 1) float32."""
+    """The float16 at byte `at` of each block, as (n, 1) float32."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
 def _nibbles(packed: Array) -> Array:
-    """Low nibbles, then high ones: (n, b) -> (n, 2 b)."""
+    """The low nibbles, then the high ones: (n, b) -> (n, 2 b)."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
 def _neighbours(packed: Array, width: int) -> Array:
-    """Low nibbles, then high ones, of each `width` bytes as pairs of neighbours; two bytes at a time."""
+    """Repack each `width` bytes: their low nibbles, then their high ones, as pairs of adjacent weights."""
     words = np.ascontiguousarray(packed).view("<u2").reshape(-1, width // 2)
     out = np.empty((len(words), 2, width // 2), np.uint8)
     for half, nibbles in enumerate((words & 0x0F0F, words >> 4 & 0x0F0F)):
@@ -112,7 +112,7 @@ def _scale_and_minimum(blocks: Array) -> tuple[Array, Array | None]:
 
 
 def _six_bits(packed: Array) -> Array:
-    """Eight scales, then eight minima of 6 bits from 12 bytes: (n, 12) -> (n, 16)."""
+    """Unpack eight scales, then eight minima, of 6 bits each: (n, 12) bytes -> (n, 16)."""
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = [low & 63, (high & 15) | (low >> 6 << 4)]
     return np.concatenate([*scales, middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=1)
@@ -128,7 +128,7 @@ def _scales_of_q6_k(blocks: Array) -> tuple[Array, Array | None]:
 
 
 def _pairs_of_32(packed: Array) -> Array:
-    """128 bytes to 256 nibbles: 32 low ones, then 32 high ones, four times; (n, 8, 32)."""
+    """Unpack 128 bytes: four times the low nibbles of 32 bytes, then their high ones; (n, 8, 32)."""
     groups = packed.reshape(len(packed), 4, 1, 32)
     return np.concatenate([groups & 15, groups >> 4], axis=2).reshape(len(packed), 8, 32)
 
@@ -192,10 +192,10 @@ class _Reader:
         self.data, self.source, self.at = data, source, 0
 
     def need(self, n: int, what: str) -> int:
-        """Move on by n bytes; returns where they begin. Raises LamaError if the file has fewer."""
+        """Advance by n bytes; returns where they begin. Raises LamaError if the file has fewer."""
         start, left = self.at, len(self.data) - self.at
         if n > left:
-            raise LamaError(f"{self.source} must be complete; got {left} bytes for {n} of {what}. {AGAIN}")
+            raise LamaError(f"{self.source} is incomplete: it has {left} of {n} bytes of {what}. {AGAIN}")
         self.at += n
         return start
 
@@ -215,7 +215,7 @@ class _Reader:
             raise LamaError(f"{self.source}: {what} must be UTF-8; {got}. {AGAIN}") from None
 
     def strings(self, n: int, what: str) -> list[str]:
-        """Read n strings; a tokenizer has a hundred thousand."""
+        """Read n strings, fast, since a tokenizer has a hundred thousand."""
         found: list[str] = []
         at, end, length = self.at, len(self.data), struct.Struct("<Q").unpack_from
         with suppress(struct.error, UnicodeDecodeError):
@@ -228,16 +228,16 @@ class _Reader:
             else:
                 self.at = at
                 return found
-        return [self.string(what) for _ in range(n)]  # one by one, to say which is wrong
+        return [self.string(what) for _ in range(n)]  # one by one, to report the wrong one
 
     def value(self, kind: int, key: str) -> object:
-        """A value of a key."""
+        """The value of a key."""
         if kind == STRING:
             return self.string(key)
         if kind == ARRAY:
             inner, n = self.number("<I", f"the type of {key}"), self.number("<Q", f"the length of {key}")
             if inner == STRING:
-                self.need(8 * n, key)  # at least a length each
+                self.need(8 * n, key)  # each has at least a length
                 self.at -= 8 * n
                 return self.strings(n, key)
             if inner in NUMBERS:
@@ -253,7 +253,7 @@ class _Reader:
 
 
 def open_gguf(path: Path) -> GGUF:
-    """Open a GGUF file, or all of the files that it was split into; no tensor is read. Raises LamaError."""
+    """Open a GGUF file, or all files that it is split into; no tensor is read. Raises LamaError."""
     first = _open(path)
     count, name = first.keys.get("split.count", 1), SPLIT.fullmatch(path.name)
     if type(count) is not int or count < 2 or name is None:
@@ -294,7 +294,7 @@ def _read(reader: _Reader, path: Path) -> GGUF:
     size = len(reader.data)
     for what, n, least in (("tensors", n_tensors, 24), ("keys", n_keys, 13)):
         if n * least > size:
-            raise LamaError(f"{source} must be complete; got {n:,} {what} in {size:,} bytes. {AGAIN}")
+            raise LamaError(f"{source} is incomplete: {n:,} {what} in {size:,} bytes. {AGAIN}")
     keys: dict[str, object] = {}
     for _ in range(n_keys):
         key = reader.string("a key", LONGEST_NAME)
@@ -304,7 +304,7 @@ def _read(reader: _Reader, path: Path) -> GGUF:
     alignment = keys.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise LamaError(
-            f"{source}: general.alignment must be a power of two from 8 on; got {quoted(alignment)}"
+            f"{source}: general.alignment must be a power of two from 8 to 2^20; got {quoted(alignment)}"
         )
     entries: dict[str, tuple[Kind, tuple[int, ...], int]] = {}
     for _ in range(n_tensors):
@@ -345,7 +345,7 @@ def _entry(reader: _Reader, name: str) -> tuple[Kind, tuple[int, ...], int]:
 def _check_places(
     entries: dict[str, tuple[Kind, tuple[int, ...], int]], alignment: int, size: int, source: str
 ) -> None:
-    """Raise LamaError for tensors outside the file, not aligned, or over one another."""
+    """Raise LamaError for tensors that are outside the file, not aligned, or overlap."""
     end, before = 0, ""
     for name, (kind, shape, offset) in sorted(entries.items(), key=lambda entry: entry[1][2]):
         shown, n = quoted(name, plain=True), math.prod(shape) // kind.numbers * kind.size
@@ -354,15 +354,15 @@ def _check_places(
                 f"{source}: {shown} must be aligned to {alignment} bytes; got offset {offset}. {AGAIN}"
             )
         if offset + n > size:
-            got = f"{shown} to byte {offset + n:,} of {max(size, 0):,}"
-            raise LamaError(f"{source} must hold all of its tensors; got {got}. {AGAIN}")
+            got = f"{shown} ends at byte {offset + n:,} of {max(size, 0):,}"
+            raise LamaError(f"{source} is incomplete: {got}. {AGAIN}")
         if offset < end:
             raise LamaError(f"{source}: tensors must not overlap; got {before} and {shown}. {AGAIN}")
         end, before = offset + n, shown
 
 
 def tensor_at(path: Path, name: str, kind: Kind, shape: tuple[int, ...], start: int) -> FileTensor:
-    """The tensor of a type whose content begins at byte `start` of a file."""
+    """The tensor of type `kind` that begins at byte `start` of a file."""
     if kind.integers is None:
         dtype = FLOATS[kind.name]
 
@@ -382,7 +382,7 @@ def tensor_at(path: Path, name: str, kind: Kind, shape: tuple[int, ...], start: 
 def _home(
     path: Path, name: str, start: int, kind: Kind, shape: tuple[int, ...]
 ) -> tuple[FileTensor, FileTensor]:
-    """The values and scales of a matrix: those of a `lama.kernels.Quantized`, row after row."""
+    """The values and scales of a matrix, in rows, for a `lama.kernels.Quantized`."""
     integers, in_blocks, has_minima = kind.integers, kind.numbers == 8 * GROUP, kind.scales is not _one_scale
     assert integers is not None
     rows, d_in = shape
@@ -390,11 +390,10 @@ def _home(
     size, groups = row_sizes(d_in, kind.bits)
 
     def parts(out: Array) -> Iterator[tuple[Array, Array]]:
-        """Some rows of `out`, and their blocks, which the next ones overwrite."""
+        """Some rows of `out` at a time, and their blocks, in memory that the next ones overwrite."""
         step = min(rows, max(1, CHUNK // d_in))
-        buffer = np.empty(
-            (step * n, kind.size), np.uint8
-        )  # new memory for each part takes longer than to read
+        # One buffer: allocating memory for each part would take longer than reading it.
+        buffer = np.empty((step * n, kind.size), np.uint8)
         for row in range(0, rows, step):
             some = out[row : row + step]
             blocks = buffer[: len(some) * n]
@@ -402,7 +401,7 @@ def _home(
             yield some, blocks
 
     def values() -> Array:
-        plain = kind.bits == 4 and not has_minima  # what is in memory is then the integer + 8
+        plain = kind.bits == 4 and not has_minima  # the integers + 8 are then stored
         (at, width), used = kind.halves, d_in * kind.bits // 8
         out = np.empty((rows, size), np.uint8)
         out[:, used:] = 0x88 if plain else 0
@@ -435,22 +434,22 @@ def _home(
 
 
 def _dequantized(path: Path, start: int, kind: Kind, shape: tuple[int, ...]) -> Array:
-    """All numbers of a quantised tensor, read and widened a part at a time."""
+    """All numbers of a quantised tensor as float32, read and converted in parts."""
     out: Array = np.empty(math.prod(shape), np.float32)
     step = max(1, CHUNK // kind.numbers)  # blocks
     for block in range(0, len(out) // kind.numbers, step):
         n = min(step, len(out) // kind.numbers - block)
         blocks = read_bytes(path, start + block * kind.size, n * kind.size).reshape(n, kind.size)
-        with np.errstate(invalid="ignore", over="ignore"):  # `read_weights` refuses what is not finite
+        with np.errstate(invalid="ignore", over="ignore"):  # `read_weights` checks for finite numbers
             out[block * kind.numbers : (block + n) * kind.numbers] = kind.dequantize(blocks).reshape(-1)
     return out.reshape(shape)
 
 
 def write_gguf(path: Path, keys: Mapping[str, object], tensors: Mapping[str, tuple[str, FileTensor]]) -> None:
-    """Write keys and tensors, each with its type such as Q8_0; the file gets its name when it is complete.
+    """Write keys, and tensors with types such as Q8_0; the file gets its name when it is complete.
 
     Values are text, bool, int (uint32), float (float32), and lists of text, int (int32) or float. Quantised
-    types are those that `FileTensor.quantized` holds. Raises LamaError if the file cannot be written.
+    types need `FileTensor.quantized`. Raises LamaError if the file cannot be written.
     """
     numbers = {kind.name: (number, kind) for number, kind in KINDS.items()}
     head = [MAGIC, struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(keys))]
@@ -481,7 +480,7 @@ def _text(text: str) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    """A value with its type before it."""
+    """A value, preceded by its type."""
     match value:
         case bool():
             return struct.pack("<I?", BOOL, value)
@@ -501,7 +500,7 @@ def _value(value: object) -> bytes:
 
 
 def _blocks(tensor: FileTensor, kind: str) -> Array:
-    """The content of a tensor as the file holds it."""
+    """The content of a tensor as it is in the file."""
     if kind in FLOATS:
         return np.ascontiguousarray(read_weights(tensor, FLOATS[kind]))
     assert tensor.quantized is not None, "a quantised type needs quantised weights"

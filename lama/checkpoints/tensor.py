@@ -1,4 +1,4 @@
-"""A tensor in a file: its name, type and shape, and how to read it."""
+"""Tensors in files: their names, types and shapes, and functions that read them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,32 +16,32 @@ from lama.shapes import Array
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
 NUMPY: dict[str, type] = {name: np.dtype(name).type for name in (*FLOATS[:3], *INTEGERS, "bool")}
-NUMPY["bfloat16"] = np.uint16  # numpy has no bfloat16: its 16 bits are held as an unsigned integer
-CHUNK = 1 << 18  # elements read and converted at a time, which fit into the cache
-TRANSPOSED_ROWS = 64  # rows transposed at a time: twice as fast as numpy's own copy of `matrix.T`
+NUMPY["bfloat16"] = np.uint16  # numpy has no bfloat16: its 16 bits are an unsigned integer
+CHUNK = 1 << 18  # elements that are read and converted at a time, so that they stay in the cache
+TRANSPOSED_ROWS = 64  # rows that are transposed at a time: twice as fast as numpy's copy of `matrix.T`
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A named tensor in a file; `read` caches nothing."""
+    """A named tensor in a file; `read` reads the file at every call."""
 
     name: str
-    """Its name in the file."""
+    """The name in the file."""
     dtype: str
-    """A key of NUMPY, or the file's own word for a dtype that lama cannot read; int8 or int4 if quantised."""
+    """A key of NUMPY, int8 or int4 if quantised, or the file's name of a dtype that lama cannot read."""
     shape: tuple[int, ...]
     read: Callable[[], Array]
     """Returns an array of this shape and of the numpy type NUMPY[dtype]. Raises LamaError."""
     transposed: bool = False
-    """The file holds the matrix with its axes exchanged."""
+    """Whether the file has the matrix with its axes exchanged."""
     read_into: Callable[[int, Array], None] | None = None
-    """Fills an array with elements from an index on, in the file's order; None if not contiguous there."""
+    """Fills an array with elements from an index on, in the file's order; None if they are not contiguous."""
     quantized: "tuple[FileTensor, FileTensor] | None" = None
-    """The values and scales of a quantised matrix, those of a `lama.kernels.Quantized` row after row."""
+    """The values and scales of a quantised matrix, in rows, for a `lama.kernels.Quantized`."""
     exact: "tuple[FileTensor, FileTensor] | None" = None
-    """The same for a matrix that is read as floats: a model of these bits takes it without rounding again."""
+    """The same for a matrix that `read` gives as floats, if its type fits lama's without rounding again."""
     stored: str = ""
-    """The quantised type in the file of a matrix that is read as floats, such as Q6_K."""
+    """The quantised type in the file, such as Q6_K, of a matrix that `read` gives as floats."""
 
     def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of this tensor with its axes in the file's order."""
@@ -50,7 +50,7 @@ class FileTensor:
     def parts(self, whole: Array) -> Iterator[tuple[Array, Array]]:
         """Read the tensor in parts: pairs of a part and its view in `whole`, an array of this shape.
 
-        Only one part is in memory. It is read directly into the view where layout and type allow that.
+        Only one part is in memory at a time. It is read directly into the view if layout and type allow that.
         """
         if self.read_into is None:
             elements = np.asarray(self.read(), order="C").reshape(-1)
@@ -85,8 +85,8 @@ def read_bytes(path: Path, start: int, count: int) -> Array:
 def fill_from(path: Path, start: int, out: Array) -> None:
     """Fill a contiguous array with a file's bytes from `start` on. Raises LamaError if the file is shorter.
 
-    Files are not mapped into memory: weights in a file's small pages are read a quarter more slowly, at an
-    offset that may suit no vector, and a file that is cut short while it is mapped ends the process.
+    Files are not mapped into memory. Mapped weights are read a quarter more slowly, because of small pages,
+    and may not be aligned. If a mapped file is cut short, the process ends.
     """
     data, done = out.reshape(-1).view(np.uint8).data, 0
     with explained(path, "file"), open(path, "rb", buffering=0) as file:
@@ -94,8 +94,8 @@ def fill_from(path: Path, start: int, out: Array) -> None:
         while done < len(data) and (n := file.readinto(data[done:])):
             done += n
     if done < len(data):
-        sizes = f"{start + done} bytes where {start + len(data)} were declared"
-        raise LamaError(f"{quoted_path(path)} must be complete; got {sizes}. {AGAIN}")
+        sizes = f"it has {start + done} of {start + len(data)} bytes"
+        raise LamaError(f"{quoted_path(path)} is incomplete: {sizes}. {AGAIN}")
 
 
 @contextmanager
@@ -106,22 +106,22 @@ def explained(path: Path, what: str) -> Iterator[None]:
     except LamaError:
         raise
     except OSError as error:
-        got = error.strerror or first_line(error)
-        raise LamaError(f"{quoted_path(path)} must be a readable file; got {got}") from error
+        reason = error.strerror or first_line(error)
+        raise LamaError(f"{quoted_path(path)} cannot be read: {reason}") from error
     except Exception as error:  # a damaged pickle or archive can raise nearly anything
-        got = f"got: {first_line(error)}. {AGAIN}"
-        raise LamaError(f"{quoted_path(path)} must be a complete {what}; {got}") from error
+        reason = f"{first_line(error)}. {AGAIN}"
+        raise LamaError(f"{quoted_path(path)} is not a complete {what}: {reason}") from error
 
 
 def bfloat16_to_float32(bits: Array) -> Array:
-    """Convert bfloat16, the upper half of a float32."""
+    """Convert bfloat16, which is the upper half of a float32, from uint16 bits."""
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
 def float32_to_bfloat16(values: Array) -> Array:
-    """The nearest bfloat16, ties to even, as uint16 bits. Not for NaN."""
+    """The nearest bfloat16, ties to even, as uint16 bits. NaN is not supported."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -134,17 +134,17 @@ def is_finite(values: Array, dtype: str) -> bool:
 
 
 def check_finite(values: Array, dtype: str, name: str) -> None:
-    """Raise LamaError for NaN and infinity among the weights of a tensor of that name."""
+    """Raise LamaError that names the tensor if its weights contain NaN or infinity."""
     if not is_finite(values, dtype):
         got = f"got NaN or infinity in {quoted(name, plain=True)}. The checkpoint is damaged"
         raise LamaError(f"weights must be finite; {got}")
 
 
 def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Array:
-    """Read a tensor as another float dtype, contiguous, into `out` if given; bfloat16 as uint16 bits.
+    """Read a tensor as a float dtype, contiguous, into `out` if given; bfloat16 as uint16 bits.
 
-    An integer `dtype`, of quantised weights, is read unchanged. Raises LamaError for another dtype, NaN,
-    infinity, and numbers too large for `dtype`.
+    With an integer `dtype`, for quantised weights, numbers are not converted. Raises LamaError for other
+    dtypes in the file, NaN, infinity, and numbers too large for `dtype`.
     """
     name = quoted(tensor.name, plain=True)
     if dtype not in FLOATS and tensor.dtype != dtype:
@@ -175,7 +175,7 @@ def read_weights(tensor: FileTensor, dtype: str, out: Array | None = None) -> Ar
             else:
                 new = values.astype(NUMPY[dtype])
         if not is_finite(new, dtype):
-            got = f"got {np.abs(values).max():.3g} in {name}. Load it as float32 or bfloat16"
+            got = f"got {np.abs(values).max():.3g} in {name}. Load the model as float32 or bfloat16"
             raise LamaError(f"weights must fit {dtype}; {got}")
         assign(view, new)
     return out

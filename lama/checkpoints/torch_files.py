@@ -1,11 +1,11 @@
-"""pytorch_model.bin and nanoGPT's ckpt.pt without PyTorch: a pickle that may name tensors, and storages.
+"""pytorch_model.bin and nanoGPT's ckpt.pt, read without PyTorch: a pickle of tensors, and their storages.
 
-Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl holds the state dict, each NAME/data/KEY a storage.
-Before, it was four pickles (a magic number, the protocol, system information, the state dict), a fifth with
-the order of the storages, then each storage's length and bytes. The pickle refers to a storage by a
-persistent id: ("storage", class, key, device, length, ...). nanoGPT's file is a dict with the state dict
-under "model", "model_args", and an optimizer's state, which is never read. Source: torch/serialization.py
-and torch/_utils.py (the code here is new).
+Since PyTorch 1.6 the file is a zip archive: NAME/data.pkl has the state dict, each NAME/data/KEY a storage.
+Older files are five pickles: a magic number, the protocol, system information, the state dict, the order of
+the storages. Then each storage's length and bytes follow. The pickle refers to a storage by a
+persistent id: ("storage", class, key, device, length, ...). nanoGPT's file is a dict of "model", the state
+dict, "model_args", and an optimizer's state, which is never read. Source: torch/serialization.py and
+torch/_utils.py (the code here is new).
 """
 
 import io
@@ -30,7 +30,7 @@ from lama.shapes import Array
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-MEMO = 1 << 20  # objects that a pickle may refer to; Python allocates a table for all at once
+MEMO = 1 << 20  # the most objects that a pickle may refer to; Python allocates a table for all at once
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -43,8 +43,8 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-SHARING = 8  # the tensors of a file may have at most this many times the elements of their storages
-WRONG_VIEW = "a tensor whose storage, offset, shape and strides are not whole numbers that fit together"
+SHARING = 8  # the tensors of a file may have this many times the elements of their storages
+WRONG_VIEW = "a tensor whose storage, offset, shape and strides do not fit together"
 Readable: TypeAlias = io.BytesIO | io.BufferedReader
 ReadSpan: TypeAlias = Callable[[int, int], Array]  # first byte, number of bytes -> uint8
 
@@ -69,7 +69,7 @@ class _View:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds descriptions of tensors. It refuses all other names, so that no code can run."""
+    """Builds descriptions of tensors, and refuses all other names, so that no code can run."""
 
     def __init__(self, file: Readable, path: Path):
         super().__init__(file, encoding="utf-8")
@@ -77,8 +77,8 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> object:
-        # The pickle can call only these results. They are new for each file: attributes that a hostile pickle
-        # sets on them vanish with it.
+        # The pickle can call only these results. They are created for each call: attributes that a hostile
+        # pickle sets on them do not persist.
         def view(storage: object, offset: object, shape: object, strides: object, *_: object) -> _View:
             return _view(storage, offset, shape, strides)
 
@@ -86,7 +86,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return data
 
         class LeftOut:
-            """A NumPy number, such as a loss, which no model needs."""
+            """A NumPy number, such as a loss, which is not part of a model."""
 
             def __init__(self, *_: object):
                 pass
@@ -114,7 +114,7 @@ class _TensorUnpickler(pickle.Unpickler):
         got = (
             f"{quoted(f'{module}.{name}', plain=True)} in its pickle, which could run code when it is loaded"
         )
-        advice = "Do not load it with other tools either unless you trust its author"
+        advice = "Do not load the file with other tools either, unless you trust its author"
         raise LamaError(f"{quoted_path(self.path)} must hold tensors only; got {got}. {advice}")
 
     def persistent_load(self, pid: object) -> _Storage:
@@ -132,7 +132,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _view(storage: object, offset: object, shape: object, strides: object) -> _View:
-    """A checked view: every element lies inside the storage. Raises ValueError."""
+    """A checked view, whose elements are all inside the storage. Raises ValueError."""
     start, sizes, steps = _naturals([offset]), _naturals(shape), _naturals(strides)
     if not isinstance(storage, _Storage) or len(sizes) != len(steps):
         raise ValueError(WRONG_VIEW)
@@ -151,7 +151,7 @@ def _naturals(values: object) -> tuple[int, ...]:
 
 
 def _extent(view: _View) -> int:
-    """The number of elements of the storage from the tensor's first to its last."""
+    """The number of the storage's elements from the tensor's first to its last."""
     if 0 in view.shape:
         return 0
     return 1 + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
@@ -169,7 +169,7 @@ def _read(view: _View, span: ReadSpan) -> Array:
 def read_torch(path: Path) -> tuple[dict[str, FileTensor], dict[str, object] | None]:
     """The tensors of a file that torch.save wrote, to be read later, and nanoGPT's `model_args` if any.
 
-    Raises LamaError for a damaged file, and for a pickle that names more than tensors.
+    Raises LamaError for a damaged file, and for a pickle that contains more than tensors.
     """
     arguments = None
     with explained(path, "PyTorch checkpoint"):
@@ -181,7 +181,7 @@ def read_torch(path: Path) -> tuple[dict[str, FileTensor], dict[str, object] | N
             arguments, value = value["model_args"], value.get("model")
         views = _state_dict(path, value)
         storages = {view.storage.key: view.storage for view in views.values()}
-        # Tied tensors share a storage. Thousands of tensors would fill the memory from a small file.
+        # Tied tensors share a storage, but thousands of tensors could fill the memory from a small file.
         elements = sum(storage.length for storage in storages.values())
         if sum(math.prod(view.shape) for view in views.values()) > SHARING * elements:
             raise ValueError("tensors that repeat the numbers of their storages")
@@ -199,7 +199,7 @@ def read_pickle(path: Path) -> object:
 
 
 def _unpickled(file: Readable, path: Path) -> tuple[object, _TensorUnpickler]:
-    """Read a pickle at the current position of `file`. Raises nearly anything."""
+    """Read a pickle at the current position of `file`. May raise almost any exception."""
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MEMO:
@@ -247,7 +247,7 @@ def _open_zip(path: Path, file: Readable) -> tuple[object, dict[str, ReadSpan]]:
 
 
 def _read_zip(path: Path, member: str, start: int, count: int) -> Array:
-    """Read a span of an archive's member. A whole member is checked against its checksum."""
+    """Read `count` bytes of an archive's member from `start` on. A whole member's checksum is checked."""
     out, done = np.empty(count, np.uint8), 0
     with explained(path, "PyTorch checkpoint"):
         with zipfile.ZipFile(path) as archive, archive.open(member) as data:
@@ -280,7 +280,7 @@ def _open_legacy(path: Path, file: Readable) -> tuple[object, dict[str, ReadSpan
         spans[key] = partial(_read_legacy, path, start)
         file.seek(start + length * itemsize(storage.dtype))
     if file.tell() > (size := os.fstat(file.fileno()).st_size):
-        raise ValueError(f"{size} bytes where {file.tell()} were declared")
+        raise ValueError(f"only {size} of {file.tell()} bytes")
     if missing := unpickler.storages.keys() - spans.keys():
         raise ValueError(f"no storage {min(missing)}")
     return value, spans

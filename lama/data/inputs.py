@@ -11,10 +11,10 @@ from lama.tokenizers import BytePairTokenizer, Tokenizer, WordPieceTokenizer
 
 
 def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """The ids that the model reads for a text; for an encoder-decoder, for a source.
+    """The ids that the model reads for a text; for an encoder-decoder, the text is a source.
 
-    Raises LamaError for a text that is empty, cannot be spelled, or has tokens that the model lacks or more
-    of them than its context.
+    Raises LamaError for a text that is empty, cannot be spelled, has tokens that the model lacks, or exceeds
+    its context.
     """
     if not text:
         raise LamaError("the text must not be empty; got nothing. Give some text")
@@ -31,7 +31,7 @@ def input_tokens(model: Any, tokenizer: Any, text: str) -> list[int]:
 
 
 def check_tokens(tokenizer: Tokenizer, ids: list[int], vocab_size: int) -> list[int]:
-    """The ids, if a model of `vocab_size` rows has them all. Raises LamaError that names the first other."""
+    """The ids, if all are below `vocab_size`. Raises LamaError that names the first other token."""
     if max(ids, default=0) >= vocab_size:
         token = next(i for i in ids if i >= vocab_size)
         sizes = f"vocab_size={vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens"
@@ -56,5 +56,5 @@ def masked_input(tokenizer: BytePairTokenizer | WordPieceTokenizer, text: str) -
 
 
 def classifier_input(tokenizer: BytePairTokenizer, text: str) -> list[int]:
-    """The ids of a text for a classifier: [MASK] is plain text, and the first word a word like others."""
+    """The ids of a text for a classifier: [MASK] is plain text, and the first word also follows a space."""
     return tokenizer.encode_ordinary(f" {text.strip()}")

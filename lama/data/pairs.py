@@ -1,4 +1,4 @@
-"""Pairs of texts, a source and its target: their files, their split, and the arrays of a training."""
+"""Pairs of texts, a source and its target: their files, their split, and their arrays for training."""
 
 import zlib
 from collections import Counter
@@ -37,9 +37,9 @@ def read_pairs(path: Path) -> list[Pair]:
 def split_pairs(
     pairs: Sequence[Pair], held_out: float, key: Callable[[Pair], str] = lambda pair: pair[0]
 ) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and a share of about `held_out`.
+    """The training pairs, and a held-out share of about `held_out`.
 
-    The side depends only on the key, so that other pairs, seeds or machines change nothing.
+    The part of a pair depends only on its key, not on other pairs, seeds or machines.
     """
     sides: tuple[list[Pair], list[Pair]] = [], []
     for pair in pairs:
@@ -49,7 +49,7 @@ def split_pairs(
 
 @dataclass(frozen=True)
 class PairData:
-    """Pairs as token ids, sources ending in `end`, targets without special tokens."""
+    """Pairs as token ids: sources end with `end`, targets have no special tokens."""
 
     pairs: list[Pair]
     sources: list[list[int]]
@@ -57,7 +57,7 @@ class PairData:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """The longest source, and the longest target with one special token, in tokens."""
+        """The tokens of the longest source, and of the longest target with one special token."""
         return max(map(len, self.sources)), max(map(len, self.targets)) + 1
 
 
@@ -82,8 +82,8 @@ def padded(rows: Sequence[Sequence[int]], length: int, pad: int = PairTokenizer.
 def pair_arrays(data: PairData, rows: Sequence[int], lengths: tuple[int, int], n_rows: int = 0) -> Arrays:
     """The arrays for the loss of these rows: sources (B, S), inputs, targets and weights (B, T).
 
-    The mean of loss x weight over all positions is the mean loss of a token without the padding; so it is
-    over parts of the rows too, on average. B is at least `n_rows`: further rows are padding.
+    The mean of loss · weight over all positions is the mean loss of the tokens that are not padding. The mean
+    of such means of parts of the rows is the same. B is at least `n_rows`: further rows are padding.
     """
     sources, targets = [data.sources[i] for i in rows], [data.targets[i] for i in rows]
     empty: list[list[int]] = [[] for _ in range(n_rows - len(rows))]
@@ -95,18 +95,18 @@ def pair_arrays(data: PairData, rows: Sequence[int], lengths: tuple[int, int], n
 
 
 def pair_batches(data: PairData, batch_size: int, seed: int) -> Callable[[int], Arrays]:
-    """The batches of a training, a function of seed and step, as `epoch_order` has them.
+    """The training batches, a function of seed and step, in the order of `epoch_order`.
 
-    Every batch is padded to the longest pair of all, so that one captured step serves them all.
+    Every batch is padded to the longest pair of all, so that one captured step can compute them all.
     """
     lengths, places = data.lengths, epoch_order(len(data.pairs), batch_size, seed)
     return lambda step: pair_arrays(data, places(step).tolist(), lengths)
 
 
 def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, float]:
-    """The shares of `held_out` that need no model.
+    """The shares of `held_out` that two answers without a model get right.
 
-    `copying`: the target is the source, unless that is the task; `commonest target`: that of `train`.
+    `copying` is the source itself, left out if that is the task; `commonest target` is the one of `train`.
     """
     commonest = Counter(target for _, target in train).most_common(1)[0][0]
     shares = {
@@ -117,7 +117,7 @@ def pair_baselines(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str,
 
 
 def unigram_loss(train: PairData, held_out: PairData, vocab_size: int) -> float:
-    """Nats per token of `held_out`'s targets and their ends, under the tokens' shares in `train`."""
+    """Nats per token of `held_out`'s targets and ends, if tokens are predicted by their shares in `train`."""
     counts = np.full(vocab_size, 0.1)
     for target in train.targets:
         np.add.at(counts, [*target, PairTokenizer.end], 1)

@@ -1,4 +1,4 @@
-"""The ids of a text that comes in pieces: those of the whole."""
+"""The token ids of a text that is read in pieces, equal to those of the whole text."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,16 +6,15 @@ from lama.data.corpora import last_boundary
 from lama.tokenizers import Tokenizer, encode_inside
 from lama.tokenizers.base import WHITE, TableTokenizer
 
-# Characters after a cut on which the tokens are compared; no added token is as long.
-AHEAD = 1 << 15
-CUTS = 64  # positions tried before more text is read
+AHEAD = 1 << 15  # characters after a cut whose tokens are compared; no added token is so long
+CUTS = 64  # positions that are tried before more text is read
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
-    """The ids of `tokenizer.encode` for a text that comes in pieces, some at a time.
+    """The ids of `tokenizer.encode` for a text in pieces, as lists in order.
 
-    Ids are given up to a cut after which the text has the same ids without the text before it, for `AHEAD`
-    characters. Raises LamaError for text that cannot be spelled.
+    A list ends at a cut after which, for `AHEAD` characters, the text has the same ids with and without the
+    text before it. Raises LamaError for text that cannot be spelled.
     """
     before, after = frame_of(tokenizer)
     yield before
@@ -24,7 +23,7 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[
 
 
 def frame_of(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids before and after a whole text."""
+    """The ids that the tokenizer adds before and after a whole text."""
     before, after = tokenizer.frame if isinstance(tokenizer, TableTokenizer) else ((), ())
     return list(before), list(after)
 
@@ -43,13 +42,13 @@ def encode_inside_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterato
 
 
 def find_cut(tokenizer: Tokenizer, text: str) -> int:
-    """A place near the end of a long text at which its tokens can be cut; 0 where none is found."""
+    """A place near the end of a long text at which its tokens can be cut; 0 if none is found."""
     ids, rest = _encode_to_cut(tokenizer, text[-2 * AHEAD :])
     return len(text) - len(rest) if ids else 0
 
 
 def _encode_to_cut(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """The ids before a cut, and the text after it; no ids and all text where no cut is found.
+    """The ids before a cut, and the text after it; no ids and all text if no cut is found.
 
     A cut never follows white space, since an added token may include any amount of it.
     """

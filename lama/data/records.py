@@ -1,4 +1,4 @@
-"""Rows of JSON lines and Parquet files, and files compressed by gzip or zstd."""
+"""Rows of JSON lines and Parquet files, and files compressed with gzip or zstd."""
 
 import gzip
 import importlib
@@ -13,7 +13,7 @@ from lama.errors import LamaError, first_line, quoted
 from lama.files import checked, parse_json, quoted_path
 
 ROWS = {".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
-"""The kinds of files of rows, by the end of their names; other files are text."""
+"""The kinds of files of rows, by their suffix; other files are text."""
 COMPRESSED = (".gz", ".zst")
 LONGEST = 64 << 20  # bytes of a line
 LARGEST_GROUP = 1 << 30  # bytes of a row group of Parquet, which is read at once
@@ -29,7 +29,7 @@ def kind_of_file(name: str) -> str:
 
 
 def open_decompressed(name: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file and read it decompressed. Raises OSError, and LamaError where zstandard is missing."""
+    """Open a file, to be read decompressed. Raises OSError, and LamaError if zstandard is missing."""
     if name.endswith(".gz"):
         return gzip.open(name, "rb")  # type: ignore[return-value]
     if name.endswith(".zst"):
@@ -39,7 +39,7 @@ def open_decompressed(name: str) -> AbstractContextManager[BinaryIO]:
 
 
 class _Zstandard(io.RawIOBase):
-    """The content of a zstd file. Few compressed bytes are read at a time: each may stand for 32 kB."""
+    """The content of a zstd file. Few compressed bytes are read at a time: each may expand to 32 kB."""
 
     def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]):
         self._file, self._new_frame = file, new_frame
@@ -70,7 +70,7 @@ class _Zstandard(io.RawIOBase):
 
 
 def needed(package: str) -> Any:
-    """A package of the extra `data`. Raises LamaError where it is not installed."""
+    """A package of the extra `data`. Raises LamaError if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -83,19 +83,18 @@ def reading(name: object) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        found = f"{quoted_path(name)}: {getattr(error, 'strerror', None) or first_line(error)}"
-        raise LamaError(f"a corpus must be a file that can be read; got {found}") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise LamaError(f"the corpus {quoted_path(name)} cannot be read: {reason}") from None
     except Exception as error:
         if type(error).__name__ not in ("ZstdError", "ArrowInvalid", "ArrowNotImplementedError"):
             raise
-        found = f"{quoted_path(name)}: {first_line(error)}"
-        raise LamaError(f"a corpus must be a file that can be read; got {found}") from None
+        raise LamaError(f"the corpus {quoted_path(name)} cannot be read: {first_line(error)}") from None
 
 
 def rows_of(
     name: str, open_: Callable[[], AbstractContextManager[Any]], columns: Sequence[str]
 ) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers from 1; of Parquet only these columns, as far as they are there.
+    """The rows of a file with their numbers from 1; from Parquet, only those of `columns` that exist.
 
     Raises LamaError that names file and line.
     """
@@ -133,7 +132,7 @@ def _parsed(lines: Sequence[bytes], done: int, source: str) -> list[Row | None]:
             values = iter(found)
             return [None if line.isspace() else next(values) for line in lines]  # type: ignore[misc]
     except LamaError:
-        pass  # one by one, to name the line
+        pass  # parsed one by one below, to name the line
     rows: list[Row | None] = []
     for number, line in enumerate(lines, done + 1):
         where = f"line {number} of {source}"

@@ -1,4 +1,4 @@
-"""A corpus in shards: texts that one process encodes together, each into a file that survives a kill."""
+"""A corpus in shards: texts that one process encodes together, into a file that remains if it is killed."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ from lama.tokenizers import Tokenizer, encode_inside, tokenizer_from_json
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
 
-SHARD = 1 << 20  # characters of a shard, about
-FEW = 4  # shards that are not worth starting processes
+SHARD = 1 << 20  # characters of a shard, roughly
+FEW = 4  # shards; fewer are not worth starting processes
 TRAIN, HELD_OUT, BY_SHARE = range(3)  # where a document's tokens go
 
 Pieces = Iterable[tuple[int, str]]
-"""Pieces of text with the numbers of their documents."""
+"""Pieces of text, each with the number of its document."""
 
 
 @dataclass
@@ -63,13 +63,13 @@ class Shard:
         return self
 
     def key(self) -> str:
-        """A digest of all that decides the ids, but for the tokenizer."""
+        """A digest of everything that the ids depend on, except the tokenizer."""
         about = (self.begins, self.ends, self.places, list(map(len, self.texts)))
         content = "".join((repr(about), *self.texts))
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def encode(self, tokenizer: Tokenizer, path: Path) -> None:
-        """Write the ids, and the tokens, bytes and places of the texts. Raises LamaError."""
+        """Write the ids, and the number of tokens, of bytes and the place of each text. Raises LamaError."""
         before, after = frame_of(tokenizer)
         found, lengths = array("I"), []
         for text in self.texts:
@@ -100,7 +100,7 @@ class EncodedShard:
     document: int | None
 
     def length(self) -> int:
-        """Tokens. Raises LamaError for a damaged file."""
+        """The number of tokens. Raises LamaError for a damaged file."""
         return int(self._read("table")[0][0].sum())
 
     def documents(self) -> Iterator[tuple[Array, int, int]]:
@@ -116,9 +116,7 @@ class EncodedShard:
                 return [arrays[name] for name in names]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             got = f"{self.path.name}: {first_line(error)}"
-            raise LamaError(
-                f"a shard must be as lama wrote it; got {got}. Run the same command again"
-            ) from None
+            raise LamaError(f"a shard of tokens is damaged: {got}. Run the same command again") from None
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
@@ -127,7 +125,7 @@ def dtype_of(tokenizer: Tokenizer) -> np.dtype:
 
 
 def sources_of(corpus: Corpus) -> list[int]:
-    """The number of the source of each document."""
+    """The index of each document's source."""
     counts = [count for _, count in corpus.sources] or [len(corpus.documents)]
     return [i for i, count in enumerate(counts) for _ in range(count)]
 
@@ -137,7 +135,7 @@ def shards_of(
 ) -> Iterator[Shard]:
     """The corpus in shards, each of one source. Raises LamaError as `Corpus.pieces` does.
 
-    A long document is cut where its tokens can be; `validation` is the share of the rows that are held out.
+    A long document is cut where its tokens allow it; `validation` is the held-out share of rows.
     """
     owners = sources_of(corpus)
     shard = Shard(0)
@@ -181,7 +179,7 @@ def encoded_shards(
     folder: Path,
     workers: int,
 ) -> Iterator[EncodedShard]:
-    """Encode all shards, each into a file of `folder` unless it is there; `digest` is the tokenizer's.
+    """Encode all shards, each into a file of `folder` unless it exists; `digest` is the tokenizer's.
 
     Raises LamaError for text that the tokenizer cannot spell.
     """
@@ -218,7 +216,7 @@ def encoded_shards(
 
 
 def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> "ProcessPoolExecutor":
-    """Processes with the tokenizer, which they read from a folder of its files."""
+    """Worker processes with the tokenizer, which they read from a folder of its files."""
     import multiprocessing  # late: importing lama stays light
     from concurrent.futures import ProcessPoolExecutor
 
@@ -231,11 +229,11 @@ def _processes(tokenizer: Tokenizer, workers: int, stack: ExitStack) -> "Process
     return pool
 
 
-_tokenizers: list[Tokenizer] = []  # that of a worker
+_tokenizers: list[Tokenizer] = []  # in a worker process, its tokenizer
 
 
 def _begin(spec: str, folder: Path) -> None:
-    """Prepare a worker, which ends with its parent however that ends."""
+    """Prepare a worker, which ends when its parent ends for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tokenizers[:] = [tokenizer_from_json(json.loads(spec), folder)]
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -24,11 +24,11 @@ class PairTask:
     held_out: float = 0.1
     """Held-out share of the pairs; 0 evaluates on the training pairs."""
     key: Callable[[Pair], str] = lambda pair: pair[0]
-    """Pairs with the same key are on the same side of the split."""
+    """Pairs with the same key are in the same part of the split."""
     exact: float = 0.99
     """The share of held-out pairs that a trained model answers exactly."""
     fields: Callable[[Pair], list[tuple[range, range]]] | None = None
-    """Corresponding ranges of characters: (target's, source's)."""
+    """Corresponding ranges of characters in target and source."""
     focus: float = 0.0
     """The share of cross-attention between those ranges that the best head reaches."""
 
@@ -71,7 +71,7 @@ def date_fields(pair: Pair) -> list[tuple[range, range]]:
 
 
 def backwards(pair: Pair) -> list[tuple[range, range]]:
-    """Each position of the target, and the source's counted from its end."""
+    """Each position of the target, and the corresponding one of the source, counted from its end."""
     n = len(pair[0])
     return [(range(i, i + 1), range(n - 1 - i, n - i)) for i in range(n)]
 
@@ -96,7 +96,7 @@ def in_words(n: int) -> str:
 
 
 def numbers() -> list[Pair]:
-    """The numbers 0 to 9999 in digits and in English words, each way."""
+    """The numbers 0 to 9999, from digits to English words and from words to digits."""
     return [pair for n in range(10_000) for pair in ((str(n), in_words(n)), (in_words(n), str(n)))]
 
 

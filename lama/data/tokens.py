@@ -1,7 +1,7 @@
-"""A corpus as token ids on the disk, written once and read through memory maps, so it may be large.
+"""A corpus as token ids on the disk, written once and read through memory maps, so that it may be large.
 
-A folder has train.bin and validation.bin, the ids; *.ends.bin, the ends of the documents in them; for
-conversations *.counted.bin, whether a token counts in the loss; and meta.json, which says what they are.
+A folder has train.bin and validation.bin, the ids; *.ends.bin, the ends of the documents in them; and
+meta.json, which describes them. For conversations, *.counted.bin says whether a token counts in the loss.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ FILES = tuple(f"{part}{name}.bin" for part in PARTS for name in ("", ".ends", ".
 SHARDS = ".shards"
 BLOCK = 1 << 18  # tokens that are decoded at a time
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""A function around the pieces of a text, which may watch them."""
+"""A function that passes on the pieces of a text, and may show progress."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TokenFiles:
     validation: Array
     vocab_size: int
     validation_bytes: int
-    """UTF-8 bytes of the validation text, for losses per byte, without the tokens between documents."""
+    """UTF-8 bytes of the held-out text, for losses per byte; tokens between documents do not count."""
     n_bytes: int
     """UTF-8 bytes of the text."""
     corpus: Mapping[str, str]
@@ -61,20 +61,20 @@ class TokenFiles:
     digest: str
     """SHA-256 of the files' SHA-256."""
     ends: Mapping[str, Array] = field(default_factory=dict)
-    """The ends of the documents in each part, (n,) int64; none in files of earlier versions."""
+    """The ends of the documents in each part, (n,) int64; empty for files of earlier versions."""
     counted: Mapping[str, Array] = field(default_factory=dict)
     """For conversations, whether each token of a part counts in the loss, (n,) uint8."""
     sources: Sequence[int] = ()
     """The ends of the corpus's sources in `train`."""
     notes: Mapping[str, object] = field(default_factory=dict)
-    """For conversations, their number, and how many were cut or dropped."""
+    """For conversations: their number, and how many were cut or dropped."""
 
 
 class TokenWriter:
-    """Writes the files of a `TokenFiles` into a folder, a document after the other."""
+    """Writes the files of a `TokenFiles` into a folder, one document after the other."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, counted: bool = False):
-        """`counted`: each document says which of its tokens count."""
+        """`counted`: whether documents have marks of the tokens that count in the loss."""
         self.folder, self.tokenizer = folder, tokenizer
         self.dtype, end = dtype_of(tokenizer), tokenizer.end_of_text
         self._separator = b"" if end is None or counted else np.array([end], self.dtype).tobytes()
@@ -97,7 +97,7 @@ class TokenWriter:
     def add(
         self, part: str, ids: Array, counted: Array | None = None, begins: bool = True, ends: bool = True
     ) -> None:
-        """Write a document, or a piece of one that does not begin or end it."""
+        """Write a document, or a piece of one; `begins` and `ends`: whether it is the first or last piece."""
         content = ids.astype(self.dtype, copy=False).tobytes()
         if begins and self._ends[part]:
             content = self._separator + content
@@ -109,7 +109,7 @@ class TokenWriter:
             self._ends[part].append(self.tokens[part])
 
     def finish(self, corpus: Corpus, digest: str, meta: Mapping[str, object]) -> None:
-        """Write the ends and meta.json; `digest` is the text's, and `meta` has the bytes of both parts."""
+        """Write the ends and meta.json. `digest` is the text's, and `meta` has the bytes of both parts."""
         for part in PARTS:
             self._create(f"{part}.ends.bin").write(np.array(self._ends[part], "<i8").tobytes())
         for file in self._files.values():
@@ -141,13 +141,14 @@ def tokenize(
 ) -> TokenFiles:
     """Write the files of a `TokenFiles` in `folder`; ids are little-endian, of 1, 2 or 4 bytes.
 
-    The last `validation` of a file's tokens are held out, and so is about that share of the texts in files of
-    rows, by their content: equal texts are on one side. The tokenizer's end_of_text, if it has one, separates
-    documents. `workers` processes (default: one for each processor) encode a large corpus in shards. These
-    stay in the folder when this is killed: the next call uses those of the same text. `progress` may watch
-    the pieces of the text. With `keep_tokenizer` the folder has it too, for `own_tokenizer`. Old files are
-    replaced when all is written, meta.json last. Raises UsageError for a share out of range, LamaError for
-    text that the tokenizer cannot spell and for a folder that cannot be written.
+    The last `validation` of a file's tokens is held out; of a file of rows, about that share of the texts.
+    Equal texts are in the same part. The tokenizer's end_of_text, if it has one, separates documents.
+
+    `workers` processes (default: one for each processor) encode a large corpus in shards. If the process is
+    killed, these stay in the folder, and the next call uses those of the same text. `progress` may watch the
+    pieces of the text. With `keep_tokenizer` the folder also gets the tokenizer, for `own_tokenizer`. Old
+    files are replaced when all new ones are written, meta.json last. Raises UsageError for a share out of
+    range, LamaError for text that the tokenizer cannot spell and for a folder that cannot be written.
     """
     if not 0 < validation < 1:
         raise UsageError(f"validation must be a share between 0 and 1; got validation={validation}")
@@ -166,8 +167,8 @@ def tokenize(
                 shutil.rmtree(shards, ignore_errors=True)
                 raise
             except BrokenExecutor:
-                advice = "Fewer of them need less memory; the same command continues"
-                raise LamaError(f"a process that encodes text was ended by the system. {advice}") from None
+                advice = "Fewer processes need less memory; the same command continues"
+                raise LamaError(f"the system ended a process that encodes text. {advice}") from None
             *digests, digest = facts.digests
             known = zip(names, digests, ends, strict=True)
             meta: dict[str, object] = {
@@ -178,14 +179,14 @@ def tokenize(
                 tokenizer.save(place)
                 meta["tokenizer"] = tokenizer.to_json()
             writer.finish(corpus, digest, meta)
-        # If this ended while the files move, it would describe others.
+        # Otherwise it would describe other files if the process ends while these are moved.
         (folder / META).unlink(missing_ok=True)
     shutil.rmtree(shards, ignore_errors=True)
     return open_tokens(folder)
 
 
 class _Facts:
-    """Bytes and digests of a corpus, and digests of its sources, as it is read."""
+    """The bytes and digest of a corpus and the digests of its sources, collected as it is read."""
 
     def __init__(self, corpus: Corpus):
         self.owners = sources_of(corpus)
@@ -194,7 +195,7 @@ class _Facts:
         self._whole = hashlib.sha256() if corpus.sources else self._sources[0]
 
     def watch(self, progress: Progress) -> Progress:
-        """A function like `progress` that also takes in the pieces."""
+        """A function like `progress` that also collects the facts of the pieces."""
 
         def watched(pieces: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
             for document, piece in progress(pieces):
@@ -209,7 +210,7 @@ class _Facts:
 
     @property
     def digests(self) -> list[str]:
-        """The digests of the sources, then that of the whole."""
+        """The digests of the sources, then that of the whole corpus."""
         return [digest.hexdigest() for digest in (*self._sources, self._whole)]
 
 
@@ -221,7 +222,7 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
     folder = Path(folder)
     again = "Tokenise the corpus again"
     try:
-        os.stat(folder / META)  # one that is missing is named beside the others
+        os.stat(folder / META)  # if it is missing, the error below names all three files
         meta: dict[str, Any] = read_object(folder / META)
         if "at" in meta:
             return _linked(meta, verify)
@@ -231,10 +232,8 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         arrays: dict[str, dict[str, Array]] = {"": {}, "ends": {}, "counted": {}}
         for name, hash_ in meta["sha256"].items():
             part, _, kind = name.partition(".")
-            path, type_ = (
-                folder / f"{name}.bin",
-                {"ends": np.dtype("<i8"), "": dtype}.get(kind, np.dtype("u1")),
-            )
+            path = folder / f"{name}.bin"
+            type_ = {"ends": np.dtype("<i8"), "": dtype}.get(kind, np.dtype("u1"))
             if path.name not in FILES:
                 raise ValueError(f"a file {path.name!r}")
             count = int(meta["documents" if kind == "ends" else "tokens"][part])
@@ -265,17 +264,17 @@ def open_tokens(folder: Path, verify: bool = False) -> TokenFiles:
         raise LamaError(f"{folder} must hold {files}; got {found}. {again}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__}: {first_line(error)}"
-        raise LamaError(f"{folder / META} must be as lama writes it; got {found}. {again}") from None
+        raise LamaError(f"{folder / META} is damaged: {found}. {again}") from None
 
 
 def own_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that `tokenize` kept with its tokens. Raises LamaError."""
+    """The tokenizer that `tokenize` saved with the tokens. Raises LamaError."""
     spec = field_of(read_object(folder / META), "tokenizer", dict, quoted_path(folder / META))
     return tokenizer_from_json(spec, folder)
 
 
 def link_tokens(tokens: TokenFiles, folder: Path) -> None:
-    """Write a meta.json in `folder` that names the tokens where they are."""
+    """Write a meta.json in `folder` that refers to the folder of the tokens."""
     about = {"at": str(tokens.folder.resolve()), "digest": tokens.digest}
     write_atomically(folder / META, f"{json.dumps(about, ensure_ascii=False, indent=1)}\n".encode())
 
@@ -289,7 +288,7 @@ def _linked(meta: Mapping[str, object], verify: bool) -> TokenFiles:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of all that a checkpoint has of a tokenizer; equal ones give equal ids."""
+    """SHA-256 of everything that a checkpoint saves of a tokenizer; equal fingerprints mean equal ids."""
     digest = hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -299,7 +298,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _join(shards: Iterable[EncodedShard], writer: TokenWriter, validation: float, sources: list[int]) -> int:
-    """Write all documents, fill `sources` with the sources' ends in `train`; returns the bytes held out."""
+    """Write all documents; fill `sources` with the sources' ends in `train`. Returns the held-out bytes."""
     held_bytes = 0
 
     def hold_out(ids: Array, begins: bool = True, ends: bool = True) -> int:

@@ -1,4 +1,4 @@
-"""From a text to batches: token ids, their split, windows, and the examples of each step."""
+"""From a text to batches: token ids, their split, windows, and the windows of each step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ def split_tail(data: Array, validation: float = 0.1) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources that follow one another in a text, and their shares in the batches."""
+    """Sources that are joined to one text, and their shares in the batches."""
 
     ends: Sequence[int]
     weights: Sequence[float]
-    """One for each source, in any unit."""
+    """A weight for each source; only their ratios matter."""
 
     def draw(self, rng: np.random.Generator, n: int, length: int) -> Array:
-        """Places of n windows of `length` tokens and the token after it, each within a source."""
+        """The starts of n random windows of `length` tokens and the next one, each within a source."""
         begins, ends = np.array([0, *self.ends[:-1]]), np.array(self.ends)
         weights = np.array(self.weights, float)
         sources = rng.choice(len(ends), size=n, p=weights / weights.sum())
@@ -51,9 +51,9 @@ def batch(
 ) -> tuple[Array, ...]:
     """Random windows, and the token after each of their tokens: two (batch_size, context_length) int32.
 
-    With a `mixture`, its sources have their shares of the windows. With `ends`, those of the documents, a
-    third array has `document_starts`. A function of data, seed and step, so that a resumed run reads the same
-    batches. Raises LamaError if the data is shorter than one window and the token after it.
+    With a `mixture`, sources have these shares of the windows. With `ends`, the ends of the documents, a
+    third array has `document_starts`. The batch is a function of data, seed and step, so that a resumed run
+    reads the same batches. Raises LamaError if the data is shorter than one window and the token after it.
     """
     _check(data, context_length)
     rng = np.random.default_rng((seed, step))
@@ -67,7 +67,7 @@ def batch(
 def evaluation_windows(
     data: Array, context_length: int, limit: int | None = None, ends: Array | None = None
 ) -> tuple[Array, ...]:
-    """All adjacent windows, or `limit` evenly spaced ones; as in `batch`, N of them.
+    """All N adjacent windows, or `limit` evenly spaced ones, as arrays like those of `batch`.
 
     No token is a target twice. Raises LamaError as `batch` does.
     """
@@ -87,12 +87,12 @@ def evenly_spaced(n: int, count: int) -> Array:
 
 
 def epoch_order(n: int, batch_size: int, seed: int) -> Callable[[int], Array]:
-    """The indices of each step's examples, of n: a function of seed and step.
+    """The indices of each step's examples, out of n: a function of seed and step.
 
-    Each epoch has every example once, in an order of its own.
+    Each epoch has every example once, in a different order.
     """
 
-    @lru_cache(maxsize=2)  # a batch may lie across two epochs
+    @lru_cache(maxsize=2)  # a batch may span two epochs
     def order(epoch: int) -> Array:
         return np.random.default_rng((seed, epoch)).permutation(n)
 
@@ -105,7 +105,7 @@ def epoch_order(n: int, batch_size: int, seed: int) -> Callable[[int], Array]:
 def document_starts(ends: Array, starts: Array, length: int) -> Array:
     """For each token of windows at `starts`, the place in the window where its document begins.
 
-    (N, length) int32, 0 for documents that begin before the window; `ends` are those of the documents.
+    (N, length) int32, 0 for documents that begin before the window; `ends` are the ends of the documents.
     """
     places = starts[:, None] + np.arange(length)
     before = np.searchsorted(ends, places, side="right")  # documents that end before the token

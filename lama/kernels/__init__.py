@@ -1,4 +1,4 @@
-"""Kernels in C where tinygrad's own schedule is slow: each returns the result of its twin in ops, or None."""
+"""C kernels where tinygrad's own schedule is slow: each returns the result of its twin in `ops`, or None."""
 
 from lama.kernels.attention import attention, attention_in_cache
 from lama.kernels.cross_entropy import cross_entropy

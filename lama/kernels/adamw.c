@@ -1,7 +1,7 @@
-// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t; the rate is multiplied
-// by FACTOR, and g by scale[0] first.
+// One AdamW update of N numbers in place. `scalars`: the rate, 1 - beta1^t, 1 - beta2^t. First, the rate is
+// multiplied by FACTOR, and g by scale[0].
 
-// Number by number, which becomes one instruction: older compilers have no root of a vector.
+// The loop becomes one instruction; older compilers have no function for the square roots of a vector.
 PART vec root(vec x) {
   EACH(i, V) x[i] = __builtin_sqrtf(x[i]);
   return x;

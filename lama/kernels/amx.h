@@ -1,15 +1,17 @@
-// AMX: registers of 16 rows of 64 bytes, and an instruction that multiplies two of them. Registers 0 to 3 are a square
-// of sums, 32 x 32, in quarters; 4 and 5 the rows of a factor that belong to its upper and lower half; 6 and 7 what of
-// the other belongs to its left and right half, lane by lane: row k has lane k of 16 columns.
+// AMX: registers of 16 rows of 64 bytes, and an instruction that multiplies two of them. Registers 0 to 3 hold a square
+// of sums, 32 x 32, in quarters. Registers 4 and 5 hold 16 rows of the first factor each, for the upper and the lower
+// half of the square. Registers 6 and 7 hold 16 columns of the second factor each, for its left and right half: row k
+// of the register has lane k of each column.
 //
-// The system saves these registers only for a process that asked for it (`may_use_amx` in host.py). With AMX 1 it has.
+// The system saves these registers only for a process that has asked (`may_use_amx` in host.py), as it has if AMX is 1.
 
 #if AMX && V == 16 && !PORTABLE && defined(__AMX_TILE__)
 #define AMX_LOAD(at, step, to) __asm__ volatile("tileloadd (%0,%1), %%tmm" #to : : "r"(at), "r"((long)(step)) : "memory")
 #define AMX_STORE(at, step, from) __asm__ volatile("tilestored %%tmm" #from ", (%0,%1)" : : "r"(at), "r"((long)(step)) : "memory")
 #define AMX_MULTIPLY(how, a, w, sums) __asm__ volatile(how " %%tmm" #w ", %%tmm" #a ", %%tmm" #sums : : : "memory")
 
-// Before the others, in each slice: sums and a factor have `rows` rows, 1 to 32; lanes are multiplied at a time.
+// Call this first in each slice. The sums and the first factor have `rows` rows, 1 to 32; an instruction multiplies
+// `lanes` lanes.
 PART void amx_begin(int rows, int lanes) {
   struct { unsigned char palette, start, zeros[14]; unsigned short bytes[16]; unsigned char rows[16]; } shape = {1};
   EACH(i, 8) {
@@ -25,7 +27,7 @@ PART void amx_clear(void) {
   __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" : : : "memory");
 }
 
-// Load or store `rows` rows of sums; `step` bytes from one to the next.
+// Load or store `rows` rows of sums, `step` bytes apart.
 PART void amx_load(const void *sums, long step, int rows) {
   AMX_LOAD(sums, step, 0);
   AMX_LOAD((const char *)sums + 64, step, 1);
@@ -41,7 +43,7 @@ PART void amx_store(void *sums, long step, int rows) {
   AMX_STORE((char *)sums + 16 * step + 64, step, 3);
 }
 
-// Add the products of 16 lanes to the sums. `a_row` and `w_step` are the bytes from one row or lane to the next.
+// Add the products of 16 lanes to the sums. The rows of a are `a_row` bytes apart, the lanes of w `w_step` bytes.
 #define AMX_PRODUCTS(how, a, a_row, w, w_step, rows) { \
   AMX_LOAD(a, a_row, 4); \
   AMX_LOAD(w, w_step, 6); \

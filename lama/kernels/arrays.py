@@ -1,4 +1,4 @@
-"""C functions of NumPy arrays, for weights that are read from a file; NumPy does the same where C is not."""
+"""C functions of NumPy arrays, for weights that are read from a file; without C, NumPy does the same."""
 
 from lama.runtime.kernel import native
 from lama.shapes import Array
@@ -7,7 +7,7 @@ WORDS = {2: "unsigned short", 4: "unsigned int"}
 
 
 def assign(view: Array, values: Array) -> None:
-    """Do `view[:] = values`, faster where a matrix is transposed."""
+    """Do `view[:] = values`; faster if this transposes a matrix."""
     size, strides = view.itemsize, view.strides
     is_transposed = view.ndim == 2 and strides[0] == size < strides[1]
     is_simple = view.dtype == values.dtype and size in WORDS and values.flags.c_contiguous
@@ -18,7 +18,7 @@ def assign(view: Array, values: Array) -> None:
 
 
 def write_transposed(out: Array, matrices: Array) -> None:
-    """Write (n, rows, columns) as (n, columns, rows); both contiguous, of integers of 2 or 4 bytes."""
+    """Write (n, rows, columns) as (n, columns, rows); both are contiguous, of integers of 2 or 4 bytes."""
     assert out.flags.c_contiguous and matrices.flags.c_contiguous and out.dtype == matrices.dtype
     if function := native("transpose.c", WORD=WORDS[out.itemsize]):
         function(out.ctypes.data, matrices.ctypes.data, *matrices.shape, matrices.shape[1])
@@ -27,9 +27,10 @@ def write_transposed(out: Array, matrices: Array) -> None:
 
 
 def write_pairs(out: Array, blocks: Array, at: int, width: int) -> bool:
-    """Write the 4-bit weights of blocks, (n, bytes of one), to rows (rows, bytes); False without C.
+    """Write the 4-bit weights of blocks (n, bytes of a block) into rows (rows, bytes); False without C.
 
-    A block's weights begin at byte `at`: `width` in lower halves of bytes, as many in upper ones, and so on.
+    A block's weights begin at byte `at`: `width` of them in the lower halves of `width` bytes, the next
+    `width` in the upper halves of the same bytes, and so on.
     """
     function = native("pairs.c", SIZE=blocks.shape[1], AT=at, WIDTH=width)
     if function is None or not blocks.flags.c_contiguous or out.strides[1] != 1:

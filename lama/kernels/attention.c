@@ -1,21 +1,20 @@
-// z = softmax(q kᵀ · SCALE) v for B x H heads, and its gradients, with the scores and the pattern a block at
-// a time: T queries and S keys of D numbers each, and values of E. Element (b, h, t, i) of q is q[Q_AT + b *
-// QB + h * QH + t * QT + i]; k and v likewise, with one head for each GROUP heads of q. z is (B, T, H, E).
-// `stats` (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
+// z = softmax(q kᵀ · SCALE) v for B x H heads, and its gradients, with scores and pattern in blocks. There are T
+// queries and S keys of D numbers each, and values of E numbers. Element (b, h, t, i) of q is q[Q_AT + b * QB +
+// h * QH + t * QT + i]; k and v likewise, with one head for each GROUP heads of q. z is (B, T, H, E). `stats`
+// (B, H, T, 2) has the largest score of each row and the sum of its exponentials.
 //
-// CAUSAL: query t sees the keys up to offset + t, offset >= 0, with a WINDOW only the last WINDOW of these; with
-// STARTS, `starts` (B, T), those from starts[b, t] on, which never falls from query to query. Neither comes
-// together with padding. PADDING: a query sees only the keys where
-// `padding` (B, S) is true. A query that sees nothing gets the mean of all values. DROP: dropout of the
-// pattern, as in dropout.c.
+// CAUSAL: query t sees the keys up to offset + t, offset >= 0. With a WINDOW it sees only the last WINDOW of
+// these; with STARTS only those from starts[b, t] on, `starts` (B, T), which never decreases with t. PADDING: a
+// query sees only the keys where `padding` (B, S) is true; not with WINDOW or STARTS. A query that sees nothing
+// gets the mean of all values. DROP: dropout of the pattern, as in dropout.c.
 //
 // CACHED: the keys and values are in two caches, see cache.h, and `offset` is positions[b].
 //
-// BFLOAT16: the factors of all five products are rounded as they are packed, and a lane may be a pair of them: see
-// bfloat16.h and amx.h. The softmax and all sums are float32.
+// BFLOAT16: the factors of all five products are rounded as they are packed. A lane may then be a pair of numbers:
+// see bfloat16.h and amx.h. The softmax and all sums are float32.
 //
-// Method: Dao et al., FlashAttention, 2022: blocks of keys; each query's largest score so far and its sum are
-// brought up to date.
+// Method: Dao et al., FlashAttention, 2022: for each block of keys, each query's largest score so far and its sum
+// are updated.
 
 #if AMX_PAIRS
 #define MOST_ROWS 32
@@ -26,34 +25,34 @@
 #else
 #define MOST_ROWS 8
 #endif
-// Lanes of n numbers: a whole number of vectors, or with floats just n.
+// The number of lanes of n numbers: a whole number of vectors, or n for floats.
 #define LANES_OF(n) (BFLOAT16 ? UP(n, V * PER_LANE) / PER_LANE : (n))
 #define ALIGNED __attribute__((aligned(64)))
 #define HIDDEN -3.4e38f  // as in ops.py
 #define NOTHING -__builtin_inff()  // the score of a key that does not exist
 
 enum {
-  // Queries of a tile: as many as the registers hold, or a few less for equal tiles.
+  // Queries of a tile: as many as the registers hold, or a few less to make tiles equal.
   ROWS = AMX_PAIRS ? MOST_ROWS : UP(PIECES(T, PIECES(T, MOST_ROWS)), PER_LANE),
   COLUMNS = 2 * V,                         // keys, or numbers of a key, of a tile
   UNIT = BFLOAT16 ? COLUMNS : V,           // numbers that are packed together
   DP = UP(D, UNIT), EP = UP(E, UNIT),
-  // Lanes of a key and a value, and of a row of a tile that is packed along it.
+  // Lanes of a key and of a value, and of a packed row of each.
   DL = LANES_OF(D), EL = LANES_OF(E), DW = DP / PER_LANE, EW = EP / PER_LANE,
-  // Keys that the second cache holds, and the stack their scores.
+  // The number of keys that fit in the L2 cache, and whose scores fit on the stack.
   IN_CACHE = BACKWARD ? MIN(8192 / MAX(DP, EP), 512) : 16384 / MAX(DP, EP),
   MOST_KEYS = MAX(COLUMNS, IN_CACHE / COLUMNS * COLUMNS),
 #if !CACHED
   KEYS = EQUAL_PIECE(S, MOST_KEYS, COLUMNS),  // of a block
 #endif
-  SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are as if they were not there
+  SKIPS = CAUSAL && !PADDING,  // whether keys that a query does not see are skipped
 };
 
 // The lanes of sums over n keys or queries.
 #define DEEP(n) (BFLOAT16 ? UP(n, UNIT) / PER_LANE : (n))
 
-// c + a · w: ROWS rows of c, c_row apart, and vectors · V columns; `depth` lanes each. Lane k of row i of a is
-// a[i * a_row + k * a_step], that of V columns of w is at w + k * w_step.
+// c + a · w, or a · w without `add`: ROWS rows of c, c_row apart, of vectors · V columns; each sum has `depth`
+// lanes. Lane k of row i of a is a[i * a_row + k * a_step]; lane k of V columns of w is at w + k * w_step.
 #if AMX_PAIRS
 PART void tile(const int vectors, const int add, output c, const int c_row, input a, const int a_row,
                const int a_step, input w, const int w_step, int depth) {
@@ -76,15 +75,15 @@ PART void tile(const int vectors, const int add, output c, const int c_row, inpu
 }
 #endif
 
-// The same for more columns, a whole number of vectors; each 2 V of them are w_next further on in w.
+// The same for more columns, a whole number of vectors; blocks of 2 V columns are w_next apart in w.
 PART void product(const int add, output c, const int c_row, input a, const int a_row, const int a_step,
                   input w, const int w_step, const int w_next, int depth, int columns) {
   for (; columns >= COLUMNS; columns -= COLUMNS, c += COLUMNS, w += w_next) tile(2, add, c, c_row, a, a_row, a_step, w, w_step, depth);
   if (columns) tile(1, add, c, c_row, a, a_row, a_step, w, w_step, depth);
 }
 
-// Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS at a time, lane by lane, with zeros to the end of
-// the last unit.
+// Pack n rows of `width` numbers, `stride` apart, as columns: COLUMNS of them together, lane after lane. The last unit
+// is padded with zeros.
 PART void pack_columns(output to, const KV *restrict from, long stride, int n, const int width) {
   const int lanes = LANES_OF(width);
   for (int row = 0; row < UP(n, UNIT); row += V)
@@ -101,14 +100,14 @@ PART void pack_columns(output to, const KV *restrict from, long stride, int n, c
     }
 }
 
-// Pack n rows of `width` numbers, `stride` apart, as lanes across them, in rows of whole units; zeros to before `all`.
+// Pack n rows of `width` numbers, `stride` apart, as lanes across rows; padded with zeros to whole units and `all` rows.
 PART void pack_across(output to, const int to_row, const KV *restrict from, long stride, int n, int all, const int width) {
   for (int row = 0; row < all; row += PER_LANE)
     for (int i = 0; i < width; i += V)
       store(to + row / PER_LANE * to_row + i, row < n ? ACROSS(from + row * stride + i, stride, n - row, width - i) : (vec)0);
 }
 
-// Pack n float32 rows as lanes along them; zeros from row n to before `all`. Floats are multiplied by `scale`.
+// Pack n float32 rows as lanes along rows, padded with zeros to `all` rows. Only floats are multiplied by `scale`.
 PART void pack_along(output to, const int to_row, input from, long stride, int n, int all, int width, float scale) {
   for (int row = 0; row < all; row++)
     for (int i = 0; i < width; i += V * PER_LANE) {
@@ -118,7 +117,8 @@ PART void pack_along(output to, const int to_row, input from, long stride, int n
 }
 
 #if BACKWARD && BFLOAT16
-// Pack n float32 rows, `all` with zeros, as rows of lanes across them: row i has number i of each.
+// Pack n float32 rows, padded with zeros to `all`, transposed: row i of the result has number i of each, in lanes across
+// rows.
 PART void pack_transposed(output to, const int to_row, input from, long stride, int n, int all, const int width) {
   for (int row = 0; row < all; row += V * PER_LANE)
     for (int i = 0; i < width; i += V) {
@@ -144,8 +144,8 @@ PART void unpack_columns(output to, long stride, input from, int n, const int wi
 }
 #endif
 
-// Write n rows of whole vectors, times scale[row], as rows of `width` numbers, `stride` apart; or add them,
-// with `add`.
+// Write n rows of whole vectors, times scale[row], as rows of `width` numbers, `stride` apart; with `add`, add
+// them instead.
 PART void unpack(output to, long stride, input from, int n, const int width, int add, const float *scale) {
   for (int row = 0; row < n; row++)
     for (int i = 0; i < width; i += V) {
@@ -155,18 +155,18 @@ PART void unpack(output to, long stride, input from, int n, const int width, int
     }
 }
 
-// Prefetch n rows of `width` numbers, `stride` apart, to be read later, or written.
+// Prefetch n rows of `width` numbers, `stride` apart, to be read later or, with `write` 1, written.
 #define ASK_FOR(write, from, stride, n, width) \
   for (int row = 0; row < (n); row++) \
     UNROLL for (int i = 0; i < (width); i += 64 / (int)sizeof(*(from))) __builtin_prefetch((from) + row * (stride) + i, write, 2)
 
-// The number of keys that query t sees among the n of a block from key k0 on.
+// The number of keys that query t sees in the block of n keys from k0 on.
 PART int seen_by(long t, long offset, long k0, int n) {
   long seen = SKIPS ? MIN(n, offset + t + 1 - k0) : n;
   return seen < 0 ? 0 : (int)seen;
 }
 
-// The first key that query t sees, and the first block of keys for a tile that begins with it; `starts` of its row.
+// The first key that query t sees, and the first block of keys for a tile that begins with t; `starts` are its row's.
 PART long first_seen(const int *starts, long t, long offset) {
   long first = WINDOW ? MAX(0, offset + t + 1 - WINDOW) : 0;
   return STARTS ? MAX(first, MIN(starts[MIN(t, T - 1)], offset + t)) : first;
@@ -174,7 +174,7 @@ PART long first_seen(const int *starts, long t, long offset) {
 PART long first_block(const int *starts, long t, long offset) { return first_seen(starts, t, offset) / KEYS * KEYS; }
 
 #if PADDING
-// Which of the V keys from k0 + j on the query at `place` sees, by a row's padding.
+// Which of the V keys from k0 + j on a query at position `place` sees, given its row's padding.
 PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long place) {
   ints seen = 0;
   for (int i = 0; i < V && j + i < n; i++) seen[i] = padding[k0 + j + i] && (!CAUSAL || k0 + j + i <= place) ? -1 : 0;
@@ -183,7 +183,7 @@ PART ints seen_at(const unsigned char *padding, long k0, int j, int n, long plac
 #endif
 
 #if DROP
-// Which of the V numbers from column j on, in row t of head `head`, dropout leaves.
+// Which of the V numbers from column j on, in row t of head `head`, dropout keeps.
 PART ints survives(uints seed, const unsigned int *key, long head, long t, long j) {
   unsigned int first = key[1] * ((unsigned int)H * T * S) + (unsigned int)((head * T + t) * S + j);
   return (ints)(hash_of(each_from(first), seed) >= THRESHOLD);
@@ -192,7 +192,7 @@ PART ints survives(uints seed, const unsigned int *key, long head, long t, long 
 #define DROP_SCALE 1.0f
 #endif
 
-// Scores of floats are products of queries that were scaled.
+// Float queries were scaled before the product, so that their scores are already scaled.
 #define SCORES(x) (load(x) * (BFLOAT16 ? SCALE : 1))
 
 #if !BACKWARD
@@ -241,7 +241,7 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
       pack_columns(kt, k_here + k0 * k_row, k_row, n, D);
       pack_across(vs, EP, v_here + k0 * v_row, v_row, n, BFLOAT16 ? UP(n, UNIT) : n, E);
 #if !CACHED
-      // The next block's keys and values, asked for a tile's worth at a time.
+      // The next block's keys and values are prefetched, some rows with each tile.
       long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * H * PARTS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
       const KV *next_k = k + K_AT + next / PARTS / H * KB + next / PARTS % H / GROUP * KH + next_k0 * KT;
       const KV *next_v = v + V_AT + next / PARTS / H * VB + next / PARTS % H / GROUP * VH + next_k0 * VT;
@@ -280,7 +280,7 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
           float before = started ? state[2 * r] : NOTHING, top = max_vec(tops);
           top = before > top ? before : top;
 #if WINDOW || STARTS
-          top = top > HIDDEN ? top : HIDDEN;  // of a query that sees nothing yet
+          top = top > HIDDEN ? top : HIDDEN;  // a query may not have seen a key yet
 #endif
           for (int j = 0; j < UP(most, UNIT); j += V) {
             vec e = exp_vec(load(row + j) - top);
@@ -315,12 +315,12 @@ KERNEL NAME(output z, output stats WITH(CACHED, KV *key_cache, KV *value_cache),
 }
 
 #else
-// With p the pattern, dp = dz vᵀ (dropped as p was) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq =
+// With p the pattern, dp = dz vᵀ (with p's dropout) and ds = p · (dp − Σ dz·z): dv = pᵀ dz, dk = dsᵀ q, dq =
 // ds k.
 enum {
   BLOCK = MAX(ROWS, MIN(T, AMX_PAIRS ? 64 : 48) / ROWS * ROWS),  // queries
-  WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that hangs over
-  // With BFLOAT16, dk and dv are made as columns: their rows, and lanes of queries.
+  WIDTH = KEYS + UP(ROWS, V),         // of a row of the pattern, with room for a tile that exceeds the block
+  // With BFLOAT16, dk and dv are computed transposed: the numbers of their rows, and of lanes of queries.
   DR = UP(UP(D, ROWS), COLUMNS), ER = UP(UP(E, ROWS), COLUMNS), QL = UP(BLOCK, UNIT) / PER_LANE,
 };
 KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
@@ -362,13 +362,13 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
       pack_across(ks, DP, k + k_at + k0 * KT, KT, n, BFLOAT16 ? UP(n, UNIT) : n, D);
       for (int i = 0; i < (BFLOAT16 ? DR * KEYS : n * DP); i += V) store(dks + i, 0);
       for (int i = 0; i < (BFLOAT16 ? ER * KEYS : n * EP); i += V) store(dvs + i, 0);
-      // The next block's keys and values, asked for a tile's worth at a time, and where this one's gradients
-      // will be written.
+      // Some rows of the next block's keys and values, and of this one's gradients, are prefetched with each
+      // tile.
       long next = k0 + KEYS < keys ? unit : MIN(unit + 1, LAST(B * KV_HEADS) - 1), next_k0 = next == unit ? k0 + KEYS : 0, asked = 0;
       const float *next_k = k + K_AT + next / KV_HEADS * KB + next % KV_HEADS * KH + next_k0 * KT;
       const float *next_v = v + V_AT + next / KV_HEADS * VB + next % KV_HEADS * VH + next_k0 * VT;
       long wanted = next_k0 < keys ? MIN(KEYS, keys - next_k0) : 0;
-      // Queries before it see none of these keys.
+      // Queries before `start` see none of these keys.
       long start = SKIPS && k0 > offset ? (k0 - offset) / ROWS * ROWS : 0;
       for (long h = kv * GROUP; h < (kv + 1) * GROUP; h++)
       for (long t0 = start; t0 < T; t0 += BLOCK) {
@@ -390,7 +390,7 @@ KERNEL NAME(OUTPUTS, input q, input k, input v, input z, input dz, input stats
 #else
           float *ps_here = p + r0 * WIDTH, *ds_here = ds + r0 * WIDTH;
 #endif
-          if (first_seen(row_starts, t0 + r0, offset) >= k0 + n) {  // the products below must not read another block's
+          if (first_seen(row_starts, t0 + r0, offset) >= k0 + n) {  // no key is seen: the products below must read zeros
 #if BFLOAT16
             for (int i = 0; i < ROWS / PER_LANE * KEYS; i++) p_across[i] = ds_across[i] = 0;
 #else

@@ -1,6 +1,6 @@
-"""Attention without the T x S matrix of scores: attention.c makes it and its gradients a block at a time.
+"""Attention without the T x S matrix of scores: attention.c computes it and its gradients in blocks.
 
-q, k and v may be views, such as a head's part of one projection: the kernels read them where they lie.
+q, k and v may be views, such as a head's part of one projection: the kernels read them in place.
 """
 
 import functools
@@ -26,14 +26,14 @@ from lama.runtime.kernel import (
 from lama.runtime.strides import Layout, contiguous_strides, materialise, partitions, shape_of, strided_view
 from lama.runtime.threads import threads
 
-WIDEST = 256  # numbers of a head: blocks of wider ones would not fit the stack of a thread
-FLOPS = 70  # floating-point operations that a core does in a nanosecond, about
-PARTS = 2  # for each thread, where there are fewer heads
-FEW_QUERIES = 4  # up to so many, the keys and values are read once, in order
-FEW_SUMS = 8  # queries of all heads that share keys, whose sums the registers hold
-BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
+WIDEST = 256  # numbers of a head: blocks of wider heads would not fit on the stack of a thread
+FLOPS = 70  # floating-point operations of a core in a nanosecond, roughly
+PARTS = 2  # parts of the work for each thread, if there are fewer heads
+FEW_QUERIES = 4  # with no more queries than this, the keys and values are read once, in order
+FEW_SUMS = 8  # queries of all heads that share keys: their sums fit into registers
+BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, roughly
 HEADERS = "amx.h", "bfloat16.h"
-FEWEST_QUERIES = 64  # of a part: each part copies the keys and values for itself
+FEWEST_QUERIES = 64  # of a part, since each part makes its own copy of the keys and values
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _AttentionSpec:
     layouts: tuple[Layout, ...]
     """Shapes of q, k and v, each (B, H or H / group, T or S, D or E)."""
     owners: tuple[int, ...]
-    """A number for each of q, k and v: equal numbers are views of one tensor."""
+    """A number for each of q, k and v: equal numbers mean views of the same tensor."""
     scale: float
     offset: int | None = 0
     """Causal: query t sees the keys up to offset + t. None: all keys."""
@@ -67,15 +67,14 @@ class _AttentionSpec:
 
     @property
     def label(self) -> str:
-        extra = (f"_group{self.group}" if self.group > 1 else "") + (
-            f"_w{self.window}" if self.window else ""
-        )
+        extra = f"_group{self.group}" if self.group > 1 else ""
+        extra += f"_w{self.window}" if self.window else ""
         extra += ("_starts" if self.starts else "") + ("_bfloat16" if self.bfloat16 else "")
         return f"{self.B}_{self.H}_{self.T}_{self.S}_{self.D}_{self.E}{extra}"
 
     @property
     def products(self) -> int:
-        """The number of scores, times D + E: the cost of one product for each. A causal mask spares some."""
+        """The number of scores that a causal mask leaves, times D + E: multiplications of both products."""
         seen = self.T * self.S
         if self.offset is not None and not self.padding:
             most = min(self.S, self.window or self.S)
@@ -152,9 +151,9 @@ def attention(
     window: int = 0,
     starts: Tensor | None = None,
 ) -> Tensor | None:
-    """`ops.attention` by a kernel without a matrix of scores; None where there is none for these.
+    """`ops.attention` by a kernel without a matrix of scores, or None.
 
-    The result lies as (B, T, H, e). Source: Dao et al. 2022, algorithm 2.
+    The result has the memory layout (B, T, H, e). Source: Dao et al. 2022, algorithm 2.
     """
     if window >= int(k.shape[-2]):
         window = 0
@@ -203,7 +202,7 @@ def attention_in_cache(
     scale: float,
     window: int = 0,
 ) -> Tensor | None:
-    """`ops.attention_in_cache` by one kernel, None where there is none; the result lies as (B, T, H, d)."""
+    """`ops.attention_in_cache` by a kernel, in the layout (B, T, H, d), or None."""
     numbers = [positions] if rows is None else [positions, rows]
     if not (is_fast(q, keys, *numbers) and keys.dtype in C_TYPES):
         return None
@@ -238,7 +237,7 @@ def attention_in_cache(
 
 
 def _tiling(spec: _AttentionSpec) -> tuple[int, int]:
-    """The parts of each head's queries, and the slices for the parts of all heads."""
+    """The number of parts of each head's queries, and of slices for the parts of all heads."""
     heads, nanoseconds = spec.B * spec.H, 2 * spec.products / FLOPS
     wanted = min(slices_for(nanoseconds), PARTS * threads() if threads() > 1 else 1)
     parts = 1
@@ -248,7 +247,7 @@ def _tiling(spec: _AttentionSpec) -> tuple[int, int]:
 
 
 def _with_rows(x: Tensor) -> tuple[Tensor, Layout]:
-    """`strided_view`, of a copy where the numbers of the last axis do not follow one another."""
+    """`strided_view`, of a copy if the numbers of the last axis are not consecutive in memory."""
     base, layout = strided_view(x)
     if layout.strides[-1] == 1 or layout.shape[-1] == 1:
         return base, layout
@@ -258,7 +257,7 @@ def _with_rows(x: Tensor) -> tuple[Tensor, Layout]:
 def _bases_and_layouts(
     q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[list[Tensor], tuple[Layout, ...], tuple[int, ...]]:
-    """The realised tensor that each of these is a view of, its layout there, and the first view of it.
+    """The tensor that each of q, k and v is a view of, its layout there, and the index of its first view.
 
     Views that do not partition their tensor are copied: their gradients would not make up the tensor's.
     """
@@ -283,7 +282,7 @@ def _bases_and_layouts(
 
 @functools.cache
 def _gradient_for(spec: _AttentionSpec) -> Gradient:
-    """The gradients of q, k and v, written as these lie in their tensors."""
+    """The gradients of q, k and v, written in the layout of these in their tensors."""
     firsts = sorted(set(spec.owners))
     places = zip("QKV", spec.owners, strict=True)
     macros = spec.macros(backward=True) | {f"D{name}": f"d{owner}" for name, owner in places}

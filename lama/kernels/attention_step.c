@@ -1,13 +1,13 @@
-// Attention of a few new queries, T, to all keys of a cache: each head's keys and values are read once, in
-// order, for the GROUP heads of q that it serves. All sums are those of attention.c in its order: the same bits.
+// Attention of a few new queries, T, to all keys of a cache. Each head's keys and values are read once, in
+// order, for the GROUP heads of q that share them. All sums have the order of attention.c, and so the same bits.
 //
 // Query t sees the keys up to positions[b] + t, with a WINDOW the last WINDOW of these. z, q, k and v are as in
 // attention.c, the caches as in cache.h.
 
 #define VECTORS PIECES(D, V)  // of a row
-#define M (GROUP * T)  // queries for each head of keys: those of one head of q, then of the next
-#define WIDE(i) (D % V ? D - (i) : V)  // numbers of a row from i on, V if more
-#define AHEAD (8192 / (D * (int)sizeof(KV)) + 1)  // rows: memory is asked for them before they are needed
+#define M (GROUP * T)  // queries for each head of keys: all of one head of q, then those of the next
+#define WIDE(i) (D % V ? D - (i) : V)  // numbers of a row from i on; V stands for any larger number
+#define AHEAD (8192 / (D * (int)sizeof(KV)) + 1)  // rows are prefetched this many rows before they are needed
 #define HIDDEN -3.4e38f  // as in ops.py
 #define NOTHING -__builtin_inff()
 
@@ -15,7 +15,8 @@ PART void ask_for(const KV *row) {
   UNROLL for (int byte = 0; byte < D * (int)sizeof(KV); byte += 64) __builtin_prefetch((const char *)row + byte);
 }
 
-// Element i of V rows in one vector, for V numbers from row[i] on; rows after `some` are the last of these.
+// Numbers i to i + V - 1 of V rows, transposed: one vector for each number. If there are only `some` rows, the last is
+// repeated.
 PART void transposed(vec x[V], const KV *rows, int some, int i) {
   const KV *from[V];
   if (some >= V)
@@ -66,7 +67,7 @@ KERNEL NAME(output z, KV *key_cache, KV *value_cache, input q, input k, input v,
       }
       float scales[M];
       for (int m = 0; m < M; m++) {
-        // It sees the keys of the block from `first` to before `seen`.
+        // The query sees keys `first` to `seen` - 1 of the block.
         const int t = m % T, seen = MIN(n, old + t + 1 - k0), first = WINDOW ? old + t + 1 - WINDOW - k0 : 0;
         vec most = NOTHING, total = 0;
         for (int j = 0; j < n; j += V) {

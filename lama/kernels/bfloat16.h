@@ -1,9 +1,9 @@
-// Products of factors that are rounded to bfloat16, with BFLOAT16, else of floats as they are.
+// Products of factors that are rounded to bfloat16 if BFLOAT16 is 1, else of floats without rounding.
 //
 // An instruction that multiplies pairs of bfloat16 has twice the speed of float multiply-adds. It may round
-// between the two products, and count numbers below 2^-126 as 0. `multiplies_bfloat16` looks for DOT2. Without
-// it the rounded numbers are multiplied as floats. With AMX_PAIRS, see amx.h, another one multiplies 16 pairs of
-// 16 rows by those of 16 columns: their lanes, packed in the same way.
+// between the two products, and treat numbers below 2^-126 as 0. `multiplies_bfloat16` looks for DOT2. Without
+// it the rounded numbers are multiplied as floats. With AMX_PAIRS, see amx.h, another instruction multiplies 16
+// pairs of 16 rows by those of 16 columns; the pairs are packed in the same way.
 
 #if PORTABLE
 #elif defined(__AVX512BF16__)
@@ -16,7 +16,7 @@
 #endif
 
 #ifdef DOT2
-// The pair of a lane lies in the 32 bits of a float, the first number below.
+// A lane's pair is in the 32 bits of a float, the first number in the lower half.
 typedef unsigned short both __attribute__((ext_vector_type(2 * V), aligned(2)));
 
 // sums + both products, in each lane.
@@ -25,7 +25,7 @@ PART vec dot2(vec sums, vec a, vec w) {
   return sums;
 }
 
-// Round 2 V numbers, to nearest, to pairs: of those that follow one another; of those at one place.
+// Round 2 V numbers to nearest, as pairs: of consecutive numbers; of the numbers at the same index.
 PART vec pairs_along(vec first, vec second) {
 #ifdef ROUND2
   vec pairs;
@@ -59,8 +59,8 @@ PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
 #define AMX_PAIRS 0
 #endif
 
-// A sum of K products in lanes of PER_LANE numbers. ALONG: V lanes of a row that lies along the sum, of which
-// `numbers` are left. ACROSS: one lane of V rows, of which `some` are there, `step` between its numbers.
+// A sum of K products in lanes of PER_LANE numbers. ALONG: V lanes of one row, of which `numbers` numbers are left.
+// ACROSS: one lane of each of V rows, or of the `some` that exist; its numbers are `step` apart.
 #define LANES PIECES(K, PER_LANE)
 #if BFLOAT16 && defined(DOT2)
 #define PER_LANE 2
@@ -73,5 +73,5 @@ PART OVERLOADED vec get_pairs(const unsigned short *x, long n) {
 #define ALONG(x, numbers) FACTOR_OF(get(x, numbers, 0))
 #define ACROSS(x, step, numbers, some) FACTOR_OF(get(x, some, 0))
 #endif
-// A factor that is no lane.
+// A factor that is not packed in lanes.
 #define FACTOR_OF(x) (BFLOAT16 ? (vec)(bfloat16_bits(x) << 16) : (x))

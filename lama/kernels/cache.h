@@ -1,7 +1,7 @@
-// Two caches (., KV_HEADS, S, D) of type KV, which already hold positions[b] keys and values of each head in row b, or
-// with IN_ROWS, in row rows[b]. The T new ones, at k and v, are written behind these first.
+// Two caches (., KV_HEADS, S, D) of type KV. Row b, or with IN_ROWS row rows[b], already holds positions[b] keys and
+// values of each head. The T new ones, at k and v, are first written after these.
 
-// Keys of a block, whose exponentials are summed first: as many whatever S is, unless S is less.
+// The keys of a block, whose exponentials are summed first. Their number does not depend on S, unless S is smaller.
 enum { KEYS = MIN(MAX(2 * V, 16384 / UP(D, V) / (2 * V) * (2 * V)), UP(S, 2 * V)) };
 
 #if IN_ROWS

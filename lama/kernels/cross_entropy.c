@@ -1,5 +1,5 @@
-// -log softmax(x)[target] of ROWS rows of N logits. The target is smoothed: (1 - SMOOTHING) of itself and
-// SMOOTHING / N of every class. A target outside the N classes counts as 0 everywhere.
+// -log softmax(x)[target] of ROWS rows of N logits. The target distribution is smoothed: 1 - SMOOTHING for the
+// target, plus SMOOTHING / N for every class. For a target outside the N classes, the first term is 0.
 
 #if BACKWARD
 // dx = dy · (softmax(x) - the smoothed target).
@@ -27,7 +27,7 @@ KERNEL NAME(output y, input x, const int *restrict targets, int slice) {
     }
     float picked = targets[row] >= 0 && targets[row] < N ? xs[targets[row]] - top : -top;
     y[row] = log_of(sum_vec(sums) + rest) - (1 - SMOOTHING) * picked;
-    if (SMOOTHING > 0) y[row] -= SMOOTHING * (sum_vec(values) / N);  // which a logit of -inf makes infinite
+    if (SMOOTHING > 0) y[row] -= SMOOTHING * (sum_vec(values) / N);  // infinite if a logit is -inf
   }
 }
 #endif

@@ -1,4 +1,4 @@
-"""Cross-entropy with its gradient: tinygrad compares every number of the vocabulary with every target."""
+"""Cross-entropy with its gradient; tinygrad would compare every token of the vocabulary with every target."""
 
 import functools
 import math
@@ -19,14 +19,14 @@ from lama.runtime.strides import shape_of
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor | None:
-    """`ops.cross_entropy` by a kernel; None where there is none for these."""
+    """`ops.cross_entropy` by a kernel, or None."""
     if logits.dtype != dtypes.float32 or targets.shape != logits.shape[:-1] or not is_fast(logits, targets):
         return None
     return _kernel(logits, targets.cast(dtypes.int32), None, smoothing)
 
 
 def _kernel(logits: Tensor, targets: Tensor, grad: Tensor | None, smoothing: float) -> Tensor:
-    """The losses, or with the gradient of these, that of the logits."""
+    """The losses; or, given their gradient `grad`, the gradient of the logits."""
     *lead, n = shape_of(logits)
     rows, backward = math.prod(lead), grad is not None
     macros: Macros = {"ROWS": rows, "N": n, "SMOOTHING": c_float(smoothing), "BACKWARD": backward}

@@ -1,4 +1,4 @@
-"""Dropout whose mask is computed from a key, not drawn and saved: the gradient computes it again."""
+"""Dropout whose mask is computed from a key, not sampled and saved: the gradient computes it again."""
 
 import functools
 import math
@@ -47,7 +47,7 @@ class Dropped(Producer):
 
 
 def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor | None:
-    """`ops.dropout` by a kernel; None where there is none for x."""
+    """`ops.dropout` by a kernel, or None."""
     if not (x.dtype == dtypes.float32 and is_fast(x, key)):
         return None
     n, dropped = math.prod(shape_of(x)), Dropped(x.uop, key.uop, rate, site)
@@ -58,12 +58,12 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor | None:
 
 @functools.cache
 def site_tensor(site: int, device: str) -> Tensor:
-    """A site's number for kernels, uint32 (1,). As a macro it would have them compiled once for each site."""
+    """A site's number as uint32 (1,). As a macro, it would make every site compile its own kernels."""
     return write(Tensor.empty(1, dtype=dtypes.uint32, device=device), np.array([site], np.uint32))
 
 
 def threshold(rate: float) -> int:
-    """The least hash of an element that stays."""
+    """The least hash of an element that is kept."""
     return int(rate * 2**32)
 
 

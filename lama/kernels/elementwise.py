@@ -1,4 +1,4 @@
-"""Softmax, GELU and sums with their gradients: tinygrad computes their exponentials one number at a time."""
+"""Softmax, GELU and sums with gradients; tinygrad would compute exponentials one number at a time."""
 
 import math
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Sum(Producer):
 
 
 def softmax(x: Tensor) -> Tensor | None:
-    """`ops.softmax` by a kernel; None where there is none for x."""
+    """`ops.softmax` by a kernel, or None."""
     return _softmax(False, x) if are_fast_floats(x) else None
 
 
 def gelu(x: Tensor) -> Tensor | None:
-    """`ops.gelu` by a kernel, that of the product x where it can do both; None where there is none for x."""
+    """`ops.gelu` by a kernel, if possible that of the product x as well, or None."""
     if not are_fast_floats(x):
         return None
     producer = producer_of(x, Producer)
@@ -37,12 +37,12 @@ def gelu(x: Tensor) -> Tensor | None:
 
 
 def gelu_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """A gradient with respect to gelu(x), taken back to x."""
+    """The gradient with respect to x, from `grad`, that of gelu(x)."""
     return _gelu(True, x, grad)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor | None:
-    """`ops.add` by the kernel that makes y, or else by that of the norm that follows; None otherwise."""
+    """`ops.add` by the kernel that makes y, or by that of a later norm, or None."""
     embedded, rows = producer_of(x, Embedded), producer_of(y, PositionRows)
     if embedded is not None and rows is not None and (fused := embedded.with_rows(rows)) is not None:
         return fused.reshape(x.shape)

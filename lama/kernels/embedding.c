@@ -1,12 +1,12 @@
-// Read TOKENS rows of D numbers from the ROWS rows of a table, or add them to it. A token outside the table
-// is a row of zeros.
+// Read TOKENS rows of D numbers from a table of ROWS rows, or add such rows to its gradient. A token outside the
+// table gets a row of zeros.
 //
-// POSITIONS: rows of a second table are added, LENGTH tokens at a time: from its row positions[b] on for row
-// b of the batch, where CACHED, else from its first on.
+// POSITIONS: to each row of LENGTH tokens, consecutive rows of a second table are added. With CACHED, those of
+// batch row b begin at row positions[b], else at row 0.
 
 #if GRADIENT_OF_TOKENS
-// Row t of dw is the sum of the rows of dy whose token is t, in their order; a slice has some of the columns. With ADD
-// they are added to it.
+// Row t of dw is the sum of the rows of dy whose token is t, in order. With ADD they are added to dw. A slice computes
+// some of the columns.
 KERNEL NAME(output dw, const int *restrict tokens, input dy, int slice) {
   for (long i = 0; !ADD && i < ROWS; i++)
     for (int j = FIRST(D); j < LAST(D); j++) dw[i * D + j] = 0;
@@ -27,7 +27,7 @@ KERNEL NAME(output dp, input dy, int slice) {
 }
 #else
 KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
-#ifdef BITS  // of a quantised table, see quantized.h
+#ifdef BITS  // the table is quantised, see quantized.h
             const unsigned char *restrict scales,
 #endif
 #if POSITIONS
@@ -43,7 +43,7 @@ KERNEL NAME(output y, const int *restrict tokens, const WEIGHT *restrict w,
 #ifdef BITS
     float row[D];
     unpack(row, row_at(w, scales, token));
-#elif UNIT_SIZE  // of a table in tiles, see tiles.h
+#elif UNIT_SIZE  // the table is in tiles, see tiles.h
     float row[D];
     for (int j = 0; j < D; j++) row[j] = load1(WEIGHTS_AT(w, token, j) + j % UNIT_SIZE);
 #else

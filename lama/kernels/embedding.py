@@ -1,4 +1,4 @@
-"""The embeddings: tinygrad's gradient of a token's row multiplies by a one-hot matrix of the vocabulary."""
+"""Embeddings with their gradient; tinygrad's would multiply by a one-hot matrix (tokens, vocab_size)."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from lama.runtime.strides import materialise, shape_of
 
 @dataclass(frozen=True)
 class PositionRows(Producer):
-    """n rows of a table: the first ones, or those from each row's position on."""
+    """n rows of a table: the first n, or for each row of the batch those from its position on."""
 
     table: UOp
     positions: UOp | None
@@ -42,14 +42,14 @@ class Embedded(Producer):
     tokens: UOp
 
     def with_rows(self, rows: PositionRows) -> Tensor | None:
-        """The sum of both by one kernel; None where their sizes differ."""
+        """The sum of both by one kernel; None if their sizes differ."""
         table, n = Tensor(rows.table), Tensor(self.tokens).shape[-1]
         if table.shape[1] != self.d or rows.n != n or rows.n > int(table.shape[0]):
             return None
         return self.tensor(table, None if rows.positions is None else Tensor(rows.positions))
 
     def tensor(self, table: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """The rows by one kernel, plus those of `table` where there is one."""
+        """The rows by one kernel, plus those of `table` if there is one."""
         tokens, values = Tensor(self.tokens), Tensor(self.weight)
         shape = (*(int(size) for size in tokens.shape), self.d)
         tiles = tiles_of(values)
@@ -79,17 +79,17 @@ class Embedded(Producer):
 
 @dataclass(frozen=True)
 class TokenGradient(Producer):
-    """The gradient of a table whose rows of `tokens` were read: each is the sum of its rows of `dy`."""
+    """The gradient of a table: a row's is the sum of the rows of `dy` for the tokens that read it."""
 
     tokens: UOp
     dy: UOp
 
     def tensor(self, shape: tuple[int, ...], total: Tensor | None = None) -> Tensor:
-        """The gradient by one kernel, of `shape`; or the sum with `total`, which is overwritten."""
+        """The gradient by one kernel, of `shape`; or its sum with `total`, which is overwritten."""
         tokens, dy, (rows, d) = Tensor(self.tokens), Tensor(self.dy), shape
         n = int(tokens.numel())
         macros = {**_sizes(rows, d, tokens), "GRADIENT_OF_TOKENS": 1, "ADD": total is not None}
-        # A slice's rows of the gradient are some cache lines long.
+        # A slice computes some columns of the gradient, whole cache lines of every row.
         slices = min(max(1, d // 64), _slices(((rows if total is None else 0) + n) * d))
         kernel = make_kernel("embedding.c", macros, slices=slices, in_place=total is not None)
         if total is not None:
@@ -98,7 +98,7 @@ class TokenGradient(Producer):
 
 
 def with_token_gradient(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """These, without a sum over a table that a product reads too: rows are added to its gradient."""
+    """These gradients, but a sum of a product's and `TokenGradient`'s is computed in the product's memory."""
     return [_in_one(gradient, gradients) for gradient in gradients]
 
 
@@ -108,14 +108,14 @@ def _in_one(gradient: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         made = producer_of(rows, TokenGradient)
         if made is None or other.shape != gradient.shape or not are_fast_floats(other):
             continue
-        # It is overwritten, so no other parameter may have the same gradient.
+        # `other` is overwritten, so no other gradient may read it.
         if all(other.uop not in t.uop.toposort() for t in gradients if t is not gradient):
             return made.tensor(shape_of(gradient), materialise(other))
     return gradient
 
 
 def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor | None:
-    """`ops.embedding` by a kernel, which can also add `PositionRows`; None where there is none for these."""
+    """`ops.embedding` by a kernel, which can also add `PositionRows`, or None."""
     if isinstance(weight, Quantized):
         values, scales, readable = weight.values, weight.scales.uop, is_fast(*weight.tensors(), tokens)
     else:
@@ -124,7 +124,7 @@ def embedding(weight: Tensor | Quantized, tokens: Tensor) -> Tensor | None:
 
 
 def fusible_rows(rows: Tensor, table: Tensor, n: int, positions: Tensor | None) -> Tensor:
-    """`rows`, the result of `ops.position_rows`: the kernel of an embedding can read and add them itself."""
+    """`rows`, the result of `ops.position_rows`, recorded so that an embedding's kernel can add them."""
     if table.dtype not in C_TYPES or not is_fast(table):
         return rows
     if positions is None:
@@ -137,7 +137,7 @@ def _sizes(rows: int, d: int, tokens: Tensor) -> Macros:
 
 
 def _slices(numbers: int) -> int:
-    """For so many numbers that are written, or read if these are more."""
+    """The number of slices for a kernel that reads or writes so many numbers, whichever are more."""
     return slices_for(0.5 * numbers)
 
 

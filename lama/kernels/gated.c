@@ -1,4 +1,4 @@
-// GATE(x) · up for N numbers, and its gradients. GATE 1 is SiLU, x · σ(x); 2 is GELU by tanh.
+// f(x) · up for N numbers, and its gradients. With GATE 1, f is SiLU, x · σ(x); with 2, GELU's tanh approximation.
 
 #if GATE == 1
 PART vec gate_and_slope(vec x, vec *slope) {

@@ -1,4 +1,4 @@
-"""The gated product of an MLP with its gradients: one pass over gate and input."""
+"""The gated product of an MLP with its gradients, in one pass over both inputs."""
 
 import functools
 import math
@@ -16,11 +16,11 @@ from lama.runtime.kernel import (
 )
 from lama.runtime.strides import shape_of
 
-GATES = {"silu": 1, "gelu_tanh": 2}  # by the names of functions
+GATES = {"silu": 1, "gelu_tanh": 2}  # numbers in gated.c, by the activation function's name
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor | None:
-    """`ops.gated` by a kernel; None where there is none for these."""
+    """`ops.gated` by a kernel, or None."""
     if activation not in GATES or gate.shape != up.shape or not are_fast_floats(gate, up):
         return None
     kernel = _kernel(shape_of(gate), activation, 0)

@@ -1,4 +1,4 @@
-// GELU of N numbers, or the gradient of it.
+// GELU of N numbers, or its gradient.
 
 #if BACKWARD
 KERNEL NAME(output dx, input x, input dy, int slice) {

@@ -1,8 +1,8 @@
-// Products of bytes, four at a time. A lane of `a` and one of `w` are four signed bytes each; the bytes of
-// `a` have SHIFT added, for an instruction that takes them unsigned.
+// Products of bytes, four at a time. A lane of `a` and one of `w` are four signed bytes each. SHIFT is added to
+// the bytes of `a`, for an instruction that needs them unsigned.
 //
-// Such an instruction has four times the speed of float multiply-adds; two that multiply halves of words have
-// that of floats, and the code without either has a quarter of it. `multiplies_integers` looks for DOT.
+// Such an instruction has four times the speed of float multiply-adds. Two instructions that multiply 16-bit
+// numbers have the speed of floats, and code without either a quarter of it. `multiplies_integers` looks for DOT.
 
 #if PORTABLE
 #elif defined(__AVX512VNNI__) && !HALVES

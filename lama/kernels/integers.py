@@ -1,8 +1,9 @@
 """Products of integers: quantised weights by activations of 8 bits, with a scale for each group of 32.
 
-A product of many rows is bound by arithmetic, and some processors multiply four times as many bytes as floats
-in the same time. A product of few rows is bound by memory: see matvec.py. The rounding is the same
-everywhere; without such an instruction, and on other devices, the rounded numbers are multiplied as floats.
+The speed of a product of many rows is limited by arithmetic, and some processors multiply four times as many
+bytes as floats in the same time. A product of few rows is limited by memory: see matvec.py. The rounding is
+the same everywhere; without such an instruction, and on other devices, the rounded numbers are multiplied as
+floats.
 """
 
 import functools
@@ -24,13 +25,13 @@ from lama.runtime.kernel import (
 from lama.runtime.strides import shape_of
 from lama.runtime.threads import threads
 
-OPERATIONS = 300  # that a core does in a nanosecond, about
-LEAST = 64  # columns of a tile: each packs its own weights
-PARTS = 2  # tiles for each thread, so that a late one does not hold up the others for long
+OPERATIONS = 300  # of a core in a nanosecond, roughly
+LEAST = 64  # rows or columns of a tile, at least, since each tile packs its own inputs
+PARTS = 2  # tiles for each thread, so that a late thread does not delay the others for long
 
 
 def round_activations(x: Tensor) -> Tensor | None:
-    """`ops.round_activations` by a kernel; None where there is none for x."""
+    """`ops.round_activations` by a kernel, or None."""
     if not are_fast_floats(x):
         return None
     return _rounding(x, {"FLOATS": True})(shape_of(x), x, gradient=_straight_through)
@@ -39,9 +40,9 @@ def round_activations(x: Tensor) -> Tensor | None:
 def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -> Tensor:
     """a · wᵀ with a, (M, K), rounded first: (M, K) · (N, K) -> (M, N).
 
-    `inputs`: a, w and scales, the values and scales of a `Quantized`, first; then, each optional, bias (N,),
-    which is added, and residual, (M, N), which is added after GELU. The kernel has more inputs: a's integers,
-    their scales and, where w has minima, the sums of their groups.
+    `inputs` are in this order: a; w and scales, those of a `Quantized`; optionally bias (N,), which is added,
+    and residual (M, N), which is added after GELU. The kernel has more inputs: a's integers, their scales
+    and, if w has minima, the sums of their groups.
     """
     a, w = inputs["a"], inputs["w"]
     (m, k), n = (int(size) for size in a.shape), int(w.shape[0])
@@ -59,9 +60,9 @@ def integer_product(inputs: dict[str, Tensor], gelu: bool, gradient: Gradient) -
 
 
 def _integers(x: Tensor, weight: Quantized) -> list[Tensor]:
-    """x, (M, K), as integers for a product with `weight`, a row of whole groups each.
+    """x, (M, K), as integers for a product with `weight`, each row padded to whole groups.
 
-    Then their scales, float32, and if the weight has minima the sums of the groups.
+    Then the groups' scales, float32, and, if the weight has minima, the groups' sums.
     """
     rows, groups = int(x.shape[0]), -(-int(x.shape[1]) // GROUP)
     integers = Tensor.empty(rows, groups * GROUP, dtype=dtypes.uint8, device=x.device)
@@ -84,5 +85,5 @@ def _straight_through(grad: UOp, call: UOp) -> Gradients:
 
 @functools.cache
 def multiplies_integers(device: str) -> bool:
-    """Whether this CPU device's compiler has the processor's instruction for it: its output says so."""
+    """Whether the processor of this CPU device has an instruction for products of bytes."""
     return finds_instruction(device, "integers.h", "DOT")

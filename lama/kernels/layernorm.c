@@ -1,15 +1,14 @@
-// ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b. With RMS, the mean is taken as 0.
+// ROWS rows of N floats: y = (x - mean) / sqrt(variance + EPSILON) * w + b. With RMS, the mean counts as 0.
 //
-// With OF_SUM, the input is a sum: s = x + h, or x + dropout(h) with DROPOUT (as in dropout.c). s is written
-// too.
+// With OF_SUM, the input is a sum: s = x + h, or with DROPOUT x + dropout(h), as in dropout.c. s is written too.
 
 #define MEAN(xs) (RMS ? 0 : mean_of(xs, N))
 #define VECTORS(i) for (int i = 0; i < N; i += V)
 
 #if BACKWARD
-// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale, plus ds, the
-// gradient from other readers of a sum, with OTHERS. dw and db are the sums of dy · z and dy over each slice's
-// rows, (SLICES, 2, N). With DROPOUT, dh is dropout(dx).
+// With z the normalised x and g = dy · w: dx = (g - mean(g) - z · mean(g · z)) · scale. With OTHERS, ds is added,
+// the gradient from other readers of x. `sums` (SLICES, 2, N) has, for each slice's rows, the sums of dy · z and of
+// dy: its parts of dw and db. With DROPOUT, dh is dropout(dx).
 KERNEL NAME(output dx, output sums WITH(DROPOUT, output dh), input x, input w, input dy WITH(OTHERS, input ds)
                 WITH(DROPOUT, uint_input key, uint_input site), int slice) {
   SEED;

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm with their gradients: two passes over a row; tinygrad's schedule has six kernels."""
+"""LayerNorm and RMSNorm with gradients, in two passes over a row; tinygrad's schedule has six kernels."""
 
 import functools
 import math
@@ -28,7 +28,7 @@ from lama.runtime.strides import shape_of
 
 @dataclass(frozen=True)
 class Normalised(Producer):
-    """A norm of x: a product of few rows normalises them itself."""
+    """A norm of x. The kernel of a product with few rows can normalise them itself."""
 
     x: UOp
     weight: UOp
@@ -38,12 +38,12 @@ class Normalised(Producer):
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor | None:
-    """`ops.layernorm` by a kernel, which also computes x if that is a sum; None where there is none for x."""
+    """`ops.layernorm` by a kernel, which also computes x if that is a sum, or None."""
     return _norm(x, [weight] if bias is None else [weight, bias], epsilon, False)
 
 
 def rmsnorm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
-    """`ops.rmsnorm` by the kernel of `layernorm`; None where there is none for x."""
+    """`ops.rmsnorm` by the kernel of `layernorm`, or None."""
     return _norm(x, [weight], epsilon, True)
 
 
@@ -87,7 +87,7 @@ def layernorm_gradients(
     drop: Dropped | None = None,
     rms: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias from one of layernorm(x, ...), and that of x with dropout.
+    """The gradients of x, weight and bias from that of layernorm(x, ...), and x's with the dropout `drop`.
 
     `others` is the gradient from all other readers of x.
     """

@@ -1,15 +1,16 @@
-// c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N) row by row; element (m, k) of a is a[m * AMS +
-// k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. With BIAS, bias[n] is added. Sums are float32
-// whatever the type of w. With GELU, c is GELU of that, and `slopes`, (M, N), the slope of GELU there. With
-// FACTOR, c is multiplied by `factors`, (M, N). With BFLOAT16, a and w are rounded as they are copied; a lane
-// along k may then be a pair: see bfloat16.h. With UNIT_SIZE, the only w is in tiles: see tiles.h. With QUANTIZED,
-// element (k, n) of w is number k of its row n, or with WNS 1 number n of row k: see quantized.h.
+// c[b] = a[b] · w[b] for BATCH pairs of matrices: c is (M, N), row after row. Element (m, k) of a is a[m * AMS +
+// k * AKS], element (k, n) of w is w[k * WKS + n * WNS]. Sums are float32 whatever the type of w.
 //
-// Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is
-// copied into a panel that the second cache holds; rows of a, in the first, meet all of it; a tile of c stays
-// in registers meanwhile.
+// BIAS: bias[n] is added. GELU: it is then applied, and its derivative written to `slopes`, (M, N).
+// FACTOR: c is multiplied by `factors`, (M, N). BFLOAT16: a and w are rounded as they are packed; a lane along k
+// may then be a pair, see bfloat16.h. UNIT_SIZE: w, one for all a, is in tiles, see tiles.h. QUANTIZED: element
+// (k, n) of w is number k of its row n, or with WNS 1 number n of its row k, see quantized.h.
+//
+// Method: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008: a block of w is packed
+// into a panel in the L2 cache. Rows of a, in the L1 cache, are multiplied by all of it, while a tile of c stays
+// in registers.
 
-// With more rows than these some compilations keep sums in memory, at half the speed.
+// With more rows some compilers keep sums in memory, at half the speed.
 #if V == 16
 #define MOST_ROWS 12
 #elif V == 8
@@ -26,25 +27,25 @@ enum {
 #if AMX_PAIRS
   ROWS = 32,  // a tile is a square of sums: see amx.h
   DEPTH = EQUAL_PIECE(LANES, 256, V),
-  PANEL = 192 * 1024 / DEPTH / COLUMNS * COLUMNS,  // a processor with AMX has a second cache of 2 MB
+  PANEL = 192 * 1024 / DEPTH / COLUMNS * COLUMNS,  // a processor with AMX has an L2 cache of 2 MB
 #else
-  // A tile's rows: as many as the registers hold, or a few less where that leaves a better rest.
+  // A tile's rows: as many as the registers hold, or a few less if the last tile is then more complete.
   ROWS = BETTER(MOST_ROWS, BETTER(MOST_ROWS - 1, BETTER(MOST_ROWS - 2, MOST_ROWS - 3))),
-  // A copy of a that is made k by k must fit the first cache beside the panel's rows.
+  // A packed a whose columns are consecutive must fit in the L1 cache beside the panel's rows.
   DEPTH = AKS == 1 ? SUMMED(LANES) : EQUAL_PIECE(LANES, 128, V),
-  // Columns of w at a time: they are on the stack, and some threads have 512 kB.
+  // Columns of w at a time: they are on the stack, which for some threads has 512 kB.
   PANEL = 96 * 1024 / DEPTH / COLUMNS * COLUMNS,
 #endif
   WIDTH = EQUAL_PIECE(N, PANEL, COLUMNS),
-  // Rows of c at a time: the third cache holds them between two pieces of the sum.
+  // Rows of c at a time: they stay in the L3 cache between two pieces of the sum.
   HEIGHT = 1536 / ROWS * ROWS,
 };
 
-// The places where a tile reads a and w. Small matrices stay in place. So does an a whose rows run along the
-// sum (AKS 1), unless they are so far apart that they share cache lines: then they are copied closer.
-#define SMALL 8192  // floats that stay in the first cache
+// Where a tile reads a and w. Small matrices are not packed. Nor is an a whose rows are consecutive in memory (AKS
+// 1), unless their distance makes them share places in the cache.
+#define SMALL 8192  // floats that stay in the L1 cache
 #define SIZE(rows, columns) (1L * (rows) * (columns))
-#define NEAR(size) ((size) <= 512 * 1024)  // in the second or not far from it
+#define NEAR(size) ((size) <= 512 * 1024)  // in the L2 cache, or not far from it
 #define A_IN_PLACE (!BFLOAT16 && (SIZE(M, K) <= SMALL || (AKS == 1 ? AMS % 1024 : NEAR(SIZE(M, K)))))
 #define K_BY_K (A_IN_PLACE && AKS != 1 && SIZE(M, K) > SMALL)
 #if AMX_PAIRS && UNIT_SIZE == PER_LANE && TILE == COLUMNS && LANES % V == 0
@@ -56,7 +57,7 @@ enum {
 #define IN_PLACE(w, k, n) (const float *)((w) + (long)(k) * WKS + (long)(n) * WNS)
 #define W_COLUMN (W_IN_PLACE ? 1 : DEPTH)
 #endif
-#define WHOLE(numbers) (AMX_PAIRS ? UP(numbers, V * PER_LANE) : (numbers))  // that are packed, with zeros after the last
+#define WHOLE(numbers) (AMX_PAIRS ? UP(numbers, V * PER_LANE) : (numbers))  // numbers to pack, including zeros after the last
 #if A_IN_PLACE
 #define A_ROW AMS
 #define A_STEP AKS
@@ -74,8 +75,8 @@ enum {
 #endif
 
 #if !AMX_PAIRS
-// Product k of each of a tile's sums. Data from the second cache is prefetched AHEAD: the panel's rows, and a
-// if it is read there k by k.
+// Product k of each of a tile's sums. Data in the L2 cache is prefetched AHEAD steps before: the panel's rows, and
+// columns of a that are read there.
 #define AHEAD 6
 PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k) {
   vec row[VECTORS];
@@ -94,8 +95,8 @@ PART void step(const int rows, vec sums[ROWS][VECTORS], input a, input w, int k)
 }
 #endif
 
-// Turn complete sums into `rows` rows of c, `columns` of each. The sums are not in c: reading and writing in
-// turn is slow at equal offsets in two pages, as rows of c and of slopes have.
+// Turn complete sums into `rows` rows of c, `columns` of each. The sums are not read from c: it is slow to read and
+// write in turn at equal offsets in two pages, as rows of c and of `slopes` have.
 PART void finish(output c, output slopes, input factors, input sums, int rows, int columns) {
   for (int i = 0; i < rows; i++, c += N, slopes += N, factors += N)
     UNROLL for (int j = 0; j < COLUMNS; j += V) {
@@ -113,8 +114,8 @@ PART void finish(output c, output slopes, input factors, input sums, int rows, i
 }
 
 #if AMX_PAIRS
-// One tile of c: ROWS x COLUMNS sums, `depth` products each; `rows` x `columns` of them are written. Every row begins
-// with `start`. Rows of c and of the other inputs of `finish` are prefetched.
+// One tile of c: ROWS x COLUMNS sums, `depth` products each; `rows` x `columns` of them are written. Unless `add`, the
+// sums of every row begin with `start`. Rows of c and of the other inputs of `finish` are prefetched.
 #define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
 PART void tile(output c, output slopes, input factors, input a, input w, const float *start, int depth, int rows, int columns, int add, int finishes) {
   float square[ROWS * COLUMNS] __attribute__((aligned(64)));
@@ -147,9 +148,9 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
       EACH(j, VECTORS) if (columns > j * V) put(c + (long)i * N + j * V, load(square + i * COLUMNS + j * V), columns - j * V);
 }
 #else
-// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of them are written. The
-// rows of c and of the other inputs of `finish` are prefetched one by one, since all at once would delay the
-// panel's. Where c is large, those of the next tile are prefetched.
+// One tile of c: rows x COLUMNS sums in registers, `depth` products each; `columns` of a row are written. The rows
+// of c and of the other inputs of `finish` are prefetched one by one: all at once would delay those of the panel.
+// If c is large, the rows of the next tile are prefetched.
 #define STEPS 4
 #define EVERY (NEAR(SIZE(M, N)) || DEPTH < 2 * ROWS * STEPS ? STEPS : DEPTH / ROWS / STEPS * STEPS)
 #define NEXT (NEAR(SIZE(M, N)) ? 0 : COLUMNS)
@@ -200,7 +201,7 @@ PART void tile(output c, output slopes, input factors, input a, input w, const f
 #endif
 
 #if !QUANTIZED
-// Transpose V columns of w, V lanes long, to rows COLUMNS apart.
+// Transpose V columns of w, V lanes long, into rows COLUMNS apart.
 PART void transpose(output to, const WEIGHT *restrict w) {
   const WEIGHT *from[V];
   vec x[V];
@@ -215,11 +216,11 @@ PART void transpose(output to, const WEIGHT *restrict w) {
 }
 #endif
 
-// Pack `width` columns of w from column n0 on lane by lane, COLUMNS at a time, with zeros after the last; `numbers` of
-// each, from k0 on. Where memory has them k by k it is read in that order: rows that are far apart are slow.
+// Pack `width` columns of w from column n0 on, `numbers` of each from k0 on: COLUMNS columns together, lane after lane,
+// with zeros after the last column. Memory is read in its order: jumps between distant rows are slow.
 #if QUANTIZED
 #define PLACE(k, n) ((n) / COLUMNS * COLUMNS * DEPTH + (k) * COLUMNS + (n) % COLUMNS)
-// V columns, `some` of which there are, or V rows.
+// Pack V columns or, with WNS 1, V rows, of which only `some` may exist.
 PART void pack_some(output to, struct row row, int at, int last, int first, const int some) {
 #if WNS == 1
   for (int n = 0; n < last; n += V) {
@@ -243,7 +244,7 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
   for (int first = 0; first < rows; first += V) {
     const int some = (WNS == 1 ? numbers : width) - first;
     struct row row = row_at(w, scales, (WNS == 1 ? k0 : n0) + first);
-    if (some >= V && row.width == TILE) {  // the compiler is to know both
+    if (some >= V && row.width == TILE) {  // so that the compiler knows both as constants
       row.width = TILE;
       pack_some(to, row, WNS == 1 ? n0 : k0, last, first, V);
     } else
@@ -281,8 +282,8 @@ PART void pack_w(output to, const WEIGHT *restrict w, const unsigned char *restr
 #endif
 }
 
-// Pack `rows` rows of a, from row m on, `numbers` of each: row by row if memory has them so, else lane by lane; always
-// row by row for AMX.
+// Pack `rows` rows of a from row m on, `numbers` of each. They are packed row after row if they are so in memory or for
+// AMX, else lane after lane.
 PART void pack_a(output to, input a, int numbers, int m, int rows) {
 #if AKS == 1
   for (int i = 0; i < rows; i++)
@@ -301,7 +302,7 @@ PART void pack_a(output to, input a, int numbers, int m, int rows) {
       EACH(i, V) store(to + (half * V + i) * A_ROW + k / PER_LANE, x[i]);
     }
 #else
-  // Some of more than a tile's rows; the next lane overwrites the rest.
+  // This may write more than ROWS numbers of a lane; the next lane overwrites them.
   for (int k = 0; k < numbers; k += PER_LANE)
     for (int i = 0; i < ROWS; i += V)
       store(to + k / PER_LANE * ROWS + i, ACROSS(a + (long)k * AKS + i, AKS, numbers - k, M - m - i));
@@ -321,12 +322,12 @@ PART void prefetch_a(const float *a, int numbers, int share, int shares) {
 #endif
 }
 
-// The part of c from (m_first, n_first) to before (m_last, n_last).
+// Compute rows m_first to m_last - 1 of c, columns n_first to n_last - 1.
 PART void part(output c, output slopes, input factors, input a,
                const WEIGHT *restrict w, const unsigned char *restrict scales, input bias, int m_first, int m_last, int n_first, int n_last) {
   float panel_a[A_IN_PLACE ? 1 : ROWS * (DEPTH + V)] __attribute__((aligned(64)));
   float panel_w[W_IN_PLACE ? 1 : WIDTH * DEPTH] __attribute__((aligned(64)));
-  float start[AMX_PAIRS ? WIDTH : 1] __attribute__((aligned(64)));  // of sums in each column
+  float start[AMX_PAIRS ? WIDTH : 1] __attribute__((aligned(64)));  // the value that the sums of each column begin with
   for (int n0 = n_first; n0 < n_last; n0 += WIDTH) {
     int width = MIN(WIDTH, n_last - n0);
     if (AMX_PAIRS)
@@ -352,7 +353,7 @@ PART void part(output c, output slopes, input factors, input a,
   }
 }
 
-// Each c[b] is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them.
+// Each c[b] is divided into PARTS_M x PARTS_N parts of whole tiles; a slice computes some of them.
 KERNEL NAME(output c WITH(GELU, output slopes), input a, const WEIGHT *restrict w
                 WITH(QUANTIZED, const unsigned char *restrict scales) WITH(BIAS, input bias)
                 WITH(FACTOR, input factors), int slice) {

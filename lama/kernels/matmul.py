@@ -1,4 +1,4 @@
-"""Matrix products: tinygrad's own schedule reaches a twentieth of a CPU core's peak, matmul.c four fifths."""
+"""Matrix products: matmul.c reaches four fifths of a CPU core's peak, tinygrad's own schedule a twentieth."""
 
 import functools
 import math
@@ -33,24 +33,24 @@ from lama.runtime.kernel import (
 )
 from lama.runtime.threads import threads
 
-FLOPS, AMX_FLOPS = 100, 1000  # floating-point operations that a core does in a nanosecond, about
-PACKING = 2  # each tile copies its part of a and w, so tiles are larger than handing them out requires
+FLOPS, AMX_FLOPS = 100, 1000  # floating-point operations of a core in a nanosecond, roughly
+PACKING = 2  # tiles are this many times larger than slices need to be: each packs its part of a and w
 SMALL = 64  # the least rows or columns of a tile
-PARTS = 2  # tiles for each thread, so that a late one does not hold up the others for long
-# Nanoseconds on one core, up to which one tile for each thread is better: packing is a tenth of such a
-# product.
+PARTS = 2  # tiles for each thread, so that a late thread does not delay the others for long
+# Nanoseconds on one core; shorter products are faster with one tile for each thread, since packing takes a
+# tenth of their time.
 SHORT = 2_000_000
-COLUMNS = 64  # that sum_rows.c takes at a time, at most
+COLUMNS = 64  # the most columns that sum_rows.c adds at a time
 
 _precision: ContextVar[DType | None] = ContextVar("matmul_precision", default=None)
 
 
 @contextmanager
 def matmul_precision(dtype: DType) -> Iterator[None]:
-    """Within it, the factors of every product are rounded to `dtype`, such as bfloat16; sums stay float32.
+    """Mixed precision: round the factors of every product in the block to `dtype`; sums stay float32.
 
-    Mixed precision. Source: Micikevicius et al. 2018, sections 3.1 and 3.3; bfloat16 has float32's range, so
-    the loss needs no scale.
+    Source: Micikevicius et al. 2018, sections 3.1 and 3.3. bfloat16 has float32's range, so that the loss
+    needs no scale.
     """
     token = _precision.set(None if dtype == dtypes.float32 else dtype)
     try:
@@ -60,15 +60,15 @@ def matmul_precision(dtype: DType) -> Iterator[None]:
 
 
 def reduced_precision() -> DType | None:
-    """The dtype that factors are rounded to, within `matmul_precision` of less than float32; else None."""
+    """The dtype that `matmul_precision` rounds factors to, if it is not float32; else None."""
     return _precision.get()
 
 
 @functools.cache
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether this CPU device's processor has the instruction for products of bfloat16.
+    """Whether the processor of this CPU device has an instruction for products of bfloat16.
 
-    Without it the kernel multiplies the same rounded numbers as floats.
+    Without it, kernels multiply the same rounded numbers as floats.
     """
     return is_fast(Tensor.empty(1, device=device)) and finds_instruction(device, "bfloat16.h", "DOT2")
 
@@ -80,7 +80,7 @@ def matmul(
     transpose_b: bool = False,
     bias: Tensor | None = None,
 ) -> Tensor | None:
-    """`ops.matmul` by a kernel; None where there is none for these."""
+    """`ops.matmul` by a kernel, or None."""
     low = reduced_precision()
     if a.dtype != dtypes.float32 or low not in (None, dtypes.bfloat16):
         return None
@@ -110,7 +110,7 @@ def product(
     transpose_b: bool = False,
     bfloat16: bool = False,
 ) -> Tensor:
-    """A product in a gradient: its tensors are all on the device of the kernel before it, in float32."""
+    """A product in a gradient, which kernels always support: a is in float32 and on the kernels' device."""
     if isinstance(b, Quantized):
         return of_kernel(_by_quantized(a, b, None, transpose_b, rounds=False).tensor())
     return of_kernel(Product(a.uop, b.uop, None, transpose_a, transpose_b, bfloat16=bfloat16).tensor())
@@ -131,7 +131,7 @@ class Product(Producer):
     scales: UOp | None = None
     """The scales of b, where b is the values of a `Quantized`."""
     d_in: int = 0
-    """The numbers of a row of such a b."""
+    """The length of a row of such a b."""
     rounds: bool = True
     """Whether a is rounded for a quantised b."""
     bfloat16: bool = False
@@ -148,7 +148,7 @@ class Product(Producer):
 
     @property
     def _is_complete(self) -> bool:
-        """Whether the kernel can do nothing after this."""
+        """Whether the kernel cannot do any operation after this."""
         return self.residual is not None or self.factor is not None
 
     def tensor(self) -> Tensor | None:
@@ -160,9 +160,9 @@ class Product(Producer):
         return None
 
     def inputs(self, norm: Normalised | None = None) -> dict[str, Tensor]:
-        """The inputs by name. Where b is a matrix, a and the residual become matrices too.
+        """The inputs by name. If b is a matrix, a and the residual become matrices too.
 
-        With `norm`, how a was made, they are those of the normalisation and the product.
+        With `norm`, the producer of a, they are the inputs of the normalisation and the product.
         """
         parts = {"a": self.a, "w": self.b, "scales": self.scales, "bias": self.bias}
         parts["residual"] = self.residual
@@ -176,7 +176,7 @@ class Product(Producer):
 
 
 def few_rows(p: Product) -> Tensor | None:
-    """The result by matvec.c; if a was normalised just before, the same kernel does that too."""
+    """The result by matvec.c, which also normalises a if a is the result of a norm; None if unsupported."""
     a, b = Tensor(p.a), Tensor(p.b)
     *lead, m, k = (int(n) for n in a.shape)
     if p.factor is not None or p.transpose_a or not p.transpose_b:
@@ -192,7 +192,7 @@ def few_rows(p: Product) -> Tensor | None:
 
 
 def _are_few(p: Product, rows: int, k: int) -> bool:
-    """Whether matvec.c multiplies so many rows; the sums have the same bits by the other kernels."""
+    """Whether matvec.c supports so many rows; the other kernels give the same bits."""
     if p.bfloat16 and p.b.dtype != dtypes.bfloat16:
         return False
     are_rounded = p.bfloat16 or (p.scales is not None and p.rounds)
@@ -200,7 +200,7 @@ def _are_few(p: Product, rows: int, k: int) -> bool:
 
 
 def integers(p: Product) -> Tensor | None:
-    """The result by matmul_integers.c, for quantised weights and activations."""
+    """The result by matmul_integers.c, for quantised weights and activations; None for others."""
     if p.scales is None or not p.rounds or not multiplies_integers(str(Tensor(p.b).device)):
         return None
     inputs = p.inputs()
@@ -213,19 +213,20 @@ def integers(p: Product) -> Tensor | None:
 
 
 def dense(p: Product) -> Tensor | None:
-    """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N), a and b not yet transposed.
+    """The result by matmul.c: (batch, M, K) · (batch, K, N) -> (batch, M, N); a and b may be transposed.
 
-    Quantised weights are read as they are held. With GELU, the kernel also writes its slope, for a gradient.
+    Quantised weights are read as they are stored. With GELU, the kernel also writes GELU's derivative, for a
+    gradient.
     """
     if (p.scales is not None and p.rounds) or p.residual is not None:
         return None
     a, b = Tensor(p.a), Tensor(p.b)
     weight = None if p.scales is None else Quantized(b, Tensor(p.scales), p.d_in, rounds=False)
-    # One b for all: the leading axes of a are more rows.
+    # One b for the whole batch: the leading axes of a count as rows.
     is_one = math.prod(b.shape[:-2]) == 1 and not p.transpose_a
     if (p.gelu or p.factor is not None) and not is_one:
         return None
-    # Those of float16 are not for pairs of bfloat16.
+    # Only tiles of bfloat16 have the pairs that a product in bfloat16 needs.
     fit = p.transpose_b and is_one and p.bfloat16 == (b.dtype == dtypes.bfloat16)
     tiles = tiles_of(b) if fit else None
     if is_one:
@@ -239,8 +240,8 @@ def dense(p: Product) -> Tensor | None:
     if p.transpose_a:
         m, k = k, m
     has_amx = p.bfloat16 and may_use_amx()
-    # A gradient of weights has a long sum, of which every tile reads a or b, or both: few tiles. So with AMX,
-    # where reading is most of the time.
+    # A gradient of weights has long sums, and every tile reads whole rows of a and b: few tiles are better.
+    # With AMX too, since most of its time is reading.
     nanoseconds = 2 * batch * m * n * k / (AMX_FLOPS if has_amx else FLOPS)
     parts_m, parts_n, slices = _tiling(batch, m, n, nanoseconds, 1 if p.transpose_a or has_amx else PARTS)
     flags = {"BIAS": p.bias is not None, "GELU": p.gelu, "FACTOR": p.factor is not None}
@@ -286,7 +287,7 @@ def _fused_gradient(
     in_tiles: bool = False,
     rounds: bool = True,
 ) -> Gradient:
-    """One kernel for each step back: for training on very short inputs, or through integers, both rare.
+    """A gradient of one kernel for each operation, for rare cases: very short inputs and integer products.
 
     Weights that are quantised or in tiles have no gradient.
     """
@@ -323,7 +324,7 @@ def _fused_gradient(
 def _gradient_for(
     transpose_a: bool, transpose_b: bool, gelu: bool, bfloat16: bool, in_tiles: bool
 ) -> Gradient:
-    """d(ab + bias) = da·b + a·db + dbias: two more products, whichever way a and b lie, and a sum.
+    """d(ab + bias) = da·b + a·db + dbias: two products, whether a and b are transposed or not, and a sum.
 
     A matrix b in tiles has no gradient.
     """
@@ -351,7 +352,7 @@ def _gradient_for(
 
 @functools.cache
 def _gradient_through_quantized(gelu: bool) -> Gradient:
-    """d(a wᵀ + bias) = da·wᵀ + dbias: a quantised w is a constant, and is read as it is held."""
+    """d(a wᵀ + bias) = da·wᵀ + dbias: a quantised w is a constant, and is read as it is stored."""
 
     def gradient(grad_out: UOp, call: UOp) -> Gradients:
         (a, values, scales, *bias), grad = inputs_of(call, 1 + gelu), Tensor(grad_out)
@@ -372,7 +373,7 @@ def _times(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """The gradient of a bias: the sum over all axes but the last of a kernel's result, (..., N) -> (N,)."""
+    """The gradient of a bias: the sum of a kernel's result x over all axes but the last, (..., N) -> (N,)."""
     *lead, n = (int(size) for size in x.shape)
     rows = math.prod(lead)
     slices = min(-(-n // COLUMNS), slices_for(0.4 * rows * n))
@@ -380,7 +381,7 @@ def sum_rows(x: Tensor) -> Tensor:
 
 
 def _tiling(batch: int, m: int, n: int, nanoseconds: float, parts: int) -> tuple[int, int, int]:
-    """The tiles in the rows and in the columns of each of a batch's products, and the slices for all of them.
+    """The numbers of tiles along the rows and columns of each product of a batch, and of slices for them all.
 
     Tiles are close to square and at least SMALL wide; a long product has `parts` for each thread.
     """
@@ -389,13 +390,13 @@ def _tiling(batch: int, m: int, n: int, nanoseconds: float, parts: int) -> tuple
         return 1, 1, wanted
     most = (parts if nanoseconds > SHORT else 1) * threads() if threads() > 1 else 1
     wanted = min(slices_for(nanoseconds / PACKING), most)
-    if wanted > threads():  # as many for each
+    if wanted > threads():  # the same number for each thread
         wanted = -(-wanted // threads()) * threads()
     rows, columns = 1, 1
     for count in range(-(-wanted // batch), 1, -1):
         pairs = [(i, count // i) for i in range(1, count + 1) if count % i == 0]
         pairs = [(i, j) for i, j in pairs if _are_large(m, i) and _are_large(n, j)]
-        if pairs:  # the squarest reads the least of a and b
+        if pairs:  # tiles close to square read the least of a and b
             rows, columns = min(pairs, key=lambda pair: m / pair[0] + n / pair[1])
             break
     return rows, columns, batch * rows * columns if batch == 1 else min(wanted, batch * rows * columns)

@@ -1,10 +1,10 @@
 // c = finish(a · wᵀ): a, (M, K), has been rounded by round.c, and w, (N, K), is quantised: see quantized.h.
-// Integers are multiplied, and their sums over a group of 32 scaled: c = Σ scale of a · scale of w · Σ
-// products; with minima, + Σ minimum of w · sum of a. `finish` adds the bias, applies GELU and adds the
-// residual, (M, N).
+// Integers are multiplied, and their sums over each group of 32 are scaled: c = Σ (scale of a · scale of w · Σ
+// products). With minima, Σ (minimum of w · sum of a) is added. `finish` adds the bias, applies GELU and adds
+// the residual, (M, N).
 //
-// Method: the part of w for some columns of c is packed in a panel that the first cache holds. All rows of a
-// meet it, and the sums of a tile of c are in registers.
+// Method: the part of w for some columns of c is packed into a panel in the L1 cache. All rows of a are
+// multiplied by it, while the sums of a tile of c are in registers.
 
 #define VECTORS 2
 #define COLUMNS (V * VECTORS)
@@ -13,24 +13,24 @@ enum {
 #if AMX_BYTES
   ROWS = 16,
 #elif V == 8
-  ROWS = 3,  // a tile's: its sums, of integers and of floats, are to fit the registers
+  ROWS = 3,  // of a tile, whose sums of integers and of floats must fit in registers
 #else
   ROWS = 6,
 #endif
-  DEPTH = SUMMED_GROUPS(ALL),  // a panel's groups
+  DEPTH = SUMMED_GROUPS(ALL),  // groups of a panel
 };
 
 struct panel {
   ints words[DEPTH * 8][VECTORS];  // four bytes of each column
-  ints start[DEPTH][VECTORS];      // removes SHIFT from a group's sums
+  ints start[DEPTH][VECTORS];      // the initial value of a group's sums, which cancels SHIFT
   vec scales[DEPTH][VECTORS];
 #if MINIMA
   vec minima[DEPTH][VECTORS];
 #endif
 } __attribute__((aligned(64)));
 
-// Pack `columns` rows of w from row n on, `depth` groups of each from the `first` on; zeros after the last column.
-// Weights of 4 bits are spread over two words, those of even places first; without minima, 8 is subtracted.
+// Pack `columns` rows of w from row n on, `depth` groups of each from group `first` on; zeros after the last row. Words
+// of 4-bit weights become two words, the first with the weights at even places; without minima, 8 is subtracted.
 PART void pack(struct panel *restrict to, const unsigned char *restrict w, const unsigned char *restrict scales, long n, int first, int depth, int columns) {
   for (int j = 0; j < VECTORS; j++) {
     const int some = MIN(V, columns - j * V);
@@ -58,7 +58,8 @@ PART void pack(struct panel *restrict to, const unsigned char *restrict w, const
   }
 }
 
-// One tile of c, `columns` of it: rows x COLUMNS sums of `depth` groups. Prefetches its rows of c.
+// One tile of c: rows x COLUMNS sums of `depth` groups, of which `columns` columns are written. Its rows of c are
+// prefetched.
 PART void tile_of(const int rows, output c, const unsigned char *restrict a, input scales, const float *sums_of_a,
                   const struct panel *restrict w, const float *bias, const float *residual, int depth, int columns, int first, int last) {
   vec sums[ROWS][VECTORS];
@@ -67,7 +68,7 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
     vec added[ROWS];
     ints dots[2][ROWS] __attribute__((aligned(64)));
     EACH(i, rows) added[i] = 0;
-    // The sums of a group are scaled while those of the next are on their way.
+    // The sums of a group are scaled while the next group's are being computed.
     for (int g = 0; g <= depth; g++) {
       if (g < depth) {
         AMX_LOAD(&w->start[g][j], 0, 0);
@@ -122,8 +123,8 @@ PART void tile_of(const int rows, output c, const unsigned char *restrict a, inp
     }
 }
 
-// c is PARTS_M x PARTS_N parts of whole tiles; a slice has some of them. `a` itself is an input for its
-// gradient only.
+// c is divided into PARTS_M x PARTS_N parts of whole tiles; a slice computes some of them. `a` itself is an input
+// only because it has a gradient.
 KERNEL NAME(output c, input a, const unsigned char *restrict w, const unsigned char *restrict scales WITH(BIAS, input bias)
                 WITH(RESIDUAL, input residual), const unsigned char *restrict rounded, input rounded_scales
                 WITH(MINIMA, input rounded_sums), int slice) {

@@ -1,8 +1,8 @@
-// y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times: every weight is read once, in
-// order, at the speed of memory. With NORM_WEIGHT, each row of a is normalised first, as in layernorm.c. With
-// BITS, w is quantised: see quantized.h; with FLOATS too, a is not rounded. With UNIT_SIZE, w is in tiles: see
-// tiles.h. `finish` adds the bias, applies GELU and adds the residual, (M, N). With BFLOAT16, a is rounded, too:
-// see bfloat16.h.
+// y = finish(a · wᵀ) for a few rows of a, (M, K), and w, (N, K), BATCH times. Every weight is read once, in
+// order, at the speed of memory. `finish` adds the bias, applies GELU and adds the residual, (M, N).
+//
+// NORM_WEIGHT: each row of a is first normalised, as in layernorm.c. BITS: w is quantised, see quantized.h, and a
+// is rounded unless FLOATS is 1. UNIT_SIZE: w is in tiles, see tiles.h. BFLOAT16: a is rounded to it, see bfloat16.h.
 
 #if BIAS
 #define BIASES(n, some) get(bias + (n), some, 0)
@@ -18,12 +18,12 @@
 #define COLUMNS V
 #endif
 #if !defined(BITS) || FLOATS
-// The sums over k run in the order of matmul.c: the same bits for any number of rows.
+// The sums over k have the order of matmul.c, and so the same bits for any number of rows.
 #define DEPTH (PER_LANE * SUMMED(LANES))
 #define A_ROW (BFLOAT16 ? UP(LANES, V) : K)
 #endif
 #if AMX_PAIRS
-// The columns of y from n on: TILE rows of w, as they lie in tiles, else copied. `start` is added first.
+// TILE columns of y from column n on. Rows of w that are not in tiles are copied first. The sums begin with `start`.
 PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec *start) {
   float copy[V * TILE] __attribute__((aligned(64))), sums[M * TILE] __attribute__((aligned(64)));
   amx_load(start, 0, M);
@@ -61,8 +61,8 @@ PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec
   }
 }
 #elif UNIT_SIZE
-// The registers hold so many sums, of ROWS rows of a and VECTORS vectors of columns. One sum waits for the one before
-// it, so there are as many as can be.
+// The registers hold SUMS sums, of ROWS rows of a and VECTORS vectors of columns. Each addition to a sum waits for the
+// last one, so as many sums as possible are computed together.
 #define SUMS (V == 16 ? 24 : 12)
 #define VECTORS (M * TILE / V <= SUMS ? TILE / V : 2)
 #define ROWS EQUAL_PIECE(M, SUMS / VECTORS, 1)
@@ -79,7 +79,7 @@ PART void add_units(const int rows, vec *totals, input a, const WEIGHT *restrict
   EACH(m, rows) EACH(v, VECTORS) totals[m * (TILE / V) + v] += sums[m][v];
 }
 
-// The columns of y that one tile of w has, from n on. `start` is added first.
+// The columns of y for one tile of w, from column n on. The sums begin with `start`.
 PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec *start) {
   vec totals[M * (TILE / V)];
   for (int i = 0; i < M * (TILE / V); i++) totals[i] = start[i % (TILE / V)];
@@ -98,7 +98,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, long n, const vec
 }
 
 #elif !defined(BITS) || FLOATS
-#define ROWS MIN(M, 8)  // of a, whose sums the registers hold
+#define ROWS MIN(M, 8)  // rows of a whose sums the registers hold
 
 // Add `depth` products to the sums of `rows` rows of a, with the same V columns of w.
 PART void add_products(const int rows, const int depth, vec *sums, input a, const vec *w) {
@@ -114,8 +114,8 @@ PART void add_to_all(const int depth, vec sums[M], input a, const vec *w) {
 
 #endif
 #if !UNIT_SIZE && !defined(BITS) && !AMX_PAIRS
-// V columns of y, or with `all` 0 only `some`: V rows of w at a time are transposed in registers. With `more`,
-// prefetches the V rows that follow. `start` is added first. Pairs of bfloat16 are transposed as floats are.
+// V columns of y, or only `some` if `all` is 0: V rows of w at a time are transposed in registers. With `more`, the
+// next V rows are prefetched. The sums begin with `start`. Pairs of bfloat16 are transposed as floats are.
 #if PER_LANE == 2
 #define LANE float
 #else
@@ -149,7 +149,7 @@ PART void columns(output y, input a, const WEIGHT *restrict w, vec start, const 
   for (int m = 0; m < M; m++) put(y + m * N, totals[m], all ? V : some);
 }
 #elif FLOATS
-// `some` columns of y, or V if more, from one tile of w. `start` is added first.
+// `some` columns of y, at most V, from one tile of w. The sums begin with `start`.
 PART void columns(output y, input a, struct row row, vec start, int some) {
   vec totals[M], sums[M];
   EACH(m, M) totals[m] = start, sums[m] = 0;

@@ -1,4 +1,4 @@
-"""Products with a few rows, as in decoding: they take as long as it takes to read the weights, once."""
+"""Products with a few rows, as in decoding: they take as long as reading the weights once."""
 
 import math
 
@@ -10,19 +10,19 @@ from lama.kernels.tiles import tile_macros, tiles_of
 from lama.runtime.kernel import C_TYPES, Gradient, Macros, c_float, make_kernel, slices_for
 from lama.runtime.threads import threads
 
-FEW_ROWS = 24  # up to so many, copying the weights to panels as matmul.c does would take longer
-FEWEST_ROWS = 8  # up to so many, every slice normalises all of them for itself
-ON_STACK = 16384  # normalised numbers on the stack of a slice: some threads have no more than 512 kB
-ROUNDED_ON_STACK = 4 * ON_STACK  # rounded numbers, of one, two or four bytes
-READING = 2  # slices take so many times as long as others, since each normalises and rounds its rows
-SHORT = 5_000  # nanoseconds, the least that a slice may take where there is one for each thread
-BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, about
+FEW_ROWS = 24  # the most rows; with more, matmul.c is faster, which packs the weights into panels
+FEWEST_ROWS = 8  # the most rows that every slice normalises for itself
+ON_STACK = 16384  # the most normalised numbers on the stack of a slice: some threads have only 512 kB
+ROUNDED_ON_STACK = 4 * ON_STACK  # the most rounded numbers there, of one, two or four bytes
+READING = 2  # slices are this many times longer than others, since each normalises and rounds all rows
+SHORT = 5_000  # nanoseconds: the least time of a slice if there is one for each thread
+BANDWIDTH = 10  # bytes that a core reads from memory in a nanosecond, roughly
 
 
 def slices_of_reader(nanoseconds: float) -> int:
-    """The number of slices for a kernel that reads and does little else: as many for each thread.
+    """The number of slices for a kernel that mostly reads: the same number for each thread.
 
-    All threads read at the same speed. Little work is shared out too: in decoding no thread sleeps.
+    All threads read at the same speed. Even short work is shared: in decoding no thread sleeps.
     """
     count, slices = threads(), slices_for(nanoseconds / READING)
     return slices // count * count if slices >= count else max(1, min(count, int(nanoseconds / SHORT)))
@@ -38,10 +38,10 @@ def matvec(
 ) -> Tensor:
     """a · wᵀ over the last axis of both: (..., M, K) · (..., N, K) -> (..., M, N) with M at most FEW_ROWS.
 
-    `inputs`: a and w, first; then, each optional: scales, where w is the values of a `Quantized`; bias (N,),
-    which is added; residual, (..., M, N), which is added after GELU; norm_weight and norm_bias, (K,), for a
-    layer normalisation of a, or with `rms` its division by the root mean square. With `rounds`, a is rounded
-    for a quantised w; for one of bfloat16 it always is.
+    `inputs` are in this order, all but a and w optional: a; w; scales, if w is the values of a `Quantized`;
+    bias (N,), which is added; residual (..., M, N), which is added after GELU; norm_weight and norm_bias
+    (K,), for a LayerNorm of a first, or with `rms` an RMSNorm. With `rounds`, a is rounded if w is quantised;
+    if w is bfloat16, a is always rounded to it.
     """
     a, w = inputs["a"], inputs["w"]
     tiles = tiles_of(w)
@@ -58,10 +58,8 @@ def matvec(
         headers += ("integers.h", "rounding.h", "quantized.h")
         layout |= {"FEW_ROWS": rounds, "FLOATS": not rounds}
         kind += "" if rounds else "_floats"
-    flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")} | {
-        "gelu": gelu,
-        "rms": rms,
-    }
+    flags = {name: name in inputs for name in ("bias", "residual", "norm_weight", "norm_bias")}
+    flags |= {"gelu": gelu, "rms": rms}
     macros: Macros = {
         "BATCH": batch,
         "M": m,

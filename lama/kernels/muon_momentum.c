@@ -1,6 +1,6 @@
-// Muon's momentum of SLOTS matrices of N numbers, in place, and the matrices to orthogonalise: with g a
-// matrix of GRADIENTS times scale[0], m = BETA m + (1 - BETA) g, x = (1 - BETA) g + BETA m, and x is divided
-// by its Frobenius norm. Each matrix belongs to one slice, so that the sums do not depend on the threads.
+// Muon's momentum of SLOTS matrices of N numbers, in place, and the matrices to orthogonalise. With g a matrix
+// of GRADIENTS times scale[0]: m = BETA m + (1 - BETA) g, x = (1 - BETA) g + BETA m. x is then divided by its
+// Frobenius norm. Each matrix belongs to one slice, so that sums do not depend on the number of threads.
 
 KERNEL NAME(output stack, output momentum, GRADIENTS, input scale, int slice) {
   const float *gradients[] = {PLACES};

@@ -1,5 +1,5 @@
-// Muon's step of SLOTS matrices of N numbers, in place: p = p - scalars[0] (STEP u + DECAY p), where matrix i
-// of PARAMETERS is at place i of PLACES and its direction u in `stack`.
+// Muon's step of SLOTS matrices of N numbers, in place: p = p - scalars[0] (STEP u + DECAY p). Matrix i of the
+// PARAMETERS is at place i of PLACES; its direction u is matrix i of `stack`.
 
 KERNEL NAME(PARAMETERS, input stack, input scalars, int slice) {
   float *parameters[] = {PLACES};

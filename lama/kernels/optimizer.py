@@ -9,13 +9,13 @@ from lama.runtime.buffers import empty
 from lama.runtime.kernel import Macros, are_fast_floats, c_float, make_kernel, slices_for
 from lama.runtime.strides import shape_of
 
-PARTS = 16  # that a tensor's squares are summed in
+PARTS = 16  # partial sums of a tensor's squares
 Run = tuple[int, int, int]
-"""Matrices of one shape that lie in a tensor: its number, their first row, their count."""
+"""Matrices of one shape, one below the other in a tensor: its index, their first row, their count."""
 
 
 def square_parts(tensors: Sequence[Tensor]) -> Tensor | None:
-    """`ops.square_parts` by kernels; None where there are none for these."""
+    """`ops.square_parts` by kernels, or None."""
     if not are_fast_floats(*tensors):
         return None
     sums = Tensor.zeros(PARTS, device=tensors[0].device).contiguous()
@@ -39,7 +39,7 @@ def adamw(
     epsilon: float,
     factor: float,
 ) -> list[Tensor] | None:
-    """`ops.adamw` by a kernel; None where there is none for these."""
+    """`ops.adamw` by a kernel, or None."""
     tensors = (parameter, m, v, gradient, scalars, scale)
     one_shape = all(t.shape == parameter.shape for t in (m, v, gradient))
     if not (one_shape and are_fast_floats(*tensors)):
@@ -60,7 +60,7 @@ def muon_directions(
     beta: float,
     epsilon: float,
 ) -> list[Tensor] | None:
-    """`ops.muon_directions` by a kernel; None where there is none for these."""
+    """`ops.muon_directions` by a kernel, or None."""
     if not are_fast_floats(*gradients, momentum, scale):
         return None
     n, size = shape_of(momentum)[0], math.prod(shape_of(momentum)[1:])
@@ -80,7 +80,7 @@ def muon_step(
     step: float,
     decay: float,
 ) -> list[Tensor] | None:
-    """`ops.muon_step` by a kernel; None where there is none for these."""
+    """`ops.muon_step` by a kernel, or None."""
     if not are_fast_floats(*parameters, directions, scalars):
         return None
     n, size = shape_of(directions)[0], math.prod(shape_of(directions)[1:])
@@ -92,7 +92,7 @@ def muon_step(
 
 
 def _list(tensors: Sequence[Tensor], runs: Sequence[Run], stack: Tensor, kind: str, name: str) -> Macros:
-    """The arguments of a kernel that reads or writes `tensors`, and where in them each matrix begins."""
+    """The macros of a kernel that reads or writes `tensors`: its arguments, and where each matrix begins."""
     n, rows, columns = shape_of(stack)
     starts = [(i, (first + j * rows) * columns) for i, first, count in runs for j in range(count)]
     arguments = ", ".join(f"{kind} t{i}" for i in range(len(tensors)))

@@ -1,7 +1,7 @@
-// Weights of 4 bits in GGUF's blocks as lama holds them. A block of SIZE bytes has, from byte AT on, WIDTH bytes
-// with as many weights in their lower halves and then as many in their upper ones, and again to its end. Here
-// neighbours share a byte, the first in the lower half. The blocks of a row follow one another; rows of the
-// result are `stride` bytes apart.
+// Convert 4-bit weights from GGUF's blocks to lama's order. From byte AT on, a block of SIZE bytes has groups of
+// WIDTH bytes: WIDTH weights in their lower halves, then as many in their upper halves. In lama's order consecutive
+// weights share a byte, the first in its lower half. The blocks of a row are consecutive; rows of the result are
+// `stride` bytes apart.
 
 typedef unsigned short pair __attribute__((aligned(1), may_alias));
 

@@ -1,6 +1,6 @@
-// The peak speed of this core: multiply-adds in registers, REPEATS times, of floats, with INTEGERS of bytes, with
-// BFLOAT16 of bfloat16, with AMX of squares of either: see amx.h. The sums are written so that no compiler removes the
-// work, followed by the operations of a round.
+// The peak speed of this core: multiply-adds in registers, REPEATS rounds of them. They are of floats, with INTEGERS of
+// bytes, with BFLOAT16 of bfloat16; with AMX, of squares of the last two, see amx.h. The sums are written, so that no
+// compiler removes the work, and then the number of operations of a round.
 
 #define SUMS 12
 
@@ -27,7 +27,7 @@
 KERNEL NAME(output y, input x, int slice) {
 #ifdef SQUARES
   float square[32 * 32];
-  for (int i = 0; i < 32 * 32; i += V) store(square + i, 0);  // not = {0}, for which it may call memset
+  for (int i = 0; i < 32 * 32; i += V) store(square + i, 0);  // not = {0}, for which compilers may call memset
   amx_begin(32, 16);
   amx_load(square, 128, 32);
   AMX_LOAD(square, 64, 4);

@@ -1,4 +1,4 @@
-"""The peak speed of this machine's cores, which that of kernels is measured against."""
+"""The peak speed of this machine's cores, with which kernels are compared."""
 
 import time
 
@@ -15,11 +15,11 @@ REPEATS = 400_000
 
 
 def peak_flops(device: str, bits: int = 32) -> float | None:
-    """float32 operations a second of all threads at once, from the best of a few measurements (20 ms each).
+    """float32 operations a second of all threads at once, the best of five measurements (20 ms each).
 
-    At once, since two virtual cores may turn out to be one. With 8 `bits`, those of bytes, with 16 of
-    bfloat16, where there is an instruction that multiplies them. None where C kernels do not run: other
-    devices would each need their own way to be asked.
+    All threads run at once, since two virtual cores may share a real one. With 8 or 16 `bits`, the operations
+    are those of bytes or bfloat16 if the processor has an instruction for them. None if C kernels do not run:
+    every other device would need its own measurement.
     """
     x = Tensor.full((32,), 1e-3, device=device).contiguous().realize()
     if not is_fast(x):

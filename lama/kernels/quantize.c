@@ -1,7 +1,7 @@
-// The D_OUT x K matrix x as integers of BITS and a scale for each group of 32, in the layout of quantized.h: see
-// ops.quantize. A slice has some of the rows.
+// Convert the D_OUT x K matrix x to integers of BITS bits and a scale for each group of 32, in the layout of
+// quantized.h: see ops.quantize. A slice converts some of the rows.
 
-// For |x| < 2^22: fractions do not fit beside 1.5 · 2^23.
+// The nearest integer, for |x| < 2^22: a sum with 1.5 · 2^23 has no bits for fractions.
 PART vec nearest(vec x) { return x + 12582912.0f - 12582912.0f; }
 PART vec within(vec x, float least, float most) {
   return __builtin_elementwise_min(__builtin_elementwise_max(x, (vec)least), (vec)most);

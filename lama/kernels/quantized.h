@@ -1,12 +1,12 @@
-// Rows of quantised weights: D_OUT of K numbers, of BITS each, in ROW_BYTES, with GROUPS scales. See quantized.py.
-// TILE rows lie side by side: first word 0 of each, then word 1 of each. The last tile may have fewer rows.
+// D_OUT rows of K quantised weights, of BITS bits each, in ROW_BYTES bytes, with GROUPS scales. See quantized.py.
+// TILE rows are interleaved: first word 0 of each, then word 1 of each. The last tile may have fewer rows.
 
-#define LEAST (MINIMA ? 0 : 8)  // what 4 bits hold is larger by this than the integer
-// Of a row: words of values, and pairs of bytes of scales.
+#define LEAST (MINIMA ? 0 : 8)  // is added to an integer before it is stored in 4 bits
+// The words of values and the pairs of bytes of scales in a row.
 #define ROW_WORDS (ROW_BYTES / 4)
 #define ROW_PAIRS (BLOCKS ? GROUPS / 8 * 10 : GROUPS * (1 + MINIMA))
 
-// A row of a tile, where it begins: unit i of it is at i * width.
+// Pointers to the first units of a row of a tile; its unit i is at i * width.
 struct row {
   const unsigned int *words;
   const unsigned short *pairs;
@@ -19,7 +19,7 @@ PART struct row row_at(const unsigned char *w, const unsigned char *scales, long
                       (const unsigned short *)scales + first * ROW_PAIRS + n % TILE, (int)MIN(TILE, D_OUT - first)};
 }
 
-// Unit i of the `some` rows from this one on, V if more, which are of one tile; zeros after them.
+// Unit i of the `some` rows from this one on, at most V, all of one tile; zeros after them.
 PART uints words_at(struct row row, long i, int some) {
   const unsigned int *from = row.words + i * row.width;
   if (some >= V) return *(const uints *)from;
@@ -52,7 +52,7 @@ PART vec scales_at(struct row row, int g, int some) { return halves_at(row, g, s
 PART vec minima_at(struct row row, int g, int some) { return halves_at(row, GROUPS + g, some); }
 #endif
 
-// Numbers k to k + 3 of `some` rows of one tile, V if more; k is a multiple of 4.
+// Numbers k to k + 3 of `some` rows of one tile, at most V; k is a multiple of 4.
 PART void four_numbers(vec numbers[4], struct row row, int k, int some) {
   const uints words = words_at(row, k * BITS / 32, some);
   const vec scales = scales_at(row, k / 32, some);
@@ -65,7 +65,7 @@ PART void four_numbers(vec numbers[4], struct row row, int k, int some) {
   }
 }
 
-// A row in float32.
+// Convert a row to float32.
 PART void unpack(output y, struct row row) {
   for (int k = 0; k < K; k += 4) {
     vec numbers[4];
@@ -74,13 +74,13 @@ PART void unpack(output y, struct row row) {
   }
 }
 
-#if FEW_ROWS  // what follows is for matvec.c's products with M rows that are rounded
-#define ADDED (BITS == 8 ? SHIFT : LEAST)  // to each weight
+#if FEW_ROWS  // the rest is for the products of matvec.c with M rounded rows
+#define ADDED (BITS == 8 ? SHIFT : LEAST)  // added to each weight
 
 // A row of x, rounded to signed bytes.
 struct rounded {
   int words[GROUPS * 8];
-  int starts[GROUPS];     // of a group's integer sum: removes what is added to the weights
+  int starts[GROUPS];     // the initial value of a group's integer sum, which cancels ADDED
   float scales[GROUPS], sums[GROUPS];
 } __attribute__((aligned(64)));
 
@@ -102,10 +102,10 @@ PART void round_row(struct rounded *restrict to, input a) {
 
 #define ALL PIECES(K, 32)
 #define DEPTH SUMMED_GROUPS(ALL)
-#define AHEAD 4096  // bytes: memory is asked for them before they are needed
+#define AHEAD 4096  // weights are prefetched this many bytes before they are needed
 
-#define ROWS MIN(M, 8)  // of x, whose sums the registers hold
-// `some` columns of y, or V if more, from one tile. The sums are those of matmul_integers.c in its order.
+#define ROWS MIN(M, 8)  // rows of x whose sums the registers hold
+// `some` columns of y, at most V, from one tile. The sums have the order of matmul_integers.c.
 PART void columns_of(const int rows, output y, const struct rounded *x, struct row row, const int some) {
   vec totals[ROWS], sums[ROWS];
   EACH(m, rows) totals[m] = sums[m] = 0;
@@ -135,12 +135,12 @@ PART void columns_of(const int rows, output y, const struct rounded *x, struct r
   }
   EACH(m, rows) put(y + m * N, totals[m] + sums[m], some);
 }
-// The same of all M rows, ROWS at a time: from the second time on, the tile is in the nearest cache.
+// The same for all M rows, ROWS at a time: after the first time, the tile is in the L1 cache.
 PART void columns_of_all(output y, const struct rounded *x, struct row row, const int some) {
   for (int m = 0; m + ROWS <= M; m += ROWS) columns_of(ROWS, y + m * N, x + m, row, some);
   if (M % ROWS) columns_of(M % ROWS, y + M / ROWS * ROWS * N, x + M / ROWS * ROWS, row, some);
 }
-// The same; the compiler is to know a whole tile's width.
+// The same, so that the compiler knows the width of a whole tile as a constant.
 PART void columns(output y, const struct rounded *x, struct row row, int some) {
   if (row.width == TILE && some >= V) {
     row.width = TILE;

@@ -1,11 +1,12 @@
 """Weights of 8 or 4 bits: their layout in memory, and the kernels that write and read it.
 
-32 weights of a row, a group, share a scale: weight = scale · integer. Those from GGUF files may also share a
-minimum: weight = scale · integer + minimum. A row is padded with zeros to whole cache lines, 64 weights of 8
-bits or 128 of 4.
+A group of 32 weights of a row shares a scale: weight = scale · integer. Groups from GGUF files may also have
+a minimum: weight = scale · integer + minimum. A row is padded with zeros to whole cache lines, 64 weights of
+8 bits or 128 of 4.
 
-Files hold row after row. In memory TILE rows lie side by side, four bytes of each at a time: a vector of the
-processor then holds weights of as many rows, which a product multiplies by the same activations.
+Files hold one row after the other. In memory TILE rows are interleaved, four bytes of each at a time. A
+vector of the processor then holds weights of as many rows, and a product multiplies all of them by the same
+activations.
 """
 
 import math
@@ -27,13 +28,13 @@ else:
 
 GROUP = 32  # weights that share a scale
 LINE = 64  # bytes that rows are padded to multiples of
-TILE = 16  # rows that lie side by side
+TILE = 16  # rows that are interleaved
 WORD, PAIR = 4, 2  # bytes of a row's values, and of its scales, before those of the next row
 BLOCK = 20  # bytes of the scales and minima of eight groups that share d and dmin
 CANDIDATES = tuple(float(steps) for steps in np.linspace(6.8, 9, 6, dtype=np.float32))
-"""For 4 bits: the integers, negated, that a group's largest weight is mapped to in turn.
+"""For 4 bits: the values, negated, to which the scales that are tried map a group's largest weight.
 
-With 12 of them the error is 0.2 % less.
+With 12 candidates the error would be only 0.2 % smaller.
 """
 
 
@@ -42,21 +43,21 @@ class Quantized:
     """A matrix (d_out, d_in) of small integers and their scales, both parameters of the state dict."""
 
     values: Tensor
-    """(d_out, bytes of a row): int8; or uint8, two integers in each, the first in the lower half.
+    """(d_out, bytes of a row): int8; or uint8, two integers in each byte, the first in the lower half.
 
-    An integer of 4 bits is a weight + 8; with minima, it is from 0 to 15. The shape is that of the rows in a
-    file; in memory TILE of them lie side by side, as `side_by_side` puts them.
+    A stored integer of 4 bits is the weight's integer + 8; with minima, it is the integer itself, 0 to 15.
+    The shape is that of the rows in a file; in memory, `side_by_side` has interleaved TILE of them.
     """
     scales: Tensor
     """(d_out, groups of a row), float16, 0 for a group of padding; with minima in one of two forms.
 
-    Two bytes of each row lie side by side. float16: a row's scales, then its minima. uint8: BLOCK bytes for
-    eight groups, as in Q4_K: d and dmin in float16, eight bytes s and eight bytes m; a scale is d · s and a
-    minimum −dmin · m.
+    Rows are interleaved, two bytes of each at a time. float16: a row's scales, then its minima. uint8: BLOCK
+    bytes for eight groups, as in Q4_K: d and dmin in float16, eight bytes s and eight bytes m. A scale is
+    d · s, a minimum −dmin · m.
     """
     d_in: int
     rounds: bool = True
-    """Whether a product first rounds what it multiplies by this, see `ops.round_activations`."""
+    """Whether a product with this matrix first rounds the activations; see `ops.round_activations`."""
 
     @property
     def bits(self) -> int:
@@ -86,7 +87,7 @@ class Quantized:
 
     @property
     def dtype(self) -> DType:
-        """The dtype of the numbers that it stands for."""
+        """The dtype of the dequantised weights."""
         return dtypes.float32
 
     @property
@@ -97,20 +98,20 @@ class Quantized:
         return math.prod(self.shape)
 
     def __getitem__(self, rows: Slice) -> "Quantized":
-        """Some rows, from a multiple of TILE to another or to the end."""
+        """Some rows; start and stop are multiples of TILE, or stop is the end."""
         assert (rows.start or 0) % TILE == 0 and (rows.stop is None or rows.stop % TILE == 0)
         return replace(self, values=self.values[rows], scales=self.scales[rows])
 
     def in_rows(self) -> tuple[Tensor, Tensor]:
-        """The values and scales row after row, as files have them."""
+        """The values and scales, one row after the other as in files."""
         return _in_rows(self.values, WORD), _in_rows(self.scales, PAIR)
 
     def tensors(self) -> list[Tensor]:
-        """The inputs of a kernel that reads it, in this order."""
+        """The inputs of a kernel that reads this matrix, in its order."""
         return [self.values, self.scales]
 
     def macros(self) -> Macros:
-        """The layout, for a kernel that reads it."""
+        """The layout, for a kernel that reads this matrix."""
         d_out, size = (int(n) for n in self.values.shape)
         sizes: Macros = {"BITS": self.bits, "D_OUT": d_out, "ROW_BYTES": size, "GROUPS": self.groups}
         return {**sizes, "TILE": TILE, "MINIMA": self.has_minima, "BLOCKS": self.in_blocks}
@@ -123,7 +124,7 @@ def row_sizes(d_in: int, bits: int) -> tuple[int, int]:
 
 
 def side_by_side(values: Array, scales: Array) -> tuple[Array, Array]:
-    """The values and scales of a file, row after row, in the order in which a `Quantized` holds them."""
+    """The values and scales of a file, one row after the other, interleaved as in a `Quantized`."""
     return _side_by_side(values, WORD), _side_by_side(scales, PAIR)
 
 
@@ -153,14 +154,14 @@ def _tiles(rows: int) -> list[tuple[int, int, int]]:
 
 
 def empty(d_out: int, d_in: int, bits: int, device: str | None = None) -> Quantized:
-    """A matrix that is not filled."""
+    """An unfilled matrix."""
     size, groups = row_sizes(d_in, bits)
     values = Tensor.empty(d_out, size, dtype=dtypes.int8 if bits == 8 else dtypes.uint8, device=device)
     return Quantized(values, Tensor.empty(d_out, groups, dtype=dtypes.float16, device=device), d_in)
 
 
 def quantize(weight: Tensor, bits: int) -> Quantized | None:
-    """`ops.quantize` by a kernel; None where there is none for this matrix."""
+    """`ops.quantize` by a kernel, or None."""
     if not is_fast(weight):
         return None
     d_out, d_in = (int(n) for n in weight.shape)
@@ -175,7 +176,7 @@ def quantize(weight: Tensor, bits: int) -> Quantized | None:
 
 
 def dequantize(weight: Quantized) -> Tensor | None:
-    """`ops.dequantize` by a kernel; None where there is none for this matrix."""
+    """`ops.dequantize` by a kernel, or None."""
     if not is_fast(*weight.tensors()):
         return None
     rows, d_in = weight.shape

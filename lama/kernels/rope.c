@@ -1,9 +1,9 @@
-// Rotate B x T tokens of H heads: numbers i and i + R of a head's D by the angle i of their position. Row p of
-// the table has R cosines, then R sines. Element (b, h, t, i) of x is x[X_AT + b * XB + h * XH + t * XT + i]; y
-// is (B, H, T, D). With AT, row b's tokens are at positions[b] and after it, or with AT_EACH at positions (B, T);
-// else at 0 and after it.
+// Rotate B x T tokens of H heads: of a head's D numbers, i and i + R are rotated by angle i of the token's position.
+// Row p of the table has R cosines, then R sines. Element (b, h, t, i) of x is x[X_AT + b * XB + h * XH + t * XT +
+// i]; y is (B, H, T, D). With AT, row b's tokens are at consecutive positions from positions[b]; with AT_EACH, at
+// positions (B, T); else at positions from 0.
 //
-// BACKWARD: y is the gradient, and x the one to be written, which has ROW numbers for each token.
+// BACKWARD: dy has the layout of y, and dx that of x, with ROW numbers for each token.
 
 #if BACKWARD
 KERNEL NAME(output dx, input dy, input table WITH(AT, const int *restrict positions), int slice) {

@@ -1,4 +1,4 @@
-"""Rotary positions with their gradient: rope.c reads a head's part of a projection where it lies."""
+"""Rotary positions with their gradient; rope.c reads a head's part of a projection in place."""
 
 import functools
 import math
@@ -26,11 +26,11 @@ class _Spec:
     layout: Layout
     """The layout of x, (B, H, T, D)."""
     row: int
-    """Numbers of a token in the tensor that x is a view of."""
+    """The numbers of a token in the tensor that x is a view of."""
     rotated: int
     length: int
     positions: int
-    """The axes of `positions`: 0 without them, 1 for a row's first, 2 for every token's."""
+    """The axes of `positions`: 0 without them, 1 for each row's first position, 2 for every token's."""
 
     def kernel(self, backward: bool) -> Kernel:
         B, H, T, D = self.layout.shape
@@ -48,7 +48,7 @@ class _Spec:
 
 
 def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
-    """`ops.rotate` by a kernel; None where there is none for x."""
+    """`ops.rotate` by a kernel, or None."""
     numbers = [] if positions is None else [positions.cast(dtypes.int32)]
     if x.ndim != 4 or x.dtype != dtypes.float32 or not is_fast(x, table, *numbers):
         return None
@@ -58,7 +58,7 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
 
 
 def _source(x: Tensor, table: Tensor, positions: int) -> tuple[Tensor, _Spec]:
-    """The tensor that the kernel reads: a copy unless x is a part of each token's row, as its gradient is."""
+    """The tensor that the kernel reads: x's base if x is a part of each token's row there, else a copy."""
     (B, H, T, D), (length, rotated) = shape_of(x), shape_of(table)
     base, layout = strided_view(x)
     row = math.prod(shape_of(base)) // (B * T)

@@ -1,6 +1,6 @@
-// Round ROWS rows of K floats to signed bytes, with a scale for each group: see rounding.h. A row's last
-// group is filled up with zeros. With FLOATS, the rounded numbers are floats; else bytes, for weights of BITS, and
-// with SUMS, also write the sum of each group.
+// Round ROWS rows of K floats to signed bytes, with a scale for each group: see rounding.h. A row's last group is
+// padded with zeros. With FLOATS, the rounded numbers are written as floats, else as bytes, for products with weights
+// of BITS bits. With SUMS, the sum of each group is written too.
 
 #define GROUPS ((K + 31) / 32)
 

@@ -1,5 +1,5 @@
-// sums[i] = before[i] + the squares of part i of the N numbers x. The number of slices does not change the
-// PARTS parts, and what came before is added last: parts of several tensors may be computed apart.
+// sums[i] = before[i] + the sum of squares of part i of the N numbers x. The PARTS parts do not depend on the number
+// of slices. before[i] is added last, so that sums of several tensors may also be computed separately.
 
 KERNEL NAME(output sums, input before, input x, int slice) {
   for (int part = FIRST(PARTS); part < LAST(PARTS); part++) {

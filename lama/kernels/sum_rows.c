@@ -1,4 +1,4 @@
-// y = the sum over the ROWS rows of x, N floats each, in order; a slice has some of the columns.
+// y = the sum of the ROWS rows of x, N floats each, in order; a slice computes some of the columns.
 #define UNIT (4 * V)
 
 KERNEL NAME(output y, input x, int slice) {

@@ -1,12 +1,12 @@
-// A matrix of half precision in tiles: TILE rows side by side, of each a unit of UNIT_SIZE numbers, then the next of
-// UNITS. Without UNIT_SIZE, rows of K numbers follow one another. See tiles.py.
+// A matrix of half precision in tiles of TILE interleaved rows: unit 0 of each row, then unit 1, up to UNITS; a unit is
+// UNIT_SIZE numbers. Without UNIT_SIZE, rows of K numbers are consecutive. See tiles.py.
 
 #if UNIT_SIZE
-// Where the unit begins that has number k of row n.
+// The start of the unit that has number k of row n.
 #define WEIGHTS_AT(w, n, k) ((w) + (((long)(n) / TILE * UNITS + (k) / UNIT_SIZE) * TILE + (n) % TILE) * UNIT_SIZE)
 #define UNIT_LANES (UNIT_SIZE / PER_LANE)
 
-// The lanes of a sum, see bfloat16.h, that V rows have in one unit.
+// The lanes (see bfloat16.h) that one unit of V rows holds.
 PART OVERLOADED void unit_at(vec lanes[UNIT_LANES], const _Float16 *w) { lanes[0] = load(w); }
 PART OVERLOADED void unit_at(vec lanes[UNIT_LANES], const unsigned short *w) {
   const uints pairs = *(const uints *)w;

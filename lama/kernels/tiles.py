@@ -1,12 +1,11 @@
-"""Weights of half precision in tiles: HEIGHT rows lie side by side in memory.
+"""Weights of half precision in tiles, in which HEIGHT rows are interleaved, a unit of each at a time.
 
-A vector of the processor then holds weights of as many rows, which a product multiplies by the same
-activations. Rows that follow one another would have to be transposed in registers, which takes longer than
-reading them. A unit is what a row has before the next row's begins: one number, or a pair of bfloat16, which
-some processors multiply at once.
+A vector of the processor then holds weights of several rows, and a product multiplies all of them by the same
+activations. Consecutive rows would have to be transposed in registers, which takes longer than reading them.
+A unit is one number, or a pair of bfloat16, which some processors multiply at once.
 
-To tinygrad such a matrix is a tensor (d_out, d_in) like any other, a view of its tiles. Kernels look for the
-tiles behind it.
+For tinygrad such a matrix is an ordinary tensor (d_out, d_in), a view of its tiles. Kernels look up the
+tiles.
 """
 
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from lama.runtime.internals import DType
 from lama.runtime.kernel import Macros
 from lama.shapes import Array
 
-HEIGHT = 32  # two vectors of 16 floats: one sum need not wait for the other
+HEIGHT = 32  # two vectors of 16 floats: neither sum has to wait for the other
 UNITS = {dtypes.float16: 1, dtypes.bfloat16: 2}
 """The numbers of a unit."""
 
 
 @dataclass(frozen=True)
 class Tiles(Producer):
-    """The memory of a matrix (d_out, d_in): (tiles, units of a row, HEIGHT, numbers of a unit).
+    """The memory of a matrix (d_out, d_in), of shape (tiles, units of a row, HEIGHT, numbers of a unit).
 
-    Rows and numbers that fill up the last tile and unit are 0.
+    The last tile and the last unit of a row are padded with zeros.
     """
 
     uop: UOp
@@ -38,19 +37,19 @@ class Tiles(Producer):
 
 
 def in_tiles(d_out: int, d_in: int, dtype: DType, device: str | None = None) -> Tensor:
-    """A matrix (d_out, d_in) in tiles, not filled; `dtype` is one of UNITS."""
+    """An unfilled matrix (d_out, d_in) in tiles; `dtype` is one of UNITS."""
     unit = UNITS[dtype]
     tiles = empty(-(-d_out // HEIGHT), -(-d_in // unit), HEIGHT, unit, dtype=dtype, device=device)
     return remember(rows_of(tiles, d_out, d_in), Tiles(tiles.uop, (d_out, d_in)))
 
 
 def put_in_tiles(rows: Tensor) -> Tensor:
-    """A copy of a realised matrix (d_out, d_in) in tiles, on a device whose memory is the host's."""
+    """A copy in tiles of a realised matrix (d_out, d_in), which is in the host's memory."""
     d_out, d_in = (int(n) for n in rows.shape)
     matrix, source = in_tiles(d_out, d_in, rows.dtype, str(rows.device)), host_array(rows)
     tiles = tiles_of(matrix)
     memory = None if tiles is None else host_array(tiles)
-    assert memory is not None and source is not None, "a device of its own memory"
+    assert memory is not None and source is not None, "a matrix outside the host's memory"
     write_tiles(memory, 0, source)
     return matrix
 
@@ -62,20 +61,20 @@ def rows_of(tiles: Tensor, d_out: int, d_in: int) -> Tensor:
 
 
 def tiles_of(matrix: Tensor) -> Tensor | None:
-    """The tiles behind a matrix; None if it has none."""
+    """The tiles of which a matrix is a view; None if it has none."""
     found = producer_of(matrix, Tiles)
     return Tensor(found.uop) if found is not None and found.shape == matrix.shape else None
 
 
 def tile_macros(tiles: Tensor | None) -> Macros:
-    """The layout of a matrix, for a kernel that reads it; none without tiles."""
+    """The layout of a matrix in tiles, for a kernel that reads it; no macros for rows."""
     if tiles is None:
         return {}
     return {"TILE": HEIGHT, "UNITS": int(tiles.shape[1]), "UNIT_SIZE": int(tiles.shape[3])}
 
 
 def write_tiles(tiles: Array, first: int, rows: Array) -> None:
-    """Write rows (n, d_in) of a matrix from row `first` on, a multiple of HEIGHT; zeros after the last."""
+    """Write rows (n, d_in) into a matrix from row `first`, a multiple of HEIGHT, on; pad the last tile."""
     unit, whole = tiles.shape[3], len(rows) // HEIGHT
     if rows.shape[1] % unit:
         rows = np.pad(rows, ((0, 0), (0, 1)))

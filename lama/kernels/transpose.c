@@ -1,9 +1,10 @@
-// The transposes of `count` matrices of rows x columns words of 2 or 4 bytes, which follow one another. Rows of
-// the results are `stride` words apart.
-// A tile of whole lines of the cache is read, then written: rows that are a multiple of 4 kB apart share few
-// places in the cache, so that numpy's loops over single columns lose most of what they have read.
+// Transpose `count` consecutive matrices of rows x columns words, of 2 or 4 bytes each. Rows of the results are
+// `stride` words apart.
+//
+// Tiles of whole cache lines are read, then written. Rows that are a multiple of 4 kB apart share few places in the
+// cache: numpy's loops over single columns lose most of the lines that they read.
 
-#define SIDE (64 / (int)sizeof(WORD))  // words in a line of the cache
+#define SIDE (64 / (int)sizeof(WORD))  // words in a cache line
 #define MIN(x, y) ((x) < (y) ? (x) : (y))
 
 __attribute__((no_builtin("memset", "memcpy"))) void NAME(WORD *restrict out, const WORD *restrict in, long count,

@@ -2,7 +2,7 @@
 
 #pragma clang diagnostic ignored "-Wpass-failed"  // a loop that stays rolled is slower, not wrong
 
-#if defined(V)  // set by tests of narrower machines
+#if defined(V)  // set by tests of machines with shorter vectors
 #elif defined(__AVX512F__)
 #define V 16
 #elif defined(__AVX__)
@@ -15,7 +15,7 @@
 #define UP(n, unit) (((n) + (unit)-1) / (unit) * (unit))
 #define PIECES(n, most) (((n) + (most)-1) / (most))
 #define EQUAL_PIECE(n, most, unit) UP(PIECES(n, PIECES(n, most)), unit)
-// Products for few rows and for many add up such pieces, of numbers or of groups: their sums have the same bits.
+// All products, whatever their number of rows, sum pieces of this size, of numbers or groups: sums have the same bits.
 #define SUMMED(n) EQUAL_PIECE(n, 192, V)
 #define SUMMED_GROUPS(n) EQUAL_PIECE(n, 24, 2)
 #define UNROLL _Pragma("unroll")
@@ -23,35 +23,34 @@
 typedef float vec __attribute__((ext_vector_type(V), aligned(4)));
 typedef int ints __attribute__((ext_vector_type(V), aligned(4)));
 typedef unsigned int uints __attribute__((ext_vector_type(V), aligned(4)));
-// Arguments, which do not overlap.
+// Types of arguments, which do not overlap in memory.
 typedef const float *restrict input;
 typedef float *restrict output;
 typedef const unsigned int *restrict uint_input;
 
-// This slice's part of `units` equal units: from FIRST to before LAST. `slice` is every kernel's last
-// argument.
+// This slice's part of `units` equal units: FIRST to LAST - 1. `slice` is every kernel's last argument.
 #define FIRST(units) ((long)(units) * slice / SLICES)
 #define LAST(units) ((long)(units) * (slice + 1) / SLICES)
-// The same of N numbers in vectors, of which each begins at number i and has LEFT(i) of them, or V if more.
+// The same for the vectors of N numbers: one begins at number i, with LEFT(i) numbers left in all.
 #define VECTORS_AT(i) for (long i = FIRST(PIECES(N, V)) * V; i < LAST(PIECES(N, V)) * V; i += V)
 #define LEFT(i) (N % V ? N - (i) : V)
 
-// More arguments of a kernel, after others, where `flag` is 1 and not 0.
+// Further arguments of a kernel if `flag` is 1; none if it is 0.
 #define WITH(flag, ...) WITH_VALUE(flag, __VA_ARGS__)
 #define WITH_VALUE(flag, ...) WITH_##flag(__VA_ARGS__)
 #define WITH_0(...)
 #define WITH_1(...) , __VA_ARGS__
 
-// Without the width, clang splits 16-float vectors in two on machines where it prefers 8; without no_builtin
-// it may call memset, which is not linked.
+// Without the width, clang splits vectors of 16 floats on machines where it prefers 8. Without no_builtin it may
+// call memset, which is not linked.
 #define ATTRIBUTES no_builtin("memset", "memcpy"), min_vector_width(V * 32)
 #define PART static inline __attribute__((always_inline, ATTRIBUTES))
 #define KERNEL __attribute__((ATTRIBUTES)) void
 
-// e^x to 1.2 units in the last place, exactly 0 below -87, e^88 above 88, NaN for NaN: x = n ln 2 + r, e^r on
-// |r| <= ln 2 / 2 by the polynomial 1 + r + ... of degree 6 with the least relative error (3e-9, found by
-// Lawson's weighted least squares), and 2^n put into the exponent's bits. Adding ROUNDER leaves n + 127 in
-// the last bits of the sum, which has none for fractions.
+// e^x to 1.2 units in the last place; exactly 0 below -87, e^88 above 88, NaN for NaN. With x = n ln 2 + r and
+// |r| <= ln 2 / 2, e^r is the polynomial 1 + r + ... of degree 6 with the least relative error: 3e-9, found by
+// Lawson's weighted least squares. 2^n is put into the exponent's bits. The sum with ROUNDER has no bits for
+// fractions: its last bits are n + 127.
 #define ROUNDER (12582912.0f + 127)  // 3 · 2^22
 PART vec exp_vec(vec any) {
   vec x = any < -87.0f ? (vec)-87.0f : any;  // not with min and max, which would drop a NaN
@@ -69,12 +68,12 @@ PART vec exp_vec(vec any) {
   return any < -87.0f ? (vec)0 : e;
 }
 
-// The natural logarithm of a normal positive number, to 2 units in the last place; NaN for NaN: x = m 2^n
-// with m around 1, and log m = 2 artanh((m - 1) / (m + 1)). Not libm's: code further from it than 2 GB, as
-// with large models, cannot call it.
+// The natural logarithm of a normal positive number, to 2 units in the last place; NaN for NaN. With x = m 2^n and
+// m near 1, log m = 2 artanh((m - 1) / (m + 1)). libm's cannot be called from code over 2 GB away from it, as with
+// large models.
 PART float log_of(float x) {
   union { float value; int bits; } u = {x};
-  int n = (u.bits - 0x3f3504f3) >> 23;  // the bits of sqrt(1/2): m is between that and sqrt(2)
+  int n = (u.bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 is sqrt(1/2): m is between that and sqrt(2)
   u.bits -= n * (1 << 23);
   float s = (u.value - 1) / (u.value + 1), s2 = s * s;
   float m = 2 * s + 2 * s * s2 * (1.0f / 3 + s2 * (1.0f / 5 + s2 * (1.0f / 7 + s2 * (1.0f / 9))));
@@ -94,7 +93,7 @@ PART float log_of(float x) {
 PART float sum_vec(vec x) { return FOLD(SUM, x); }
 PART float max_vec(vec x) { return FOLD(MOST, x); }
 
-// Transpose the square whose rows are V vectors.
+// Transpose a square of V vectors, its rows.
 #if V == 16
 #define ROUNDS(x, y) ROUND(x, y) ROUND(y, x) ROUND(x, y) ROUND(y, x)
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -115,7 +114,7 @@ PART float max_vec(vec x) { return FOLD(MOST, x); }
   }
 PART void transpose_vecs(vec x[V]) {
   vec y[V];
-  ROUNDS(x, y)  // after the last of them, element (i, j) is at (j, i)
+  ROUNDS(x, y)  // after the last round, element (i, j) is at (j, i)
   if (V == 8) EACH(i, V) x[i] = y[i];
 }
 
@@ -163,8 +162,8 @@ PART OVERLOADED float load1(const float *x) { return *x; }
 PART OVERLOADED float load1(const _Float16 *x) { return (float)*x; }
 PART OVERLOADED float load1(const unsigned short *x) { union { unsigned int bits; float value; } u = {(unsigned int)*x << 16}; return u.value; }
 
-// Transpose the square whose rows are the V numbers at from[0], from[1], ... A vector gets its four numbers from each of
-// V / 4 rows, so that what is left is to transpose squares of four: half of the work of transpose_vecs.
+// Transpose a square whose rows are the V numbers at from[0], from[1], ... Each vector is loaded with four numbers from
+// each of V / 4 rows. Then only squares of 4 x 4 are to be transposed: half of the work of transpose_vecs.
 #define FOUR(row) load4(from[row] + column)
 #define PAIR(row) __builtin_shufflevector(FOUR(row), FOUR(row + 4), 0, 1, 2, 3, 4, 5, 6, 7)
 #if V == 16
@@ -193,7 +192,7 @@ LOAD_TRANSPOSED(float)
 LOAD_TRANSPOSED(_Float16)
 LOAD_TRANSPOSED(unsigned short)
 
-// Read the first n numbers at x, V if n is larger, with `rest` in the other places.
+// Read the first n numbers at x, at most V, with `rest` in the other places.
 #define GET(type) \
   PART OVERLOADED vec get(const type *x, long n, float rest) { \
     if (n >= V) return load(x); \
@@ -213,7 +212,7 @@ PART uints bfloat16_bits(vec x) {
 PART OVERLOADED void store(float *x, vec value) { *(vec *)x = value; }
 PART OVERLOADED void store(_Float16 *x, vec value) { *(halves *)x = __builtin_convertvector(value, halves); }
 PART OVERLOADED void store(unsigned short *x, vec value) { *(shorts *)x = __builtin_convertvector(bfloat16_bits(value), shorts); }
-// The first n of them, V if n is larger.
+// Write only the first n numbers, at most V.
 #define PUT(type) \
   PART OVERLOADED void put(type *x, vec value, long n) { \
     type all[V]; \
@@ -252,7 +251,7 @@ PART float most_of(const float *x, int n) {
   return max_vec(most);
 }
 
-// Write the exponentials of n floats less the largest of them; returns their sum.
+// Write exp(x - the largest x) for n floats; returns the sum.
 PART float exp_row(float *to, const float *x, int n) {
   const float top = most_of(x, n);
   vec sums = 0;
@@ -262,7 +261,7 @@ PART float exp_row(float *to, const float *x, int n) {
     store(to + i, e);
     sums += e;
   }
-  if (i < n) {  // not in the loop, where the compiler would not know n - i
+  if (i < n) {  // not in the loop: here the compiler knows n - i
     vec e = exp_vec(get(x + i, n - i, -__builtin_inff()) - top);
     put(to + i, e, n - i);
     sums += e;

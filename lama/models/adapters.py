@@ -1,8 +1,8 @@
-"""Adapters (LoRA, DoRA) of a GPT: low-rank changes of the linear layers in its blocks, trained alone.
+"""Adapters (LoRA, DoRA) of a GPT: low-rank changes of the linear layers in its blocks, trained on their own.
 
-A name such as `blocks.0.attn.q` means one change. Queries, keys and values have one each, though lama holds
-their matrices as one. Source: Hu et al. 2021, LoRA; over quantised weights Dettmers et al. 2023, QLoRA; with
-magnitudes Liu et al. 2024, DoRA.
+A name such as `blocks.0.attn.q` means one change. Queries, keys and values have separate changes, though lama
+holds their matrices as one. Source: Hu et al. 2021, LoRA; over quantised weights Dettmers et al. 2023, QLoRA;
+with magnitudes Liu et al. 2024, DoRA.
 """
 
 import copy
@@ -30,13 +30,13 @@ from lama.shapes import Array
 M = TypeVar("M")
 PARTS = ("q", "k", "v", "out", "gate", "up", "down")
 PARAMETERS = ("a", "b", "magnitude")
-CONSTANTS = ("squares", "known")  # of a change, which follow from others
+CONSTANTS = ("squares", "known")  # tensors of a change that follow from others
 MOST_RANK = 4096
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place for a change: some outputs of a layer."""
+    """A place where a change can be added: some or all outputs of a linear layer."""
 
     linear: Linear
     part: str
@@ -55,7 +55,7 @@ class Place:
 
 
 def places(model: GPT) -> dict[str, Place]:
-    """All places of a model, by name."""
+    """All places of a model for changes, by name."""
     found: dict[str, Place] = {}
     for i, block in enumerate(model.blocks):
         ends = np.cumsum([0, *block.attn.widths]).tolist()
@@ -71,7 +71,7 @@ def places(model: GPT) -> dict[str, Place]:
 
 
 def matching(model: GPT, patterns: Sequence[str]) -> list[str]:
-    """The names of the places that any pattern matches, all for none.
+    """The names of the places that any pattern matches; all names without patterns.
 
     A pattern is a name, its end such as `q` or `attn.out`, or either with `*`. Raises UsageError for a
     pattern that matches nothing.
@@ -90,13 +90,13 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def add_change(place: Place, a: Array, b: Array, scale: float, magnitude: Array | None = None) -> None:
-    """Add a change with these matrices, (rank, d_in) and (d_out, rank), and a magnitude to its layer."""
+    """Add a change, of matrices a (rank, d_in) and b (d_out, rank), for DoRA with a magnitude (d_out,)."""
     change = LowRank(place.d_in, place.d_out, len(a), scale, place.first)
     change.a, change.b = _tensor(a, place), _tensor(b, place)
     if magnitude is not None:
         norms = norms_of(rows_of(place) + np.float32(scale) * (b @ a))
         change.magnitude, change.known = _tensor(magnitude, place), _tensor(magnitude / norms, place)
-    # In the order of the outputs, whatever the order of the calls.
+    # Sorted by output, whatever the order of the calls.
     changes = {**place.linear.adapter, place.part: change}
     place.linear.adapter = dict(sorted(changes.items(), key=lambda item: item[1].first))
 
@@ -108,9 +108,9 @@ def _tensor(x: Array, place: Place) -> Tensor:
 def add_adapter(
     model: GPT, names: Iterable[str], rank: int, scale: float, seed: int, dora: bool = False
 ) -> None:
-    """Add changes that are zero: A is uniform in ±1 / √d_in from `seed`, B zero, as PEFT begins.
+    """Add changes that are still zero: A is uniform in ±1 / √d_in from `seed`, and B is 0, as in PEFT.
 
-    With `dora`, their magnitudes are the norms of the rows, and their factors follow what is trained. Raises
+    With `dora`, magnitudes start as the norms of the rows, and each step computes the factors again. Raises
     UsageError for a rank above a layer's width.
     """
     rng, found = np.random.default_rng(seed), places(model)
@@ -127,13 +127,13 @@ def add_adapter(
 
 
 def remove_adapter(model: GPT) -> None:
-    """Remove all changes: the model is again what it was."""
+    """Remove all changes, which restores the base model."""
     for place in places(model).values():
         place.linear.adapter = {}
 
 
 def changes_of(model: object) -> dict[str, LowRank]:
-    """The changes of a model by the names of their places; none for a model of another kind."""
+    """The changes of a model by the names of their places; empty for a model that is not a GPT."""
     found = places(model) if isinstance(model, GPT) else {}
     return {name: place.change for name, place in found.items() if place.change is not None}
 
@@ -148,7 +148,7 @@ def trained_parameters(model: object) -> dict[str, Tensor]:
 
 
 def constants_of(model: object) -> str:
-    """A name for how a model computes, beside its config and the shapes of its weights."""
+    """A text that, with the config and the weights' shapes, identifies a model's computation."""
     rounds = [w.rounds for w in weights_of(model).values() if isinstance(w, Quantized)]
     scales = [(name, each.scale, each.known is not None) for name, each in changes_of(model).items()]
     return repr((all(rounds), scales))
@@ -178,7 +178,7 @@ def norms_of(rows: Array) -> Array:
 
 
 def magnitude_of(place: Place) -> Array:
-    """The magnitude of a place's change, or the norms of its rows without one: (d_out,)."""
+    """The magnitude of a place's change, (d_out,); without one, the norms of its rows."""
     change = place.change
     if change is None or change.magnitude is None:
         return norms_of(rows_of(place))
@@ -186,7 +186,7 @@ def magnitude_of(place: Place) -> Array:
 
 
 def merged(place: Place) -> Array:
-    """The rows of a place's matrix with its change: W + scale · B A, whose norms are `magnitude` if given."""
+    """The rows of a place's matrix with its change: W + scale · B A, scaled to any magnitude."""
     weight = rows_of(place)
     if (change := place.change) is not None:
         weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())
@@ -196,28 +196,28 @@ def merged(place: Place) -> Array:
 
 
 def fold(model: GPT) -> None:
-    """Add the changes to the weights, and remove them. Raises LamaError for quantised weights."""
+    """Add the changes to the weights, and remove the adapter. Raises LamaError for quantised weights."""
     for linear, found in _by_layer(places(model).values()):
         if not linear.adapter:
             continue
         weight = linear.weight
         if isinstance(weight, Quantized):
-            rule = "an adapter is folded into weights of a float dtype"
+            rule = "an adapter can only be folded into weights of a float dtype"
             raise LamaError(f"{rule}; got int{weight.bits}. Load the model as float32")
         whole = Tensor(np.concatenate([merged(place) for place in found]), device=weight.device)
         folded = whole.cast(weight.dtype).contiguous().realize()
         if not np.isfinite(folded.float().numpy()).all():
-            rule = "weights must be finite with their adapter"
-            raise LamaError(f"{rule}; got others as {weight.dtype.name}. Load the model as float32")
+            wrong = f"the weights with their adapter are not all finite in {weight.dtype.name}"
+            raise LamaError(f"{wrong}. Load the model as float32")
         # Another model may share the old weights.
         linear.weight = folded if tiles_of(weight) is None else put_in_tiles(folded)
         linear.adapter = {}
 
 
 def refuse_adapter(model: object, what: str) -> None:
-    """Raise LamaError if the model has an adapter, which `what`, such as "to be exported", rules out."""
+    """Raise LamaError if the model has an adapter; `what` is the purpose, such as "to be exported"."""
     if changes_of(model):
-        raise LamaError(f"a model must have its adapter in its weights {what}; fold it in by lama fuse")
+        raise LamaError(f"a model must have its adapter in its weights {what}; fold it in with lama fuse")
 
 
 def _by_layer(found: Iterable[Place]) -> list[tuple[Linear, list[Place]]]:
@@ -228,13 +228,13 @@ def _by_layer(found: Iterable[Place]) -> list[tuple[Linear, list[Place]]]:
 
 
 def sharing_weights(model: M) -> M:
-    """A copy of a model that shares its weights: another adapter in it leaves the first as it is."""
+    """A copy of a model that shares its weights, but can have another adapter."""
     tensors = get_state_dict(model, tensor_type=(Tensor, Quantized)).values()
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def size_of(parameters: Mapping[str, Tensor]) -> int:
-    """The number of numbers in these parameters."""
+    """The total number of elements of these parameters."""
     return sum(int(p.numel()) for p in parameters.values())
 
 

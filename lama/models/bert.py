@@ -1,4 +1,4 @@
-"""BERT: an encoder that reads in both directions, with a head for masked tokens, or one for classes."""
+"""BERT: an encoder whose tokens see both directions, with a head for masked tokens or one for classes."""
 
 import math
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ class BertConfig:
     """The shape of an encoder. The defaults are BERT's base model, uncased."""
 
     vocab_size: int = 30522
-    """Tokens the model knows."""
+    """Tokens in the vocabulary."""
     context_length: int = 512
-    """Most tokens it can look at."""
+    """The most tokens of a row."""
     d_model: int = 768
     """Width of the residual stream."""
     n_layers: int = 12
-    """Blocks."""
+    """Number of blocks."""
     n_heads: int = 12
     """Heads in a block; each is d_model / n_heads wide."""
     d_mlp: int = 0
     """Hidden width of the MLP; 0 means 4 · d_model."""
     bias: bool = True
-    """Biases in linear layers and norms."""
+    """Whether linear layers and norms have biases."""
     activation: str = "gelu"
     """gelu (exact), gelu_new (tanh), relu, silu, tanh or quick_gelu."""
     norm: str = "post"
@@ -48,11 +48,11 @@ class BertConfig:
     positions: str = "learned"
     """learned or sinusoidal."""
     segments: int = 2
-    """Kinds of segment, each with an embedding that is added to its tokens; 0 for none."""
+    """The number of kinds of segments, each with an embedding that is added to its tokens; 0 for none."""
     pad: int = 0
-    """The token that fills up short rows; no attention looks at it."""
+    """The token that pads short rows; attention ignores it."""
     mask: int = 103
-    """The token in the place of one that is to be predicted."""
+    """The token that replaces a token to be predicted."""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -85,7 +85,7 @@ class ClassifierConfig(BertConfig):
 
 
 def make_block(c: BertConfig) -> Block:
-    """A block of these sizes."""
+    """One of the encoder's blocks."""
     return Block(
         attn=MultiHeadAttention(c.d_model, c.n_heads, c.bias),
         mlp=make_mlp(c.d_model, c.d_mlp, c.bias, c.activation),
@@ -98,7 +98,7 @@ def make_block(c: BertConfig) -> Block:
 class Encoder:
     """Embed tokens, positions and segments, normalise, run the blocks; padding is hidden from all positions.
 
-    Source: Devlin et al. 2018, section 3. With norm="pre", the norm stands after the last block instead.
+    Source: Devlin et al. 2018, section 3. With norm="pre", the norm follows the last block instead.
     """
 
     def __init__(self, config: BertConfig):
@@ -117,9 +117,9 @@ class Encoder:
         tap: Tap = no_tap,
         dropout: Dropout = no_dropout,
     ) -> Float[Tensor, "B T d_model"]:
-        """The residual stream at its end. Without `segments` all tokens are in segment 0.
+        """The residual stream after the last block. Without `segments` all tokens are in segment 0.
 
-        Raises ValueError for more than `context_length` tokens, and for segments where the model has none.
+        Raises ValueError for more than `context_length` tokens, and for segments if the model has none.
         """
         T, device = int(tokens.shape[1]), self.embed.weight.device
         tokens = tokens.to(device)
@@ -149,7 +149,7 @@ class Bert:
     """
 
     def __init__(self, config: BertConfig, seed: int | None = 0):
-        """`seed` is that of `GPT`."""
+        """`seed` is as in `GPT`."""
         c = self.config = config
         self.encoder = Encoder(c)
         self.dense, self.ln_head = Linear(c.d_model, c.d_model), LayerNorm(c.d_model, epsilon=c.norm_epsilon)
@@ -157,7 +157,7 @@ class Bert:
         initialise_encoder(self, c, seed)
 
     def logits(self, x: Float[Tensor, "... d_model"], tap: Tap = no_tap) -> Float[Tensor, "... vocab_size"]:
-        """The head: scores from the encoder's output, at any positions."""
+        """The head's scores for the encoder's output, at any positions."""
         h = tap("ln_head.normalized", self.ln_head(ACTIVATIONS[self.config.activation](self.dense(x))))
         return linear(h.contiguous(), self.encoder.embed.weight, self.unembed_bias)
 
@@ -174,7 +174,7 @@ class Bert:
     def at(
         self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "B n"], dropout: Dropout = no_dropout
     ) -> Float[Tensor, "B n vocab_size"]:
-        """The logits of some positions of each row only; training needs no others, which would cost most."""
+        """The logits at some positions of each row only: training needs no others, and they cost the most."""
         x = self.encoder(tokens, dropout=dropout)
         B, T, d_model = (int(size) for size in x.shape)
         rows = positions.to(x.device) + Tensor.arange(B).reshape(B, 1).to(x.device) * T
@@ -189,7 +189,7 @@ class Classifier:
     """An encoder whose head scores each class for a whole row of tokens."""
 
     def __init__(self, config: ClassifierConfig, seed: int | None = 0):
-        """`seed` is that of `GPT`."""
+        """`seed` is as in `GPT`."""
         c = self.config = config
         self.encoder = Encoder(c)
         self.head = Linear(c.d_model, len(c.labels))
@@ -212,9 +212,10 @@ class Classifier:
 
 
 def initialise_encoder(model: Bert | Classifier, c: BertConfig, seed: int | None) -> None:
-    """Draw initial weights with BERT's standard deviation, 0.02 at its width of 768, more for narrow models.
+    """Sample initial weights; the standard deviation is BERT's 0.02 at width 768, more for narrower models.
 
-    Else their attention starts so flat that it hardly learns where to look. None leaves them unfilled.
+    With 0.02, a narrow model's attention would start so uniform that it hardly learns where to look.
+    seed=None leaves the weights unfilled.
     """
     if seed is not None:
         initialise(model, seed, c.n_layers if c.norm == "pre" else 0, 0.02 * math.sqrt(768 / c.d_model))

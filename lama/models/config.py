@@ -1,4 +1,4 @@
-"""The parts that all models' configs share: checks of their fields, and reading from JSON."""
+"""The parts that the configs of all models share: checks of their fields, and reading from JSON."""
 
 import dataclasses
 import inspect
@@ -20,8 +20,8 @@ CHOICES: dict[str, Collection[str]] = {
 LAYERS = ("n_layers", "n_encoder_layers", "n_decoder_layers")
 SIZES = ("vocab_size", "context_length", "d_model", *LAYERS, "n_heads", "n_kv_heads", "d_mlp", "n_classes")
 MOST = dict.fromkeys(LAYERS, 10_000) | {"context_length": 1 << 20}  # a config may come from a file
-LARGEST = (1 << 31) - 1  # of the other whole numbers: kernels count in 32 bits
-TABLE = 1 << 26  # numbers of a table of sinusoids, whose size no tensor of a file confirms
+LARGEST = (1 << 31) - 1  # the limit of other whole numbers: kernels count in 32 bits
+TABLE = 1 << 26  # the most numbers of a table of sinusoids: no tensor in a file confirms its size
 
 
 @runtime_checkable
@@ -42,10 +42,10 @@ Config = TypeVar("Config")
 
 
 def check_config(config: ModelConfig, choices: Mapping[str, Collection[str]] = CHOICES) -> None:
-    """Fill in d_mlp=0 and the like, then check each field of a known name: for a config's `__post_init__`.
+    """Replace defaults such as d_mlp=0, then check the fields with known names, for `__post_init__`.
 
-    Types are those of the defaults; fields with the default None are biases, which `bias` replaces. Raises
-    ValueError that names the field and its value.
+    A field must have the type of its default. Fields with the default None are biases, and become `bias`.
+    Raises ValueError that names the field and its value.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
@@ -69,7 +69,7 @@ def check_config(config: ModelConfig, choices: Mapping[str, Collection[str]] = C
     if fields.get("n_kv_heads") == 0:
         fill("n_kv_heads", config.n_heads)
     for name in SIZES:
-        # Without layers, a prediction depends on one token alone.
+        # A model may have no layers: its predictions then depend on a single token.
         least = 0 if name in LAYERS or (name == "d_mlp" and not mlp) else 1
         if fields.get(name, 1) < least:
             raise ValueError(f"{name} must be at least {least}; got {name}={fields[name]}")
@@ -94,7 +94,7 @@ def check_config(config: ModelConfig, choices: Mapping[str, Collection[str]] = C
 
 
 def check_length(n: int, config: ModelConfig) -> None:
-    """Raise ValueError if n tokens are more than the model can look at."""
+    """Raise ValueError if n tokens exceed the model's `context_length`."""
     if n > (most := config.context_length):
         raise ValueError(f"tokens must fit context_length; got {n} tokens, context_length={most}")
 

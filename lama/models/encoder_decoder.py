@@ -23,21 +23,21 @@ class TransformerConfig:
     """The shape of an encoder-decoder. The defaults are the paper's base model."""
 
     vocab_size: int = 37_000
-    """Tokens that source and target share."""
+    """Tokens in the vocabulary, which source and target share."""
     context_length: int = 512
-    """Most tokens of a source, and of a target."""
+    """The most tokens of a source, and of a target."""
     d_model: int = 512
     """Width of the residual streams."""
     n_encoder_layers: int = 6
-    """Blocks of the encoder."""
+    """Number of blocks in the encoder."""
     n_decoder_layers: int = 6
-    """Blocks of the decoder."""
+    """Number of blocks in the decoder."""
     n_heads: int = 8
     """Heads in each attention; each is d_model / n_heads wide."""
     d_mlp: int = 0
     """Hidden width of the MLPs; 0 means 4 · d_model."""
     bias: bool = True
-    """Biases in linear layers and norms."""
+    """Whether linear layers and norms have biases."""
     activation: str = "relu"
     """relu (the paper), gelu_new, gelu, silu, tanh or quick_gelu."""
     norm: str = "post"
@@ -49,7 +49,7 @@ class TransformerConfig:
     similarity: str = "scaled_dot"
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
     pad: int = 0
-    """The token that fills rows up: no attention looks at it."""
+    """The token that pads short rows; attention ignores it."""
     begin: int = 1
     """The token that every target begins with."""
     end: int = 2
@@ -66,10 +66,10 @@ class TransformerConfig:
 
 
 class Transformer:
-    """Encode the source once; decode the target, each position seeing those before it and the whole source.
+    """Encode the source once; decode the target, whose positions see earlier ones and the whole source.
 
-    One matrix embeds source and target, times √d_model, and unembeds. Weights are drawn from `seed` with
-    variance 1 / d_model, so that embeddings weigh as much as positions; `seed` may be None as in `GPT`.
+    The same matrix embeds source and target, times √d_model, and unembeds. Initial weights are sampled from
+    `seed` with variance 1 / d_model, so that embeddings are as large as positions; seed=None is as in `GPT`.
     """
 
     def __init__(self, config: TransformerConfig, seed: int | None = 0):
@@ -108,8 +108,8 @@ class Transformer:
         """The decoder's residual stream after its last block and norm, which the unembedding reads.
 
         `memory` and its mask come from `encode`; `keys_values(memory)` may replace the memory. With a
-        `cache`, row b's tokens stand behind the cache.positions[b] tokens that it holds. Raises ValueError
-        for a target past `context_length`.
+        `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. Raises ValueError for more
+        than `context_length` tokens, or more than the cache can hold.
         """
         target = target.to(self.embed.weight.device)
         if cache is not None:
@@ -124,7 +124,7 @@ class Transformer:
         return self.decoder.normalised(x, scoped(tap, "decoder"))
 
     def keys_values(self, memory: Float[Tensor, "B S d_model"]) -> list[KeysValues]:
-        """The keys and values of each block's cross-attention: the same for every token, so computed once."""
+        """The keys and values of each block's cross-attention, to be computed once for all target tokens."""
         layers = [block.cross_attn for block in self.decoder.blocks]
         return [attn.keys_values(memory) for attn in layers if attn is not None]
 
@@ -185,12 +185,12 @@ def make_block(c: TransformerConfig, cross: bool) -> Block:
 
 
 class Stack:
-    """Blocks, and the norm after them that a pre-norm stack needs."""
+    """Blocks, and the final norm that a pre-norm stack has after them."""
 
     def __init__(self, c: TransformerConfig, n_layers: int, cross: bool):
         self.blocks = [make_block(c, cross) for _ in range(n_layers)]
         self.ln_final = LayerNorm(c.d_model, c.bias, c.norm_epsilon) if c.norm == "pre" else None
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
-        """The final norm, where there is one."""
+        """x after the final norm, if there is one."""
         return x if self.ln_final is None else tap("ln_final.normalized", self.ln_final(x))

@@ -37,21 +37,21 @@ class GPTConfig:
     """The shape of a GPT. The defaults are GPT-2's 124M model."""
 
     vocab_size: int = 50257
-    """Tokens the model knows."""
+    """Tokens in the vocabulary."""
     context_length: int = 1024
-    """Most tokens it can look at, prompt and continuation together."""
+    """The most tokens of a row, prompt and continuation together."""
     d_model: int = 768
     """Width of the residual stream."""
     n_layers: int = 12
-    """Blocks."""
+    """Number of blocks."""
     n_heads: int = 12
     """Heads in a block."""
     d_mlp: int = 0
     """Hidden width of the MLP; 0 means 4 · d_model."""
     bias: bool = True
-    """Biases in linear layers and norms."""
+    """Whether linear layers and norms have biases."""
     tied: bool = True
-    """The unembedding uses the token embedding's rows."""
+    """Whether the unembedding uses the token embedding's rows."""
     activation: str = "gelu_new"
     """gelu_new (tanh), gelu (exact), relu, silu, tanh, quick_gelu or relu2 (squared)."""
     norm: str = "pre"
@@ -63,31 +63,31 @@ class GPTConfig:
     similarity: str = "scaled_dot"
     """How attention scores a query and a key: scaled_dot, dot, general or additive."""
     residual: bool = True
-    """Each sub-layer adds to the stream; without, its output takes the stream's place."""
+    """Whether a sub-layer's output is added to the residual stream; otherwise it replaces the stream."""
     mlp: bool = True
-    """Blocks have an MLP after their attention; without, d_mlp is 0."""
+    """Whether blocks have an MLP after their attention; otherwise d_mlp is 0."""
     scale_by_layer: bool = False
-    """Attention scores of block i are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
+    """Whether attention scores of block i are divided by i + 1. Source: Karamcheti et al. 2021, Mistral."""
     end_tokens: tuple[int, ...] = ()
-    """Tokens that end a text, beside the tokenizer's own: generation stops there."""
+    """Tokens at which generation stops, in addition to the tokenizer's end of text."""
     n_kv_heads: int = 0
     """Heads of keys and values, each for n_heads / n_kv_heads heads of queries; 0 means n_heads."""
     d_head: int = 0
     """Width of a head; 0 means d_model / n_heads."""
     qkv_bias: bool | None = None
-    """Biases of queries, keys and values; None means `bias`."""
+    """Whether queries, keys and values have biases; None: as `bias`."""
     out_bias: bool | None = None
-    """Biases of attention's output; None means `bias`."""
+    """Whether attention's output projection has a bias; None: as `bias`."""
     mlp_bias: bool | None = None
-    """Biases in the MLP; None means `bias`."""
+    """Whether the MLP has biases; None: as `bias`."""
     head_bias: bool = False
-    """A bias for each logit; only untied."""
+    """Whether the unembedding has a bias for each token; only with tied=False."""
     gated: bool = False
-    """The MLP is down(activation(gate(x)) · up(x)) instead of down(activation(up(x)))."""
+    """Whether the MLP is down(activation(gate(x)) · up(x)) instead of down(activation(up(x)))."""
     norm_kind: str = "layer"
     """layer (LayerNorm) or rms (RMSNorm)."""
     norm_weight: bool = True
-    """Norms multiply by a learned weight; without, they have no bias either."""
+    """Whether norms multiply by a learned weight; otherwise they have no bias either."""
     layout: str = "sequential"
     """sequential; parallel (GPT-NeoX): attention and MLP read the same x; parallel_one_norm (GPT-J)."""
     d_rotated: int = 0
@@ -97,24 +97,24 @@ class GPTConfig:
     rope_scaling: tuple[float, ...] = ()
     """Slower rotation for long contexts: (factor,), or Llama 3's (factor, low, high, length); see `Rope`."""
     rope_layers: tuple[bool, ...] = ()
-    """Whether each layer has rope, over and over: (True, True, True, False) is SmolLM3's; () means all."""
+    """Whether layers have rope, repeated over all: SmolLM3 has (True, True, True, False); () means all do."""
     windows: tuple[int, ...] = ()
-    """Keys that a query sees at most, by layer, over and over, 0 for all: (0, 256) is GPT-Neo's."""
+    """The most keys that a query sees, 0 for all, repeated over the layers: GPT-Neo has (0, 256)."""
     local_theta: float = 0.0
-    """θ of layers with a window, which then are not scaled (Gemma 3); 0 means as in all layers."""
+    """θ of layers with a window, which then are not scaled (Gemma 3); 0 means the same as other layers."""
     qk_norm: str = "none"
-    """Norms of queries and keys: none, head (Qwen 3), all heads (OLMo 2), or head_after rope (nanochat)."""
+    """Norms of queries and keys: none, head (Qwen 3), all heads (OLMo 2), head_after rope (nanochat)."""
     attention_scale: float = 0.0
     """The factor of scaled_dot; 0 means 1 / √d_head."""
     attention_cap: float = 0.0
-    """Scores are c · tanh(score / c); 0 means without."""
+    """c in c · tanh(score / c), which caps attention scores; 0 means no cap."""
     logit_cap: float = 0.0
-    """Logits are c · tanh(logit / c); 0 means without."""
+    """c in c · tanh(logit / c), which caps logits; 0 means no cap."""
     embed_scale: float = 1.0
     """The factor of token embeddings; √d_model in Gemma."""
 
     def __post_init__(self) -> None:
-        check_config(self, CHOICES)  # also gives d_mlp and the like their values
+        check_config(self, CHOICES)  # also replaces defaults such as d_mlp=0
         for name in ("scale_by_layer", "attention_scale", "attention_cap"):
             if getattr(self, name) and self.similarity not in ("dot", "scaled_dot"):
                 raise ValueError(f"{name} requires similarity dot or scaled_dot; got {self.similarity!r}")
@@ -139,9 +139,9 @@ class GPTConfig:
         if len(numbers) == 4 and numbers[1] >= numbers[2]:
             raise ValueError(f"rope_scaling must have low < high; got {quoted(self.rope_scaling)}")
         if not all(type(each) is bool for each in self.rope_layers):
-            raise ValueError(f"rope_layers must be true or false for each; got {quoted(self.rope_layers)}")
+            raise ValueError(f"rope_layers must be a list of true and false; got {quoted(self.rope_layers)}")
         if not all(type(each) is int and 0 <= each <= LARGEST for each in self.windows):
-            raise ValueError(f"windows must be whole numbers from 0 on; got {quoted(self.windows)}")
+            raise ValueError(f"windows must be whole numbers of at least 0; got {quoted(self.windows)}")
 
     def _check_heads(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -206,7 +206,7 @@ def make_attention(c: GPTConfig, layer: int) -> MultiHeadAttention:
 
 
 def make_qk_norm(c: GPTConfig) -> QKNorm | None:
-    """The norms of queries and keys, where a model has them."""
+    """The norms of queries and keys, or None for a model without them."""
     if c.qk_norm == "none":
         return None
     whole = c.qk_norm == "all"
@@ -222,15 +222,15 @@ def norm(c: GPTConfig, width: int = 0) -> Norm:
 class GPT:
     """Embed, run the blocks, normalise, unembed. Source: Radford et al. 2019 (GPT-2).
 
-    Weights are drawn from `seed`; seed=None leaves them unfilled for a checkpoint to fill.
+    Initial weights are sampled from `seed`; seed=None leaves them unfilled, for a checkpoint to fill.
     """
 
     sampling: Mapping[str, float] = MappingProxyType({})
-    """The fields of `Sampling` that the files of a loaded model recommend: the command line's defaults."""
+    """Fields of `Sampling` that a loaded model's files recommend: the command line's defaults."""
     name: str = ""
-    """The name or path that it was loaded by."""
+    """The name or path from which the model was loaded."""
     family: str = ""
-    """Hugging Face's `model_type` of the file that it was loaded from, if that has one."""
+    """Hugging Face's `model_type` in the file from which the model was loaded, if it has one."""
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         c = self.config = config
@@ -253,11 +253,11 @@ class GPT:
         """The residual stream after the last block and norm, which the unembedding reads.
 
         With a `cache`, row b's tokens follow the cache.positions[b] tokens that it holds. With `starts`, as
-        in `Causal`, a row holds several texts that do not see each other. Raises ValueError for both, and for
-        more than `context_length` tokens, or than the cache can hold.
+        in `Causal`, a row holds several texts that do not see each other. Raises ValueError for both at once,
+        and for more tokens than `context_length` or the cache allows.
         """
         if cache is not None and starts is not None:
-            raise ValueError("starts must come without a cache; got both")
+            raise ValueError("starts cannot be combined with a cache; got both")
         mask = self.mask(starts)
         x = self.embedded(tokens, cache, tap, dropout, mask)  # (B, T, d_model)
         caches = [None] * len(self.blocks) if cache is None else cache.layers
@@ -267,7 +267,7 @@ class GPT:
         return self.normalised(x, tap)
 
     def mask(self, starts: Int[Tensor, "B T"] | None = None) -> Causal:
-        """The mask of every block; with `starts`, that of rows of several texts."""
+        """The mask of every block; with `starts`, for rows that hold several texts."""
         return Causal() if starts is None else packed(starts.to(self.embed.weight.device))
 
     def embedded(
@@ -290,7 +290,7 @@ class GPT:
         return dropout("embed", add(x, positions))
 
     def normalised(self, x: Float[Tensor, "B T d_model"], tap: Tap = no_tap) -> Float[Tensor, "B T d_model"]:
-        """The final norm, where the model has one."""
+        """x after the final norm, if the model has one."""
         return x if self.ln_final is None else scoped(tap, "ln_final")("normalized", self.ln_final(x))
 
     def logits(self, x: Float[Tensor, "B T d_model"]) -> Float[Tensor, "B T vocab_size"]:
@@ -306,7 +306,7 @@ class GPT:
         dropout: Dropout = no_dropout,
         starts: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T vocab_size"]:
-        """logits[b, t] scores the token that follows tokens[b, :t+1]; arguments as of `hidden`."""
+        """logits[b, t] scores the token that follows tokens[b, :t+1]; the arguments are those of `hidden`."""
         return tap("logits", self.logits(self.hidden(tokens, cache, tap, dropout, starts)))
 
     def new_cache(self, batch: int = 1, length: int | None = None) -> KVCache:
@@ -316,5 +316,5 @@ class GPT:
         return KVCache(c.n_layers, batch, c.n_kv_heads, length, c.d_head, weight.dtype, str(weight.device))
 
     def attention_sites(self) -> dict[str, AttentionSite]:
-        """The attention of the model, by kind: causal self-attention, if it has blocks."""
+        """The attention of the model, by kind: causal self-attention, or nothing without blocks."""
         return attention_site("self", self.blocks, causal=True)

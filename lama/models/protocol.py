@@ -16,7 +16,7 @@ from lama.taps import Tap, no_tap
 
 @runtime_checkable
 class DecoderConfig(Protocol):
-    """The fields that every decoder's config has; `GPTConfig` says what they are."""
+    """The fields that every decoder's config has, with the meanings of `GPTConfig`."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -57,7 +57,7 @@ class CausalLM(Protocol):
 
     @property
     def config(self) -> DecoderConfig:
-        """Its sizes."""
+        """The model's config."""
 
     def hidden(
         self,
@@ -90,6 +90,6 @@ class CausalLM(Protocol):
 def attention_site(
     kind: str, blocks: list[Block], prefix: str = "", part: str = "attn", causal: bool = False
 ) -> dict[str, AttentionSite]:
-    """{kind: the site of these blocks' attention `part`}; empty without blocks."""
+    """{kind: the site of the attention named `part` in these blocks}; empty without blocks."""
     names = [f"{prefix}blocks.{i}.{part}" for i in range(len(blocks))]
     return {kind: AttentionSite(names, [getattr(block, part) for block in blocks], causal)} if blocks else {}

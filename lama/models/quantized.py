@@ -1,4 +1,4 @@
-"""Models whose matrices have 8 or 4 bits: which parameters do, and where such models cannot be used."""
+"""Quantised models: which matrices have 8 or 4 bits, and checks where such models cannot be used."""
 
 from dataclasses import replace
 
@@ -19,24 +19,24 @@ BITS = {"int8": 8, "int4": 4}
 def bits_of_weights(model: object, dtype: str) -> dict[str, int]:
     """The bits of each quantised parameter in a model of `dtype`, by name: all matrices of linear layers.
 
-    A tied embedding is one too, with 8 bits: it is also the output layer, where an error goes straight into
-    the logits. Raises LamaError for a model other than a GPT.
+    A tied embedding is also quantised, with 8 bits: as the output layer, its errors directly change the
+    logits. Raises LamaError for a model other than a GPT.
     """
     if not isinstance(model, GPT):
-        raise LamaError(f"a model must be a GPT to be held in {dtype}; got a {type(model).__name__}")
+        raise LamaError(f"only a GPT can have {dtype} weights; got a {type(model).__name__}")
     return {
         name: BITS[dtype] if isinstance(owner, Linear) else 8 for name, owner in multiplied(model).items()
     }
 
 
 def multiplied(model: GPT) -> dict[str, Linear | TokenEmbedding]:
-    """The layers whose parameter is multiplied, by the parameter's name: all but an untied embedding."""
+    """The layers of `matrices_of` whose matrix is a factor of products: all but an untied embedding."""
     found = matrices_of(model)
     return {name: owner for name, owner in found.items() if isinstance(owner, Linear) or model.config.tied}
 
 
 def matrices_of(model: object) -> dict[str, Linear | TokenEmbedding]:
-    """The layers whose parameter can be quantised, by the parameter's name."""
+    """The layers whose matrix can be quantised, by the name of that parameter."""
     found: dict[str, Linear | TokenEmbedding] = {}
     for name in weights_of(model):
         layer, _, parameter = name.rpartition(".")
@@ -68,12 +68,12 @@ def _at(model: object, path: str) -> object:
 
 
 def weights_of(model: object) -> dict[str, Tensor | Quantized]:
-    """All parameters by name; a quantised one is one of them, not two."""
+    """All parameters by name; a quantised matrix counts as one parameter."""
     return {**get_state_dict(model, tensor_type=(Tensor, Quantized))}
 
 
 def without_rounding(model: object) -> bool:
-    """Let quantised matrices multiply activations as they are; False for a model that has none."""
+    """Let quantised matrices multiply activations without rounding them; False for a model that has none."""
     matrices = {name: w for name, w in weights_of(model).items() if isinstance(w, Quantized)}
     for name, weight in matrices.items():
         set_weight(model, name, replace(weight, rounds=False))
@@ -81,7 +81,7 @@ def without_rounding(model: object) -> bool:
 
 
 def dtype_of(model: object) -> str | None:
-    """int8 or int4 if its matrices are such, else None."""
+    """int8 or int4 for a quantised model, else None."""
     found = {weight.bits for weight in weights_of(model).values() if isinstance(weight, Quantized)}
     return next((name for name, bits in BITS.items() if found and min(found) == bits), None)
 
@@ -91,12 +91,12 @@ def check_layout(model: object, dtype: str) -> None:
     wanted = bits_of_weights(model, dtype)
     for name, weight in weights_of(model).items():
         if isinstance(weight, Quantized) and (weight.has_minima or weight.bits != wanted.get(name)):
-            rule = "a quantised model must have the matrices that lama quantize makes to be saved or exported"
-            raise LamaError(f'{rule}; got another kind in {name}. Load it with dtype="float32"')
+            rule = "only quantised matrices of the kinds that lama quantize makes can be saved or exported"
+            raise LamaError(f'{rule}; {name} is of another kind. Load the model with dtype="float32"')
 
 
 def refuse_quantized(model: object, what: str) -> None:
-    """Raise LamaError if the model is quantised, which `what`, such as "to be trained", rules out."""
+    """Raise LamaError if the model is quantised; `what` is the purpose, such as "to be trained"."""
     if (dtype := dtype_of(model)) is not None:
         rule = f"a model must have weights of a float dtype {what}; got {dtype}"
-        raise LamaError(f"{rule}. Take the one that it was made from")
+        raise LamaError(f"{rule}. Use the model that it was quantised from")

@@ -1,4 +1,4 @@
-"""All models, by the name that a folder's config.json has for them, and what can be said of each."""
+"""All kinds of models, by their names in config.json, and functions that support any of them."""
 
 from typing import TypeAlias
 
@@ -29,7 +29,7 @@ def kind_of(model: object) -> str:
 
 
 def make_model(config: Config, seed: int | None = 0) -> Model:
-    """The model of this config; seed=None leaves its weights unfilled for a checkpoint to fill."""
+    """The model of this config; seed=None leaves its weights unfilled, for a checkpoint to fill."""
     match config:
         case GPTConfig():
             return GPT(config, seed)
@@ -42,7 +42,7 @@ def make_model(config: Config, seed: int | None = 0) -> Model:
 
 
 def n_parameters(model: object) -> int:
-    """The number of a model's parameters; tied and shared ones count once, the constants of DoRA do not."""
+    """The number of a model's parameters; tied and shared ones count once, DoRA's constants do not count."""
     found = weights_of(model).items()
     return sum(int(weight.numel()) for name, weight in found if name.rpartition(".")[2] not in CONSTANTS)
 

@@ -1,4 +1,4 @@
-"""The memory of realised tensors: read, written and filled without a kernel, in large pages on the CPU."""
+"""The memory of realised tensors: reading, writing and filling it without a kernel, and large pages."""
 
 import contextlib
 import ctypes
@@ -27,16 +27,16 @@ from lama.shapes import Array
 
 HOST_DEVICES = ("CPU", "NPY", "PYTHON")
 HUGE, SMALL, COLLAPSE = 14, 15, 25  # MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE of Linux
-FRESH = 1 << 16  # bytes from which on zeros are asked of the system rather than written
+FRESH = 1 << 16  # bytes; zeros of this size or more come from the system instead of being written
 LINE = 64  # bytes of a line of the processor's cache
 SHARED = 1 << 26  # bytes of the memory that small tensors share
-LARGE = 1 << 22  # bytes from which on a buffer gets large pages, which are of 2 MiB on most machines
+LARGE = 1 << 22  # bytes; a buffer of this size or more gets large pages, 2 MiB each on most machines
 
 
 def use_large_pages(device: str) -> None:
-    """Put this CPU device's large buffers in large pages from here on, where the system has them (Linux).
+    """Put this CPU device's large buffers in large pages from now on, if the system has them (Linux).
 
-    tinygrad's are in pages of 4 kB: a core that reads weights spends a tenth of its time looking up pages.
+    tinygrad uses pages of 4 kB: a core that reads weights spends a tenth of its time looking them up.
     """
     if not is_tested() or device.split(":")[0] != "CPU" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
@@ -51,7 +51,7 @@ class LargePages:
     def __init__(self, alloc: "Callable[[int, BufferSpec], Memory]"):
         self._alloc = alloc
         self.packs = False
-        """Whether buffers of less than LARGE bytes lie side by side, in memory that they share."""
+        """Whether buffers of less than LARGE bytes are placed side by side in the same pages."""
         self._shared, self._used = mmap.mmap(-1, 1), 1
 
     def __call__(self, size: int, options: "BufferSpec") -> Memory:
@@ -66,11 +66,11 @@ class LargePages:
             memory, first = self._pages(size), 0
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory, first))
         buffer = self._alloc(size, replace(options, external_ptr=address))
-        buffer.meta = memory  # for as long as the buffer lives
+        buffer.meta = memory  # keeps the memory for as long as the buffer exists
         return buffer
 
     def _pages(self, size: int) -> mmap.mmap:
-        # Shared memory, which tinygrad uses, gets no large pages, and a forked process would write to it.
+        # Unlike tinygrad's, not shared: that gets no large pages, and a forked process would write to it.
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= LARGE:
             _advise(memory, HUGE)
@@ -79,10 +79,10 @@ class LargePages:
 
 @contextmanager
 def packed(device: str | None = None) -> Iterator[None]:
-    """Within it, small tensors of a CPU device are allocated side by side, so that large pages hold them too.
+    """Allocate small tensors of a CPU device side by side in the block, so that large pages hold them too.
 
-    For tensors that live and die together, such as weights: their memory is freed with the last of them. In
-    pages of 4 kB of their own, the matrices of SmolLM2 take 6 to 12 % longer to read.
+    For tensors that are freed together, such as weights: their memory is freed with the last of them. In
+    separate pages of 4 kB, the matrices of SmolLM2 take 6 to 12 % longer to read.
     """
     alloc = getattr(device_of(Device.canonicalize(device)).allocator, "_alloc", None)
     if not isinstance(alloc, LargePages):
@@ -96,16 +96,16 @@ def packed(device: str | None = None) -> Iterator[None]:
 
 
 def empty(*shape: int, dtype: DType = dtypes.float32, device: str | None = None) -> Tensor:
-    """A tensor that is not filled. `Tensor.empty` rewrites its shape too, which takes three times as long."""
+    """An unfilled tensor. `Tensor.empty` takes three times as long, since it also rewrites the shape."""
     if not is_tested():
         return Tensor.empty(*shape, dtype=dtype, device=device)
     return Tensor(UOp.new_buffer(Device.canonicalize(device), math.prod(shape), dtype).reshape(shape))
 
 
 def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
-    """A realised tensor of zeros. On the CPU without a kernel, which costs a new process 0.2 s.
+    """A realised tensor of zeros. On the CPU no kernel fills it: that would cost a new process 0.2 s.
 
-    Large memory comes from the system: it is zero, and takes room only where it is written, in small pages
+    Large tensors get zeroed memory from the system. It takes up room only where it is written, in small pages
     until `use_large_pages_for`.
     """
     tensor = empty(*shape, dtype=dtype, device=device)
@@ -121,7 +121,7 @@ def zeros(*shape: int, dtype: DType, device: str | None) -> Tensor:
 
 
 def use_large_pages_for(*tensors: Tensor) -> None:
-    """Put the memory of large `zeros` into large pages, where the system can do that (Linux 6.1)."""
+    """Move the memory of large `zeros` into large pages, if the system can do that (Linux 6.1)."""
     large = [tensor for tensor in tensors if tensor.nbytes() >= LARGE]
     for memory in filter(None, map(_own_memory, large)):
         _advise(memory, HUGE)
@@ -144,7 +144,7 @@ def _advise(memory: mmap.mmap, advice: int) -> None:
 
 
 def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
-    """A realised tensor with the numbers of `array`, which has bfloat16 as uint16 bits.
+    """A realised tensor with the numbers of `array`, in which bfloat16 numbers are uint16 bits.
 
     The bytes are copied into the tensor's buffer: `Tensor(array).realize()` takes 5 ms a tensor.
     """
@@ -152,7 +152,7 @@ def from_array(array: Array, dtype: DType, device: str | None) -> Tensor:
 
 
 def write(tensor: Tensor, array: Array) -> Tensor:
-    """Overwrite the numbers of a realised tensor of as many bytes; returns it."""
+    """Overwrite a realised tensor with the numbers of an array of as many bytes; returns the tensor."""
     memory = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if not is_tested():
         there = Tensor(memory, device=tensor.device).bitcast(tensor.dtype).reshape(tensor.shape)
@@ -166,7 +166,7 @@ def write(tensor: Tensor, array: Array) -> Tensor:
 
 
 def read(tensor: Tensor) -> NDArray[np.uint8]:
-    """The bytes of a realised tensor, one axis, to be read before it changes: they may be its own memory."""
+    """The bytes of a realised tensor, one axis. They may be its own memory: use them before it changes."""
     if not is_tested():
         return tensor.flatten().bitcast(dtypes.uint8).numpy()
     return np.frombuffer(buffer_of(tensor).as_memoryview(allow_zero_copy=True), np.uint8)
@@ -180,12 +180,12 @@ def read_scalar(tensor: Tensor) -> float:
 
 
 def is_on_host(tensor: Tensor) -> bool:
-    """Whether the memory of a realised tensor is the host's."""
+    """Whether a realised tensor is in the host's memory."""
     return is_tested() and str(tensor.device).startswith("CPU")
 
 
 def host_array(tensor: Tensor) -> Array | None:
-    """A realised tensor's memory, to be written in place, bfloat16 as uint16; None if not the host's."""
+    """A realised tensor's memory, which may be written; bfloat16 as uint16. None if it is not the host's."""
     if not is_on_host(tensor):
         return None
     kind = np.uint16 if tensor.dtype == dtypes.bfloat16 else np.dtype(tensor.dtype.fmt)
@@ -224,6 +224,6 @@ def address_of(buffer: "Buffer") -> int:
 
 
 def release_unused(device: str | None) -> None:
-    """Give back the memory of freed tensors, which tinygrad reserves for others of their size."""
+    """Return the memory of freed tensors to the system; tinygrad keeps it for tensors of the same size."""
     if is_tested() and isinstance(allocator := Device[device or Device.DEFAULT].allocator, LRUAllocator):
         allocator.free_cache()

@@ -22,13 +22,12 @@ R = TypeVar("R")
 class CapturedStep(Generic[R]):
     """A function of tensors, captured by its first call and replayed by the others.
 
-    TinyJit runs a function once without capturing it, to realise tensors that are not yet. Here every tensor
-    that the function reads must be realised before, which saves half of the start-up. Results are overwritten
-    by the next call.
+    TinyJit first runs a function once without capturing it, to realise its tensors. Here every tensor that
+    the function reads must already be realised, which saves half of the start-up. Results are overwritten by
+    the next call.
 
-    TinyJit also looks up its inputs in every call: 1 ms of Python for a training step. That is skipped where
-    a call has the same tensors as the last one, as `InputBuffer` makes them, and nothing else can have
-    changed.
+    TinyJit also looks up its inputs in every call: 1 ms of Python for a training step. That is skipped if a
+    call has the same tensors as the last one (see `InputBuffer`) and nothing else can have changed.
     """
 
     def __init__(self, step: Callable[..., R]):
@@ -41,7 +40,7 @@ class CapturedStep(Generic[R]):
         self._watched: tuple[Sequence[Sequence[Tensor]], Callable[[int], None]] = (), lambda group: None
 
     def __call__(self, *inputs: object) -> R:
-        """The step's result for these tensors, and other values that stay the same."""
+        """The step's result for these tensors; other arguments must be the same in every call."""
         if self._can_rerun(inputs):
             groups, complete = self._watched
             for (graph, _), stops in zip(self._graphs, self._stops(groups), strict=True):
@@ -62,9 +61,9 @@ class CapturedStep(Generic[R]):
 
     @contextmanager
     def watched(self, groups: Sequence[Sequence[Tensor]], complete: Callable[[int], None]) -> Iterator[None]:
-        """Within it, a replay calls `complete` with a group's number when its tensors are computed.
+        """Let replays in the block call `complete` with a group's number once its tensors are computed.
 
-        The tensors are realised. The first calls of a step, and any on another device, tell nothing.
+        The tensors must be realised. The first calls of a step, and all calls off the CPU, report nothing.
         """
         self._watched = groups, complete
         try:
@@ -97,7 +96,7 @@ class CapturedStep(Generic[R]):
         )
 
     def _repeatable(self, inputs: list[UOp]) -> list[CallGraph]:
-        """The graphs that are all that was captured; none if there is more, or DEBUG shows what runs."""
+        """The captured graphs if they are the whole step, else none; none with DEBUG or PROFILE."""
         from lama.runtime.threads import CallGraph
 
         captured = self.jit.captured
@@ -114,9 +113,9 @@ class CapturedStep(Generic[R]):
 
 
 class InputBuffer:
-    """One input of a captured step: a tensor that gets new numbers in place.
+    """One input of a captured step: a tensor whose numbers are replaced in place.
 
-    A new tensor would cost tinygrad milliseconds.
+    A new tensor would cost milliseconds.
     """
 
     def __init__(self, device: str | None = None):
@@ -125,7 +124,7 @@ class InputBuffer:
         self._kind: tuple[tuple[int, ...], str] | None = None
 
     def __call__(self, array: Array) -> Tensor:
-        """These numbers as a realised tensor, the same one as before where shape and dtype are the same."""
+        """These numbers as a realised tensor: the same tensor as before if shape and dtype are the same."""
         array = np.ascontiguousarray(array)
         kind = (array.shape, array.dtype.str)
         if self._tensor is not None and self._kind == kind:

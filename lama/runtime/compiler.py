@@ -105,9 +105,9 @@ def compile_here() -> None:
 
 
 def asked_threads(given: str | None = None) -> int | None:
-    """The number given, else LAMA_THREADS; None where that is not set.
+    """The requested number of threads: `given`, else LAMA_THREADS; None if neither is set.
 
-    Raises UsageError above 64 or, with more than 16 cores, above 4 for each.
+    Raises UsageError unless it is from 1 to 64, or with over 16 cores to 4 for each core.
     """
     given = os.environ.get("LAMA_THREADS", "").strip() if given is None else given
     if not given:
@@ -152,11 +152,11 @@ def find_compiler() -> Compiler:
         return Compiler(str(_wrapper(zig)), "ziglang")
     if there:
         return Compiler(there[0], "PATH")
-    raise LamaError(f"tinygrad's CPU device needs a C compiler and there is no clang here; {INSTALL}")
+    raise LamaError(f"tinygrad's CPU device needs a C compiler, and no clang was found; {INSTALL}")
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error of tinygrad's that comes from the compiler or the environment, else None."""
+    """One line for a tinygrad error that the compiler or the environment caused, else None."""
     for link in _chain(error):
         if why := _wrong_variable(link):
             return why
@@ -182,7 +182,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _wrong_variable(error: BaseException) -> str | None:
-    """One line if tinygrad raised this as it read an environment variable, at its import or later."""
+    """One line if tinygrad raised this error while it read an environment variable, else None."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -208,7 +208,7 @@ def not_clang(compiler: Compiler, why: str) -> str:
 
 
 def _is_recent(path: str) -> bool:
-    """Whether the name of its file, such as /usr/lib/llvm-14/bin/clang, does not say that it is old."""
+    """Whether the name of its file, such as /usr/lib/llvm-14/bin/clang, gives no version below OLDEST."""
     version = re.search(r"(?:clang|llvm)-(\d+)", os.path.realpath(path))
     return version is None or int(version[1]) >= OLDEST
 
@@ -281,7 +281,7 @@ def _write_script(script: Path, content: bytes) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and all that it was raised from or during."""
+    """An exception, then those that it was raised from or during."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:

@@ -1,4 +1,4 @@
-"""Choosing the tinygrad device, and opening it without what a CPU has no need of."""
+"""Choosing the tinygrad device, and opening it quickly if it is a CPU."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from lama.timing import timed
 FASTER = ("METAL", "AMD", "NV", "CUDA")
 """tinygrad's devices that are known to be faster than lama's kernels on the CPU."""
 _reason = "named by DEV"
-STORAGE = ("DISK", "NPY", "TINYFS")  # devices of tinygrad's that hold files and arrays
+STORAGE = ("DISK", "NPY", "TINYFS")  # tinygrad's devices that only hold files and arrays
 
 
 def open_device() -> None:
-    """Make sure of a compiler and open the default device, before the first tensor. Raises LamaError."""
+    """Find a compiler and open the default device, before the first tensor. Raises LamaError."""
     from tinygrad import Device
 
     def choose() -> str:
@@ -32,11 +32,11 @@ def open_device() -> None:
 
 
 def choose_device() -> None:
-    """Set the default device where none is named: the first of `FASTER` that opens here, else the CPU.
+    """Set the default device if the user named none: the first of `FASTER` that opens here, else the CPU.
 
-    tinygrad's own choice also takes an OpenCL device, which may be the CPU itself or an integrated GPU, and
-    it asks the drivers of every kind of GPU in turn: half a second where there is none. A choice that
-    tinygrad has already made stays, since tensors may be there.
+    tinygrad itself may also choose an OpenCL device, which may be the CPU or an integrated GPU. It asks the
+    drivers of every kind of GPU in turn: half a second if there is none. A choice that tinygrad has already
+    made stays, since tensors may be on that device.
     """
     from tinygrad import Device
     from tinygrad.helpers import DEV
@@ -45,14 +45,14 @@ def choose_device() -> None:
     if any(map(repr, DEV.value)):
         return
     if os.environ.get("DEV"):  # tinygrad notes its choice there
-        _reason = "tinygrad's choice for a tensor older than lama's first"
+        _reason = "tinygrad's choice, for a tensor made before lama's first"
         return
     if any(
         os.environ.get(name) == "1"
         for name in (*FASTER, "QCOM", "CL", "DSP", "WEBGPU", "NULL", "PYTHON", "CPU")
     ):
-        return  # tinygrad says that this form is deprecated
-    chosen, _reason = "CPU", f"no {', '.join(FASTER[:-1])} or {FASTER[-1]} device is here"
+        return  # tinygrad warns that this form is deprecated
+    chosen, _reason = "CPU", f"no {', '.join(FASTER[:-1])} or {FASTER[-1]} device was found"
     for name in FASTER if _signs_of_faster() else ():
         with contextlib.suppress(Exception):
             Device[name]
@@ -62,12 +62,12 @@ def choose_device() -> None:
 
 
 def device_reason() -> str:
-    """Why the default device is what it is, in words for a person."""
+    """The reason for the choice of the default device, in words for the user."""
     return _reason
 
 
 def _signs_of_faster() -> bool:
-    """Whether one of `FASTER` may be here: macOS, device files, PCI and USB vendors, NVIDIA's library."""
+    """Whether there may be one of `FASTER`: macOS, device files, PCI and USB vendors, NVIDIA's library."""
 
     def holds(file: Path, values: tuple[str, ...]) -> bool:
         try:
@@ -86,7 +86,7 @@ def _signs_of_faster() -> bool:
 
 
 def use_device(name: str) -> None:
-    """Make `name` (such as CPU, CUDA, METAL) tinygrad's default device from here on. Raises UsageError."""
+    """Make `name` (such as CPU, CUDA, METAL) tinygrad's default device from now on. Raises UsageError."""
     from tinygrad import Device
     from tinygrad.helpers import DEV
 
@@ -105,7 +105,7 @@ def use_device(name: str) -> None:
 
 
 def check_device(name: object) -> None:
-    """Open the device of this name, such as CPU or CUDA:1; nothing for None. Raises UsageError."""
+    """Open the device of this name, such as CPU or CUDA:1, if it is not None. Raises UsageError."""
     if name is not None:
         if not isinstance(name, str):
             raise UsageError(f"device must be a text such as CPU; got {quoted(name)}")
@@ -115,7 +115,7 @@ def check_device(name: object) -> None:
 def _open(choose: Callable[[], str], asked: str | None = None) -> None:
     """Find a compiler and open the device that `choose` returns.
 
-    Raises LamaError, and UsageError that names `asked` (default: the environment's device).
+    Raises LamaError without a compiler, and UsageError that names `asked` (default: DEV) for other failures.
     """
     from tinygrad import Context, Device
     from tinygrad.helpers import DEV
@@ -128,7 +128,7 @@ def _open(choose: Callable[[], str], asked: str | None = None) -> None:
         name = choose()
         ensure_compiler()
         if name.split(":")[0].upper() in STORAGE:
-            raise ValueError("it stores and does not compute")
+            raise ValueError("it only stores data")
         with quick_opening(name):
             Device[name]
         use_large_pages(Device.canonicalize(name))

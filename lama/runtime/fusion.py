@@ -1,12 +1,12 @@
-"""Producers: how results were made, so that one kernel can also do the work of the kernel before it.
+"""Producers: records of how results are made, so that one kernel can also do the work of the one before it.
 
-Nothing runs before its result is wanted. Where `gelu(x)` finds that x is a product, it returns another
-product, one with GELU at its end; the first never runs unless something else needs x. So models are written
-as if nothing were fused, and a recorded or replaced activation is computed as usual. docs/kernels.md has a
-table of all fusions.
+Nothing runs before its result is needed. If `gelu(x)` finds that x is a matrix product, it returns another
+product, one that ends with GELU; the first never runs unless something else needs x. So models are written as
+if nothing were fused, and a recorded or replaced activation is computed as usual. docs/kernels.md has a table
+of all fusions.
 
-Producers are frozen. What changes is only the table here, which maps a result to its producer. A model could
-do without it only by handing pairs such as (sum, norm of the sum) from block to block.
+Producers are frozen. Only the table here changes, which maps a result to its producer. Without it, blocks
+would have to pass pairs such as (sum, norm of the sum) to one another.
 """
 
 from typing import TypeVar
@@ -18,9 +18,9 @@ from lama.runtime.strides import without_reshapes
 
 
 class Producer:
-    """How a result was made, as UOps: a record of tensors would keep their memory and change with them.
+    """A record of how a result is made, as UOps: tensors would keep their memory and change later.
 
-    Its methods return the result of one kernel that does both operations, or None where there is none.
+    Its methods return the result of one kernel that does both operations, or None if there is none.
     """
 
     def with_gelu(self) -> Tensor | None:
@@ -42,25 +42,25 @@ _computed: WeakKeyDictionary[UOp, UOp] = WeakKeyDictionary()
 
 
 def remember(result: Tensor, producer: Producer) -> Tensor:
-    """`result`, with its producer, which may refer only to inputs of the result."""
+    """Record the producer of `result`, which may refer only to the result's inputs; returns `result`."""
     _producers[without_reshapes(result.uop)] = producer
     return result
 
 
 def producer_of(x: Tensor, kind: type[P]) -> P | None:
-    """The producer of x, or of the tensor that x is a reshape of, if it is of this kind."""
+    """The producer of x, or of the tensor that x reshapes, if it is of this kind, else None."""
     producer = _producers.get(without_reshapes(x.uop)) if _producers else None
     return producer if isinstance(producer, kind) else None
 
 
 def remember_computed(x: Tensor, result: Tensor) -> None:
-    """Let `result`, which a fused kernel has computed beside its own, stand for x from here on."""
+    """Use `result`, an additional output of a fused kernel, in place of x from now on."""
     _producers.pop(without_reshapes(x.uop), None)
     _computed[without_reshapes(x.uop)] = result.uop
 
 
 def computed(x: Tensor) -> Tensor:
-    """x, or the equal result of a fused kernel: x itself would be computed a second time."""
+    """x, or the equal result that a fused kernel already computes: x would be computed a second time."""
     found = _computed.get(without_reshapes(x.uop)) if _computed else None
     return x if found is None else Tensor(found).reshape(x.shape)
 

@@ -1,7 +1,7 @@
 """Every internal name of tinygrad that lama uses, imported in one place if the release was tested.
 
-On another release each name but DType is None and `is_tested()` is False: none of them may be used. What
-lama expects of each name is in tests/test_tinygrad_contract.py.
+On another release `is_tested()` is False and each name but DType is None: none of them may be used.
+tests/test_tinygrad_contract.py states what lama expects of each name.
 """
 
 # ruff: noqa: F401

@@ -1,7 +1,7 @@
-"""C source as a tinygrad kernel: every fast path on the CPU is one.
+"""C source as tinygrad kernels, of which every fast path on the CPU is one.
 
 A kernel is a C function of buffers. Macros fix all its sizes, so that the compiler knows the length of every
-loop. `is_fast` says where kernels are used; everywhere else their plain twins in `lama.ops` run.
+loop. `is_fast` decides where kernels are used; elsewhere their plain twins in `lama.ops` run.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from lama.runtime.internals import AddrSpace, Estimates, KernelInfo, Ops, Progra
 from lama.runtime.strides import materialise
 from lama.runtime.threads import load_c, use_all_cores
 
-SLICE = 20_000  # nanoseconds, the least that a slice may take
+SLICE = 20_000  # nanoseconds: the least time of a slice
 MOST_SLICES = 64
 C_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
 """The types of the numbers that kernels read; they compute in float32."""
@@ -39,7 +39,7 @@ class GradientOfTwo(Protocol):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One C function, NAME in `file`, compiled with the macros (name, value) before it."""
+    """One C function, called NAME in `file`, compiled with the macros (name, value) defined before it."""
 
     name: str
     file: str
@@ -107,9 +107,9 @@ def c_float(value: float) -> str:
 
 
 def slices_for(nanoseconds: float) -> int:
-    """The number of slices for a kernel that takes one core about so long; each is worth handing out.
+    """The number of slices for a kernel that takes one core about `nanoseconds`, each worth sharing out.
 
-    It does not depend on the number of threads: with more slices than threads, a late one holds up nobody.
+    It does not depend on the number of threads: with more slices than threads, a late thread delays no other.
     """
     return max(1, min(MOST_SLICES, int(nanoseconds / SLICE)))
 
@@ -120,7 +120,7 @@ def inputs_of(call: UOp, outputs: int = 1) -> list[Tensor]:
 
 
 def result_of(call: UOp, i: int = 0) -> Tensor:
-    """A kernel call's result i, for its gradient: not computed again."""
+    """A kernel call's result i, for its gradient, which does not compute it again."""
     return Tensor(call.src[1 + i].after(call))
 
 
@@ -146,9 +146,9 @@ def are_fast_floats(*tensors: Tensor) -> bool:
 
 
 def native(file: str, **macros: str | int) -> Callable[..., None] | None:
-    """The C function of a file in lama/kernels, called with addresses and integers outside of any graph.
+    """The C function of a file in lama/kernels, called directly with addresses and integers.
 
-    Other Python threads run beside it. None where `is_fast` would be False for tensors on the default device.
+    Other Python threads run meanwhile. None if `is_fast` would be False for tensors on the default device.
     """
     if Device.DEFAULT != "CPU" or not is_tested() or _reference() or not _compiles_c("CPU"):
         return None
@@ -170,8 +170,8 @@ def _native(file: str, macros: tuple[tuple[str, str | int], ...]) -> Callable[..
 
 
 def of_kernel(result: Tensor | None) -> Tensor:
-    """A result in a gradient: kernels support the tensors that kernels made, so it is not None."""
-    assert result is not None, "a tensor that no kernel has made"
+    """A kernel's result in a gradient. It is not None: kernels support all tensors that kernels made."""
+    assert result is not None, "a tensor that no kernel made"
     return result
 
 
@@ -182,7 +182,7 @@ def _reference() -> bool:
 
 @functools.cache
 def _compiles_c(device: str) -> bool:
-    """LLVM and other renderers do not compile C. A device that does gets its threads here."""
+    """Whether the device compiles C, unlike LLVM and other renderers. If so, it gets its threads here."""
     if type(Device[device].renderer).__name__ != "ClangRenderer":
         return False
     use_all_cores(device)
@@ -190,7 +190,7 @@ def _compiles_c(device: str) -> bool:
 
 
 def finds_instruction(device: str, header: str, macro: str) -> bool:
-    """Whether this CPU device's compiler has the instruction `macro` of `header`: its output says so."""
+    """Whether `header` defines `macro` on this CPU device: only if the processor has the instruction."""
     compiler = Device[device].compiler
     if compiler is None:
         return False
@@ -202,7 +202,7 @@ def finds_instruction(device: str, header: str, macro: str) -> bool:
 
 @functools.cache
 def _program(kernel: Kernel, device: str, outputs: int, *buffers: UOp) -> UOp:
-    """The program that tinygrad compiles, and remembers, once the kernel is to run."""
+    """The program that tinygrad compiles and caches when the kernel first runs."""
     places = tuple(range(len(buffers)))
     info = KernelInfo(kernel.name, estimates=Estimates(ops=kernel.operations))
     sink = UOp.sink(*(b.base for b in buffers), arg=info)

@@ -1,4 +1,4 @@
-"""tinygrad's cache of compiled kernels, an SQLite file: failures cost a note and speed, not the command."""
+"""tinygrad's cache of compiled kernels, an SQLite file. If it fails, a note is printed and work continues."""
 
 import functools
 import multiprocessing
@@ -22,7 +22,7 @@ helpers: Any = tinygrad.helpers
 
 
 def guard_cache() -> None:
-    """Make tinygrad use a `Cache`, here and in the processes in which it compiles."""
+    """Make tinygrad use a `Cache`, in this process and in those that compile for it."""
     from tinygrad.engine import worker
 
     if not isinstance(helpers._db_connection, Cache):
@@ -33,7 +33,7 @@ def guard_cache() -> None:
 def _start_worker() -> None:
     from tinygrad.engine import worker
 
-    start = worker._init_worker  # a new process, in which nothing was replaced yet
+    start = worker._init_worker  # tinygrad's own: in a new process it is not replaced yet
     guard_cache()
     start()
 
@@ -57,7 +57,7 @@ class Cache:
             os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def _leave_to_parent(self) -> None:
-        """Open another connection when one is wanted: SQLite's must not be used after a fork, nor closed."""
+        """Open a new connection when needed: after a fork, SQLite's may be neither used nor closed."""
         self._parents, self._file = self._file, None
 
     def cursor(self) -> "Cursor":
@@ -67,7 +67,7 @@ class Cache:
         self.attempt(sqlite3.Connection.commit)
 
     def attempt(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The result of `work`, which is tried twice; None where it fails twice."""
+        """The result of `work`, which is tried twice; None if both tries fail."""
         for _ in range(2):
             try:
                 self._file = self._file or _open(database())
@@ -80,7 +80,7 @@ class Cache:
         return None
 
     def _recover(self, error: Exception) -> None:
-        """Rename a damaged file, so that the next attempt begins one; after other errors, use memory."""
+        """Rename a damaged file, so that the next try begins a new one; after other errors, use memory."""
         if self._file is not None:
             with suppress(sqlite3.Error):
                 self._file.close()  # other processes may write again
@@ -88,19 +88,20 @@ class Cache:
         helpers._db_tables.clear()
         try:
             path = database()
-            # SQLite's errors other than damage have subclasses. Other file names may be another program's.
+            # Damage raises DatabaseError itself, not a subclass. Files of another name may not be tinygrad's.
             if type(error) is sqlite3.DatabaseError and path.endswith(".db") and os.path.isfile(path):
                 _set_aside(path)
                 return
         except OSError as another:
             error = another
         why = getattr(error, "strerror", None) or first_line(error)
-        _say(f"cannot save compiled kernels in {quoted_path(path)} ({why}): they last for this run. {ADVICE}")
+        lost = "they are lost when this run ends"
+        _say(f"cannot save compiled kernels in {quoted_path(path)} ({why}): {lost}. {ADVICE}")
         self._file = sqlite3.connect(":memory:", check_same_thread=False)
 
 
 class Cursor:
-    """A stand-in for tinygrad's cursor: a failed query has no rows, nor has a value with a wrong checksum."""
+    """A stand-in for tinygrad's cursor, which returns no row if a query fails or a checksum is wrong."""
 
     def __init__(self, cache: Cache):
         self._cache = cache
@@ -146,10 +147,10 @@ def _set_aside(path: str) -> None:
 
 
 def _checksum(key: tuple[Any, ...], pickled: bytes) -> bytes:
-    """Eight bytes to follow a key's pickled value. To read the value, tinygrad stops at the pickle's end.
+    """Eight bytes that follow a key's pickled value; tinygrad, which reads to the pickle's end, ignores them.
 
-    They depend on the compiler and on the processor, for whose instructions it compiles: a home folder may be
-    shared by unlike machines.
+    They depend on the compiler and on the processor, since machines with different processors may share a
+    home folder.
     """
     made_by = repr((key, _identity(os.environ.get("CC", "")), cpu_model())).encode(errors="replace")
     return b"lama" + zlib.crc32(pickled, zlib.crc32(made_by)).to_bytes(4, "little")
@@ -157,7 +158,7 @@ def _checksum(key: tuple[Any, ...], pickled: bytes) -> bytes:
 
 @functools.cache
 def _identity(compiler: str) -> tuple[str | int, ...]:
-    """The compiler's path, size and time of change: another one makes other kernels."""
+    """The compiler's path, size and modification time: another compiler makes other kernels."""
     try:
         found = os.stat(compiler)
     except OSError:

@@ -1,4 +1,4 @@
-"""Opening tinygrad's CPU device without the half second that it spends on what it does not need here."""
+"""Opening tinygrad's CPU device half a second faster, without work that is not needed here."""
 
 import ctypes
 import os
@@ -16,15 +16,15 @@ TABLE = "lama_cpu_helpers"  # in tinygrad's cache
 LATER = {"tinygrad.renderer.nir": "LVPRenderer", "tinygrad.renderer.isa.x86": "X86Renderer"}
 """Renderers that the device imports and uses only if DEV names them: 80 ms."""
 LIBRARIES = {"libc": "libc.so.6", "m": "libm.so.6", "rt": "libgcc_s.so.1"}
-"""The names that the system's loader knows tinygrad's libraries by, where it is glibc's."""
+"""The file names of tinygrad's libraries for the loader of glibc."""
 
 
 @contextmanager
 def quick_opening(device: str) -> Iterator[None]:
-    """Within it, a CPU device opens quickly; no other device is concerned.
+    """Make a CPU device open quickly in the block; other devices are not affected.
 
-    Libraries are found by the system's loader rather than in lists of folders (50 ms), the four helper
-    programs are in tinygrad's cache (0.35 s), and renderers of `LATER` are imported when they are used.
+    The system's loader finds the libraries, instead of a search of folders (50 ms). The four helper programs
+    come from tinygrad's cache (0.35 s). Renderers of `LATER` are imported when they are used.
     """
     if not is_tested() or device.split(":")[0].upper() != "CPU":
         yield
@@ -73,7 +73,7 @@ def is_loadable(library: str) -> bool:
 
 
 def _stand_in(module: str, renderer: str) -> ModuleType:
-    """A module with a class whose instances are the real one's."""
+    """A module with a class that imports the real one and makes its instances."""
     found = ModuleType(module)
 
     def new(cls: type, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The releases of tinygrad that lama was tested with: on others it does without tinygrad's internals."""
+"""The releases of tinygrad that lama was tested with; on others it uses none of tinygrad's internals."""
 
 import functools
 import importlib.util
@@ -14,7 +14,7 @@ TESTED = ("0.14.0",)
 def installed() -> str:
     """The installed release of tinygrad.
 
-    The name of the folder beside it says it, where there is one: importing importlib.metadata takes 12 ms.
+    It is in the name of the .dist-info folder, if there is one: importing importlib.metadata takes 12 ms.
     """
     spec = importlib.util.find_spec("tinygrad")
     folder = os.path.dirname(os.path.dirname(spec.origin)) if spec and spec.origin else os.curdir
@@ -29,7 +29,7 @@ def installed() -> str:
 
 @functools.cache
 def is_tested() -> bool:
-    """Whether the installed release is one of `TESTED`. Says once where it is not."""
+    """Whether the installed release is one of `TESTED`. Prints a note once if it is not."""
     if installed() in TESTED:
         return True
     tested = ", ".join(TESTED)

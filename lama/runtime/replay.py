@@ -1,8 +1,8 @@
 """A captured step without tinygrad: its compiled kernels and their arguments, as plain data.
 
-TinyJit's replay costs Python for every call, and a capture costs a new process a second: tinygrad schedules
-and lowers kernels whose code it has cached. The result is a list of calls. Here threads.c runs that list, and
-it is saved in tinygrad's cache on the disk for the next process.
+TinyJit's replay runs Python for every call, and a capture costs a new process a second, in which tinygrad
+schedules and lowers kernels that it has cached. The result is a list of calls. Here threads.c runs that list,
+and tinygrad's cache on the disk keeps it for the next process.
 """
 
 import ctypes
@@ -60,7 +60,7 @@ class CallList(NamedTuple):
 class LoadedCalls:
     """A call list with its programs loaded and its buffers in place.
 
-    One that is `like` another, of the same list, has its programs and the buffers that only a step uses.
+    With `like`, loaded from the same list, it shares that one's programs and temporary buffers.
     """
 
     def __init__(self, calls: CallList, given: Mapping[str, "Buffer"], like: "LoadedCalls | None" = None):
@@ -96,11 +96,11 @@ def _loaded(program: tuple[str, bytes, int | None]) -> Program:
 class CachedStep:
     """A function of int32 tensors that returns float32 numbers: captured once, then replayed.
 
-    `inputs` has the shapes of its arguments, in order; `state`, by name, every other tensor that it reads and
-    that outlives it, all of them realised. On the CPU the captured step is a `CallList`. It is read from the
-    disk if this code made one before, on such a machine, for a step of this `key` and a state of these
-    shapes. One that is `like` another takes its call list, and shares its memory, if those are the same. Not
-    for two threads at once.
+    `inputs` has the shapes of the arguments, in order. `state` has, by name, every other tensor that the
+    function reads and that exists before and after a call, all of them realised. On the CPU the captured step
+    is a `CallList`, which is read from the disk if the same code has saved it. The saved list must be for the
+    same kind of machine, the same `key` and a state of the same shapes. If all this is true of `like`, both
+    share its call list and temporary memory. Not safe for two threads at once.
     """
 
     def __init__(
@@ -124,17 +124,15 @@ class CachedStep:
         self._is_cachable = device == "CPU" and is_fast(some) and not DEBUG >= 2 and not PROFILE
         if self._is_cachable:
             self._given = {name: buffer_of(t).base for name, t in {**state, **self._inputs}.items()}
-            # Weights in tiles are views: kernels that read them are not those for rows.
+            # The op tells weights in tiles, which are views, from weights in rows: their kernels differ.
             layouts = [
                 (name, str(t.dtype), t.shape, str(without_reshapes(t.uop).op), self._given[name].nbytes)
                 for name, t in state.items()
             ]
             self._key = digest(repr([key, sorted(inputs.items()), threads(), layouts]).encode())
             if like and like._calls and like._key == self._key:
-                self._calls, self._shape = (
-                    LoadedCalls(like._calls.list, self._given, like._calls),
-                    like._shape,
-                )
+                self._calls = LoadedCalls(like._calls.list, self._given, like._calls)
+                self._shape = like._shape
             elif (found := diskcache_get(TABLE, self._key)) and found[0] == code_digest():
                 self._calls, self._shape = LoadedCalls(CallList(*found[1]), self._given), found[2]
 
@@ -169,7 +167,7 @@ def call_list_of(
 ) -> CallList | None:
     """The calls that TinyJit captured; None unless all are kernels of static sizes with known buffers.
 
-    Known are the given buffers and those that a call before has written.
+    A buffer is known if it is given or an earlier call writes it.
     """
     programs: dict[UOp, int] = {}
     code: list[tuple[str, bytes, int | None]] = []
@@ -210,7 +208,7 @@ def call_list_of(
 
 
 def kernels_in(call: UOp) -> tuple[UOp, ...]:
-    """The kernels' calls that TinyJit batched in a `graph`, or the call itself."""
+    """The kernel calls that TinyJit batched in a `graph`, or the call itself."""
     what = call.src[0]
     return what.src[0].src if what.op is Ops.CUSTOM_FUNCTION and what.arg == "graph" else (call,)
 
@@ -221,7 +219,7 @@ def digest(content: bytes) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of what call lists depend on: lama's code, tinygrad's release and settings, the processor."""
+    """The digest of all that call lists depend on: lama's code, tinygrad's release and settings, the CPU."""
     settings = {key: variable.value for key, variable in ContextVar._cache.items()}
     machine = [cpu_model(), may_use_amx()]
     return digest(repr([source_digest(), installed(), settings, machine]).encode())
@@ -229,7 +227,7 @@ def code_digest() -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """Digest of lama's code."""
+    """The digest of lama's code."""
     package = Path(__file__).parent.parent
     code = [path.read_bytes() for path in sorted(package.rglob("*")) if path.suffix in (".py", ".c", ".h")]
     return digest(repr([digest(content) for content in code]).encode())

@@ -48,11 +48,11 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.cache
 def partitions(numel: int, layouts: tuple[Layout, ...]) -> bool:
-    """Whether each element of a base of `numel` belongs to exactly one view; the first axis is the batch."""
+    """Whether each element of a base of `numel` is in exactly one view; a view's first axis is the batch."""
     batch = layouts[0].shape[0]
     if sum(math.prod(layout.shape) for layout in layouts) != numel or numel % batch:
         return False
-    # Every row of the batch is the same, so that one is enough.
+    # All rows of the batch have the same layout: checking one is enough.
     for layout in layouts:
         if layout.shape[0] != batch or (batch > 1 and layout.strides[0] != numel // batch):
             return False
@@ -68,7 +68,7 @@ def partitions(numel: int, layouts: tuple[Layout, ...]) -> bool:
 
 
 def shape_of(x: Tensor) -> tuple[int, ...]:
-    """x.shape, if no size in it is symbolic."""
+    """x.shape as integers; no size in it may be symbolic."""
     return tuple(int(size) for size in x.shape)
 
 
@@ -84,15 +84,15 @@ def _rows_of(x: Tensor) -> Layout:
 
 
 def _copy(x: Tensor) -> Tensor:
-    """A copy of the tensor that x is a reshape of, which its other reshapes share."""
+    """A copy of the tensor that x reshapes; other reshapes of that tensor share the copy."""
     return Tensor(without_reshapes(x.uop)).contiguous().reshape(x.shape)
 
 
 def _strided_view(x: Tensor) -> tuple[Tensor, Layout] | None:
-    """`strided_view`, or None for a tensor that is not a view of a realised one, or not of static shape."""
+    """`strided_view`, or None if x is not a view of a realised tensor or has symbolic sizes."""
     steps: list[tuple[Ops, tuple]] = []
     base = x.uop
-    # Not past a realised tensor to what it is a reshape of: gradients are asked of the former.
+    # Stop at a realised tensor even if it reshapes another: gradients are taken with respect to it.
     moves = (Ops.RESHAPE, Ops.PERMUTE, Ops.SHRINK, Ops.EXPAND)
     while base.op in moves and not base.has_buffer_identity(after_ok=True):
         steps.append((base.op, base.marg))
@@ -105,13 +105,13 @@ def _strided_view(x: Tensor) -> tuple[Tensor, Layout] | None:
 
 
 def _is_static(x: object) -> bool:
-    """Whether there are only plain numbers in nested tuples."""
+    """Whether nested tuples contain only integers."""
     return all(map(_is_static, x)) if isinstance(x, (tuple, list)) else isinstance(x, int)
 
 
 @functools.cache
 def _layout(shape: tuple[int, ...], steps: tuple[tuple[Ops, tuple], ...]) -> Layout | None:
-    """The layout after these steps on a contiguous tensor of this shape; None if the result is no view."""
+    """The layout after these steps on a contiguous tensor of this shape; None if the result is not a view."""
     offset, strides = 0, contiguous_strides(shape)
     for op, argument in steps:
         if op is Ops.PERMUTE:
@@ -132,7 +132,7 @@ def _layout(shape: tuple[int, ...], steps: tuple[tuple[Ops, tuple], ...]) -> Lay
 def _reshaped(
     shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-    """The strides of a view in another shape; None where it has none."""
+    """The strides of a view after a reshape; None if no strides describe it."""
     runs: list[tuple[int, int]] = []  # axes that follow one another in memory, as one: size and stride
     for size, stride in zip(shape, strides, strict=True):
         if size == 1:

@@ -1,12 +1,12 @@
-// Runs a list of kernel calls in order, the slices of each call shared out among threads: a whole training
-// step, or a token, in one call from Python. Included twice: WORKER 1 for waiting threads, 0 for the caller.
+// Runs a list of kernel calls in order, and shares the slices of each call among threads: a whole training
+// step, or a token, in one call from Python. Compiled twice: WORKER 1 for waiting threads, 0 for the caller.
 //
-// Each thread has a range of a call's slices. It takes the next slice of its own range, so that it reads on
-// where it stopped; when none is left, it takes slices of the others. The caller works too, so it only waits
-// for slices that others have started. `inside` and `open` keep a late thread out of a finished call: a
-// thread enters, then checks; the caller closes, then checks. Where other programs use the cores, a thread
-// may lose its core in the middle of a slice. After a wait that was much longer than the work, the caller
-// runs the next calls alone, and more of them each time.
+// Each thread has a range of a call's slices. It takes the next slice of its own range, and so continues to
+// read where it stopped. When none is left, it takes slices from other ranges. The caller works too, so it
+// only waits for slices that others have started. `inside` and `open` keep a late thread out of a finished
+// call: a thread enters, then checks; the caller closes, then checks. If other programs use the cores, a
+// thread may lose its core in the middle of a slice. After a wait that was much longer than the work, the
+// caller runs the next calls alone, and more of them each time.
 
 typedef unsigned long long word;
 
@@ -17,7 +17,7 @@ struct pool {
   int (*lock)(void *), (*unlock)(void *), (*wait)(void *, void *), (*wake)(void *), (*yield)(void), (*clock)(int, long *);
   void *mutex, *condition;
   word clock_id, spin_ns, threads;
-  word alone, pause;  // calls that the caller runs alone from now on; their number after the last long wait
+  word alone, pause;  // calls that the caller still runs alone; their number after the last long wait
   // Shared by the threads, on separate cache lines.
   word busy, line1[7];        // whether calls are being run
   word published, line2[7];   // the number of calls so far, which threads wait for
@@ -29,11 +29,12 @@ struct pool {
   struct { word next, line[7]; } ranges[RANGES];  // the first slice of each that is not taken
 };
 
-// A call: the kernel's address, the number of slices, the place of the slice's number, the words of arguments.
+// A call: the kernel's address, the number of slices, which argument is the slice's number, the number of
+// arguments, and these.
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
 #define SLACK_NS 20000  // a wait that is never late
-// Times the caller's own work: more than a last slice takes, or one on a core of half the speed.
+// In units of the caller's own work: longer than a last slice takes, even on a core of half the speed.
 #define LATE 2
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_SEQ_CST)
 #define STORE(x, value) __atomic_store_n(&(x), value, __ATOMIC_SEQ_CST)
@@ -53,7 +54,7 @@ enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 #define W4 word, word, word, word
 #define W16 W4, W4, W4, W4
 
-// Arguments past those that a kernel takes do no harm: the caller cleans up after them.
+// More arguments than a kernel takes do no harm: in C's calling conventions the caller removes them.
 PART void run_slice(const word *call, word slice) {
   word a[64];
   for (word i = 0; i < call[WORDS]; i++) a[i] = call[ARGUMENTS + i];
@@ -135,7 +136,7 @@ PART void share(struct pool *p, const word *call) {
       p->yield();
   if (now(p) - done > LATE * (done - began) + SLACK_NS)
     p->alone = p->pause = p->pause < 512 ? 2 * p->pause + 8 : p->pause;
-  else if (p->pause)  // not written for nothing: others read that cache line
+  else if (p->pause)  // written only if it changes: other threads read that cache line
     p->pause /= 2;
 }
 

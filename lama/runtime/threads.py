@@ -1,9 +1,9 @@
 """A thread pool for tinygrad's single-threaded CPU device, and the replay of a captured step in one call.
 
 tinygrad runs a kernel's slices (`core_id`) one after the other, and calls every kernel from Python. Here a
-program's slices are shared out among LAMA_THREADS threads (default: the cores that this process may use), and
-a step that TinyJit has captured is a list of calls that threads.c runs. The thread that takes a slice does
-not change a result: slices write different places.
+program's slices are shared among LAMA_THREADS threads (default: the cores that this process may use). A step
+that TinyJit has captured is a list of calls that threads.c runs. Results do not depend on which thread takes
+a slice: slices write different places.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from lama.runtime.internals import (
 
 SPIN = 100e-6  # seconds that a thread waits for the next kernel before it sleeps
 CHUNK = 32  # calls between two checks for signals: Ctrl-C should not wait for a whole step
-NO_PLACE = 64  # of the slice's number, in a kernel without one
+NO_PLACE = 64  # the place of the slice's number for a kernel that does not take one
 FUNCTIONS = (
     "pthread_mutex_lock",
     "pthread_mutex_unlock",
@@ -60,12 +60,12 @@ R = TypeVar("R")
 
 def threads() -> int:
     """The number of threads that kernels run on. Raises UsageError."""
-    # tinygrad's number knows a container's limit.
+    # tinygrad's number respects a container's limit.
     return asked_threads() or max(1, min(cores(), NUM_CPU_THREADS.value if is_tested() else cores()))
 
 
 def on_threads(work: Callable[[T], object], items: Iterable[T], most: int = 64) -> None:
-    """Do `work` for each item, on at most `most` threads, or on the caller's where the system has no more."""
+    """Do `work` for each item, on up to `most` threads, or on the caller's if no other can be started."""
     items = list(items)
     with ThreadPoolExecutor(min(most, threads())) as executor:
         try:
@@ -75,7 +75,7 @@ def on_threads(work: Callable[[T], object], items: Iterable[T], most: int = 64) 
 
 
 def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """The results of `work`, in order; a few of them are computed ahead, on threads."""
+    """The results of `work`, in order; threads compute a few of them in advance."""
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads()) as executor:
         for item in items:
@@ -94,7 +94,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def use_all_cores(device: str) -> None:
     """Let this CPU device run its programs on the pool, and its captured steps as call lists."""
     cpu = device_of(device)
-    # Windows and HCQ2 have calls of their own.
+    # Windows and HCQ2 have other calling conventions.
     if cpu.graph is None and sys.platform != "win32" and not getenv("HCQ2"):
         cpu.runtime_t, cpu.graph = functools.partial(PooledProgram, cpu.runtime_t), CallGraph
 
@@ -112,7 +112,7 @@ class ThreadPool:
         state = (ctypes.c_uint64 * 11).from_address(self._at)
         self._alone = (ctypes.c_uint64 * 2).from_address(self._at + 8 * len(state))
         mutex, condition = self._at + 8192, self._at + 8704
-        # Without these functions, or with no more threads: go on with fewer.
+        # If the functions are missing or no more threads can be started, continue with fewer.
         with contextlib.suppress(AttributeError, OSError, RuntimeError):
             library = ctypes.CDLL(None)
             addresses = [
@@ -125,16 +125,16 @@ class ThreadPool:
                 threading.Thread(target=self._wait_for_work, args=(worker,), daemon=True).start()
 
     def _wait_for_work(self, worker: Program) -> None:
-        # Signals are for the threads that run Python.
+        # Only threads that run Python may handle signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         worker.fxn(ctypes.c_uint64(self._at))
 
     def share_again(self) -> None:
-        """Forget that a thread was late: the next call is shared out among all."""
+        """Forget that a thread was late: share the next call among all threads."""
         self._alone[:] = [0, 0]
 
     def run(self, calls: int, count: int) -> None:
-        """Run `count` calls, which follow one another from address `calls` on."""
+        """Run `count` calls, which are consecutive in memory from address `calls` on."""
         self._run.fxn(ctypes.c_uint64(self._at), ctypes.c_uint64(calls), ctypes.c_uint64(count))
 
 
@@ -151,20 +151,20 @@ if hasattr(os, "register_at_fork"):
 def run_calls(
     words: "ctypes.Array[ctypes.c_uint64]", starts: list[int], first: int = 0, last: int | None = None
 ) -> None:
-    """Run the calls that start at these words, in order; those from `first` to before `last` only."""
+    """Run calls `first` to `last` - 1, by default all, in order; `starts` has the first word of each."""
     run, at, n = pool().run, ctypes.addressof(words), len(starts) if last is None else last
     for i in range(first, n, CHUNK):
         run(at + 8 * starts[i], min(CHUNK, n - i))
 
 
 def load_c(source: str, name: str) -> Program:
-    """The function of a C file, compiled and loaded as kernels are: outside of any graph."""
+    """The function of a C file, compiled and loaded as kernels are, but in no graph."""
     device = device_of("CPU")
     return load_program(TinyELF(device.compiler.compile_cached(source), name, device.renderer.target, ()))
 
 
 def call_words(program: Program, slices: int, arguments: list[int]) -> list[int]:
-    """A call in the numbers that threads.c reads; the arguments start at the fifth."""
+    """A call as the numbers that threads.c reads; the arguments start at the fifth."""
     words = next(n for n in (8, 16, 64) if len(arguments) <= n)
     place = program.runtimevars.get("core_id", NO_PLACE)
     return [program.addr, slices, place, words, *arguments, *[0] * (words - len(arguments))]
@@ -194,7 +194,7 @@ class PooledProgram:
 
 
 class CallGraph(GraphRunner):
-    """A captured step's kernels as one list of calls, in which each replay writes only what changes."""
+    """A captured step's kernels as one list of calls; a replay rewrites only the arguments that change."""
 
     def __init__(self, linear: UOp, input_uops: tuple[UOp, ...] = ()):
         super().__init__(linear, input_uops)
@@ -227,7 +227,7 @@ class CallGraph(GraphRunner):
         return time.perf_counter() - began if wait else None
 
     def rerun(self, first: int = 0, last: int | None = None) -> None:
-        """Run the calls as the last replay left them, or a part of them."""
+        """Run the calls, or a part of them, with the arguments of the last replay."""
         run_calls(self._words, self._starts, first, last)
 
     def last_writes(self) -> dict[int, int]:
@@ -241,7 +241,7 @@ class CallGraph(GraphRunner):
     def supports_uop(batch_devs: "list[Compiled]", new_call: UOp) -> bool:
         """Whether a call can be part of the list."""
         arguments = get_call_arg_uops(new_call)
-        # A whole input can be replaced in the list, a part of one cannot.
+        # Only whole inputs can be replaced in the list.
         whole = all(a.op is Ops.PARAM or not any(u.op is Ops.PARAM for u in a.toposort()) for a in arguments)
         return (
             GraphRunner.supports_uop(batch_devs, new_call)

@@ -16,16 +16,16 @@ from lama.training.optimizers import OPTIMIZERS
 from lama.training.settings import RunConfig
 from lama.training.sums import levels_of_sum
 
-GAPS = 1.06  # of the memory that tinygrad plans for a captured step, over what is in use at most
-CAPTURED = 2_500_000  # bytes of a layer's kernels and of their descriptions, in all captured steps of a run
-LIBRARIES = 50_000_000  # bytes of what reports import and keep: counts of n-grams, samples, pictures
+GAPS = 1.06  # the memory that tinygrad plans for a captured step, over the most that is in use at once
+CAPTURED = 2_500_000  # bytes of a layer's kernels and their descriptions, in all captured steps of a run
+LIBRARIES = 50_000_000  # bytes of modules that reports import and data that they keep, such as n-gram counts
 
 
 def training_operations(model: GPT, context_length: int) -> float:
-    """Floating-point operations of a training step's arithmetic for each token of a window.
+    """Floating-point operations of a training step for each token of a window.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 · layers · d_model · T, N without the
-    positions. A causal mask spares half of the last term.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B: 6 N + 12 · layers · d_model · T, where N excludes
+    positions. A causal mask needs only half of the last term.
     """
     c = model.config
     positions = c.context_length * c.d_model if c.positions == "learned" else 0
@@ -35,17 +35,17 @@ def training_operations(model: GPT, context_length: int) -> float:
 
 @dataclass(frozen=True)
 class AdapterMemory:
-    """The bytes that training an adapter takes, by lama's kernels for the CPU."""
+    """The bytes that training an adapter takes with lama's CPU kernels."""
 
     process: int
-    """All that the process holds before: the program, and the weights with the adapter."""
+    """The process's memory before training: the program, and the weights with the adapter."""
     weights: int
-    """The part of `process` that the frozen weights are."""
+    """The frozen weights' part of `process`."""
     adapter: int
     """The adapter's gradients and the optimizer's state."""
     activations: int
     reports: int
-    """Held-out losses, the keys and values of a sample, and the captured steps of all of these."""
+    """Memory of evaluations, of a sample's keys and values, and of all captured steps."""
 
     @property
     def total(self) -> int:
@@ -62,11 +62,12 @@ class AdapterMemory:
 def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     """The memory of training a model's adapter.
 
-    For each token of a part of a batch a block keeps: its input and that of its MLP; these normalised, for
-    the layers with a change that read them; queries, keys and values, the heads' outputs, two numbers of a
-    head's softmax; hidden layers of its MLP; the rank of each change; and what its magnitude, if it has one,
-    multiplies. With `recompute` it keeps its input. To that comes once either a block at work, or logits and
-    their gradients, of LOGITS at most.
+    For each token of a part of a batch, a block keeps its input and that of its MLP. It keeps these
+    normalised, too, if a layer with a change reads them. It also keeps queries, keys and values, the heads'
+    outputs, two numbers of each head's softmax, and the MLP's hidden layers. Each change adds its rank, and
+    the numbers that its magnitude multiplies, if it has one. With `recompute`, a block keeps only its input.
+    Finally there is one block's working memory, or logits and their gradients, at most LOGITS, whichever is
+    larger.
     """
     c, changes = model.config, changes_of(model)
     tokens = config.batch_size // config.accumulation * config.context_length
@@ -96,7 +97,7 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
     numbers = tokens * stream + max(tokens * working, 2 * piece * c.vocab_size)
     trained = trained_parameters(model)
     weights = sum(w.nbytes() for n, w in get_state_dict(model).items() if ".adapter." not in n)
-    # Gradients, and sums of them that wait for others.
+    # Gradients, and partial sums of them.
     copies = 1 + OPTIMIZERS[config.optimizer].state_per_weight[0] + levels_of_sum(config.accumulation)
     cache = 2 * c.n_layers * kv * config.context_length
     reports = tokens * max(forward) + piece * c.vocab_size + cache
@@ -107,9 +108,9 @@ def adapter_memory(config: RunConfig, model: GPT) -> AdapterMemory:
 
 
 def check_adapter_memory(config: RunConfig, model: GPT, sharing: int = 1) -> None:
-    """Raises UsageError if this machine's memory cannot hold the training of an adapter, on the CPU.
+    """Raise UsageError if this machine's memory is too small to train an adapter, on the CPU.
 
-    `sharing` processes train on this machine.
+    `sharing` is the number of processes that train on this machine.
     """
     found, memory = adapter_memory(config, model), memory_bytes()
     if memory and str(Device.DEFAULT).startswith("CPU") and sharing * found.total > memory:
@@ -123,9 +124,9 @@ def _shared(sharing: int) -> str:
 
 
 def check_memory(config: RunConfig, shape: GPTConfig, processes: int = 1, sharing: int = 1) -> None:
-    """Raises UsageError for a model or a batch that this machine's memory cannot hold, on the CPU.
+    """Raise UsageError if this machine's memory is too small for the model or a batch, on the CPU.
 
-    Of all `processes`, `sharing` are on this machine. Each has the weights, and its part of the state.
+    Of all `processes`, `sharing` are on this machine. Each has all weights, and its part of the state.
     """
     open_device()  # before tinygrad looks for one, which needs a compiler on PATH
     if not (memory := memory_bytes()) or not str(Device.DEFAULT).startswith("CPU"):
@@ -133,7 +134,7 @@ def check_memory(config: RunConfig, shape: GPTConfig, processes: int = 1, sharin
     width, layers = shape.d_model, shape.n_layers
     rows = layers * (4 * width + 2 * shape.d_mlp), (2 - shape.tied) * shape.vocab_size
     states = OPTIMIZERS[config.optimizer].state_per_weight
-    # Weights, gradients, sums of them, the optimizer's state.
+    # Weights, gradients, partial sums of gradients, the optimizer's state.
     copies = 2 + levels_of_sum(config.accumulation // processes)
     each = sum(4 * (copies + state / processes) * width * n for n, state in zip(rows, states, strict=True))
     fixed = sharing * each

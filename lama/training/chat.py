@@ -22,9 +22,9 @@ from lama.training.session import Parts
 from lama.training.settings import RunConfig
 from lama.training.settings.base import Settings
 
-CONTEXT = 1024  # tokens of a row, at most, unless others are given
+CONTEXT = 1024  # the most tokens of a row, by default
 DEFAULTS: Settings = {"batch_size": 4, "evaluation_tokens": 10_000}
-"""Settings of fine-tuning, where none are given."""
+"""Default settings of fine-tuning."""
 EVALUATIONS = 4  # of a run, by default
 
 
@@ -37,7 +37,7 @@ def templated(tokenizer: Tokenizer, template: str) -> Tokenizer:
 
 
 def new_conversations(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
-    """Write the conversations as tokens into the folder `data`. Raises LamaError as that does."""
+    """Write the conversations as tokens into the folder `data`. Raises LamaError as `write_conversations`."""
     c: RunConfig = parts.config
     held_out = open_corpus(c.chat_held_out, parts.folder.path, read=False) if c.chat_held_out else None
     template = template_of(parts.tokenizer)
@@ -54,14 +54,14 @@ def packed_rows(tokens: TokenFiles, part: str, config: RunConfig) -> PackedRows:
 
 
 def held_out_arrays(held_out: PackedRows, config: RunConfig) -> tuple[Array, ...]:
-    """The arrays of the held-out rows, or of `evaluation_tokens` in evenly spaced ones."""
+    """The arrays of the held-out rows: all, or evenly spaced ones of `evaluation_tokens` in total."""
     rows = held_out.epoch(0)
     limit = config.evaluation_tokens and max(1, config.evaluation_tokens // config.context_length)
     return held_out.arrays([rows[i] for i in evenly_spaced(len(rows), min(len(rows), limit or len(rows)))])
 
 
 def scheduled(config: RunConfig, given: Settings, tokens: TokenFiles) -> RunConfig:
-    """The settings with the steps of the epochs, and the warm-up and evaluations that suit so many."""
+    """The settings with the number of steps in the epochs, and matching warm-up and evaluations."""
     epochs = config.epochs if config.epochs or "steps" in given else 1
     steps = config.steps
     if epochs:
@@ -85,7 +85,10 @@ def add_end_token(model: GPT, tokenizer: Tokenizer, tokens: TokenFiles) -> None:
 
 
 def prompts(tokens: TokenFiles, most: int, is_pairs: bool = False) -> Iterator[tuple[list[int], list[int]]]:
-    """Some held-out conversations, of pairs the chosen ones, up to the assistant's last part; and that."""
+    """Some held-out conversations: the tokens before the assistant's last part, and those of that part.
+
+    Of pairs, the conversations are those with the chosen answer.
+    """
     ends = tokens.ends["validation"]
     step = 2 if is_pairs else 1
     for i in (step * i for i in evenly_spaced(len(ends) // step, min(len(ends) // step, most))):
@@ -97,9 +100,9 @@ def prompts(tokens: TokenFiles, most: int, is_pairs: bool = False) -> Iterator[t
 
 
 def check_chat(config: RunConfig) -> None:
-    """Raises UsageError for settings that do not belong together."""
+    """Raise UsageError for settings that cannot be combined."""
     if config.chat and not config.initial:
-        raise UsageError("chat must be given with from, the model to tune; got none. Add --from smollm2")
+        raise UsageError("chat needs a model to fine-tune; got none. Add --from smollm2")
     if config.chat and config.corpus:
         raise UsageError("chat and corpus must not be given together; leave one of them out")
     chat_only = ("chat_held_out", ()), ("template", ""), ("epochs", 0), ("packing", True), ("dpo", 0.0)

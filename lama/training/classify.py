@@ -29,7 +29,7 @@ from lama.training.session import Parts, Session
 from lama.training.settings.classifier import ClassifierSettings
 
 BATCH = 128  # texts of an evaluation
-LONGEST = 256  # tokens read of a text, by default
+LONGEST = 256  # the most tokens of a text that are read, by default
 
 
 def make_classifier(
@@ -61,7 +61,7 @@ def class_loss(
 
 
 class Predictor:
-    """The classes' probabilities for texts, `batch_size` at a time, compiled once."""
+    """Predicts the classes' probabilities for texts, `batch_size` at a time; compiled once."""
 
     def __init__(self, model: Classifier, tokenizer: BytePairTokenizer, batch_size: int = BATCH):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
@@ -72,6 +72,7 @@ class Predictor:
         return self.of_rows(rows_of(self.tokenizer, texts, self.model.config))
 
     def of_rows(self, rows: Array) -> Array:
+        """The same for the token ids that `rows_of` returns."""
         config, n = self.model.config, self.batch_size
         logits = np.empty((len(rows), len(config.labels)), np.float32)
         for i in range(0, len(rows), n):
@@ -101,17 +102,18 @@ class Confusion:
             return f"{counts[i] / counts.sum():.1%}" if counts.sum() else "-"
 
         width = max(8, *map(len, self.labels)) + 2
-        rows = [("is \\ found", *self.labels, "recall")]
+        first = max(18, width)
+        rows = [("true \\ predicted", *self.labels, "recall")]
         for i, (label, counts) in enumerate(zip(self.labels, self.confusion, strict=True)):
             rows.append((label, *(f"{n:,}" for n in counts), share(counts, i)))
         rows.append(("precision", *(share(counts, i) for i, counts in enumerate(self.confusion.T))))
-        return "\n".join("".join(f"{cell:>{width}}" for cell in row) for row in rows)
+        return "\n".join(f"{name:>{first}}" + "".join(f"{n:>{width}}" for n in row) for name, *row in rows)
 
 
 def confusion_of(
     labels: tuple[str, ...], examples: Sequence[LabelledText], found: Sequence[str]
 ) -> Confusion:
-    """Compare the classes that were `found` with those of the examples."""
+    """The confusion matrix of the examples' classes and the predicted ones, `found`."""
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     for example, label in zip(examples, found, strict=True):
         confusion[labels.index(example.label), labels.index(label)] += 1
@@ -126,7 +128,7 @@ def evaluate(predictor: Predictor, examples: Sequence[LabelledText]) -> Confusio
 class ClassifierSession(Session):
     """The training of a classifier, after a pretraining of its encoder on masked tokens of the same texts.
 
-    A tenth of the training texts is not learned from: it tells which model is best.
+    A tenth of the training texts is used only for validation, to choose the best model.
     """
 
     config: ClassifierSettings
@@ -197,7 +199,7 @@ class ClassifierSession(Session):
 
     @property
     def result(self) -> str:
-        return f"{1 - self.best:.1%} of the validation texts right"
+        return f"validation accuracy {1 - self.best:.1%}"
 
     def measure_baselines(self) -> None:
         labels, texts = self.model.config.labels, texts_of(self.test)
@@ -220,14 +222,14 @@ def new_classifier(parts: Parts) -> ClassifierSession:
     train, test = split_labelled(data.examples)
     if missing := set(data.labels) - {example.label for example in train}:
         got = f"got none for {quoted(', '.join(sorted(missing)), plain=True)}. Give more examples"
-        raise LamaError(f"each label must be among the texts to learn from; {got}")
+        raise LamaError(f"the training texts must have an example of each label; {got}")
     learned, _ = split_labelled(train, 0.1, seed=1)
     parts.model, parts.tokenizer = make_classifier(config, texts_of(learned), data.labels)
     with parts.folder.beginning(config, str(parts.about["command"])) as place:
         rows = write_rows(place, train, test)
     is_file = data.provenance == config.data
     parts.about = {
-        "data": os.path.abspath(config.data) if is_file else config.data,  # found from another folder, too
+        "data": os.path.abspath(config.data) if is_file else config.data,  # valid from any current folder
         "provenance": data.provenance,
         "licence": data.licence,
         "seed": config.seed,

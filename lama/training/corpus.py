@@ -1,4 +1,4 @@
-"""Sessions that learn from a corpus: its tokens on the disk, and what a resumed run must find unchanged."""
+"""Sessions that train on a corpus: its tokens on the disk, and checks that a resumed run has the same."""
 
 import math
 import os
@@ -40,10 +40,7 @@ class CorpusSession(Session):
 
 
 def new_tokens(parts: Parts, corpus: Corpus, data: Path) -> TokenFiles:
-    """Tokenise the corpus into the folder `data`.
-
-    Raises LamaError if one of the two parts is shorter than a window and the token after it.
-    """
+    """Tokenise the corpus into the folder `data`. Raises LamaError as `tokenize` and `check_lengths` do."""
     config = parts.config
     tokens = tokenize(corpus, parts.tokenizer, data, config.validation, parts.progress)
     check_lengths(tokens, config)
@@ -69,14 +66,14 @@ def tokenized_corpus(folder: Path, tokenizer: Tokenizer | None) -> tuple[TokenFi
 
 
 def check_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer) -> None:
-    """Raises LamaError for another tokenizer than that of the tokens."""
+    """Raise LamaError if the tokens were made with another tokenizer."""
     if tokens.tokenizer_digest != fingerprint(tokenizer):
-        got = f"got another, of {tokenizer.vocab_size:,}, than the {tokens.vocab_size:,} of {tokens.folder}"
-        raise LamaError(f"tokens must be those of the model's tokenizer; {got}")
+        sizes = f"vocabularies of {tokens.vocab_size:,} and {tokenizer.vocab_size:,} tokens"
+        raise LamaError(f"{tokens.folder} was made with another tokenizer than the model's; got {sizes}")
 
 
 def check_lengths(tokens: TokenFiles, config: CorpusSettings) -> None:
-    """Raises LamaError if a part, or a source that has a share, is no longer than a window."""
+    """Raise LamaError if a part, or a source with a share in the mixture, is too short for a window."""
     for part, ids in (("training", tokens.train), ("held-out", tokens.validation)):
         if len(ids) <= config.context_length:
             raise LamaError(
@@ -90,7 +87,7 @@ def check_lengths(tokens: TokenFiles, config: CorpusSettings) -> None:
         raise UsageError(f"mixture must have a number for each corpus; {got}")
     for i, (begin, end) in enumerate(pairwise([0, *tokens.sources]), 1):
         if mixture and end - begin <= config.context_length:
-            got = f"{end - begin:,} tokens to learn from, context_length={config.context_length}"
+            got = f"{end - begin:,} training tokens, context_length={config.context_length}"
             raise LamaError(f"a corpus with a share must be longer than context_length; corpus {i} has {got}")
 
 
@@ -117,8 +114,7 @@ def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
         )
     if tokens.tokenizer_digest != fingerprint(parts.tokenizer):
         raise LamaError(
-            "a resumed run must have the tokenizer that its data was made with; got "
-            f"{parts.tokenizer.vocab_size} tokens in {checkpoint}, {tokens.vocab_size} in {tokens.folder}, "
-            "or as many others"
+            "a resumed run must have the tokenizer that its data was made with; got another, of "
+            f"{parts.tokenizer.vocab_size} tokens, in {checkpoint} than in {tokens.folder}"
         )
     return tokens

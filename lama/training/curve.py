@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DRAWN = 2000  # points of a line: more than the picture has pixels
+DRAWN = 2000  # the most points of a line: more than the picture has pixels
 GAP = 0.045  # between two labels, as a share of the height
 TRAIN, VALIDATION, BASELINE = "#3b6fb6", "#c8452d", "#777777"
 
@@ -22,7 +22,7 @@ TRAIN, VALIDATION, BASELINE = "#3b6fb6", "#c8452d", "#777777"
 def loss_curve(log: Sequence[Record]) -> bytes:
     """A PNG, 1200 x 825: training loss, held-out loss, baselines, and below the learning rate.
 
-    `log` is the records of a run's log.jsonl; lines without records are left out. Raises LamaError where
+    `log` is the records of a run's log.jsonl; lines without records are left out. Raises LamaError if
     matplotlib is not installed.
     """
     return render(draw(log))
@@ -86,8 +86,8 @@ def series(log: Sequence[Record], name: str) -> tuple[Array, Array]:
 def smoothed(values: Array) -> Array:
     """The mean of each value and its neighbours, a hundredth of all values on each side.
 
-    Near the ends there are fewer, as many on each side, so that the curve has no delay: `[3, 0, 6]` gives
-    `[3, 3, 6]`.
+    Near the ends there are fewer neighbours, but the same number on each side, so that the curve is not
+    delayed: `[3, 0, 6]` gives `[3, 3, 6]`.
     """
     n = len(values)
     reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), math.ceil(n / 100))
@@ -96,7 +96,7 @@ def smoothed(values: Array) -> Array:
 
 
 def label(axes: "Axes", lines: Mapping[str, float]) -> None:
-    """Write each line's name to the right of it, moved up where it would overlap the one below."""
+    """Write each line's name to the right of it, moved up if it would overlap the one below."""
     bottom, top = axes.get_ylim()
     lowest = -math.inf
     for text, value in sorted(lines.items(), key=lambda line: line[1]):

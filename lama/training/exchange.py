@@ -1,8 +1,9 @@
-"""Gradients summed, and the optimizer's work shared out, among processes.
+"""Sums of gradients across processes, which also share the optimizer's work.
 
-Each process sums its parts of a batch in a subtree of `TreeSum`. A bucket of gradients, about a block's, is
-then cut into one part for each process, which gets that part of all, adds them as the rest of the tree, and
-sends the sums to the processes that own the parameters. Each updates its own and sends them to all.
+Each process sums its parts of a batch in a subtree of `TreeSum`. A bucket of gradients, about those of a
+block, is then cut into one part for each process. A process gets its part from all, adds these as the rest of
+the tree, and sends the sums to the owners of the parameters. Each owner updates its parameters and sends them
+to all.
 """
 
 import queue
@@ -25,19 +26,19 @@ from lama.training.processes import Processes, memory_of
 from lama.training.replica import Replica
 from lama.training.sums import add_parts, add_rows
 
-SMALL, LARGEST = 1 << 20, 1 << 23  # numbers of a bucket: from which on it ends with its block, and at most
-UNEVEN = 1.25  # how much of a bucket one process may own, over its equal share, to sum all of that itself
+SMALL, LARGEST = 1 << 20, 1 << 23  # numbers: a bucket ends before LARGEST, from SMALL on with its block
+UNEVEN = 1.25  # owners sum their own part of a bucket if no part is larger than this times an equal one
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters whose gradients are exchanged together, those of one owner side by side."""
+    """Parameters whose gradients are exchanged together; those of one owner are adjacent."""
 
     names: tuple[str, ...]
     places: tuple[int, ...]
-    """The first number of each, and the end of the last."""
+    """The first number of each parameter, and the end of the last."""
     owned: tuple[int, ...]
-    """The first number of each owner's, and the end of the last's."""
+    """The first number of each owner's parameters, and the end of the last's."""
     cuts: tuple[int, ...]
     """The first number of the part that each process sums, and the end of the last's."""
 
@@ -63,14 +64,14 @@ class Exchange:
         self._width = int(square_parts([next(iter(parameters.values()))]).shape[0])
         self._sums = InputBuffer(str(next(iter(parameters.values())).device))
         self.sent, self.busy, self.waited = 0, 0.0, 0.0
-        """Bytes sent by this process, and seconds: of exchanges, and of waiting for them."""
+        """Bytes sent by this process, seconds of exchanges, and seconds of waiting for them."""
 
     # Gradients
 
     def learn(self, replica: Replica, i: int, key: Array, arrays: Sequence[Array]) -> float:
-        """The loss of the last part of this process's share, number `i`; fills `gradients`.
+        """The loss of part `i`, the last of this process's share; fills `gradients`.
 
-        Buckets are exchanged while the gradients of others are still computed.
+        Buckets are exchanged while the gradients of other buckets are still being computed.
         """
         ready: queue.SimpleQueue[int] = queue.SimpleQueue()
         found = replica.gradients  # none before the first call
@@ -81,7 +82,7 @@ class Exchange:
                 loss = replica.learn(key, arrays)
         finally:
             for _ in self.buckets:
-                ready.put(-1)  # whatever was not watched is complete now
+                ready.put(-1)  # all gradients are complete now, also those that were not watched
         began = time.perf_counter()
         exchanged.result()
         self.waited += time.perf_counter() - began
@@ -124,9 +125,9 @@ class Exchange:
                 write(self.gradients[name], total[first - begin : last - begin])
 
     def _send_parts(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
-        """Send `counts` numbers to each process, and take `wanted` of each.
+        """Send `counts` numbers to the processes, and receive `wanted` numbers from them into `taken`.
 
-        By single messages: MPICH's Ialltoallv moves 8 kB each time that a process looks, fifty times slower.
+        Ialltoallv would do the same, but MPICH's moves only 8 kB at each test of whether it is complete.
         """
         rank, taken = self.team.rank, taken.reshape(-1)
         self.sent += given.itemsize * (sum(counts) - counts[rank])
@@ -142,9 +143,9 @@ class Exchange:
     # The update
 
     def squares(self, numbers: Sequence[float]) -> tuple[Array, Tensor]:
-        """The first numbers of all processes, as many each, and the sums of all gradients' squares.
+        """The `numbers` of all processes, as rows, and the `square_parts` of all gradients.
 
-        Those are added up tensor by tensor, in the order of the parameters, as `square_parts` does.
+        The latter are added tensor by tensor, in the order of the parameters.
         """
         own = np.array(numbers, np.float32)
         if self.own:
@@ -164,7 +165,7 @@ class Exchange:
         return Tensor.stack(*(square_parts([t]) for t in self.gradients.values())).realize()
 
     def share_parameters(self) -> None:
-        """Send the own parameters, updated, to the other processes."""
+        """Send this process's updated parameters to the others, and receive theirs."""
         rank = self.team.rank
         for bucket in self.buckets:
             memory = memory_of({name: self.parameters[name].reshape(-1) for name in bucket.names})
@@ -184,7 +185,7 @@ class Exchange:
     def move_state(self, whole: Optimizer, own: Optimizer, back: bool) -> None:
         """Copy the state of all parameters from the first process to their owners, or `back` from them.
 
-        Other processes' `whole` has zeros, which take no memory.
+        In the other processes `whole` is zeros, which take up no memory.
         """
         there, here = memory_of(whole.state()), memory_of(own.state())
         used = dict.fromkeys(here, 0)
@@ -209,7 +210,7 @@ def _overlap(cuts: Sequence[int], i: int, owned: Sequence[int], j: int) -> int:
 
 
 def owners_of(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """The process that updates each parameter: the largest go first, to the one that has the least."""
+    """The process that updates each parameter: each, largest first, goes to the one with the least so far."""
     loads, owners = [0] * count, {}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         owner = loads.index(min(loads))
@@ -219,7 +220,7 @@ def owners_of(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def bucket_names(sizes: Mapping[str, int]) -> list[list[str]]:
-    """The parameters in buckets, last ones first: their gradients are complete first."""
+    """The parameters in buckets, from last to first: the last gradients are complete first."""
     buckets: list[list[str]] = []
     filled, block = LARGEST, ""
     for name in reversed(list(sizes)):
@@ -235,7 +236,7 @@ def bucket_names(sizes: Mapping[str, int]) -> list[list[str]]:
 def bucket_of(
     names: Sequence[str], sizes: Mapping[str, int], owners: Mapping[str, int], count: int
 ) -> Bucket:
-    """A bucket, cut at the borders of owners where their shares are about equal, else into equal parts."""
+    """A bucket, cut between owners if their shares are about equal, else into equal parts."""
     ordered = sorted(names, key=owners.__getitem__)
     places = list(accumulate((sizes[name] for name in ordered), initial=0))
     shares = [sum(sizes[name] for name in names if owners[name] == rank) for rank in range(count)]

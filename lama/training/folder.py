@@ -1,6 +1,6 @@
 """The folder of a run: settings, log, checkpoints. The newest checkpoint is intact whenever the process ends.
 
-lama.json                 names the command that made the folder, and is its lock while one works there
+lama.json                 names the command that made the folder, and locks it while a process works there
 settings.toml             every setting, in a form that `lama train FILE` reads
 log.jsonl                 one JSON object a line: first the model, then each step and each evaluation
 recording.jsonl           with --record: attention patterns during the training
@@ -53,7 +53,7 @@ FILES = (
 
 
 class RunFolder:
-    """Reads and writes one run's folder. A file appears under its name when all of it is on the disk."""
+    """Reads and writes one run's folder. A file appears under its name only when it is complete."""
 
     def __init__(self, path: Path, command: str = "train"):
         """`command` is the name that a new folder's marker gets."""
@@ -71,7 +71,7 @@ class RunFolder:
         return sorted((path for path in named if path.is_dir()), key=step_of)
 
     def is_older_run(self) -> bool:
-        """Whether the folder, which has no marker, is that of a run of an earlier version."""
+        """Whether the folder, which has no marker, has a run of an earlier version."""
         with suppress(LamaError):
             settings_of(self.settings())
             return bool(self.checkpoints() and read_training(self.checkpoints()[-1])) or bool(self.read_log())
@@ -92,7 +92,7 @@ class RunFolder:
 
     @contextmanager
     def beginning(self, config: RunSettings, about: str) -> Iterator[Path]:
-        """A place for a new run's data, which replaces an earlier run when the block ends well.
+        """A temporary folder for a new run's data, which replaces an earlier run if the block succeeds.
 
         The earlier model stays until the new one is evaluated. After an error nothing has changed. Raises
         LamaError if the folder cannot be written.
@@ -119,7 +119,7 @@ class RunFolder:
         write_atomically(self.settings_file, to_toml(config, about).encode())
 
     def _empty(self) -> None:
-        """Remove an earlier run, but for its model and settings. Targets of links and other files stay."""
+        """Remove an earlier run, except its model and settings. Targets of links and other files stay."""
         folders = (self._checkpoints, self.data)
         for folder in folders:
             if folder.is_symlink():
@@ -139,10 +139,10 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def settings(self) -> dict[str, object]:
-        """The settings of the run in this folder. Raises LamaError where there is none."""
+        """The settings of the run in this folder. Raises LamaError if there is none."""
         if not os.path.lexists(self.settings_file):
-            where = f"{quoted_path(self.path)}. Is it the --out of a lama train?"
-            raise LamaError(f"a run to resume must have settings.toml; got none in {where}")
+            advice = "Give the --out of a lama train"
+            raise LamaError(f"no run to resume in {quoted_path(self.path)}: no settings.toml. {advice}")
         return read_settings(str(self.settings_file))
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -190,14 +190,13 @@ class RunFolder:
         state: Mapping[str, Tensor],
         notes: Mapping[str, object],
     ) -> None:
-        """Write all that the run needs to resume at `step`.
+        """Write everything that the run needs to resume at `step`.
 
-        Raises LamaError if it cannot be written, and for weights that are not finite; earlier checkpoints are
-        then intact.
+        Raises LamaError if it cannot be written or weights are not finite; earlier checkpoints stay intact.
         """
         place = self._checkpoints / f"step-{step:06d}"
         if place.exists():
-            return  # a run is a function of its settings: it would be the same
+            return  # a run is a function of its settings: the checkpoint would be the same
         for name, p in trained_parameters(model).items():
             if not np.isfinite(p.float().numpy()).all():
                 raise Diverged(
@@ -218,7 +217,7 @@ class RunFolder:
             remove(new)
 
     def drop(self, checkpoints: Iterable[Path]) -> None:
-        """Remove checkpoints; none is ever half removed under its own name."""
+        """Remove checkpoints. Each is renamed first, so that none is incomplete under its own name."""
         with self._writing():
             for checkpoint in checkpoints:
                 trash = temporary(checkpoint.parent)
@@ -226,17 +225,15 @@ class RunFolder:
                 remove(trash)
 
     def last_checkpoint(self) -> Path:
-        """The newest checkpoint. Raises LamaError where there is none yet."""
+        """The newest checkpoint. Raises LamaError if there is none yet."""
         if not (found := self.checkpoints()):
             again = ["lama", "train", str(self.settings_file), "--out", str(self.path)]
             if (self.path / "config.json").exists():  # an earlier run's model
                 again.append("--restart")
             if (devices := self.devices()) > 1:
                 again += ["--devices", str(devices)]
-            raise LamaError(
-                f"a run to resume must have a checkpoint; got none in {quoted_path(self.path)}. "
-                f"Start it again: {shlex.join(again)}"
-            )
+            start = f"Start it again: {shlex.join(again)}"
+            raise LamaError(f"no checkpoint to resume from in {quoted_path(self.path)}. {start}")
         return found[-1]
 
     def clean(self) -> None:
@@ -246,7 +243,7 @@ class RunFolder:
 
 
 class SilentFolder(RunFolder):
-    """The run's folder to a process that does not write there."""
+    """The run's folder in a process that does not write to it."""
 
     def checkpoints(self) -> list[Path]:
         return []
@@ -272,7 +269,7 @@ def read_training(checkpoint: Path) -> Record:
     notes, source = read_object(path), quoted_path(path)
     if (step := field(notes, "step", int, source)) != (wanted := step_of(checkpoint)):
         got = f"got step {quoted(step)}"
-        raise LamaError(f"{source} must be of step {wanted}, as its folder is called; {got}")
+        raise LamaError(f"{source} must be of step {wanted}, as its folder is named; {got}")
     if not isinstance(notes.get("config"), dict):
         raise LamaError(f"{source} must hold the run's config; got {quoted(notes.get('config'))}")
     check_types(notes, source, ("step",))
@@ -280,7 +277,7 @@ def read_training(checkpoint: Path) -> Record:
 
 
 def check_types(record: Record, source: str, needed: Iterable[str]) -> None:
-    """Convert values to their types. Raises LamaError for others, and where one of `needed` is missing."""
+    """Convert values to their types. Raises LamaError for wrong types and missing values of `needed`."""
     for name in needed:
         field(record, name, TYPES[name], source)
     for name, value in record.items():

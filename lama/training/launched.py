@@ -1,4 +1,4 @@
-"""Facts on MPI that a process knows before it loads the library."""
+"""Facts about MPI that a process knows before it loads the library."""
 
 import json
 import os
@@ -8,22 +8,22 @@ from contextlib import suppress
 
 RETRY = 138  # exit code after a lost process: Kubernetes' training operators restart after 128 and more
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Variables in which launchers tell a process how many there are."""
+"""Environment variables in which launchers give the number of processes."""
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-"""Variables in which they tell it its number."""
-LAUNCHED = "LAMA_LAUNCHED"  # in processes that lama itself has started: the options to start them so again
-MARK = "\x1elama "  # begins a line of a process to the command that started it
+"""Environment variables in which launchers give a process its rank."""
+LAUNCHED = "LAMA_LAUNCHED"  # set in processes that lama itself started: the options that start them again
+MARK = "\x1elama "  # begins a line that a process writes for the command that started it
 MISSING = "training by several processes needs mpi4py and an MPI library: pip install 'lama[mpi]'"
 
 
 def launched() -> int:
-    """The number of processes that a launcher such as mpiexec or srun started this one with; 1 without."""
+    """The number of processes that a launcher such as mpiexec or srun has started; 1 without a launcher."""
     given = (os.environ.get(name, "") for name in SIZES)
     return max((int(n) for n in given if n.isdecimal()), default=1)
 
 
 def follows() -> bool:
-    """Whether another process of the launcher is the first one, which speaks for all."""
+    """Whether this process is not the launcher's first one, which prints for all."""
     return launched() > 1 and any(os.environ.get(name, "0") != "0" for name in RANKS)
 
 

@@ -18,7 +18,7 @@ def append_line(file: Path, record: Mapping[str, object]) -> None:
         with open(file, "a", encoding="utf-8") as opened:
             opened.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise LamaError(f"{quoted_path(file)} must be writable; got {error.strerror or error}") from error
+        raise LamaError(f"{quoted_path(file)} cannot be written: {error.strerror or error}") from error
 
 
 def write_lines(file: Path, records: Iterable[Mapping[str, object]]) -> None:
@@ -27,6 +27,6 @@ def write_lines(file: Path, records: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_lines(file: Path, most: int) -> list[Record]:
-    """All whole lines of at most `most` bytes; a last one that was cut short is ignored. Raises LamaError."""
+    """The lines of a file of at most `most` bytes, but not an incomplete last one. Raises LamaError."""
     *lines, _ = read_file(file, most).split(b"\n")
     return parse_json_lines(lines, quoted_path(file))

@@ -30,7 +30,7 @@ Batches = Callable[[int], tuple[Array, ...]]
 
 
 class Diverged(LamaError):
-    """Training diverged: the loss or a weight is NaN or infinite, and would be again after a resume."""
+    """Training diverged: the loss or a weight is NaN or infinite. Resuming would give the same result."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Step:
     step: int
     """The number of the update, from 1."""
     loss: float
-    """The batch's loss before the update, nats per token."""
+    """The batch's loss before the update, in nats per token."""
     learning_rate: float
     gradient_norm: float
     """The gradient's global norm before clipping."""
@@ -57,14 +57,14 @@ class Step:
 class Trainer:
     """Iterate over it to train `model`: it yields after each step, and ends after `config.steps`.
 
-    `batches(step)` gives the arrays of one update, each (batch_size, ...); `loss(model, *arrays, smoothing,
-    dropout)` the mean loss over them. `step` counts the updates done. The model's parameters,
+    `batches(step)` gives the arrays of one update, each (batch_size, ...). `loss(model, *arrays, smoothing,
+    dropout)` gives the mean loss over them. `step` counts the updates done. The model's parameters,
     `optimizer.state()` and `step` are the state of the training; data and dropout are functions of the
     settings and the step.
 
-    With `devices`, a copy of the model on each computes its share of the batch in parallel; the first device,
-    which has `model`, sums the gradients and updates, and the others copy its weights. With a `team`, each
-    process computes its share; all have the same weights, which are those of one process, to the bit.
+    With `devices`, a copy of the model on each computes its share of the batch in parallel. The first device,
+    which has `model`, sums the gradients and updates; the others copy its weights. With a `team`, each
+    process computes its share. All processes have the same weights, to the bit those of a single process.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
         self.exchange: Exchange | None = None
         shares = config.accumulation * max(1, len(devices))
         self.parts = config.accumulation // (team.size if team else 1)
-        """Parts of a batch that each replica computes."""
+        """The number of parts of a batch that each replica computes."""
         self.model, self.batches, self.config, self.shares = model, batches, config, shares
         self.step = 0
         models = [model, *(copy_to(model, device) for device in devices[1:])]
@@ -97,7 +97,7 @@ class Trainer:
         self._workers = ThreadPoolExecutor(len(self.replicas)) if devices[1:] else None
 
     def __iter__(self) -> Iterator[Step]:
-        """Raises Diverged, which names the step, if the loss is not finite; the weights are then lost."""
+        """Train. Raises Diverged, which names the step, if the loss is not finite; weights are then lost."""
         durations: list[float] = []
         first = self.step
         self._share_weights()  # an earlier stage or a checkpoint may have changed them
@@ -120,10 +120,10 @@ class Trainer:
             self.step += 1
             if not np.isfinite(loss) or not np.isfinite(norm):
                 raise Diverged(
-                    f"the loss must stay a number; got loss={loss}, gradient norm={norm} at step "
-                    f"{self.step}. Lower the learning rate"
+                    f"training diverged at step {self.step}: loss={loss}, gradient norm={norm}. "
+                    "Lower the learning rate"
                 )
-            if self.step == first + 3:  # the first step is captured, the second first replayed
+            if self.step == first + 3:  # the first step was captured, the second was the first replay
                 self._one_by_one = learned
             elif self.step == first + 5 and self._workers:
                 self.gain = self._one_by_one / learned
@@ -135,7 +135,7 @@ class Trainer:
             yield Step(self.step, loss, rate, norm, arrays[0].size / mean, left)
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state, in the first process of a team: the same as without one."""
+        """The optimizer's state; in the first process of a team, the same as without a team."""
         if not self.exchange:
             return self.optimizer.state()
         whole = self._new_optimizer(self.parameters)
@@ -173,7 +173,7 @@ class Trainer:
     def _change_weights(self, scalars: Tensor, squares: Tensor | None = None) -> Tensor:
         """Clip and update; returns the gradient's global norm before clipping, shape (1,).
 
-        `squares` are the `square_parts` of the gradients, where this process has not all of them.
+        `squares` are the `square_parts` of all gradients, if this process has only a share of these.
         """
         gradients = self.exchange.gradients if self.exchange else self.replicas[0].gradients
         if self.replicas[1:]:
@@ -196,7 +196,7 @@ class Trainer:
 
 
 def check_devices(config: TrainingConfig, devices: Sequence[str]) -> None:
-    """Raises UsageError if the batch cannot be divided equally."""
+    """Raise UsageError if the batch cannot be divided equally."""
     size, parts, n = config.batch_size, config.accumulation, len(devices)
     if size % (parts * max(1, n)):
         got = f"batch_size={size}, {n} devices, accumulation={parts}"
@@ -204,7 +204,7 @@ def check_devices(config: TrainingConfig, devices: Sequence[str]) -> None:
 
 
 def check_processes(config: TrainingConfig, team: Processes | None) -> None:
-    """Raises UsageError if the parts of a batch cannot be shared out in subtrees of their sum."""
+    """Raise UsageError if the parts of a batch cannot be shared as subtrees of their sum."""
     parts = config.accumulation
     if team and team.size not in (fitting := numbers_of_processes(parts)):
         fits = ", ".join(map(str, fitting))
@@ -228,5 +228,5 @@ def language_model_batches(
     mixture: Mixture | None = None,
     ends: Array | None = None,
 ) -> Batches:
-    """Random windows of `data`, token ids (n,), as `batch` has them: a function of seed and step alone."""
+    """Random windows of `data`, token ids (n,), from `batch`: a function of only the seed and the step."""
     return lambda step: batch(data, step, config.seed, config.batch_size, context_length, mixture, ends)

@@ -15,12 +15,12 @@ from lama.runtime.capture import CapturedStep
 from lama.shapes import Array, Float, Int
 
 Apply = Callable[[Callable[[int], float], Iterable[int]], Iterable[float]]
-LOGITS = 1 << 23  # at a time, where they are computed in pieces
+LOGITS = 1 << 23  # the most logits in memory if they are computed in pieces
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A loss that `reduce` makes of each token's cross-entropy (B, T) and of a batch's other arrays."""
+    """A loss: `reduce` of each token's cross-entropy (B, T) and of a batch's other arrays."""
 
     reduce: Callable[..., Tensor]
 
@@ -59,7 +59,7 @@ class TokenLoss:
 def weighted_mean(
     losses: Float[Tensor, "B T"], weights: Float[Tensor, "B T"] | None = None
 ) -> Float[Tensor, ""]:
-    """The mean of losses, times `weights` where they are given."""
+    """The mean of losses, times `weights` if they are given."""
     return (losses if weights is None else losses * weights).mean()
 
 
@@ -69,27 +69,27 @@ def cross_entropy(
     smoothing: float = 0.0,
     weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean of −log softmax(logits)[target], in nats, as `weighted_mean` has it.
+    """The `weighted_mean` of −log softmax(logits)[target], in nats.
 
-    `smoothing` is that of `lama.ops.cross_entropy`.
+    `smoothing` is as in `lama.ops.cross_entropy`.
     """
     return weighted_mean(ops.cross_entropy(logits, targets, smoothing), weights)
 
 
 language_model_loss = TokenLoss(weighted_mean)
-"""The mean cross-entropy of the next tokens, in nats; the fourth array are weights."""
+"""The mean cross-entropy of the next tokens, in nats; a batch's fourth array is their weights."""
 
 
 def copied(x: Tensor) -> Tensor:
     """A realised copy of a part of a tensor, for a captured step.
 
-    tinygrad counts no views when it finds how long such a step needs a buffer, and `contiguous` is one here.
+    tinygrad ignores views when it plans how long such a step needs a buffer, and `contiguous` may be a view.
     """
     return empty(*map(int, x.shape), device=str(x.device)).assign(x).realize()
 
 
 def pieces(rows: int, most: int) -> list[slice]:
-    """Slices of nearly equal length, at most `most`, of so many rows."""
+    """Slices that divide so many rows into pieces of nearly equal length, at most `most`."""
     size = -(-rows // -(-rows // max(1, most)))
     return [slice(first, min(rows, first + size)) for first in range(0, rows, size)]
 
@@ -110,7 +110,7 @@ def pair_loss(
 class Evaluator:
     """The mean loss over arrays with N rows each, such as (inputs, targets), while a model trains.
 
-    It is compiled once, and a second time for a last batch that is smaller than the others.
+    The computation is compiled once, and again for a last batch that is smaller than the others.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Evaluator:
         self._losses = [CapturedStep(lambda *batch: loss(model, *batch).realize()) for _ in range(2)]
 
     def __call__(self, apply: Apply = map) -> float:
-        """The mean loss; `apply`, such as `map`, gives the losses of all batches."""
+        """The mean loss; `apply`, such as `map`, computes the losses of all batches."""
         return math.fsum(apply(self._sum, range(0, self.rows, self.batch_size))) / self.rows
 
     def _sum(self, first: int) -> float:

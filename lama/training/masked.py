@@ -1,4 +1,4 @@
-"""Training BERT to predict masked tokens, evaluated on held-out text beside n-gram counts."""
+"""Training BERT to predict masked tokens, evaluated on held-out text and compared with n-gram counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from lama.training.session import Parts
 from lama.training.settings import BertSettings, ClassifierSettings
 from lama.training.settings.base import TrainingConfig
 
-MaskedWindows = tuple[Array, Array, Array]  # as `mask_tokens` gives them
+MaskedWindows = tuple[Array, Array, Array]  # as returned by `mask_tokens`
 
 
 def masked_windows(data: Array, config: TrainingConfig, model: BertConfig) -> Batches:
@@ -56,7 +56,7 @@ def masked_loss(
     smoothing: float = 0.0,
     dropout: Dropout = no_dropout,
 ) -> Tensor:
-    """The mean cross-entropy of the chosen tokens, nats; targets of -1 are ignored."""
+    """The mean cross-entropy of the masked tokens, in nats; targets of -1 are ignored."""
     logits = model.at(seen, positions, dropout=dropout)  # (B, n, vocab_size)
     losses = ops.cross_entropy(logits, targets.maximum(0), smoothing)
     there = targets >= 0
@@ -70,7 +70,7 @@ class MaskedScore:
     loss: float
     """Nats per masked token."""
     accuracy: float
-    """The share of tokens that are the likeliest."""
+    """The share of masked tokens for which the right token has the highest score."""
 
 
 class MaskedEvaluator:
@@ -79,7 +79,7 @@ class MaskedEvaluator:
     def __init__(self, model: Bert, windows: MaskedWindows, batch_size: int):
         self.batch_size = min(batch_size, len(windows[0]))
         seen, positions, targets = windows
-        # Rows without a target fill the last batch, so that all have one shape.
+        # Rows without targets pad the last batch, so that all batches have one shape.
         rest = ((0, -len(seen) % self.batch_size), (0, 0))
         self.windows = np.pad(seen, rest), np.pad(positions, rest), np.pad(targets, rest, constant_values=-1)
 
@@ -104,7 +104,7 @@ def counting_baselines(data: Array, windows: MaskedWindows, vocab_size: int) -> 
     """The scores of n-grams counted in `data` (n,) on the same masked windows.
 
     unigram: p(x) = (count(x) + 0.1) / (n + 0.1 · vocab_size). bigram: λ count(y, x) / count(y) + (1 − λ)
-    p(x), with y the token to the left, and the best λ of 0.1 to 0.9; p(x) where y is unknown.
+    p(x), with y the token to the left and the best λ of 0.1, 0.2, ... 0.9; p(x) if y is unknown.
     """
     seen, positions, targets = windows
     there = targets >= 0
@@ -173,7 +173,7 @@ class BertSession(CorpusSession):
 def encoder_shape(
     config: BertSettings | ClassifierSettings, tokenizer: BytePairTokenizer, length: int
 ) -> BertConfig:
-    """The encoder that the settings ask for. Raises UsageError."""
+    """The config of the encoder that the settings describe. Raises UsageError."""
     pad, mask = special_ids(tokenizer)
     try:
         return BertConfig(

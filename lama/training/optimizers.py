@@ -18,15 +18,15 @@ from lama.runtime.capture import InputBuffer
 from lama.training.settings.base import TrainingConfig
 
 Rows = Mapping[str, Sequence[int]]
-"""For each matrix that holds several: the rows of each, by the parameter's name."""
+"""For each parameter that joins several matrices, by its name: the numbers of their rows."""
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """An update rule. One captured step serves every update: what changes is passed as `scalars`."""
+    """An update rule. All updates are one captured step: the numbers that change are passed as `scalars`."""
 
     state_per_weight: tuple[int, int]
-    """Numbers of state for each weight: of the blocks' matrices, and of the other parameters."""
+    """Numbers of state for each weight of the blocks' matrices, and of the other parameters."""
 
     def scalars(self, step: int, rate: float) -> Tensor:
         """The numbers that update `step` (from 1) at this learning rate needs: float32, realised."""
@@ -35,10 +35,10 @@ class Optimizer(Protocol):
         """Assign the new parameters and state, unrealised; gradients are first multiplied by `scale`."""
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint must hold."""
+        """The tensors that a checkpoint must save, by name."""
 
     def rows_of_state(self) -> dict[str, list[tuple[str, int]]]:
-        """For each tensor of the state, the parameters that its rows belong to, in order, and how many."""
+        """For each tensor of the state, the parameters that its rows belong to, and how many rows each."""
 
 
 class AdamW:
@@ -50,7 +50,7 @@ class AdamW:
     state_per_weight = 2, 2
 
     def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, rows: Rows | None = None):
-        """`rows` is for other optimizers: numbers are updated one by one."""
+        """`rows` is not used: AdamW updates each number separately."""
         self.parameters, self.config = dict(parameters), config
         self.m, self.v = zeros_like_all(parameters), zeros_like_all(parameters)
         self._scalars = InputBuffer(str(next(iter(parameters.values())).device) if parameters else None)
@@ -79,10 +79,11 @@ class AdamW:
 class Muon:
     """Muon for the matrices of the blocks, AdamW for embeddings, the output layer and vectors.
 
-    Muon's step is the momentum with all its singular values moved to about 1, times √(d_out / d_in) for tall
-    matrices. Queries, keys and values are three matrices. Those of one shape are stacked, so that one kernel
-    multiplies them all; with `precision` bfloat16 it rounds them, as the source does. Source: Jordan et al.
-    2024, https://kellerjordan.github.io/posts/muon/; of the decay Liu et al. 2025 (Moonlight), section 2.2.
+    Muon's step is the momentum with all its singular values moved close to 1, times √(d_out / d_in) for tall
+    matrices. Queries, keys and values are three matrices. Matrices of one shape are stacked, so that one
+    kernel multiplies them all; with `precision` bfloat16 it rounds them, as the source does. Source: Jordan
+    et al. 2024, https://kellerjordan.github.io/posts/muon/; for the decay Liu et al. 2025 (Moonlight),
+    section 2.2.
     """
 
     state_per_weight = 1, 2
@@ -92,12 +93,12 @@ class Muon:
         self.config = config
         self.matrices = {name: p for name, p in parameters.items() if is_hidden_matrix(name, p)}
         if not self.matrices:
-            raise UsageError("optimizer muon needs matrices in blocks; got a model without. Take adamw")
+            raise UsageError("optimizer muon needs matrices in blocks; got a model without. Use adamw")
         rest = {name: p for name, p in parameters.items() if name not in self.matrices}
         self.adamw = AdamW(rest, config)
         self.scalars = self.adamw.scalars
         self.runs: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
-        """For each shape, the matrices that have it: the parameter, the first row in it, and their number."""
+        """For each shape, its matrices: a parameter, their first row in it, and their number."""
         for name, p in self.matrices.items():
             first = 0
             for height, same in groupby((rows or {}).get(name, [int(p.shape[0])])):
@@ -125,7 +126,7 @@ class Muon:
             step, decay = factor * max(1.0, shape[0] / shape[1]) ** 0.5, factor * c.weight_decay
             parts = [now[name] for name in names]
             new = muon_step(parts, places, orthogonalise(x), scalars, step, decay)
-            # Queries may have another shape than keys and values: the next step follows this one.
+            # One parameter may hold matrices of two shapes, such as queries and keys: both updates apply.
             now |= zip(names, new, strict=True)
             changed.append(momentum)
         return [*changed, *now.values()]
@@ -150,7 +151,7 @@ def _momentum(shape: tuple[int, int]) -> str:
 def make_optimizer(
     parameters: Mapping[str, Tensor], config: TrainingConfig, rows: Rows, share: bool = False
 ) -> Optimizer:
-    """The optimizer of the settings; of a `share` of a model's parameters, AdamW where none is a matrix."""
+    """The optimizer of the settings; for a `share` of the parameters without hidden matrices, AdamW."""
     if share and not any(is_hidden_matrix(name, p) for name, p in parameters.items()):
         return AdamW(parameters, config)
     return OPTIMIZERS[config.optimizer](parameters, config, rows)
@@ -162,7 +163,7 @@ def is_hidden_matrix(name: str, p: Tensor) -> bool:
 
 
 def rate_factor(name: str, p: Tensor, config: TrainingConfig) -> float:
-    """The learning rate of a parameter over `learning_rate`."""
+    """The learning rate of a parameter, divided by `learning_rate`."""
     if is_hidden_matrix(name, p):
         return config.rate_factor("matrix")
     if "unembed" in name:
@@ -171,7 +172,7 @@ def rate_factor(name: str, p: Tensor, config: TrainingConfig) -> float:
 
 
 def joined_rows(model: Any) -> Rows:
-    """The rows of queries, of keys and of values in each matrix `qkv` of a model."""
+    """The numbers of rows of queries, keys and values in each matrix `qkv` of a model."""
     found = {}
     for name in get_state_dict(model):
         if name.endswith(".qkv.weight"):
@@ -181,7 +182,7 @@ def joined_rows(model: Any) -> Rows:
 
 
 def part_of(module: Any, key: str) -> Any:
-    """The attribute or the item that `key`, a part of a parameter's name, names."""
+    """The attribute or the item called `key`, which is a part of a parameter's name."""
     return module[int(key)] if key.isdigit() else getattr(module, key)
 
 

@@ -1,4 +1,4 @@
-"""Training an encoder-decoder on pairs, evaluated on held-out ones."""
+"""Training an encoder-decoder on pairs of texts, evaluated on held-out pairs."""
 
 import math
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ from lama.training.rows import Rows, write_rows
 from lama.training.session import Evaluation, Parts, Session
 from lama.training.settings.pairs import PairSettings
 
-ROOM = 50  # tokens that a generated target may have more than its source
+ROOM = 50  # a generated target may have this many tokens more than its source
 HELD_OUT = "held-out.tsv"
 MOST_HELD_OUT = 1000  # pairs
 
 
 def pair_model(config: PairSettings, tokenizer: PairTokenizer, lengths: Sequence[int]) -> Transformer:
-    """An untrained model for texts up to `lengths`, and longer generated targets. Raises UsageError."""
+    """An untrained model for texts of up to `lengths` tokens and longer targets. Raises UsageError."""
     context = max(256, 1 << (max(lengths) + ROOM - 1).bit_length())
     try:
         shape = TransformerConfig(
@@ -103,7 +103,7 @@ class PairSession(Session):
             Tensor.realize(*(total.assign(total + parameters[name]) for name, total in self.sums.items()))
 
     def evaluate(self) -> Evaluation:
-        """Evaluate; at the end, the mean of the last models. Source: Vaswani et al. 2017, section 6.1."""
+        """Evaluate the model; at the end, the mean of the last ones. Source: Vaswani et al. 2017, 6.1."""
         if self.sums and self.step == self.config.steps:
             n = np.float32(len(self.averaged))
             for name, total in self.sums.items():
@@ -119,7 +119,7 @@ def new_pairs(parts: Parts) -> PairSession:
     train, held_out = split_pairs(task.make(), task.held_out, task.key)
     if not train or (task.held_out and not held_out):
         got = f"got {len(train)} and {len(held_out)}. Change --held-out"
-        raise LamaError(f"there must be pairs to train on and held-out pairs; {got}")
+        raise LamaError(f"there must be training pairs and held-out pairs; {got}")
     pairs = held_out or train
     held_out = [pairs[i] for i in evenly_spaced(len(pairs), min(len(pairs), MOST_HELD_OUT))]
     parts.tokenizer = tokenizer = pair_tokenizer(task.tokenizer, train)

@@ -1,7 +1,7 @@
 """DPO: a model learns from pairs to prefer the chosen answer to the rejected one.
 
 The reference is the model before its first step. Its log-probabilities of the pairs are computed once and
-kept in the checkpoints, so that no second model is in memory. Source: Rafailov et al. 2023, equation 7.
+saved in checkpoints, so that no second model is in memory. Source: Rafailov et al. 2023, equation 7.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ from lama.training.loss import TokenLoss
 from lama.training.run import Run
 
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]
-"""A function around the parts of some work and their number, which may watch them."""
+"""A function that passes on the parts of some work, given these and their number, and may show progress."""
 
 
 def unwatched(parts: Iterable[Any], total: int) -> Iterable[Any]:
@@ -34,7 +34,7 @@ def unwatched(parts: Iterable[Any], total: int) -> Iterable[Any]:
 def log_ratios(
     losses: Float[Tensor, "B T"], answers: Int[Tensor, "B T"], most: int
 ) -> Float[Tensor, "B most"]:
-    """log p(chosen) - log p(rejected) of each pair in a row, by each token's -log p; of `PackedPairs`."""
+    """log p(chosen) - log p(rejected) of each pair in a row of `PackedPairs`, from each token's -log p."""
     pair, answer = Tensor.arange(1, most + 1), answers.unsqueeze(-1)
     signs = (answer == pair).float() - (answer == -pair).float()  # (B, T, most)
     return -(losses.unsqueeze(-1) * signs).sum(1)
@@ -47,7 +47,7 @@ def preference_loss(
     reference: Float[Tensor, "B most"],
     beta: float,
 ) -> Float[Tensor, ""]:
-    """The mean of -log sigmoid(beta (log ratio - the reference's)) x weight. Source: equation 7."""
+    """The mean of -log sigmoid(beta · (log ratio - the reference's)) · weight. Source: equation 7."""
     margins = beta * (log_ratios(losses, answers, int(weights.shape[1])) - reference)
     return (-margins.logsigmoid() * weights).mean()
 
@@ -63,10 +63,10 @@ class PreferenceRun(Run):
         self.pairs, self.held_out = train, held_out_arrays(held_out, config)
         shapes = {"train": len(train.sizes), "held_out": len(self.held_out[0]) * most}
         self.reference = {name: empty(n, device="CPU") for name, n in shapes.items()}
-        """The reference's log ratios, of each pair to learn from and of all places of the held-out rows."""
+        """The reference's log ratios: of each training pair, and of all places for pairs in held-out rows."""
         self.has_reference = False
         ratios = TokenLoss(partial(log_ratios, most=most)).in_pieces
-        # As a training step multiplies, so that the loss begins at ln 2.
+        # In the precision of a training step, so that the loss begins at ln 2.
         rounded = matmul_precision(DTYPES[config.precision])
         self._ratios = CapturedStep(rounded(lambda *arrays: ratios(self.model, *arrays).realize()))
         loss = TokenLoss(partial(preference_loss, beta=config.dpo))
@@ -83,7 +83,7 @@ class PreferenceRun(Run):
         return (*self.pairs.arrays(rows), reference)
 
     def _ratios_of(self, arrays: Sequence[Array]) -> Array:
-        """The log ratios (rows, most) of rows with these arrays, at most as many as a part of a batch has."""
+        """The log ratios (rows, most) of the rows of `arrays`, no more rows than a part of a batch has."""
         n, size = len(arrays[0]), self.config.batch_size // self.config.accumulation
         filled = (np.concatenate([x, np.zeros((size - n, *x.shape[1:]), x.dtype)]) for x in arrays[:4])
         found: Array = self._ratios(*(Tensor(x).realize() for x in filled)).numpy()[:n]
@@ -96,7 +96,7 @@ class PreferenceRun(Run):
         return np.concatenate([self._ratios_of(part) for part in watch(parts, len(firsts))])
 
     def find_reference(self, watch: Watch = unwatched) -> None:
-        """Compute the reference's log ratios of the held-out pairs and of those that the steps will see."""
+        """Compute the reference's log ratios of all held-out pairs and of the training pairs to be used."""
         c, pairs = self.config, self.pairs
         size = c.batch_size // c.accumulation
         n = min(c.steps * c.batch_size, len(pairs.epoch(0)))
@@ -116,7 +116,7 @@ class PreferenceRun(Run):
         super().measure_start()
 
     def measure(self) -> dict[str, float]:
-        """The held-out loss, the mean margin of rewards, and the share of pairs with one above 0."""
+        """The held-out loss, the mean reward margin, and the share of pairs with a margin above 0."""
         there = self.held_out[-1] > 0
         changes = self._held_out_ratios() - self.reference["held_out"].numpy().reshape(there.shape)
         margins = self.config.dpo * changes[there].astype(np.float64)

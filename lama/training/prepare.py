@@ -60,7 +60,7 @@ from lama.training.settings.gpt import (
 )
 from lama.training.settings.scale import Scale, scaled
 
-OWN = "the model's"  # the setting `tokenizer` where the model has its own
+OWN = "the model's"  # the setting `tokenizer` if the model brings its own
 
 NEW: dict[str, Callable[[Parts], Session]] = {
     "bert": new_bert,
@@ -74,7 +74,7 @@ SESSIONS: dict[str, tuple[str, Callable[..., Session]]] = {
     "seq2seq": ("transformer", PairSession),
     "classifier": ("classifier", ClassifierSession),
 }
-"""For each `model` of the settings, and DPO: the kind of its checkpoints, and its session."""
+"""For each `model` of the settings, and for DPO: the kind of its checkpoints, and its session's class."""
 
 
 def new_session(
@@ -88,8 +88,8 @@ def new_session(
 ) -> Session:
     """Prepare a run of the model that `settings` name. Raises LamaError; the folder is then unchanged.
 
-    `settings` are those that were given: a GPT's `initial` model replaces the defaults of others, and `scale`
-    chooses its shape and its training.
+    `settings` are only those that were given. For the others, a GPT's `initial` model changes the defaults,
+    and `scale` chooses its shape and training.
     """
     parts = Parts(folder, None, devices, {"command": command}, progress, team)
     if (model := str(settings.get("model", "gpt"))) == "gpt":
@@ -105,24 +105,22 @@ def resumed_run(
 ) -> Session:
     """Resume the run in `folder` from its last checkpoint, with the same bits as an uninterrupted run.
 
-    `changes` may be settings of reports. Raises LamaError for others, for other data, and where there is no
-    checkpoint.
+    `changes` may only be settings of reports. Raises LamaError for other changes, for changed data, and if
+    there is no checkpoint.
     """
     config = settings_of({**folder.settings(), **changes})
     checkpoint = folder.last_checkpoint()
     notes = read_training(checkpoint)
     began = settings_of(checked_names(notes["config"], str(checkpoint / "training.json")))
     if changed := differences(asdict(began), asdict(config)):
-        another = f"start from this one's model: --from {folder.path} --out DIR"
+        another = f"start from this run's model: --from {folder.path} --out DIR"
         raise UsageError(
             f"a resumed run must have the settings it began with; got {'; '.join(changed)}. "
             f"For another run, {another if isinstance(config, RunConfig) else 'choose another --out'}"
         )
     if (shares := folder.devices()) != (given := max(1, len(devices))):
         got = f"got {given}. Give --devices {shares}"
-        raise UsageError(
-            f"a resumed run must share its batches among as many devices as it began with; {got}"
-        )
+        raise UsageError(f"a resumed run must have the number of devices it began with; {got}")
     kind, new = SESSIONS["dpo" if getattr(config, "dpo", 0) else config.model]
     check_processes(config, team)
     if config.exchange != "float32" and (then := notes.get("processes", 1)) != (team.size if team else 1):
@@ -152,7 +150,7 @@ def resumed_run(
 
 
 def lead(team: Processes, session: Session | None) -> None:
-    """Give the other processes of a team all that `followed` makes their sessions of; None for nothing."""
+    """Send the other processes of a team this session, for `followed`; None if there is nothing to do."""
     team.stage = "end" if session is None else "train"
     if session is None:
         team.share(None)
@@ -166,7 +164,7 @@ def lead(team: Processes, session: Session | None) -> None:
 
 
 def followed(team: Processes) -> Session | None:
-    """The session of a process that does not lead: it computes, and writes nothing. Raises LamaError."""
+    """The session of a process that does not lead: it only computes. Raises LamaError for other data."""
     given: tuple[Parts, str, list[int], int, float] | None = team.share()
     if given is None:
         return None
@@ -178,7 +176,7 @@ def followed(team: Processes) -> Session | None:
     new = SESSIONS["dpo" if getattr(parts.config, "dpo", 0) else parts.config.model][1]
     session = new(replace(parts, folder=folder, team=team), data)
     if session.digest != digest:
-        got = f"got other data in {folder.data} than the first process. Remove it there"
+        got = f"got data in {folder.data} that differs from the first process's. Remove it there"
         raise LamaError(f"all processes must read the same data; {got}")
     team.gather(digest)
     for trainer, step in zip(session.trainers, steps, strict=True):
@@ -210,7 +208,8 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     check_mixture(first)
     if first.initial:
         if scale is not None:
-            raise UsageError(f"a model to start from has its size; got {scale} and --from {first.initial}")
+            got = f"got {scale} and --from {first.initial}"
+            raise UsageError(f"a size cannot be chosen for a model to start from; {got}")
         model, tokenizer, given = start_from(first, given, folder)
     config = run_config(given)
     corpus: Corpus | None = None
@@ -233,7 +232,7 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
     check_devices(config, parts.devices)
     check_processes(config, parts.team)
     if config.lora and parts.devices[1:]:
-        raise UsageError(f"an adapter is trained on one device; got {len(parts.devices)}")
+        raise UsageError(f"an adapter must be trained on one device; got {len(parts.devices)}")
     team = parts.team
     sharing = team.hosts.count(team.hosts[team.rank]) if team else 1
     if model is not None and config.lora:
@@ -267,11 +266,11 @@ def new_gpt(parts: Parts, settings: Settings, scale: Scale | None) -> Run:
 def start_from(
     first: RunConfig, given: Settings, folder: RunFolder
 ) -> tuple[GPT, Tokenizer, dict[str, object]]:
-    """The model to start from, its tokenizer, and the settings with the model's own. Raises LamaError."""
+    """The model to start from, its tokenizer, and the settings with those of the model. Raises LamaError."""
     source, out = Path(os.path.realpath(first.initial)), Path(os.path.realpath(folder.path))
     if out in (source, *source.parents):
         got = f"got {quoted_path(folder.path)} and --from {first.initial}"
-        raise UsageError(f"--out must be another folder than that of the model to start from; {got}")
+        raise UsageError(f"--out must not be the folder of the model to start from; {got}")
     model, tokenizer = load_initial(first)
     most = model.config.context_length
     defaults: dict[str, object] = {"learning_rate": FINE_TUNING_RATE}
@@ -288,8 +287,8 @@ def start_from(
 def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
     """The model to start from and its tokenizer, with a new adapter if one is to be trained.
 
-    Under an adapter its weights stay as they are, and multiply activations that are not rounded. Raises
-    LamaError.
+    An adapter leaves the weights in their dtype; quantised ones multiply activations without rounding these.
+    Raises LamaError.
     """
     if not config.lora:
         model, tokenizer = load_causal(config.initial, dtype="float32")
@@ -297,30 +296,30 @@ def load_initial(config: RunConfig) -> tuple[GPT, Tokenizer]:
         note_widened(config.initial, model)
         return model, tokenizer
     if is_adapter(Path(config.initial)):
-        got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first, by lama fuse"
-        raise UsageError(f"lora must have a model to adapt; {got}")
+        got = f"got the adapter {quoted_path(config.initial)}. Fold it into its model first with lama fuse"
+        raise UsageError(f"lora needs a model to adapt; {got}")
     dtype = None if config.dtype == "file" else config.dtype
     model, tokenizer = load_causal(config.initial, dtype=dtype, in_rows=True)
     if without_rounding(model) and config.precision != "float32":
         got = f"got precision={config.precision} for {dtype_of(model)}"
-        raise UsageError(f"precision must be float32 over quantised weights; {got}")
+        raise UsageError(f"precision must be float32 with quantised weights; {got}")
     names = matching(model, config.lora_on)
     add_adapter(model, names, config.lora, config.lora_scale, config.seed, config.dora)
     return model, tokenizer
 
 
 def note_widened(initial: str, model: GPT) -> None:
-    """Say that a quantised file is trained in float32."""
+    """Print a note if the weights of a quantised file are trained in float32."""
     if is_adapter(Path(initial)):
         return
     tensors = open_checkpoint(find(initial).path).tensors().values()
     if types := ", ".join(sorted({tensor.stored for tensor in tensors} - {""})):
         size = 4 * n_parameters(model)
-        note(f"{initial} has {types} weights, which are widened to float32 to be trained: {size:,} bytes")
+        note(f"{initial} has {types} weights, which are converted to float32 for training: {size:,} bytes")
 
 
 def check_mixture(config: RunConfig) -> None:
-    """Raises UsageError for shares that are no numbers above 0."""
+    """Raise UsageError for shares that are not numbers above 0."""
     for text in config.mixture:
         try:
             value = float(text)
@@ -331,13 +330,13 @@ def check_mixture(config: RunConfig) -> None:
 
 
 def chosen_tokenizer(given: Settings) -> Tokenizer | None:
-    """The tokenizer that a setting names, where it needs no text; None for the corpus's own."""
+    """The tokenizer that the setting names, if it needs no text; None for that of the tokenised corpus."""
     name = str(given.get("tokenizer", OWN))
     return None if name == OWN else make_tokenizer(name)
 
 
 def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
-    """The tokenizer that a setting names; one of bpe:SIZE is trained on the corpus. Raises LamaError."""
+    """The tokenizer that a setting names; bpe:SIZE is trained on the corpus. Raises LamaError."""
     if name.startswith("bpe:"):
         try:
             size = int(name.removeprefix("bpe:"))
@@ -349,7 +348,7 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
     if name == "character" and corpus is not None:
         return CharacterTokenizer(corpus.characters())
     if name == "character" or name.startswith("bpe:"):
-        raise UsageError(f"tokens that are there must keep their tokenizer; got {name}. Leave it out")
+        raise UsageError(f"a tokenised corpus must keep its tokenizer; got {name}. Leave it out")
     if name not in ("bytes", "gpt2") and not os.path.isdir(name):
         kinds = "bytes, character, gpt2, bpe:SIZE or a folder"
         raise UsageError(f"tokenizer must be {kinds}; got {quoted(name)}")
@@ -357,12 +356,12 @@ def make_tokenizer(name: str, corpus: Corpus | None = None) -> Tokenizer:
 
 
 def model_config(config: RunConfig, vocab_size: int) -> GPTConfig:
-    """The shape that the settings ask for. Raises ValueError."""
+    """The shape that the settings describe. Raises ValueError."""
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in MODEL_SETTINGS})
 
 
 def new_model(config: RunConfig, shape: GPTConfig) -> GPT:
-    """A model with the weights that a run begins with."""
+    """A model with the initial weights that the settings name."""
     if config.initial_weights == "gpt2":
         return GPT(shape, config.seed)
     model = GPT(shape, seed=None)

@@ -1,7 +1,7 @@
-"""Processes that train together on MPI: messages between them, and the end of all when one is lost.
+"""Processes that train together over MPI: their messages, and how all end when one is lost.
 
-Every call that waits polls with short sleeps: MPICH would spin, and starve other processes of the core. A
-thread of each process sends a heartbeat to the first one, which sends it to all.
+Every call that waits polls with short sleeps: MPICH would spin and keep the core from other processes. A
+thread of each process exchanges heartbeats with the first process.
 """
 
 import importlib.util
@@ -38,15 +38,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PERIOD = 0.5  # seconds between heartbeats
-NAP = 1e-4  # seconds between two looks at what a process waits for
-CHUNK = 1 << 27  # bytes of a message at most
-FAULT, PULSE = 1, 512  # the first byte, and the bytes of a heartbeat
+NAP = 1e-4  # seconds of sleep between two checks for a message
+CHUNK = 1 << 27  # the most bytes of a message
+FAULT, PULSE = 1, 512  # the first byte of a report of failure, and the bytes of every heartbeat
 
 
 class Processes:
-    """The processes of a run, of which this is number `rank` of `size`; number 0 leads.
+    """The `size` processes of a run; this one is number `rank`, and number 0 leads.
 
-    Every method but `fail` must be called by all, in the same order.
+    All processes must call every method except `fail`, in the same order.
     """
 
     def __init__(self, timeout: float):
@@ -55,14 +55,14 @@ class Processes:
         world = mpi.COMM_WORLD
         if world.size != (wanted := launched()):
             raise LamaError(
-                f"the launcher started {wanted} processes, and MPI knows {world.size}: mpi4py's library is "
-                "not the launcher's. Use its own mpiexec, or srun --mpi=pmi2"
+                f"the launcher started {wanted} processes, but MPI knows {world.size}: mpi4py's library is "
+                "not the launcher's. Use that library's mpiexec, or srun --mpi=pmi2"
             )
         self.rank, self.size, self.timeout = world.rank, world.size, timeout
         self.received: list[int] = []
         """Signals that ask this process to stop."""
         self.asked = False
-        """Whether this process is to stop for another reason."""
+        """Whether this process is asked to stop for another reason."""
         self.stopped = 0
         """The signal that stops all processes after the current step."""
         self.stage = "begin"
@@ -76,11 +76,11 @@ class Processes:
         self._beating.start()
 
     def communicator(self) -> "MPI.Intracomm":
-        """A communicator of its own, for another thread."""
+        """A separate communicator, for another thread."""
         return self._comm.Dup()
 
     def meet(self) -> None:
-        """Learn the hosts, choose the number of threads, and compare the versions. Raises LamaError."""
+        """Exchange hosts and versions, and set the number of threads. Raises LamaError for other versions."""
         known = {"lama": f"{__version__} ({source_digest()[:8]})", "Python": sys.version.split()[0]}
         known |= {"NumPy": np.__version__, "tinygrad": str(installed())}
         bound = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -99,10 +99,10 @@ class Processes:
                     got = f"got {wanted[name]} on {self._host} and {version} on {other}"
                     raise LamaError(f"all processes must have the same {name}; {got}. Install the same")
         if len({each[2] for each in found}) > 1:
-            note("the hosts' processors differ: another number of processes may give other bits")
+            note("the hosts' processors differ: results may depend on the number of processes")
 
     def wait(self, request: Any) -> None:
-        """Wait until a message has arrived or left."""
+        """Wait until a message is received or sent."""
         for _ in range(20):
             if request.Test():
                 return
@@ -111,7 +111,7 @@ class Processes:
             time.sleep(NAP)
 
     def share(self, value: T | None = None) -> T:
-        """The first process's value, in all of them."""
+        """The first process's value, in all processes."""
         tensors: dict[int, Tensor] = {}
         file = io.BytesIO()
         if self.rank == 0:
@@ -128,7 +128,7 @@ class Processes:
         return cast(T, value)
 
     def copy(self, arrays: Iterable[Array]) -> None:
-        """Overwrite arrays by those of the first process, of the same shapes."""
+        """Overwrite arrays with those of the first process, which have the same shapes."""
         for array in arrays:
             content = array.reshape(-1).view(np.uint8)
             for first in range(0, len(content), CHUNK):
@@ -143,19 +143,19 @@ class Processes:
         return [pickle.loads(joined[e - n : e].data) for e, n in zip(ends, sizes, strict=True)]
 
     def gather_numbers(self, numbers: Array, counts: Sequence[int]) -> Array:
-        """The numbers of all processes, of one dtype, one after the other: `counts` of them."""
+        """The numbers of all processes, of one dtype, joined in order: `counts` numbers of each."""
         joined = np.empty(sum(counts), numbers.dtype)
         self.wait(self._comm.Iallgatherv(numbers, [joined, counts]))
         return joined
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """`work` of all items, in order; each process does its share."""
+        """The results of `work` for all items, in order; each process does its share."""
         items = list(items)
         found = self.gather([work(item) for item in items[self.rank :: self.size]])
         return [found[i % self.size][i // self.size] for i in range(len(items))]
 
     def send(self, array: Array, source: int, target: int, into: Array) -> None:
-        """Copy an array of one process into that of another, contiguous ones."""
+        """Copy an array of process `source` into the array `into` of `target`; both are contiguous."""
         if source == target == self.rank:
             into[...] = array
         elif self.rank == source:
@@ -169,9 +169,9 @@ class Processes:
             self.wait(start(content[first : first + CHUNK], other))
 
     def share_files(self, folder: Path, write: Callable[[str, bytes], None]) -> None:
-        """Give hosts without the first process's `folder`, or with a part, its files by `write`.
+        """Copy the first process's `folder`, with `write`, to hosts that lack it or some of its files.
 
-        Raises LamaError for other files.
+        Raises LamaError for hosts with other files there.
         """
         names = self.share(_sizes(folder))
         here = _sizes(folder)
@@ -198,21 +198,21 @@ class Processes:
         self._beating.join()
         return code
 
-    # The end of all when one is lost
+    # How all processes end when one is lost
 
     def fail(self, message: str, code: int) -> NoReturn:
         """End all processes; the first one prints the message."""
         if self.rank == 0:
             self._end(message, code)
         with suppress(Exception):
-            self._closing.wait(2 * PERIOD)  # the first one may have the same error, and ends this process
+            self._closing.wait(2 * PERIOD)  # the first process may have the same error
             self._pulse.Isend(_packed(message, code), 0)
             self._closing.wait(10 * PERIOD)  # the answer ends this process
         self._end(message, code)
 
     def _end(self, message: str, code: int) -> NoReturn:
-        """Print, tell the others and end: MPI cannot be left in order any more."""
-        self._ending.acquire()  # for good: the first line is the only one
+        """Print, tell the others and exit: MPI can no longer be closed properly."""
+        self._ending.acquire()  # never released: only the first message is printed
         try:
             sys.stderr = self._errors
             note(message)
@@ -220,14 +220,14 @@ class Processes:
             if self.rank == 0:
                 for other in range(1, self.size):
                     self._pulse.Isend(_packed("", code), other)
-                time.sleep(2 * PERIOD)  # all have looked before this process ends
+                time.sleep(2 * PERIOD)  # the others read the message before this process ends
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
         finally:
             os._exit(code)
 
     def _beat(self, status_of: Callable[[], Any]) -> None:
-        """Send heartbeats, and end this process when others fail or are silent."""
+        """Send heartbeats, and end this process if others fail or are silent."""
         peers = range(1, self.size) if self.rank == 0 else range(1)
         last = time.monotonic()
         heard = dict.fromkeys(peers, last)
@@ -247,7 +247,7 @@ class Processes:
                         if self.rank:
                             os._exit(int(content[1]))
                         self._end(text, int(content[1]))
-                for peer in peers:  # after the look: over TCP, UCX crashes where it sends to one that ended
+                for peer in peers:  # after receiving: over TCP, UCX crashes if it sends to one that has ended
                     if peer not in sent or sent[peer].Test():
                         sent[peer] = self._pulse.Isend(pulse, peer)
             except Exception as error:
@@ -256,14 +256,14 @@ class Processes:
                 if now - when > self.timeout:
                     host = self.hosts[peer] if self.hosts else "its host"
                     lost = f"process {peer} on {host} was silent for {self.timeout:g} s"
-                    if self.rank > 1:  # the line is the second process's, if the first one is lost
+                    if self.rank > 1:  # if the first process is lost, the second one prints the message
                         time.sleep(PERIOD)
                         os._exit(RETRY)
                     self._end(f"{lost}, and all have ended", RETRY)
 
 
 class _Pickler(pickle.Pickler):
-    """Writes an object without its tensors: tinygrad's own pickles may meet buffers of the same number."""
+    """Writes an object without its tensors, since tinygrad's pickles may confuse buffers of equal numbers."""
 
     def __init__(self, file: io.BytesIO, tensors: dict[int, Tensor]):
         super().__init__(file)
@@ -285,7 +285,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what `_Pickler` wrote, with tensors that are not filled yet."""
+    """Reads what `_Pickler` wrote, with tensors that are still unfilled."""
 
     def __init__(self, file: io.BytesIO, tensors: dict[int, Tensor]):
         super().__init__(file)
@@ -299,7 +299,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _mpi() -> Any:
-    """mpi4py.MPI, started. Raises UsageError where it is missing."""
+    """mpi4py.MPI, started. Raises UsageError if it is missing."""
     if importlib.util.find_spec("mpi4py") is None:
         raise UsageError(MISSING)
     import mpi4py
@@ -310,7 +310,7 @@ def _mpi() -> Any:
     except (ImportError, RuntimeError) as error:
         raise UsageError(f"{MISSING}; got: {first_line(error)}") from error
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
-        raise LamaError("the MPI library must serve several threads (MPI_THREAD_MULTIPLE). Take another")
+        raise LamaError("the MPI library must support threads (MPI_THREAD_MULTIPLE). Use another library")
     return MPI
 
 
@@ -321,7 +321,7 @@ def _packed(message: str, code: int, kind: int = FAULT) -> Array:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The sizes of the complete files in a folder, by name; empty where there is none."""
+    """The sizes of the complete files in a folder, by name; empty if there is no folder."""
     with suppress(OSError):
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
         return {path.name: path.stat().st_size for path in files if not LEFTOVER.fullmatch(path.name)}
@@ -333,6 +333,6 @@ def memory_of(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     found = {}
     for name, tensor in tensors.items():
         if (memory := host_array(tensor)) is None:
-            raise UsageError(f"several processes train on the CPU; got {tensor.device}. Give --device CPU")
+            raise UsageError(f"processes must train together on CPUs; got {tensor.device}. Use --device CPU")
         found[name] = memory
     return found

@@ -1,8 +1,8 @@
-"""Gradients block by block, each after the next one's, and of the logits in pieces of rows.
+"""Gradients block by block, from the last to the first, and of the logits in pieces of rows.
 
-Either each block is computed again on the way back, so that only the residual stream is kept (Chen et al.
-2016, section 4, with one segment a block): a third more arithmetic, half more where only an adapter is
-trained. Or what its gradient needs is kept.
+With `recompute`, each block is computed again in the backward pass, so that only the residual stream is kept
+(Chen et al. 2016, section 4, with one segment a block). This takes a third more arithmetic, and half more if
+only an adapter is trained. Otherwise the activations that a block's gradient needs are kept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def blockwise_gradients(
     recompute: bool = True,
     loss_of: TokenLoss = language_model_loss,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss of `arrays`, and `weight` times its gradients by parameters' `id`.
+    """The loss of `arrays`, and `weight` times its gradients, by the parameters' `id`.
 
     Only `parameters` get a gradient; the others are constants.
     """
@@ -49,7 +49,7 @@ def blockwise_gradients(
     def through(i: int, x: Tensor) -> Tensor:
         return model.blocks[i](x, mask, dropout=dropout.scoped(f"blocks.{i}"))
 
-    # A realised stream between two blocks is a leaf: gradients end there.
+    # The realised stream between two blocks is a leaf of the graph: gradients stop there.
     x = model.embedded(inputs, dropout=dropout, mask=mask)
     stream, kept = [x.realize()], []
     dy = empty(*map(int, x.shape), device=str(x.device))
@@ -87,11 +87,11 @@ def _top_gradients(
     weight: float,
     own: list[Tensor],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loss of the last stream x, and `weight` times its gradients of x and of the parameters `own`.
+    """The loss of the last stream x, and `weight` times its gradients for x and for the parameters `own`.
 
-    Rows are taken in pieces, so that few logits are in memory: a token's loss has a gradient of its own row
-    alone, which the loss's gradient of it multiplies afterwards. All rows are taken at once where `own` is
-    not empty, since every piece would read the sums of gradients as large as the vocabulary.
+    Without `own`, rows are processed in pieces, so that few logits are in memory. A token's loss depends only
+    on its own row, and its gradient is later multiplied by that of the whole loss. With `own`, all rows are
+    processed at once: every piece would add to gradients as large as the unembedding.
     """
     rows, width = int(targets.numel()), int(x.shape[-1])
     flat, ids = x.reshape(1, rows, width), targets.reshape(1, rows)

@@ -1,8 +1,8 @@
 """Attention patterns of some heads on one sentence during a training: recording.jsonl in the run's folder.
 
-Its first line describes it: {"text", "tokens", "heads"}. Each other line is a moment: {"step", "loss",
-"weights"}; the weights are whole numbers of 1/65535, head by head and row by row up to the diagonal,
-little-endian, deflated and in base64.
+The first line describes the recording: {"text", "tokens", "heads"}. Each other line is a moment: {"step",
+"loss", "weights"}. The weights are integers in units of 1/65535, for each head the rows up to the diagonal;
+16-bit little-endian, compressed by zlib, in base64.
 """
 
 import base64
@@ -26,9 +26,9 @@ from lama.training.lines import Record, append_line, read_lines, write_lines
 from lama.training.settings import RunConfig
 
 ONE = 65535  # a weight of 1 in the file
-MOMENTS = 60  # of a run, by default
-LARGEST = 1 << 30  # bytes of a recording, and of the weights in it
-HEADS = 12  # at most, by default: those of the first layers
+MOMENTS = 60  # moments of a run, by default
+LARGEST = 1 << 30  # the most bytes of a recording, and of the weights in it
+HEADS = 12  # the most heads by default, from the first layers on
 
 Head = tuple[int, int]
 
@@ -54,7 +54,7 @@ def what_to_record(config: RunConfig, tokenizer: Tokenizer, shape: GPTConfig) ->
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording that was read from its file."""
+    """A recording, read from its file."""
 
     text: str
     tokens: list[int]
@@ -68,7 +68,7 @@ class Recorded:
 
 
 class Recording:
-    """Records the patterns of a GPT during its training, in one captured step."""
+    """Records the attention patterns of a GPT during its training, by one captured step."""
 
     def __init__(self, path: Path, model: GPT, config: RunConfig, tokenizer: Tokenizer):
         self.path, self.config = path, config
@@ -116,10 +116,10 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recorded:
-    """Read a recording. Raises LamaError where there is none, and for a damaged one."""
+    """Read a recording. Raises LamaError if there is none, or it is damaged."""
     if not os.path.lexists(path):
         where = quoted_path(path)
-        raise LamaError(f"a recording must be in the folder of a lama train --record; got no {where}")
+        raise LamaError(f"{where} does not exist. Give the folder of a lama train --record")
     return _recorded(_lines(path), path)
 
 
@@ -149,10 +149,7 @@ def _unpacked(text: str, size: int, source: str) -> bytes:
     try:
         content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
     except (ValueError, zlib.error) as error:
-        shown = quoted(error, plain=True)
-        raise LamaError(
-            f"weights in {source} must be as lama train --record writes them; got {shown}"
-        ) from None
+        raise LamaError(f"weights in {source} are damaged: {quoted(error, plain=True)}") from None
     if len(content) != size:
         raise LamaError(f"weights in {source} must have {size:,} bytes for its tokens and heads; got others")
     return content

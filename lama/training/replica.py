@@ -26,9 +26,9 @@ M = TypeVar("M")
 
 
 class Replica:
-    """A model and, in `gradients`, its gradients of a part of a batch under its parameters' names.
+    """A model and, in `gradients`, its gradients for a part of a batch, by its parameters' names.
 
-    After the last part they are the sum of all parts.
+    After the last part, they are the sum over all parts.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Replica:
         shares: int,
         parts: int | None = None,
     ):
-        """`shares` is the number of equal parts of a batch; `parts` of them are this replica's, or all."""
+        """A batch has `shares` equal parts, of which this replica computes `parts` (default: all)."""
         self.model, self.config, self.loss, self.shares = model, config, loss, shares
         self.parameters = trained_parameters(model)
         self.is_adapter = len(changes_of(model)) > 0
@@ -49,15 +49,15 @@ class Replica:
             parameter.replace(materialise(parameter).realize())  # weights of half precision may be in tiles
         self.device = str(next(iter(self.parameters.values())).device)
         self.gradients: dict[str, Tensor] = {}
-        """In the buffers of the kernels, from the first call of `add` on."""
+        """Filled by the first call of `add` or `learn`; later calls overwrite the same buffers."""
         self.sum = TreeSum(parts or shares)
         self._inputs: list[InputBuffer] = []
         self.step = CapturedStep(matmul_precision(DTYPES[config.precision])(self._find_gradients))
 
     def add(self, i: int, key: Array, arrays: Sequence[Array]) -> float:
-        """The mean loss of part `i` of a batch, arrays (rows, ...), whose gradient is added to the others'.
+        """The mean loss of part `i` of a batch, arrays (rows, ...); its gradient is added to earlier parts'.
 
-        `key` is that of `Dropout`.
+        `key` is as in `Dropout`.
         """
         loss = self.learn(key, arrays)
         self.sum.add(i, self.gradients)

@@ -1,4 +1,4 @@
-"""Rows of texts in a run's folder: pairs or labelled texts, to train on and to evaluate on."""
+"""Rows of texts in a run's folder: pairs or labelled texts, for training and for evaluation."""
 
 import hashlib
 import json

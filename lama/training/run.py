@@ -22,12 +22,11 @@ from lama.training.recording import Recording
 from lama.training.session import Parts
 from lama.training.settings import RunConfig
 
-# Logits at a time: batch x context x vocabulary stays small for a big vocabulary too.
-EVALUATION_BATCH = 16_384
+EVALUATION_BATCH = 16_384  # tokens: keeps the logits small even for a large vocabulary
 
 
 def data_of(tokens: TokenFiles, config: RunConfig) -> tuple[Batches, tuple[Array, ...]]:
-    """The batches of a training, and the held-out arrays of an evaluation."""
+    """The training batches, and the held-out arrays for evaluations."""
     if tokens.counted:
         train, held = (packed_rows(tokens, part, config) for part in ("train", "validation"))
         return train.batches(config.batch_size), held_out_arrays(held, config)
@@ -52,7 +51,7 @@ class Run(CorpusSession):
         self.about = {"corpus": dict(tokens.corpus), **self.about}
         config, model, context = self.config, self.model, self.config.context_length
         self.memory = adapter_memory(config, model) if config.lora else None
-        """The memory that the training of an adapter takes, before it takes any."""
+        """The memory that the training of an adapter will take, estimated before it starts."""
         self.trainers.append(self._trainer())
         if config.lora:
             self.about["base"] = {"model": model.name, "sha256": digest_of_base(model)}
@@ -71,7 +70,7 @@ class Run(CorpusSession):
         batches, held_out = data_of(self.tokens, config)
         rows = max(1, min(config.batch_size, EVALUATION_BATCH // config.context_length))
         self.evaluator = Evaluator(model, held_out, rows)
-        if config.lora:  # within the memory that a step takes
+        if config.lora:  # no more memory than a training step takes
             rows = config.batch_size // config.accumulation
             self.evaluator = Evaluator(model, held_out, rows, language_model_loss.in_pieces)
         return Trainer(model, batches, config, devices=self.devices, team=self.team)
@@ -83,7 +82,7 @@ class Run(CorpusSession):
     def measure_baselines(self) -> None:
         data = self.tokens
         if data.counted:
-            return  # counting says little of what an assistant answers
+            return  # n-gram counts say little about an assistant's answers
         self.baselines = ngram_baselines(data.train, data.validation, self.tokenizer.vocab_size)
 
     def mfu(self, step: Step) -> float | None:
@@ -95,7 +94,7 @@ class Run(CorpusSession):
             self.recording.begin()
 
     def own_state(self) -> dict[str, Tensor]:
-        """The adapter as it is: a layer in its own files may hold several."""
+        """The adapter's tensors, unmerged: in an adapter's own files, one layer may hold several changes."""
         adapter = trained_parameters(self.model) if self.config.lora else {}
         return {f"adapter.{name}": p for name, p in adapter.items()}
 
@@ -103,7 +102,7 @@ class Run(CorpusSession):
         base = self.about.get("base")
         if base != (then := notes.get("about", {}).get("base")):
             rule = "a resumed run must have the model it began with"
-            raise LamaError(f"{rule}; got other weights in {self.model.name} than then: {quoted(then)}")
+            raise LamaError(f"{rule}; got other weights in {self.model.name} than at first: {quoted(then)}")
         super().recall(notes)
         if self.recording:
             self.cut(self.recording.path, self.recording.cut)

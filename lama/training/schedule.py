@@ -8,10 +8,10 @@ from lama.training.settings.base import TrainingConfig
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """The learning rate of update `step`, from 0: a linear warm-up, then the config's schedule.
 
-    cosine: half a cosine from the peak to the floor at the last step. Source: Loshchilov & Hutter 2017,
+    cosine: half a cosine from the peak to the minimum at the last step. Source: Loshchilov & Hutter 2017,
     section 3. constant: the peak. noam: peak · √(warmup / (step + 1)), where the peak is a setting. Source:
-    Vaswani et al. 2017, eq. 3. wsd: the peak, then a line to the floor at the last step, for the share
-    `warmdown` of all steps. Source: Hu et al. 2024 (MiniCPM), section 4; the line: Hägele et al. 2024.
+    Vaswani et al. 2017, eq. 3. wsd: the peak, then linear to the minimum at the last step, over the share
+    `warmdown` of all steps. Source: Hu et al. 2024 (MiniCPM), section 4; linear: Hägele et al. 2024.
     """
     c = config
     if step < c.warmup:

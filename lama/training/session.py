@@ -1,4 +1,4 @@
-"""A training in a folder: steps, evaluations, log, checkpoints, exact resume; the same for every model."""
+"""A training run in a folder: steps, evaluations, log, checkpoints and exact resume, for every model."""
 
 import math
 import shlex
@@ -64,15 +64,15 @@ class Parts:
 class Session:
     """Iterate over it for a `Step` after each update and, when one is due, an `Evaluation`.
 
-    A subclass has the data, the evaluation and a trainer for each stage; steps are counted through all
-    stages. A resumed session has the same bits as an uninterrupted one.
+    A subclass has the data, the evaluation and a trainer for each stage; steps are counted over all stages. A
+    resumed session gives the same bits as an uninterrupted one.
     """
 
     keeps_best = True
-    """Whether the folder's model is the best of all evaluations, not the last."""
+    """Whether the folder keeps the best model of all evaluations instead of the last."""
 
     def __init__(self, parts: Parts, digest: str):
-        """`digest` is that of the data."""
+        """`digest` identifies the data."""
         self.folder, self.config, self.about = parts.folder, parts.config, dict(parts.about)
         self.model, self.tokenizer = parts.model, parts.tokenizer
         self.digest, self.devices, self.team = digest, parts.devices, parts.team
@@ -87,9 +87,9 @@ class Session:
         self.untrained = math.nan
         """The held-out loss before training."""
         self.shares: dict[str, float] = {}
-        """Shares of right answers, of the untrained model and of the baselines."""
+        """Accuracies of the untrained model and of the baselines."""
         self.peak: float | None = None
-        """Floating-point operations of the processor per second, where they are known."""
+        """The processor's floating-point operations per second, if known."""
         self.stopped = False
         self._began = time.perf_counter()
 
@@ -109,10 +109,10 @@ class Session:
         return metrics["validation_loss"]
 
     def measure_baselines(self) -> None:
-        """Fill `baselines`, and in `shares` those that need no model."""
+        """Fill `baselines`, and the baselines of `shares`."""
 
     def own_state(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint beside the model and the optimizer's state; all processes have them."""
+        """A checkpoint's tensors besides the model and the optimizer's state; all processes have them."""
         return {}
 
     def best_notes(self, metrics: Mapping[str, float]) -> dict[str, object]:
@@ -127,7 +127,7 @@ class Session:
     # The training
 
     def stop(self) -> None:
-        """End the iteration after the current step, with a checkpoint; a team's when all have heard of it."""
+        """End the iteration after the current step, with a checkpoint; in a team, when all know of it."""
         if self.team:
             self.team.asked = True
         else:
@@ -143,11 +143,11 @@ class Session:
         return self.team.size if self.team else 1
 
     def state(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold beside the model. Of a team, the first process has all."""
+        """All tensors of a checkpoint besides the model. In a team, the first process has all of them."""
         return self.trainer.state() | self.own_state()
 
     def shared(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
-        """`work` of each item, in order; a team's processes share it out."""
+        """The results of `work` for each item, in order; a team's processes share the work."""
         return self.team.map(work, items) if self.team else map(work, items)
 
     @property
@@ -158,7 +158,7 @@ class Session:
 
     @property
     def step(self) -> int:
-        """Steps done, in all stages."""
+        """The number of steps done, in all stages."""
         return sum(trainer.step for trainer in self.trainers)
 
     @property
@@ -222,7 +222,7 @@ class Session:
             self.begin_log()
 
     def cut(self, file: Path, cut: Callable[[int], R]) -> R:
-        """Remove from a file of the run what came after the resumed step; rename a damaged file."""
+        """Remove the records after the resumed step from a file of the run; rename a damaged file."""
         try:
             return cut(self.step)
         except LamaError as error:
@@ -232,7 +232,7 @@ class Session:
             return cut(self.step)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
-        """Raises LamaError as `Trainer` does and where a file cannot be written, with the last checkpoint."""
+        """Train. Raises LamaError that names the last checkpoint, as `Trainer` or for unwritable files."""
         last = self.trainers[-1]
         try:
             if self.team:
@@ -273,7 +273,7 @@ class Session:
         return trainer.step == trainer.config.steps or (every > 0 and trainer.step % every == 0)
 
     def save_checkpoint(self) -> None:
-        """Raises LamaError as `RunFolder.save_checkpoint` does."""
+        """Save a checkpoint. Raises LamaError as `RunFolder.save_checkpoint` does."""
         notes = {
             "data": self.digest,
             "config": asdict(self.config),
@@ -322,34 +322,34 @@ class Session:
         return round(time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation, where it is known: the share of the peak that the arithmetic needs."""
+        """Model FLOP utilisation: the share of the processor's peak that is used. None if unknown."""
         return None
 
     def evaluate(self) -> Evaluation:
-        """Evaluate on the held-out data, and save a model that is better than all before in the folder."""
+        """Evaluate on the held-out data, and save the model in the folder if it is the best so far."""
         step, metrics = self.step, self.measure()
         if not math.isfinite(loss := metrics["validation_loss"]):
             self.folder.drop(path for path in self.folder.checkpoints() if step_of(path) == step)
             raise Diverged(
-                f"the held-out loss must stay a number; got {loss} after step {step}. Lower the learning rate"
+                f"training diverged: the held-out loss after step {step} is {loss}. Lower the learning rate"
             )
         best = (rank := self.rank(metrics)) < self.best
         self.best = min(self.best, rank)
         if self.leads and (best or not self.keeps_best):
             self.save_model(**self.best_notes(metrics))
         self.evaluated = step
-        self._drop_old()  # before the record: a run that has it has nothing left to do
+        self._drop_old()  # before the record, with which a finished run is complete
         self.folder.log({"step": step, **metrics, "best": best, "seconds": self.seconds})
         return Evaluation(step, metrics, best)
 
     def load_best(self) -> None:
-        """Give the model the weights that the folder's model has."""
+        """Load the weights of the folder's model into this session's model."""
         saved = open_weights(self.folder.path / "model.safetensors")
         for name, p in get_state_dict(self.model).items():
             write(p, saved[name].read())
 
     def add_notes(self, notes: Mapping[str, object]) -> None:
-        """Add notes to those that were saved with the folder's model, which this model is."""
+        """Add notes to those saved with the folder's model, which must be this session's model."""
         known = field_of(read_object(self.folder.path / "config.json"), "training", dict, "config.json")
         save(self.folder.path, self.model, self.tokenizer, {**known, **notes})
 

@@ -14,13 +14,13 @@ Library = Any  # a module without types
 
 
 class Tracker:
-    """Logs numbers step by step; without `close` the last ones may be lost."""
+    """Logs numbers step by step; without `close`, the last numbers may be lost."""
 
     def __init__(self, write: Callable[[dict[str, float], int], object], close: Callable[[], None]):
         self._write, self.close = write, close
 
     def log(self, step: int, metrics: Mapping[str, object]) -> None:
-        """Log numbers; values that are not numbers are skipped. A step may come again with other metrics."""
+        """Log numbers; other values are skipped. A step may be logged again with other metrics."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if numbers:
             self._write(numbers, step)
@@ -31,7 +31,7 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object
 
     tensorboard writes event files in `folder/tensorboard`; wandb and trackio have the project `lama`, with
     files in `folder/wandb` and in Trackio's own folder. `WANDB_MODE=offline` sends nothing. Raises
-    UsageError for another kind, LamaError where the library is not installed or does not start.
+    UsageError for another kind, LamaError if the library is not installed or does not start.
     """
     library = import_tracker(kind)
     try:
@@ -45,13 +45,11 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, object
         return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish)
     except Exception as error:  # each library has its own: no key, no network, no space
         reason = first_line(error).rstrip(".")
-        raise LamaError(
-            f"{kind} must begin to track; got {reason}. See to that, or leave --track out"
-        ) from error
+        raise LamaError(f"{kind} could not start: {reason}. Correct this, or leave --track out") from error
 
 
 def import_tracker(kind: str) -> Library:
-    """The library of a tracker. Raises UsageError for another kind, LamaError where it is not installed."""
+    """The library of a tracker. Raises UsageError for another kind, LamaError if it is not installed."""
     if kind not in PACKAGES:
         raise UsageError(f"a tracker must be one of {', '.join(PACKAGES)}; got {kind!r}")
     package = PACKAGES[kind]
@@ -59,7 +57,7 @@ def import_tracker(kind: str) -> Library:
         return importlib.import_module(package)
     except ImportError as error:
         raise LamaError(
-            f"tracking with {kind} needs the package {package}; got {error}. Run: pip install {package}"
+            f"tracking with {kind} needs the package {package} ({error}). Run: pip install {package}"
         ) from None
 
 

@@ -24,12 +24,12 @@ CLASSES: dict[str, type[RunSettings]] = {
 }
 """The settings class of each model."""
 PRESETS = {"seq2seq": ("task", pairs.PRESETS), "classifier": ("data", classifier.PRESETS)}
-"""For each model with presets of its own: the setting that a preset's name fills, and the presets."""
+"""For each model with its own presets: the setting that gets the preset's name, and the presets."""
 FILES = resources.files("lama.training").joinpath("presets")
 
 
 def kind_of_settings(settings: Settings, source: str = "settings") -> type[RunSettings]:
-    """The settings class that `model` names; a GPT's where there is none. Raises UsageError."""
+    """The settings class that `model` names, by default a GPT's. Raises UsageError."""
     model = settings.get("model", "gpt")
     if not isinstance(model, str) or model not in CLASSES:
         raise UsageError(f"model must be one of {', '.join(MODELS)}; got {quoted(model)} in {source}")
@@ -43,7 +43,7 @@ def settings_of(settings: Settings) -> RunSettings:
 
 
 def run_config(settings: Settings) -> RunConfig:
-    """The settings of a GPT's run, in the types of TOML and flags. Raises UsageError."""
+    """The settings of a GPT's run, from values in the types of TOML and flags. Raises UsageError."""
     return RunConfig(**checked(RunConfig, settings))
 
 
@@ -56,9 +56,9 @@ def presets(model: str = "gpt") -> list[str]:
 
 
 def read_settings(source: str, model: str | None = None) -> dict[str, object]:
-    """The settings of a preset of `model` (default gpt), or of a TOML file, whose model must then be that.
+    """The settings of a preset of `model` (default gpt), or of a TOML file, which must fit a given `model`.
 
-    Raises UsageError for unknown ones, with what may have been meant.
+    Raises UsageError for unknown names, with a suggestion.
     """
     if Path(source).suffix == ".toml":
         settings = checked_names(parse_toml(read_text(Path(source)), quoted_path(source)), source)
@@ -68,7 +68,7 @@ def read_settings(source: str, model: str | None = None) -> dict[str, object]:
             raise UsageError(f"--model must be that of the settings, {own}; got {model} for {where}")
         return settings
     model = model or "gpt"
-    if model in PRESETS:  # a name that is no preset is a file, of the user
+    if model in PRESETS:  # a name that is not a preset is a user's file
         name, known = PRESETS[model]
         return {"model": model, name: source, **known.get(source, {})}
     if source in presets(model):
@@ -76,7 +76,7 @@ def read_settings(source: str, model: str | None = None) -> dict[str, object]:
         return checked_names(parse_toml(text, source), source)
     hint = did_you_mean(source, presets(model))
     if not hint and os.path.exists(source):
-        hint = ". A text to train on goes after --corpus"
+        hint = ". Give a text to train on with --corpus"
     known_names = ", ".join([*presets(model), "or a .toml file"])
     raise UsageError(f"a preset must be {known_names}; got {quoted(source)}{hint}")
 

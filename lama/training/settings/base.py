@@ -1,4 +1,4 @@
-"""Settings that every training has, with their ranges and help texts."""
+"""The settings of every training, with their ranges and help texts."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from lama.errors import UsageError, did_you_mean, quoted
 
-LARGEST = 1 << 53  # limit of whole numbers
+LARGEST = 1 << 53  # the limit of whole numbers
 MOST_STEPS = 10**9
 MODELS = ("gpt", "bert", "seq2seq", "classifier")
 GROUPS = ("matrix", "embedding", "head")  # of parameters, with learning rates of their own
@@ -30,7 +30,8 @@ def setting(
 ) -> T:
     """Declare a field with its default, its help text and the values that it may take.
 
-    `choices` of texts; `least` <= value, `above` < value < `below` of numbers; `most` of whole numbers.
+    `choices` are for texts. Numbers must be at least `least`, above `above` and below `below`; integers at
+    most `most`.
     """
     limits = {"choices": choices, "least": least, "above": above, "below": below, "most": most}
     return dataclasses.field(default=default, metadata={"about": about, **limits})
@@ -44,7 +45,7 @@ def changed(name: str, default: T, about: str | None = None) -> T:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained, whatever the model. The defaults suit about a million parameters.
+    """The training settings of any model. The defaults suit about a million parameters.
 
     Raises UsageError for a value of the wrong type or out of its range.
     """
@@ -55,11 +56,11 @@ class TrainingConfig:
     optimizer: str = setting("adamw", "adamw, or muon for the blocks' matrices", choices=("adamw", "muon"))
     learning_rate: float = setting(2e-3, "peak learning rate", above=0)
     matrix_learning_rate: float = setting(
-        0.0, "of the blocks' matrices; 0 means learning_rate, and 10 times that with muon", least=0
+        0.0, "rate of the blocks' matrices; 0 means learning_rate, and 10 times that with muon", least=0
     )
-    embedding_learning_rate: float = setting(0.0, "of embeddings; 0 means learning_rate", least=0)
-    head_learning_rate: float = setting(0.0, "of an untied output layer; 0 means learning_rate", least=0)
-    min_learning_rate: float = setting(-1.0, "end of the schedule; below 0 means a tenth of the peak")
+    embedding_learning_rate: float = setting(0.0, "rate of embeddings; 0 means learning_rate", least=0)
+    head_learning_rate: float = setting(0.0, "rate of an untied output layer; 0 means learning_rate", least=0)
+    min_learning_rate: float = setting(-1.0, "learning rate at the end; below 0 means a tenth of the peak")
     warmup: int = setting(50, "warm-up steps", least=0)
     schedule: str = setting(
         "cosine",
@@ -74,11 +75,11 @@ class TrainingConfig:
     gradient_clip: float = setting(1.0, "largest global norm of the gradient; 0 means no limit", least=0)
     dropout: float = setting(0.0, "dropout rate of embeddings, attention and residuals", least=0, below=1)
     label_smoothing: float = setting(0.0, "share of each target spread over all classes", least=0, below=1)
-    precision: str = setting("float32", "type of the factors of products", choices=("float32", "bfloat16"))
+    precision: str = setting("float32", "type of the factors of matrix products", ("float32", "bfloat16"))
     exchange: str = setting(
         "float32", "type of the gradients that processes exchange", choices=("float32", "bfloat16")
     )
-    recompute: bool = setting(False, "of a GPT: keep only the blocks' inputs, recompute the rest backwards")
+    recompute: bool = setting(False, "keep only a GPT's block inputs, and recompute the rest for gradients")
     seed: int = setting(0, "seed of the initial weights, the batches and dropout", least=0)
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class TrainingConfig:
             raise UsageError(f"batch_size must be a multiple of accumulation; got {sizes}")
 
     def rate_factor(self, group: str) -> float:
-        """The learning rate of one of GROUPS over `learning_rate`."""
+        """The learning rate of one of GROUPS, divided by `learning_rate`."""
         if own := getattr(self, f"{group}_learning_rate"):
             return float(own / self.learning_rate)
         return 10.0 if group == "matrix" and self.optimizer == "muon" else 1.0
@@ -107,11 +108,11 @@ class RunSettings(TrainingConfig):
     """Settings of a run of `lama train`, whatever the model."""
 
     marker: ClassVar[str] = "train"
-    """The command that a folder's lama.json names."""
+    """The command that lama.json in the run's folder names."""
     causal: ClassVar[bool] = False
     """Whether `recompute` is implemented for the model."""
     evaluations: ClassVar[int] = 8
-    """Evaluations of a run, by default."""
+    """The number of evaluations of a run, by default."""
 
     model: str = setting("gpt", "kind of model", choices=MODELS)
     d_model: int = setting(128, "width of the residual stream", least=1)
@@ -119,7 +120,7 @@ class RunSettings(TrainingConfig):
     n_heads: int = setting(4, "heads in each attention", least=1)
     d_mlp: int = setting(0, "hidden width of the MLP; 0 means 4 x d_model", least=0)
     norm: str = setting("pre", "position of the norms", choices=("pre", "post"))
-    evaluate_every: int = setting(0, "steps between evaluations, with checkpoints; 0 means 8 a run", least=0)
+    evaluate_every: int = setting(0, "steps between evaluations and checkpoints; 0 means 8 a run", least=0)
     keep: int = setting(2, "number of checkpoints kept", least=1)
 
     def __post_init__(self) -> None:
@@ -151,7 +152,7 @@ class CorpusSettings(RunSettings):
     context_length: int = setting(64, "tokens in a window; with lora 256, with chat 1,024", least=1)
 
 
-# Reports and checkpoints may change when a run is resumed: they never change the weights.
+# Settings of reports and checkpoints may change when a run is resumed: they do not affect the weights.
 ABOUT_REPORTS = frozenset({"evaluate_every", "evaluation_tokens", "keep", "sample_every", "record_every"})
 
 
@@ -161,7 +162,7 @@ def fields_of(kind: type[TrainingConfig]) -> dict[str, Field]:
 
 
 def to_toml(config: TrainingConfig, about: str = "") -> str:
-    """Every setting with its help text, in a file that `read_settings` reads back."""
+    """A TOML file of every setting with its help text, which `read_settings` can read."""
     lines = [f"# {''.join(c if c.isprintable() else '?' for c in about)}", ""] if about else []
     for name, field in fields_of(type(config)).items():
         value = getattr(config, name)
@@ -172,7 +173,7 @@ def to_toml(config: TrainingConfig, about: str = "") -> str:
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """`learning_rate was 0.001 and is 0.002` for each changed setting that must stay when a run resumes."""
+    """`learning_rate was 0.001 and is 0.002` for each changed setting that must not change on a resume."""
     free = ABOUT_REPORTS
     if new.get("dpo"):
         free -= {"evaluation_tokens"}  # checkpoints hold the reference's log-probabilities of those tokens

@@ -17,4 +17,4 @@ class BertSettings(CorpusSettings):
     batch_size: int = changed("batch_size", 32)
     warmup: int = changed("warmup", 200)
     vocabulary: int = setting(4000, "tokens of the byte-pair tokenizer trained on the text", least=260)
-    heldout_windows: int = setting(256, "held-out windows read by an evaluation, spread over all", least=1)
+    heldout_windows: int = setting(256, "evenly spaced held-out windows of an evaluation", least=1)

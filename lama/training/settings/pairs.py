@@ -28,14 +28,14 @@ class PairSettings(RunSettings):
     n_layers: int = changed("n_layers", 2)
     norm: str = changed("norm", "post")
     average: int = setting(
-        1, "number of models, from the last tenth of the steps, whose mean is the result", least=1
+        1, "number of models from the last tenth of the steps, whose mean is the result", least=1
     )
 
 
 PRESETS: dict[str, dict[str, object]] = {
     "copy": {"steps": 800, "learning_rate": 3e-3},
     "reverse": {"steps": 800, "learning_rate": 3e-3, "n_layers": 1, "n_heads": 1},
-    # Otherwise it learns that no answer ends in 0.
+    # With the defaults, it learns that no answer ends in 0.
     "sort": {"steps": 800, "learning_rate": 3e-3, "dropout": 0.1, "weight_decay": 1.0},
     "dates": {"steps": 600, "learning_rate": 3e-3},
     "numbers": {"steps": 1200, "learning_rate": 3e-3},

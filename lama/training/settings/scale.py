@@ -15,20 +15,18 @@ CHOSEN = (
 RATIO = 12.0
 REFERENCE = 12 * 12 * 768**2 + 32_768 * 768  # N of nanochat's model of 12 blocks, as `scaled` counts it
 REFERENCE_BATCH = 2**19  # tokens of its batch
-POWER = 0.383  # of the batch by the tokens of a run
-LEAST_STEPS = (
-    180  # below them the rule was not measured, and gives batches in which a short run learns little
-)
-PART = 2**14  # tokens in a part of a batch, at most: activations need memory
-LEAST_RATE = 1e-4  # with adamw, for models that Kaplan et al. did not train
+POWER = 0.383  # a batch's tokens are proportional to the run's tokens to this power
+LEAST_STEPS = 180  # for fewer the rule was not measured; its batches are then too large to learn much
+PART = 2**14  # the most tokens in a part of a batch: activations need memory
+LEAST_RATE = 1e-4  # with adamw, for larger models than Kaplan et al. trained
 WIDTH = 64  # numbers of the residual stream for each block
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The number of a GPT's parameters, or of its blocks, and the tokens to learn from for each parameter.
+    """The number of a GPT's parameters, or of its blocks, and the training tokens for each parameter.
 
-    Raises UsageError for a number out of its range, and unless one of the first two is given.
+    Raises UsageError for a number out of range, and unless exactly one of `size` and `depth` is given.
     """
 
     size: str | None = None
@@ -38,7 +36,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         if (self.size is None) == (self.depth is None):
-            raise UsageError("one of --size and --depth must be given. Leave the other out")
+            raise UsageError("exactly one of --size and --depth must be given")
         if self.size is not None:
             parse_size(self.size)
         if self.depth is not None and not 1 <= self.depth <= 96:
@@ -53,15 +51,17 @@ class Scale:
 def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_size: int) -> dict[str, object]:
     """The settings of CHOSEN; those in `names` keep the value of `given`, and the others follow from them.
 
-    The width is 64 times the depth, or about; heads are 64 wide (32 in narrow models). The tokens of a run
-    are ratio · N, where N counts the blocks' matrices and the output layer. A batch has 2¹⁹ · (tokens /
-    those of the reference)^0.383 tokens, rounded to a power of 2, or fewer, so that a run has LEAST_STEPS;
-    the reference is nanochat's model of 12 blocks. Source: nanochat, scripts/base_train.py, after Bergsma et
-    al. 2025. With muon, the rate of matrices is 0.02 · √(steps of the reference / steps): nanochat's where
-    the tokens are the reference's, and at most 0.07, that of 180 steps; the best one of modern-char-cpu is
-    0.06. Source of the root: Schaipp et al. 2025. rate · decay · steps is the reference's, so that weights
-    forget over the same share of a run. With adamw, the rate is 0.003239 − 0.0001395 ln(N). Source: Kaplan et
-    al. 2020, eq. D.1; at least LEAST_RATE. Raises UsageError where the vocabulary alone is over the budget.
+    The width is about 64 times the depth; heads are 64 wide (32 in narrow models). A run has ratio · N
+    tokens, where N counts the blocks' matrices and the output layer. The reference is nanochat's model of 12
+    blocks. A batch has 2¹⁹ · (tokens / the reference's tokens)^0.383 tokens, rounded to a power of 2, or
+    fewer, so that a run has LEAST_STEPS. Source: nanochat, scripts/base_train.py, after Bergsma et al. 2025.
+
+    With muon, the rate of matrices is 0.02 · √(the reference's steps / steps), at most 0.07, the value for
+    180 steps. For the reference's tokens this is nanochat's rate; the best rate of modern-char-cpu is 0.06.
+    Source of the root: Schaipp et al. 2025. rate · decay · steps is that of the reference, so that weights
+    decay over the same share of a run. With adamw, the rate is 0.003239 − 0.0001395 ln(N), at least
+    LEAST_RATE. Source: Kaplan et al. 2020, eq. D.1. Raises UsageError if the vocabulary alone is over the
+    budget.
     """
     if scale.size is None:
         n_layers, d_model = scale.depth or 1, WIDTH * (scale.depth or 1)
@@ -81,7 +81,7 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     if given.optimizer == "muon":
         factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / max(steps, LEAST_STEPS))
         rate, decay = 0.002 * factor, 0.1 * factor
-        if given.initial_weights == "width" and not given.tied:  # embeddings are as large as the stream
+        if given.initial_weights == "width" and not given.tied:  # embeddings are large
             embedding = 10 * rate
     return {
         "n_layers": n_layers,
@@ -99,7 +99,7 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
 
 
 def _shape(parameters: float, given: RunConfig, vocab_size: int) -> tuple[int, int]:
-    """The depth and the width of a model of about so many parameters. Raises UsageError."""
+    """The depth and the width of a model with about this number of parameters. Raises UsageError."""
     rows = (2 - given.tied) * vocab_size + given.context_length * (given.positions == "learned")
     best: tuple[float, int, int, int] | None = None
     for n_layers in range(1, 97):
@@ -115,7 +115,7 @@ def _shape(parameters: float, given: RunConfig, vocab_size: int) -> tuple[int, i
     if best is None or not 0.5 < best[3] / parameters < 2:
         raise UsageError(
             f"size must leave room for the embeddings; got {parameters:,.0f} parameters for "
-            f"{vocab_size:,} tokens. Take a smaller vocabulary or a larger size"
+            f"{vocab_size:,} tokens. Choose a smaller vocabulary or a larger size"
         )
     return best[1], best[2]
 
