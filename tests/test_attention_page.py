@@ -189,7 +189,7 @@ def test_page_works_in_a_narrow_browser(browser, content, found, tmp_path):
     best = int(pattern[:, 1].argmax())
     assert (
         browser.text("#readout")
-        == f"b (1) is looked at most by {found.keys[best]} ({best}) in head 2: {pattern[best, 1]:.3f}"
+        == f"b (1) gets most attention from {found.keys[best]} ({best}) in head 2: {pattern[best, 1]:.3f}"
     )
     browser.mouse("#heads button", clicks=2)  # a double click leaves only that head
     chosen = "return [...document.querySelectorAll('#heads button')]"

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args.max_new_tokens,
         seed,
         on_drop=lambda n: note(f"the context is full; left out the {n} oldest messages"),
-        on_whole=lambda: note("special tokens in messages count, as this template changes the messages"),
+        on_whole=lambda: note("special tokens in messages are not escaped: this template changes messages"),
         options={"enable_thinking": False} if args.no_think else {},
         context=args.context,
     )

@@ -1,4 +1,4 @@
-"""Test what tells a transformer the order of tokens, and compare one pass with token-by-token decoding."""
+"""Test how a transformer knows the order of tokens, and compare one pass with token-by-token decoding."""
 
 import time
 from functools import partial
