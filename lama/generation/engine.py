@@ -137,10 +137,10 @@ class Engine:
         """Only tokens below `vocab_size` (default: all of the model) are sampled.
 
         With `reuse`, the longest prefix that any row of the cache holds is not computed again; `spare`
-        additional rows keep those of finished requests. At most `chunk` prompt tokens are computed between two
-        steps of running requests; 0 means whole prompts. While one request runs, up to `drafts` tokens are
-        copied from an earlier repetition in its text and verified in one step. A `store` keeps prefixes on
-        disk, and receives those that rows lose.
+        additional rows keep those of finished requests. At most `chunk` prompt tokens are computed between
+        two steps of running requests; 0 means whole prompts. While one request runs, up to `drafts` tokens
+        are copied from an earlier repetition in its text and verified in one step. A `store` keeps prefixes
+        on disk, and receives those that rows lose.
         """
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")

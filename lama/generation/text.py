@@ -127,8 +127,8 @@ def generate(
 
     The arguments from `temperature` to `frequency_penalty` are those of `Sampling`; `window` and `on_slide`
     those of `generate_tokens`. `context` is the largest number of tokens that the model attends to: by
-    default the model's own, limited to a cache of 2^28 numbers. Text ends at the tokenizer's end of text, at the
-    model's `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
+    default the model's own, limited to a cache of 2^28 numbers. Text ends at the tokenizer's end of text, at
+    the model's `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
     sampling = Sampling(
         repetition_penalty, temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty
