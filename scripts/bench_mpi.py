@@ -3,9 +3,9 @@
     python scripts/bench_mpi.py
     python scripts/bench_mpi.py --processes --latency 30 --gflops 2000 --tokens 4096     # predictions only
 
-Measured: milliseconds of a step with 1, 2 and 4 processes of one thread each, the bytes that each sends, and
-the share of the gradients' exchange that is hidden behind the backward pass. Predicted: the step of n hosts,
-by the model that `predicted` describes, and how much accumulation each host needs. The model is first
+Measured: milliseconds of a step with 1, 2 and 4 processes of one thread each, and the bytes that each sends.
+Also the share of the gradients' exchange that is hidden behind the backward pass. Predicted: the step of n
+hosts, by the model that `predicted` describes, and how much accumulation each host needs. The model is first
 compared with the steps measured here, where processes share the cores.
 """
 

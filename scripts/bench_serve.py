@@ -2,8 +2,8 @@
 
     python scripts/bench_serve.py [--only speed,cached,load,bodies] [--llama-server PATH] [--json FILE]
 
-speed: tokens/s of 1 to 32 concurrent streams of 64 tokens, time to the first token and between tokens, of
-each server in turn on the same prompts, which differ from the first words on. A ratio compares one round's
+speed: tokens/s of 1 to 32 concurrent streams of 64 tokens, time to the first token and between tokens. Each
+server in turn gets the same prompts, which differ from the first words on. A ratio compares one round's
 pair; of tokens/s, lama is faster above 1, and of times below 1. The peer is llama.cpp's own server with as
 many rows, the same context and the same GGUF file; its other settings are its defaults.
 

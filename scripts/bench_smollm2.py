@@ -2,14 +2,15 @@
 
     python scripts/bench_smollm2.py [--only bytes,cost] [--json FILE]
 
-bytes: the bytes of a weight in the file and in lama, for each type of GGUF that lama reads, and the error of
-types that are rounded a second time.
+bytes: the bytes of a weight in the file and in lama, for each type of GGUF that lama reads. Types that are
+rounded a second time have their error.
 
-cost: the perplexity of the same text, windows and tokens with the weights rounded by each engine from the
-same float32, and the error of the first 256 tokens' logits, as a share of their spread. The peer is
+cost: the perplexity of the same text, windows and tokens, with the weights rounded by each engine from the
+same float32. Also the error of the first 256 tokens' logits, as a share of their spread. The peer is
 `pip install llama-cpp-python`, which compiles, as only it gives all logits.
 
-The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. For its speed, see bench_cpu.py.
+The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Its
+speed is in bench_cpu.py.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python scripts/bench_training.py --steps-only [--configs cpu gpu 124m llama-30m] [--rounds 5]
 
 --run trains the model of a preset from start to end, each run in a separate process. It reports the loss on
-the whole held-out text, the time of the steps, and that of the whole process from the imports to the saved
+the whole held-out text, the time of the steps, and the time of the process from its imports to the saved
 model. PyTorch gets lama's windows and learning rates, and random weights of the same distribution. lama's
 process also counts n-grams and writes its log and a checkpoint.
 

@@ -1,8 +1,8 @@
 """Show the tokens that the heads of a model look at.
 
-Show the tokens that each head of a model looks at while it reads TEXT: in the terminal, as an offline page
-for a browser with all layers and heads, or as a picture of one head, a layer's heads, or all of them. The
-model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
+Show the tokens that each head of a model looks at while it reads TEXT. The result is drawn in the terminal,
+or written as an offline page with all layers and heads, or as a picture of one head, a layer's heads or all
+of them. The model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Train a BERT: an encoder that predicts masked tokens.
 
-Train a BERT-style encoder on a text, as `lama train --model bert` does. It learns to predict a masked 15 % of
-the tokens from the context on both sides. `lama fill` uses it.
+Train a BERT-style encoder on a text, as `lama train --model bert` does. 15 % of the tokens are masked,
+and it learns to predict them from the context on both sides. `lama fill` uses it.
 """
 
 import argparse

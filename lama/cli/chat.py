@@ -41,7 +41,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("-m, --model MODEL", "a model's name, folder or file", "smollm2")
     add("--system TEXT", "the system message (default: the template's own)")
     add("--template FILE", "a chat template of jinja2, or plain for a dialogue in plain text")
-    add("--no-think", "ask a model that can reason before it answers not to (enable_thinking)")
+    add("--no-think", "ask a model that can reason first to answer at once (enable_thinking)")
     add("-n, --max-new-tokens N", "largest number of new tokens in an answer", 1000)
     add_sampling(parser)
     machine.add_loading(parser)

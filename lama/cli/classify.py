@@ -80,7 +80,7 @@ def remark(session: "ClassifierSession", step: "Step") -> str | None:
 
 
 def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
-    """Print the accuracies. Raises LamaError if neither training nor the text has improved the prediction."""
+    """Print the accuracies. Raises LamaError unless training beats the untrained model and the majority."""
     from lama.training.classify import evaluate
 
     session.load_best()

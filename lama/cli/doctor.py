@@ -166,7 +166,7 @@ def bytes_at(path: Path) -> int:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a file can be written. It is tried, as root or a full or read-only disk ignores permissions."""
+    """Whether a file can be written there, by trying: permissions say nothing for root or on a full disk."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))

@@ -1,7 +1,7 @@
 """Evaluate a model: perplexity, HellaSwag, LAMBADA, tasks of lm-evaluation-harness.
 
-Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, by a
-benchmark as in EleutherAI's lm-evaluation-harness, or by that library's own tasks.
+Evaluate a model by one of three: its perplexity on a text, in sliding windows as in Hugging Face's
+documentation; a benchmark, scored as in EleutherAI's lm-evaluation-harness; or tasks of that library itself.
 """
 
 import argparse

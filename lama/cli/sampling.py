@@ -13,7 +13,7 @@ def add_sampling(parser: Parser) -> None:
     own = "(default: the model's"
     add("--temperature T", f"0 is greedy {own}, else 0.8)", type=float)
     add("--top-k K", f"sample from the K likeliest tokens only {own}, else all)", type=int)
-    add("--top-p P", f"sample from the likeliest tokens with probability P in all {own}, else 1)", type=float)
+    add("--top-p P", f"sample from the fewest tokens that reach the probability P {own}, else 1)", type=float)
     add(
         "--min-p P",
         f"sample from tokens at least P times as likely as the most likely one {own}, else 0)",
@@ -21,11 +21,11 @@ def add_sampling(parser: Parser) -> None:
     )
     add("--repetition-penalty R", f"above 1 makes tokens seen before less likely {own}, else 1)", type=float)
     for name in ("presence", "frequency"):
-        times = "if it has" if name == "presence" else "for each time that it has"
-        about = f"subtract P from a token's logit {times} occurred before {own}, else 0)"
+        times = "if it was" if name == "presence" else "for each time that it was"
+        about = f"subtract P from a token's logit {times} already generated {own}, else 0)"
         add(f"--{name}-penalty P", about, type=float)
     add("--seed SEED", "the same seed gives the same text", 0)
-    most = "the model's own, but a cache of at most 2^28 numbers"
+    most = "the model's own, limited to a cache of 2^28 numbers"
     add("--context N", f"largest number of tokens that the model attends to (default: {most})", type=int)
 
 

@@ -41,7 +41,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--api-key-file FILE", "file with one key on each line; a request needs one of them")
     add("--no-key", "let everyone who reaches the address use the server")
     add("--allow-origin ORIGIN", "let web pages of this origin use it; can be repeated", action="append")
-    add("--no-internals", "refuse requests for activations, attention and patching")
+    add("--no-internals", "refuse requests for activations, the logit lens and attention")
     add("--cache-dir DIR", "keep the cache of prompts in this folder, for the next start")
     add("--cache-size GB", "largest size of that folder", 10.0)
     add("--no-drafts", "do not draft the next tokens from earlier repetitions in the text")

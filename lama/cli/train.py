@@ -88,7 +88,7 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
 
 
 def describe_training(session: "Run") -> None:
-    """Print an adapter's size and memory, and a note where bfloat16 gains nothing."""
+    """Print an adapter's size and memory, and a note if bfloat16 gains nothing."""
     from lama.kernels.matmul import multiplies_bfloat16
 
     device = str(session.model.embed.weight.device)

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace, team: "Processes | None" = None) -> int:
-    """Begin or resume a run and train; of a team, this is the first process. Returns the exit code."""
+    """Begin or resume a run and train; in a team, as the first process. Returns the exit code."""
     from lama.runtime.device import use_devices
     from lama.training.folder import RunFolder
     from lama.training.prepare import lead, new_session
@@ -127,7 +127,7 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
     dropped: set[str] = set()
     if ("learning_rate" in chosen or scale) and settings.get("min_learning_rate") != 0:
         dropped.add("min_learning_rate")  # it was chosen for another peak
-    if chosen.get("optimizer") not in (None, settings.get("optimizer")):  # their rates fit it alone
+    if chosen.get("optimizer") not in (None, settings.get("optimizer")):  # they suit one optimizer
         dropped |= {f"{group}_learning_rate" for group in GROUPS}
     if "chat" in chosen:
         dropped |= {"corpus", "mixture", "separate"}

@@ -18,7 +18,7 @@ from lama.tokenizers.base import TableTokenizer
 Answer = Callable[[Sequence[int], Mapping[str, Any]], str]
 """A function that continues tokens, with the harness's options: `until`, `max_gen_toks`, ..."""
 BOOTSTRAP = 1000  # samples for the standard errors of metrics that are not means
-NEW_TOKENS = 256  # of an answer, unless a task says another number
+NEW_TOKENS = 256  # of an answer, unless a task sets another number
 
 
 def lm_eval(module: str = "") -> Any:

@@ -212,6 +212,7 @@ class Inside:
 
 
 def look_inside(model: GPT, task: Addition) -> Inside:
+    """Run the model on all pairs, and analyse its logits, neurons and embedding."""
     p, names = task.p, ("logits", "blocks.0.mlp.post", "blocks.0.attn.pattern")
     _, cache = run_with_cache(model, task.tokens, *names)
     logits, post, pattern = (cache[name][..., -1, :] for name in names)
@@ -234,7 +235,7 @@ def look_inside(model: GPT, task: Addition) -> Inside:
 def progress(fit: GrokkingFit, task: Addition, keys: list[int]) -> Array:
     """(n, 3) by snapshot: step, restricted loss of the test pairs, excluded loss of the training pairs.
 
-    Restricted: by the key frequencies alone. Excluded: without them. Source: Nanda et al. 2023, section 5.1.
+    Restricted: by the key frequencies alone. Excluded: without them. Source: Nanda et al. 2023.
     """
     parameters, look, rows = get_state_dict(fit.model), on_all_pairs(fit.model, task), []
     for step, weights in sorted(fit.snapshots.items()):  # the last one has the final weights

@@ -98,6 +98,7 @@ def heldout_rows(options: Options) -> Array:
 
 
 def scored(model: GPT, options: Options) -> HeadScores:
+    """Scores of all heads, on other random rows."""
     return head_scores(model, COPIED, 4, BEGIN, options.seed + 2)
 
 

@@ -57,6 +57,7 @@ class Resumable:
         self.snapshots[self.trainer.step] = weights
 
     def save(self) -> None:
+        """Write the state to the file, if `options` name a folder. Raises LamaError."""
         if self.file is None:
             return
         arrays = {"step": np.array([self.trainer.step]), "log": np.array(self.log, np.float64)}

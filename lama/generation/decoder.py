@@ -96,7 +96,7 @@ class Runner:
         self._has_long_rows = False
 
     def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
-        """Whether this runner can be reused: its steps read the buffers of the weights, which must be the same."""
+        """Whether this runner can be reused; its steps read the weights' buffers, which must not differ."""
         same = self.model is model and self.batch == batch and self.jit == jit
         same = same and self.context == context_of(model, context)
         return same and self._weights == buffers(model)

@@ -1,8 +1,8 @@
 """Structured output: restrict an answer's tokens to a JSON schema, with the package llguidance.
 
-A schema comes from a client and is not trusted. llguidance has limits for the size of grammars and for the
-work of each step, but the intersection of many regular expressions can take minutes. So a new grammar is
-first built in a process of its own, with limits of time and memory.
+A schema comes from a client and is not trusted. The package limits the size of grammars and the work of each
+step. But the intersection of many regular expressions can take minutes. So a new grammar is first built in a
+process of its own, with limits of time and memory.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Chat templates: write a conversation in the form that a model was trained on, with jinja2.
 
-A template comes from a model's files and is not trusted. jinja2's immutable sandbox runs it, with a limit on
-its steps and its text, and without methods and filters that take much memory for little text. Source:
+A template comes from a model's files and is not trusted. It runs in jinja2's immutable sandbox, with a limit
+on its steps and its text. Methods and filters that take much memory for little text are removed. Source:
 transformers 5, utils/chat_template_utils.py.
 """
 

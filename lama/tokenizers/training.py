@@ -91,7 +91,7 @@ def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
     lowest first id, then the lowest second id (ids: the 256 bytes in GPT-2's order, then merges). In "aaa"
     the pair "aa" counts twice, and the left one is merged.
 
-    Only the words that hold a pair are visited for it, and only the counts beside a merge change. A word is a
+    For a pair, only the words with it are visited, and only the counts next to a merge change. A word is a
     string with one character per token, whose code point is the id: strings compare as ids do.
     """
     spelled = list(byte_alphabet())
