@@ -236,7 +236,7 @@ def test_sigterm_lets_answers_end():
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
             assert [process.stderr.readline() for _ in range(3)][2].startswith(
-                "lama: SIGTERM: running answers"
+                "lama: SIGTERM: finishing running answers"
             )
             with pytest.raises(urllib.error.HTTPError) as refused:
                 post(url, prompt="a")

@@ -265,7 +265,7 @@ def run(options: Options) -> Report:
 
 def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Table]:
     reached = ((TRAIN, KNOWN), (TEST, 0.5), (TEST, GENERALISED))
-    steps = f"train accuracy {KNOWN:.0%} at", "test accuracy 50% at", f"{GENERALISED:.0%} at"
+    steps = f"train accuracy {KNOWN:.0%} at", "test accuracy 50% at", f"test accuracy {GENERALISED:.0%} at"
     results = "train loss", "test loss", "test accuracy"
     trainings = []
     for name, fit in fits.items():

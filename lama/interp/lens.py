@@ -60,7 +60,7 @@ def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each part adds to an answer's logit, above another token's or above the mean of all."""
+    """Contributions of all parts to an answer's logit, above another token's or above the mean of all."""
 
     difference: float
     """The difference in the model's logits, before a soft cap: the sum of the parts."""

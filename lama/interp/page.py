@@ -33,8 +33,7 @@ NAMES = {
     CROSS: "decoder to encoder",
 }
 OFFLINE = (
-    "Weights are rounded to 1/65,535. The file loads nothing else: it can be copied, sent and opened "
-    "offline."
+    "Weights are rounded to 1/65,535. The file loads nothing else: it can be copied, sent and opened offline."
 )
 ROUNDED = (
     f"{OFFLINE} The components of queries and keys are rounded to 1/127 of each vector's largest; the neuron "

@@ -74,7 +74,7 @@ class GrammarConstraint:
     def accept(self, token: int) -> None:
         """Advance by an allowed token. Raises LamaError for any other."""
         if token not in self._end and not self._matcher.consume_token(token):
-            raise LamaError(f"the schema must allow each token; got id={token}")
+            raise LamaError(f"a token must be allowed by the schema; got id={token}")
 
 
 class _Vocabulary:

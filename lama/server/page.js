@@ -103,7 +103,7 @@ function tokensOf(choice) {
   });
 }
 
-// Groups that are one stop for the Tab key: an arrow moves to the nearest item in its direction
+// Groups that are one stop for the Tab key: arrows move to the nearest item
 
 function roving(group, selector, move = () => {}) {
   group.addEventListener("keydown", (event) => {
@@ -126,7 +126,7 @@ function stopAt(group, item) {
   for (const each of group.querySelectorAll('[tabindex="0"]')) each.tabIndex = -1;
   item.tabIndex = 0;
 }
-// The horizontally closest item of the next line, or of the previous one.
+// The closest item of the next line, or of the previous one.
 function beyond(items, at, way) {
   const place = (item) => item.getClientRects()[0];
   const from = place(items[at]), across = (box) => Math.abs(box.x + box.width / 2 - from.x - from.width / 2);
@@ -498,7 +498,7 @@ function close() {
   $("panel").hidden = true;
 }
 
-// Attention and logit lens at the position before the opened token, where the model predicted it.
+// Attention and lens at the position before the opened token, which predicts it.
 async function inside() {
   asking?.abort();
   const { answer, i } = opened, { signal } = (asking = new AbortController());
