@@ -5,16 +5,16 @@
 The peers come with `pip install -e ".[bench]"` (llama-cpp-python compiles for minutes and needs a C++
 compiler). llama-batched-bench and ik_llama.cpp are programs, in the folders that --llama-tools and
 --ik-llama-tools name. bench_serve.py says how llama.cpp is built; ik_llama.cpp's llama-bench is built in the
-same way from ik-llama-cpp-python==0.1.5. A peer that is not there is left out, with a row that says so. The
+same way from ik-llama-cpp-python==0.1.5. A missing peer is left out, with a row that says so. The
 models are GPT-2 124M with random weights and, by the name gguf, SmolLM2's file, found or fetched as by `lama
 generate -m smollm2`, or that of --gguf.
 
 Every engine is a separate process, stopped (SIGSTOP) while others are measured, since its spinning threads
 would disturb. Each round measures all engines in turn, since shared machines change speed within seconds. A
 ratio compares one round's pair; above 1, lama is faster. Limits are measured in every round: decoding reads
-every weight once a token, at most as fast as numpy reads memory; a prompt is limited by the multiply-adds of
-all threads. PyTorch's training is the better of eager and compiled, as its name says. Prints Markdown; beside
-the ratios is what lama aims at. Measure on an otherwise idle machine.
+every weight once for each token, at most as fast as numpy reads memory; a prompt is limited by the
+multiply-adds of all threads. PyTorch's training is the better of eager and compiled, as its name says. Prints
+Markdown, with lama's aims next to the ratios. Measure on an otherwise idle machine.
 """
 
 import argparse
@@ -135,14 +135,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
-    add("--weights", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="of all but train")
+    add("--weights", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="for all but train")
     add("--gguf", default="smollm2", metavar="MODEL", help="the file of the weights gguf (default: smollm2)")
-    add("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="of train")
-    add("--precisions", nargs="+", choices=STEPS, default=list(STEPS), help="of train")
+    add("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="for train")
+    add("--precisions", nargs="+", choices=STEPS, default=list(STEPS), help="for train")
     add("--engines", nargs="+", help="peers to measure (default: all that are there)")
     add("--llama-tools", metavar="FOLDER", help="llama.cpp's programs, for llama-batched-bench")
     add("--ik-llama-tools", metavar="FOLDER", help="ik_llama.cpp's programs")
-    add("--rows", type=int, nargs="+", default=ROWS, help="of batch (default: 2 4 8 16 32)")
+    add("--rows", type=int, nargs="+", default=ROWS, help="for batch (default: 2 4 8 16 32)")
     add("--plot", type=Path, metavar="FILE", help="draw tokens/s over the rows of a batch, as PNG")
     add("--rounds", type=int, default=5)
     add("--threads", type=int, default=cores(), help="of every engine (default: all cores)")

@@ -1,10 +1,10 @@
-"""Speed and memory of `lama data` beside the tokenizer's own speed, on rows made of the King James Bible.
+"""Speed and memory of `lama data`, and the tokenizer's own speed, on rows made of the King James Bible.
 
     python scripts/bench_data.py --mb 2000
 
-In turn, `--runs` times: encoding alone, in one process for each core, and `lama data` with as many. Where
-other work disturbs the clock, compare the seconds of processor time. Memory is the resident memory of all its
-processes together, read from /proc every tenth of a second.
+It runs in turn, `--runs` times: encoding alone, in one process for each core, and `lama data` with as many
+processes. If other work disturbs the clock, compare the seconds of processor time. Memory is the resident
+memory of all processes together, read from /proc every tenth of a second.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def encode(texts: list[str]) -> tuple[int, float]:
 
 
 def own_speed(workers: int) -> tuple[float, float]:
-    """MB of text that the tokenizer encodes in a second by the clock, and in one of processor time."""
+    """MB of text that the tokenizer encodes per second of real time, and per second of processor time."""
     texts = list(rows(random.Random(1), SAMPLE))
     parts = [texts[i : i + 50] for i in range(0, len(texts), 50)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -70,7 +70,7 @@ def memory_of(pid: int) -> int:
 
 
 def run_data(file: Path, out: Path, workers: int) -> tuple[float, float, float]:
-    """Seconds of `lama data` by the clock and of processor time, and the most MB of memory."""
+    """Seconds of real time and of processor time of `lama data`, and its peak memory in MB."""
     command = [sys.executable, "-m", "lama", "data", str(file), "--out", str(out), "--workers", str(workers)]
     most, began, before = 0, time.perf_counter(), os.times()
     with subprocess.Popen(command) as process:

@@ -2,10 +2,10 @@
 
     python scripts/bench_engines.py ENGINE WEIGHTS MODEL THREADS
 
-is a worker of workers.py with one engine. MODEL is a folder in Hugging Face's format or, with the WEIGHTS
-`gguf`, a GGUF file. `start` or `convert` before these arguments call the functions with these names. The
-peers' files (GGUF, CTranslate2) are written to the folder on first use. In the environment, LLAMA_TOOLS and
-IK_LLAMA_TOOLS are the folders of the programs that llama.cpp and ik_llama.cpp build.
+runs a worker of workers.py with one engine. MODEL is a folder in Hugging Face's format or, with the WEIGHTS
+`gguf`, a GGUF file. `start` or `convert` before these arguments call the functions of these names. The peers'
+files (GGUF, CTranslate2) are written to the folder on first use. The environment variables LLAMA_TOOLS and
+IK_LLAMA_TOOLS name the folders with the programs of llama.cpp and ik_llama.cpp.
 """
 
 import contextlib
@@ -184,7 +184,7 @@ class LlamaTools:
         return len(tokens) / found["avg_ts"]
 
     def decode(self, tokens: list[int], n: int) -> tuple[float, list[int]]:
-        """Time n tokens from an empty context; llama-bench has tokens of its own."""
+        """Time n tokens from an empty context; llama-bench chooses the tokens."""
         return n / self.run("llama-bench", "-p", 0, "-n", n, "-r", 1, "-o", "json")["avg_ts"], []
 
     def batch(self, tokens: list[int], rows: int, n: int) -> float:

@@ -6,12 +6,12 @@ The models have random weights: GPT-2 124M, and SmolLM2-135M's shape, which is L
 have weights in bfloat16; training rounds the factors of products to it, as PyTorch's autocast does. The peer
 is torch_gpt.py under torch.compile, as nanoGPT trains and gpt-fast generates: with CUDA graphs, and with the
 chosen token staying on the GPU. It needs lama, tinygrad and numpy, no C compiler, and a PyTorch that sees the
-same GPU; where there is none, or where a part fails, the row says so.
+same GPU. If there is none, or if a part fails, the row says so.
 
-Each piece of work is a process of its own. Those of one model compile at the same time; then each round runs
-them in turn, so that nothing else computes. A ratio compares one round's pair; above 1, lama is faster. The
-last column has lama's traffic of memory in decoding, each weight once a token, else its arithmetic. Work that
-is not ready --seconds after the start is left out. On the CPU, with --tiny, it can be tried.
+Each piece of work has its own process. Those of one model compile at the same time; then each round runs them
+in turn, so that nothing else computes. A ratio compares one round's pair; above 1, lama is faster. For
+decoding, the last column is lama's memory traffic, with each weight read once for each token; else it is its
+arithmetic. Work that is not ready --seconds after the start is left out. --tiny tries the script on a CPU.
 """
 
 import argparse
@@ -78,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", metavar="NAME", help="of tinygrad (default: the GPU that lama would choose)")
+    add("--device", metavar="NAME", help="tinygrad's device (default: the GPU that lama would choose)")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--works", nargs="+", choices=WORKS, default=list(WORKS))
     add("--rounds", type=int, default=5)
-    add("--seconds", type=float, default=450, help="for everything (default: 450)")
+    add("--seconds", type=float, default=450, help="time for everything (default: 450)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     add("--tiny", action="store_true", help="tiny models, to try this script")

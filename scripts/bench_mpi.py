@@ -3,10 +3,10 @@
     python scripts/bench_mpi.py
     python scripts/bench_mpi.py --processes --latency 30 --gflops 2000 --tokens 4096     # predictions only
 
-Measured: milliseconds of a step with 1, 2 and 4 processes of one thread each, the bytes that each sends, and
-the share of the gradients' exchange that is hidden behind the backward pass. Predicted: the step of n hosts,
-by the model that `predicted` states, and how much accumulation each host needs. The model is first held
-against the steps measured here, where processes share the cores.
+Measured: milliseconds of a step with 1, 2 and 4 processes of one thread each, and the bytes that each sends.
+Also the share of the gradients' exchange that is hidden behind the backward pass. Predicted: the step of n
+hosts, by the model that `predicted` describes, and how much accumulation each host needs. The model is first
+compared with the steps measured here, where processes share the cores.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def sizes_of(shape: GPTConfig) -> dict[str, int]:
 
 
 def traffic(sizes: dict[str, int], n: int) -> tuple[list[float], float]:
-    """Bytes that the busiest of n processes sends or gets: of each bucket's gradients, of all parameters."""
+    """Bytes that the busiest of n processes sends or receives: a bucket's gradients, and all parameters."""
     owners, gradients, parameters = owners_of(sizes, n), [], 0.0
     for names in bucket_names(sizes):
         bucket = bucket_of(names, sizes, owners, n)
@@ -110,7 +110,7 @@ def efficiency(sizes: dict[str, int], work: Work, network: Network, n: int, part
 
 
 def accumulation_for(sizes: dict[str, int], work: Work, network: Network, n: int) -> int:
-    """The least parts of a batch for each host, a power of two, that stay above WANTED."""
+    """The smallest number of parts for each host, a power of two, with an efficiency above WANTED."""
     parts = 1
     while efficiency(sizes, work, network, n, parts) < WANTED:
         parts *= 2
@@ -165,7 +165,7 @@ def worker(steps: int) -> None:
 
 
 def network_here(team: Processes) -> tuple[float, float]:
-    """Seconds of an exchange of nothing among all, and bytes a second of a large one, for each process."""
+    """Seconds of an empty exchange among all processes, and each one's bytes a second in a large exchange."""
     comm = team.communicator()
     small, large = np.zeros(team.size, np.float32), np.zeros(1 << 21, np.float32)
 
@@ -196,13 +196,13 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--latency", type=float, default=50.0, help="microseconds of a message (default 50)")
-    parser.add_argument("--gflops", type=float, default=1000.0, help="of a host (default 1000)")
+    parser.add_argument("--gflops", type=float, default=1000.0, help="GFLOP/s of a host (default 1000)")
     parser.add_argument("--memory", type=float, default=100.0, help="GB/s of a host's memory (default 100)")
-    parser.add_argument("--tokens", type=int, default=1024, help="of a part of a batch (default 1024)")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens in a part of a batch (default 1024)")
     parser.add_argument(
-        "--processes", type=int, nargs="*", default=[2, 4], help="to measure; none to predict"
+        "--processes", type=int, nargs="*", default=[2, 4], help="numbers of processes; none only predicts"
     )
-    parser.add_argument("--steps", type=int, default=20, help="measured with each number of processes")
+    parser.add_argument("--steps", type=int, default=20, help="steps measured with each number of processes")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -237,7 +237,7 @@ def measure(numbers: list[int], steps: int) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Print the efficiency of many hosts."""
-    print(f"Efficiency with 8 parts of {args.tokens} tokens a host; in brackets the parts for {WANTED:.0%}.")
+    print(f"Efficiency with 8 parts of {args.tokens} tokens a host; in brackets: parts for {WANTED:.0%}.")
     print(f"Hosts of {args.gflops:,g} GFLOP/s and {args.memory:g} GB/s, {args.latency:g} us a message\n")
     for name, shape in SHAPES.items():
         sizes = sizes_of(shape)

@@ -1,9 +1,9 @@
-"""Tokens per second of fine-tuning on conversations, packed against padded.
+"""Tokens per second of fine-tuning on conversations, packed and padded.
 
     python scripts/bench_packing.py [--from MODEL] [--context-length 512] [--rounds 3]
 
 Conversations of different lengths are made of the King James Bible. Steps of both kinds are timed in turn.
-The tokens counted are those of conversations, without padding. The best round of each counts.
+Only the tokens of conversations are counted, without padding. The best round of each kind is printed.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python scripts/bench_serve.py [--only speed,cached,load,bodies] [--llama-server PATH] [--json FILE]
 
-speed: tokens/s of 1 to 32 concurrent streams of 64 tokens, time to the first token and between tokens, of
-each server in turn on the same prompts, which differ from the first words on. A ratio compares one round's
+speed: tokens/s of 1 to 32 concurrent streams of 64 tokens, time to the first token and between tokens. Each
+server in turn gets the same prompts, which differ from the first words on. A ratio compares one round's
 pair; of tokens/s, lama is faster above 1, and of times below 1. The peer is llama.cpp's own server with as
 many rows, the same context and the same GGUF file; its other settings are its defaults.
 
@@ -12,14 +12,14 @@ cached: the time to the first token after a prompt of 1,000 tokens, new and comp
 load: mixed requests from 64 clients, with clients that leave, read slowly or send half of a body, and wrong
 requests. Every text is compared with that of `lama.generate` for the same request and seed.
 
-bodies: requests with damaged bodies, to a small model with random weights and a template of chats; each must
-get an answer of 200 or 4xx.
+bodies: requests with damaged bodies, to a small model with random weights and a chat template; each must get
+an answer of 200 or 4xx.
 
 llama.cpp: `pip download --no-binary llama-cpp-python --no-deps llama-cpp-python==0.3.36`, unpack, and in
 vendor/llama.cpp: `cmake -B build -G Ninja -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
 -DCMAKE_BUILD_TYPE=Release` and `ninja -C build llama-server llama-batched-bench` (the last for bench_cpu.py).
 SmolLM2 is found or fetched as by `lama generate -m smollm2`; GPT-2 has random weights. Prints Markdown, and
-ends in 1 where load or bodies find a fault. Measure on an otherwise idle machine.
+exits with 1 if load or bodies find a fault. Measure on an otherwise idle machine.
 """
 
 import argparse
@@ -243,17 +243,17 @@ def main() -> None:
     add = parser.add_argument
     add("--only", default=",".join(TASKS), metavar="TASKS", help=f"some of {','.join(TASKS)} (default: all)")
     add("--llama-server", metavar="PATH", help="llama.cpp's server to compare with")
-    add("--models", nargs="+", choices=MODELS, default=MODELS, help="of speed and cached")
+    add("--models", nargs="+", choices=MODELS, default=MODELS, help="for speed and cached")
     add("--concurrent", nargs="+", type=int, default=CONCURRENT, metavar="N", help="streams at a time")
     add("--context", type=int, default=512, help="tokens of a row in speed (default: 512)")
-    add("--rounds", type=int, default=3, help="of speed and cached (default: 3)")
+    add("--rounds", type=int, default=3, help="for speed and cached (default: 3)")
     add("--model", default="lama-bpe", help="the model of load (default: lama-bpe)")
     add("--rows", type=int, default=8, help="rows of the server in load (default: 8)")
-    add("--requests", type=int, default=10_000, help="of load (default: 10,000)")
+    add("--requests", type=int, default=10_000, help="for load (default: 10,000)")
     add("--distinct", type=int, default=1000, help="different requests of load (default: 1,000)")
-    add("--clients", type=int, default=64, help="of load (default: 64)")
+    add("--clients", type=int, default=64, help="for load (default: 64)")
     add("--bodies", type=int, default=500, help="damaged bodies (default: 500)")
-    add("--serve-args", nargs=argparse.REMAINDER, default=[], help="further words for lama serve; last")
+    add("--serve-args", nargs=argparse.REMAINDER, default=[], help="arguments of lama serve; must be last")
     add("--json", type=Path, metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
     tasks = args.only.split(",")

@@ -1,15 +1,16 @@
-"""Measure what rounding weights costs: bytes of each type of GGUF, and SmolLM2's perplexity beside llama.cpp.
+"""Measure the effect of rounding weights: bytes of each GGUF type, and SmolLM2's perplexity.
 
     python scripts/bench_smollm2.py [--only bytes,cost] [--json FILE]
 
-bytes: what a weight takes in the file and in lama, for each type of GGUF that lama reads, and the error of
-types that are rounded a second time.
+bytes: the bytes of a weight in the file and in lama, for each type of GGUF that lama reads. Types that are
+rounded a second time have their error.
 
-cost: the perplexity of the same text, windows and tokens with the weights rounded by each engine from the
-same float32, and the error of the first 256 tokens' logits, as a share of their spread. The peer is
+cost: the perplexity of the same text, windows and tokens, with the weights rounded by each engine from the
+same float32. Also the error of the first 256 tokens' logits, as a share of their spread. The peer is
 `pip install llama-cpp-python`, which compiles, as only it gives all logits.
 
-The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Its speed is bench_cpu.py's.
+The model is found or fetched as by `lama generate -m smollm2`. Prints Markdown. Its
+speed is in bench_cpu.py.
 """
 
 import argparse

@@ -4,14 +4,14 @@
     python scripts/bench_training.py --steps-only [--configs cpu gpu 124m llama-30m] [--rounds 5]
 
 --run trains the model of a preset from start to end, each run in a separate process. It reports the loss on
-the whole held-out text, the time of the steps, and that of the whole process from the imports to the saved
+the whole held-out text, the time of the steps, and the time of the process from its imports to the saved
 model. PyTorch gets lama's windows and learning rates, and random weights of the same distribution. lama's
 process also counts n-grams and writes its log and a checkpoint.
 
 --steps-only times steps on random tokens, some steps of each library in every round, so that all find the
 machine in the same state. Prints a Markdown table of medians, with each round's ratio; above 1, lama is
-faster. PyTorch is measured eager and with torch.compile, whose Inductor needs a C++ compiler; where that
-fails it is left out, with a line that says why.
+faster. PyTorch is measured eager and with torch.compile, whose Inductor needs a C++ compiler. If that fails,
+it is left out, with a line that gives the reason.
 
 PyTorch's code is torch_gpt.py; without PyTorch (pip install lama[peers]) only lama runs. All use all cores,
 or --threads. Measure on an otherwise idle machine.
@@ -103,24 +103,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs="+",
         default=[0, 1, 2],
-        help="one --run of each library for each (default 0 1 2)",
+        help="seeds of --run, for each library (default 0 1 2)",
     )
     parser.add_argument(
-        "--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="of --steps-only (default: all)"
+        "--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="for --steps-only (default: all)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of --steps-only (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="with --steps-only (default 5)")
     parser.add_argument("--steps", type=int, help="steps of a run, or of a round")
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of products (PyTorch: autocast)",
+        help="precision of products (PyTorch: autocast)",
     )
     parser.add_argument("--threads", type=int, help="threads of both (default: all cores)")
     parser.add_argument(
-        "--libraries", nargs="+", choices=LIBRARIES, help="(default: all; of --run without torch.compile)"
+        "--libraries", nargs="+", choices=LIBRARIES, help="(default: all; --run omits torch.compile)"
     )
-    parser.add_argument("--json", action="store_true", help="all figures as one line of JSON too")
+    parser.add_argument("--json", action="store_true", help="also print all figures as one line of JSON")
     parser.add_argument("--child", choices=LIBRARIES, help=argparse.SUPPRESS)  # one run, in this process
     args = parser.parse_args(argv)
     if args.threads:
@@ -312,7 +312,7 @@ def compare_steps(args: argparse.Namespace, libraries: Sequence[str]) -> dict[st
 
 
 def share_of_peak(ms: Sequence[float], figures: Mapping[str, Any]) -> str:
-    """Median share of the machine's peak in the same round; empty where that could not be measured."""
+    """Median share of the machine's peak in the same round; empty if that could not be measured."""
     peaks, operations = figures["peak_flops"], figures["operations_per_step"]
     if None in peaks:
         return ""

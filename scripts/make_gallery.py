@@ -4,7 +4,7 @@
     python scripts/make_gallery.py heads lens       # only these; other pictures are not changed
 
 The commands run in out/gallery, and their trained models stay there. Screenshots of pages need Chromium on
-PATH. Entries of smollm2 are skipped where the model can be neither found nor fetched.
+PATH. Entries of smollm2 are skipped if the model can be neither found nor fetched.
 """
 
 import io
@@ -63,8 +63,8 @@ ENTRIES = (
         "attention-page",
         "Attention, as a page",
         f"lama attention -m lama-bpe {GENESIS} --out attention.html",
-        "One file, no network. Each head has a colour; pointing at a token leaves only its lines. The other "
-        "views: one head as a matrix, all heads at once, and the steps of a weight: query, key, their "
+        "One file, no network. Each head has a colour. Point at a token to see only its lines. The other "
+        "views show one head as a matrix, all heads at once, and the steps to a weight: query, key, their "
         "product, softmax.",
         ["attention.html"],
         page="attention.html",
@@ -77,30 +77,30 @@ ENTRIES = (
         "attention-layer",
         "A layer's heads",
         f"lama attention -m lama-bpe {GENESIS} --layer 3 --out attention-layer.png",
-        "Each row is a token, darker where it looks: head 0 at the full stop of the sentence before, head 4 "
-        "at the noun before: beginning, heaven, earth.",
+        "Each row is a token, darker where it looks. Head 0 looks at the full stop of the previous sentence, "
+        "head 4 at the previous noun: beginning, heaven, earth.",
         ["attention-layer.png"],
     ),
     Entry(
         "attention-all",
         "All heads",
         f"lama attention -m lama-bpe {GENESIS} --out attention-all.png",
-        "Layer by layer downwards, head by head across.",
+        "A row for each layer, a column for each head.",
         ["attention-all.png"],
     ),
     Entry(
         "lens",
         "Predictions after each layer",
         f"lama lens -m lama-bpe {MOSES} {ANSWER} --out lens.png",
-        "The final norm and the unembedding, applied to the stream after each layer.",
+        "The final norm and the unembedding, applied to the residual stream after each layer.",
         ["lens.png"],
     ),
     Entry(
         "patch",
         "Where the name goes",
         f"lama patch -m lama-bpe {MOSES} {DAVID} {ANSWER} --out patch.png",
-        "The model reads David; one position of the stream is taken from its run on Moses. 1: it answers as "
-        "if it had read Moses.",
+        "The model reads David, and one position of the residual stream is replaced by that of its run on "
+        "Moses. 1 means that it answers as after Moses.",
         ["patch.png"],
     ),
     Entry(
@@ -138,19 +138,19 @@ ENTRIES = (
         "induction-ablation",
         "Repetition needs the induction heads",
         f"lama ablate {SMOLLM2} --repeated 100 --mean {INDUCTION} --draws 10",
-        "100 random tokens, repeated once; removed heads give their mean output. Without the five heads of "
-        "the highest induction score the second copy costs 8.0 nats a token more, and the first costs no "
-        "more. Without five random others of the same layers the second copy costs 0.5 nats more.",
+        "100 random tokens, repeated once; the output of a removed head is its mean. Without the five heads "
+        "of the highest induction score, the loss on the second copy rises by 8.0 nats per token, and on the "
+        "first not at all. Without five random others of the same layers, it rises by 0.5 nats.",
         ["induction-ablation.txt"],
     ),
     Entry(
         "previous-token-ablation",
         "The induction heads need one previous-token head",
         f"lama ablate {SMOLLM2} --repeated 100 --mean --head 16.0 --head 11.1 --draws 10",
-        "Head 16.0 attends to the previous token in the layer before the induction heads: without it the "
-        "second copy costs 7.3 nats more. Head 11.1 attends to it too and hardly matters. Of the heads "
-        "before layer 17, all five induction heads have the highest K-composition with 16.0, 0.15 to 0.17; "
-        "with every other it is below 0.07 (in Python, "
+        "Head 16.0 attends to the previous token, one layer before the induction heads. Without it the loss "
+        "on the second copy rises by 7.3 nats. Head 11.1 attends to the previous token too, and hardly "
+        "matters. Of all heads before layer 17, the five induction heads have the highest K-composition with "
+        "16.0, 0.15 to 0.17; with every other head it is below 0.07 (in Python, "
         '`lama.interp.heads.composition(lama.load("smollm2", dtype="float32")[0], "k")`).',
         ["previous-token-ablation.txt"],
     ),
@@ -158,16 +158,16 @@ ENTRIES = (
         "every-head-ablation",
         "Repetition without each head",
         f"lama ablate {SMOLLM2} --repeated 25 --mean --out every-head-ablation.png",
-        "Every head of SmolLM2 in turn: without 16.0 the second copy costs 5.1 nats more, without the "
-        "induction head 18.6 1.1, and without any other less than 0.8. No single head changes the first copy "
-        "so much.",
+        "Every head of SmolLM2 is removed in turn. Without 16.0 the loss on the second copy rises by 5.1 "
+        "nats, without the induction head 18.6 by 1.1, and without any other by less than 0.8. No single "
+        "head changes the first copy so much.",
         ["every-head-ablation.png"],
     ),
     Entry(
         "invented-name",
         "An invented name, read once",
         f"lama ablate {SMOLLM2} {DURZLEY} --answer z --against ham --mean {INDUCTION} --draws 10",
-        "SmolLM2 continues Mr Dur with z, as in Durzley (97.6 %, by `lama lens` with `--answer z`), rather "
+        "SmolLM2 continues Mr Dur with z, as in Durzley (97.6 % in `lama lens` with `--answer z`), rather "
         "than ham. Without the five induction heads its logit is 2.3 above that of ham instead of 17.5, and "
         "without five others 16.4.",
         ["invented-name.txt"],
@@ -176,7 +176,7 @@ ENTRIES = (
         "cross-attention",
         "Which letter is it writing?",
         "lama attention -m out/reverse abcdefghijabcdef --out cross-attention.html",
-        "A decoder trained to reverse letters: for its first letter it looks at the source's last.",
+        "A decoder is trained to reverse letters. For its first letter it looks at the source's last letter.",
         [],
         before="lama seq2seq reverse --out out/reverse",
         out="out/reverse",
@@ -185,10 +185,10 @@ ENTRIES = (
     ),
     Entry(
         "training",
-        "While it learns",
+        "Attention during a training",
         "lama attention -m out/recorded --recorded --out training.html",
-        "The same sentence at 64 moments of a training; the page has a slider. Untrained heads look at all "
-        "tokens alike.",
+        "The same sentence at 64 steps of a training; the page has a slider. Untrained heads attend to all "
+        "tokens equally.",
         [],
         before='lama train --record "In the beginning God created the heaven" --out out/recorded',
         out="out/recorded",
@@ -199,8 +199,8 @@ ENTRIES = (
         "induction",
         "Two layers that learn to repeat",
         "lama experiment induction",
-        "Attention alone, on repeated random tokens: the loss falls when a head of the second layer finds "
-        "the token after an earlier copy. One layer never learns it.",
+        "Models with only attention, on repeated random tokens. The loss falls when a head of the second "
+        "layer finds the token after an earlier copy. One layer never learns it.",
         ["out/experiments/induction/curves.png"],
     ),
     Entry(
@@ -295,7 +295,7 @@ def page_text() -> str:
     lines = [
         "# Gallery",
         "",
-        "Pictures of models by lama, each with its command. lama-bpe is the bundled model, smollm2 is",
+        "Pictures of models, each with its command. lama-bpe is the bundled model, smollm2 is",
         "SmolLM2-135M-Instruct; `python scripts/make_gallery.py` runs all commands (with the extra `plots`).",
     ]
     for entry in ENTRIES:

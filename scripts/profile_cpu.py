@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", choices=[*CONFIGS, "prefill", "decode"])
-    parser.add_argument("-m", "--model", help="of prefill and decode (default: GPT-2 124M, random weights)")
-    parser.add_argument("--dtype", help="of MODEL's weights (default: its own)")
+    parser.add_argument("-m", "--model", help="for prefill, decode (default: GPT-2 124M, random weights)")
+    parser.add_argument("--dtype", help="precision of MODEL's weights (default: its own)")
     parser.add_argument("--rows", type=int, default=1, help="texts that decode continues (default 1)")
     parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of a training step"
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of a step's products"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="(default: all cores)")
-    parser.add_argument("--top", type=int, default=20, help="rows (default 20)")
+    parser.add_argument("--top", type=int, default=20, help="rows of the table (default 20)")
     args = parser.parse_args(argv)
     for name in ("repeats", "rows"):
         if getattr(args, name) < 1:

@@ -1,7 +1,7 @@
 """Server processes and a small HTTP client, for bench_serve.py and the tests of the server.
 
-The client is asyncio's sockets, so that it takes little of the processor that it measures, and can send half
-a body, read slowly and leave in the middle.
+The client uses asyncio's streams. So it takes little processor time, and can send half a body, read slowly or
+leave in the middle.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ BROKEN = OSError, EOFError  # what a client raises where a connection breaks
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """A free port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return int(listener.getsockname()[1])
@@ -127,7 +127,7 @@ class Client:
         return self.status
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """Read the body as it comes."""
+        """Read the body as it arrives."""
         assert self._reader is not None
         if self.headers.get("transfer-encoding") == "chunked":
             while size := int(await self._reader.readuntil(b"\r\n"), 16):
@@ -152,7 +152,7 @@ class Client:
         raise AssertionError
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The JSON objects of a stream of events, after `head`. Raises ConnectionError where [DONE] lacks."""
+        """The JSON objects of a stream of events, after `head`. Raises ConnectionError without [DONE]."""
         rest, done = b"", False
         async for part in self.parts():
             *events, rest = (rest + part).split(b"\n\n")

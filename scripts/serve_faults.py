@@ -1,4 +1,4 @@
-"""Mixed traffic and damaged requests for a running `lama serve`; bench_serve.py says what is checked."""
+"""Mixed traffic and damaged requests for a running `lama serve`; bench_serve.py describes the checks."""
 
 import asyncio
 import copy
@@ -78,7 +78,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """Time of each request that was answered whole."""
+    """Time of each request that was answered completely."""
 
     def fault(self, what: str, body: object = "") -> None:
         self.counts["faults"] += 1
@@ -91,7 +91,7 @@ class Report:
 
 
 def make_body(rng: random.Random, documents: Sequence[Sequence[int]], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A good request. Its prompt is the beginning of one of a few documents, so that many begin alike."""
+    """A good request. Its prompt is the beginning of one of a few documents, so that many share a prefix."""
     document = rng.choice(documents)
     tokens = list(document[: rng.randint(1, len(document))])
     body: dict[str, Any] = {"max_tokens": rng.randint(1, 40), "seed": rng.randrange(1000)}
@@ -119,7 +119,7 @@ def make_body(rng: random.Random, documents: Sequence[Sequence[int]], tokenizer:
 
 
 def answer(body: dict[str, Any], model: GPT, tokenizer: Tokenizer, context: int) -> Case:
-    """A request's case. The choice i of n is what `lama.generate` gives for the seed plus i."""
+    """A request's case. Choice i of n must equal the result of `lama.generate` for the seed plus i."""
     prompt = body["prompt"]
     prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], list) else [prompt]
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
@@ -218,7 +218,7 @@ class Traffic:
         self.report.seconds.append(time.perf_counter() - began)
 
     async def compare(self, case: Case, events: Sequence[dict[str, Any]], whole: bool = True) -> None:
-        """Compare texts and reasons; with `whole` false, only that they begin as they must."""
+        """Compare texts and reasons; with `whole` false, only compare the beginnings."""
         texts, reasons = [""] * len(case.texts), [""] * len(case.texts)
         for event in events:
             if "error" in event:

@@ -2,17 +2,18 @@
 
     python scripts/speedrun.py [--figures 1.88 1.4697] [--seeds 0 1 2] [--corpus FILE]
 
-Fixed: the text, of which the first nine tenths are learned; the loss over the whole last tenth in adjacent
-windows of at most 64 (1.88) and 256 characters (1.4697); a transformer of lama's whose parameters are all set
-by gradients; nothing counted from the text. The rest is free: a preset of lama train has it, whose steps end
-before the held-out loss is looked at, once. nanoGPT reaches 1.88 in 2,000 steps of 768 tokens (the flags for
-a CPU in its README), and 1.4697 in 5,000 steps of 16,384 (config/train_shakespeare_char.py).
+The rules: the first nine tenths of the text are for training. The loss is that of the whole last tenth, in
+adjacent windows of at most 64 (1.88) or 256 characters (1.4697). The model is a transformer of lama;
+gradients set all of its parameters, and nothing is counted from the text. Everything else is free, and set by
+a preset of lama train. The held-out loss is computed once, after the last step. For comparison, nanoGPT
+reaches 1.88 in 2,000 steps of 768 tokens (the flags for a CPU in its README). It reaches 1.4697 in 5,000
+steps of 16,384 (config/train_shakespeare_char.py).
 
-Each seed is a process of its own, once with an empty cache of kernels and once with a warm one; its seconds
-are those of the whole process, from the imports over the compilation to the held-out loss. Where other work
-disturbs the clock, compare the seconds of processor time, of all threads together. Where PyTorch is
-installed (pip install lama[peers]), nanoGPT's run for 1.88 in it stands beside them, unless --no-torch is
-given. A Witten-Bell 5-gram model of the text stands beside both.
+Each seed runs in its own process, once with an empty cache of kernels and once with a warm one. Its seconds
+are those of the whole process: imports, compilation, training, held-out loss. If other work disturbs the
+clock, compare the processor time of all threads together. If PyTorch is installed (pip install lama[peers]),
+nanoGPT's run for 1.88 in PyTorch is measured too, unless --no-torch is given. A Witten-Bell 5-gram model of
+the text is printed for comparison.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default 0 1 2)")
     parser.add_argument("--corpus", metavar="FILE", default="tinyshakespeare", help="the text")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--json", action="store_true", help="all figures as one line of JSON too")
+    parser.add_argument("--json", action="store_true", help="also print all figures as one line of JSON")
     parser.add_argument(
         "--child", choices=("lama", "torch"), help=argparse.SUPPRESS
     )  # one run, in this process
@@ -129,7 +130,7 @@ def one_run(library: str, name: str, seed: int, corpus: str, **variables: str) -
 
 
 def settings(preset: str, figure: Figure, seed: int, corpus: str) -> RunConfig:
-    """The settings of a run, which keep the rules. Raises SystemExit."""
+    """The settings of a run. Raises SystemExit if they break the rules."""
     config = run_config({**read_settings(preset), "seed": seed, "corpus": [corpus]})
     tokens = config.batch_size * config.context_length
     if config.validation != 0.1 or config.context_length > figure.context_length or tokens > figure.tokens:
@@ -138,7 +139,7 @@ def settings(preset: str, figure: Figure, seed: int, corpus: str) -> RunConfig:
 
 
 def data_of(config: RunConfig) -> tuple[Any, Any, Any]:
-    """The tokenizer, the text to learn from, and the held-out windows."""
+    """The tokenizer, the training text, and the held-out windows."""
     from lama.data import encode_corpus, evaluation_windows, open_corpus, split_tail
     from lama.training.prepare import make_tokenizer
 
@@ -149,7 +150,7 @@ def data_of(config: RunConfig) -> tuple[Any, Any, Any]:
 
 
 def rows_of(windows: Any) -> int:
-    """Windows of a batch, all of one size: a last one of another would be compiled for, or left out."""
+    """Windows of a batch, the same for all batches: another size would be compiled again, or left out."""
     n, context = windows[0].shape
     return max(rows for rows in range(1, 16_384 // context + 1) if n % rows == 0)
 

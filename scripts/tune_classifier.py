@@ -1,11 +1,11 @@
-"""Tune SmolLM2 with LoRA to name the class of a line, beside naive Bayes on the same lines.
+"""Tune SmolLM2 with LoRA to name the class of a line, and compare it with naive Bayes.
 
     python scripts/tune_classifier.py [--data names] [--lines 4000] [--out DIR] [options of lama train]
 
 The lines are those of `lama classify`: the same random fifth is held out. Each of the others becomes a
-conversation, and `lama train --chat` learns the answers. Printed are the shares of right answers of the base
-model, of naive Bayes and of the tuned model, the seconds of the training, the bytes of the adapter, and the
-perplexity of another text under both models. A finished run of the same command is not trained again.
+conversation, and `lama train --chat` learns the answers. Prints the accuracy of the base model, of naive
+Bayes and of the tuned model; the seconds of the training; the size of the adapter; and the perplexity of
+another text under both models. A finished run of the same command is not trained again.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def messages_of(question: str, example: LabelledText) -> list[Message]:
 
 
 def accuracy(model: GPT, tokenizer: Tokenizer, question: str, examples: Sequence[LabelledText]) -> float:
-    """The share of texts whose class is the likeliest answer of all classes."""
+    """The share of texts whose true class is the model's likeliest answer."""
     template = template_of(tokenizer)
     assert template is not None, "a model for conversations"
     labels = sorted({example.label for example in examples})
@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=DATASETS, default="names")
     parser.add_argument("--from", dest="model", default="smollm2")
-    parser.add_argument("--lines", type=int, default=4000, help="lines to learn from, at most")
-    parser.add_argument("--held-out", type=int, default=1000, help="held-out lines, at most")
+    parser.add_argument("--lines", type=int, default=4000, help="largest number of training lines")
+    parser.add_argument("--held-out", type=int, default=1000, help="largest number of held-out lines")
     parser.add_argument("--out", type=Path, help="default: out/tuned-DATA")
     args, more = parser.parse_known_args(argv)
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, tokenizer = load_causal(args.model, adapter=adapter)
         right[name] = accuracy(model, tokenizer, question, held_out)
         perplexities.append(perplexity(model, tokenizer, other, context_length=512).perplexity)
-    print(metric_table(f"{len(train):,} lines of {args.data}", right, ("right", right.values(), ".1%")))
+    print(metric_table(f"{len(train):,} lines of {args.data}", right, ("accuracy", right.values(), ".1%")))
     size = (out / "adapter_model.safetensors").stat().st_size
     print(f"trained in {seconds:,.0f} s; the adapter has {size / 1e6:.1f} MB")
     before, after = perplexities

@@ -1,4 +1,4 @@
-"""Processes that measure, for bench_cpu.py and bench_gpu.py, and the words for their figures.
+"""Processes that measure, for bench_cpu.py and bench_gpu.py, and the texts of their figures.
 
 A worker reads requests from standard input, a JSON object a line, and answers each with another: its figures,
 or {"error": reason}, which is its last.
@@ -69,9 +69,9 @@ class Worker:
 
 
 def answer_requests(load: Callable[[], Callable[..., Answer]]) -> None:
-    """A worker's own part: load an engine, then answer requests by it until standard input ends.
+    """The main loop of a worker: load an engine, then answer requests until standard input ends.
 
-    Output of libraries goes to standard error.
+    Output of libraries is sent to standard error.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -104,7 +104,7 @@ def ratio(rounds: Sequence[float]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; a short row ends in empty cells."""
+    """A Markdown table; short rows are filled with empty cells."""
     full = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (columns, *full)]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])

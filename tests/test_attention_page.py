@@ -178,7 +178,7 @@ def test_page_works_in_a_narrow_browser(browser, content, found, tmp_path):
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert (
         browser.run(over) == 0
-        and browser.text("#readout") == "layer 1; 1 of 3 heads; lines of weights from 0.02"
+        and browser.text("#readout") == "layer 1; 1 of 3 heads; lines for weights from 0.02"
     )
     browser.mouse("#query-4")
     best = int(pattern[4].argmax())
@@ -189,7 +189,7 @@ def test_page_works_in_a_narrow_browser(browser, content, found, tmp_path):
     best = int(pattern[:, 1].argmax())
     assert (
         browser.text("#readout")
-        == f"b (1) is looked at most by {found.keys[best]} ({best}) in head 2: {pattern[best, 1]:.3f}"
+        == f"b (1) gets most attention from {found.keys[best]} ({best}) in head 2: {pattern[best, 1]:.3f}"
     )
     browser.mouse("#heads button", clicks=2)  # a double click leaves only that head
     chosen = "return [...document.querySelectorAll('#heads button')]"
@@ -246,7 +246,7 @@ def test_page_of_a_long_text_draws_only_what_can_be_told_apart(browser, tmp_path
     path, long = tmp_path / "page.html", attention([f"t{i}" for i in range(257)], 11, 12, 3)
     path.write_text(attention_page({"self": long}, "a model", "self"), "utf-8")
     browser.open(path)
-    assert browser.text("#readout").startswith("layer 0; 1 of 12 heads; lines of weights from 0.0")
+    assert browser.text("#readout").startswith("layer 0; 1 of 12 heads; lines for weights from 0.0")
     count = "const line = Path2D.prototype.lineTo; window.drawn = 0; "
     browser.run(
         count
@@ -255,7 +255,7 @@ def test_page_of_a_long_text_draws_only_what_can_be_told_apart(browser, tmp_path
     )
     browser.mouse("#all", clicks=1)
     least = float(
-        re.fullmatch(r"layer 0; 12 of 12 heads; lines of weights from (.*)", browser.text("#readout"))[1]
+        re.fullmatch(r"layer 0; 12 of 12 heads; lines for weights from (.*)", browser.text("#readout"))[1]
     )
     drawn = browser.run("return window.drawn")
     assert 0 < drawn <= 2000 and drawn == (np.rint(long.patterns[0] * 65535) >= least * 65535).sum()

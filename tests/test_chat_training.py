@@ -59,7 +59,7 @@ def train(
 def test_a_model_learns_to_answer(train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     code, out, err = train()
     assert code == 0, err
-    assert "36 to learn from, 108 tokens of the assistant\n4 held out, 12 tokens of the assistant\n" in out
+    assert "36 for training, 108 tokens of the assistant\n4 held out, 12 tokens of the assistant\n" in out
     assert re.search(r"an epoch is \d+ rows of 64 tokens, \d+% full", out)
     assert "wanted  'no<|im_end|>'\nanswer  'no'\n" in out and f"lama chat -m {tmp_path / 'out'}\n" in out
     folder = RunFolder(tmp_path / "out")

@@ -163,7 +163,7 @@ def test_command_trains_judges_and_predicts(run: Lama, tmp_path: Path, monkeypat
     assert main(["classify", "eval", str(tmp_path / "m")]) == 0
     (tmp_path / "animals.tsv").unlink()
     code, _, err = run("eval", str(tmp_path / "m"))
-    assert code == 1 and f"was trained on is not here: {tmp_path / 'animals.tsv'}. Give a FILE" in err
+    assert code == 1 and f"was trained on is missing: {tmp_path / 'animals.tsv'}. Give a FILE" in err
 
 
 def test_command_refuses(run: Lama, tmp_path: Path):

@@ -466,7 +466,7 @@ def test_memory_that_is_not_enough_is_one_line(run, tiny, monkeypatch):
     code, text, err = run("generate", "-m", tiny)
     assert (code, text) == (1, "")
     assert err == (
-        "lama: out of memory: Allocation of 1.00 TB failed on CUDA. Take a smaller model or batch\n"
+        "lama: out of memory: Allocation of 1.00 TB failed on CUDA. Use a smaller model or batch\n"
     )
 
 

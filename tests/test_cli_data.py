@@ -37,7 +37,7 @@ def data(*words: str) -> int:
 def test_tokens_are_written_once_and_trained_on_with_their_tokenizer(here: Path, capfd):
     assert data("cats.txt", "rows.jsonl", "--out", "tokens", "--tokenizer", "bpe:280") == 0
     out = capfd.readouterr().out
-    assert re.search(r"cats\.txt and rows\.jsonl: \d\.\d MB in .* MB/s; [\d,]+ tokens to learn from", out)
+    assert re.search(r"cats\.txt and rows\.jsonl: \d\.\d MB in .* MB/s; [\d,]+ tokens for training", out)
     tokens = open_tokens(here / "tokens")
     shared = {"corpus": ["tokens"], "steps": 6, "evaluate_every": 3, "warmup": 2, **RUN}
     shared |= {"separate": True, "mixture": ["1", "3"]}

@@ -305,7 +305,7 @@ def test_known_heads_are_shown_for_gpt2_and_no_other():
         ("ablate -m M", 2, "give either TEXT or --repeated N"),
         ("ablate -m M ab --repeated 3", 2, "give either TEXT or --repeated N"),
         ("ablate -m M --repeated 1", 2, "repeated must be at least 2; got 1"),
-        ("ablate -m M --repeated 7", 2, "must be so few that they fit context_length=13 twice; got 7"),
+        ("ablate -m M --repeated 7", 2, "twice as many tokens must fit context_length=13; got 7"),
         ("ablate -m M --repeated 3 --answer a", 2, "--answer needs TEXT; leave it out with --repeated"),
         ("ablate -m M ab --draws 3", 2, "--draws needs --head; got --draws alone"),
         ("ablate -m M ab --head 0.1 --draws 1001", 2, "draws must be at most 1,000; got 1001"),

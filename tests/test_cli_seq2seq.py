@@ -131,12 +131,12 @@ def test_translation_of_lines_and_of_a_text(trained, capsys, monkeypatch):
             2,
             r"a task must be copy, .*, or a file of pairs; got 'revers'\. Did you mean reverse\?",
         ),
-        (["seq2seq", "tiny", "DIR"], 2, "only check takes a folder beside the task; got DIR"),
+        (["seq2seq", "tiny", "DIR"], 2, "only check takes a folder after the task; got DIR"),
         (["seq2seq", "check"], 2, "check must be given the folder of a model, and no settings"),
         (
             ["seq2seq", "check", "nowhere"],
             2,
-            "check must be given a folder of lama seq2seq; got nowhere, which is none",
+            "check must be given a folder of lama seq2seq; got nowhere, which is no folder",
         ),
         (
             ["seq2seq", "tiny", "--tokenizer", "words"],

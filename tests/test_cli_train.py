@@ -85,9 +85,9 @@ def test_train_writes_a_model_that_runs_and_beats_counting(run, cats, out, capfd
     assert code == 0, err
     for part in (
         "The corpus: cats.txt",
-        "A window of it",
+        "A window of the corpus",
         "softmax of the scores: each row sums to 1",
-        "What there is to learn",
+        "The parameters",
     ):
         assert part in text
     for part in (
@@ -231,7 +231,7 @@ def test_corpus_comes_from_standard_input_or_a_pattern(run, cats, tmp_path, monk
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CATS.encode())))
     for i, corpus in enumerate(("-", f"{tmp_path}/*.txt")):
         code, text, err = run("--corpus", corpus, "--out", tmp_path / str(i), *RUN_FLAGS)
-        assert code == 0 and "7,020 tokens to learn from, 780 held out" in text, err
+        assert code == 0 and "7,020 tokens for training, 780 held out" in text, err
 
 
 # --- stopped, gone on with
@@ -523,7 +523,7 @@ def test_resume_takes_all_from_its_folder(run, out, argv):
     assert_refused(
         run(*argv, "--resume", out),
         2,
-        f"--resume must stand without {argv[0]}: all is taken from the run's own folder",
+        f"--resume cannot be combined with {argv[0]}: the run's folder has its settings",
     )
 
 

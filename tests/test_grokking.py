@@ -88,13 +88,13 @@ def test_grokking_reports_both_trainings(small):
     (decay, control), measured = report.tables[0].rows, dict(report.tables[2].rows)
     assert (decay[0], decay[1], control[0]) == ("weight decay", 30, "no weight decay")
     assert decay[5] < np.log(11) and control[5] < np.log(11)  # both learn their examples
-    assert measured["loss of guessing, ln p"] == pytest.approx(np.log(11))
+    assert measured["loss of uniform predictions, ln p"] == pytest.approx(np.log(11))
     assert [panel.title for panel in report.panels] == [
         "loss",
         "accuracy",
-        "what the loss rests on",
+        "restricted and excluded loss",
         "weights",
-        "waves",
+        "Fourier components",
         "neurons, sorted",
     ]
     assert report.panels[2].curves[2].x == [10, 20, 30]  # restricted loss at every snapshot

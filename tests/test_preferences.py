@@ -113,9 +113,9 @@ def test_a_model_learns_to_prefer(here: Path, tmp_path: Path, monkeypatch, capfd
     words = ["train", "--from", "model", "--chat", "pairs.jsonl", "--out", str(tmp_path / "out"), *flags]
     assert main([*words, "--sample-every", "1000"]) == 0
     out = capfd.readouterr().out
-    assert "22 pairs to learn from" in out and "2 pairs held out" in out
+    assert "22 pairs for training" in out and "2 pairs held out" in out
     assert "held-out loss 0.6931 of a pair" in out and "wanted  'yes<|im_end|>'" in out
-    assert re.search(r"held-out loss 0\.\d+, 100\.0% right, margin of rewards \d", out)
+    assert re.search(r"held-out loss 0\.\d+, accuracy 100\.0%, reward margin \d", out)
     log = RunFolder(tmp_path / "out").read_log()
     assert log[0]["untrained"] == pytest.approx(np.log(2)) and log[1]["loss"] == pytest.approx(np.log(2))
     last = log[-1]

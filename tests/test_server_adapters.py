@@ -58,7 +58,7 @@ def test_adapters_are_listed_with_the_model(client):
     assert [each["id"] for each in data] == list(NAMES)
     assert client.get("/v1/models/tiny:verse").json()["id"] == "tiny:verse"
     refused = client.get("/v1/models/verse2")
-    assert refused.status_code == 404 and "the model here is tiny, tiny:law, tiny:verse" in refused.text
+    assert refused.status_code == 404 and "the model must be tiny, tiny:law, tiny:verse" in refused.text
 
 
 def test_request_is_answered_by_the_adapter_that_it_names(client, models):

@@ -236,7 +236,7 @@ def test_sigterm_lets_answers_end():
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
             assert [process.stderr.readline() for _ in range(3)][2].startswith(
-                "lama: SIGTERM: running answers"
+                "lama: SIGTERM: finishing running answers"
             )
             with pytest.raises(urllib.error.HTTPError) as refused:
                 post(url, prompt="a")
@@ -291,7 +291,7 @@ def test_key_file_that_others_can_read(tmp_path, capfd):
     path.write_text("secret\n")
     path.chmod(0o644)
     assert main(["serve", "-m", str(BUNDLED), "--port", "0", "--api-key-file", str(path)]) == 1
-    assert "must be its owner's alone; got mode 644" in capfd.readouterr().err
+    assert "; got mode 644. Run: chmod 600 " in capfd.readouterr().err
 
 
 def test_missing_packages_are_named(monkeypatch, capfd):

@@ -147,7 +147,7 @@ def test_opened_token_shows_its_probability_the_alternatives_and_the_inside(brow
     mean = browser.run(weight)
     browser.mouse("#heads [data-key='2.1']", clicks=1)
     assert browser.run(weight) > mean and browser.text("#head-facts").startswith(
-        "layer 2, head 1: most at <user>"
+        "layer 2, head 1: most attention to <user>"
     )
 
     def choose(measure):
@@ -251,7 +251,7 @@ def test_running_answer_is_stopped_and_nothing_inside_is_asked_for_meanwhile(bro
         browser.key("Enter")
         browser.until("document.querySelectorAll('.answer:last-child .text .token').length > 5")
         browser.mouse(".answer:last-child .text .token[data-i='1']", clicks=1)
-        assert browser.text("#lens-note") == "Follows when the answer is finished."
+        assert browser.text("#lens-note") == "Available when the answer is finished."
         assert not server.of("/v1/lens") or way == "Escape"
         assert browser.text("#chat-form .go") == "Stop"
         if way == "Escape":
@@ -378,7 +378,7 @@ def test_everything_is_done_by_keyboard(browser, server):
     while browser.run("return document.activeElement.getAttribute('role')") != "radio":
         browser.key("Tab")
     browser.key("ArrowDown")
-    assert re.match(r"layer 0, head \d: most at ", browser.text("#head-facts"))
+    assert re.match(r"layer 0, head \d: most attention to ", browser.text("#head-facts"))
     browser.key("Escape")
     assert not is_shown(browser, "#panel") and browser.run("return document.activeElement.dataset.i") == "2"
     browser.key("Enter")
@@ -462,7 +462,7 @@ def test_inside_that_is_switched_off_or_too_long_is_said_in_one_line(browser, se
     open_page(browser, server)
     chat(browser)
     open_token(browser, 2)
-    note = "The inside is switched off on this server (--no-internals)."
+    note = "Activations are switched off on this server (--no-internals)."
     assert browser.text("#attention-note") == browser.text("#lens-note") == note
     assert not server.of("/v1/lens") and len(texts(browser, "#alternatives button")) == 10
     server.reset()

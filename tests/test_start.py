@@ -122,7 +122,7 @@ def test_doctor_of_a_model_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    with pytest.raises(LamaError, match="lama generate must work for its start to be measured"):
+    with pytest.raises(LamaError, match="lama generate failed, so its start cannot be measured"):
         run("--start", "-m", str(tmp_path / "none"))
     assert "which does not exist" in capfd.readouterr().err
 

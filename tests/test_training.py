@@ -227,7 +227,7 @@ def test_first_batch_of_a_preset_has_the_loss_of_guessing(preset):
     assert abs(loss - guess) < min(0.05, 0.03 * guess)
 
 
-def test_one_batch_of_a_preset_is_learned_by_heart():
+def test_one_batch_of_a_preset_is_memorised():
     text = default_corpus().text[:20_000]
     config = run_config(read_settings("shakespeare-char-cpu") | {"steps": 250, "min_learning_rate": 3e-4})
     tokenizer = CharacterTokenizer("".join(sorted(set(text))))
@@ -323,7 +323,7 @@ def test_batch_that_devices_cannot_share_is_refused():
         Trainer(GPT(SHAPE), language_model_batches(DATA, config, CONTEXT), config, devices=("CPU", "CPU:1"))
 
 
-def test_one_window_is_learned_by_heart():
+def test_one_window_is_memorised():
     model = GPT(SHAPE)
     config = TrainingConfig(steps=150, batch_size=5, learning_rate=1e-2, min_learning_rate=1e-3, warmup=10)
     losses = [step.loss for step in train(model, DATA, config)]

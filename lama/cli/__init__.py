@@ -1,4 +1,4 @@
-"""The command line, one file a verb: the parser, `main`, and errors as one line and an exit code."""
+"""The command line: the parser, `main`, and one-line errors with exit codes. Each verb has its own file."""
 
 import argparse
 import atexit
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
     def add(self, usage: str, help: str, default: float | str | None = None, **more: Any) -> argparse.Action:
         """Add an argument, written as --help shows it: `-n, --steps N`, or `--json` for a switch.
 
-        A default gives it its type, and stands at the end of the help text unless that mentions it.
+        A default determines the type. It is appended to the help text, unless that already mentions it.
         """
         *names, last = usage.replace(",", "").split()
         if not last.startswith("-"):
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         return self.add_argument(*names, help=help, **more)
 
     def add_verbs(self, dest: str) -> AddVerb:
-        """A function that adds a verb: its name, what runs it, and its docstring, which --help shows."""
+        """Return a function that adds a verb: by its name, its `run`, and the docstring that --help shows."""
         verbs = self.add_subparsers(dest=dest, metavar=dest.upper(), required=True, parser_class=Parser)
         self.verbs = verbs.choices
 
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         return add_verb
 
     def format_help(self) -> str:
-        """argparse's help, the examples before it; verbs in groups."""
+        """argparse's help, with the examples first and the verbs in groups."""
         text = super().format_help()
         if self.prog == "lama" and len(self.verbs) > 1:
             text = text.partition("positional arguments:")[0] + self._grouped()
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: success, 1: failure, 2: wrong usage, 129: SIGHUP, 130: Ctrl-C, 141: closed pipe, 143: SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    atexit.register(gc.freeze)  # else Python looks for cycles in all modules at exit, which takes 0.25 s
+    atexit.register(gc.freeze)  # otherwise a garbage collection at exit takes 0.25 s
     _prepare_streams()
     try:
         with _signals(), _warning_lines():
@@ -260,7 +260,7 @@ def _prepare_streams() -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Within it, Python does not look for garbage: modules and models that are loaded stay. Saves 50 ms."""
+    """Turn garbage collection off while modules and models load. Saves 50 ms."""
     gc.disable()
     try:
         yield
@@ -272,10 +272,11 @@ def no_collection() -> Iterator[None]:
 def _signals() -> Iterator[None]:
     """Raise Terminated for SIGTERM and SIGHUP, unless they are ignored, as after `nohup`.
 
-    Python prints and drops what a handler raises while an object is deleted: the signal is sent once more.
+    Python prints and drops an exception that a handler raises while an object is deleted. The signal is then
+    sent again.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread can handle signals
         return
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -332,7 +333,7 @@ def explained(error: Exception | KeyboardInterrupt) -> tuple[int, str]:
         return PIPE_CLOSED, "standard output was closed; stopped"
     if isinstance(error, MemoryError):
         why = f": {error}" if str(error) else ""
-        return 1, f"out of memory{why}. Take a smaller model or batch"
+        return 1, f"out of memory{why}. Use a smaller model or batch"
     if reason := explain(error):
         return 1, reason
     if isinstance(error, OSError) and error.strerror:

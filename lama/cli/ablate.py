@@ -1,9 +1,9 @@
 """Measure a model without some of its heads or neurons.
 
-Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. Prints the rise of the
-loss and, with --answer, the change of the answer's logit. Without --head and --neuron, every head of the
-model is removed in turn. With --repeated the text is random tokens, repeated once: induction heads lower the
-loss on the second copy.
+Run the model on TEXT with heads and neurons set to 0, one at a time and all at once. Print how much the loss
+rises and, with --answer, how the answer's logit changes. Without --head and --neuron, every head of the model
+is removed in turn. With --repeated the text is random tokens, repeated once: induction heads lower the loss
+on the second copy.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add_places("--head L.H", "head H of layer L, both from 0; can be repeated")
     add_places("--neuron L.N", "neuron N of layer L's MLP; can be repeated")
     parser.add("--mean", "set them to their mean over the text instead of 0")
-    draws = "also remove as many random other heads of the same layers: the mean of N draws"
+    draws = "also remove as many other heads of the same layers, drawn at random N times, and print the mean"
     parser.add("--draws N", draws, 0)
     parser.add("--seed SEED", "the same seed gives the same random tokens and heads", 0)
     inside.add_answers(parser, required=False)
@@ -101,8 +101,8 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", args: argparse.Namespace) 
         return inside.read_tokens(model, tokenizer, args.text)
     begin, context = inside.first_token(model, tokenizer), model.config.context_length
     if 2 * args.repeated + (begin is not None) > context:
-        rule = f"must be so few that they fit context_length={context} twice"
-        raise UsageError(f"repeated random tokens {rule}; got {args.repeated}")
+        rule = f"twice as many tokens must fit context_length={context}"
+        raise UsageError(f"--repeated is too large: {rule}; got {args.repeated}")
     from lama.interp.heads import repeated_tokens
 
     known = min(model.config.vocab_size, tokenizer.vocab_size)
@@ -113,7 +113,7 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", args: argparse.Namespace) 
 def losses(by_token: "Array", repeated: int | None) -> "dict[str, Array]":
     """Mean losses (N,) of token losses (N, T - 1): of the text, or of the copies of random tokens.
 
-    The second copy is without its first token, which nothing predicts.
+    The second copy's first token is left out, since nothing predicts it.
     """
     if repeated is None:
         return {"loss": by_token.mean(-1)}
@@ -151,7 +151,7 @@ def head_tables(measured: "dict[str, Array]", n_heads: int) -> str:
 
 
 def panels(measured: "dict[str, Array]", names: "list[str]", n_heads: int) -> "list[HeatMap]":
-    """Heat maps of layers by heads if each head was removed, else with a row for each removal."""
+    """Heat maps of the changes: layers by heads if each head was removed, else a row for each removal."""
     import numpy as np
 
     from lama.interp.pictures import HeatMap

@@ -1,8 +1,8 @@
 """Show the tokens that the heads of a model look at.
 
-Show the tokens that each head of a model looks at while it reads TEXT: in the terminal, as an offline page
-for a browser with all layers and heads, or as a picture of one head, a layer's heads, or all of them. The
-model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
+Show the tokens that each head of a model looks at while it reads TEXT. The result is drawn in the terminal,
+or written as an offline page with all layers and heads, or as a picture of one head, a layer's heads or all
+of them. The model is a GPT, a BERT, a classifier, or an encoder-decoder, which reads TEXT as its source.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def show_recording(args: argparse.Namespace) -> int:
 
 
 def recording_view(folder: Path, kind: str) -> tuple[bytes, str]:
-    """The recording of a run as a file of that kind, and its contents in words. Raises LamaError."""
+    """The recording of a run as a file of that kind, and a description of it. Raises LamaError."""
     from lama.checkpoints import load_tokenizer
     from lama.interp.attention import moment_panels
     from lama.interp.labels import token_labels
@@ -129,7 +129,7 @@ def read_target(model: "Model", tokenizer: "Tokenizer", tokens: list[int], text:
 
 
 def drawing(attention: "Attention", heads: list[tuple[int, int]]) -> str:
-    """The patterns in characters; for all heads of several layers, one line a head."""
+    """The patterns in characters; for all heads of several layers, a line for each head."""
     from lama.interp.attention import draw_pattern, summary
 
     if len({layer for layer, _ in heads}) > 1 and len({head for _, head in heads}) > 1:

@@ -1,7 +1,7 @@
 """Train a BERT: an encoder that predicts masked tokens.
 
-Train a BERT-style encoder on a text, as `lama train --model bert` does: it predicts 15 of 100 tokens from the
-context on both sides, and is for `lama fill`.
+Train a BERT-style encoder on a text, as `lama train --model bert` does. 15 % of the tokens are masked,
+and it learns to predict them from the context on both sides. `lama fill` uses it.
 """
 
 import argparse
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lama.training.masked import BertSession
     from lama.training.session import Evaluation
 
-AT_ONCE = 16  # lines of a pipe
-FEWEST_LETTERS = 3  # of a word that is masked in an example
+AT_ONCE = 16  # lines of a pipe that are answered together
+FEWEST_LETTERS = 3  # of a word that is masked in a sample
 
 
 def add_parser(add_verb: AddVerb) -> None:
@@ -45,29 +45,30 @@ def introduce(session: "BertSession", args: argparse.Namespace) -> None:
     from lama.models.registry import describe
 
     heading(f"The corpus: {session.tokens.corpus['name']}")
-    print(f"{len(session.tokens.train):,} tokens to learn from, {len(session.tokens.validation):,} held out")
+    print(f"{len(session.tokens.train):,} tokens for training, {len(session.tokens.validation):,} held out")
     print(describe(session.model))
     session.measure_start()
 
 
 def conclude(session: "BertSession", last: "Evaluation | None") -> None:
-    """Print examples and the scores. Raises LamaError for a model that is no better than counting."""
+    """Print predictions and scores. Raises LamaError for a model that is no better than a baseline."""
     session.load_best()
     trained, out = session.measure(), session.folder.path
     heading("Predictions in held-out text")
     show_predictions(session)
-    heading("What it learned")
+    heading("Result")
     losses = {"untrained": session.untrained, **session.baselines, "trained": trained["validation_loss"]}
     shares = session.shares | {"trained": trained["accuracy"]}
-    right = [shares[name] for name in losses]
-    rows = ("loss, nats per token", losses.values(), ".3f"), ("most likely is right", right, ".1%")
+    accuracies = [shares[name] for name in losses]
+    rows = ("loss, nats per token", losses.values(), ".3f"), ("accuracy", accuracies, ".1%")
     print(metric_table("masked held-out tokens", losses, *rows))
-    print(f"\n{session.seconds:.0f} s in all; saved in {out}. Let it predict:")
+    print(f"\n{session.seconds:.0f} s in all; saved in {out}. Use it:")
     print(f'  lama fill -m {shlex.quote(str(out))} "In the [MASK] God created the heaven and the earth."')
     best = min(("untrained", *session.baselines), key=losses.__getitem__)
     if losses["trained"] >= losses[best]:
         got = f"{losses['trained']:.3f} nats per token, {best} {losses[best]:.3f}"
-        raise LamaError(f"the trained model must beat all others; got {got}. Raise --steps")
+        rule = "the trained model must beat the untrained one and the baselines"
+        raise LamaError(f"{rule}; got {got}. Raise --steps")
 
 
 def show_predictions(session: "BertSession", n: int = 4) -> None:
@@ -96,8 +97,8 @@ def run_fill(args: argparse.Namespace) -> int:
     """Predict the masked tokens of a text with a BERT.
 
     Print the most likely tokens for each [MASK] in the text, with their probabilities; then the text with the
-    most likely ones. With -, print the filled text for each line of standard input: an empty line where it is
-    empty or cannot be answered, which exits with 1 at the end.
+    most likely ones. With -, print the filled text for each line of standard input. It is empty for an empty
+    line, and for one that cannot be filled: then the exit code is 1.
     """
     check_least("n", args.n, 1)
     machine.use(args)

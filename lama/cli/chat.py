@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from lama.tokenizers.chat_template import ChatTemplate
 
 HELP = """\
-/reset            begin again; the system message stays
-/system TEXT      set the system message, and begin again
+/reset            start over; the system message stays
+/system TEXT      set the system message, and start over
 /save FILE        write the conversation as JSON
 /load FILE        read a conversation that /save wrote
 /regenerate       answer the last message again
-/tokens           tell how much of the context is used
+/tokens           show how much of the context is used
 /help             show this list
-Enter sends, Alt-Enter begins a new line, Ctrl-C ends an answer, Ctrl-D leaves."""
+Enter sends, Alt-Enter adds a line break, Ctrl-C ends an answer, Ctrl-D leaves."""
 THINK, THOUGHT = "<think>", "</think>"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -41,7 +41,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("-m, --model MODEL", "a model's name, folder or file", "smollm2")
     add("--system TEXT", "the system message (default: the template's own)")
     add("--template FILE", "a chat template of jinja2, or plain for a dialogue in plain text")
-    add("--no-think", "ask a model that can think aloud not to (enable_thinking)")
+    add("--no-think", "ask a model that can reason first to answer at once (enable_thinking)")
     add("-n, --max-new-tokens N", "largest number of new tokens in an answer", 1000)
     add_sampling(parser)
     machine.add_loading(parser)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args.max_new_tokens,
         seed,
         on_drop=lambda n: note(f"the context is full; left out the {n} oldest messages"),
-        on_whole=lambda: note("special tokens in messages count, as this template changes the messages"),
+        on_whole=lambda: note("special tokens in messages are not escaped: this template changes messages"),
         options={"enable_thinking": False} if args.no_think else {},
         context=args.context,
     )
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def until_interrupted(answer: Callable[[str], None], line: str) -> None:
-    """Answer a line until Ctrl-C, which ends this alone, however often it is pressed."""
+    """Answer a line. Ctrl-C ends only this answer, however often it is pressed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -178,7 +178,7 @@ def typed_lines() -> Iterator[str]:
 
 
 def piped_lines() -> Iterator[str]:
-    """The lines of standard input. Raises UsageError where it is closed, LamaError for other bytes."""
+    """Yield the lines of standard input. Raises UsageError if it is closed, LamaError if it is not UTF-8."""
     if sys.stdin is None:
         raise UsageError("standard input must be open; got none")
     for line in sys.stdin.buffer:
@@ -202,7 +202,7 @@ def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> 
     if answer is None:
         return
     if answer.finish_reason == "context":
-        note("the context is full; /reset begins again")
+        note("the context is full; /reset starts over")
     if verbose and len(answer.token_times) > 1:
         first, last = answer.token_times[0], answer.token_times[-1]
         rate = (len(answer.token_times) - 1) / max(last - first, 1e-9)
@@ -210,7 +210,7 @@ def show(conversation: "Conversation", pieces: Iterable[str], verbose: bool) -> 
 
 
 def command(conversation: "Conversation", line: str, verbose: bool) -> None:
-    """Do what a line with / asks. Raises UsageError."""
+    """Run a command that begins with /. Raises UsageError."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     commands: dict[str, Callable[[], None]] = {
@@ -228,7 +228,7 @@ def command(conversation: "Conversation", line: str, verbose: bool) -> None:
 
 
 def reset(conversation: "Conversation", system: str | None) -> None:
-    """Begin again, with this system message, or with the one that there is for None."""
+    """Start over with this system message; None keeps the present one."""
     conversation.messages = [each for each in conversation.messages[:1] if each["role"] == "system"]
     if system is not None:
         conversation.messages = [{"role": "system", "content": system}] if system else []

@@ -1,6 +1,6 @@
-"""Train a text classifier, evaluate it, use it.
+"""Train, evaluate and use a text classifier.
 
-A transformer encoder that tells the class of a text.
+The classifier is a transformer encoder that predicts the class of a text.
 """
 
 import argparse
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 FILE = "lines of label, tab, text; or .csv with the columns text and label"
 TRAIN = """Train a classifier.
 
-Train a classifier, as `lama train DATA --model classifier` does: on four fifths of the texts, after a
-pretraining of its encoder on masked tokens. It is evaluated on the last fifth beside the most frequent class
-and naive Bayes.
+Train a classifier, as `lama train DATA --model classifier` does. Its encoder is first pretrained on masked
+tokens; four fifths of the texts are for training. Its accuracy on the other fifth is compared with that of
+the most frequent class and of naive Bayes.
 """
 MODEL = "a folder that lama classify train has written"
-AT_ONCE = 64  # lines of a pipe
+AT_ONCE = 64  # lines of a pipe that are answered together
 
 
 def add_parser(add_verb: AddVerb) -> None:
@@ -66,7 +66,7 @@ def introduce(session: "ClassifierSession", args: argparse.Namespace) -> None:
     for label in session.model.config.labels:
         texts = [example.text for example in examples if example.label == label]
         print(f"{len(texts):>8,} {label}, such as {texts[0][:60]!r}")
-    print(f"{len(session.train):,} to learn from, {len(session.test):,} held out")
+    print(f"{len(session.train):,} for training, {len(session.test):,} held out")
     print(describe(session.model))
     session.measure_start()
     if bayes := session.bayes:
@@ -80,7 +80,7 @@ def remark(session: "ClassifierSession", step: "Step") -> str | None:
 
 
 def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
-    """Print the accuracies. Raises LamaError for a model that is no better than before or one class."""
+    """Print the accuracies. Raises LamaError unless training beats the untrained model and the majority."""
     from lama.training.classify import evaluate
 
     session.load_best()
@@ -91,7 +91,7 @@ def conclude(session: "ClassifierSession", last: "Evaluation | None") -> None:
     accuracies = metric_table("held-out texts", shares, ("accuracy", shares.values(), ".2%"))
     print(f"{result.table()}\n\n{accuracies}")
     text = session.test[0].text[:60]
-    print(f"\n{session.seconds:.0f} s in all; saved in {out}. Ask it:")
+    print(f"\n{session.seconds:.0f} s in all; saved in {out}. Use it:")
     print(f"  {shlex.join(['lama', 'classify', 'predict', '-m', str(out), text])}")
     best = max("untrained", "majority", key=shares.__getitem__)
     if shares["trained"] <= shares[best]:
@@ -110,7 +110,7 @@ def load_predictor(folder: str, batch_size: int) -> "Predictor":
 def run_eval(args: argparse.Namespace) -> int:
     """Evaluate a classifier.
 
-    Accuracy and confusion matrix: on the held-out fifth of its own data set, or on a FILE.
+    Print its accuracy and confusion matrix, on the held-out fifth of its own data set or on FILE.
     """
     machine.use(args)
     from lama.data.labelled import open_labelled
@@ -137,7 +137,7 @@ def own_examples(model: Path) -> "list[LabelledText]":
         raise LamaError(f"{where} must name the data it was trained on; got none. Give a FILE")
     if source not in DATASETS and not os.path.isfile(source):
         shown = quoted_path(source)
-        raise LamaError(f"the data that {where} was trained on is not here: {shown}. Give a FILE")
+        raise LamaError(f"the data that {where} was trained on is missing: {shown}. Give a FILE")
     _, examples = split_labelled(open_labelled(source).examples)
     return examples
 
@@ -146,12 +146,12 @@ def run_predict(args: argparse.Namespace) -> int:
     """Classify texts.
 
     Print the class of each text, its probability and the text, separated by tabs. With -, print one line for
-    each line of standard input: an empty one where it is empty or cannot be answered, which exits with 1 at
-    the end.
+    each line of standard input. It is empty for an empty line, and for one that cannot be classified: then
+    the exit code is 1.
     """
     piped = args.text == ["-"]
     if not piped and "-" in args.text:
-        raise UsageError("- for standard input must be the only TEXT; got others beside it")
+        raise UsageError("- for standard input must be the only TEXT; got other texts too")
     if not all(text.strip() for text in args.text):
         raise UsageError("TEXT must not be empty; give some text, or - for standard input")
     machine.use(args)

@@ -1,4 +1,4 @@
-"""Print a fine-tuning on conversations: what it learns from, and answers to held-out prompts."""
+"""Print a fine-tuning on conversations: its data, its losses and answers to held-out prompts."""
 
 import argparse
 from functools import partial
@@ -32,11 +32,11 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
     session.measure_start()
     unit = "of a pair" if session.config.dpo else "nats per token of the assistant"
     print(f"held-out loss {session.untrained:.4f} {unit}")
-    print(f"the model that it starts from: {exchange(session, 0)}")
+    print(f"the starting model answers: {exchange(session, 0)}")
 
 
 def describe_conversations(session: "Run") -> str:
-    """The sizes of both parts, how full the rows are, and what was left out."""
+    """The sizes of the training and held-out data, how full the rows are, and what was dropped."""
     from lama.data.conversations import pair_context
     from lama.training.chat import packed_rows
 
@@ -44,7 +44,7 @@ def describe_conversations(session: "Run") -> str:
     rows = packed_rows(tokens, "train", config)
     n_rows, notes = len(rows.epoch(0)), tokens.notes
     lines = []
-    for part, ids in (("to learn from", "train"), ("held out", "validation")):
+    for part, ids in (("for training", "train"), ("held out", "validation")):
         n, counted = len(tokens.ends[ids]), int(tokens.counted[ids].sum())
         kind = f"{n // 2:,} pairs" if config.dpo else f"{n:,}"
         lines.append(f"{kind} {part}, {counted:,} tokens of the assistant")
@@ -60,7 +60,7 @@ def describe_conversations(session: "Run") -> str:
 
 
 def remark(session: "Run", step: "Step") -> str | None:
-    """An answer to a held-out prompt, now and then."""
+    """An answer to a held-out prompt, at the steps that are due; else None."""
     if not (number := sample_number(session.config, step.step)):
         return None
     return f"loss {step.loss:.3f}  {exchange(session, number)}"
@@ -86,10 +86,10 @@ def answer(session: "Run", prompt: list[int]) -> str:
 
 
 def conclude(session: "Run", last: "Evaluation | None") -> None:
-    """Print answers and losses. Raises LamaError for a model that has learned nothing."""
+    """Print answers and losses. Raises LamaError for a model that has not improved."""
     from lama.training.chat import prompts
 
-    heading("What it learned")
+    heading("Result")
     decode = session.tokenizer.decode
     for prompt, wanted in prompts(session.tokens, PROMPTS, session.config.dpo > 0):
         print(f"prompt  {decode(prompt)[-SHOWN:]!r}\nwanted  {decode(wanted)!r}")

@@ -1,6 +1,6 @@
 """Open the course in JupyterLab: how a transformer works, with a model that runs while you read.
 
-Write the notebooks into a folder, and keep those that are there already: your answers stay. Then open them.
+Write the notebooks into a folder and open them. Notebooks that exist are kept, with your answers.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Tokenise a corpus once, for many runs.
 
-Write the tokens of one or more corpora into DIR, by all processors; `lama train --corpus DIR` reads them
-there without a copy. A corpus is text, JSON lines or Parquet (the field text), and may be compressed by gzip
-or zstd. After a kill, the same command continues.
+Write the tokens of one or more corpora into DIR, with all processors. `lama train --corpus DIR` then reads
+them from there, without a copy. A corpus is text, JSON lines or Parquet (the field text), and may be
+compressed by gzip or zstd. If the command is killed, the same command continues.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def add_parser(add_verb: AddVerb) -> None:
     add("corpus CORPUS", sources, nargs="+")
     folder = "a new folder, or that of earlier tokens, which are replaced"
     add("--out DIR", folder, type=Path, required=True)
-    names = "bytes, character, gpt2, bpe:SIZE (trained here), a folder with one, or a model's name"
+    names = "bytes, character, gpt2, bpe:SIZE (trained on CORPUS), a tokenizer's folder, or a model's name"
     add("--tokenizer NAME", names, "gpt2")
-    add("--validation X", "held-out share: of each file at its end, of rows by their content", 0.1)
+    add("--validation X", "share held out: the end of each file, and rows chosen by their content", 0.1)
     add("--workers N", "processes (default: one for each processor)", type=int)
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         watch = partial(progress, unit="piece", label="tokenizing")
         tokens = tokenize(corpus, tokenizer, out, args.validation, watch, args.workers, keep_tokenizer=True)
         seconds = time.perf_counter() - began
-    parts = f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out"
+    parts = f"{len(tokens.train):,} tokens for training, {len(tokens.validation):,} held out"
     size = tokens.n_bytes / 1e6
     print(f"{corpus.name}: {size:,.1f} MB in {seconds:.1f} s, {size / seconds:.1f} MB/s; {parts}")
     print(f"saved in {args.out}. Train a GPT on it: lama train --corpus {args.out}")

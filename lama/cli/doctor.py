@@ -1,6 +1,6 @@
 """Check the installation.
 
-Print the device, the compiler, caches, versions and places of weights; exit with 1 if lama cannot work.
+Print the device, compiler, caches, versions and folders of weights; exit with 1 if lama cannot work.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 def add_parser(add_verb: AddVerb) -> None:
     parser = add_verb("doctor", run, __doc__)
-    parser.add("--start", "show where the time from a process's start to its first token goes instead")
+    parser.add("--start", "instead, show the parts of the time from a process's start to its first token")
     parser.add("-m, --model MODEL", "the model to start, for --start (default: as for lama generate)")
 
 
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 def attempt(check: Callable[[], Iterator[Line]], problems: Mapping[str, str], trace: bool) -> Iterator[Line]:
     """Yield the lines of a check, and one line if it fails.
 
-    A kernel or device that fails after its device or compiler is not another problem, nor is a reason that
-    an earlier problem gave. `problems` has their checks.
+    A device or kernel that fails after the compiler or the device is no new problem, nor is the reason of an
+    earlier problem. `problems` maps each problem to its check.
     """
     from lama.runtime.compiler import explain
 
@@ -102,7 +102,7 @@ def machine() -> Iterator[Line]:
 
 def packages() -> Iterator[Line]:
     """Compare the versions of lama's dependencies with its pins."""
-    from importlib import metadata  # late: it loads all that reads e-mails
+    from importlib import metadata  # late: it loads the package email
 
     from lama.runtime.release import TESTED
 
@@ -166,7 +166,7 @@ def bytes_at(path: Path) -> int:
 
 
 def can_write(folder: Path) -> bool:
-    """Write a file to find out: permissions mean nothing to root, or on a read-only or full file system."""
+    """Whether a file can be written there, by trying: permissions say nothing for root or on a full disk."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
@@ -208,7 +208,7 @@ def device() -> Iterator[Line]:
     open_device()  # its error explains the problem
     chosen = Device.DEFAULT
     others = ", ".join(d for d in Device.get_available_devices() if d != chosen)
-    yield Line(f"{chosen} ({device_reason()}); also here: {others or 'no other'}")
+    yield Line(f"{chosen} ({device_reason()}); other devices: {others or 'none'}")
 
 
 def kernel() -> Iterator[Line]:

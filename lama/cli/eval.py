@@ -1,7 +1,7 @@
 """Evaluate a model: perplexity, HellaSwag, LAMBADA, tasks of lm-evaluation-harness.
 
-Evaluate a model by its perplexity on a text, in sliding windows as in Hugging Face's documentation, by a
-benchmark as in EleutherAI's lm-evaluation-harness, or by that library's own tasks.
+Evaluate a model by one of three: its perplexity on a text, in sliding windows as in Hugging Face's
+documentation; a benchmark, scored as in EleutherAI's lm-evaluation-harness; or tasks of that library itself.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def add_parser(add_verb: AddVerb) -> None:
     parser.add_model()
     add = parser.add
     add("--text FILE", "compute the perplexity of this text: a corpus as for lama train")
-    add("--stride N", "tokens that a window moves by (default: half a window)", type=int)
+    add("--stride N", "tokens by which the window moves (default: half a window)", type=int)
     add("--task", "a benchmark, read from --data", choices=BENCHMARKS)
     add("--data FILE", "its official JSON-lines file: hellaswag_val.jsonl, lambada_test.jsonl", type=Path)
-    add("--harness TASKS", "tasks of lm-evaluation-harness, with commas between them: needs lm_eval")
+    add("--harness TASKS", "tasks of lm-evaluation-harness, separated by commas; needs lm_eval")
     add("--include DIR", "a folder with more tasks for --harness, as YAML", type=Path)
     add("--shots N", "examples before each item of --harness (default: the task's own)", type=int)
     add("--limit N", "only the first N examples", type=int)
@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
     if (args.task is None) != (args.data is None):
         raise UsageError("--task and --data must be given together: the benchmark, and its JSON-lines file")
     if args.harness is not None and not args.harness.strip(", "):
-        raise UsageError(f"--harness must name tasks, with commas between them; got {args.harness!r}")
+        raise UsageError(f"--harness must name tasks, separated by commas; got {args.harness!r}")
     for option, value, owners in (
         ("--stride", args.stride, ("text",)),
         ("--limit", args.limit, ("task", "harness")),

@@ -90,7 +90,7 @@ def settings_in(file: Path) -> dict[str, object] | None:
 
 
 def answer(args: argparse.Namespace, out: Path) -> int:
-    """Run the experiment, print and save its report. The exit code."""
+    """Run the experiment, print and save its report. Returns the exit code."""
     from lama.atomic import remove
     from lama.experiments import RESUMABLE, Options, Stopped, find
 
@@ -158,7 +158,7 @@ def write(out: Path, report: "Report", args: argparse.Namespace) -> list[str]:
 
 
 class Watch:
-    """Show the progress of an experiment's trainings, and stop them."""
+    """The progress of an experiment's trainings, and the means to stop them."""
 
     def __init__(self) -> None:
         self.said, self.stopped = "", False

@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
         kinds = sorted({tensor.stored or tensor.dtype for tensor in tensors} - {*machine.FLOATS})
         save(args.out, model, tokenizer, {"fused": {"model": args.model, "adapter": str(args.adapter)}})
     if kinds:
-        print(f"its weights of {', '.join(kinds)} are {args.dtype} now; lama quantize makes them small again")
+        print(f"weights of {', '.join(kinds)} are now {args.dtype}; lama quantize makes them small again")
     print(f"saved in {args.out}: {args.model} with {args.adapter} in its weights, {args.dtype}")
     return 0

@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """Read the prompt. Raises UsageError unless exactly one source is given, LamaError for other bytes."""
+    """Read the prompt. Raises UsageError unless one source is given, LamaError for text that is not UTF-8."""
     if (args.prompt is None) == (args.prompt_file is None):
         raise UsageError("give one prompt: -p TEXT, -p - for standard input, or --prompt-file FILE")
     if args.prompt_file is not None:
@@ -180,7 +180,7 @@ def read_escapes(args: argparse.Namespace, option: str, text: str) -> str:
 def load_model(args: argparse.Namespace) -> "tuple[str, GPT, Tokenizer]":
     """(name, model, tokenizer) of the chosen model, else of GPT-2, of SmolLM2, or of the bundled model.
 
-    SmolLM2 is trained on conversations: its chat template is applied, unless --raw forbids that.
+    SmolLM2 is trained on conversations: its chat template is applied, unless --raw is given.
     """
     from lama.checkpoints import EMBEDDED, NotFound, load_causal
 

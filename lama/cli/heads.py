@@ -1,9 +1,9 @@
 """Score each head of a model.
 
-Run the model on random tokens that are repeated once, and print each head's attention to the token before
-(previous-token), to the same token's earlier position (duplicate-token), and to the token after that
-(induction). Copying comes from the weights alone: how much attention to a token makes that token likelier,
-from -1 to 1 (eigenvalues of the OV circuit). For gpt2, published heads are listed below.
+Run the model on random tokens that are repeated once, and print where each head's attention is: on the token
+before (previous-token), on the same token's earlier position (duplicate-token), or on the token after that
+(induction). Copying is computed from the weights alone. It says how much attention to a token makes that
+token likelier, from -1 to 1 (eigenvalues of the OV circuit). For gpt2, published heads are listed below.
 """
 
 import argparse

@@ -53,13 +53,13 @@ def read_tokens(model: "GPT", tokenizer: "Tokenizer", text: str) -> list[int]:
 
 
 def first_token(model: "GPT", tokenizer: "Tokenizer") -> int | None:
-    """The end-of-text token, which stands before random tokens; None where the model has none."""
+    """The end-of-text token, which precedes random tokens; None if the model has none."""
     begin = tokenizer.end_of_text
     return None if begin is None or begin >= model.config.vocab_size else begin
 
 
 def read_answers(tokenizer: "Tokenizer", args: argparse.Namespace) -> tuple[int | None, int | None]:
-    """The tokens of --answer and --against, with a note if another may be meant. Raises LamaError."""
+    """The tokens of --answer and --against. Prints a note if another may be meant. Raises LamaError."""
     return _answer(tokenizer, args.answer), _answer(tokenizer, args.against)
 
 

@@ -1,8 +1,9 @@
 """Show a model's predictions after each layer.
 
-Apply the final norm and the unembedding to the stream after each layer: the likeliest tokens after PROMPT,
-and the rank and probability of the answer. With --answer, also print how much each layer's attention and MLP,
-and each head, add to the answer's logit, above that of the token --against, or above the mean of all.
+Apply the final norm and the unembedding to the residual stream after each layer. Print the likeliest next
+tokens after PROMPT, and the rank and probability of the answer. With --answer, also print what each layer's
+attention and MLP, and each head, add to the answer's logit. It is measured above the logit of --against, or
+above the mean of all logits.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if answer is not None:
         try:
             found = attribute(model, tokens, answer, against)
-        except LamaError as error:  # the parts do not add up; the lens works all the same
+        except LamaError as error:  # of a model whose parts do not add up; the lens still works
             note(f"no attribution: {error}")
             return inside.write_picture(args, panels)
         what = f"{names[0]} above {names[1] if against is not None else 'the mean of all tokens'}"
@@ -100,5 +101,5 @@ def attribution_panels(found: "Attribution", what: str) -> "list[HeatMap]":
     parts = np.array([[found.parts[f"blocks.{i}.{name}"] for name in writers] for i in range(layers)])
     return [
         inside.layer_map(parts, f"adds to {what}", [*writers.values()], centred=True, unit="logit"),
-        inside.layer_map(found.heads, "of this, each head", centred=True, unit="logit"),
+        inside.layer_map(found.heads, "contribution of each head", centred=True, unit="logit"),
     ]

@@ -1,4 +1,4 @@
-"""Lines of standard input, for the commands that answer each of them."""
+"""Lines of standard input, for commands that print one line for each of them."""
 
 import io
 import sys
@@ -8,13 +8,13 @@ from lama.errors import LamaError, UsageError, note
 
 LONGEST = 1 << 20  # bytes of a line that is answered
 BLOCK = 1 << 16  # bytes read at a time
-# What would break a line, as escapes.
+# Characters that would break a line, as escapes.
 BREAKS = {ord(c): repr(c)[1:-1] for c in "\n\r"}
 BREAKS |= {ord(c): f"\\u{ord(c):04x}" for c in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
 
 
 def input_text() -> str:
-    """Read standard input without its last line's end. Raises LamaError where it is closed, or not UTF-8."""
+    """Read standard input, without the final line break. Raises LamaError if it is closed or not UTF-8."""
     check_open()
     try:
         return sys.stdin.read().removesuffix("\n")
@@ -32,8 +32,8 @@ def check_open() -> None:
 def answer_lines(answers: Callable[[list[str]], Iterable[str]], most: int) -> int:
     """Print one line for each line of standard input, in order and without delay. Returns the exit code.
 
-    `answers` maps up to `most` texts, as many as have come, to a line each. The answer to an empty line is an
-    empty line, as to a line for which it raises LamaError: the message has the line's number, and the exit
+    `answers` returns one line for each of up to `most` texts. An empty line is answered by an empty line. So
+    is a line for which `answers` raises LamaError: the error is printed with the line's number, and the exit
     code is 1.
     """
     check_open()
@@ -50,7 +50,7 @@ def answer_lines(answers: Callable[[list[str]], Iterable[str]], most: int) -> in
 
 
 def _answers(answers: Callable[[list[str]], Iterable[str]], lines: list[bytes]) -> list[str | LamaError]:
-    """The answers to all lines at once or, where that fails, to each alone."""
+    """The answers to all lines from one call or, if that fails, from one call for each line."""
     try:
         texts = [_text(line) for line in lines]
         wanted = [text for text in texts if text.strip()]
@@ -72,7 +72,7 @@ def _text(line: bytes) -> str:
 
 
 def _batches(most: int) -> Iterator[list[bytes]]:
-    """The lines of standard input that have come, up to `most` at a time; it never waits for more."""
+    """Yield the lines that have arrived on standard input, up to `most` at a time. Never waits for more."""
     file = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
     rest, mark = b"", b"\xef\xbb\xbf"
     while block := file.read1(BLOCK):

@@ -25,7 +25,7 @@ def heading(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -69,7 +69,7 @@ class LiveLine:
 
         self.steps, self.next, self.label, self.bar = steps, 0.0, label, None
         if sys.stderr.isatty():
-            # The time left is the loop's own: tqdm's would count the compilation into every step.
+            # The time left comes from the loop: tqdm's own would count the compilation.
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
             options = {"total": steps, "initial": done, "bar_format": layout, "mininterval": 0.2}
             self.bar = tqdm(desc=label or None, file=sys.stderr, dynamic_ncols=True, **options)
@@ -83,7 +83,7 @@ class LiveLine:
             say(f"{self.label and f'{self.label}, '}step {step} of {self.steps}: {text}")
 
     def say(self, text: str) -> None:
-        """A line on standard output."""
+        """Print a line on standard output."""
         if self.bar is None:
             print(text, flush=True)
         else:
@@ -96,9 +96,9 @@ class LiveLine:
 
 @contextmanager
 def stopping(stop: Callable[[], None], quiet: bool = False) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP call `stop`, which lets the current step end.
+    """Within it, SIGINT, SIGTERM and SIGHUP call `stop`, which finishes the current step.
 
-    A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals that came.
+    A second signal ends the program. After `nohup`, SIGHUP stays ignored. Yields the signals received.
     """
     received: list[int] = []
 
@@ -111,7 +111,7 @@ def stopping(stop: Callable[[], None], quiet: bool = False) -> Iterator[list[int
         stop()
         if number == HANGUP:
             _forget_terminal()
-        with suppress(OSError):  # not print: the signal may have come in the middle of one
+        with suppress(OSError):  # not print, which the signal may have interrupted
             os.write(2, b"" if quiet else b"\nstopping after this step; once more to stop at once\n")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -136,6 +136,6 @@ def _forget_terminal() -> None:
 
 
 def stopped_by(received: list[int], what: str) -> int:
-    """Print which signal ended a training, and `what` follows; return the exit code."""
+    """Print the signal that ended a training, followed by `what`. Returns the exit code."""
     note(f"stopped by {signal.Signals(received[0]).name}{what}")
     return 128 + received[0]

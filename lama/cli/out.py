@@ -1,4 +1,4 @@
-"""Check output folders and files before the work begins, so that nothing else is overwritten."""
+"""Check output folders and files before the work begins, so that no other files are overwritten."""
 
 import os
 import struct
@@ -34,8 +34,8 @@ def check_folder(
     """Check that a folder is empty or new and can be written; changes nothing.
 
     With `replace`, output of the same command is accepted; None means that the command has no --restart.
-    `older` says that a folder without a marker has such output. Raises Occupied for other contents,
-    UsageError for a file, LamaError where writing is not allowed.
+    `older` means that a folder without a marker has such output. Raises Occupied for other contents,
+    UsageError for a file, LamaError if writing is not allowed.
     """
     from lama.marker import contents, made_by
 

@@ -1,7 +1,7 @@
 """Find the activations that carry the difference between two prompts.
 
-Run the model on the corrupted prompt with one activation at a time from its run on the clean prompt, and
-measure the logit of the answer above that of the token --against after the last token: 0 is the corrupted
+Run the model on the corrupted prompt, each time with one activation replaced by that of the clean prompt. The
+effect is measured after the last token, by the logit of --answer minus that of --against: 0 is the corrupted
 run, 1 the clean run. Both prompts must have equally many tokens.
 """
 

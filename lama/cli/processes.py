@@ -32,25 +32,25 @@ Follow = Callable[[argparse.Namespace, "Processes"], int]
 BANNER = re.compile(
     r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
 )
-"""Lines of MPICH's mpiexec on a process's end, which lama says in one."""
+"""Lines that MPICH's mpiexec prints when a process ends; lama prints one line instead."""
 SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|CREDENTIAL|AUTH|COOKIE")
-"""Names of variables that stay on this host."""
-AGAIN = 5.0  # seconds that mpiexec may take to end after a fault, and that a host may take to answer
+"""Names of environment variables that are not sent to other hosts."""
+AGAIN = 5.0  # seconds in which mpiexec must end after a fault, and in which a host must answer
 OURS = {0, 1, 2, 129, 130, 141, 143}
 """Exit codes of a run that ended by itself, or that was asked to."""
 
 
 def add_options(parser: Parser) -> None:
-    parser.add("--processes N", "train by N processes on MPI: the same bits as one (default 1)", type=int)
-    parser.add("--hosts A,B", "of --processes: the hosts to start them on, by ssh (default this one)")
-    silent = "seconds after which a silent process is lost, and all end (default 60)"
+    parser.add("--processes N", "train in N processes on MPI, with the bits of one (default 1)", type=int)
+    parser.add("--hosts A,B", "with --processes: the hosts to start them on, by ssh (default this one)")
+    silent = "seconds after which a silent process counts as lost, and all end (default 60)"
     parser.add("--timeout SECONDS", silent, type=float, default=60.0)
-    restarts = "of --processes: times to resume after a lost process, on the hosts that answer (default 0)"
+    restarts = "with --processes: times to resume after a lost process, on hosts that answer (default 0)"
     parser.add("--restarts N", restarts, type=int, default=0)
 
 
 def run(args: argparse.Namespace, train: Train, follow: Follow) -> int:
-    """Train here, in the processes that a launcher started, or in new ones. The exit code."""
+    """Train here, in the processes that a launcher started, or in new ones. Returns the exit code."""
     check_least("--processes", args.processes, 1)
     check_least("--restarts", args.restarts, 0)
     if args.timeout <= 0:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, train: Train, follow: Follow) -> int:
 
 
 def join(args: argparse.Namespace, train: Train, follow: Follow) -> int:
-    """Train as one of the processes; an error in any ends all."""
+    """Train as one of the processes; an error in one ends all. Returns the exit code."""
     from lama.training.processes import Processes
 
     team = Processes(args.timeout)
@@ -107,7 +107,7 @@ def tell(session: "Session", team: "Processes | None") -> None:
 
     config = session.config
     fitting = numbers_of_processes(config.accumulation)
-    if team and config.exchange != "float32":  # another number would be another run
+    if team and config.exchange != "float32":  # another number would give other weights
         fitting = [team.size]
     about = {"folder": str(session.folder.path), "step": session.step, "fitting": fitting}
     started = list(zip(team.hosts, team.pids, strict=True)) if team else []
@@ -116,29 +116,29 @@ def tell(session: "Session", team: "Processes | None") -> None:
 
 @dataclass
 class Report:
-    """Facts on the processes that mpiexec runs, from the lines that they print."""
+    """Facts about the processes that mpiexec runs, from the lines that they print."""
 
     folder: str = ""
     step: int = 0
     """The last checkpoint's step; the folder may be on a disk that only the first host sees."""
     fitting: Sequence[int] = ()
-    """How many processes can share a batch."""
+    """The numbers of processes that can share a batch."""
     began: bool = False
-    """Whether the processes have found the run, or made it."""
+    """Whether the processes have found or created the run."""
     processes: list[tuple[str, int]] = field(default_factory=list)
-    """The host and the process number of each."""
+    """The host and the process number of each process."""
     end: Callable[[], None] = lambda: None
-    """Ends mpiexec, which waits for hosts that do not answer."""
+    """End mpiexec, which otherwise waits for hosts that do not answer."""
     code: int | None = None
     """The exit code of a process that ended the others."""
     told: bool = False
-    """Whether a line has said why they ended."""
+    """Whether a line has given the reason for the end."""
     pid: int = 0
     host: str = ""
-    """The process that mpiexec found dead: its number and its host."""
+    """The number and the host of the process that mpiexec found dead."""
 
     def read(self, line: str) -> bool:
-        """Whether a line is for this command, not for the screen."""
+        """Read a line. Returns whether it was for this command, not for the screen."""
         if line.startswith(MARK):
             with suppress(ValueError):
                 about: dict[str, Any] = json.loads(line.removeprefix(MARK))
@@ -158,7 +158,7 @@ class Report:
         return BANNER.match(line) is not None
 
     def lost(self, code: int) -> str:
-        """The line on a process that is lost."""
+        """The message about a lost process."""
         numbers = [i for i, (_, pid) in enumerate(self.processes) if pid == self.pid]
         who = f"process {numbers[0]}" if numbers else "a process"
         host = f" on {self.host}" if self.host else ""
@@ -191,7 +191,7 @@ class Launch:
         self._received: list[int] = []
 
     def run(self) -> int:
-        """Run to the end, with restarts. The exit code."""
+        """Run to the end, with restarts. Returns the exit code."""
         for restart in range(self.args.restarts + 1):
             code = self._run_once()
             gone = restart > 0 and self.report.step > 0 and not self.report.began
@@ -224,7 +224,7 @@ class Launch:
         return [self.mpiexec, "-n", str(self.count), *hosts, sys.executable, "-m", "lama", *self.words]
 
     def _each(self) -> int:
-        """The processes of a host."""
+        """The number of processes on each host."""
         return -(-self.count // max(1, len(self.hosts)))
 
     def _run_once(self) -> int:
@@ -245,7 +245,7 @@ class Launch:
         return code if self.report.code is None else self.report.code
 
     def _print(self, lines: IO[bytes], screen: TextIO) -> None:
-        """Print lines of the processes, but for those that are for this command."""
+        """Print lines of the processes, except those for this command."""
         for content in lines:
             line = content.decode("utf-8", "surrogateescape")
             if self.report.read(line):
@@ -281,7 +281,7 @@ class Launch:
                 signal.signal(number, handler)
 
     def _choose_again(self) -> bool:
-        """Choose hosts that answer, how many processes, and the command. Whether any host answers."""
+        """Choose hosts that answer, the number of processes and the command. Returns whether any answers."""
         if self.hosts:
             each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
             fitting = self.report.fitting or [self.count]

@@ -1,7 +1,7 @@
 """Save a model in 8 or 4 bits.
 
-Save a model with its matrices in 8 or 4 bits, a scale for each 32 weights, and report its size, error and
-perplexity. It is loaded like any other model.
+Save a model with its matrices in 8 or 4 bits and a scale for each 32 weights. Report its size, its error and
+its perplexity. It is loaded like any other model.
 """
 
 import argparse

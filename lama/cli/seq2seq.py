@@ -1,9 +1,9 @@
 """Train an encoder-decoder on pairs of texts, and check it.
 
 Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama train TASK --model
-seq2seq` does. `check -m DIR` lets a trained model answer its held-out pairs in four ways: untrained, with the
-true target before it, token by token on the true target, and token by token on its own output; it exits with
-1 if it answers too few.
+seq2seq` does. `check -m DIR` scores a trained model on its held-out pairs, beside an untrained one. It prints
+the loss, and the share of exact targets in three ways: teacher-forced, token by token after the true tokens,
+and token by token after its own output. It exits with 1 if the last share is too low.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lama.training.pairs import PairSession
     from lama.training.session import Evaluation
 
-# Pairs for an untrained model: it knows no end, and each answer is as long as it may be.
+# Pairs for the untrained model, which never ends an answer: each has the full length.
 UNTRAINED = 64
 SHOWN = 7
 ANSWERS = partial(progress, label="answers")
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.checked or args.folder
     if args.settings != "check":
         if folder is not None:
-            got = f"{quoted_path(folder)}. Where to save goes after --out"
-            raise UsageError(f"only check takes a folder beside the task; got {got}")
+            got = f"{quoted_path(folder)}. Give the folder to save in with --out"
+            raise UsageError(f"only check takes a folder after the task; got {got}")
         return training.run(args)
     if folder is None or args.out or args.resume or args.restart or given(args, PairSettings):
         rule = "check must be given the folder of a model, and no settings"
@@ -73,13 +73,13 @@ def introduce(session: "PairSession", args: argparse.Namespace) -> None:
     for source, target in pairs[:3]:
         print(f"  {source} -> {target}")
     where = f"{len(held_out.pairs):,} held out" if config.held_out else "evaluated on the same pairs"
-    print(f"{len(pairs):,} pairs to learn from, {where}\n{describe(session.model)}")
+    print(f"{len(pairs):,} pairs for training, {where}\n{describe(session.model)}")
     session.shares = {"untrained": exact(session.model, head(held_out, UNTRAINED))}
     session.measure_start()
 
 
 def conclude(session: "PairSession", last: "Evaluation | None") -> None:
-    """Print the answers' shares and losses. Raises LamaError for a model that is no better than before."""
+    """Print the shares of exact answers and the losses. Raises LamaError if a baseline is as good."""
     before, out = session.shares.get("untrained", 0.0), session.folder.path
     baselines = {name: share for name, share in session.shares.items() if name != "untrained"}
     name, baseline = max(baselines.items(), key=itemgetter(1))
@@ -88,12 +88,12 @@ def conclude(session: "PairSession", last: "Evaluation | None") -> None:
     losses["trained"] = last.validation_loss if last else session.measure()["validation_loss"]
     shares = {"untrained": before, name: baseline, "trained": after}
     session.add_notes({"exact": shares, "loss_nats_per_token": losses})
-    heading("What it learned")
+    heading("Result")
     rows = ("exact match", shares.values(), ".1%"), ("loss, nats per token", losses.values(), ".5f")
     print(metric_table("metric", ("untrained", "baseline", "trained"), *rows))
-    print(f"(baseline: {name}; the tokens' shares for the loss)\n")
+    print(f"(baseline: {name}; for the loss, the frequencies of the tokens)\n")
     folder, text = shlex.quote(str(out)), shlex.quote(session.held_out.pairs[0][0])
-    print(f"{session.seconds:.0f} s in all; saved in {out}. Let it answer, and check it:")
+    print(f"{session.seconds:.0f} s in all; saved in {out}. Use it, and check it:")
     print(f"  lama translate -m {folder} {text}\n  lama seq2seq check -m {folder}")
     if after <= max(before, baseline) or losses["trained"] >= session.untrained:
         got = f"{after:.1%} exact. Train for more --steps"
@@ -111,7 +111,7 @@ def exact(model: "Transformer", data: "PairData") -> float:
 
 
 def check_model(folder: Path, verbose: bool) -> int:
-    """Let a saved model answer its held-out pairs in four ways. The exit code."""
+    """Score a saved model on its held-out pairs, as the help describes. Returns the exit code."""
     from lama.checkpoints import load_kind
     from lama.data.pairs import encode_pairs, read_pairs
     from lama.data.tasks import TASKS
@@ -123,7 +123,7 @@ def check_model(folder: Path, verbose: bool) -> int:
 
     if not os.path.isdir(folder):
         where = quoted_path(folder)
-        raise UsageError(f"check must be given a folder of lama seq2seq; got {where}, which is none")
+        raise UsageError(f"check must be given a folder of lama seq2seq; got {where}, which is no folder")
     model, tokenizer = load_kind("transformer", folder, PairTokenizer)
     source, fields = quoted_path(folder / "config.json"), read_object(folder / "config.json")
     notes = field(fields, "training", dict, source, {})
@@ -156,7 +156,7 @@ def check_model(folder: Path, verbose: bool) -> int:
     if task and task.fields:
         reached = show_focus(model, head(data, 100), task, verbose)
         if reached < task.focus:
-            rule = f"a head must look with a share of {task.focus} where it should"
+            rule = f"a head must spend {task.focus} of its cross-attention on the answer's source"
             problems.append(f"{rule}; got {reached:.3f}")
     if problems:
         raise LamaError(f"{'; '.join(problems)}. Train for more --steps")
@@ -164,7 +164,7 @@ def check_model(folder: Path, verbose: bool) -> int:
 
 
 def show_focus(model: "Transformer", data: "PairData", task: "PairTask", verbose: bool) -> float:
-    """Print the shares of cross-attention that are where the answer is; return the best head's."""
+    """Print each head's share of cross-attention at the answer's source. Returns the largest."""
     from lama.interp.attention import draw_pattern
     from lama.interp.cross_attention import cross_patterns, focus
 

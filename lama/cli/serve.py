@@ -1,7 +1,7 @@
-"""Answer requests over HTTP.
+"""Answer requests over HTTP, with OpenAI's API.
 
-Answer requests over HTTP as OpenAI's API does, many at a time, with a page at /. Needs the packages of
-pip install 'lama[serve]'.
+Many requests are answered at the same time, and / is a page to chat and to look inside the model. Needs the
+packages of pip install 'lama[serve]'.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lama.server.service import Backend, Service
 
 LARGEST_CONTEXT = 2048  # of a row, unless --context says otherwise
-CHUNK = 64  # tokens of prompts that are computed between two steps of running answers
+CHUNK = 64  # prompt tokens computed between two decoding steps of other requests
 DRAFTS = 3
 LEAST = {"rows": 1, "context": 1, "queue": 0, "max_tokens": 1, "max_n": 1, "max_body": 1, "spare": 0}
 
@@ -27,24 +27,24 @@ def add_parser(add_verb: AddVerb) -> None:
     parser = add_verb("serve", run, __doc__)
     add = parser.add
     add("-m, --model MODEL", "a model's name, folder or file", "smollm2")
-    add("--host HOST", "address to listen on; another than this machine's own needs a key", "127.0.0.1")
-    add("--port PORT", "port to listen on; 0 for any that is free", 8080)
-    add("--rows N", "requests that are answered at a time", 8)
+    add("--host HOST", "address to listen on; one that other machines can reach needs a key", "127.0.0.1")
+    add("--port PORT", "port to listen on; 0 chooses a free one", 8080)
+    add("--rows N", "requests answered at the same time", 8)
     context = f"tokens of a prompt and its answer (default: the model's, at most {LARGEST_CONTEXT})"
     add("--context N", context, type=int)
-    add("--spare N", "more rows of the cache, which keep the prompts of requests that have ended", 4)
+    add("--spare N", "additional cache rows, which keep the prompts of finished requests", 4)
     add("--queue N", "requests that may wait for a row (default: 4 for each row)", type=int)
     add("--max-tokens N", "largest number of new tokens of an answer (default: the context)", type=int)
-    add("--max-n N", "largest number of answers to a request, for all of its prompts", 128)
+    add("--max-n N", "largest number of answers to a request, over all of its prompts", 128)
     add("--max-body BYTES", "largest size of a request", 4 << 20)
     add("--timeout SECONDS", "longest time that a request may take", 600.0)
-    add("--api-key-file FILE", "keys, one a line, of which a request must have one")
-    add("--no-key", "let everyone who reaches the address use it")
-    add("--allow-origin ORIGIN", "let pages of this origin use the server; several times", action="append")
-    add("--no-internals", "refuse requests for the inside of the model")
+    add("--api-key-file FILE", "file with one key on each line; a request needs one of them")
+    add("--no-key", "let everyone who reaches the address use the server")
+    add("--allow-origin ORIGIN", "let web pages of this origin use it; can be repeated", action="append")
+    add("--no-internals", "refuse requests for activations, the logit lens and attention")
     add("--cache-dir DIR", "keep the cache of prompts in this folder, for the next start")
     add("--cache-size GB", "largest size of that folder", 10.0)
-    add("--no-drafts", "compute each token by itself, also where the text repeats itself")
+    add("--no-drafts", "do not draft the next tokens from earlier repetitions in the text")
     machine.add_loading(parser, several=True)
     add("--revision REVISION", "branch, tag or commit to download from the hub")
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace, service: "Service", keys: Collection[str], url: str) -> "Backend":
-    """Load the model, and what runs it. Raises LamaError, also where memory does not suffice."""
+    """Load the model and its adapters, and start the worker. Raises LamaError, also for too little memory."""
     from lama.checkpoints import base_of, find, is_adapter, load_adapter, load_causal, open_checkpoint
     from lama.checkpoints.adapters import with_notes
     from lama.generation.decoder import Runner
@@ -113,8 +113,8 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
     many = f", as many for each adapter, {', '.join(names)}," if names else ""
     size = f"{rows} rows of {context:,} tokens{many} take {cache / 1e6:,.0f} MB"
     check_memory(cache + os.path.getsize(checkpoint.source), size)
-    on = [name for name, is_on in (("internals", service.internals), ("keys", bool(keys))) if is_on]
-    note(f"{args.model} at {url}: {size}; {', '.join(on) or 'nothing else'} on")
+    on = f"internals {'on' if service.internals else 'off'}, keys {'required' if keys else 'not required'}"
+    note(f"{args.model} at {url}: {size}; {on}")
     note("loading; the first start compiles too, for up to a minute")
     model, tokenizer = load_causal(args.model, **machine.loading(args) | {"adapter": None})
     models, tokenizers = [model], [tokenizer]
@@ -142,7 +142,7 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
         engine.warm_up()
         engines.append(engine)
     if obstacle := exact_obstacle(model):
-        note(f"answers may differ in rare tokens with what else the server does: {obstacle}")
+        note(f"rare tokens of an answer may depend on the other requests in the batch: {obstacle}")
     queue = 4 * args.rows if args.queue is None else args.queue
     worker = Worker(Engines(engines) if adapters else engines[0], queue)
     shown = [Path(args.model).name]
@@ -157,7 +157,7 @@ def load(args: argparse.Namespace, service: "Service", keys: Collection[str], ur
 
 
 def check_memory(needed: int, size: str) -> None:
-    """Raise LamaError for more bytes than are free."""
+    """Raise LamaError if more bytes are needed than are free."""
     from lama.host import free_bytes
 
     if (free := free_bytes()) and needed > free:

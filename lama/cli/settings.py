@@ -1,4 +1,4 @@
-"""Settings as flags, each with its line of help."""
+"""Flags for the settings of a training, each with a line of help."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from lama.training.settings.base import Field, fields_of
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 FLAGS = {"initial": "from"}  # `initial` is a bad flag, `from` a bad name in Python
-POSITIONAL = ("model", "task", "data")  # settings that commands take otherwise
+POSITIONAL = ("model", "task", "data")  # settings that commands read in other ways
 
 
 def add_settings(parser: argparse.ArgumentParser, *models: str, about: str | None = None) -> None:
-    """Add `--d-model N` for the setting d_model of these models; None where it is not given.
+    """Add `--d-model N` for the setting d_model, and so on; a flag that is not given is None.
 
-    With several models, settings that some of them lack are in groups named after those that have them.
+    With several models, a setting that some of them lack is in a group named after those that have it.
     """
     tables = {model: fields_of(CLASSES[model]) for model in models}
     names = dict.fromkeys(name for table in tables.values() for name in table if name not in POSITIONAL)
@@ -34,7 +34,7 @@ def add_settings(parser: argparse.ArgumentParser, *models: str, about: str | Non
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, fields: Mapping[str, Field]) -> None:
-    """Add the flag of a setting, which the models that are the keys of `fields` have."""
+    """Add the flag of a setting; `fields` has the setting of each model that has it."""
     add = partial(group.add_argument, flag_of(name), dest=name, help=_help(fields))
     kind = type(next(iter(fields.values())).default)
     choices = {field.metadata["choices"] for field in fields.values()}
@@ -42,14 +42,14 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, fields: Mapping[str, Fi
         add(action=argparse.BooleanOptionalAction)
     elif kind is tuple:
         add(nargs="+", metavar="TEXT")
-    elif len(choices) > 1 or choices == {()}:  # several are checked later
+    elif len(choices) > 1 or choices == {()}:  # models with different choices check them later
         add(type=kind, metavar=METAVARS[kind])
     else:
         add(type=kind, choices=choices.pop())
 
 
 def _help(fields: Mapping[str, Field]) -> str:
-    """The help text of a setting with its default; those of each model, where they differ."""
+    """The help text of a setting with its default, or with each model's where they differ."""
     texts: dict[str, dict[str, list[str]]] = {}
     for model, field in fields.items():
         default = "" if isinstance(field.default, tuple) else show(field.default)

@@ -12,7 +12,7 @@ from lama import cli, timing
 from lama.errors import LamaError
 from lama.tables import Table
 
-RUNS = 3  # of which the fastest is shown
+RUNS = 3  # the fastest is shown
 PROMPT = "How can entropy be reversed?"
 # The clock starts before anything else is imported.
 CHILD = """import sys, lama.timing
@@ -22,9 +22,9 @@ sys.exit(run_measured(sys.argv[2:]))"""
 
 
 def start_table(model: str | None) -> str:
-    """Start `lama generate` for one token, once to fill the caches, then RUNS times; a table of its parts.
+    """A table of the seconds that each part of `lama generate` takes until its first token.
 
-    Raises LamaError if the command fails.
+    The command runs once to fill the caches, then RUNS times. Raises LamaError if it fails.
     """
     runs = [measured(model) for _ in range(1 + RUNS)][1:]
     parts, leaving = min(runs, key=lambda run: sum(run[0].values()))
@@ -45,13 +45,13 @@ def measured(model: str | None) -> tuple[dict[str, float], float]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     took = time.perf_counter() - began
     if done.returncode:
-        raise LamaError("lama generate must work for its start to be measured; its error is above")
+        raise LamaError("lama generate failed, so its start cannot be measured; its error is above")
     parts: dict[str, float] = json.loads(done.stdout)
     return parts, took - sum(parts.values())
 
 
 def run_measured(words: Sequence[str]) -> int:
-    """Run a command of lama's in this process, and print the seconds of its parts as JSON."""
+    """Run a lama command in this process, and print the seconds of its parts as JSON."""
     assert timing.clock is not None
     with contextlib.redirect_stdout(io.StringIO()):
         code = cli.main(words)

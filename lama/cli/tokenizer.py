@@ -1,7 +1,7 @@
 """Train a byte-pair tokenizer.
 
-Train a byte-level BPE of exactly SIZE entries. DIR gets vocab.json, merges.txt, tokenizer.json and
-tokenizer_config.json for Hugging Face's libraries, base.json (the bytes that occur in the corpus) and
+Train a byte-level BPE of exactly SIZE entries. It writes vocab.json, merges.txt, tokenizer.json and
+tokenizer_config.json for Hugging Face's libraries; also base.json (the bytes that occur in the corpus) and
 tokens.txt (the corpus as tokens). The same corpus gives the same files.
 """
 

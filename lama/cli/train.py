@@ -1,10 +1,11 @@
 """Train a GPT, a BERT, an encoder-decoder or a classifier.
 
-Train a model, evaluate it on held-out data against counting, and save it. A GPT (the default) learns a text,
-by default the King James Bible, for `lama generate`; a BERT the masked tokens of a text, for `lama fill`; an
-encoder-decoder (seq2seq) pairs of texts, for `lama translate`; a classifier labelled texts, for `lama
-classify predict`. Settings come from a preset or a file, and each can be given here. Ctrl-C finishes the
-step, saves a checkpoint and prints the resume command. Exits with 1 if the model is no better than counting.
+Train a model, compare it with simple baselines on held-out data, and save it. A GPT (the default) learns to
+continue a text, for `lama generate`; the default text is the King James Bible. A BERT learns to predict
+masked tokens, for `lama fill`. An encoder-decoder (seq2seq) learns pairs of texts, for `lama translate`, and
+a classifier labelled texts, for `lama classify predict`. Settings come from a preset or a file, and each can
+be given here. Ctrl-C finishes the step, saves a checkpoint and prints the resume command. Exits with 1 if the
+model is no better than the baselines.
 """
 
 import argparse
@@ -63,14 +64,14 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
 
         print(walkthrough.explain_corpus(session.corpus, tokenizer, tokens.train, tokens.validation))
         inputs, targets = batch(tokens.train, 0, config.seed, 1, config.context_length)
-        heading("A window of it")
+        heading("A window of the corpus")
         print(walkthrough.explain_window(tokenizer, inputs[0], targets[0]))
-        heading("Through the model, before it has learned anything")
+        heading("Through the untrained model")
         print(walkthrough.explain_attention(model, tokenizer, inputs[0]))
-        heading("What there is to learn")
+        heading("The parameters")
         print(walkthrough.explain_parameters(model))
     else:
-        print(f"{len(tokens.train):,} tokens to learn from, {len(tokens.validation):,} held out")
+        print(f"{len(tokens.train):,} tokens for training, {len(tokens.validation):,} held out")
         print(describe(model))
     describe_training(session)
     if scale := training.scale_of(args):
@@ -81,13 +82,13 @@ def introduce(session: "Run", args: argparse.Namespace) -> None:
 
     heading("Before training")
     session.measure_start()
-    print("held-out loss in nats per token (lower is better), of n-gram counts and of this model:")
+    print("held-out loss in nats per token (lower is better) of n-gram counts, and of this model:")
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in session.baselines.items())
     print(f"  {losses}; {'starting' if config.initial else 'untrained'} model {session.untrained:.3f}")
 
 
 def describe_training(session: "Run") -> None:
-    """Print what an adapter is and takes, and whether bfloat16 gains anything here."""
+    """Print an adapter's size and memory, and a note if bfloat16 gains nothing."""
     from lama.kernels.matmul import multiplies_bfloat16
 
     device = str(session.model.embed.weight.device)
@@ -101,7 +102,7 @@ def describe_training(session: "Run") -> None:
 
 
 def remark(session: "Run", step: "Step") -> str | None:
-    """A sample, now and then."""
+    """A sample, at the steps that are due; else None."""
     if not sample_number(session.config, step.step):
         return None
     return f"loss {step.loss:.3f}  {sample(session, prompt_of(session), SAMPLE_TOKENS)!r}"
@@ -114,9 +115,9 @@ def sample_number(config: "RunConfig", step: int) -> int:
 
 
 def conclude(session: "Run", last: "Evaluation | None") -> None:
-    """Print a sample and the losses. Raises LamaError for a model that has learned nothing."""
+    """Print a sample and the losses. Raises LamaError for a model that is no better than a bigram."""
     config, prompt = session.config, prompt_of(session)
-    heading("What it learned")
+    heading("Result")
     print(f"{prompt}{sample(session, prompt, 2 * SAMPLE_TOKENS)}\n")
     start, bigram = "before" if config.initial else "untrained", session.baselines.get("bigram", math.inf)
     losses = {start: session.untrained, "n-gram (2)": bigram, "trained": session.best}
@@ -135,9 +136,10 @@ def print_losses(
     use: str,
     words: Sequence[str],
 ) -> None:
-    """Print the losses, those of tokens as bits too, and where the model is and the command that uses it.
+    """Print the losses, the model's folder and the command that uses it.
 
-    Raises LamaError for a model that has learned nothing.
+    `tokens_per_byte` converts losses of tokens to bits; None prints losses of pairs. Raises LamaError for a
+    model that has not improved.
     """
     if tokens_per_byte is None:
         print(metric_table("metric", losses, ("loss of a pair", losses.values(), ".4f")))
@@ -149,7 +151,7 @@ def print_losses(
     print(f"\nsaved in {session.folder.path}{best}. {use}:\n  {shlex.join(words)}")
     if session.best >= session.untrained:
         got = f"got a loss of {session.best:.4g}"
-        raise LamaError(f"the trained model must beat the one it began as; {got}. Lower the learning rate")
+        raise LamaError(f"training must improve the model; {got}. Lower the learning rate")
 
 
 def losses_table(losses: Mapping[str, float], tokens_per_byte: float) -> str:

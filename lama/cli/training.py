@@ -1,4 +1,4 @@
-"""Training from the command line: new and resumed runs, whatever the model."""
+"""Training from the command line: new and resumed runs of every kind of model."""
 
 import argparse
 import importlib
@@ -48,20 +48,20 @@ def metrics_line(event: "Evaluation") -> str:
     if bits := metrics.get("bits_per_byte"):
         text += f", perplexity {math.exp(min(loss, 700.0)):.4g}, {bits:.4f} bits per byte"
     if "accuracy" in metrics:
-        text += f", {metrics['accuracy']:.1%} right"
+        text += f", accuracy {metrics['accuracy']:.1%}"
     if "margin" in metrics:
-        text += f", margin of rewards {metrics['margin']:.4f}"
+        text += f", reward margin {metrics['margin']:.4f}"
     return f"{text}, the best so far" if event.best else text
 
 
 def add_options(parser: Parser, default: str) -> None:
     """The options of every command that trains; `default` describes the folder of the run."""
     parser.set_defaults(settings=None, size=None, depth=None, ratio=None)
-    out = f"the run's folder (default {default}; NAME-2 where that is taken)"
+    out = f"the run's folder (default {default}; NAME-2 if that is taken)"
     parser.add("--out DIR", out, type=Path)
-    resume = "resume the run in DIR from its last checkpoint, as if it had not ended"
+    resume = "resume the run in DIR from its last checkpoint, with the result of an uninterrupted run"
     parser.add("--resume DIR", resume, type=Path)
-    parser.add("--restart", "replace the run in --out, finished or not, which is lost")
+    parser.add("--restart", "delete the run in --out, finished or not, and start over")
     machine.add_options(parser)
     devices = "share each batch among the first N devices of that kind, or among CUDA:0,CUDA:1,..."
     parser.add("--devices N", devices)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace, team: "Processes | None" = None) -> int:
-    """Begin or resume a run, which a team's first process leads, and train. The exit code."""
+    """Begin or resume a run and train; in a team, as the first process. Returns the exit code."""
     from lama.runtime.device import use_devices
     from lama.training.folder import RunFolder
     from lama.training.prepare import lead, new_session
@@ -126,13 +126,13 @@ def starting_settings(args: argparse.Namespace) -> dict[str, object]:
         raise UsageError(f"--tokenizer and --held-out are for files; {why}. Leave them out")
     dropped: set[str] = set()
     if ("learning_rate" in chosen or scale) and settings.get("min_learning_rate") != 0:
-        dropped.add("min_learning_rate")  # the end of the schedule belongs to its peak
-    if chosen.get("optimizer") not in (None, settings.get("optimizer")):  # rates of groups belong to it
+        dropped.add("min_learning_rate")  # it was chosen for another peak
+    if chosen.get("optimizer") not in (None, settings.get("optimizer")):  # they suit one optimizer
         dropped |= {f"{group}_learning_rate" for group in GROUPS}
     if "chat" in chosen:
         dropped |= {"corpus", "mixture", "separate"}
     if any(is_tokenized(Path(os.path.expanduser(each))) for each in _texts(chosen.get("corpus"))):
-        dropped.add("tokenizer")  # such tokens have their own
+        dropped.add("tokenizer")  # such a folder has its own
     if scale:
         dropped |= {*CHOSEN, "n_kv_heads", *(f"{group}_learning_rate" for group in GROUPS)}
     if {"steps", "epochs"} <= chosen.keys():
@@ -158,7 +158,7 @@ def scale_of(args: argparse.Namespace) -> Scale | None:
 
 
 def follow(args: argparse.Namespace, team: "Processes") -> int:
-    """Train in a process that does not lead. The exit code."""
+    """Train in a process that follows the first one. Returns the exit code."""
     from lama.training.prepare import followed
 
     if (session := followed(team)) is None:
@@ -178,8 +178,8 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...], team: "Processes 
     for name in ("settings", "out", "size", "depth", "ratio", "restart"):
         if value := getattr(args, name):
             what = value if name == "settings" else f"--{name}"
-            why = "all is taken from the run's own folder. Leave it out"
-            raise UsageError(f"--resume must stand without {what}: {why}")
+            why = "the run's folder has its settings. Leave it out"
+            raise UsageError(f"--resume cannot be combined with {what}: {why}")
     folder = RunFolder(args.resume)
     kind = kind_of_settings(settings := folder.settings())
     folder.last_checkpoint()  # so that nothing is written where there is no run
@@ -200,7 +200,7 @@ def resume(args: argparse.Namespace, devices: tuple[str, ...], team: "Processes 
 
 
 def learn(session: "Session", args: argparse.Namespace) -> int:
-    """Train to the end, or to Ctrl-C, and print the result. The exit code."""
+    """Train to the end, or to Ctrl-C, and print the result. Returns the exit code."""
     config, folder = session.config, session.folder
     devices = [replica.device for replica in session.trainer.replicas]
     shared = f", shared among {', '.join(devices)}" if devices[1:] else ""
@@ -208,7 +208,7 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         hosts = len(set(team.hosts))
         shared = f", shared among {team.size} processes on {hosts} host{'s' if hosts > 1 else ''}"
         if config.exchange != "float32":
-            note(f"exchange={config.exchange}: another number of processes would be another run")
+            note(f"exchange={config.exchange}: another number of processes would give other weights")
     elif config.exchange != "float32":
         note(f"exchange={config.exchange} does nothing: one process exchanges no gradients")
     heading(f"Training: {session.plan}{shared}")
@@ -220,7 +220,7 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
             last = watch(session, args, events)
         except OSError:  # the output cannot be written any more
             session.stop()
-            list(events)  # the same ones: a team's processes stay in step
+            list(events)  # to the end: the processes of a team stop at the same step
             if not received:
                 note(f"stopped{where(session)}")
                 raise
@@ -234,7 +234,7 @@ def learn(session: "Session", args: argparse.Namespace) -> int:
         draw_curve(folder)
         return stopped_by(received, way_on)
     if gain := session.trainer.gain:
-        print(f"{len(devices)} devices found the gradients {gain:.2f} times as fast as one after the other")
+        print(f"{len(devices)} devices computed the gradients {gain:.2f} times as fast as in turn")
     front_of(config).conclude(session, last)
     return 0
 
@@ -248,7 +248,7 @@ def where(session: "Session") -> str:
 def watch(
     session: "Session", args: argparse.Namespace, events: "Iterator[Step | Evaluation]"
 ) -> "Evaluation | None":
-    """Train by the session's `events`, with a live line, remarks, curve and tracker; the last evaluation."""
+    """Train with a live line, remarks, curve and tracker, by `events`. Returns the last evaluation."""
     from lama.training.loop import Step
 
     remark = getattr(front_of(session.config), "remark", None)

@@ -1,7 +1,7 @@
 """Answer with an encoder-decoder of lama seq2seq.
 
-Print the target that a model of lama seq2seq writes for each text. With -, one line for each line of standard
-input: an empty one where it is empty or cannot be answered, which exits with 1 at the end.
+Print the target that a model of lama seq2seq writes for each text. With -, print one line for each line of
+standard input. It is empty for an empty line, and for one that cannot be answered: then the exit code is 1.
 """
 
 import argparse
@@ -18,10 +18,10 @@ def add_parser(add_verb: AddVerb) -> None:
     parser = add_verb("translate", run, __doc__)
     parser.add_model("a folder that lama seq2seq has written")
     parser.add("text TEXT", "the source; - for the lines of standard input")
-    parser.add("--beam N", "targets searched at a time; 1 is greedy", 4)
-    parser.add("--alpha X", "length penalty: how much long targets are favoured, 0 for not at all", 0.6)
+    parser.add("--beam N", "width of the beam search; 1 is greedy", 4)
+    parser.add("--alpha X", "length penalty; a larger one favours longer targets, 0 is none", 0.6)
     machine.add_options(parser)
-    parser.add("-v, --verbose", "print all targets of the beam with their scores, with - separated by tabs")
+    parser.add("-v, --verbose", "print all targets of the beam with their scores; with -, separated by tabs")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-"""The course: notebooks that tell how a transformer works with a model that runs while one reads.
+"""The course: notebooks that explain how a transformer works, with a model that runs while you read.
 
-A notebook is a Markdown file in jupytext's format beside this module: fenced blocks of `python` are cells of
+A notebook is a Markdown file in jupytext's format next to this module: fenced blocks of `python` are cells of
 code, all else is text. `lama course` writes them as notebooks and opens JupyterLab.
 """
 

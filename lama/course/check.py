@@ -1,6 +1,6 @@
 """Answers to the course's exercises check themselves: `check("softmax", my_softmax)`.
 
-A right answer is found out by lama's own code or by a formula, on numbers that the exercise does not show.
+Answers are compared with lama's own code or with a formula, on numbers that the exercise does not show.
 """
 
 import math
@@ -203,7 +203,7 @@ EXERCISES: dict[str, tuple[Judge, str]] = {
     "waves": (_waves, "cos(2π k (a + b − c) / p) is largest where c = a + b."),
     "uniform": (
         lambda x: abs(float(x) - math.log(59)) < 0.01,
-        "Guessing one of 59 costs ln 59.",
+        "A uniform prediction over 59 numbers has the loss ln 59.",
     ),
     "operations": (
         lambda f: all(_call(f, n) in (2 * n**3, n**2 * (2 * n - 1)) for n in (2, 100)),

@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, scored in this process through its class of models.
+"""Tasks of EleutherAI's lm-evaluation-harness, scored in this process through its model interface.
 
 Source: https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/api/model.py and models/huggingface.py.
 """
@@ -16,9 +16,9 @@ from lama.tokenizers import Tokenizer, encode_inside
 from lama.tokenizers.base import TableTokenizer
 
 Answer = Callable[[Sequence[int], Mapping[str, Any]], str]
-"""A function that continues tokens: `until`, `max_gen_toks`, `temperature`, ... as the harness names them."""
-BOOTSTRAP = 1000  # samples for the standard errors of metrics that are no means
-NEW_TOKENS = 256  # of an answer, unless a task says another number
+"""A function that continues tokens, with the harness's options: `until`, `max_gen_toks`, ..."""
+BOOTSTRAP = 1000  # samples for the standard errors of metrics that are not means
+NEW_TOKENS = 256  # of an answer, unless a task sets another number
 
 
 def lm_eval(module: str = "") -> Any:
@@ -44,7 +44,7 @@ def run_harness(
     """The metrics of each task, with their standard errors under names that end in `_stderr`.
 
     `include` is a folder with more tasks. `limit` takes the first items of each task, `shots` are examples
-    before each item. Raises LamaError for an unknown task, and for data that cannot be had.
+    before each item. Raises LamaError for an unknown task, and for data that cannot be loaded.
     """
     manager = _manager(tasks, include)
     lm = harness_model(model, tokenizer, answer, context_length, progress)
@@ -67,7 +67,7 @@ def run_harness(
 
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """The harness's index of tasks; its own, which take seconds to be found, only if they are wanted."""
+    """The harness's index of tasks. Its own tasks take seconds to find, and are listed only if needed."""
     place, missing = None if include is None else str(include), list(tasks)
     for defaults in (False, True):
         manager = lm_eval(".tasks").TaskManager(include_path=place, include_defaults=defaults)
@@ -84,7 +84,7 @@ def harness_model(
     context_length: int | None = None,
     progress: Progress = unwatched,
 ) -> Any:
-    """The model as the harness takes one, with scores as `lama.evaluation.likelihood` computes them."""
+    """The model as an object of the harness, with scores as `lama.evaluation.likelihood` computes them."""
     most = checked_context(model, context_length, least=1)
     begin = list(tokenizer.frame[0]) if isinstance(tokenizer, TableTokenizer) else []
     prefix = next(iter(begin), tokenizer.end_of_text)

@@ -14,7 +14,7 @@ from lama.ops import cross_entropy, embedding
 from lama.runtime.capture import CapturedStep
 from lama.shapes import Array
 
-BATCH_TOKENS = 2048  # in a batch; more is no faster on a CPU
+BATCH_TOKENS = 2048  # in a batch; more are no faster on a CPU
 LOGITS = 1 << 22  # computed at once, 16 MB: 64 positions for GPT-2, a whole batch for a model of bytes
 STEP = 32  # rows are padded to multiples of this
 SHAPE_TOKENS = 2048  # compiling one more width takes as long as computing this many tokens
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one row, one entry a scored token."""
+    """Scores of one row, with an entry for each scored token."""
 
     index: int
     """Index of the row."""
@@ -60,7 +60,9 @@ def checked_context(model: CausalLM, context_length: int | None, least: int) -> 
 
 
 class Scorer:
-    """Scores batches of one shape, `width` inputs a row: two captured steps, the blocks and the unembedding.
+    """Score batches of one shape, with `width` inputs in each row, in two captured steps.
+
+    One computes the blocks, the other the unembedding.
 
     Only scored positions are unembedded, a `chunk` of them at a time. GPT-2's unembedding is a third of the
     work, and the logits of a whole batch would take half a gigabyte.

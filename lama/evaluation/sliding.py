@@ -25,6 +25,7 @@ class TextScore:
 
     @property
     def nats_per_token(self) -> float:
+        """The mean loss of the scored tokens."""
         return self.nats / self.tokens
 
     @property

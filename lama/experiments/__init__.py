@@ -9,7 +9,7 @@ __all__ = ["ABOUT", "RESUMABLE", "TWO_SIZES", "Options", "Report", "Stopped", "f
 
 ABOUT = {
     "arithmetic": "parameters, operations and memory of GPT-2's four sizes, from the models themselves",
-    "order": "do positions or the mask know the order of tokens? one pass against token by token",
+    "order": "do positions or the mask tell the order of tokens? one pass against token by token",
     "scaling": "the effect of the division by √d on scores, softmax and gradient, for d from 4 to 1024",
     "similarities": "four ways to score a query and a key: finding a flagged token, modelling text",
     "layers": "separate weights for every layer, or shared weights",

@@ -27,8 +27,8 @@ from lama.training.settings.base import TrainingConfig
 
 HEADS = 4
 KNOWN, MEMORISED, GENERALISED, NOT_GENERALISED = 0.99, 0.15, 0.95, 0.6  # accuracies
-TIDY = 1e-3  # nats: the loss on held-out pairs once memorisation has been cleaned up
-EXAMPLES, OTHERS = 3, 4  # the accuracy columns of the log
+TIDY = 1e-3  # nats: the test loss once memorisation has been cleaned up
+TRAIN, TEST = 3, 4  # the accuracy columns of the log
 ONE_FREQUENCY = 0.85  # least share of variance for a neuron tuned to one frequency
 LIVE = 1e-3  # least variance of an active neuron, relative to the most active one
 
@@ -44,13 +44,13 @@ class Setting:
     d_mlp: int
     learning_rate: float
     steps: int
-    """Most steps; training ends earlier once the model generalises."""
+    """The largest number of steps; training ends earlier once the model generalises."""
     memorised_by: int
     """The step by which the training pairs are memorised."""
     evaluate_every: int
     snapshot_every: int
     tidy: int
-    """Least steps after generalisation, in which memorisation is cleaned up."""
+    """The least number of steps after generalisation, in which memorisation is cleaned up."""
 
 
 QUICK = Setting(
@@ -62,7 +62,7 @@ PAPER = Setting(
 
 
 class Addition:
-    """All pairs below p as tokens a, b, = with sums modulo p; `examples` are for training."""
+    """All pairs below p as tokens a, b, = with sums modulo p; `examples` masks those for training."""
 
     def __init__(self, p: int, share: float, seed: int):
         self.p = p
@@ -78,7 +78,7 @@ class Addition:
         return np.log(np.exp(logits).sum(1)) - logits[np.arange(self.p**2), self.sums]
 
     def loss(self, logits: Array, held_out: bool) -> float:
-        """The mean of `losses` over the training pairs, or over the others."""
+        """The mean of `losses` over the training pairs or, if `held_out`, over the test pairs."""
         return float(self.losses(logits)[self.examples != held_out].mean())
 
 
@@ -86,7 +86,7 @@ def answers(model: GPT, tokens: Tensor) -> Tensor:
     """Logits of the numbers after =, for a GPT of one block without norms: (B, 3) -> (B, p)."""
     (block,) = model.blocks
     x = model.embedded(tokens)
-    last = x[:, -1:].contiguous()  # it sees all tokens: no mask
+    last = x[:, -1:].contiguous()  # the last token attends to all: no mask
     last = add(last, block.attn(last, memory=x))
     assert block.mlp is not None
     last = add(last, block.mlp(last))
@@ -114,7 +114,7 @@ class GrokkingFit:
 
     model: GPT
     log: Array
-    """(n, 6): step, training and held-out loss, training and held-out accuracy, sum of squared weights."""
+    """(n, 6): step, train and test loss, train and test accuracy, sum of squared weights."""
     snapshots: dict[int, dict[str, Array]]
 
     def first(self, column: int, accuracy: float) -> float:
@@ -153,7 +153,7 @@ def fit(
             squares = sum(float((p.numpy() ** 2).sum()) for p in training.trainer.parameters.values())
             training.log.append((step.step, *evaluate(task, look()), squares))
             latest = training.log[-1]
-            options.say(f"held out: loss {latest[2]:.3g}, {latest[OTHERS]:.1%} right")
+            options.say(f"test loss {latest[2]:.3g}, accuracy {latest[TEST]:.1%}")
             done = generalised(training.log, s)
         if step.step % s.snapshot_every == 0 or step.step == steps or done:
             training.snapshot()
@@ -164,7 +164,7 @@ def fit(
 
 
 def evaluate(task: Addition, logits: Array) -> tuple[float, float, float, float]:
-    """Training and held-out loss, training and held-out accuracy."""
+    """Train and test loss, train and test accuracy."""
     right = logits.argmax(1) == task.sums
     accuracies = float(right[task.examples].mean()), float(right[~task.examples].mean())
     return task.loss(logits, held_out=False), task.loss(logits, held_out=True), *accuracies
@@ -177,11 +177,11 @@ def seeds(options: Options) -> tuple[int, int]:
 
 
 def generalised(log: list[tuple[float, ...]], setting: Setting) -> bool:
-    """Whether held-out pairs have been solved, at low loss, for a fifth of the time until then."""
-    since = next((row[0] for row in log if row[OTHERS] >= KNOWN), math.inf)
+    """Whether the test loss is low, and the test pairs have been solved for a fifth of the steps before."""
+    since = next((row[0] for row in log if row[TEST] >= KNOWN), math.inf)
     if not log or log[-1][0] < since + max(setting.tidy, since / 5):
         return False
-    return log[-1][OTHERS] >= KNOWN and log[-1][2] <= TIDY
+    return log[-1][TEST] >= KNOWN and log[-1][2] <= TIDY
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Inside:
     tuned_to: Array
     """The frequency that explains most of each neuron."""
     explained: Array
-    """The share of variance that it explains."""
+    """The share of the neuron's variance that it explains."""
 
     @property
     def in_keys(self) -> float:
@@ -212,6 +212,7 @@ class Inside:
 
 
 def look_inside(model: GPT, task: Addition) -> Inside:
+    """Run the model on all pairs, and analyse its logits, neurons and embedding."""
     p, names = task.p, ("logits", "blocks.0.mlp.post", "blocks.0.attn.pattern")
     _, cache = run_with_cache(model, task.tokens, *names)
     logits, post, pattern = (cache[name][..., -1, :] for name in names)
@@ -232,7 +233,10 @@ def look_inside(model: GPT, task: Addition) -> Inside:
 
 
 def progress(fit: GrokkingFit, task: Addition, keys: list[int]) -> Array:
-    """(n, 3) by snapshot: step, held-out loss by the key frequencies alone, training loss without them."""
+    """(n, 3) by snapshot: step, restricted loss of the test pairs, excluded loss of the training pairs.
+
+    Restricted: by the key frequencies alone. Excluded: without them. Source: Nanda et al. 2023.
+    """
     parameters, look, rows = get_state_dict(fit.model), on_all_pairs(fit.model, task), []
     for step, weights in sorted(fit.snapshots.items()):  # the last one has the final weights
         Tensor.realize(*(p.assign(Tensor(weights[name])) for name, p in parameters.items()))
@@ -246,7 +250,7 @@ def run(options: Options) -> Report:
     setting = PAPER if options.full else QUICK
     task = Addition(setting.p, setting.share, seeds(options)[0])
     decay = fit(options, setting, task, "weight decay", 1.0, options.steps or setting.steps)
-    steps = int(min(decay.first(OTHERS, KNOWN), decay.log[-1, 0]))
+    steps = int(min(decay.first(TEST, KNOWN), decay.log[-1, 0]))
     control = fit(options, setting, task, "no weight decay", 0.0, steps)
     inside = look_inside(decay.model, task)
     measures = progress(decay, task, inside.keys)
@@ -260,14 +264,14 @@ def run(options: Options) -> Report:
 
 
 def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Table]:
-    reached = ((EXAMPLES, KNOWN), (OTHERS, 0.5), (OTHERS, GENERALISED))
-    steps = f"{KNOWN:.0%} of training pairs at", "half of the held-out at", f"{GENERALISED:.0%} at"
-    results = "training loss", "held-out loss", "held-out right"
+    reached = ((TRAIN, KNOWN), (TEST, 0.5), (TEST, GENERALISED))
+    steps = f"train accuracy {KNOWN:.0%} at", "test accuracy 50% at", f"test accuracy {GENERALISED:.0%} at"
+    results = "train loss", "test loss", "test accuracy"
     trainings = []
     for name, fit in fits.items():
         first = [fit.first(column, accuracy) for column, accuracy in reached]
         at = [int(step) if math.isfinite(step) else "never" for step in first]
-        trainings.append((name, int(fit.log[-1, 0]), *at, *fit.log[-1, [1, 2, OTHERS]]))
+        trainings.append((name, int(fit.log[-1, 0]), *at, *fit.log[-1, [1, 2, TEST]]))
     clear = inside.explained > ONE_FREQUENCY
     frequencies = []
     for k in inside.keys:
@@ -280,15 +284,15 @@ def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, Grok
         ("in all frequencies", inside.of_logits.sum()),
         ("active neurons", len(inside.explained)),
         (f"of these, explained to over {ONE_FREQUENCY:.0%} by one frequency", int(clear.sum())),
-        ("held-out loss", task.loss(inside.logits, held_out=True)),
-        ("held-out loss by the key frequencies alone (restricted)", measures[-1, 1]),
-        ("training loss without them (excluded)", measures[-1, 2]),
-        ("loss of guessing, ln p", math.log(task.p)),
+        ("test loss", task.loss(inside.logits, held_out=True)),
+        ("restricted loss (key frequencies alone), test", measures[-1, 1]),
+        ("excluded loss (without them), train", measures[-1, 2]),
+        ("loss of uniform predictions, ln p", math.log(task.p)),
     ]
     heads = [(f"head {h}", *pattern.mean((0, 1)).tolist()) for h, pattern in enumerate(inside.attention)]
     return [
         Table((f"a + b mod {task.p}", "steps", *steps, *results), trainings),
-        Table(("key frequency", *shares, "neurons tuned to it", "held-out loss without it"), frequencies),
+        Table(("key frequency", *shares, "neurons tuned to it", "test loss without it"), frequencies),
         Table(("at the end", ""), findings),
         Table(("attention of =, mean", "to a", "to b", "to ="), heads),
     ]
@@ -296,19 +300,19 @@ def tables(task: Addition, inside: Inside, measures: Array, fits: dict[str, Grok
 
 def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> list[Panel]:
     def both(column: int) -> list[Curve]:
-        """Curves of training pairs, in this column of the logs, and of held-out pairs, in the next."""
+        """Curves of training pairs, in this column of the logs, and of test pairs, in the next."""
         curves = []
         for name, fit in fits.items():
-            curves.append(column_curve(f"training, {name}", fit.log, column))
-            curves.append(column_curve(f"held out, {name}", fit.log, column + 1))
+            curves.append(column_curve(f"train, {name}", fit.log, column))
+            curves.append(column_curve(f"test, {name}", fit.log, column + 1))
         return curves
 
     log = fits["weight decay"].log
-    rests_on = [
-        column_curve("training", log, 1),
-        column_curve("held out", log, 2),
-        column_curve("held out, by the key frequencies alone (restricted)", measures, 1),
-        column_curve("training, without them (excluded)", measures, 2),
+    progress_measures = [
+        column_curve("train", log, 1),
+        column_curve("test", log, 2),
+        column_curve("restricted, test", measures, 1),
+        column_curve("excluded, train", measures, 2),
     ]
     waves = range(1, len(inside.of_logits) + 1)
     spectra = [
@@ -320,11 +324,11 @@ def panels(inside: Inside, measures: Array, fits: dict[str, GrokkingFit]) -> lis
     squares = [column_curve(name, fit.log, 5) for name, fit in fits.items()]
     return [
         Panel("loss", "step", "nats", both(1), logarithmic="xy"),
-        Panel("accuracy", "step", "share right", both(EXAMPLES), logarithmic="x"),
-        Panel("what the loss rests on", "step", "nats", rests_on, logarithmic="y"),
-        Panel("weights", "step", "sum of squares", squares),
-        Panel("waves", "frequency", "share of the variance", spectra, bars=True),
-        Panel("neurons, sorted", "neuron", "variance that one frequency explains", [neurons]),
+        Panel("accuracy", "step", "accuracy", both(TRAIN), logarithmic="x"),
+        Panel("restricted and excluded loss", "step", "nats", progress_measures, logarithmic="y"),
+        Panel("weights", "step", "sum of squared weights", squares),
+        Panel("Fourier components", "frequency", "share of the variance", spectra, bars=True),
+        Panel("neurons, sorted", "neuron", "variance explained by one frequency", [neurons]),
     ]
 
 
@@ -348,22 +352,22 @@ def claims(
     decay: GrokkingFit,
     control: GrokkingFit,
 ) -> dict[str, bool]:
-    known, later = decay.first(EXAMPLES, KNOWN), decay.first(OTHERS, GENERALISED)
-    others_then = decay.log[decay.log[:, 0] <= known, OTHERS][-1]
-    held_out_loss, guessing = task.loss(inside.logits, held_out=True), math.log(task.p)
-    memorised = known < setting.memorised_by and others_then <= MEMORISED
-    fails_without = measures[-1, 2] > guessing / 2
+    known, later = decay.first(TRAIN, KNOWN), decay.first(TEST, GENERALISED)
+    test_then = decay.log[decay.log[:, 0] <= known, TEST][-1]
+    test_loss, uniform = task.loss(inside.logits, held_out=True), math.log(task.p)
+    memorised = known < setting.memorised_by and test_then <= MEMORISED
+    fails_without = measures[-1, 2] > uniform / 2
     few_keys = len(inside.keys) <= 6 and inside.in_keys >= 0.9
     first = f"{KNOWN:.0%} of the training pairs before step {setting.memorised_by}"
-    control_fails = control.log[:, OTHERS].max() < NOT_GENERALISED
+    control_fails = control.log[:, TEST].max() < NOT_GENERALISED
     return {
-        f"it memorises first: {first}, and then at most {MEMORISED:.0%} of the held-out pairs": memorised,
-        "meanwhile its held-out loss is worse than guessing": decay.log[:, 2].max() > guessing,
-        f"it generalises much later: {GENERALISED:.0%} of the held-out pairs after more than 8 times as many "
+        f"it memorises first: {first}, with at most {MEMORISED:.0%} of the test pairs": memorised,
+        "meanwhile its test loss is worse than that of uniform predictions": decay.log[:, 2].max() > uniform,
+        f"it generalises much later: {GENERALISED:.0%} of the test pairs after more than 8 times as many "
         "steps": 8 * known < later < math.inf,
-        f"without weight decay it does not: in as many steps less than {NOT_GENERALISED:.0%} of the held-out "
-        "pairs": control_fails,
-        "at most 6 frequencies hold at least 90 % of the logits' variance": few_keys,
-        "with these alone its held-out loss is as low, or lower": measures[-1, 1] <= held_out_loss,
-        "without these it fails on its training pairs too: their loss is above half of ln p": fails_without,
+        f"without weight decay it does not: less than {NOT_GENERALISED:.0%} of the test pairs in as many "
+        "steps": control_fails,
+        "at most 6 frequencies have at least 90 % of the logits' variance": few_keys,
+        "with these alone (restricted) the test loss is as low, or lower": measures[-1, 1] <= test_loss,
+        "without these (excluded) the train loss is above half of ln p": fails_without,
     }

@@ -28,7 +28,7 @@ VOCABULARY, LENGTH, D_MODEL, HEADS = 128, 85, 48, 4
 BEGIN = 0  # the first token of every row
 REPEATED, COPIES = 16, 3  # length and number of the repeated sequences in a row
 ROWS, STEPS, EVALUATE_EVERY = 128, 2000, 50
-SAID = 32  # length of the sequence that is repeated once in evaluation
+COPIED = 32  # length of the sequence that is repeated once in evaluation
 EVALUATED = 16  # evaluation rows
 SHOWN = 24  # length of the repeated sequence in the picture of two heads
 
@@ -47,7 +47,7 @@ def batch(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
 
 
 def evaluate(model: GPT, tokens: Array, tap: Tap = no_tap) -> tuple[float, float]:
-    """Nats a token in both copies r of rows [begin] r r, without the second copy's first token."""
+    """Losses, in nats per token, of both copies r in rows [begin] r r; the second without its first token."""
     logits = model(Tensor(tokens[:, :-1]), tap=tap).numpy().astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
     found = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
@@ -87,18 +87,19 @@ def fit(options: Options, layers: int) -> tuple[GPT, Array]:
             heads = np.stack([scores.previous_token, scores.induction]).reshape(-1).tolist()
             training.log.append((step.step, first, second, *heads))
             best = f"best induction score {scores.induction.max():.2f}"
-            options.say(f"first copy {first:.2f}, second {second:.2f}, {best}")
+            options.say(f"loss on the first copy {first:.2f}, the second {second:.2f}, {best}")
     training.save()
     return model, np.array(training.log)
 
 
 def heldout_rows(options: Options) -> Array:
-    """Held-out rows [begin] r r: (EVALUATED, 1 + 2 · SAID)."""
-    return repeated_tokens(EVALUATED, SAID, VOCABULARY, BEGIN, options.seed + 1)
+    """Held-out rows [begin] r r: (EVALUATED, 1 + 2 · COPIED)."""
+    return repeated_tokens(EVALUATED, COPIED, VOCABULARY, BEGIN, options.seed + 1)
 
 
 def scored(model: GPT, options: Options) -> HeadScores:
-    return head_scores(model, SAID, 4, BEGIN, options.seed + 2)
+    """Scores of all heads, on other random rows."""
+    return head_scores(model, COPIED, 4, BEGIN, options.seed + 2)
 
 
 def without(*heads: tuple[int, int]) -> Tap:
@@ -121,7 +122,7 @@ def run(options: Options) -> Report:
     writer, reader = np.unravel_index(reads.argmax(), reads.shape)
 
     def cost(*heads: tuple[int, int]) -> float:
-        """How much more the second copy costs without these heads."""
+        """The rise of the second copy's loss without these heads, in nats per token."""
         return evaluate(model, tokens, without(*heads))[1] - second
 
     inductive = [(1, int(head)) for head in np.flatnonzero(scores.induction[1] >= 0.5)]
@@ -142,7 +143,7 @@ def run(options: Options) -> Report:
     best_previous, follows = scores.previous_token[0].max(), scores.induction[1].max() >= 0.6
     needed, one_layer = cost_of_all >= 1, control_losses[1]
     readers = [f"read by 1.{head}" for head in range(HEADS)]
-    columns = ("head", "previous-token", "induction", "second copy costs more without it")
+    columns = ("head", "previous-token", "induction", "rise of the second copy's loss without it")
     return Report(
         [
             Table(("attention alone", "parameters", "loss, first copy", "second copy", "of ln V"), models),
@@ -151,13 +152,13 @@ def run(options: Options) -> Report:
         ],
         panels(log, control_log),
         {
-            "two layers learn to repeat: the second copy costs less than a quarter of ln V": repeats,
-            "and nothing else: the first copy costs ln V, within 3 %": abs(first / uniform - 1) < 0.03,
-            "a head of the first layer looks at the token before: score 0.5 or more": best_previous >= 0.5,
-            "a head of the second looks at the token after an earlier copy: score 0.6 or more": follows,
+            "two layers learn to repeat: the second copy's loss is below a quarter of ln V": repeats,
+            "and nothing else: the first copy's loss is ln V, within 3 %": abs(first / uniform - 1) < 0.03,
+            "a head of the first layer attends to the token before: score 0.5 or more": best_previous >= 0.5,
+            "a head of the second attends to the token after an earlier copy: score 0.6 or more": follows,
             "of all pairs of heads, two such heads have the highest K-composition": composed,
-            "without the induction heads (score 0.5 or more) the second copy costs a nat more": needed,
-            "one layer cannot: its second copy still costs 90 % of ln V": one_layer >= 0.9 * uniform,
+            "without the induction heads (score 0.5 or more) the second copy's loss rises by a nat": needed,
+            "one layer cannot: its loss on the second copy is still 90 % of ln V": one_layer >= 0.9 * uniform,
         },
         maps(model, tokens, scores, reads),
     )
@@ -173,8 +174,8 @@ def panels(log: Array, control: Array) -> list[Panel]:
     heads = [column_curve(f"0.{h}, previous token", log, 3 + h) for h in range(HEADS)]
     heads += [column_curve(f"1.{h}, induction", log, 3 + 3 * HEADS + h) for h in range(HEADS)]
     return [
-        Panel("random tokens, repeated", "step", "nats a token", copies),
-        Panel("heads", "step", "score", heads),
+        Panel("random tokens, repeated", "step", "nats per token", copies),
+        Panel("head scores", "step", "score", heads),
     ]
 
 

@@ -30,7 +30,7 @@ def run(options: Options) -> Report:
             twin.embed, twin.blocks, twin.ln_final = model.embed, model.blocks, model.ln_final
             beyond[name] = heldout(twin, 2 * CONTEXT)
     trained = {name: found.heldout for name, found in fits.items()}
-    rows = [(name, loss, beyond.get(name, "no such rows")) for name, loss in trained.items()]
+    rows = [(name, loss, beyond.get(name, "undefined")) for name, loss in trained.items()]
     less = trained["none"] > min(trained["learned"], trained["sinusoidal"])
     worse = all(beyond[name] > trained[name] for name in ("sinusoidal", SMALL))
     without_small = min(trained["none"], trained["sinusoidal"])

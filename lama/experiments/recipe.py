@@ -35,7 +35,7 @@ CHANGES: dict[str, tuple[Settings, ...]] = {
     "relu² without a gate": ({"gated": False, "activation": "relu2", "d_mlp": 512},),
     "float32": ({"precision": "float32"},),
 }
-"""The changes of the preset by name; of several, the best one counts."""
+"""The changes to the preset by name; where there are several, the best one counts."""
 
 
 @dataclass(frozen=True)

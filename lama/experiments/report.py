@@ -1,4 +1,4 @@
-"""Results of experiments: tables, curves, matrices and claims, as text, JSON, pictures and a page."""
+"""Results of experiments: tables, curves, matrices and claims, as text, JSON, pictures and a web page."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ class Options:
     folder: Path | None = None
     """The folder for the state of a resumable experiment, if it is to be saved."""
     watch: "Callable[[Iterable[Step], int, str], Iterable[Step]]" = lambda steps, total, label: steps
-    """Called with the steps of a training, their number and a label: may show progress or raise Stopped."""
+    """A function of a training's steps, their number and a label; it may show progress or raise Stopped."""
     say: Callable[[str], None] = lambda text: None
     """Called with measurements of a training other than its loss."""
 
@@ -67,7 +67,7 @@ class Curve:
 
 
 def column_curve(label: str, rows: "Sequence[Sequence[float]] | Array", column: int) -> Curve:
-    """One column of a table's or a log's rows over the first."""
+    """A curve of one column of some rows over their first column."""
     return Curve(label, [row[0] for row in rows], [row[column] for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""Interruptible training: a file has its state, from which it resumes exactly."""
+"""Interruptible training: it saves its state in a file, from which it resumes exactly."""
 
 import os
 import time
@@ -20,10 +20,10 @@ SECONDS = 15  # between two saves
 
 
 class Resumable:
-    """Iterates over a trainer's steps and saves its state with `log` and `snapshots`.
+    """Iterate over a trainer's steps, and save its state with `log` and `snapshots`.
 
-    Raises LamaError where NAME.safetensors in `options.folder` cannot be read or written, or belongs to
-    another training.
+    Raises LamaError if NAME.safetensors in `options.folder` cannot be read or written, or belongs to another
+    training.
     """
 
     def __init__(self, options: Options, name: str, trainer: Trainer, columns: int):
@@ -57,6 +57,7 @@ class Resumable:
         self.snapshots[self.trainer.step] = weights
 
     def save(self) -> None:
+        """Write the state to the file, if `options` name a folder. Raises LamaError."""
         if self.file is None:
             return
         arrays = {"step": np.array([self.trainer.step]), "log": np.array(self.log, np.float64)}

@@ -1,4 +1,4 @@
-"""Compare four scores of a query and a key, in searches and language models. Source: Luong et al. 2015."""
+"""Compare four scores of a query and a key, in a search task and on text. Source: Luong et al. 2015."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def flagged(rng: np.random.Generator, matching: bool) -> tuple[Array, Array]:
 
 
 def find(options: Options, similarity: str, matching: bool) -> float:
-    """The mean squared error in the last steps; guessing gives 1."""
+    """The mean squared error of the last 20 steps; without any search it is 1."""
     steps = options.steps or STEPS
     config = TrainingConfig(
         steps, ROWS, learning_rate=1e-2, warmup=steps // 10, weight_decay=0, seed=options.seed

@@ -25,7 +25,7 @@ VARIANTS = {
 def untrained(depth: int, seed: int, residual: bool, norm: str) -> GPT:
     """A GPT whose blocks' matrices start with variance 1 / d_in.
 
-    With GPT-2's, which are smaller, the signal would vanish without a stream and norms.
+    With GPT-2's smaller initial weights, the signal would vanish without residual stream and norms.
     """
     model = GPT(replace(shape(), n_layers=depth, residual=residual, norm=norm), seed)
     for name, p in get_state_dict(model).items():

@@ -29,7 +29,7 @@ def data() -> tuple[Array, Array, int]:
 
 
 def shape() -> GPTConfig:
-    """The models' config, of which each experiment replaces a part."""
+    """The config of the models; each experiment changes a part of it."""
     return GPTConfig(data()[2], CONTEXT, d_model=48, n_layers=2, n_heads=4, bias=False)
 
 
@@ -69,7 +69,7 @@ def frequencies() -> float:
 
 
 def smooth(losses: list[float]) -> list[float]:
-    """The mean of the ten losses before each to the ten after it, for curves."""
+    """Smooth a curve: the mean of each loss, the ten before it and the ten after it."""
     return [float(np.mean(losses[max(0, i - 10) : i + 11])) for i in range(len(losses))]
 
 

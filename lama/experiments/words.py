@@ -1,4 +1,4 @@
-"""Model Shakespeare's complete works in whole words and compare it with counting.
+"""Model Shakespeare's complete works in whole words, and compare with counts of words and pairs.
 
 Source: the last exercise of J. Hilton's curriculum, chapter 1.
 """
@@ -61,7 +61,7 @@ def counted(train: Array, heldout: Array, n: int) -> tuple[float, float]:
 def run(options: Options) -> Report:
     train, heldout, words = data()
     steps, n = options.steps or STEPS, len(words)
-    # Windows with the token after each, end to end: no token is in two of them.
+    # Adjacent windows of T + 1 tokens: no token is in two of them.
     starts = np.arange(len(train) // (T + 1)) * (T + 1)
     config = TrainingConfig(
         steps, BATCH, learning_rate=3e-3, warmup=min(100, steps // 2), dropout=0.1, seed=options.seed
@@ -80,7 +80,7 @@ def run(options: Options) -> Report:
     unigram, bigram = counted(train, heldout, n)
     said = [(text.strip(), continuation(model, text, words, options.seed)) for text in BEGINNINGS]
     read = take_windows(np.arange(len(train)), starts, T + 1)
-    guess = abs(before / math.log(n) - 1) < 0.02
+    uniform = abs(before / math.log(n) - 1) < 0.02
     counts = ("words and the characters between them", len(train), len(heldout), n)
     results = ("held-out text", before, unigram, bigram, after)
     return Report(
@@ -92,7 +92,7 @@ def run(options: Options) -> Report:
         [loss_panel({"transformer": TextFit(losses, after)}, unit="nats per word")],
         {
             "no two windows of the training share a token of the text": len(np.unique(read)) == read.size,
-            "untrained, it guesses: the loss is ln of the number of words, within 2 %": guess,
+            "untrained, it predicts all words equally: the loss is ln of their number, within 2 %": uniform,
             "trained, it is better than counting words and pairs of them": after < min(unigram, bigram),
         },
     )

@@ -14,7 +14,7 @@ from lama.tokenizers.chat_template import ChatTemplate, Message, check_messages,
 
 NO_TEMPLATE = (
     "the model must have a chat template for a conversation; got none in its files. "
-    "Take a model that was trained on conversations, or a plain template"
+    "Use a model that was trained on conversations, or a plain template"
 )
 
 
@@ -73,9 +73,9 @@ def chat(
 
 
 class Conversation:
-    """Turns of a user and a model. The cache holds them all: a turn costs its own tokens only.
+    """Turns of a user and a model. The cache holds them all: a turn costs only its own tokens.
 
-    `messages` may be changed between turns; what the cache holds of another beginning is then not used.
+    `messages` may be changed between turns; from the first change on, they are then computed again.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Conversation:
         options: Mapping[str, object] | None = None,
         context: int | None = None,
     ):
-        """`on_drop` gets the number of messages left out as the context is full; see `encode_chat`."""
+        """`on_drop` gets the number of messages dropped because the context is full; see `encode_chat`."""
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.sampling, self.max_new_tokens, self.seed = sampling, max_new_tokens, seed
         self.on_drop, self.on_whole, self.options = on_drop, on_whole, dict(options or {})
@@ -125,7 +125,7 @@ class Conversation:
 
     @property
     def context(self) -> int:
-        """Most tokens of the conversation."""
+        """The largest number of tokens of the conversation."""
         return self._engine.context
 
     def ids(self, add_generation_prompt: bool = True) -> list[int]:

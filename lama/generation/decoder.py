@@ -18,11 +18,10 @@ from lama.shapes import Array
 from lama.timing import timed
 
 SMALLEST_BUCKET = 16
-LONG = 2048  # tokens of a row from which on looking up small pages costs more than making large ones
+LONG = 2048  # tokens of a row from which on large memory pages are worth their making
 Result = Literal["last", "every", "none"]  # the tokens of each row that logits are computed for
-MOST_NUMBERS = (
-    1 << 28
-)  # in a row of the cache: a model may look at 131,072 tokens, which would take gigabytes
+# In a row of the cache: the context of a model may be 131,072 tokens, which would take gigabytes.
+MOST_NUMBERS = 1 << 28
 
 
 @runtime_checkable
@@ -38,7 +37,7 @@ def bucket(n: int, most: int) -> int:
 
 
 def context_of(model: CausalLM, context: int | None = None) -> int:
-    """Most tokens of a text that is generated: `context`, else the model's, or what MOST_NUMBERS allows.
+    """The largest number of tokens of a text: `context`, else the model's or what MOST_NUMBERS allows.
 
     Raises UsageError for a `context` above the model's context_length, or below 1.
     """
@@ -64,10 +63,11 @@ def rope_tables(model: CausalLM, length: int) -> dict[str, Tensor]:
 
 
 class Runner:
-    """A model and its cache: takes tokens, returns the logits after them.
+    """A model and its cache: feed tokens, and get the logits after them.
 
     Each row of the cache has its own tokens, and its numbers do not depend on the other rows. A step is
-    compiled once for each bucket of prompt lengths and for each of the `sizes` of a batch. Not thread-safe.
+    compiled once for each bucket of prompt lengths, and once for each of the `sizes` of a batch. Not
+    thread-safe.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Runner:
         context: int | None = None,
         sizes: Sequence[int] = (),
     ):
-        """`batch`: rows of the cache. `context`: most tokens of a row, by default those of `context_of`.
+        """`batch`: rows of the cache. `context`: largest number of tokens of a row, see `context_of`.
 
-        A single token is fed to as many rows as the smallest of `sizes` has that suffices, else to all of
-        them; results of the others are dropped. Raises UsageError for a context out of range.
+        Single tokens are fed to the smallest number of rows in `sizes` that suffices, else to all rows. The
+        results of the additional rows are dropped. Raises UsageError for a context out of range.
         """
         self.model, self.batch, self.jit, self.sizes = model, batch, jit, sorted(sizes)
         self.positions = np.zeros(batch, np.int32)
@@ -89,14 +89,14 @@ class Runner:
         self._weights = buffers(model)
         self.context = context_of(model, context)
         self.tokens = np.zeros((batch, self.context), np.int32)
-        """The tokens that each row holds; behind these, any."""
+        """The tokens that each row holds, followed by arbitrary ones."""
         with timed("the KV cache"):
             self.cache = model.new_cache(batch, self.context)
         self._steps: dict[tuple[Result, int, int], Step] = {}
         self._has_long_rows = False
 
     def fits(self, model: CausalLM, batch: int, jit: bool, context: int | None = None) -> bool:
-        """Whether this runner can be used: for the same weights too, whose buffers captured steps read."""
+        """Whether this runner can be reused; its steps read the weights' buffers, which must not differ."""
         same = self.model is model and self.batch == batch and self.jit == jit
         same = same and self.context == context_of(model, context)
         return same and self._weights == buffers(model)
@@ -111,18 +111,18 @@ class Runner:
         return self.feed(np.arange(self.batch), tokens.reshape(-1, 1))
 
     def feed(self, rows: Array, tokens: Array, result: Result = "last", counted: int | None = None) -> Array:
-        """Feed n different `rows`, (n,), more tokens, (n, T), behind those that they hold.
+        """Feed tokens (n, T) to n different `rows`, (n,), after the tokens that they hold.
 
-        Returns the logits after the last token, (n, vocab_size), or after every one, (n, T, vocab_size);
-        without logits, an array of no meaning. The context must hold them all. Only the first `counted` of
-        them, by default all, are then held. T is padded to a bucket, except with `counted`.
+        Returns the logits after the last token, (n, vocab_size), or after every token, (n, T, vocab_size);
+        for the result "none", a meaningless array. The tokens must fit the context. The rows then hold only
+        the first `counted` of them, by default all. T is padded to a bucket, except with `counted`.
         """
         (n, T), starts = tokens.shape, self.positions[rows]
         self.tokens[rows[:, None], starts[:, None] + np.arange(T)] = tokens
         size = bucket(T, self.context) if counted is None and T > 1 else T
-        # The padding of a bucket must lie in the context: near its end, tokens before these are fed again.
-        # Keys and values of the padding lie behind all tokens: later ones overwrite them before a query sees
-        # them. So do those of rows that are fed only to fill a batch.
+        # The padding of a bucket must fit the context: near its end, earlier tokens are fed again. Keys and
+        # values of the padding come after all tokens, and are overwritten before a query attends to them. So
+        # are those of rows that are fed only to fill a batch.
         wanted = next((b for b in self.sizes if b >= n), self.batch) if T == 1 else n
         is_other = np.ones(self.batch, bool)
         is_other[rows] = False
@@ -152,7 +152,7 @@ class Runner:
         return logits[places]
 
     def copy(self, source: int, target: int, n: int) -> None:
-        """Let row `target` hold the first n tokens of row `source`, and nothing else."""
+        """Replace the content of row `target` by the first n tokens of row `source`."""
         for part in self._host_cache():
             part[target, :, :n] = part[source, :, :n]
         self.tokens[target, :n] = self.tokens[source, :n]
@@ -168,14 +168,14 @@ class Runner:
         return np.stack([part[row, :, :n] for part in self._host_cache()])
 
     def restore(self, row: int, tokens: Array, prefix: Array) -> None:
-        """Let a row hold `tokens`, (n,), and nothing else, by what `prefix` returned for them."""
+        """Replace the content of a row by `tokens`, (n,), and what `prefix` returned for them."""
         for part, numbers in zip(self._host_cache(), prefix, strict=True):
             part[row, :, : len(tokens)] = numbers
         self.tokens[row, : len(tokens)] = tokens
         self.positions[row] = len(tokens)
 
     def digest(self) -> str:
-        """A name for all that the cache's numbers depend on: weights, lama's code, processor, mode."""
+        """A digest of all that the cache's numbers depend on: weights, lama's code, processor, mode."""
         found = hashlib.sha256(repr([code_digest(), self.model.config, self.context]).encode())
         found.update(constants_of(self.model).encode())
         for name, tensor in get_state_dict(self.model).items():
@@ -232,7 +232,7 @@ class Runner:
         rows: Tensor | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
-        """The logits after the places `last` of each row, or after all, (·, vocab_size)."""
+        """The logits at position `last` of each row, or at every position: (·, vocab_size)."""
         B, T = (int(n) for n in tokens.shape)
         x = self.model.hidden(tokens, self.cache.at(positions, rows)).reshape(B * T, -1)
         if result != "every" and T > 1:  # one place of each row

@@ -1,4 +1,4 @@
-"""Drafts of the next tokens without a model: what followed when the text last said the same."""
+"""Drafts of the next tokens without a model: those after an earlier occurrence of the text's end."""
 
 from collections.abc import Sequence
 

@@ -15,9 +15,9 @@ from lama.generation.sampling import GREEDY, Sampling, next_token
 from lama.models.protocol import CausalLM
 from lama.shapes import Array
 
-SCORED = 64  # tokens of a prompt at a time whose logits are computed
+SCORED = 64  # prompt tokens whose logits are computed at a time
 ALONE = 4  # chunks of a prompt at once, while no running request waits for its next token
-LEAST_SHARED = 16  # tokens of a prefix from which on it is copied rather than computed again
+LEAST_SHARED = 16  # tokens; a shorter prefix is computed again rather than copied
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Constraint(Protocol):
     """The tokens that may come next, such as those of valid JSON."""
 
     def allowed(self) -> Array:
-        """(vocab_size,) bool; where none is True, the text ends."""
+        """(vocab_size,) bool; if none is True, the text ends."""
 
     def accept(self, token: int) -> None:
         """Move to the state after `token`."""
@@ -56,7 +56,7 @@ class Request:
     """Numbers to add to the logits of some tokens."""
     constraint: Constraint | None = None
     engine: int = 0
-    """The one of several engines that is to answer."""
+    """The number of the engine that answers, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Engine:
         drafts: int = 0,
         store: PrefixStore | None = None,
     ):
-        """Only tokens below `vocab_size` (default: all of the model) are drawn.
+        """Only tokens below `vocab_size` (default: all of the model) are sampled.
 
-        With `reuse`, the longest prefix that any row of the cache holds is not computed again, and `spare`
-        more rows hold those of requests that have ended. At most `chunk` tokens of prompts are computed
-        between two steps of running requests; 0 for whole prompts. While one request runs, up to `drafts`
-        tokens are taken from an earlier repetition of its text and verified in one step. A `store` has
-        prefixes on disk, and gets those that rows give up.
+        With `reuse`, the longest prefix that any row of the cache holds is not computed again; `spare`
+        additional rows keep those of finished requests. At most `chunk` prompt tokens are computed between
+        two steps of running requests; 0 means whole prompts. While one request runs, up to `drafts` tokens
+        are copied from an earlier repetition in its text and verified in one step. A `store` keeps prefixes
+        on disk, and receives those that rows lose.
         """
         if rows < 1:
             raise UsageError(f"rows must be at least 1; got {rows}")
@@ -193,7 +193,7 @@ class Engine:
             feed(row, 1 + self.drafts, "every", 1)
 
     def forget(self) -> None:
-        """Count no row's tokens as held: what the cache has is not known."""
+        """Treat every row as empty: the content of the cache is unknown."""
         self.runner.positions[:] = 0
 
     def submit(self, request: Request) -> int:
@@ -216,7 +216,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Compute a part of the oldest prompts, or advance each running request; returns their events.
 
-        A request whose logits are not finite ends with the reason error; the others do not notice.
+        A request whose logits are not finite ends with the reason error; the others are not affected.
         """
         while self._waiting and len(self._running) < self.rows:
             self._start(self._waiting.popleft())
@@ -238,13 +238,13 @@ class Engine:
         return self._decode(decoding) if decoding else []
 
     def _start(self, row: _Row) -> None:
-        """Give a request a row of the cache, with as much of its text as is held anywhere."""
+        """Give a request a row of the cache, with the longest beginning of its text that is held anywhere."""
         runner, wanted = self.runner, np.array(row.tokens, np.int32)
         free = [place for place in range(runner.batch) if place not in self._running]
         place = oldest = min(free, key=lambda i: self._used[i])
         if self.reuse and row.request.prompt_logprobs is None and len(wanted) <= self.context:
             shared = [self._shared(i, wanted) for i in range(runner.batch)]
-            # Of equals, a free row that holds little else.
+            # Of rows that share as much, prefer a free one that holds little else.
             best = max(range(runner.batch), key=lambda i: (shared[i], i in free, -runner.positions[i]))
             if best in free and (best == oldest or 2 * shared[best] >= runner.positions[best]):
                 place, row.cached = best, shared[best]
@@ -261,7 +261,7 @@ class Engine:
             row.prompt_logprobs = [None]
 
     def _keep(self, place: int, n: int, wait: bool = False) -> None:
-        """Hand what a row holds to the store, if more than its first n tokens are given up."""
+        """Give a row's tokens to the store, if more than LEAST_SHARED after the first n would be lost."""
         held = int(self.runner.positions[place])
         tokens = self.runner.tokens[place, :held]
         if self.store is not None and held > n + LEAST_SHARED and self.store.lacks(tokens):
@@ -278,7 +278,7 @@ class Engine:
         return n
 
     def close(self) -> None:
-        """Hand what all rows hold to the store, and wait until it is written."""
+        """Give the tokens of all rows to the store, and wait until they are written."""
         if self.store is not None:
             for place in range(self.runner.batch):
                 self._keep(place, 0, wait=True)
@@ -346,7 +346,7 @@ class Engine:
         """The next token of a row, or the error that ends it."""
         try:
             event = self._next(place, row, logits[: self.vocab_size])
-        except Exception as error:  # of its constraint: the others go on
+        except Exception as error:  # of its constraint: the other requests continue
             known = isinstance(error, LamaError)
             what = str(error) if known else f"unexpected {type(error).__name__}: {first_line(error)}"
             event = Event(row.number, None, "error", error=what)
@@ -417,7 +417,7 @@ WINDOW = "set window=True"  # the advice in an error; the command line says --wi
 
 
 def check_prompt(tokens: Sequence[int], context: int, window: bool) -> None:
-    """Raises UsageError for a prompt that cannot be continued."""
+    """Raise UsageError for a prompt that cannot be continued."""
     if not tokens:
         raise UsageError("prompt must hold at least one token; got an empty prompt. Give some text")
     if len(tokens) > context and not window:

@@ -49,7 +49,7 @@ class Engines:
         self.engines[engine].cancel(number)
 
     def step(self) -> list[Event]:
-        """A step of the next engine that is busy; its events."""
+        """Run a step of the next busy engine. Returns its events."""
         for _ in self.engines:
             i, self._next = self._next, (self._next + 1) % len(self.engines)
             if self.engines[i].is_busy:
@@ -57,11 +57,11 @@ class Engines:
         return []
 
     def forget(self) -> None:
-        """Count no row's tokens as held."""
+        """Treat every row of the caches as empty."""
         for engine in self.engines:
             engine.forget()
 
     def close(self) -> None:
-        """Write what the caches are to keep."""
+        """Write the caches to their stores, if they have any."""
         for engine in self.engines:
             engine.close()

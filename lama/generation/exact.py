@@ -13,8 +13,8 @@ from lama.runtime.kernel import is_fast
 def exact_obstacle(model: CausalLM) -> str | None:
     """The reason why the last bits of a token's logits may depend on the batch or on its prompt's chunks.
 
-    None where they never do: every sum then runs in one order, whatever the number of rows, of new tokens and
-    of threads. That order depends on the model and the processor only.
+    None if they never do: every sum then has one order, whatever the number of rows, new tokens and threads.
+    That order depends only on the model and the processor.
     """
     weights = [layer.weight for layer in matrices_of(model).values()]
     tensors = [t for w in weights for t in (w.tensors() if isinstance(w, Quantized) else [w])]

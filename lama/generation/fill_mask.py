@@ -1,4 +1,4 @@
-"""Filling in the masked tokens of a text with a BERT."""
+"""Fill in the masked tokens of a text with a BERT."""
 
 import numpy as np
 from tinygrad import Tensor

@@ -1,4 +1,4 @@
-"""Prefixes on disk: keys and values of texts that were computed once, for the next time the server starts."""
+"""A store of prefixes on disk: keys and values of texts, kept for the next start of the server."""
 
 import hashlib
 import queue
@@ -15,8 +15,8 @@ from lama.files import quoted_path
 from lama.generation.decoder import Runner
 from lama.shapes import Array
 
-LEAST = 64  # tokens of a prefix that is worth a file
-AT_ONCE = 4  # prefixes that wait for being written; more are not kept
+LEAST = 64  # tokens; a shorter prefix is not worth a file
+AT_ONCE = 4  # prefixes that may wait to be written; more are dropped
 ENDING = ".safetensors"
 
 
@@ -27,11 +27,10 @@ class _Entry:
 
 
 class PrefixStore:
-    """A folder of prefixes, of at most `most` bytes; those that were not used for the longest go first.
+    """A folder of prefixes, of at most `most` bytes; the least recently used are removed first.
 
     A file holds the tokens, (n,) int32, and the cache's rows, (2 · n_layers, n_kv_heads, n, d_head), with
-    the SHA-256 of both. Its folder is named after all that the numbers depend on. One process at a time may
-    write.
+    the SHA-256 of both. Its folder is named by `Runner.digest`. One process at a time may write.
     """
 
     def __init__(self, folder: Path, runner: Runner, most: int):
@@ -53,7 +52,7 @@ class PrefixStore:
         self._writer.start()
 
     def longest(self, tokens: Array) -> tuple[int, "_Entry | None"]:
-        """The number of first tokens, fewer than all, that a file shares with a text, and which file."""
+        """The length of the longest prefix of a text, without its last token, in any file; that file."""
         with self._lock:
             lengths = [common(entry.tokens, tokens[:-1]) for entry in self._entries]
         best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
@@ -80,11 +79,11 @@ class PrefixStore:
         return rows[:, :, :n]
 
     def lacks(self, tokens: Array) -> bool:
-        """Whether a text is worth a file, and no file has it."""
+        """Whether a text is long enough for a file, and no file has it."""
         return len(tokens) >= LEAST and self.longest(np.append(tokens, 0))[0] < len(tokens)
 
     def keep(self, tokens: Array, rows: Array, wait: bool = False) -> None:
-        """Write a prefix soon; drop it where too many wait for that, unless told to `wait`."""
+        """Queue a prefix to be written. If the queue is full, it is dropped, unless told to `wait`."""
         with suppress(queue.Full):
             self._queue.put((tokens.copy(), rows), block=wait)
 
@@ -117,7 +116,7 @@ class PrefixStore:
             self._entries.append(_Entry(path, tokens))
 
     def _make_room(self, n: int) -> None:
-        """Remove the files that were not used for the longest, of other models too."""
+        """Remove the least recently used files, also those of other models, for n more bytes."""
         paths = sorted(self.folder.glob(f"*/*{ENDING}"), key=_age)
         sizes = {path: path.stat().st_size for path in paths}
         total, own = sum(sizes.values()) + n, {entry.path: entry for entry in self._entries}

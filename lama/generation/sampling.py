@@ -9,12 +9,12 @@ from lama.errors import UsageError
 from lama.shapes import Array
 
 BLOCK = 256  # probabilities that are summed first
-COLUMNS = 1024  # whose largest numbers bound the k largest of all
+COLUMNS = 1024  # their largest numbers bound the k largest of all
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Filters apply in the order of the fields, as in transformers.
+    """How the next token is sampled. Filters apply in the order of the fields, as in transformers.
 
     Raises UsageError for a value out of its range.
     """
@@ -30,9 +30,9 @@ class Sampling:
     min_p: float = 0.0
     """Keep tokens at least this share as likely as the most likely one. Source: Nguyen et al. 2024."""
     presence_penalty: float = 0.0
-    """Subtract this from the logits of new tokens that the text has already. Source: OpenAI's API."""
+    """Subtract this from the logits of tokens that were already generated. Source: OpenAI's API."""
     frequency_penalty: float = 0.0
-    """Subtract this from them for each time. Both count tokens that were generated, not the prompt's."""
+    """Subtract this for each time that a token was generated. Neither penalty counts the prompt's tokens."""
 
     def __post_init__(self) -> None:
         penalty = self.repetition_penalty
@@ -56,9 +56,9 @@ GREEDY = Sampling(temperature=0.0)
 def next_token(
     logits: Array, seen: Sequence[int], sampling: Sampling, rng: np.random.Generator, prompt: int = 0
 ) -> int:
-    """Draw one token from `logits` (vocab_size,); penalties apply to the tokens `seen`.
+    """Sample one token from `logits` (vocab_size,); penalties apply to the tokens `seen`.
 
-    The first `prompt` of these were given, not generated. Logits of -inf are never drawn.
+    The first `prompt` of these are the prompt's, not generated. A logit of -inf is never sampled.
     """
     logits = penalised(logits, seen, sampling, prompt)
     if sampling.temperature == 0:
@@ -98,7 +98,7 @@ def penalised(logits: Array, seen: Sequence[int], sampling: Sampling, prompt: in
 
 
 def probabilities(logits: Array, sampling: Sampling) -> Array:
-    """The distribution to draw from: (vocab_size,) float64, with zeros for the tokens filtered out."""
+    """The distribution to sample from: (vocab_size,) float64, with zeros for the tokens filtered out."""
     tokens, p = _distribution(logits, sampling)
     if tokens is None:
         return p / p.sum()

@@ -17,7 +17,7 @@ from lama.runtime.capture import CapturedStep, InputBuffer
 from lama.shapes import Array
 
 EXTRA = 50
-"""Most tokens that a target has more than its source. Source: Vaswani et al. 2017, section 6.1."""
+"""Largest excess of a target over its source, in tokens. Source: Vaswani et al. 2017, section 6.1."""
 BATCH = 64  # sources at a time
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -31,7 +31,7 @@ class Hypothesis:
     log_probability: float
     """Log-probability of the tokens, and of the end if it has ended, in nats."""
     ended: bool
-    """Whether it ends with the end token; otherwise there was no room for more."""
+    """Whether it ends with the end token, and not because there was no room for more."""
 
     def score(self, alpha: float) -> float:
         """log P / ((5 + n) / 6)^α for n tokens with the end's. Source: Wu et al. 2016, equation 14."""
@@ -101,14 +101,14 @@ class PairDecoder:
 
 
 class Searcher:
-    """Searches targets for sources, token ids that end in the model's end token. It keeps its decoders."""
+    """Search for targets of sources, token ids that end in the model's end token. Keeps its decoders."""
 
     def __init__(self, model: Transformer):
         self.model = model
         self._decoders: dict[tuple[int, int, int], PairDecoder] = {}
 
     def greedy(self, sources: Sequence[Sequence[int]], extra: int = EXTRA) -> list[Hypothesis]:
-        """Targets of the most likely tokens, to the end token or `extra` tokens more than the source has."""
+        """Targets of the most likely tokens, up to the end token or `extra` tokens longer than the source."""
         c, n = self.model.config, len(sources)
         decoder, limits = self.started(sources, 1, extra)
         targets: list[list[int]] = [[] for _ in range(n)]
@@ -240,16 +240,16 @@ def share_exact(found: Sequence[Hypothesis], targets: Sequence[Sequence[int]]) -
 
 @dataclass(frozen=True)
 class PairScore:
-    """Scores of a model on pairs: the loss, and three shares of targets that are right to their end."""
+    """Scores of a model on pairs: the loss, and three shares of exact targets."""
 
     loss: float
     """Nats per token, given the true target before it."""
     forced: float
-    """Share right given the true target, in one pass (teacher forcing)."""
+    """Share of exact targets given the true tokens, in one pass (teacher forcing)."""
     prefixes: float
-    """Share right given the true target, token by token through the caches."""
+    """Share of exact targets given the true tokens, token by token through the caches."""
     own: float
-    """Share right given the model's own tokens."""
+    """Share of exact targets given the model's own tokens."""
     answers: list[Hypothesis]
     """The model's own targets."""
 

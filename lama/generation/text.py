@@ -14,7 +14,7 @@ from lama.tokenizers import StreamDecoder, Tokenizer
 
 
 class Generation:
-    """One continuation of one prompt: iterate for pieces of text as they come, or take `str()` of it.
+    """One continuation of one prompt: iterate for pieces of text as they are ready, or call `str()`.
 
     After the last piece `finish_reason` is "stop" (an end token or a stop string), "length" (max_new_tokens)
     or "context" (the context is full).
@@ -73,7 +73,7 @@ class TextStream:
         self._decoder, self._stop, self._pending = StreamDecoder(tokenizer), tuple(stop), ""
 
     def push(self, token: int) -> str:
-        """The text that can be shown after this token, behind that of earlier ones."""
+        """The new text that can be shown after this token."""
         return self._ready(self._decoder.push(token))
 
     def flush(self) -> str:
@@ -86,7 +86,7 @@ class TextStream:
 
 
 def split_at_stop(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
-    """(text to show, rest in which a stop string may begin, whether one was found).
+    """(text to show, rest that may begin a stop string, whether a stop string was found).
 
     `split_at_stop("so it ends.\\n", ("\\n\\n",))` is `("so it ends.", "\\n", False)`. With `last` there is no
     rest.
@@ -126,9 +126,9 @@ def generate(
         print(lama.generate(model, tokenizer, "How can entropy be reversed?", max_new_tokens=50))
 
     The arguments from `temperature` to `frequency_penalty` are those of `Sampling`; `window` and `on_slide`
-    those of `generate_tokens`. `context` is the most tokens that the model looks at, by default as many as it
-    can, in a cache of up to 2^28 numbers. Text ends at the tokenizer's end of text, at the model's
-    `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
+    those of `generate_tokens`. `context` is the largest number of tokens that the model attends to: by
+    default the model's own, limited to a cache of 2^28 numbers. Text ends at the tokenizer's end of text, at
+    the model's `end_tokens`, and before the first of the `stop` strings, one or several. Raises LamaError.
     """
     sampling = Sampling(
         repetition_penalty, temperature, top_k, top_p, min_p, presence_penalty, frequency_penalty

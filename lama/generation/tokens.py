@@ -55,12 +55,12 @@ def generate_tokens(
     on_slide: Callable[[int], None] = lambda kept: None,
     jit: bool = True,
 ) -> Iterator[list[int | None]]:
-    """Continue each prompt, a list of token ids. Yields a list a step: each row's token, None after its end.
+    """Continue each prompt, a list of token ids. Each step yields every row's token, None after its end.
 
     A row ends with `max_new_tokens`, `end_of_text` (one token or several, also yielded) or a full context.
     Its tokens are those it would get alone: each row has its own stream of random numbers from `seed`.
 
-    Only tokens below `vocab_size` (default: the model's) are drawn, as models may have more rows than their
+    Only tokens below `vocab_size` (default: the model's) are sampled, as models may have more rows than their
     tokenizer has tokens. With `window`, a full context drops its older half and continues, and `on_slide`
     gets the number of tokens kept. A longer prompt is cut as if it had been fed token by token. Raises
     LamaError for an empty prompt, one that does not fit or has unknown ids, or logits that are not finite.
@@ -80,7 +80,7 @@ def generate_tokens(
         }
         texts: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
-        n = 0  # steps that were yielded
+        n = 0  # steps yielded so far
         while engine.is_busy:
             for event in engine.step():
                 row = rows[event.request]
@@ -96,14 +96,14 @@ def generate_tokens(
 
 
 def without_error(event: Event) -> Event:
-    """The event. Raises LamaError for one that says that its request failed."""
+    """Return the event. Raises LamaError if its request failed."""
     if event.error is not None:
         raise LamaError(event.error)
     return event
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], context: int, window: bool) -> None:
-    """Raises UsageError for prompts that cannot be continued."""
+    """Raise UsageError for prompts that cannot be continued."""
     if not prompts:
         raise UsageError("prompts must hold at least one prompt; got none")
     for prompt in prompts:

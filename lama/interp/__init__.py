@@ -1,7 +1,7 @@
-"""Inspect models: results as arrays and strings. The names here need no import of tinygrad."""
+"""Inspect models. Results are arrays and strings. The constants in this file need no import of tinygrad."""
 
 ATTENTION_KINDS = ("self", "encoder", "decoder", "cross")
-"""Self-attention of a model with one stack; the three of an encoder-decoder."""
+"""Kinds of attention: that of a model with one stack, and the three of an encoder-decoder."""
 
 MEASURES = ("mass", "mul", "abs")
 """Ways to compare a pattern with a target; see `lama.interp.heads.match`."""

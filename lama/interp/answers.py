@@ -6,9 +6,9 @@ from lama.tokenizers import Tokenizer, encode_inside
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int:
-    """The one token that spells this text; where that takes several, the one that spells ` text`.
+    """The token that spells this text or, if that takes several tokens, the one that spells ` text`.
 
-    Raises LamaError, naming the tokens that it splits into.
+    Raises LamaError, naming the tokens of the text, if neither is one token.
     """
     if not text:
         raise LamaError("an answer must be one token; got nothing")

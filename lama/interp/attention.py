@@ -24,9 +24,9 @@ from lama.tokenizers import Tokenizer
 SELF, ENCODER, DECODER, CROSS = ATTENTION_KINDS
 SHADES = " .:-=+*#%@"
 TALLEST = 10  # letters of a label above a column
-LABELLED = 25  # panels at most
+LABELLED = 25  # most panels that have labels
 STRONGEST = 3
-MOMENTS = 5  # of a training, side by side
+MOMENTS = 5  # steps of a training shown in a row
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Attention:
     k: Array
     """(n_layers, H, S, d_head)."""
     scale: float | list[float] | None
-    """A score is q · k times this, or times a layer's item; None if scores are not such products."""
+    """The factor of q · k in a score, or a list with each layer's; None for other scores."""
     causal: bool
-    """True if no query looks at later keys."""
+    """True if no query attends to later keys."""
 
 
 def attention_of(
@@ -56,8 +56,8 @@ def attention_of(
     """Run a model on `tokens` (see `lama.data.inputs`); returns its attention by kind.
 
     An encoder-decoder reads `tokens` and writes `target`, ids without begin and end. Row t of its decoder's
-    patterns predicts token t; the last row predicts the end. Raises LamaError without tokens, for more than
-    fit the context, and for a model without attention.
+    patterns predicts token t; the last row predicts the end. Raises LamaError for no tokens, more than the
+    context holds, and a model without attention.
     """
     sites = model.attention_sites()
     if not sites:
@@ -79,7 +79,7 @@ def attention_of(
     Tensor.realize(*record.values())
 
     def recorded(site: AttentionSite, part: str) -> Array:
-        """The factors of scores: after rotary positions, and keys for each head of queries."""
+        """Queries or keys as they enter the scores: rotated, and with keys repeated for each query head."""
         values = [record.get(f"{name}.rot_{part}", record[f"{name}.{part}"]) for name in site.names]
         found = np.stack([value.float().numpy()[0] for value in values])
         return found.repeat(site.modules[0].n_heads // found.shape[1], axis=1)
@@ -92,7 +92,7 @@ def attention_of(
 
 
 def _scale(site: AttentionSite) -> float | list[float] | None:
-    """One scale if all layers share it, else a list; None if there are none."""
+    """One scale if all layers share it, else a list; None without scales."""
     each = (scale_of(module.similarity, module.d_head) for module in site.modules)
     scales = [scale for scale in each if scale is not None]
     return scales if len(set(scales)) > 1 else next(iter(scales), None)
@@ -122,9 +122,9 @@ def chosen_heads(
 
 
 def panels(attention: Attention, heads: Sequence[tuple[int, int]]) -> list[HeatMap]:
-    """A heat map for each of the heads; without labels for more than LABELLED of them."""
+    """A heat map for each of the heads; more than LABELLED of them have no labels."""
     many = len({layer for layer, _ in heads}) > 1 and len({head for _, head in heads}) > 1
-    labels = attention.queries, attention.keys, "written" if attention.kind == CROSS else "token"
+    labels = attention.queries, attention.keys, "output" if attention.kind == CROSS else "token"
     found = []
     for layer, head in heads:
         title = f"{layer}.{head}" if many else f"layer {layer}, head {head}"

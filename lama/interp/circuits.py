@@ -1,4 +1,4 @@
-"""A GPT's weights by head: a head scores x W_Q W_Kᵀ yᵀ and adds y W_V W_O to the stream.
+"""A GPT's weights by head: a head's score is x W_Q W_Kᵀ yᵀ; it adds y W_V W_O to the residual stream.
 
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
@@ -33,10 +33,10 @@ class HeadWeights:
 def head_weights(model: GPT) -> HeadWeights:
     """The weights with the linear part of each norm folded in, without biases.
 
-    Of a norm only the division by the standard deviation is not linear: mean and gain are folded into the
-    matrices that read from it. The mean of the heads' outputs is subtracted, since no LayerNorm lets it
-    through. Rotary positions and norms of queries and keys are left out; a head of keys and values stands for
-    each head of queries that reads it. Raises LamaError as `check_linear` does.
+    Only a norm's division by the standard deviation is not linear: its mean and gain are folded into the
+    matrices that read its output. The mean of the heads' outputs is subtracted, since LayerNorm removes it.
+    Rotary positions and QK-norm are left out. A key-value head is repeated for each query head that reads it.
+    Raises LamaError as `check_linear` does.
     """
     check_linear(model)
     refuse_adapter(model, "for its heads' weights")
@@ -54,18 +54,18 @@ def embedding_matrix(model: GPT) -> Array:
 
 
 def unembedding_matrix(model: GPT) -> Array:
-    """W_U (d_model, vocab_size) with the final norm folded in; the logits' mean, without effect, is 0."""
+    """W_U (d_model, vocab_size) with the final norm folded in. The mean of the logits is set to 0."""
     weight = array(model.embed.weight if model.unembed is None else model.unembed.weight).T
     return _read(weight - weight.mean(1, keepdims=True), model.ln_final)
 
 
 def is_linear(model: GPT) -> bool:
-    """Whether the heads' outputs add up in the stream: not with norm=post or without residuals."""
+    """Whether the heads' outputs add up in the residual stream: norm=post and residual=False prevent it."""
     return model.config.norm != "post" and model.config.residual
 
 
 def check_linear(model: GPT) -> None:
-    """Raises LamaError for a model that is not linear."""
+    """Raise LamaError for a model that is not linear in the sense of `is_linear`."""
     if not is_linear(model):
         got = "norm=post" if model.config.norm == "post" else "residual=False"
         rule = "heads' outputs must add up in the stream, which needs norm pre or none and residual=True"
@@ -73,13 +73,13 @@ def check_linear(model: GPT) -> None:
 
 
 def check_layers(model: GPT) -> None:
-    """Raises LamaError for a model without layers."""
+    """Raise LamaError for a model without layers."""
     if model.config.n_layers == 0:
         raise LamaError("the model must have layers; got n_layers=0")
 
 
 def check_answers(model: GPT, *answers: int | None) -> None:
-    """Raises LamaError for a token beyond the model's: a tokenizer may have more."""
+    """Raise LamaError for a token that the model lacks: a tokenizer may have more tokens."""
     last = model.config.vocab_size - 1
     for answer in answers:
         if answer is not None and not 0 <= answer <= last:

@@ -1,4 +1,4 @@
-"""Measure how much cross-attention goes to the right parts of the source."""
+"""Measure how much of the cross-attention is on the part of the source that has the answer."""
 
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ def cross_patterns(model: Transformer, data: PairData) -> Array:
 def focus(patterns: Array, fields: Sequence[Fields]) -> Array:
     """Mean share of attention from each field's target tokens to its source tokens: (n_layers, H).
 
-    `fields[b]` has the token ranges of pair b. A head that looks at all of n tokens alike has a share of the
-    field's length / n.
+    `fields[b]` has the token ranges (target, source) of pair b. A head that attends to all n tokens equally
+    has a share of len(source) / n.
     """
     total, rows = np.zeros((patterns.shape[0], patterns.shape[2])), 0
     for b, pair in enumerate(fields):

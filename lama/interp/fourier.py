@@ -1,7 +1,7 @@
 """Fourier analysis of addition modulo an odd p: models represent a and b by waves of a few frequencies.
 
-Frequency k = 1 ... (p − 1) / 2 stands for cos(2πk·x / p) and sin(2πk·x / p). Arrays (p, p, ...) run over all
-pairs (a, b). Source: Nanda et al. 2023.
+Frequency k = 1 ... (p − 1) / 2 has the waves cos(2πk·x / p) and sin(2πk·x / p). Arrays (p, p, ...) run over
+all pairs (a, b). Source: Nanda et al. 2023.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def fourier_basis(p: int) -> Array:
 
 
 def spectrum(matrix: Array) -> Array:
-    """Share of each frequency, ((p − 1) / 2,), in a matrix (p, d) without the mean of its rows."""
+    """Share of each frequency, ((p − 1) / 2,), in the squares of a matrix (p, d) minus its mean row."""
     energy = _energy((fourier_basis(len(matrix)) @ matrix)[1:])
     return energy / energy.sum()
 
@@ -40,7 +40,7 @@ def sum_spectrum(logits: Array) -> Array:
 
 
 def centre(logits: Array) -> Array:
-    """Subtract each answer's mean over all pairs and each pair's over all answers from logits (p, p, n)."""
+    """Subtract from logits (p, p, n) each answer's mean over the pairs, and each pair's over the answers."""
     logits = logits - logits.mean((0, 1))
     return logits - logits.mean(2, keepdims=True)
 

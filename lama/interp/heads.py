@@ -73,12 +73,12 @@ def copying_score(model: GPT) -> Array:
 
 
 def composition(model: GPT, kind: str) -> Array:
-    """How much a head reads of an earlier head's output: [layer, head, later layer, its head], else 0.
+    """How much a head reads of an earlier head's output: (n_layers, H, n_layers, H), the earlier one first.
 
     ‖A B‖ / (‖A‖ ‖B‖) in Frobenius norms, with A = W_V W_O of the first head and B of the later one, by
-    `kind`: "q" W_Q W_Kᵀ, "k" its transpose, "v" W_V W_O. Two random heads have about 1 / √d_model. Source:
-    Elhage et al. 2021. Raises ValueError for another kind, LamaError as `check_linear` or for q and k where
-    scores are not their products.
+    `kind`: "q" W_Q W_Kᵀ, "k" its transpose, "v" W_V W_O. Two random heads have about 1 / √d_model. The score
+    is 0 unless the second head is in a later layer. Source: Elhage et al. 2021. Raises ValueError for another
+    kind, LamaError as `check_linear` does, and for q and k if scores are not their products.
     """
     if kind not in COMPOSITIONS:
         raise ValueError(f"kind must be one of {', '.join(COMPOSITIONS)}; got {kind!r}")
@@ -118,7 +118,7 @@ class HeadScores:
     duplicate_token: Array
     induction: Array
     copying: Array | None
-    """None where outputs do not add up in the stream."""
+    """None if heads' outputs do not add up in the residual stream."""
 
 
 def head_scores(
@@ -132,8 +132,8 @@ def head_scores(
 ) -> HeadScores:
     """Mean scores of all heads over `n` rows [begin] r r of `length` random tokens r.
 
-    Tokens are below `vocab_size`, by default the model's. Raises ValueError where [begin] r r do not fit into
-    the context, LamaError for a model without layers.
+    Tokens are below `vocab_size`, by default the model's. Raises ValueError if [begin] r r do not fit the
+    context, LamaError for a model without layers.
     """
     check_layers(model)
     known = min(vocab_size or model.config.vocab_size, model.config.vocab_size)

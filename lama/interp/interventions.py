@@ -1,4 +1,4 @@
-"""Activation patching and ablation of a GPT, many runs at a time as rows of a batch."""
+"""Activation patching and ablation of a GPT. The runs are rows of a batch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ RUNS = 16  # in a batch at most: enough for the kernels, few enough to show prog
 
 
 def no_progress(batches: Iterable[int], total: int, label: str) -> Iterable[int]:
+    """The default WatchBatches."""
     return batches
 
 
@@ -50,9 +51,9 @@ def patch(
     site: str = "resid_pre",
     watch: WatchBatches = no_progress,
 ) -> Patching:
-    """Run the corrupted tokens with one activation at a time from the run on the clean tokens.
+    """Run the corrupted tokens, each time with one activation replaced by that of the clean tokens.
 
-    There is one run for each layer and position, or for each head at all positions with the site z. Source:
+    There is one run for each layer and position; with the site z, for each head at all positions. Source:
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.1. Raises UsageError for
     an unknown site, LamaError for prompts of different lengths or with the same logit difference, and for a
     model without layers.
@@ -124,8 +125,8 @@ def ablate(
 ) -> Ablation:
     """Run the tokens once for each removal, with its heads' outputs z and its neurons set to 0.
 
-    With `mean` they are set to their mean over the tokens. Raises LamaError as `check_removal` and for a
-    model without layers.
+    With `mean` they are set to their mean over the tokens. Raises LamaError as `check_removal` does, and for
+    a model without layers.
     """
     check_layers(model)
     for removal in removals:
@@ -160,7 +161,7 @@ def ablate(
 
 
 def check_removal(model: GPT, removal: Removal) -> None:
-    """Raises LamaError, listing the choices, for an unknown layer, head or neuron."""
+    """Raise LamaError, listing the choices, for an unknown layer, head or neuron."""
     c = model.config
     for what, members, most in (("head", removal.heads, c.n_heads), ("neuron", removal.neurons, c.d_mlp)):
         for layer, i in members:
@@ -201,9 +202,9 @@ def patched_runs(
 ) -> list[Array]:
     """Run the tokens once for each row of the masks, with activations replaced; `read` the final stream.
 
-    By an activation's name in a block, `values` are the replacements (n_layers, 1, ...), and masks choose
-    positions: (N, n_layers, T), for attn.z heads: (N, n_layers, H), for mlp.post neurons: (N, n_layers,
-    d_mlp). `floats` is the size of one run's logits.
+    `values` and `masks` have an item for each activation's name in a block. Values are the replacements
+    (n_layers, 1, ...). Masks choose positions (N, n_layers, T); heads (N, n_layers, H) of attn.z; neurons
+    (N, n_layers, d_mlp) of mlp.post. `floats` is the size of one run's logits.
     """
     c, T, device = model.config, len(tokens), str(model.embed.weight.device)
     row = as_tokens(tokens).to(device).realize()
@@ -226,7 +227,7 @@ def patched_runs(
         return [part.contiguous().realize() for part in read(x)]
 
     captured, inputs = CapturedStep(step), [InputBuffer(device) for _ in masks]
-    # The last batch is filled up with runs that replace nothing.
+    # The last batch is completed by runs that replace nothing.
     filled = [np.concatenate([mask, np.zeros_like(mask[: -n % size])]) for mask in masks.values()]
     found: list[list[Array]] = []
     for start in watch(range(0, n, size), -(-n // size), label):

@@ -1,4 +1,4 @@
-"""Readable labels of tokens, white space and parts of characters included."""
+"""Readable labels of tokens, also of white space and of parts of characters."""
 
 from collections.abc import Iterable
 from typing import SupportsInt
@@ -11,9 +11,9 @@ PAIR_LABELS = {PairTokenizer.pad: "<pad>", PairTokenizer.begin: "<begin>", PairT
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[SupportsInt]) -> list[str]:
-    """A label for each token: `·the` for ` the`, `↵` for a line's end, `\\xc3` for the first byte of `é`.
+    """A label for each token: `·the` for ` the`, `↵` for a line break, `\\xc3` for the first byte of `é`.
 
-    WordPiece tokens keep their spelling. A row of the model without a token is shown by its id, `<50300>`.
+    WordPiece tokens keep their spelling. An id without a token is shown as `<50300>`.
     """
     return [_label(tokenizer, int(token)) or f"<{int(token)}>" for token in ids]
 

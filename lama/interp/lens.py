@@ -1,4 +1,4 @@
-"""Logit lens and direct logit attribution: predictions after each layer, and each part's share in them."""
+"""Logit lens and direct logit attribution: predictions after each layer, and what each part adds to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Lens:
 
 
 def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: int = 5) -> Lens:
-    """Apply the final norm (if any) and the unembedding to the stream of each stage.
+    """Apply the final norm (if any) and the unembedding to the residual stream at each stage.
 
     The default answer is the likeliest next token. Raises LamaError for an unknown id. Source: nostalgebraist
     2020, "interpreting GPT: the logit lens".
@@ -60,17 +60,17 @@ def logit_lens(model: GPT, tokens: Sequence[int], answer: int | None = None, k: 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Each part's share in an answer's logit above another token's, or above the mean of all."""
+    """Contributions of all parts to an answer's logit, above another token's or above the mean of all."""
 
     difference: float
     """The difference in the model's logits, before a soft cap: the sum of the parts."""
     parts: dict[str, float]
-    """Shares by name: embed, pos_embed, blocks.0.attn_out, blocks.0.mlp_out, ..., ln_final.bias.
+    """Contributions by name: embed, pos_embed, blocks.0.attn_out, blocks.0.mlp_out, ..., ln_final.bias.
 
     `rounding` is the effect of rounded activations before a quantised unembedding.
     """
     heads: Array
-    """(n_layers, H): each head's share in its layer's attn_out; the rest is that of the output's bias."""
+    """(n_layers, H): what each head adds of its layer's attn_out; the output's bias adds the rest."""
 
 
 def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | None = None) -> Attribution:
@@ -78,7 +78,7 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
 
     Each part of the final stream passes through the final norm, which divides by the standard deviation of
     the whole stream, and the unembedding. Source: Elhage et al. 2021; TransformerLens, `logit_attrs`. Raises
-    LamaError as `check_linear` and `check_answers`.
+    LamaError as `check_linear` and `check_answers` do.
     """
     check_linear(model)
     check_answers(model, answer, against)
@@ -110,7 +110,7 @@ def attribute(model: GPT, tokens: Sequence[int], answer: int, against: int | Non
 def _read_out(
     model: GPT, answer: int, against: int | None, stream: Array
 ) -> tuple[Array, float, float | None]:
-    """(direction, bias, rounding) of the difference, to which a part (d_model,) adds part @ direction."""
+    """(direction, bias, rounding): a part (d_model,) of the stream adds part @ direction to the logit."""
     parameter = model.embed.weight if model.unembed is None else model.unembed.weight
     weight = array(parameter).astype(np.float64)  # (vocab_size, d_model)
     direction = weight[answer] - (weight.mean(0) if against is None else weight[against])
@@ -126,7 +126,7 @@ def _read_out(
 
 
 def _through_norm(norm: Norm, stream: Array, direction: Array) -> tuple[Array, Array, Array]:
-    """The normalised stream, the norm's bias, and the direction that reads a part of it as the norm does."""
+    """The normalised stream, the norm's bias, and the direction for parts of the stream before the norm."""
     ones = np.ones(len(stream))
     centred = isinstance(norm, LayerNorm)
     spread = stream.var() if centred else (stream * stream).mean()
@@ -139,7 +139,7 @@ def _through_norm(norm: Norm, stream: Array, direction: Array) -> tuple[Array, A
 
 
 def _through_output_norm(block: Block, direction: Array, z: Array) -> Array:
-    """The direction that reads attention's output before the norm that a block may put behind it."""
+    """The direction for attention's output z, before the norm that some blocks apply to it."""
     norm = {"output": block.ln1, "sandwich": block.ln1_post}.get(block.order)
     if norm is None:
         return direction
@@ -150,11 +150,11 @@ def _through_output_norm(block: Block, direction: Array, z: Array) -> Array:
 
 
 def _uncapped(logits: Array, cap: float) -> Array:
-    """Logits before a soft cap, which would not be linear."""
+    """The logits before the soft cap, which is not linear."""
     return cap * np.arctanh(logits / cap) if cap else logits
 
 
 def _as_multiplied(x: Array, weight: Tensor | Quantized) -> Array:
-    """x (d,) as it enters a product with this weight: rounded before a quantised one."""
+    """x (d,) as it enters a product with this weight: a quantised weight may round its input."""
     rounds = isinstance(weight, Quantized) and weight.rounds
     return round_activations(Tensor(x.astype(np.float32))).numpy() if rounds else x

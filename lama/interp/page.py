@@ -33,8 +33,7 @@ NAMES = {
     CROSS: "decoder to encoder",
 }
 OFFLINE = (
-    "Weights are rounded to 1/65,535. Nothing is loaded from anywhere: the file can be copied, sent and "
-    "opened offline."
+    "Weights are rounded to 1/65,535. The file loads nothing else: it can be copied, sent and opened offline."
 )
 ROUNDED = (
     f"{OFFLINE} The components of queries and keys are rounded to 1/127 of each vector's largest; the neuron "
@@ -85,7 +84,7 @@ def training_page(
     recorded = {"steps": [*steps], "losses": [*losses], "heads": [*heads], "labels": [*labels]}
     meta = {"kinds": [], "recorded": recorded, "start": {"view": "training"}, "notes": OFFLINE}
     chunks = {"r": packed_weights(patterns.reshape(-1, *patterns.shape[2:]), causal=True)}
-    return page("Attention while learning", about, text, meta, chunks)
+    return page("Attention during training", about, text, meta, chunks)
 
 
 def check_size(size: int, advice: str) -> None:
@@ -113,7 +112,7 @@ def _about(each: Attention) -> Meta:
 def packed_weights(patterns: Array, causal: bool) -> bytes:
     """Patterns (n, T, S) as 16-bit numbers by row: all high bytes, then all low bytes.
 
-    Causal patterns leave out the keys ahead of each query.
+    Causal patterns leave out the keys after each query.
     """
     numbers = np.rint(patterns * ONE).astype(">u2")
     numbers = numbers[:, np.tri(*numbers.shape[1:]) > 0] if causal else numbers

@@ -1,4 +1,4 @@
-"""Draw matrices as heat maps, one or a grid of them, as the bytes of a picture."""
+"""Draw matrices as heat maps, alone or in a grid. The result is the bytes of a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 SEQUENTIAL, DIVERGING, MISSING = "Blues", "RdBu_r", "#dddddd"
-LARGEST, LETTER = 8.0, 0.57  # points; about a letter's width as a share of its height
-LEAST_POINTS = 3.5  # smaller labels cannot be read: some are left out instead
-# Inches: above a panel, beside an axis, between panels, of a colour bar.
+LARGEST, LETTER = 8.0, 0.57  # font size in points; a letter's width as a share of its height
+LEAST_POINTS = 3.5  # smaller labels are unreadable: some are left out instead
+# Inches for a panel's title, an axis's name, the gap between panels, and a colour bar.
 TITLE, NAME, GAP, BAR = 0.24, 0.22, 0.14, 0.72
 
 
@@ -47,7 +47,7 @@ class HeatMap:
     high: float | None = None
     """The value of the darkest colour; by default the largest."""
     unit: str = ""
-    """The unit, written beside the colour bar."""
+    """The unit, shown next to the colour bar."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.values)
@@ -70,8 +70,8 @@ class HeatMap:
 def heat_maps(panels: Sequence[HeatMap], kind: str = "png", columns: int | None = None) -> bytes:
     """Draw panels in a grid, `columns` wide (default: about square), as a png or svg.
 
-    Labels that all panels share are written once, at the left and at the bottom; panels of one scale share a
-    colour bar. Raises LamaError where matplotlib is not installed, ValueError without panels.
+    Labels that all panels share are written once, at the left and at the bottom. Panels with the same scale
+    share a colour bar. Raises LamaError without matplotlib, ValueError without panels.
     """
     if not panels:
         raise ValueError("heat_maps must be given at least one panel; got none")
@@ -93,7 +93,7 @@ def _draw(figure: "Figure", panels: Sequence[HeatMap], columns: int | None) -> N
     shared = [len({tuple(getattr(panel, axis)) for panel in panels}) == 1 for axis in ("rows", "columns")]
     one_bar = len({(panel.limits(), panel.centred) for panel in panels}) == 1
     font = min(_font(panel, width, height) for panel in panels)
-    # Shared labels take room once, others in each column and row of panels.
+    # Shared labels need space once, others in each column and row of panels.
     beside = [_label_width(panel.rows, font, panel.y) for panel in panels]
     under = [_label_width(panel.columns, font, panel.x) for panel in panels]
     lefts = [max(beside[i::columns]) if not shared[0] or i == 0 else 0.0 for i in range(columns)]
@@ -187,7 +187,7 @@ def _label_width(labels: Sequence[str], font: float, name: str) -> float:
 
 
 def drawable(label: str) -> str:
-    """The label on one line: `a\\nb` for a line's end, U+FFFD for characters that the font lacks."""
+    """The label on one line: a line break becomes `\\n`, a character that the font lacks U+FFFD."""
     return "".join(c if _font_file().get_char_index(ord(c)) else "\ufffd" for c in printable(label))
 
 

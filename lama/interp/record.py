@@ -52,11 +52,11 @@ class Cache(dict[str, Array]):
 def run_with_cache(
     model: Callable[..., Tensor], tokens: TokenIds | tuple[TokenIds, TokenIds], *patterns: str
 ) -> tuple[Array, Cache]:
-    """Run a model that takes a tap; returns its output and its activations in float32.
+    """Run a model that accepts a tap. Returns its output and its activations, in float32.
 
-    `patterns` (shell wildcards) choose activations by name, by default all. For an encoder-decoder, `tokens`
-    is (source, target) and names begin with encoder. or decoder. Raises ValueError where a pattern matches
-    nothing.
+    `patterns` (shell wildcards) choose activations by name; the default is all. For an encoder-decoder,
+    `tokens` is (source, target) and names begin with encoder. or decoder. Raises ValueError if a pattern
+    matches nothing.
     """
     record = Recorder(*map(short_name, patterns))
     inputs = [as_tokens(part) for part in (tokens if isinstance(tokens, tuple) else (tokens,))]

@@ -1,7 +1,7 @@
-"""Views for notebooks: what `lama attention`, `lens`, `patch` and `heads` show, below a cell.
+"""Views for notebooks, with the content of `lama attention`, `lens`, `patch` and `heads`.
 
-Each function returns a `View`, which Jupyter draws by `_repr_html_` and `print` shows as text. Views are
-static, load nothing, and have colours for light and dark pages.
+Each function returns a `View`. Jupyter draws it by `_repr_html_`; `print` shows it as text. Views are static,
+load nothing, and have colours for light and dark pages.
 """
 
 import time
@@ -36,7 +36,7 @@ LIVE = 1.0  # seconds between two drawings of a live plot
 
 @dataclass(frozen=True)
 class View:
-    """Something to look at: HTML for a notebook, text for a terminal."""
+    """A result to show: HTML for a notebook, text for a terminal."""
 
     html: str
     text: str
@@ -67,9 +67,9 @@ def matrix(
     cells: Sequence[Sequence[str]] | None = None,
     high: float | None = None,
 ) -> View:
-    """A table of numbers (n, m), each with its colour: blue above 0, orange below, strongest at `high`.
+    """A table of numbers (n, m) on colours: blue above 0, orange below, strongest at `high`.
 
-    `cells` replaces what stands in the cells; the numbers then give the colours only.
+    `cells` are texts (n, m) to show instead of the numbers, which then only give the colours.
     """
     values = np.asarray(values, np.float64)
     names = [str(row) for row in rows] or [""] * len(values)
@@ -98,7 +98,7 @@ def _titled(title: str, html: str) -> str:
 def attention(
     model: Model, tokenizer: Tokenizer, text: str, layer: int | None = None, head: int | None = None
 ) -> View:
-    """The page of `lama attention` for a text. Raises LamaError as `attention_of` and `attention_page`."""
+    """The page of `lama attention` for a text. Raises LamaError as `attention_of` and `attention_page` do."""
     found = attention_of(model, tokenizer, input_tokens(model, tokenizer, text))
     kind, heads = chosen_heads(model, None, layer, head)
     page = attention_page(found, describe(model), kind, layer, head, text)
@@ -108,16 +108,16 @@ def attention(
 
 
 def pattern(model: Model, tokenizer: Tokenizer, text: str, layer: int, head: int) -> View:
-    """One head's attention as a matrix: a row for each token that looks. Raises LamaError."""
+    """One head's attention as a matrix: a row for each query, a column for each key. Raises LamaError."""
     kind, _ = chosen_heads(model, None, layer, head)
     found = attention_of(model, tokenizer, input_tokens(model, tokenizer, text))[kind]
     return matrix(found.patterns[layer, head], found.queries, found.keys, f"head {layer}.{head}", high=1)
 
 
 def lens(model: GPT, tokenizer: Tokenizer, text: str, answer: str | None = None) -> View:
-    """The likeliest next token after each layer, at each token of a text; the last layer stands on top.
+    """The likeliest next token after each layer, at each token of a text; the last layer is on top.
 
-    Colours are probabilities: of that token, or of `answer` where it is given. Raises LamaError.
+    Colours are probabilities, of that token or, if it is given, of `answer`. Raises LamaError.
     """
     tokens = input_tokens(model, tokenizer, text)
     found = logit_lens(model, tokens, None if answer is None else single_token(tokenizer, answer), k=1)
@@ -148,7 +148,7 @@ def patch(
 
 
 def heads(model: GPT, length: int = 50, n: int = 4) -> View:
-    """Scores of all heads on repeated random tokens, as `lama heads` has them. Raises LamaError."""
+    """Scores of all heads on repeated random tokens, as in `lama heads`. Raises LamaError."""
     found = head_scores(model, length, n)
     scores = {"previous token": found.previous_token, "induction": found.induction}
     scores |= {} if found.copying is None else {"copying": found.copying}
@@ -224,9 +224,9 @@ def curves(
 
 
 def live(reports: Iterable[R], title: str = "training loss", every: float = LIVE) -> Iterator[R]:
-    """Pass on the reports of a training, and draw their loss below the cell while it runs.
+    """Yield the reports of a training unchanged, and plot their loss below the cell while it runs.
 
-    In a notebook the plot is drawn again every `every` seconds; elsewhere nothing is drawn.
+    In a notebook the plot is redrawn every `every` seconds; elsewhere nothing is drawn.
     """
     try:
         from IPython import get_ipython  # type: ignore[import-not-found]

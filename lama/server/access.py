@@ -30,7 +30,7 @@ def read_keys(path: Path) -> frozenset[str]:
     where = quoted_path(path)
     if os.name == "posix" and (mode := path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
         got = f"got mode {stat.S_IMODE(mode):o}. Run: chmod 600 {where}"
-        raise LamaError(f"the key file {where} must be its owner's alone; {got}")
+        raise LamaError(f"only its owner may have access to the key file {where}; {got}")
     keys = {line.strip() for line in content.decode("utf-8", "replace").splitlines()} - {""}
     if not keys:
         raise LamaError(f"the key file {where} must have one key a line; got none")
@@ -46,9 +46,9 @@ class Access:
     host: str = "127.0.0.1"
     """The address that the server is bound to."""
     keys: frozenset[str] = frozenset()
-    """Keys that open it; none for a server that is open to all."""
+    """Keys that give access; none if the server is open to everyone."""
     origins: frozenset[str] = frozenset()
-    """Origins of pages elsewhere that may use it."""
+    """Origins of other web pages that may use it."""
 
     def refusal(self, headers: Mapping[str, str]) -> ErrorAnswer | None:
         """The error for a Host that is not this server's (DNS rebinding), or for another page's Origin."""
@@ -67,12 +67,12 @@ class Access:
             return True
         if is_loopback(self.host):
             return False
-        if self.keys:  # which a page that DNS rebinding brings does not have
+        if self.keys:  # a page that rebinds DNS has no key
             return True
         return name == socket.gethostname().lower() or _is_address(name)
 
     def opens(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request has a key, or needs none."""
+        """Whether a request has a valid key, or needs none."""
         if not self.keys:
             return True
         kind, _, bearer = headers.get("authorization", "").partition(" ")

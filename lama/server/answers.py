@@ -25,10 +25,10 @@ class Piece:
     """A part of an answer."""
 
     index: int
-    """The number of the answer: the prompt's times `n`, and that of the answer to it."""
+    """The prompt's number times `n`, plus the answer's number among those to this prompt."""
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    """The tokens of the text, and an end token, which has no text: lm-evaluation-harness counts on it."""
+    """The tokens of the text, and an end token, which has no text: lm-evaluation-harness needs it."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """For each token, if asked for."""
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
@@ -36,7 +36,7 @@ class Piece:
     finish_reason: str | None = None
     """OpenAI's, on the last piece: stop or length."""
     context_full: bool = False
-    """Whether the text ended as the context was full."""
+    """Whether the text ended because the context was full."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Usage:
     """Tokens of the prompts that the cache already held."""
 
     def to_json(self) -> dict[str, object]:
-        """OpenAI's object of a usage."""
+        """OpenAI's `usage` object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -61,7 +61,7 @@ class Usage:
 
 
 class Choice:
-    """One answer on its way: events to pieces. Tokens wait until their text can be shown."""
+    """One answer in progress: it turns events into pieces. Tokens wait until their text can be shown."""
 
     def __init__(self, backend: Backend, index: int, stop: Sequence[str]):
         self._stream, self._index = TextStream(backend.tokenizer, stop), index
@@ -106,8 +106,8 @@ async def answers(
 ) -> AsyncGenerator[Piece, None]:
     """The pieces of all answers, as they come; counts tokens in `usage`.
 
-    Answer i to a prompt has the seed `options.seed + i`. `constraint` makes one for each answer. Close the
-    iterator to cancel the rest. Raises QueueFull, Draining and Refused.
+    Answer i to a prompt has the seed `options.seed + i`. `constraint` is called once for each answer. Close
+    the iterator to cancel the rest. Raises QueueFull, Draining and Refused.
     """
     end = frozenset[int]() if options.ignore_eos and constraint is None else backend.end
     usage.prompt_tokens += sum(map(len, prompts))
@@ -151,7 +151,7 @@ def heading(backend: Backend, prefix: str) -> dict[str, object]:
 
 
 def check_length(backend: Backend, n: int, param: str) -> None:
-    """Raise Refused for so many characters that the context cannot hold them, before they are encoded."""
+    """Raise Refused for more characters than the context can hold, before they are encoded."""
     if n > max(LONGEST_TEXT, LONGEST_TOKEN * backend.context):
         raise _too_long(backend, f"{n:,} characters", param)
 

@@ -31,7 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Handler = Callable[[Service, Body], Awaitable[object]]
-"""An endpoint: a request's JSON object to that of the answer, to many of them, or to Content."""
+"""An endpoint: it maps a request's JSON object to the answer's, to a stream of objects, or to Content."""
 
 SMALL = 1 << 16  # bytes of JSON that are parsed without a thread
 POLICY = (
@@ -98,7 +98,7 @@ def make_app(service: Service, access: Access | None = None) -> "Starlette":
 
     async def http_error(request: object, error: Exception) -> "JSON":
         assert isinstance(error, HTTPException)
-        what = {404: "there is no such path", 405: "the path has another method"}.get(error.status_code)
+        what = {404: "there is no such path", 405: "the path has no such method"}.get(error.status_code)
         found = ErrorAnswer(error.status_code, f"{what or error.detail}; docs/serving.md lists all")
         return JSON(found.to_json(), found.status, dict(error.headers or {}))
 
@@ -132,16 +132,16 @@ class JSON:
 
 
 class Endpoint:
-    """A handler as a web application: its body read, its client watched, its errors as OpenAI's."""
+    """A handler as a web application: it reads the body, watches the client, and sends OpenAI's errors."""
 
     def __init__(self, service: Service, access: Access | None, handler: Handler):
-        """`access`: whose keys are asked for; None for an endpoint that all may use."""
+        """`access` checks the key; None makes the endpoint public."""
         self.service, self.access, self.handler = service, access, handler
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
             if self.access is not None and not self.access.opens(headers_of(scope)):
-                message = "an API key must come as Authorization: Bearer KEY; got none that is known"
+                message = "send an API key as Authorization: Bearer KEY; got no valid key"
                 raise Refused(401, message, code="invalid_api_key")
             body: Body = {"name": path_of(scope)}
             if scope["method"] == "POST":
@@ -177,7 +177,7 @@ class Endpoint:
 
 
 class Guard:
-    """Checks before a route is looked for, limits of time and size, and the headers of all answers."""
+    """Checks before routing, limits of time and size, and the headers of all answers."""
 
     def __init__(self, app: App, service: Service, access: Access):
         self.app, self.service, self.access = app, service, access
@@ -222,7 +222,7 @@ class Guard:
             async with asyncio.timeout(limits.timeout):
                 await self.app(scope, limited, guarded)
         except TimeoutError:
-            found = ErrorAnswer(408, f"a request may take {limits.timeout:g} seconds", code="timeout")
+            found = ErrorAnswer(408, f"a request may take at most {limits.timeout:g} s", code="timeout")
             if not kind:
                 await JSON(found.to_json(), found.status, {"Connection": "close"})(scope, receive, guarded)
             elif not is_over:
@@ -249,7 +249,7 @@ class Guard:
 
 
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of some work, which is cancelled when the client goes. Raises ClientGone then."""
+    """The result of some work. If the client leaves, the work is cancelled and ClientGone is raised."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -300,7 +300,7 @@ def _json(value: object) -> bytes:
 
 
 def headers_of(scope: Message) -> dict[str, str]:
-    """The headers of a request, by their names in lower case; of equals, the last."""
+    """The headers of a request, by name in lower case; of repeated headers, the last."""
     found = scope["headers"]
     assert isinstance(found, list)
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in found}
@@ -313,7 +313,7 @@ def path_of(scope: Message) -> str:
 
 
 def _too_large(limits: Limits) -> Refused:
-    return Refused(413, f"a body may have {limits.max_body:,} bytes; got more", code="body_too_large")
+    return Refused(413, f"a body may have at most {limits.max_body:,} bytes; got more", code="body_too_large")
 
 
 async def _file(service: Service, body: Body, content: Content) -> Content:
@@ -339,5 +339,5 @@ async def _model(service: Service, body: Body) -> object:
         if body["name"] == model["id"]:
             return model
     names = ", ".join(model["id"] for model in data)
-    message = f"the model here is {names}; got another name"
+    message = f"the model must be {names}; got another name"
     raise Refused(404, message, param="model", code="model_not_found")

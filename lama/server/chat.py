@@ -1,4 +1,4 @@
-"""/v1/chat/completions: answers to conversations, by the model's chat template."""
+"""/v1/chat/completions: answer conversations, with the model's chat template."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -51,9 +51,9 @@ async def chat_completions(service: Service, body: Body) -> Answer:
 def read_format(
     backend: Backend, body: Body, demanded: Sequence[Mapping[str, object]] = ()
 ) -> Callable[[], Constraint | None] | None:
-    """A function that makes the constraint of an answer; None for any text. Raises BadField.
+    """A function that makes the constraint of an answer; None if any text is allowed. Raises BadField.
 
-    The constraint is that to a call of a demanded function, or that of `response_format`.
+    The constraint demands a call of one of the `demanded` functions, else it follows `response_format`.
     """
     make: Callable[[], Constraint | None]
     if demanded:
@@ -96,7 +96,7 @@ def read_conversation(backend: Backend, body: Body) -> list[int]:
 
 
 def read_message(value: object, name: str) -> dict[str, object]:
-    """A message as templates expect it: its content a text, arguments of calls objects. Raises BadField."""
+    """A message as templates expect it, with a text as content and objects as arguments. Raises BadField."""
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise refuse(name, 'be {"role": ..., "content": ...}', value)
     found: dict[str, object] = dict(value)
@@ -118,7 +118,7 @@ def read_message(value: object, name: str) -> dict[str, object]:
 
 
 def read_part(value: object, name: str) -> str:
-    """The text of a part of a content; other types are refused. Raises BadField."""
+    """The text of one part of a message's content. Raises BadField for other types, such as images."""
     if not isinstance(value, dict) or value.get("type") != "text" or not isinstance(value.get("text"), str):
         raise refuse(name, 'be {"type": "text", "text": ...}', value)
     return str(value["text"])
@@ -184,7 +184,7 @@ class ChatWriter:
             yield {**base, "choices": [], "usage": self.usage.to_json()}
 
     def _choices(self, piece: Piece) -> list[dict[str, object]]:
-        """A piece as parts of a choice: its role before the first, its end by itself."""
+        """A piece as parts of a choice: the role comes first, the finish reason is a part of its own."""
         found: list[dict[str, object]] = []
         logprobs = None if self.options.logprobs is None else {"content": self._logprobs(piece.logprobs)}
 
@@ -212,7 +212,7 @@ class ChatWriter:
         return found
 
     def _delta(self, piece: Piece) -> tuple[str, list[dict[str, object]]]:
-        """The content that can be shown, and at the end the calls of tools."""
+        """The content that can be shown so far and, with the last piece, the calls of tools."""
         if not self._tools:
             return piece.text, []
         stream = self._tools[piece.index]

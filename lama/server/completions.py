@@ -1,4 +1,4 @@
-"""/v1/completions: texts that are continued, with log-probabilities of the prompt too."""
+"""/v1/completions: continue texts, with log-probabilities of the answer and of the prompt."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -38,7 +38,7 @@ def read_prompts(backend: Backend, body: Body, most: int) -> list[tuple[str, lis
     if not isinstance(value, list) or not value:
         raise refuse(name, "be a text, token ids, or a list of either, not empty", value)
     if len(value) > most:
-        raise BadField(name, f"prompt must be at most {most} prompts with this n; got {len(value)}")
+        raise BadField(name, f"prompt must hold at most {most} prompts with this n; got {len(value)}")
     return [read_prompt(backend, each, name) for each in value]
 
 
@@ -121,7 +121,7 @@ class Writer:
     def _logprobs(
         self, index: int, tokens: Sequence[int], scores: Sequence[TokenLogprob | None]
     ) -> dict[str, list[object]]:
-        """The texts, log-probabilities and places of tokens, with those of the most likely ones."""
+        """OpenAI's `logprobs`: texts, log-probabilities and offsets of tokens, and the most likely tokens."""
         backend, decoder = self.backend, self._decoders[index]
         found: dict[str, list[object]] = {
             name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
@@ -145,7 +145,7 @@ def top_logprobs(backend: Backend, score: TokenLogprob) -> dict[str, float]:
 
 
 def joined(whole: dict[str, object], part: Mapping[str, object]) -> None:
-    """Add a piece of a choice to what there is of it: texts and lists grow, other values replace."""
+    """Add a piece to a choice, in place: texts and lists are appended, other values replaced."""
     for name, value in part.items():
         before = whole.get(name)
         if name == "index" or before is None:

@@ -1,8 +1,8 @@
-"""Structured output: the tokens that keep an answer within a JSON schema, by the package llguidance.
+"""Structured output: restrict an answer's tokens to a JSON schema, with the package llguidance.
 
-A schema comes from a client and is not trusted. llguidance has limits for the size of grammars and for the
-work of each step, but the intersection of many regular expressions can take minutes. So a new grammar is
-first built in a process of its own, with limits of time and memory.
+A schema comes from a client and is not trusted. The package limits the size of grammars and the work of each
+step. But the intersection of many regular expressions can take minutes. So a new grammar is first built in a
+process of its own, with limits of time and memory.
 """
 
 import functools
@@ -44,9 +44,9 @@ print(LLMatcher.validate_grammar(sys.stdin.buffer.read().decode(), limits=limits
 
 
 class GrammarConstraint:
-    """An engine's `Constraint` to a grammar. Not thread-safe.
+    """An engine's `Constraint` that follows a grammar. Not thread-safe.
 
-    End tokens are allowed where the text is complete, other special tokens nowhere.
+    End tokens are allowed where the text is complete; other special tokens never are.
     """
 
     def __init__(self, matcher: "LLMatcher", vocab_size: int, end_tokens: Collection[int]):
@@ -72,7 +72,7 @@ class GrammarConstraint:
         return mask
 
     def accept(self, token: int) -> None:
-        """Go to the state after an allowed token. Raises LamaError for one that is not."""
+        """Advance by an allowed token. Raises LamaError for any other."""
         if token not in self._end and not self._matcher.consume_token(token):
             raise LamaError(f"a token must be allowed by the schema; got id={token}")
 
@@ -111,7 +111,7 @@ _tokenizers: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()
 
 
 def _llguidance_tokenizer(tokenizer: Tokenizer) -> "LLTokenizer":
-    """The tokenizer for llguidance, made once: a tenth of a second for 50,000 tokens."""
+    """The tokenizer for llguidance, built once, in a tenth of a second for 50,000 tokens."""
     if tokenizer not in _tokenizers:
         from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -149,9 +149,9 @@ def constraint_of(
 def tool_constraint(
     tokenizer: Tokenizer, functions: Sequence[Mapping[str, object]], end_tokens: Collection[int] | None = None
 ) -> GrammarConstraint:
-    """The constraint to one call of one of these functions, in Hermes' form. Raises BadField.
+    """The constraint that demands one call of one of these functions, in Hermes' form. Raises BadField.
 
-    `functions` have a name, of letters that need no escape, and may have parameters, a JSON schema.
+    `functions` have a `name` without characters that JSON escapes, and may have `parameters`, a JSON schema.
     """
     calls = [(str(each["name"]), each.get("parameters") or {"type": "object"}) for each in functions]
     return _constraint(tokenizer, calls, end_tokens, "tools")
@@ -201,7 +201,7 @@ def _constraint(
 
 @functools.lru_cache(maxsize=64)
 def _error_of(grammar: str) -> str:
-    """The fault of a grammar, or nothing; found by building it in a process with limits."""
+    """The error of a grammar, or an empty text; found by building it in a process with limits."""
     command = [sys.executable, "-c", TRIAL]
     try:
         done = subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=3 * SECONDS)

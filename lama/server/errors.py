@@ -13,7 +13,7 @@ RETRY_AFTER = "1"  # seconds
 
 @dataclass(frozen=True)
 class ErrorAnswer:
-    """An error as it is sent."""
+    """An error as a client receives it."""
 
     status: int
     message: str
@@ -23,7 +23,7 @@ class ErrorAnswer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """OpenAI's object of an error."""
+        """The error as OpenAI's JSON object."""
         found = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": found}
 

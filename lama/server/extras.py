@@ -1,4 +1,4 @@
-"""Endpoints beside the answers: embeddings, and the inside of the model."""
+"""Further endpoints: embeddings, activations, the logit lens and attention."""
 
 import asyncio
 import base64
@@ -56,7 +56,7 @@ def _inputs(service: Service, body: Body) -> list[list[int]]:
 async def inside(service: Service, body: Body, name: str) -> Content:
     """The answer of a function of `lama.server.inside`: internals, lens or attention. Raises BadField."""
     if not service.internals:
-        raise Refused(403, "the inside of the model is off here (--no-internals)", code="no_internals")
+        raise Refused(403, "activations are switched off here (--no-internals)", code="no_internals")
     backend = service.backend_for(body)
     if name == "internals" and body.get("max_tokens"):
         body = await continued(backend, body)

@@ -8,7 +8,7 @@ from lama.tokenizers import Tokenizer
 
 Body = Mapping[str, object]
 """The JSON object of a request."""
-LONGEST_TEXT = 1 << 20  # characters of a prompt: more is not encoded before it is refused
+LONGEST_TEXT = 1 << 20  # characters of a prompt; a longer one is refused before it is encoded
 
 
 class BadField(UsageError):

@@ -1,9 +1,9 @@
 """The inside of a model over HTTP: activations by name, the logit lens and attention.
 
-Each function takes a model, a tokenizer and a request's JSON object, and returns an answer with NumPy arrays
-in it, which `to_json` and `to_npz` write. The first part is one forward pass; run it where the engine runs.
-The model computes a block at a time: memory holds the chosen activations and those of one block. Blocks after
-the last chosen one are not computed.
+Each function takes a model, a tokenizer and a request's JSON object. It returns an answer with NumPy arrays
+in it, which `to_json` and `to_npz` write. It runs the model, so call it in the engine's thread. The model
+computes a block at a time: memory holds the chosen activations and those of one block. Blocks after the last
+chosen one are not computed.
 """
 
 import json
@@ -44,7 +44,7 @@ def activations(model: GPT) -> Names:
     """Each activation's name and shape for a text of one token, without the batch's axis."""
     if model not in _names:
         record = Recorder()
-        model(as_tokens([0]), tap=record)  # nothing of this is computed
+        model(as_tokens([0]), tap=record)  # only for the shapes: nothing is computed
         shapes = {name: tuple(map(int, value.shape)) for name, value in record.items()}
         _names[model] = {n: shape if n == "pos_embed" else shape[1:] for n, shape in shapes.items()}
     return _names[model]
@@ -60,7 +60,7 @@ class Selection:
     """Rows of each activation: the queries of scores and patterns. Negative ones count from the end."""
 
     def shape(self, name: str, one: tuple[int, ...], n: int) -> tuple[int, ...]:
-        """The shape of an activation's chosen part, for a text of n tokens; `one`: its whole for one."""
+        """The shape of an activation's chosen part for n tokens; `one` is its whole shape for one token."""
         rows = n if self.positions is None else len(self.positions)
         last = n if name.endswith(SQUARE) else one[-1]
         if len(one) < 3:
@@ -68,7 +68,7 @@ class Selection:
         return one[0] if self.heads is None else len(self.heads), rows, last
 
     def part(self, name: str, value: Array, n: int, n_heads: int) -> Array:
-        """The chosen part of an activation (..., T, d), of which the first n positions count, in float32."""
+        """The chosen part of an activation (..., T, d), in float32; positions from n on are padding."""
         value = value[..., :n, :n] if name.endswith(SQUARE) else value[..., :n, :]
         if self.heads is not None and value.ndim == 3:  # keys and values may have fewer heads
             value = value[[head * len(value) // n_heads for head in self.heads]]
@@ -80,8 +80,8 @@ class Selection:
 def run(model: GPT, tokens: Sequence[int], chosen: Selection) -> dict[str, Array]:
     """The chosen activations for these tokens, in float32, without the batch's axis.
 
-    Axes are those of the taps: (T, d_model), (H, T, d_head), (H, T, S). `heads` are heads of queries; an
-    activation of keys and values has the head that each of them reads.
+    Axes are those of the taps: (T, d_model), (H, T, d_head), (H, T, S). `heads` are query heads; of keys and
+    values, the head that each query head reads is returned.
     """
     n, n_heads, names = len(tokens), model.config.n_heads, set(chosen.names)
     found: dict[str, Array] = {}
@@ -98,7 +98,7 @@ def run(model: GPT, tokens: Sequence[int], chosen: Selection) -> dict[str, Array
 
 
 def normalised(model: GPT, x: Array) -> Array:
-    """The final norm of rows (n, d_model) of the stream, in float32."""
+    """The final norm of rows (n, d_model) of the residual stream, in float32."""
     rows: Array = model.normalised(Tensor(x[None], device=model.embed.weight.device)).float().numpy()
     return rows[0]
 
@@ -127,9 +127,9 @@ def internals(model: GPT, tokenizer: Tokenizer, body: Body) -> Answer:
 
 
 def read_text(model: GPT, tokenizer: Tokenizer, body: Body) -> tuple[list[int], int]:
-    """The prompt's tokens, and how many are to be generated before the inside of the whole is taken.
+    """The prompt's tokens, and the number of tokens to generate before activations are recorded.
 
-    Raises BadField, also for an answer that would then be too large.
+    Raises BadField, also if the answer could become too large.
     """
     most = min(MOST_TOKENS, model.config.context_length)
     tokens = prompt_tokens(model, tokenizer, body, most)
@@ -169,13 +169,13 @@ def check_size(numbers: int, kind: str) -> None:
 
 
 def _layer(name: str) -> int | None:
-    """The layer of an activation; None outside of blocks."""
+    """The layer of an activation; None outside the blocks."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def lens(model: GPT, tokenizer: Tokenizer, body: Body) -> Answer:
-    """The answer to /v1/lens: predictions after one position, stage by stage, as of `lama lens`.
+    """The answer to /v1/lens: predictions after one position, stage by stage, as in `lama lens`.
 
     {"position", "tokens", "texts", "layers": [{"name", "top": [{"token", "text", "probability"}],
     "answer_probability", "answer_rank"}]}; the last two with an `answer`. Raises BadField.
@@ -244,7 +244,7 @@ def _position(body: Body, n: int) -> int:
 
 
 def pieces(tokenizer: Tokenizer, tokens: Collection[int]) -> list[str]:
-    """The text of each token alone, with U+FFFD for parts of characters; `<50300>` without a token."""
+    """The text of each token alone, with U+FFFD for parts of characters; `<50300>` for an unused id."""
     return [tokenizer.decode([i]) if i < tokenizer.vocab_size else f"<{i}>" for i in tokens]
 
 

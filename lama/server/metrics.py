@@ -1,4 +1,4 @@
-"""Numbers about the server: Prometheus' text, and the rows of the cache. No prompts stand in them."""
+"""Metrics of the server, the rows of the cache, and the list of models. They contain no prompts."""
 
 from lama.server.fields import Body
 from lama.server.service import Service
@@ -16,7 +16,7 @@ def metrics(service: Service) -> str:
         "tokens_predicted_total": ("counter", "Generated tokens", counts.predicted_tokens),
         "n_decode_total": ("counter", "Steps of the engine", counts.steps),
         "n_busy_slots_total": ("counter", "Sum of the rows that were busy in each step", counts.busy_rows),
-        "n_busy_slots_per_decode": ("gauge", "Mean of these", counts.busy_rows / max(1, counts.steps)),
+        "n_busy_slots_per_decode": ("gauge", "Mean per step", counts.busy_rows / max(1, counts.steps)),
         "requests_processing": ("gauge", "Requests that have a row", running),
         "requests_deferred": ("gauge", "Requests that wait for a row", max(0, worker.n_admitted - running)),
         "requests_total": ("counter", "Answers over HTTP", statuses),
@@ -30,7 +30,7 @@ def metrics(service: Service) -> str:
 
 
 async def slots(service: Service, body: Body) -> list[dict[str, object]]:
-    """The rows of the cache, those that keep prefixes too."""
+    """The rows of the cache, including those that keep prefixes."""
     worker = service.backend.worker
     return [
         {
@@ -44,7 +44,7 @@ async def slots(service: Service, body: Body) -> list[dict[str, object]]:
 
 
 async def models(service: Service, body: Body) -> dict[str, object]:
-    """The list of the model and of it with each adapter, with sizes in `meta`."""
+    """The list of models: the model, also with each adapter. Their sizes are in `meta`."""
     data = []
     for backend in (service.backend, *service.adapted):
         config = backend.model.config

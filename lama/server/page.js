@@ -26,7 +26,7 @@ const tell = (target, text) => set(target, { text }).toggleAttribute("hidden", !
 const say = (id, text) => tell($(id), text);
 const percent = (p) => (p < 0.0005 ? "<0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`);
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·") || "▯";
-// The result of what some browsers forbid, or null.
+// The result of an action that some browsers forbid, or null.
 function tried(action) {
   try {
     return action();
@@ -103,7 +103,7 @@ function tokensOf(choice) {
   });
 }
 
-// Groups that are one stop for the Tab key: arrows move to the nearest item that way
+// Groups that are one stop for the Tab key: arrows move to the nearest item
 
 function roving(group, selector, move = () => {}) {
   group.addEventListener("keydown", (event) => {
@@ -126,7 +126,7 @@ function stopAt(group, item) {
   for (const each of group.querySelectorAll('[tabindex="0"]')) each.tabIndex = -1;
   item.tabIndex = 0;
 }
-// The item of the next line, or of the line before, that is closest across.
+// The closest item of the next line, or of the previous one.
 function beyond(items, at, way) {
   const place = (item) => item.getClientRects()[0];
   const from = place(items[at]), across = (box) => Math.abs(box.x + box.width / 2 - from.x - from.width / 2);
@@ -144,7 +144,7 @@ function beyond(items, at, way) {
 // An answer: its tokens as elements, a strip of their surprise, and a line of facts and buttons
 
 class Answer {
-  // `prompt` asks for the ids before the answer; `given`: text shown before it.
+  // `prompt` fetches the ids before the answer; `given` is text shown before it.
   constructor(holder, prompt, { given = "", again = null } = {}) {
     Object.assign(this, { tokens: [], run: null, ask: prompt });
     const label = "Answer: arrows move between tokens, Enter opens one";
@@ -176,7 +176,7 @@ class Answer {
     roving(this.text, ".token");
   }
 
-  // The ids before the answer, asked for once.
+  // The ids before the answer, fetched once.
   prompt() {
     this.asked ??= this.ask().catch((error) => {
       this.asked = null;
@@ -271,7 +271,7 @@ async function generate(answer, path, body) {
       const tokens = tokensOf(choice), text = choice.delta?.content ?? choice.text;
       tokens.forEach((token) => answer.add(token));
       if (!tokens.length && text) late(answer, text);
-      if (!first && tokens.length) [first, n] = [performance.now(), -1]; // the rate is that after the first
+      if (!first && tokens.length) [first, n] = [performance.now(), -1]; // the rate excludes the first token
       n += tokens.length;
       if (choice.finish_reason) reason = choice.context_full ? "context" : choice.finish_reason;
       if (follows) toEnd();
@@ -305,7 +305,7 @@ function late(answer, text) {
   answer.elements(i)[0].textContent = answer.tokens[i].text;
 }
 
-// Continue an answer, as it is or from another token at its place i.
+// Continue an answer, unchanged or with another token at position i.
 async function proceed(answer, i = answer.tokens.length, alternative = null) {
   stop();
   try {
@@ -325,7 +325,7 @@ async function proceed(answer, i = answer.tokens.length, alternative = null) {
     tell(answer.error, error.message);
   }
 }
-// A part of a character, which the server writes as bytes, is U+FFFD in a text.
+// The server writes a part of a character as bytes; in a text it is U+FFFD.
 const shown = (text) => (/^bytes:(\\x[0-9a-f]{2})+$/.test(text) ? "\ufffd" : text);
 async function onlyToken(text) {
   const { tokens } = await answerTo("tokenize", { prompt: text, add_special_tokens: false });
@@ -440,7 +440,7 @@ function composer(form, field, act) {
 // The panel: one token
 
 let opened = null; // {answer, i}
-let asking = null; // the AbortController of what is asked for it
+let asking = null; // the AbortController of its requests
 let weights = null; // the answer of /v1/attention, and its heads in one list
 let head = ""; // the key of the chosen head, or "" for the mean
 
@@ -498,14 +498,14 @@ function close() {
   $("panel").hidden = true;
 }
 
-// What the model computed where it predicted the opened token: at the position before it.
+// Attention and lens at the position before the opened token, which predicts it.
 async function inside() {
   asking?.abort();
   const { answer, i } = opened, { signal } = (asking = new AbortController());
   $("attention").hidden = $("lens").hidden = true;
   const both = (text) => ["attention-note", "lens-note"].forEach((id) => say(id, text));
-  if (model.internals === false) return both("The inside is switched off on this server (--no-internals).");
-  if (running) return both("Follows when the answer is finished.");
+  if (model.internals === false) return both("Activations are switched off on this server (--no-internals).");
+  if (running) return both("Available when the answer is finished.");
   both("Computing …");
   const part = async (name, body, draw) => {
     try {
@@ -572,7 +572,7 @@ function drawLooked() {
     if (chosen) stopAt($("heads"), cell);
   }
   const best = row.indexOf(most), who = one ? one.name : "mean of all heads";
-  say("head-facts", `${who}: most at ${visible(texts[best])} (token ${best}, weight ${most.toFixed(2)})`);
+  say("head-facts", `${who}: most attention to ${visible(texts[best])} (token ${best}, weight ${most.toFixed(2)})`);
   $("looked").replaceChildren(...row.map((w, i) => element("span", {
     text: texts[i],
     title: `${i}: ${w.toFixed(3)}`,

@@ -55,7 +55,7 @@ def parse_body(raw: bytes) -> dict[str, object]:
 def read_options(service: Service, body: Body, default_tokens: int | None, least: int = 1) -> Options:
     """The options of a request, without its log-probabilities. Raises BadField.
 
-    `default_tokens`: new tokens where no number is given, None for as many as the context holds.
+    `default_tokens` is the default of max_tokens; None means as many as the context holds.
     """
     backend, limits = service.backend, service.limits
     most = min(limits.max_tokens or backend.context, backend.context)
@@ -114,7 +114,7 @@ def read_stops(body: Body) -> tuple[str, ...]:
 
 
 def read_bias(body: Body, vocab_size: int) -> dict[int, float]:
-    """Numbers to add to the logits of tokens: {"50256": -100}. Raises BadField."""
+    """The numbers to add to logits, by token, from {"50256": -100}. Raises BadField."""
     value, name = body.get("logit_bias"), "logit_bias"
     if value is None:
         return {}

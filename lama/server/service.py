@@ -1,4 +1,4 @@
-"""The things that all endpoints share: the model with its worker, the limits, and what was logged already."""
+"""State that all endpoints share: the models with their worker, the limits, and the lines logged so far."""
 
 import time
 from collections import Counter
@@ -26,11 +26,11 @@ class Limits:
     max_n: int = 128
     """Answers to one request: its prompts times `n`."""
     max_body: int = 4 << 20
-    """Bytes."""
+    """Bytes of a request's body."""
     timeout: float = 600.0
     """Seconds from a request's first byte to the last one of its answer."""
     max_active: int = 256
-    """Requests at a time, those too whose bodies are not complete."""
+    """Requests at the same time, including those whose bodies are incomplete."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Backend:
     tokenizer: Tokenizer
     worker: Worker
     template: ChatTemplate | None = None
-    """None for a model that knows no conversations."""
+    """None for a model without a chat template."""
     engine: int = 0
     """The worker's engine that runs the model: each adapter has one."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -87,7 +87,7 @@ class Service:
     """The state of a server; without a model until `backend` is set."""
 
     def __init__(self, limits: Limits | None = None, internals: bool = True):
-        """`internals`: whether the inside of the model may be asked for."""
+        """`internals`: whether requests for activations, the logit lens and attention are allowed."""
         self.limits, self.internals = limits or Limits(), internals
         self.draining = False
         self.n_active = 0
@@ -96,7 +96,7 @@ class Service:
         """Number of answers by status."""
         self._backend: Backend | None = None
         self.adapted: list[Backend] = []
-        """The models that requests must name: with each adapter, and perhaps without."""
+        """Further models, which a request chooses by name: with each adapter, and perhaps without."""
         self._noted: set[str] = set()
 
     @property
@@ -130,7 +130,7 @@ class Service:
         return self._backend is not None
 
     def drain(self) -> None:
-        """Take no more requests; those that wait or run still end."""
+        """Accept no more requests; those that wait or run are still answered."""
         self.draining = True
         if self._backend is not None:
             self._backend.worker.drain()
@@ -144,7 +144,7 @@ class Service:
     def note_unused(self, body: Mapping[str, object], known: Iterable[str]) -> None:
         """Log the fields of a request that this server does not know, and another model's name."""
         for name in body.keys() - set(known):
-            self.note_once(f"the field {quoted(name, 60)} of a request is not known here; ignored")
+            self.note_once(f"ignored the unknown field {quoted(name, 60)} of a request")
         asked = body.get("model")
         if isinstance(asked, str) and self._named(asked) is None:
             self.note_once(f"a request names the model {quoted(asked, 60)}; {self.backend.name} answers")

@@ -17,7 +17,7 @@ from lama.server.service import Backend, Service
 
 KEEP_ALIVE = 60  # seconds that an idle connection is kept
 LAST_BYTES = 10  # seconds that clients have for reading the ends of their answers
-POLL = 0.02  # seconds between looks for the end of the last answer
+POLL = 0.02  # seconds between checks whether the last answer has ended
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Server(Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes any that is free. Raises LamaError."""
+    """A listening socket; port 0 chooses a free port. Raises LamaError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -63,8 +63,8 @@ def url_of(sock: socket.socket, host: str) -> str:
 def make_server(service: Service, access: Access, load: Callable[[], Backend]) -> Server:
     """A server that loads its model in a thread, and then answers.
 
-    The first SIGTERM or SIGINT lets running answers end and refuses new ones; the second ends at once. Raises
-    LamaError where packages are not installed.
+    The first SIGTERM or SIGINT finishes running answers and refuses new requests; the second ends at once.
+    Raises LamaError if a package is missing.
     """
     app = make_app(service, access)
     try:
@@ -74,7 +74,7 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
         raise LamaError("lama serve needs uvicorn; pip install 'lama[serve]'") from None
 
     class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        """Closes connections whose request does not get complete: its head, as the app sees no part of it."""
+        """Close connections whose request's head does not arrive in time. The app itself waits for bodies."""
 
         _timer: asyncio.TimerHandle | None = None
 
@@ -104,7 +104,7 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
         n_signals = 0
 
         async def main_loop(self) -> None:
-            # uvicorn's own wakes up ten times a second.
+            # Waits for the end; uvicorn's own loop wakes up ten times a second.
             self.server_state.default_headers = self.config.encoded_headers
             self.running, self.stopped = asyncio.get_running_loop(), asyncio.Event()
             threading.Thread(target=self.load, name="lama-engine", daemon=True).start()
@@ -137,7 +137,7 @@ def make_server(service: Service, access: Access, load: Callable[[], Backend]) -
             if self.n_signals > 1:
                 os._exit(128 + sig)
             name = signal.Signals(sig).name
-            note(f"{name}: running answers end, new ones are refused; a second signal ends at once")
+            note(f"{name}: finishing running answers, refusing new requests; a second signal ends at once")
             service.drain()
             if hasattr(self, "stopped"):
                 self.running.call_soon_threadsafe(self._start_drain)

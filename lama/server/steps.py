@@ -1,7 +1,8 @@
-"""Captured runs of a model's blocks over one whole text, for the inside of a model and for embeddings.
+"""Captured runs of a model's blocks over one whole text, for activations and embeddings.
 
-tinygrad takes 50 ms to work out a block, more than a short text's numbers take. Blocks have the same kernels
-and other weights: the first one is captured, for a few widths to which texts are padded, and saved on disk.
+tinygrad takes 50 ms to schedule a block, longer than a short text takes to compute. All blocks have the same
+kernels, with other weights. So the first block is captured and saved on disk, for a few widths to which texts
+are padded.
 """
 
 import math
@@ -21,7 +22,7 @@ from lama.runtime.replay import CachedStep
 from lama.shapes import Array
 from lama.taps import Recorder, no_tap, scoped
 
-SMALLEST = 64  # tokens of a width: a shorter run is hardly faster, and each width is captured
+SMALLEST = 64  # tokens: shorter runs are hardly faster, and each width must be captured
 
 
 class BlockSteps:
@@ -34,7 +35,7 @@ class BlockSteps:
         self._x = zeros(1, width, c.d_model, dtype=dtypes.float32, device=self._device)
         self._taps: dict[str, Tensor] = {}
         self._steps: dict[tuple[int, bool], CachedStep] = {}
-        # Layers that differ in more than their weights do so in turn.
+        # Layers that differ in more than their weights, such as windows, repeat after this many.
         in_turn = math.lcm(len(c.windows) or 1, len(c.rope_layers) or 1)
         self._kinds = c.n_layers if c.scale_by_layer else in_turn
 
@@ -72,18 +73,18 @@ class BlockSteps:
     def _tap_buffers(self) -> dict[str, Tensor]:
         record = Recorder()
         for block in self.model.blocks[: self._kinds]:
-            block(self._x.cast(self._dtype), Causal(), tap=scoped(record))  # nothing of this is computed
+            block(self._x.cast(self._dtype), Causal(), tap=scoped(record))  # never computed: gives the shapes
         return {
             name: zeros(*map(int, value.shape), dtype=dtypes.float32, device=self._device)
             for name, value in record.items()
         }
 
 
-_steps: dict[int, BlockSteps] = {}  # by width, those of one model
+_steps: dict[int, BlockSteps] = {}  # by width, for one model at a time
 
 
 def padded_to_width(tokens: Sequence[int], most: int) -> Array:
-    """Tokens as (1, T) int32, padded to one of few widths, at the end, where no token sees it."""
+    """Tokens as (1, T) int32, padded at the end to one of a few widths; no token attends to the padding."""
     padded = np.zeros((1, bucket(max(len(tokens), SMALLEST), most)), np.int32)
     padded[0, : len(tokens)] = tokens
     return padded
@@ -92,9 +93,9 @@ def padded_to_width(tokens: Sequence[int], most: int) -> Array:
 def text_stream(
     model: GPT, tokens: Sequence[int], names: Collection[str] = ()
 ) -> Iterator[tuple[Array, dict[str, Array]]]:
-    """The stream (T, d_model) after the embedding and after each block, in float32.
+    """Yield the residual stream (T, d_model) after the embedding and after each block, in float32.
 
-    With each come the activations of these `names` since the one before. T is the padded length.
+    It comes with the activations of these `names` that were computed since. T is the padded length.
     """
     padded = padded_to_width(tokens, model.config.context_length)
     width = int(padded.shape[1])

@@ -1,4 +1,4 @@
-"""Texts to tokens and back, in vLLM's forms, and conversations to texts."""
+"""/tokenize, /detokenize, /tokenizer_info and /apply-template, with vLLM's fields."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ async def detokenize(service: Service, body: Body) -> dict[str, object]:
 
 
 async def tokenizer_info(service: Service, body: Body) -> dict[str, object]:
-    """Special tokens, and the chat template, of the model."""
+    """The model's special tokens and chat template."""
     backend = service.backend_for(body)
     end, template = backend.tokenizer.end_of_text, backend.template
     named = template.tokens if template is not None else {}

@@ -23,13 +23,13 @@ class Tools:
     tools: list[Mapping[str, object]]
     """For the chat template's `tools`; empty with tool_choice none."""
     demanded: list[Mapping[str, object]]
-    """The functions one of which must be called, for `tool_constraint`; empty with tool_choice auto."""
+    """Functions for `tool_constraint`: one of them must be called. Empty with tool_choice auto."""
 
 
 def read_tools(body: Body, template: ChatTemplate) -> Tools:
     """The fields `tools` and `tool_choice` of a request. Raises BadField.
 
-    Also where the template of the model does not take tools, or has another form than Hermes'.
+    BadField is also raised if the model's template has no tools, or has another form than Hermes'.
     """
     tools = body.get("tools")
     if tools is None or tools == []:
@@ -43,7 +43,7 @@ def read_tools(body: Body, template: ChatTemplate) -> Tools:
     if len(by_name) < len(functions):
         raise refuse("tools", "have different names", sorted(str(each["name"]) for each in functions))
     if not re.search(r"\btools\b", template.source) or BEGIN not in template.source:
-        got = "got another chat template in the model's files. Leave tools out, or take such a model"
+        got = "got another chat template in the model's files. Leave tools out, or use such a model"
         raise BadField("tools", f"tools require a model with tool calls in Hermes' form, {BEGIN}; {got}")
     match body.get("tool_choice"):
         case None | "auto":
@@ -72,10 +72,10 @@ def _function(tool: object) -> Mapping[str, object]:
 
 
 class ToolStream:
-    """Content and calls of an answer that comes in pieces.
+    """Split an answer that comes in pieces into content and calls.
 
-    Text that may begin a call, and white space around calls, is held back. A call that is not JSON of a name
-    and arguments is content.
+    Text that may begin a call is held back, and so is white space around calls. A call that is not JSON with
+    a name and arguments is content.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ def _call(text: str) -> Call | None:
         return None
     match found:
         case {"name": str(name), "arguments": dict(arguments)} if NAME.fullmatch(name):
-            function = {"name": name, "arguments": json.dumps(arguments)}  # of ASCII, as lone surrogates are
+            function = {"name": name, "arguments": json.dumps(arguments)}  # ASCII escapes lone surrogates
             return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
     return None
 

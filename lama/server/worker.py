@@ -1,4 +1,4 @@
-"""The one thread that runs an engine: answers as events, and functions between its steps."""
+"""The thread that runs an engine: it sends answers as events, and runs functions between two steps."""
 
 import asyncio
 import queue
@@ -23,11 +23,11 @@ class QueueFull(LamaError):
 
 
 class Draining(LamaError):
-    """The server takes no more requests."""
+    """The server accepts no more requests."""
 
 
 class Answers:
-    """The events of some requests, in the order of their tokens; iterate for (index of the request, event).
+    """The events of some requests; iterating gives (index of the request, event), in the order of the tokens.
 
     The worker never waits for the consumer: events are kept here until they are read, at most one for each
     token.
@@ -35,7 +35,7 @@ class Answers:
 
     def __init__(self, worker: "Worker", n: int):
         self.loop = asyncio.get_running_loop()
-        self.numbers: dict[int, int] = {}  # of the engine, by index; the worker's thread fills it
+        self.numbers: dict[int, int] = {}  # the engine's number of each request, set by its thread
         self.is_over = False
         """Whether the consumer has left; no more requests are submitted then."""
         self.unended = set(range(n))
@@ -58,7 +58,7 @@ class Answers:
         self._ready.set()
 
     def end(self, index: int) -> None:
-        """Cancel a request: no more events of it come, and its row is free from the next step on."""
+        """Cancel a request: it has no more events, and its row is free from the next step on."""
         self.unended.discard(index)
         self._worker.cancel(self, [index])
 
@@ -106,7 +106,7 @@ class Worker:
             self._thread.join()
 
     def drain(self) -> None:
-        """Take no more requests; those that wait or run still end."""
+        """Accept no more requests; those that wait or run are still answered."""
         self.draining = True
 
     @contextmanager
@@ -135,10 +135,10 @@ class Worker:
             self._commands.put(partial(self._cancel, answers, indices))
 
     async def run(self, function: Callable[[], T]) -> T:
-        """The result of a function that runs in the engine's thread, between two steps.
+        """Run a function in the engine's thread, between two steps, and return its result.
 
-        Of several, one runs between two steps. One whose caller has left before is left out. Raises QueueFull
-        for too many.
+        At most one function runs between two steps. It is skipped if its caller has left. Raises QueueFull if
+        too many functions wait.
         """
         if self._n_jobs >= self._most:
             raise QueueFull(f"at most {self._most} requests wait; try again later")
@@ -203,7 +203,7 @@ class Worker:
         try:
             found = self.engine.step()
         except Exception as error:
-            note(f"a step of the engine failed, and with it all requests that ran: {first_line(error)}")
+            note(f"a step of the engine failed, and all running requests with it: {first_line(error)}")
             message = "the engine failed; try again"
             found = [Event(number, None, "error", error=message) for number in self._answers]
             for number in self._answers:
@@ -227,7 +227,7 @@ class Worker:
 
 
 def _deliver(events: Sequence[tuple[Answers, int, Event]]) -> None:
-    """Hand events to the loops of their consumers, with one wake-up each."""
+    """Pass events to the loops of their consumers, waking each loop once."""
     by_loop: dict[Loop, list[tuple[Answers, int, Event]]] = {}
     for each in events:
         by_loop.setdefault(each[0].loop, []).append(each)

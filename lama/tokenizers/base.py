@@ -96,7 +96,7 @@ class TableTokenizer(PlainTokenizer):
     """The shared part of byte-pair encoding and WordPiece. A subclass finds the ids of a text in `_ids`."""
 
     added: Sequence[AddedToken] = ()
-    """The tokens that stand for their exact text."""
+    """The tokens that are recognised by their exact text."""
 
     def __init__(self, table: Mapping[int, bytes], common: Common):
         """`table` maps each id to its bytes."""
@@ -108,7 +108,7 @@ class TableTokenizer(PlainTokenizer):
         self._spec = common.spec
 
     def _ids(self, text: str, added: bool) -> list[int]:
-        """The ids of valid Unicode without the frame. `added`: recognise added tokens."""
+        """The ids of valid Unicode, without the frame. `added`: whether to recognise added tokens."""
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
@@ -116,12 +116,12 @@ class TableTokenizer(PlainTokenizer):
         return [*self.frame[0], *self.encode_inside(text), *self.frame[1]]
 
     def encode_inside(self, text: str, added: bool = True) -> list[int]:
-        """The ids without the frame; without `added`, the text of an added token is only text."""
+        """The ids without the frame; without `added`, the text of an added token is ordinary text."""
         to_utf8(text)
         return self._ids(text, added)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Like `encode`, but the text of an added token is only text: for text that is not trusted."""
+        """Like `encode`, but an added token's text is ordinary text: for text that is not trusted."""
         return [*self.frame[0], *self.encode_inside(text, False), *self.frame[1]]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -145,9 +145,9 @@ class TableTokenizer(PlainTokenizer):
 
 
 def encode_inside(tokenizer: Tokenizer, text: str, added: bool = True) -> list[int]:
-    """The ids of a text inside another text, without a frame. Raises LamaError as `encode`.
+    """The ids of a text inside another text, without a frame. Raises LamaError as `encode` does.
 
-    Without `added`, the text of an added token is only text.
+    Without `added`, the text of an added token is ordinary text.
     """
     if isinstance(tokenizer, TableTokenizer):
         return tokenizer.encode_inside(text, added)
@@ -155,9 +155,9 @@ def encode_inside(tokenizer: Tokenizer, text: str, added: bool = True) -> list[i
 
 
 class StreamDecoder:
-    """Decode token by token. A character is held back until all of its bytes have come.
+    """Decode token by token. A character is held back until all of its bytes have arrived.
 
-    The pieces with `flush()` at the end are exactly `tokenizer.decode` of all ids.
+    The pieces, with `flush()` at the end, are exactly `tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):

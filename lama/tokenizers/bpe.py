@@ -1,4 +1,4 @@
-"""Byte-level BPE on tiktoken's engine, and GPT-2's vocabulary, which is a file here."""
+"""Byte-level BPE on tiktoken's engine, and GPT-2's vocabulary, from the file in lama/tokenizers/gpt2."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from lama.tokenizers.special import AddedToken
 # and other white space. Source: openai/gpt-2, src/encoder.py; in tiktoken's spelling without backtracking.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 GPT2_VOCABULARY = Path(__file__).parent / "gpt2" / "vocab.bpe.gz"
-# The hashes of the unpacked file, as tiktoken has it, and of its merges, one a line.
+# The hashes of the unpacked file, the same as tiktoken's, and of its merges, joined by line breaks.
 GPT2_VOCABULARY_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 CHECKED_AT_ONCE = 5_000  # merges: these are checked in about 20 ms; the result for more is cached
@@ -118,10 +118,10 @@ def splitter(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def is_one_training(merges: Sequence[str]) -> bool:
-    """Whether merging any two parts that spell a token equals merging its own two parts only.
+    """Whether merging any two parts that spell a token equals merging only the two parts of its own merge.
 
-    It does if every token, spelled by the merges before its own, is its own two parts: then no other two are
-    neighbours at that point. The answer for many merges is cached on disk.
+    This holds if the merges before a token's own always spell it as these two parts: then no other two parts
+    of it are neighbours at that point. The answer for many merges is cached on disk.
     """
     if len(merges) < CHECKED_AT_ONCE:
         return _is_one_training(merges)

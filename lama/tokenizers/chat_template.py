@@ -1,7 +1,7 @@
-"""Chat templates: a conversation as the text that a model was trained on, by jinja2 as transformers uses it.
+"""Chat templates: write a conversation in the form that a model was trained on, with jinja2.
 
-A template comes from a model's files and is not trusted: jinja2's immutable sandbox runs it, without methods
-and filters that take much memory for little text, and with a limit on its steps and its text. Source:
+A template comes from a model's files and is not trusted. It runs in jinja2's immutable sandbox, with a limit
+on its steps and its text. Methods and filters that take much memory for little text are removed. Source:
 transformers 5, utils/chat_template_utils.py.
 """
 
@@ -27,13 +27,11 @@ Message: TypeAlias = Mapping[str, object]
 STEPS = 1_000_000  # of all loops of a template
 LONGEST = 4_000_000  # characters of its text
 LARGEST = 10**18  # factor of a product
-BEGIN, END = (
-    "_begin_generation",
-    "_end_generation",
-)  # variables, empty unless the assistant's text is looked for
+# Variables of a template, empty unless the assistant's text is to be found.
+BEGIN, END = "_begin_generation", "_end_generation"
 TEMPLATE_FILE = "tokenizer/chat_template.jinja"
 CONFIG_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json")
-# Those that take much memory for little text, or look at the host.
+# They take much memory for little text, or look at the host.
 REFUSED_FILTERS = ("center", "filesizeformat", "format", "pprint", "urlize", "wordwrap", "xmlattr")
 REFUSED_METHODS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
 CANNOT_MARK = "the chat template must mark the assistant's part by {% generation %}"
@@ -48,7 +46,7 @@ DIALOGUE = (
     "{{ message['role'] | capitalize + ': ' + message['content'] + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""A dialogue in plain text, for a model that knows no template."""
+"""A dialogue in plain text, for a model without a template."""
 
 
 class ChatTemplate:
@@ -130,7 +128,7 @@ def _environment() -> "Environment":
     from jinja2.visitor import NodeTransformer
 
     class Generation(Extension):
-        """{% generation %} marks the assistant's text: it stands between the values of BEGIN and END."""
+        """{% generation %} marks the assistant's text: the values of BEGIN and END are written around it."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -290,10 +288,10 @@ def encode_chat(
     on_whole: Callable[[], None] = lambda: None,
     options: Mapping[str, object] | None = None,
 ) -> list[int]:
-    """The ids of a conversation: transformers', but special tokens in contents are only text.
+    """The ids of a conversation, as in transformers, but special tokens in contents are ordinary text.
 
     Such contents are encoded by themselves. They are found in the text by rendering random markers in their
-    places. Where the template changes them, the whole is encoded as it is, and `on_whole` called.
+    places. If the template changes them, special tokens in the whole text count, and `on_whole` is called.
     """
     options = options or {}
     text = template.render(messages, add_generation_prompt, **options)
@@ -314,11 +312,11 @@ def encode_chat(
 def encode_marked(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
 ) -> tuple[list[int], list[bool]]:
-    """The ids of a conversation, and which of them the assistant writes, to be learned.
+    """The ids of a conversation, and for each whether the assistant writes it, to be learned.
 
-    These are its answers with the special tokens that end them, and no white space after these. The tokens
-    before an answer are those of a prompt. Special tokens in contents are only text, as in `encode_chat`.
-    Raises LamaError for a template that cannot mark the assistant's part.
+    The assistant writes its answers and the special tokens that end them, but no white space after these. The
+    tokens before an answer equal those of a prompt. Special tokens in contents are ordinary text, as in
+    `encode_chat`. Raises LamaError for a template that cannot mark the assistant's part.
     """
     text, spans = assistant_spans(template, messages)
     contents = [str(each["content"]) for each in messages if isinstance(each.get("content"), str)]
@@ -360,7 +358,7 @@ def _as_whole(
 
 
 def _without_space_at_end(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
-    """The number of ids up to a special token with only white space after it; all where there is none."""
+    """The number of ids up to the last special token if only white space follows it, else of all ids."""
     special = {token.id for token in getattr(tokenizer, "added", ()) if token.special}
     n = len(ids)
     while n and ids[n - 1] not in special and not tokenizer.decode_bytes([ids[n - 1]]).strip():
@@ -371,8 +369,9 @@ def _without_space_at_end(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 def assistant_spans(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and where the assistant's parts begin and end in it.
 
-    They are between the template's {% generation %} marks. Without marks, an answer is what the conversation
-    up to it has more than its prompt. Raises LamaError where beginnings are rendered in another way alone.
+    They are between the template's {% generation %} marks. Without marks, an answer is the text that the
+    conversation up to it has in addition to its prompt. Raises LamaError if a conversation's beginning is
+    rendered differently when it is alone.
     """
     text, spans = template.render(messages, False), list[tuple[int, int]]()
     if template.has_marks:
@@ -411,7 +410,7 @@ def _pieces(
     prompt: bool,
     options: Mapping[str, object],
 ) -> list[tuple[str, bool]] | None:
-    """The text in pieces, each with whether it is a content; None where contents are not found unchanged."""
+    """Pieces of the text, each with whether it is a content; None if contents are not found unchanged."""
     markers = {
         secrets.token_hex(16): each["content"] for each in messages if isinstance(each.get("content"), str)
     }

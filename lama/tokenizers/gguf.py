@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF files: the keys as a tokenizer.json, which `tokenizer_of_files` reads.
+"""Tokenizers in GGUF files. Their keys become a tokenizer.json, which `tokenizer_of_files` reads.
 
 Source: ggml-org/llama.cpp, src/llama-vocab.cpp.
 """
@@ -150,7 +150,7 @@ def _template(
 
 
 def _sentencepiece(tokens: Sequence[str], scores: object, prefix: bool, source: str) -> dict[str, object]:
-    """A vocabulary with scores as byte-pair encoding: a merge for each way to make a token, best first."""
+    """Byte-pair encoding from a vocabulary with scores: a merge for each way to split a token, best first."""
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens):
         raise LamaError(f"{source} must have a score for each of {len(tokens)} tokens; got {quoted(scores)}")
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -160,9 +160,7 @@ def _sentencepiece(tokens: Sequence[str], scores: object, prefix: bool, source: 
         token = tokens[i]
         cuts = [[token[:at], token[at:]] for at in range(1, len(token))]  # lists, as in JSON
         found = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
-        merges += map(
-            list, sorted(found, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
-        )  # as JSON has pairs
+        merges += sorted(found, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
     steps: list[dict[str, object]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": "▁"})

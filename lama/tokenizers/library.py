@@ -16,7 +16,7 @@ from lama.tokenizers.bpe import byte_alphabet, missing_byte, spell
 from lama.tokenizers.special import AddedToken
 
 MOST_GROWTH = 10_000
-"""Characters that a normalizer may write in place of one."""
+"""Largest number of characters that a normalizer may write in place of one."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class TokenModel:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The steps from a text to ids, as tokenizer.json writes them; `added` are in the order of adding.
+    """The steps from a text to ids, as in tokenizer.json; `added` are in the order of adding.
 
-    `split_special`: special tokens are only text. `source` names the file in error messages.
+    `split_special`: special tokens are ordinary text. `source` names the file in error messages.
     """
 
     model: TokenModel
@@ -77,7 +77,7 @@ class LibraryTokenizer(TableTokenizer):
         letters = byte_alphabet().keys()
         is_bytes = model.type == "BPE" and not of_pieces
         if is_bytes and model.unk_token not in model.vocab and not model.vocab.keys() >= letters:
-            # The library leaves out what it cannot spell. A token that no merge makes takes its place.
+            # The library drops bytes that it cannot spell. Mark them by a token that no merge makes.
             self._missing = self.vocab_size
             vocab = {**model.vocab, "\0": self.vocab_size}
             model = replace(model, vocab=vocab, unk_token="\0", options={**model.options, "fuse_unk": False})
@@ -124,7 +124,7 @@ class LibraryTokenizer(TableTokenizer):
 
 
 class SpelledTokens(Mapping[int, bytes]):
-    """The bytes of each id, spelled when they are first asked for: to start, a text needs few."""
+    """The bytes of each id, spelled when they are first needed: a short text needs few of them."""
 
     def __init__(
         self, vocabulary: Mapping[int, str], spelling: Callable[[str], bytes], texts: Collection[int] = ()
@@ -152,7 +152,7 @@ def _word_or_rest(prefix: str, token: str) -> bytes:
 
 
 def _growth(step: Json) -> int:
-    """Most characters that the replacements of a normalizer write in place of one."""
+    """The largest number of characters that a normalizer writes in place of one."""
     match step:
         case {"normalizers": [*inner]}:
             return math.prod(map(_growth, inner))
@@ -172,7 +172,7 @@ def _piece(token: str) -> bytes:
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Turn the library's errors, and its panics, which are no Exceptions, into a LamaError."""
+    """Turn the library's errors and its panics (not subclasses of Exception) into a LamaError."""
     try:
         yield
     except BaseException as error:

@@ -32,10 +32,10 @@ def train_bpe(
 ) -> BytePairTokenizer:
     """Train a tokenizer: ids for the 256 bytes in GPT-2's order, the learned merges and the special tokens.
 
-    They are exactly `vocab_size` entries; with `at_most`, fewer if the text yields too few merges. A text may
-    come in pieces, such as those of `Corpus.pieces`. It is split at special tokens; `<|endoftext|>`, or else
-    the first of them, ends a text. `progress` may watch the merges. Raises UsageError for an impossible size
-    or special token, LamaError for a text that yields too few merges.
+    There are exactly `vocab_size` entries or, with `at_most`, fewer if the text yields too few merges. The
+    text may come in pieces, such as those of `Corpus.pieces`. It is split at special tokens. The tokenizer's
+    end of text is `<|endoftext|>`, else the first special token. `progress` may watch the merges. Raises
+    UsageError for an impossible size or special token, LamaError for a text that yields too few merges.
     """
     check_vocabulary(vocab_size, special_tokens)
     wanted = vocab_size - 256 - len(special_tokens)
@@ -91,7 +91,7 @@ def learn_merges(counts: Mapping[str, int]) -> Iterator[Merge]:
     lowest first id, then the lowest second id (ids: the 256 bytes in GPT-2's order, then merges). In "aaa"
     the pair "aa" counts twice, and the left one is merged.
 
-    Only the words that hold a pair are visited for it, and only the counts beside a merge change. A word is a
+    For a pair, only the words with it are visited, and only the counts next to a merge change. A word is a
     string with one character per token, whose code point is the id: strings compare as ids do.
     """
     spelled = list(byte_alphabet())
@@ -202,7 +202,7 @@ def base_symbols(text: str | Iterable[str], special_tokens: Sequence[str] = ()) 
 
 
 def spelled_out(ids: Sequence[int], vocabulary: Mapping[str, int]) -> str:
-    """The tokens as `vocab.json` spells them: `"In Ġthe Ġbeginning Ċ"`. A line ends after a line end."""
+    """The tokens as `vocab.json` spells them: `"In Ġthe Ġbeginning Ċ"`, with a line break after each Ċ."""
     spelled = {i: token + ("\n" if "Ċ" in token else " ") for token, i in vocabulary.items()}
     return "".join([spelled[i] for i in ids]).rstrip() + "\n"
 

@@ -17,7 +17,7 @@ BERT_SPLIT: dict[str, object] = {"type": "BertPreTokenizer"}
 
 
 class WordPieceTokenizer(LibraryTokenizer):
-    """One id a line of `vocabulary`, where `##ing` continues a word. `encode("Unaffable.")`: un, ##aff, ...
+    """One id for each line of `vocabulary`; `##ing` continues a word. `encode("Unaffable.")`: un, ##aff, ...
 
     `lower_case` also removes accents. `decode` writes a space before every word. `encode` has no frame of
     [CLS] and [SEP]; `framed` has it.
@@ -63,7 +63,7 @@ def bert_normalizer(**options: object) -> dict[str, object]:
 
 
 def text_lines(content: bytes, source: object) -> list[str]:
-    """The lines of a file such as vocab.txt, without white space at their ends. Raises LamaError."""
+    """The lines of a file such as vocab.txt, without trailing white space. Raises LamaError."""
     try:
         return [line.rstrip(WHITE) for line in content.decode().removesuffix("\n").split("\n")]
     except UnicodeDecodeError as error:

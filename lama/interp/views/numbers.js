@@ -9,7 +9,7 @@ if (recorded) recorded.queries = recorded.keys = recorded.labels;
 for (const k of recorded ? [recorded] : kinds) {
   [k.T, k.S] = [k.queries.length, k.keys.length];
   k.long = Math.max(k.T, k.S) > 60;
-  k.rows = k.same ? "token" : "written";
+  k.rows = k.same ? "token" : "output";
 }
 const ONE = 65535; // a weight of 1
 const state = { kind: 0, layer: 0, heads: new Set(), query: null, frame: 0, thumbs: "matrix", ...meta.start };
@@ -41,12 +41,12 @@ const option = (value, text) => element("option", { value, text });
 const token = (text) => element("span", { class: "token", text });
 const say = (...parts) => $("readout").replaceChildren(...parts);
 
-// A handler of keys: `move` gets a key's step; where it returns false, the key keeps its use.
+// A handler of keys: `move` gets a key's step. If it returns false, the browser handles the key.
 const onKeys = (steps, move) => (event) => {
   if (event.key in steps && move(steps[event.key], event) !== false) event.preventDefault();
 };
 
-// Numbers are base64 of deflated bytes, one piece a layer, unpacked on first use.
+// Numbers are base64 of deflated bytes, with one piece for each layer, unpacked on first use.
 
 async function unpack(id) {
   const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
@@ -54,7 +54,7 @@ async function unpack(id) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Weights of n matrices (T, S): all high bytes, then all low bytes; causal ones without the keys ahead.
+// Weights of n matrices (T, S): all high bytes, then all low bytes; causal ones without later keys.
 function matrices(bytes, n, T, S, causal) {
   const half = bytes.length / 2;
   let at = 0;
@@ -225,7 +225,7 @@ function drawLines(context, heads, shown, { T, S }, width, row, only, least) {
   });
 }
 
-// The least weight that gets a line: more than LINES lines could not be told apart.
+// The smallest weight that gets a line: more than LINES lines cannot be distinguished.
 const LINES = 2000;
 function threshold(heads, shown) {
   const counts = new Uint32Array(101);
@@ -235,13 +235,12 @@ function threshold(heads, shown) {
   return least / 100;
 }
 
-// Words for the readout: where a query looks most, and the weight of a cell.
+// Texts for the readout: the keys with a query's largest weights, and the weight of a cell.
 function sayQuery(values, k, query, head) {
   const row = Array.from(values.subarray(query * k.S, (query + 1) * k.S), (v, s) => [v / ONE, s]);
   const best = row.sort((a, b) => b[0] - a[0]).slice(0, 4).filter(([weight]) => weight >= 0.001);
   const parts = best.flatMap(([weight, s]) => [token(k.keys[s]), ` ${weight.toFixed(3)}   `]);
-  const verb = k.same ? "looks at" : "is written looking at";
-  say(token(k.queries[query]), ` ${verb}, ${headName(state.layer, head)}: `, ...parts);
+  say(token(k.queries[query]), ` looks at, ${headName(state.layer, head)}: `, ...parts);
 }
 
 function sayCell(values, k, { t, s }, where) {

@@ -2,14 +2,14 @@
 
 const VIEWS = {
   head: {
-    help: "Lines from each token to those it looks at, a colour for each head. Point at a token to see only "
-      + "its lines; click to hold it. A double click on a head leaves only that one.",
+    help: "Lines from each token to those it looks at; each head has a colour. Point at a token to see only "
+      + "its lines; click to keep them. Double-click a head to see only that one.",
     uses: ["kind", "layer", "heads", "all", "faint"],
     draw: headView,
   },
   matrix: {
     help: "One head: a row for each token, darker where it looks. Point at a cell, or move with the arrow "
-      + "keys; a click chooses the token.",
+      + "keys. Click to choose the token.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: matrixView,
   },
@@ -19,13 +19,13 @@ const VIEWS = {
     draw: modelView,
   },
   neuron: {
-    help: "How one token's weights come about: its query times each key, summed up, through the softmax. "
+    help: "How one token's weights are computed: its query times each key, summed, then the softmax. "
       + "Choose the token in the text.",
     uses: ["kind", "layer", "heads", "faint", "legend"],
     draw: neuronView,
   },
   training: {
-    help: "The same sentence while the model learned: move the slider, or let it play.",
+    help: "The same sentence during the training: move the slider, or press play.",
     uses: ["faint", "legend"],
     draw: trainingView,
   },
@@ -86,12 +86,12 @@ function chooseKind(kind) {
   const k = kindNow();
   state.layer = Math.min(state.layer, k.layers - 1);
   state.head = Math.min(state.head, k.heads - 1);
-  state.heads = new Set(k.long ? [state.head] : range(k.heads)); // all of a long text would be a tangle
+  state.heads = new Set(k.long ? [state.head] : range(k.heads)); // a long text has too many lines for all
   state.query = Math.min(state.query ?? Infinity, k.T - 1);
   pinned = hover = null;
 }
 
-// The result of what some browsers forbid for files.
+// The result of an action that some browsers forbid for files, or null.
 function tried(action) {
   try {
     return action();
@@ -179,7 +179,7 @@ function start() {
   });
   $("footer").textContent = meta.notes;
   if (!("DecompressionStream" in window)) {
-    const text = "This browser is too old to unpack the numbers: one of 2023 or later is needed.";
+    const text = "This browser is too old to unpack the numbers. Use one from 2023 or later.";
     $("main").replaceChildren(element("p", { class: "note", text }));
     return;
   }

@@ -1,4 +1,4 @@
-// The views: lines of the chosen heads, one head as a matrix, all heads, one score in detail, a training.
+// The views: lines for the chosen heads, one head as a matrix, all heads, one query in detail, a training.
 
 // The place `data-i` of the token under the pointer, or null.
 function placeOf(event) {
@@ -72,7 +72,7 @@ function headView(heads) {
     return heads[head][hover.side === "query" ? hover.index * S + i : i * S + hover.index] / ONE;
   };
 
-  // A stripe for each head that the token under the pointer looks at, or is looked at by.
+  // A stripe for each head, as strong as the weight between this token and the one under the pointer.
   function background(side, i, shown) {
     if (!hover || hover.side === side) return "";
     const part = 100 / shown.length, weights = shown.map((head) => lift(weight(head, i)));
@@ -96,7 +96,7 @@ function headView(heads) {
       });
     }
     if (!hover) {
-      return say(`layer ${state.layer}; ${shown.length} of ${k.heads} heads; lines of weights from ${least}`);
+      return say(`layer ${state.layer}; ${shown.length} of ${k.heads} heads; lines for weights from ${least}`);
     }
     const query = hover.side === "query";
     if (!shown.length) return say(query ? "no head is chosen" : "");
@@ -109,7 +109,7 @@ function headView(heads) {
       }
     }
     if (query) return sayQuery(heads[best.head], k, hover.index, best.head);
-    say(token(k.keys[hover.index]), ` (${hover.index}) is looked at most by `, token(k.queries[best.i]),
+    say(token(k.keys[hover.index]), ` (${hover.index}) gets most attention from `, token(k.queries[best.i]),
       ` (${best.i}) in head ${best.head}: ${best.most.toFixed(3)}`);
   }
 
@@ -117,7 +117,7 @@ function headView(heads) {
   draw();
 }
 
-// The text, each token darker where the chosen one looks
+// The text; a token is darker where the chosen one looks at it
 
 function strips(values) {
   const k = kindNow();
@@ -153,7 +153,7 @@ function strips(values) {
     return list;
   };
   const named = (name, list) => [div("strip-name", name), set(list, { "aria-label": k.rows })];
-  if (k.same) return named("where the framed token looks:", choices(true));
+  if (k.same) return named("the framed token looks at:", choices(true));
   return [...named(`${k.rows}:`, choices(false)), ...named("looks at:", strip(k.keys, true))];
 }
 
