@@ -587,10 +587,7 @@ def test_resume_with_another_vocabulary_is_refused(finished):
     checkpoint = finished.checkpoints()[-1]
     model, _ = lama.load(checkpoint)
     lama.save(checkpoint, model, CharacterTokenizer("abc"))
-    with pytest.raises(
-        LamaError,
-        match=r"must have the tokenizer that its data was made with; got 3 tokens in .*step-000012, 256 in ",
-    ):
+    with pytest.raises(LamaError, match=r"got another, of 3 tokens, in .*step-000012 than in .*data$"):
         resumed_run(finished, {})
 
 
@@ -649,7 +646,7 @@ def test_loss_that_is_no_number_names_the_step_and_the_last_good_checkpoint(star
 def test_learning_rate_beyond_reason_ends_with_one_message_and_no_bad_checkpoint(start):
     run = start(evaluate_every=1, learning_rate=1e30, warmup=0)
     with pytest.raises(
-        LamaError, match=r"must stay .* Lower the learning rate\. (The last good|There is no) checkpoint"
+        LamaError, match=r"diverged at .* Lower the learning rate\. (The last good|There is no) checkpoint"
     ):
         list(run)
     for path in run.folder.checkpoints():

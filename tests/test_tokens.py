@@ -225,7 +225,7 @@ def edit(**changes: object):
             r"must be valid JSON; got over 100 levels of lists",
         ),
         (edit(dtype="float64"), r"is damaged: ValueError: dtype 'float64'"),
-        (edit(dtype="x" * 9999), r"got ValueError: dtype 'x{193}\.\.\.\. "),
+        (edit(dtype="x" * 9999), r"is damaged: ValueError: dtype 'x{193}\.\.\.\. "),
         (edit(dtype="uint16"), r"train\.bin must have 74 bytes, as meta\.json says; got 37"),
         (edit(sha256=None), r"is damaged: KeyError: 'sha256'"),
         (edit(tokens={"train": "many"}), r"is damaged: ValueError"),
