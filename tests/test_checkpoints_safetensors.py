@@ -198,7 +198,9 @@ def test_read_weights_refuses_what_is_not_finite(bad: float, kind: str):
 
 
 def test_read_weights_refuses_a_number_too_large_for_float16():
-    with pytest.raises(LamaError, match=r"weights must fit float16; got 7e\+04 in x\. Load the model as float32"):
+    with pytest.raises(
+        LamaError, match=r"weights must fit float16; got 7e\+04 in x\. Load the model as float32"
+    ):
         read_weights(stored("x", np.array([1, -7e4], np.float32)), "float16")
 
 

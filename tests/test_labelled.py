@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-import re
 import tarfile
 from pathlib import Path
 
