@@ -338,7 +338,7 @@ def test_other_files_are_one_line(small: bytes, tmp_path: Path):
         (b"", "fewer than 24 bytes"),
         (b"GGML" + small[4:], "must begin with GGUF; got b'GGML'"),
         (small[:4] + b"\x01" + small[5:], "must be of version 2 or 3 of GGUF; got 1"),
-        (small[:-100], "is incomplete: .* ends at byte"),
+        (small[:-100], "is incomplete: blk.1.attn_v.weight ends at byte"),
         (small[:3000], "is incomplete"),
     ):
         path.write_bytes(data)
