@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 Train = Callable[[argparse.Namespace, "Processes | None"], int]
 Follow = Callable[[argparse.Namespace, "Processes"], int]
 BANNER = re.compile(
-    r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
+    r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ"
+    r"|\[(mpiexec|proxy:\d+)@"
 )
 """Lines that MPICH's mpiexec prints when a process ends; lama prints one line instead."""
 SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|CREDENTIAL|AUTH|COOKIE")
 """Names of environment variables that are not sent to other hosts."""
+LAST = "LAMA_LAST"  # with -genvlist, mpiexec of MPICH 5.0 leaves out the last variable of its environment
 AGAIN = 5.0  # seconds in which mpiexec must end after a fault, and in which a host must answer
 OURS = {0, 1, 2, 129, 130, 141, 143}
 """Exit codes of a run that ended by itself, or that was asked to."""
@@ -136,6 +138,8 @@ class Report:
     pid: int = 0
     host: str = ""
     """The number and the host of the process that mpiexec found dead."""
+    died: int = 0
+    """Its exit code or signal; mpiexec itself may end with another code, with that of ssh."""
 
     def read(self, line: str) -> bool:
         """Read a line. Returns whether it was for this command, not for the screen."""
@@ -155,6 +159,8 @@ class Report:
             return True
         if found := re.match(r"=   PID (\d+) RUNNING AT (\S+)", line):
             self.pid, self.host = int(found[1]), found[2]
+        if found := re.match(r"=   EXIT CODE: (\d+)", line):
+            self.died = int(found[1])
         return BANNER.match(line) is not None
 
     def lost(self, code: int) -> str:
@@ -162,6 +168,7 @@ class Report:
         numbers = [i for i, (_, pid) in enumerate(self.processes) if pid == self.pid]
         who = f"process {numbers[0]}" if numbers else "a process"
         host = f" on {self.host}" if self.host else ""
+        code = self.died or code
         how = f"exit code {code}"
         number = code - 128 if code > 128 else code
         with suppress(ValueError):
@@ -229,7 +236,8 @@ class Launch:
 
     def _run_once(self) -> int:
         self.report = Report(self.report.folder, self.report.step, self.report.fitting)
-        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: shlex.join(self.options)}
+        pipe = subprocess.PIPE
+        environment = {**os.environ, LAUNCHED: shlex.join(self.options), LAST: ""}
         child = subprocess.Popen(
             self._command(), stdout=pipe, stderr=pipe, env=environment, start_new_session=True
         )
