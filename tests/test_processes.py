@@ -179,6 +179,19 @@ def test_another_mpiexec_than_mpichs_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert f"needs the mpiexec of MPICH; got {other}. Start lama under your own" in capsys.readouterr().err
 
 
+def test_hosts_that_do_not_answer_are_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\necho "ssh: Permission denied" >&2\n[ "$1" = a ]\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("HYDRA_LAUNCHER_EXEC", str(ssh))
+    launch = Launch.__new__(Launch)
+    launch.hosts = ["a", "b", "c"]
+    with pytest.raises(LamaError, match=r"got no answer from b, c\. Try: ssh b true$"):
+        launch.run()
+
+
 def test_without_mpi_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
     assert main(["train", "--processes", "2"]) == 2
@@ -240,7 +253,8 @@ def test_a_restart_where_the_run_is_not_found_ends_with_the_command_to_resume(ca
     assert lines[-1] == "lama: resume with: lama train --resume out/x --processes 2"
 
 
-def test_a_launch_that_starts_no_process_is_an_error():
+def test_a_launch_that_starts_no_process_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launching, "answers", lambda host: True)
     launch = Launch.__new__(Launch)
     launch.args, launch.hosts, launch._received = Namespace(restarts=0), ["a", "b"], []
     launch.report, launch._run_once = Report(), lambda: 255

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -198,7 +199,15 @@ class Launch:
         self._received: list[int] = []
 
     def run(self) -> int:
-        """Run to the end, with restarts. Returns the exit code."""
+        """Run to the end, with restarts. Returns the exit code.
+
+        Raises LamaError for hosts that do not answer: ssh would wait for minutes.
+        """
+        by_ssh = os.environ.get("HYDRA_LAUNCHER", "ssh") == "ssh" and "SLURM_JOB_ID" not in os.environ
+        found = answering(self.hosts) if by_ssh and self.hosts else self.hosts
+        if silent := [host for host in self.hosts if host not in found]:
+            got = f"got no answer from {', '.join(silent)}. Try: ssh {silent[0]} true"
+            raise LamaError(f"each host must run a command by ssh without a password; {got}")
         for restart in range(self.args.restarts + 1):
             code = self._run_once()
             gone = restart > 0 and self.report.step > 0 and not self.report.began
@@ -291,7 +300,7 @@ class Launch:
     def _choose_again(self) -> bool:
         """Choose hosts that answer, the number of processes and the command. Returns whether any answers."""
         if self.hosts:
-            each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
+            each, self.hosts = self._each(), answering(self.hosts)
             fitting = self.report.fitting or [self.count]
             self.count = max((n for n in fitting if n <= each * len(self.hosts)), default=0)
         if "--resume" in self.words or not self.report.folder:
@@ -308,6 +317,12 @@ class Launch:
         return self.count > 0
 
 
+def answering(hosts: Sequence[str]) -> list[str]:
+    """The hosts of these that answer, asked all at once."""
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return [host for host, found in zip(hosts, pool.map(answers, hosts), strict=True) if found]
+
+
 def answers(host: str) -> bool:
     """Whether a host runs a command by ssh, or by the launcher that HYDRA_LAUNCHER_EXEC names."""
     if host in ("localhost", "127.0.0.1", socket.gethostname()):
@@ -315,7 +330,7 @@ def answers(host: str) -> bool:
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={AGAIN:.0f}"]
     program = [own] if (own := os.environ.get("HYDRA_LAUNCHER_EXEC")) else ssh
     try:
-        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=2 * AGAIN, check=False)
+        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=6 * AGAIN, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
