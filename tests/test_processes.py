@@ -179,6 +179,19 @@ def test_another_mpiexec_than_mpichs_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert f"needs the mpiexec of MPICH; got {other}. Start lama under your own" in capsys.readouterr().err
 
 
+def test_hosts_that_do_not_answer_are_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\necho "ssh: Permission denied" >&2\n[ "$1" = a ]\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("HYDRA_LAUNCHER_EXEC", str(ssh))
+    launch = Launch.__new__(Launch)
+    launch.hosts = ["a", "b", "c"]
+    with pytest.raises(LamaError, match=r"got no answer from b, c\. Try: ssh b true$"):
+        launch.run()
+
+
 def test_without_mpi_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
     assert main(["train", "--processes", "2"]) == 2
@@ -205,9 +218,10 @@ def test_the_launchers_options_are_taken_out_of_the_command():
 def test_the_banner_of_mpiexec_becomes_one_line():
     report = Report(processes=[("a", 11), ("b", 12)])
     banner = "=====\n=   BAD TERMINATION OF ONE\n=   PID 12 RUNNING AT b\n=   EXIT CODE: 9\n"
+    banner += "[proxy:0@a] HYD_pmcd_pmip_control_cmd_cb (pmip_cb.c:490): assert (!closed) failed\n"
     assert all(report.read(line) for line in banner.splitlines(keepends=True))
     assert not report.read("lama: a line\n")
-    assert report.lost(9) == "process 1 on b was lost (SIGKILL), and all have ended"
+    assert report.lost(255) == "process 1 on b was lost (SIGKILL), and all have ended"  # 255 is ssh's
 
 
 def test_a_restart_resumes_the_run_that_only_the_first_host_sees():
@@ -239,7 +253,8 @@ def test_a_restart_where_the_run_is_not_found_ends_with_the_command_to_resume(ca
     assert lines[-1] == "lama: resume with: lama train --resume out/x --processes 2"
 
 
-def test_a_launch_that_starts_no_process_is_an_error():
+def test_a_launch_that_starts_no_process_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launching, "answers", lambda host: True)
     launch = Launch.__new__(Launch)
     launch.args, launch.hosts, launch._received = Namespace(restarts=0), ["a", "b"], []
     launch.report, launch._run_once = Report(), lambda: 255
@@ -406,14 +421,29 @@ def start(mpiexec: str, corpus: Path, tmp_path: Path) -> Iterator[Callable[..., 
         training.child.kill()
 
 
-def test_a_killed_process_is_named_and_the_run_goes_on(start, wanted):
-    training = start("--restarts", 1)
+BARE_SSH = """#!/bin/sh
+# In place of ssh: run a command, as ssh does, without the environment of this process.
+while [ "${1#-}" != "$1" ]; do shift; done
+shift
+exec env -i PATH="$PATH" HOME="$HOME" sh -c "$*"
+"""
+
+
+@pytest.mark.parametrize("hosts", ["", "a.invalid,b.invalid"], ids=["here", "by ssh"])
+def test_a_killed_process_is_named_and_the_run_goes_on(
+    start, wanted, hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ssh = tmp_path / "ssh"
+    ssh.write_text(BARE_SSH)
+    ssh.chmod(0o755)
+    monkeypatch.setenv("HYDRA_LAUNCHER_EXEC", str(ssh))
+    training = start("--restarts", 1, *(["--hosts", hosts] if hosts else []))
     training.wait_for_checkpoint()
     os.kill(training.ranks()[1], signal.SIGKILL)
     code, output = training.end()
     assert code in (0, 1), output  # 1: so short a training is no better than counting
     assert re.search(r"lama: process 1 on \S+ was lost \(SIGKILL\), and all have ended\n", output)
-    assert re.search(r"lama: restart 1 of 1: 2 processes, from step \d+\n", output)
+    assert re.search(r"lama: restart 1 of 1: 2 processes( on a.invalid, b.invalid)?, from step \d+\n", output)
     assert "BAD TERMINATION" not in output
     assert (weights(training.folder), losses(RunFolder(training.folder))) == wanted
 

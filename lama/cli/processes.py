@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 Train = Callable[[argparse.Namespace, "Processes | None"], int]
 Follow = Callable[[argparse.Namespace, "Processes"], int]
 BANNER = re.compile(
-    r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ|\[mpiexec@"
+    r"=+$|=   (BAD|PID|EXIT|CLEAN|YOU)|YOUR APPLICATION TERM|This typically|Please see the FAQ"
+    r"|\[(mpiexec|proxy:\d+)@"
 )
 """Lines that MPICH's mpiexec prints when a process ends; lama prints one line instead."""
 SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|CREDENTIAL|AUTH|COOKIE")
 """Names of environment variables that are not sent to other hosts."""
+LAST = "LAMA_LAST"  # with -genvlist, mpiexec of MPICH 5.0 leaves out the last variable of its environment
 AGAIN = 5.0  # seconds in which mpiexec must end after a fault, and in which a host must answer
 OURS = {0, 1, 2, 129, 130, 141, 143}
 """Exit codes of a run that ended by itself, or that was asked to."""
@@ -136,6 +139,8 @@ class Report:
     pid: int = 0
     host: str = ""
     """The number and the host of the process that mpiexec found dead."""
+    died: int = 0
+    """Its exit code or signal; mpiexec itself may end with another code, with that of ssh."""
 
     def read(self, line: str) -> bool:
         """Read a line. Returns whether it was for this command, not for the screen."""
@@ -155,6 +160,8 @@ class Report:
             return True
         if found := re.match(r"=   PID (\d+) RUNNING AT (\S+)", line):
             self.pid, self.host = int(found[1]), found[2]
+        if found := re.match(r"=   EXIT CODE: (\d+)", line):
+            self.died = int(found[1])
         return BANNER.match(line) is not None
 
     def lost(self, code: int) -> str:
@@ -162,6 +169,7 @@ class Report:
         numbers = [i for i, (_, pid) in enumerate(self.processes) if pid == self.pid]
         who = f"process {numbers[0]}" if numbers else "a process"
         host = f" on {self.host}" if self.host else ""
+        code = self.died or code
         how = f"exit code {code}"
         number = code - 128 if code > 128 else code
         with suppress(ValueError):
@@ -191,7 +199,15 @@ class Launch:
         self._received: list[int] = []
 
     def run(self) -> int:
-        """Run to the end, with restarts. Returns the exit code."""
+        """Run to the end, with restarts. Returns the exit code.
+
+        Raises LamaError for hosts that do not answer: ssh would wait for minutes.
+        """
+        by_ssh = os.environ.get("HYDRA_LAUNCHER", "ssh") == "ssh" and "SLURM_JOB_ID" not in os.environ
+        found = answering(self.hosts) if by_ssh and self.hosts else self.hosts
+        if silent := [host for host in self.hosts if host not in found]:
+            got = f"got no answer from {', '.join(silent)}. Try: ssh {silent[0]} true"
+            raise LamaError(f"each host must run a command by ssh without a password; {got}")
         for restart in range(self.args.restarts + 1):
             code = self._run_once()
             gone = restart > 0 and self.report.step > 0 and not self.report.began
@@ -229,7 +245,8 @@ class Launch:
 
     def _run_once(self) -> int:
         self.report = Report(self.report.folder, self.report.step, self.report.fitting)
-        pipe, environment = subprocess.PIPE, {**os.environ, LAUNCHED: shlex.join(self.options)}
+        pipe = subprocess.PIPE
+        environment = {**os.environ, LAUNCHED: shlex.join(self.options), LAST: ""}
         child = subprocess.Popen(
             self._command(), stdout=pipe, stderr=pipe, env=environment, start_new_session=True
         )
@@ -283,7 +300,7 @@ class Launch:
     def _choose_again(self) -> bool:
         """Choose hosts that answer, the number of processes and the command. Returns whether any answers."""
         if self.hosts:
-            each, self.hosts = self._each(), [host for host in self.hosts if answers(host)]
+            each, self.hosts = self._each(), answering(self.hosts)
             fitting = self.report.fitting or [self.count]
             self.count = max((n for n in fitting if n <= each * len(self.hosts)), default=0)
         if "--resume" in self.words or not self.report.folder:
@@ -300,6 +317,12 @@ class Launch:
         return self.count > 0
 
 
+def answering(hosts: Sequence[str]) -> list[str]:
+    """The hosts of these that answer, asked all at once."""
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return [host for host, found in zip(hosts, pool.map(answers, hosts), strict=True) if found]
+
+
 def answers(host: str) -> bool:
     """Whether a host runs a command by ssh, or by the launcher that HYDRA_LAUNCHER_EXEC names."""
     if host in ("localhost", "127.0.0.1", socket.gethostname()):
@@ -307,7 +330,7 @@ def answers(host: str) -> bool:
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={AGAIN:.0f}"]
     program = [own] if (own := os.environ.get("HYDRA_LAUNCHER_EXEC")) else ssh
     try:
-        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=2 * AGAIN, check=False)
+        done = subprocess.run([*program, host, "true"], capture_output=True, timeout=6 * AGAIN, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
