@@ -77,8 +77,8 @@ ENTRIES = (
         "attention-layer",
         "A layer's heads",
         f"lama attention -m lama-bpe {GENESIS} --layer 3 --out attention-layer.png",
-        "Each row is a token, darker where it looks. Head 4 looks at God from nearly every later token, "
-        "head 5 often at the last word that is not a small one: created, heaven, form.",
+        "Each row is a token, darker where it looks. Head 4 looks at God from most later tokens. Head 5 "
+        "often looks at the last content word: created, heaven, form.",
         ["attention-layer.png"],
     ),
     Entry(

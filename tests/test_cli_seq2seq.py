@@ -136,7 +136,7 @@ def test_translation_of_lines_and_of_a_text(trained, capsys, monkeypatch):
         (
             ["seq2seq", "check", "nowhere"],
             2,
-            "check must be given a folder of lama seq2seq; got nowhere, which is no folder",
+            "check must be given a folder of lama seq2seq; got nowhere, which is not a folder",
         ),
         (
             ["seq2seq", "tiny", "--tokenizer", "words"],

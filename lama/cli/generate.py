@@ -44,7 +44,7 @@ def add_parser(add_verb: AddVerb) -> None:
     add("--escape", r"read \n, \t, \r, \\ and \uXXXX in -p and --stop as in a string of JSON")
     add("--num-samples N", "number of continuations, with seeds SEED, SEED+1, ...", 1)
     add("--chat", "answer the prompt with the model's chat template, instead of continuing it")
-    add("--raw", "continue the prompt, even where the model was not named and SmolLM2 would answer it")
+    add("--raw", "continue the prompt, also if SmolLM2 is the default model, which would answer it")
     add("--window", "when the context is full, drop its older half and continue")
     machine.add_loading(parser)
     add("--revision REVISION", "branch, tag or commit to download from the hub")

@@ -3,7 +3,8 @@
 Train the encoder-decoder of 'Attention Is All You Need' on pairs of texts, as `lama train TASK --model
 seq2seq` does. `check -m DIR` scores a trained model on its held-out pairs, beside an untrained one. It prints
 the loss, and the share of exact targets in three ways: teacher-forced, token by token after the true tokens,
-and token by token after its own output. It exits with 1 if the last share is too low.
+and token by token after its own output. It exits with 1 if the last share is too low, or if no head
+attends to the answer's source.
 """
 
 import argparse
@@ -123,7 +124,7 @@ def check_model(folder: Path, verbose: bool) -> int:
 
     if not os.path.isdir(folder):
         where = quoted_path(folder)
-        raise UsageError(f"check must be given a folder of lama seq2seq; got {where}, which is no folder")
+        raise UsageError(f"check must be given a folder of lama seq2seq; got {where}, which is not a folder")
     model, tokenizer = load_kind("transformer", folder, PairTokenizer)
     source, fields = quoted_path(folder / "config.json"), read_object(folder / "config.json")
     notes = field(fields, "training", dict, source, {})

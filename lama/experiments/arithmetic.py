@@ -38,7 +38,7 @@ def run(options: Options) -> Report:
         blocks, attention, unembedding = (n / 1e6 for n in operations(c))
         cache = 2 * c.n_layers * c.context_length * c.d_model * 4 / 2**20
         work.append((name, blocks, attention, unembedding, 4 * c.d_model, 6 * c.d_model, cache))
-    costs = "MFLOP a token: matrices", "scores and values", "unembedding"
+    costs = "MFLOP per token: matrices", "scores and values", "unembedding"
     equal = "T where attention costs as much as the MLP", "as all matrices"
     exact = counts == PUBLISHED and all(row[1] == row[2] for row in parameters)
     return Report(
