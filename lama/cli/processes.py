@@ -216,7 +216,8 @@ class Launch:
             started = self.report.told or self.report.pid or self.report.processes or self.report.step
             if not started and restart == self.args.restarts:
                 where = f" on {', '.join(self.hosts)}" if self.hosts else ""
-                raise LamaError(f"mpiexec could not start processes{where}; it ended with exit code {code}")
+                got = f"exit code {code}. See its lines above"
+                raise LamaError(f"mpiexec could not start processes{where}; got {got}")
             if not self.report.told:
                 note(self.report.lost(code) if self.report.pid else f"mpiexec ended with exit code {code}")
             if restart == self.args.restarts or not self._choose_again():
