@@ -258,7 +258,7 @@ def test_a_launch_that_starts_no_process_is_an_error(monkeypatch: pytest.MonkeyP
     launch = Launch.__new__(Launch)
     launch.args, launch.hosts, launch._received = Namespace(restarts=0), ["a", "b"], []
     launch.report, launch._run_once = Report(), lambda: 255
-    with pytest.raises(LamaError, match="could not start processes on a, b; got exit code 255. See"):
+    with pytest.raises(LamaError, match="could not start processes on a, b; got exit code 255"):
         launch.run()
 
 
