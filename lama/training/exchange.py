@@ -127,7 +127,7 @@ class Exchange:
     def _send_parts(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
         """Send `counts` numbers to the processes, and receive `wanted` numbers from them into `taken`.
 
-        `taken` is contiguous, so that its parts are views. Ialltoallv would do the same, but MPICH's moves only
+        `taken` must be contiguous: its parts are views. Ialltoallv would do the same, but MPICH's moves only
         8 kB at each test of whether it is complete: 6 MB took 75 ms instead of 1.3.
         """
         rank, taken = self.team.rank, taken.reshape(-1)
