@@ -132,7 +132,7 @@ def attention(
     """softmax(score(q, k)) v: each query's weighted mean of the values. Source: Vaswani et al. 2017, eq. 1.
 
     `mask`, Causal or a boolean tensor, is True where a query may look at a key. With a `cache`, the mask is
-    not used: k and v are written there, and a query sees all cached keys up to its own, without dropout. With
+    not used. k and v are written there, and a query sees all cached keys up to its own, without dropout. With
     a `window`, a query sees only the last `window` of its keys, and `mask` must be Causal. k and v may have
     fewer heads than q; consecutive heads of q then share one. A query that may look at nothing gets the mean
     of all values, not NaN. The softmax is in float32.

@@ -135,7 +135,7 @@ def field(
 ) -> object:
     """The value of `key`, of type `kind`. Raises LamaError.
 
-    A `default` replaces a missing or null value. A float may be written as an integer, but not as a bool.
+    A `default` replaces a missing or null value. A float may be written as an integer; a bool is no number.
     """
     value = fields.get(key)
     if value is None and default is not _REQUIRED:

@@ -1,7 +1,7 @@
 """Attention masks: boolean tensors that broadcast to (B, H, T, S); True where a query may look at a key.
 
-Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`, or `Causal() & padding_mask(tokens,
-pad)`, which has the same meaning but stores no value for each pair of query and key.
+Combine them with `&`: `causal_mask(T, S) & padding_mask(tokens, pad)`. `Causal() & padding_mask(tokens, pad)`
+has the same meaning but stores no value for each pair of query and key.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Causal:
     offset: int = 0
     padding: Tensor | None = None
     starts: Tensor | None = None
-    """For every token, the place in the row of its text's first token: (B, T) int32."""
+    """For every token, the place in the row at which its text begins: (B, T) int32."""
     places: Tensor | None = None
     """The tokens' positions in their texts: (B, T) int32."""
 

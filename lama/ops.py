@@ -117,7 +117,7 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rotary position embedding of queries or keys x (B, H, T, d): the token at position p is rotated by p.
 
     Row p of `table` (length, 2 r) has r cosines, then r sines. Numbers i and i + r of a head are the two
-    coordinates of a point, which is rotated by angle i; numbers after the first 2 r are unchanged. Tokens are
+    coordinates of a point, which is rotated by angle i. Numbers after the first 2 r are unchanged. Tokens are
     at consecutive positions from positions (B,), or at positions (B, T), or, without them, from 0. Source: Su
     et al. 2021, section 3.4.
     """
@@ -157,7 +157,7 @@ def attention(
 
     Query head h reads the keys and values of head h // (H / K). The axes H and K may be absent from all. With
     an `offset` of at least 0, attention is causal: query t sees the keys up to offset + t. A `window` limits
-    these to the last `window`, and `starts` (B, T) to those from starts[b, t] on; starts[b, t] never
+    these to the last `window`, and `starts` (B, T) to those from starts[b, t] on. starts[b, t] never
     decreases with t and is at most offset + t. `padding` (B or 1, 1, 1, S), without the axis H (B or 1, 1,
     S), is True for keys that may be seen. A query that sees nothing gets the mean of all values. `rate`,
     `key` and `site` are those of `dropout`. Source: Vaswani et al. 2017, eq. 1.
@@ -305,8 +305,8 @@ def dropout(x: Tensor, rate: float, key: Tensor, site: int) -> Tensor:
     """x / (1 − rate), but each element is 0 with probability `rate`; float32, at most 2³² elements.
 
     The mask depends only on `key`, uint32 of shape (2,), and on `site`, an int below 2³². key[0] changes with
-    each step. key[1] is the index of x's first row in the step's whole batch, so that the parts of a batch
-    drop the same elements as the whole. Element i of the flattened batch is kept if mix(mix(i ^ seed) + seed)
+    each step. key[1] is the index of x's first row in the step's whole batch. So the parts of a batch drop
+    the same elements as the whole. Element i of the flattened batch is kept if mix(mix(i ^ seed) + seed)
     >= rate · 2³², with seed = mix(key[0] + site · 2³²/φ), in 32 bits. Raises ValueError unless 0 <= rate < 1.
     Source: Srivastava et al. 2014, scaled in training; mix is Wellons's lowbias32,
     https://nullprogram.com/blog/2018/07/31/.
@@ -401,7 +401,7 @@ def muon_directions(
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     """Move the singular values of x (n, rows, columns), at most 1, close to 1: between 0.7 and 1.2.
 
-    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x; a tall x is instead multiplied by such a
+    Newton–Schulz: each step is x = (a + b x xᵀ + c (x xᵀ)²) x. A tall x is instead multiplied by such a
     polynomial of xᵀx from the right. Source: Jordan et al. 2024, with their a, b and c.
     """
     rows, columns = map(int, x.shape[-2:])

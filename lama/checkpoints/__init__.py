@@ -142,7 +142,7 @@ def _load(
     if is_adapter(Path(model)):
         if adapter is not None:
             rule = "a model can have only one adapter"
-            raise UsageError(f"{rule}; got {quoted_path(model)} and {quoted_path(adapter)}")
+            raise UsageError(f"{rule}; got {quoted_path(model)} and {quoted_path(adapter)}. Name the model")
         model, adapter = base_of(Path(model)), model
     with timed("finding and opening the model"):
         checkpoint = open_checkpoint(find(model, offline=offline, revision=revision).path)

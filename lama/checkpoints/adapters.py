@@ -185,7 +185,7 @@ def save_adapter(
 
 
 def _joined(parts: list[tuple[LowRank, Array]], d_out: int) -> tuple[Array, Array, float]:
-    """A, B and scale of one layer, joined from its parts: A's are stacked, B is zero between them."""
+    """A, B and scale of one layer, joined from its parts: A's are stacked, B is zero outside its parts."""
     scale = parts[0][0].scale
     a = np.concatenate([change.a.numpy() for change, _ in parts])
     b, first = np.zeros((d_out, len(a)), np.float32), 0

@@ -132,7 +132,7 @@ def _fill(
         if name in tiled and is_fast(target[name]):
             target[name] = in_tiles(shape[0], shape[1], held, device)
         tiles = tiles_of(target[name])
-        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it
+        memory[name] = host_array(target[name] if tiles is None else tiles)  # allocates it, not on threads
 
     def read(name: str) -> None:
         _read(tensors[name], target[name], memory[name])

@@ -43,7 +43,7 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-SHARING = 8  # the tensors of a file may have this many times the elements of their storages
+SHARING = 8  # the tensors of a file may have at most this many times the elements of their storages
 WRONG_VIEW = "a tensor whose storage, offset, shape and strides do not fit together"
 Readable: TypeAlias = io.BytesIO | io.BufferedReader
 ReadSpan: TypeAlias = Callable[[int, int], Array]  # first byte, number of bytes -> uint8

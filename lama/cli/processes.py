@@ -38,7 +38,7 @@ BANNER = re.compile(
 SECRET = re.compile(r"TOKEN|SECRET|KEY|PASSW|CREDENTIAL|AUTH|COOKIE")
 """Names of environment variables that are not sent to other hosts."""
 LAST = "LAMA_LAST"  # with -genvlist, mpiexec of MPICH 5.0 leaves out the last variable of its environment
-AGAIN = 5.0  # seconds in which mpiexec must end after a fault, and in which a host must answer
+AGAIN = 5.0  # seconds in which mpiexec must end after a fault, and in which a host must connect
 OURS = {0, 1, 2, 129, 130, 141, 143}
 """Exit codes of a run that ended by itself, or that was asked to."""
 
@@ -140,7 +140,7 @@ class Report:
     host: str = ""
     """The number and the host of the process that mpiexec found dead."""
     died: int = 0
-    """Its exit code or signal; mpiexec itself may end with another code, with that of ssh."""
+    """Its exit code or signal; mpiexec itself may end with another code, such as that of ssh."""
 
     def read(self, line: str) -> bool:
         """Read a line. Returns whether it was for this command, not for the screen."""
@@ -201,7 +201,7 @@ class Launch:
     def run(self) -> int:
         """Run to the end, with restarts. Returns the exit code.
 
-        Raises LamaError for hosts that do not answer: ssh would wait for minutes.
+        Raises LamaError if no process starts, and for hosts that do not answer: ssh would wait for minutes.
         """
         by_ssh = os.environ.get("HYDRA_LAUNCHER", "ssh") == "ssh" and "SLURM_JOB_ID" not in os.environ
         found = answering(self.hosts) if by_ssh and self.hosts else self.hosts
@@ -319,7 +319,7 @@ class Launch:
 
 
 def answering(hosts: Sequence[str]) -> list[str]:
-    """The hosts of these that answer, asked all at once."""
+    """The given hosts that answer; all are asked at once."""
     with ThreadPoolExecutor(len(hosts)) as pool:
         return [host for host, found in zip(hosts, pool.map(answers, hosts), strict=True) if found]
 

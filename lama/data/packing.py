@@ -82,7 +82,8 @@ class PackedRows:
         """Inputs, targets, the starts of `GPT.hidden` and the loss's weights, each (rows, context_length).
 
         The mean of loss · weight over all positions is the mean loss of the tokens that count. The mean of
-        such means of parts of the rows is the same. A position after the last conversation sees only itself.
+        these means over equal parts of the rows is the same. A position after the last conversation sees only
+        itself.
         """
         *arrays, counted = self._filled(rows)
         weights = counted.astype(np.float32)
@@ -123,9 +124,9 @@ class PackedPairs(PackedRows):
     def arrays(self, rows: Sequence[Sequence[int]]) -> Arrays:
         """Inputs, targets, starts and answers (rows, context_length), and weights (rows, `most`).
 
-        Answers are k for a token of the chosen answer of a row's k-th pair (from 1), -k for one of the
-        rejected answer, and 0 for other tokens. The mean of loss · weight over all places for pairs is the
-        mean loss of a pair.
+        Answers are k for a token of the chosen answer of a row's k-th pair, counted from 1. They are -k for
+        one of the rejected answer, and 0 for other tokens. The mean of loss · weight over all places for
+        pairs is the mean loss of a pair.
         """
         both = [[i for pair in row for i in (2 * pair, 2 * pair + 1)] for row in rows]
         arrays = self._filled(both, lambda place: place // 2 + 1 if place % 2 == 0 else -(place // 2 + 1))

@@ -83,7 +83,7 @@ def pair_arrays(data: PairData, rows: Sequence[int], lengths: tuple[int, int], n
     """The arrays for the loss of these rows: sources (B, S), inputs, targets and weights (B, T).
 
     The mean of loss · weight over all positions is the mean loss of the tokens that are not padding. The mean
-    of such means of parts of the rows is the same. B is at least `n_rows`: further rows are padding.
+    of these means over equal parts of the rows is the same. B is at least `n_rows`: further rows are padding.
     """
     sources, targets = [data.sources[i] for i in rows], [data.targets[i] for i in rows]
     empty: list[list[int]] = [[] for _ in range(n_rows - len(rows))]

@@ -1,4 +1,4 @@
-"""From a text to batches: token ids, their split, windows, and the windows of each step."""
+"""From a text to batches: token ids, their split, windows, and the batch of each step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -29,8 +29,8 @@ def write_transposed(out: Array, matrices: Array) -> None:
 def write_pairs(out: Array, blocks: Array, at: int, width: int) -> bool:
     """Write the 4-bit weights of blocks (n, bytes of a block) into rows (rows, bytes); False without C.
 
-    A block's weights begin at byte `at`: `width` of them in the lower halves of `width` bytes, the next
-    `width` in the upper halves of the same bytes, and so on.
+    A block's weights begin at byte `at`. The lower halves of `width` bytes hold `width` weights, their upper
+    halves the next `width`, and so on.
     """
     function = native("pairs.c", SIZE=blocks.shape[1], AT=at, WIDTH=width)
     if function is None or not blocks.flags.c_contiguous or out.strides[1] != 1:

@@ -1,5 +1,5 @@
-// -log softmax(x)[target] of ROWS rows of N logits. The target distribution is smoothed: 1 - SMOOTHING for the
-// target, plus SMOOTHING / N for every class. For a target outside the N classes, the first term is 0.
+// -log softmax(x)[target] of ROWS rows of N logits: log Σ exp(x) - Σ q x. q is the smoothed target: 1 - SMOOTHING for
+// the target itself, plus SMOOTHING / N for every class. A target outside the N classes has only the second part.
 
 #if BACKWARD
 // dx = dy · (softmax(x) - the smoothed target).

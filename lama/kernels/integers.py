@@ -1,6 +1,6 @@
 """Products of integers: quantised weights by activations of 8 bits, with a scale for each group of 32.
 
-The speed of a product of many rows is limited by arithmetic, and some processors multiply four times as many
+The speed of a product of many rows is limited by arithmetic. Some processors multiply four times as many
 bytes as floats in the same time. A product of few rows is limited by memory: see matvec.py. The rounding is
 the same everywhere; without such an instruction, and on other devices, the rounded numbers are multiplied as
 floats.

@@ -41,8 +41,8 @@ enum {
   HEIGHT = 1536 / ROWS * ROWS,
 };
 
-// Where a tile reads a and w. Small matrices are not packed. Nor is an a whose rows are consecutive in memory (AKS
-// 1), unless their distance makes them share places in the cache.
+// Where a tile reads a and w. Small matrices are not packed. Nor is an a whose rows are contiguous (AKS 1), unless
+// their distance makes them share places in the cache.
 #define SMALL 8192  // floats that stay in the L1 cache
 #define SIZE(rows, columns) (1L * (rows) * (columns))
 #define NEAR(size) ((size) <= 512 * 1024)  // in the L2 cache, or not far from it

@@ -192,7 +192,7 @@ def few_rows(p: Product) -> Tensor | None:
 
 
 def _are_few(p: Product, rows: int, k: int) -> bool:
-    """Whether matvec.c supports so many rows; the other kernels give the same bits."""
+    """Whether matvec.c multiplies so few rows; the other kernels give the same bits."""
     if p.bfloat16 and p.b.dtype != dtypes.bfloat16:
         return False
     are_rounded = p.bfloat16 or (p.scales is not None and p.rounds)

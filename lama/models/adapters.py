@@ -186,7 +186,7 @@ def magnitude_of(place: Place) -> Array:
 
 
 def merged(place: Place) -> Array:
-    """The rows of a place's matrix with its change: W + scale · B A, scaled to any magnitude."""
+    """The rows of a place's matrix with its change: W + scale · B A, its rows scaled for DoRA."""
     weight = rows_of(place)
     if (change := place.change) is not None:
         weight = weight + np.float32(change.scale) * (change.b.numpy() @ change.a.numpy())

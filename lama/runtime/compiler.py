@@ -107,7 +107,7 @@ def compile_here() -> None:
 def asked_threads(given: str | None = None) -> int | None:
     """The requested number of threads: `given`, else LAMA_THREADS; None if neither is set.
 
-    Raises UsageError unless it is from 1 to 64, or with over 16 cores to 4 for each core.
+    Raises UsageError unless it is from 1 to 64, or to 4 for each core if that is more.
     """
     given = os.environ.get("LAMA_THREADS", "").strip() if given is None else given
     if not given:

@@ -115,7 +115,8 @@ def check_device(name: object) -> None:
 def _open(choose: Callable[[], str], asked: str | None = None) -> None:
     """Find a compiler and open the device that `choose` returns.
 
-    Raises LamaError without a compiler, and UsageError that names `asked` (default: DEV) for other failures.
+    Raises LamaError if the compiler or the environment is the cause, else UsageError that names `asked`
+    (default: DEV).
     """
     from tinygrad import Context, Device
     from tinygrad.helpers import DEV

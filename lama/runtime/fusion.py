@@ -1,7 +1,7 @@
 """Producers: records of how results are made, so that one kernel can also do the work of the one before it.
 
 Nothing runs before its result is needed. If `gelu(x)` finds that x is a matrix product, it returns another
-product, one that ends with GELU; the first never runs unless something else needs x. So models are written as
+product, one that ends with GELU. The first never runs unless something else needs x. So models are written as
 if nothing were fused, and a recorded or replaced activation is computed as usual. docs/kernels.md has a table
 of all fusions.
 

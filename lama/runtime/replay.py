@@ -1,6 +1,6 @@
 """A captured step without tinygrad: its compiled kernels and their arguments, as plain data.
 
-TinyJit's replay runs Python for every call, and a capture costs a new process a second, in which tinygrad
+TinyJit's replay runs Python for every call. A capture costs a new process a second, in which tinygrad
 schedules and lowers kernels that it has cached. The result is a list of calls. Here threads.c runs that list,
 and tinygrad's cache on the disk keeps it for the next process.
 """

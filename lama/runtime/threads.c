@@ -30,7 +30,7 @@ struct pool {
 };
 
 // A call: the kernel's address, the number of slices, which argument is the slice's number, the number of
-// arguments, and these.
+// words of arguments (8, 16 or 64), and these.
 enum { ADDRESS, SLICES, PLACE, WORDS, ARGUMENTS };
 
 #define SLACK_NS 20000  // a wait that is never late

@@ -94,7 +94,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def use_all_cores(device: str) -> None:
     """Let this CPU device run its programs on the pool, and its captured steps as call lists."""
     cpu = device_of(device)
-    # Windows and HCQ2 have other calling conventions.
+    # On Windows and with tinygrad's HCQ2, programs are called in other ways.
     if cpu.graph is None and sys.platform != "win32" and not getenv("HCQ2"):
         cpu.runtime_t, cpu.graph = functools.partial(PooledProgram, cpu.runtime_t), CallGraph
 

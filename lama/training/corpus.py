@@ -114,7 +114,8 @@ def reopened_tokens(parts: Parts, checkpoint: Path) -> TokenFiles:
         )
     if tokens.tokenizer_digest != fingerprint(parts.tokenizer):
         raise LamaError(
-            "a resumed run must have the tokenizer that its data was made with; got another, of "
-            f"{parts.tokenizer.vocab_size} tokens, in {checkpoint} than in {tokens.folder}"
+            "a resumed run must have the tokenizer that its data was made with; got another in "
+            f"{checkpoint} ({parts.tokenizer.vocab_size} tokens) than in {tokens.folder} "
+            f"({tokens.vocab_size})"
         )
     return tokens

@@ -26,7 +26,7 @@ from lama.training.processes import Processes, memory_of
 from lama.training.replica import Replica
 from lama.training.sums import add_parts, add_rows
 
-SMALL, LARGEST = 1 << 20, 1 << 23  # numbers: a bucket ends before LARGEST, from SMALL on with its block
+SMALL, LARGEST = 1 << 20, 1 << 23  # numbers of a bucket: the least to end with a block, and the most
 UNEVEN = 1.25  # owners sum their own part of a bucket if no part is larger than this times an equal one
 
 
@@ -127,12 +127,13 @@ class Exchange:
     def _send_parts(self, given: Array, counts: list[int], taken: Array, wanted: list[int]) -> None:
         """Send `counts` numbers to the processes, and receive `wanted` numbers from them into `taken`.
 
-        Ialltoallv would do the same, but MPICH's moves only 8 kB at each test of whether it is complete.
+        `taken` must be contiguous: its parts are views. Ialltoallv would do the same, but MPICH's moves only
+        8 kB at each test of whether it is complete: 6 MB took 75 ms instead of 1.3.
         """
         rank, taken = self.team.rank, taken.reshape(-1)
         self.sent += given.itemsize * (sum(counts) - counts[rank])
-        sources, targets = pairwise(accumulate(wanted, initial=0)), pairwise(accumulate(counts, initial=0))
-        parts = [(taken[a:b], given[c:d]) for (a, b), (c, d) in zip(sources, targets, strict=True)]
+        arriving, leaving = pairwise(accumulate(wanted, initial=0)), pairwise(accumulate(counts, initial=0))
+        parts = [(taken[a:b], given[c:d]) for (a, b), (c, d) in zip(arriving, leaving, strict=True)]
         others = [i for i in range(self.team.size) if i != rank]
         requests = [self._comm.Irecv(parts[i][0], i) for i in others]
         requests += [self._comm.Isend(parts[i][1], i) for i in others]

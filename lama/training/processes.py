@@ -205,7 +205,7 @@ class Processes:
         if self.rank == 0:
             self._end(message, code)
         with suppress(Exception):
-            self._closing.wait(2 * PERIOD)  # the first process may have the same error
+            self._closing.wait(2 * PERIOD)  # the first process may have the same error, and ends this one
             self._pulse.Isend(_packed(message, code), 0)
             self._closing.wait(10 * PERIOD)  # the answer ends this process
         self._end(message, code)
@@ -333,6 +333,6 @@ def memory_of(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     found = {}
     for name, tensor in tensors.items():
         if (memory := host_array(tensor)) is None:
-            raise UsageError(f"processes must train together on CPUs; got {tensor.device}. Use --device CPU")
+            raise UsageError(f"several processes train on CPUs only; got {tensor.device}. Use --device CPU")
         found[name] = memory
     return found

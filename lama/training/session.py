@@ -232,7 +232,7 @@ class Session:
             return cut(self.step)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
-        """Train. Raises LamaError that names the last checkpoint, as `Trainer` or for unwritable files."""
+        """Train. Raises LamaError, with the last checkpoint, as `Trainer` does and for unwritable files."""
         last = self.trainers[-1]
         try:
             if self.team:
@@ -322,7 +322,7 @@ class Session:
         return round(time.perf_counter() - self._began, 3)
 
     def mfu(self, step: Step) -> float | None:
-        """Model FLOP utilisation: the share of the processor's peak that is used. None if unknown."""
+        """Model FLOP utilisation: the share of the peak that the arithmetic needs. None if unknown."""
         return None
 
     def evaluate(self) -> Evaluation:

@@ -24,7 +24,7 @@ class ClassifierSettings(RunSettings):
     d_model: int = changed("d_model", 64)
     n_layers: int = changed("n_layers", 2)
     word_dropout: float = setting(0.15, "share of the tokens masked during training", least=0, below=1)
-    pretraining: int = setting(2500, "first, steps of masked-token prediction", least=0, most=MOST_STEPS)
+    pretraining: int = setting(2500, "initial steps of masked-token prediction", least=0, most=MOST_STEPS)
     pretraining_rate: float = setting(3e-3, "peak learning rate of the pretraining")
     vocabulary: int = setting(8000, "largest size of the byte-pair tokenizer trained on the texts", least=260)
     context_length: int = setting(0, "tokens read of a text; 0 means the length of 99 in 100 texts", least=0)

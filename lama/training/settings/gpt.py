@@ -34,7 +34,7 @@ class RunConfig(CorpusSettings):
         most=4096,
     )
     lora_alpha: float = setting(
-        0.0, "factor of the adapter's change, divided by its rank; 0 means 2 x rank", least=0, below=1e6
+        0.0, "the adapter's change is multiplied by this / rank; 0 means 2 x rank", least=0, below=1e6
     )
     lora_on: tuple[str, ...] = setting(
         (), "layers that an adapter changes: q k v out gate up down, or such as blocks.1.*; default all"

@@ -81,7 +81,7 @@ def scaled(scale: Scale, given: RunConfig, names: Mapping[str, object], vocab_si
     if given.optimizer == "muon":
         factor = math.sqrt(RATIO * REFERENCE / REFERENCE_BATCH / max(steps, LEAST_STEPS))
         rate, decay = 0.002 * factor, 0.1 * factor
-        if given.initial_weights == "width" and not given.tied:  # embeddings are large
+        if given.initial_weights == "width" and not given.tied:  # embeddings are as large as the stream
             embedding = 10 * rate
     return {
         "n_layers": n_layers,
