@@ -85,7 +85,7 @@ def test_results_are_the_same_bit_for_bit_whatever_the_number_of_threads(monkeyp
         run_on(monkeypatch, threads)
         inputs = [Tensor(a) for a in arrays]
         y = function(*inputs)
-        found.append([y.numpy()] if use == "sum of squares" else results(y, normal(*y.shape), *inputs))
+        found.append([y.numpy()] if use == "squares" else results(y, normal(*y.shape), *inputs))
     for other in found[1:]:
         assert all((one == two).all() for one, two in zip(found[0], other, strict=True))
 
