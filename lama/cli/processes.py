@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -320,6 +319,8 @@ class Launch:
 
 def answering(hosts: Sequence[str]) -> list[str]:
     """The given hosts that answer; all are asked at once."""
+    from concurrent.futures import ThreadPoolExecutor  # late: every verb's start would load it
+
     with ThreadPoolExecutor(len(hosts)) as pool:
         return [host for host, found in zip(hosts, pool.map(answers, hosts), strict=True) if found]
 
