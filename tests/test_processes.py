@@ -26,7 +26,7 @@ from lama.cli.processes import Launch, Report, is_passed, words_without
 from lama.errors import LamaError, UsageError
 from lama.models.gpt import GPTConfig
 from lama.ops import square_parts
-from lama.training import budget, sums
+from lama.training import budget, prepare, sums
 from lama.training.exchange import bucket_names, bucket_of, owners_of
 from lama.training.folder import RunFolder
 from lama.training.launched import MARK
@@ -342,6 +342,15 @@ def test_other_numbers_of_processes_train_to_the_bits_of_one(mpiexec: str, n: in
     assert trained_in_a_team(mpiexec, n, str(parts), *names) == names
 
 
+def test_a_process_that_follows_opens_the_device_first(monkeypatch: pytest.MonkeyPatch):
+    """With an empty cache, tinygrad would look for a compiler on PATH as soon as it computes."""
+    done: list[str] = []
+    monkeypatch.setattr(prepare, "open_device", lambda: done.append("open"))
+    monkeypatch.setattr(Processes, "share", lambda team: done.append("share"))
+    team = Processes.__new__(Processes)
+    assert prepare.followed(team) is None and done == ["open", "share"]
+
+
 class Training:
     """A `lama train --processes` in another process, and its ranks."""
 
@@ -412,7 +421,7 @@ def start(mpiexec: str, corpus: Path, tmp_path: Path) -> Iterator[Callable[..., 
     started: list[Training] = []
 
     def start(*words: object, processes: int = 2, inside: Sequence[str] = ()) -> Training:
-        all_words = ["--corpus", corpus, *settings, "--device", "CPU", "--processes", processes, *words]
+        all_words = ["--corpus", corpus, *settings, "--processes", processes, *words]
         started.append(Training(tmp_path / "out", *all_words, inside=inside))
         return started[-1]
 

@@ -18,6 +18,7 @@ from lama.models.adapters import add_adapter, matching
 from lama.models.gpt import GPT, GPTConfig
 from lama.models.quantized import dtype_of, refuse_quantized, without_rounding
 from lama.models.registry import n_parameters
+from lama.runtime.device import open_device
 from lama.tokenizers import CharacterTokenizer, Tokenizer, train_bpe
 from lama.tokenizers.training import END_OF_TEXT, check_vocabulary
 from lama.training.budget import check_adapter_memory, check_memory
@@ -165,6 +166,7 @@ def lead(team: Processes, session: Session | None) -> None:
 
 def followed(team: Processes) -> Session | None:
     """The session of a process that does not lead: it only computes. Raises LamaError for other data."""
+    open_device()  # before the first process's tensors arrive: tinygrad would look for a compiler on PATH
     given: tuple[Parts, str, list[int], int, float] | None = team.share()
     if given is None:
         return None
